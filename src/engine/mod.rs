@@ -1,0 +1,1 @@
+//! Attach, detach, restore: the way of control, readable from top to bottom.

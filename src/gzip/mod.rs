@@ -1,0 +1,1 @@
+//! Deflate: `scan`, one pass over a layer that finds checkpoints; `inflate`, one span from its checkpoint. Pure.

@@ -1,0 +1,29 @@
+//! socinbd: OCI image layers as read-only block devices, fetched span by span as the kernel reads them.
+//!
+//! Modules stand in levels; one uses only what stands below it (`tests/it/levels.rs` checks this):
+//! 0 `units`, `error` | 1 `oci`, `tar`, `ztoc`, `ext4::format`, `nbd::protocol` | 2 `gzip`, `tree`, `ext4`, `soci` |
+//! 3 `source`, `layer` | 4 `nbd`, `kernel` | 5 `engine` | 6 `api`, `cli`, `config`.
+//! Levels 0 to 2 are pure: no I/O, no clock, no async. `docs/architecture.md` tells the two flows.
+
+pub mod error;
+pub mod units;
+
+pub mod oci;
+pub mod tar;
+pub mod ztoc;
+
+pub mod ext4;
+pub mod gzip;
+pub mod soci;
+pub mod tree;
+
+pub mod layer;
+pub mod source;
+
+pub mod kernel;
+pub mod nbd;
+
+pub mod engine;
+
+pub mod api;
+pub mod cli;

@@ -1,0 +1,3 @@
+//! The program `socinbd`.
+
+fn main() {}

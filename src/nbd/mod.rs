@@ -1,0 +1,3 @@
+//! The NBD protocol server: handshake and transmission over any stream.
+
+pub mod protocol;

@@ -1,0 +1,1 @@
+//! The NBD protocol's wire structures and constants (doc/proto.md of the NetworkBlockDevice project).

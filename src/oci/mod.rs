@@ -1,0 +1,9 @@
+//! OCI image specification 1.1 and its names: references, digests, manifests, platforms, media types. Pure.
+//!
+//! The wire structures are those of the crate `oci-spec`; here are what it lacks and the bounds on what others send.
+
+pub mod digest;
+pub mod reference;
+
+pub use digest::Digest;
+pub use reference::Reference;
