@@ -7,22 +7,10 @@ use bytes::Bytes;
 
 use crate::{
     error::{Error, Result},
-    oci::Digest,
+    oci::{Digest, Packing},
     source::Source,
     units::DiskOffset,
 };
-
-/// How a layer's blob is packed, from its media type.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Packing {
-    /// gzip, one or several members.
-    Gzip,
-    /// Zstandard.
-    Zstd,
-    /// A plain tar.
-    Plain,
-}
 
 /// A layer as its image's manifest and configuration name it.
 #[derive(Clone, Debug, PartialEq, Eq)]

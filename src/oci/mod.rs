@@ -3,7 +3,9 @@
 //! The wire structures are those of the crate `oci-spec`; here are what it lacks and the bounds on what others send.
 
 pub mod digest;
+pub mod media_type;
 pub mod reference;
 
 pub use digest::Digest;
+pub use media_type::Packing;
 pub use reference::Reference;

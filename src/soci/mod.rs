@@ -1,1 +1,3 @@
 //! SOCI index manifests v1 and v2, prefetch artifacts, and the builder that makes a zTOC from a layer as it passes. Pure.
+
+pub mod build;
