@@ -1,6 +1,9 @@
 //! Where blobs come from: a registry (OCI distribution 1.1) or an OCI image layout, in a folder or a tar file.
+//!
+//! [`Source`] is the one face of both. What it fetches by digest as a whole (manifests, small blobs) is verified here; ranges and
+//! streams are verified by who asked for them, who alone knows the digest of a span.
 
-use std::{collections::BTreeMap, ops::Range, path::PathBuf};
+use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
@@ -10,24 +13,14 @@ use crate::{
     oci::{Digest, Reference},
 };
 
-/// How a source may be reached. Comes with each request, never from the daemon's environment, and is kept with a disk's sources.
-/// Holds no secret itself: only where they are.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(default)]
-pub struct Access {
-    /// Docker's `config.json`; credential helpers are those that it names.
-    pub docker_config: Option<PathBuf>,
-    /// Plain HTTP also for hosts that are not loopback.
-    pub plain_http: bool,
-    /// Further CA certificates, PEM files.
-    pub ca_certificates: Vec<PathBuf>,
-    /// `HTTPS_PROXY` of the person who asked.
-    pub https_proxy: Option<String>,
-    /// `HTTP_PROXY`.
-    pub http_proxy: Option<String>,
-    /// `NO_PROXY`.
-    pub no_proxy: Option<String>,
-}
+mod access;
+mod layout;
+mod registry;
+
+pub use access::Access;
+
+use layout::Layout;
+use registry::Repository;
 
 /// A manifest or index as it stands at its source, verified against its digest.
 #[derive(Clone, Debug)]
@@ -56,46 +49,89 @@ pub struct Referrer {
 /// One place that has manifests and blobs: a repository of a registry, or a layout. Cheap to clone; connections, tokens and redirect
 /// targets are shared by clones.
 #[derive(Clone)]
-pub struct Source {}
+pub struct Source(Arc<Opened>);
+
+struct Opened {
+    reference: Reference,
+    access: Access,
+    place: Place,
+}
+
+enum Place {
+    Registry(Repository),
+    Layout(Layout),
+}
 
 impl Source {
     /// Opens the place that a reference names. Touches no network.
     pub async fn open(reference: &Reference, access: &Access) -> Result<Self> {
-        let _ = (reference, access);
-        unimplemented!("module source")
+        let place = match reference {
+            Reference::Registry {
+                host,
+                repository,
+                tag,
+                digest,
+            } => Place::Registry(Repository::open(
+                host,
+                repository,
+                tag.as_deref(),
+                *digest,
+                access,
+            )?),
+            Reference::Layout { path, tag } => {
+                Place::Layout(Layout::open_folder(path, tag.as_deref()).await?)
+            }
+            Reference::Archive { path, tag } => {
+                Place::Layout(Layout::open_archive(path, tag.as_deref()).await?)
+            }
+        };
+        Ok(Self(Arc::new(Opened {
+            reference: reference.clone(),
+            access: access.clone(),
+            place,
+        })))
     }
 
     /// The reference that this was opened with.
     pub fn reference(&self) -> &Reference {
-        unimplemented!("module source")
+        &self.0.reference
     }
 
     /// What it was opened with.
     pub fn access(&self) -> &Access {
-        unimplemented!("module source")
+        &self.0.access
     }
 
     /// The manifest or index that the reference itself names (its digest, or its tag).
     pub async fn root_manifest(&self) -> Result<Manifest> {
-        unimplemented!("module source")
+        match &self.0.place {
+            Place::Registry(repository) => repository.root_manifest().await,
+            Place::Layout(layout) => layout.root_manifest().await,
+        }
     }
 
     /// A manifest by digest, verified.
     pub async fn manifest(&self, digest: &Digest) -> Result<Manifest> {
-        let _ = digest;
-        unimplemented!("module source")
+        match &self.0.place {
+            Place::Registry(repository) => repository.manifest(digest).await,
+            Place::Layout(layout) => layout.manifest(digest).await,
+        }
     }
 
     /// A whole small blob (at most `limit` bytes), verified against digest and size.
     pub async fn blob(&self, digest: &Digest, size: u64, limit: u64) -> Result<Bytes> {
-        let _ = (digest, size, limit);
-        unimplemented!("module source")
+        match &self.0.place {
+            Place::Registry(repository) => repository.blob(digest, size, limit).await,
+            Place::Layout(layout) => layout.blob(digest, size, limit).await,
+        }
     }
 
     /// A range of a blob: exactly these bytes. Not verified: the caller has the span's digest. Retries inside.
     pub async fn range(&self, digest: &Digest, range: Range<u64>) -> Result<Bytes> {
-        let _ = (digest, range);
-        unimplemented!("module source")
+        match &self.0.place {
+            Place::Registry(repository) => repository.range(digest, range).await,
+            Place::Layout(layout) => layout.range(digest, range).await,
+        }
     }
 
     /// A whole blob in order, from several ranged GETs side by side where it is large; resumes after a cut. Not verified: the caller
@@ -105,14 +141,18 @@ impl Source {
         digest: &Digest,
         size: u64,
     ) -> Result<BoxStream<'static, Result<Bytes>>> {
-        let _ = (digest, size);
-        unimplemented!("module source")
+        match &self.0.place {
+            Place::Registry(repository) => repository.stream(digest, size).await,
+            Place::Layout(layout) => layout.stream(digest, size).await,
+        }
     }
 
     /// The referrers of a manifest with this artifact type: the API with pagination, else the tag fallback; for a layout, from its
     /// index. In the order given.
     pub async fn referrers(&self, subject: &Digest, artifact_type: &str) -> Result<Vec<Referrer>> {
-        let _ = (subject, artifact_type);
-        unimplemented!("module source")
+        match &self.0.place {
+            Place::Registry(repository) => repository.referrers(subject, artifact_type).await,
+            Place::Layout(layout) => layout.referrers(subject, artifact_type).await,
+        }
     }
 }
