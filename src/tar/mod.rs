@@ -1,5 +1,9 @@
 //! Tar: headers, PAX records, GNU long names, sparse maps, with exact offsets; the entry as SOCI records it. Pure.
 
+mod reader;
+
+pub use reader::{Archive, Event, NoZtoc, Reader};
+
 /// What an entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum EntryKind {
@@ -73,3 +77,8 @@ pub struct Entry {
     /// Only for a sparse file: its data, sorted, within `size`. A zTOC cannot hold this.
     pub sparse: Option<Vec<Segment>>,
 }
+
+/// Why a tar stream could not be read. Offsets are of the header block at fault, in the uncompressed stream.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {}

@@ -2,6 +2,12 @@
 //!
 //! The shape that other modules use. A zTOC's windows stay in its bytes (the file is memory-mapped); a [`SpanTable`] only says where.
 
+mod write;
+mod zinfo;
+
+pub use write::{ZtocParts, write};
+pub use zinfo::{CheckpointsBuilder, TarInfo, WINDOW_SIZE};
+
 use std::ops::Range;
 
 use crate::{
