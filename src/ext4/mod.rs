@@ -3,28 +3,15 @@
 //! Data comes first and metadata last, so that a layer can be written to its disk while it streams by, before its tree is known:
 //! the data of the n-th regular entry has its place by rule ([`DataPlacer`]), whatever the tree turns out to be.
 
-use std::ops::Range;
-
-use crate::{
-    tar::Entry,
-    tree::Tree,
-    units::{DiskOffset, LayerOffset},
-};
+use crate::{tar::Entry, tree::Tree, units::DiskOffset};
 
 pub mod format;
+mod region;
+
+pub use region::{DataRegion, RegionError, Regions};
 
 /// Bytes of a block.
 pub const BLOCK_SIZE: u64 = 4096;
-
-/// A contiguous range of a disk whose bytes are a contiguous range of the layer. Sorted by `disk` these do not overlap; sorted by
-/// `layer` they are in the same order (tar order).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DataRegion {
-    /// Where on the disk; starts on a block.
-    pub disk: Range<DiskOffset>,
-    /// Where in the layer; the same length. The rest of the last block is zero.
-    pub layer: Range<LayerOffset>,
-}
 
 /// Gives the data of each regular entry its place, in tar order.
 #[derive(Debug, Default)]

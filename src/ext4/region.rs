@@ -1,0 +1,410 @@
+//! Which range of the layer goes where on the disk, and that table's own small file format.
+//!
+//! The table is written beside the disk when the disk is laid out, and read at every later start: a disk is served by the layout that
+//! it was made with, whatever a newer version of this program would choose. So its encoding has a version and a check sum, and
+//! decoding trusts nothing.
+//!
+//! ```text
+//! "SOCINBDR"  u32 version  u64 size  u64 count                  (little-endian)
+//! count times: LEB128 of the gap on the disk since the last region's end, of the gap in the layer, of the length
+//! u32 CRC-32 of all that
+//! ```
+
+use std::ops::Range;
+
+use crate::units::{DiskOffset, LayerOffset};
+
+const MAGIC: &[u8; 8] = b"SOCINBDR";
+const VERSION: u32 = 1;
+const HEADER_BYTES: usize = 8 + 4 + 8 + 8;
+const CRC_BYTES: usize = 4;
+/// The fewest bytes that a region takes: three numbers of one byte.
+const MIN_REGION_BYTES: u64 = 3;
+
+/// A contiguous range of a disk whose bytes are a contiguous range of the layer. Sorted by `disk` these do not overlap; sorted by
+/// `layer` they are in the same order (tar order).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DataRegion {
+    /// Where on the disk. A file's data starts on a block; a later segment of a sparse file need not.
+    pub disk: Range<DiskOffset>,
+    /// Where in the layer; the same length. The rest of the last block is zero.
+    pub layer: Range<LayerOffset>,
+}
+
+impl DataRegion {
+    /// Bytes.
+    pub fn length(&self) -> u64 {
+        self.disk.end.get().saturating_sub(self.disk.start.get())
+    }
+
+    /// The part of this region that lies in `range` of the disk, if any.
+    pub fn clip_disk(&self, range: &Range<DiskOffset>) -> Option<Self> {
+        let start = self.disk.start.max(range.start).get();
+        let end = self.disk.end.min(range.end).get();
+        let skip = start.checked_sub(self.disk.start.get())?;
+        self.part(skip, end.checked_sub(start)?)
+    }
+
+    /// The part of this region that lies in `range` of the layer, if any.
+    pub fn clip_layer(&self, range: &Range<LayerOffset>) -> Option<Self> {
+        let start = self.layer.start.max(range.start).get();
+        let end = self.layer.end.min(range.end).get();
+        let skip = start.checked_sub(self.layer.start.get())?;
+        self.part(skip, end.checked_sub(start)?)
+    }
+
+    fn part(&self, skip: u64, length: u64) -> Option<Self> {
+        if length == 0 {
+            return None;
+        }
+        Self::new(
+            self.disk.start.checked_add(skip)?,
+            self.layer.start.checked_add(skip)?,
+            length,
+        )
+    }
+
+    /// The region of `length` bytes that starts at these places; `None` where an end overflows.
+    pub fn new(disk: DiskOffset, layer: LayerOffset, length: u64) -> Option<Self> {
+        Some(Self {
+            disk: disk..disk.checked_add(length)?,
+            layer: layer..layer.checked_add(length)?,
+        })
+    }
+}
+
+/// The region table of a disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Regions {
+    size: u64,
+    data: Vec<DataRegion>,
+}
+
+/// What a region table must not say.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RegionError {
+    /// Not a region table at all.
+    #[error("no region table: it does not start with its magic")]
+    Magic,
+    /// Written by a version of this program that this one does not know.
+    #[error("region table of version {found}; this program reads version {VERSION}")]
+    Version {
+        /// The version that the table states.
+        found: u32,
+    },
+    /// Cut short.
+    #[error("region table ends at byte {at}, within a field")]
+    Truncated {
+        /// Where the bytes end.
+        at: usize,
+    },
+    /// Its bytes changed since it was written.
+    #[error("region table's check sum is {found:#010x}; its bytes have {computed:#010x}")]
+    Checksum {
+        /// What the table states.
+        found: u32,
+        /// What its bytes have.
+        computed: u32,
+    },
+    /// Bytes are left after the last region.
+    #[error("region table has {count} bytes after its last region")]
+    TrailingBytes {
+        /// How many.
+        count: usize,
+    },
+    /// A region that is empty, overlaps the one before, ends beyond the disk, or whose lengths differ.
+    #[error("region {index} is empty, out of order, beyond the disk, or of two lengths")]
+    Region {
+        /// Its number.
+        index: usize,
+    },
+}
+
+impl Regions {
+    /// A table of these regions on a disk of `size` bytes. They must not be empty, must be in order and without overlap on the disk
+    /// and in the layer, and end within the disk.
+    pub fn new(size: u64, data: Vec<DataRegion>) -> Result<Self, RegionError> {
+        let mut disk_end = DiskOffset(0);
+        let mut layer_end = LayerOffset(0);
+        for (index, region) in data.iter().enumerate() {
+            let disk_length = region.disk.end.get().checked_sub(region.disk.start.get());
+            let layer_length = region.layer.end.get().checked_sub(region.layer.start.get());
+            if disk_length.is_none_or(|length| length == 0)
+                || disk_length != layer_length
+                || region.disk.start < disk_end
+                || region.layer.start < layer_end
+                || region.disk.end.get() > size
+            {
+                return Err(RegionError::Region { index });
+            }
+            disk_end = region.disk.end;
+            layer_end = region.layer.end;
+        }
+        Ok(Self { size, data })
+    }
+
+    /// Size of the disk in bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// All regions, in the order of the disk, which is also that of the layer.
+    pub fn data(&self) -> &[DataRegion] {
+        &self.data
+    }
+
+    /// The regions that share at least one byte with `range` of the disk. What of `range` no region has is metadata or zero.
+    pub fn in_disk(&self, range: &Range<DiskOffset>) -> &[DataRegion] {
+        let first = self.data.partition_point(|r| r.disk.end <= range.start);
+        let rest = self.data.get(first..).unwrap_or_default();
+        let count = rest.partition_point(|r| r.disk.start < range.end);
+        rest.get(..count).unwrap_or_default()
+    }
+
+    /// The regions that share at least one byte with `range` of the layer. What of `range` no region has is tar headers and padding.
+    pub fn in_layer(&self, range: &Range<LayerOffset>) -> &[DataRegion] {
+        let first = self.data.partition_point(|r| r.layer.end <= range.start);
+        let rest = self.data.get(first..).unwrap_or_default();
+        let count = rest.partition_point(|r| r.layer.start < range.end);
+        rest.get(..count).unwrap_or_default()
+    }
+
+    /// The table's file format.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(HEADER_BYTES + CRC_BYTES + self.data.len() * 8);
+        out.extend_from_slice(MAGIC);
+        out.extend_from_slice(&VERSION.to_le_bytes());
+        out.extend_from_slice(&self.size.to_le_bytes());
+        out.extend_from_slice(&(self.data.len() as u64).to_le_bytes());
+        let mut disk_end = 0;
+        let mut layer_end = 0;
+        for region in &self.data {
+            // `new` has checked that neither gap nor length is negative
+            put_leb128(&mut out, region.disk.start.get().saturating_sub(disk_end));
+            put_leb128(&mut out, region.layer.start.get().saturating_sub(layer_end));
+            put_leb128(&mut out, region.length());
+            disk_end = region.disk.end.get();
+            layer_end = region.layer.end.get();
+        }
+        out.extend_from_slice(&crc32(&out).to_le_bytes());
+        out
+    }
+
+    /// Reads what [`Regions::encode`] wrote.
+    pub fn decode(bytes: &[u8]) -> Result<Self, RegionError> {
+        let mut input = Reader { bytes, at: 0 };
+        if input.array::<8>()? != *MAGIC {
+            return Err(RegionError::Magic);
+        }
+        let found = u32::from_le_bytes(input.array()?);
+        if found != VERSION {
+            return Err(RegionError::Version { found });
+        }
+        let Some((body, tail)) = bytes.split_last_chunk::<CRC_BYTES>() else {
+            return Err(RegionError::Truncated { at: bytes.len() });
+        };
+        let found = u32::from_le_bytes(*tail);
+        let computed = crc32(body);
+        if found != computed {
+            return Err(RegionError::Checksum { found, computed });
+        }
+        input.bytes = body;
+        let size = u64::from_le_bytes(input.array()?);
+        let count = u64::from_le_bytes(input.array()?);
+        let room = input.left() as u64 / MIN_REGION_BYTES;
+        if count > room {
+            return Err(RegionError::Truncated { at: body.len() });
+        }
+        let mut data = Vec::with_capacity(count as usize);
+        let mut disk_end = DiskOffset(0);
+        let mut layer_end = LayerOffset(0);
+        for index in 0..count as usize {
+            let disk = disk_end.checked_add(input.leb128()?);
+            let layer = layer_end.checked_add(input.leb128()?);
+            let length = input.leb128()?;
+            let region = disk
+                .zip(layer)
+                .and_then(|(disk, layer)| DataRegion::new(disk, layer, length))
+                .ok_or(RegionError::Region { index })?;
+            disk_end = region.disk.end;
+            layer_end = region.layer.end;
+            data.push(region);
+        }
+        if input.left() > 0 {
+            return Err(RegionError::TrailingBytes {
+                count: input.left(),
+            });
+        }
+        Self::new(size, data)
+    }
+}
+
+fn crc32(bytes: &[u8]) -> u32 {
+    let mut crc = flate2::Crc::new();
+    crc.update(bytes);
+    crc.sum()
+}
+
+fn put_leb128(out: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        out.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}
+
+struct Reader<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl Reader<'_> {
+    fn left(&self) -> usize {
+        self.bytes.len().saturating_sub(self.at)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], RegionError> {
+        let field = self
+            .bytes
+            .get(self.at..)
+            .and_then(|rest| rest.first_chunk::<N>())
+            .ok_or(RegionError::Truncated {
+                at: self.bytes.len(),
+            })?;
+        self.at += N;
+        Ok(*field)
+    }
+
+    fn leb128(&mut self) -> Result<u64, RegionError> {
+        let mut value = 0;
+        for shift in (0..64).step_by(7) {
+            let [byte] = self.array()?;
+            let bits = u64::from(byte & 0x7f);
+            // the tenth byte has room for one bit only
+            if shift == 63 && bits > 1 {
+                break;
+            }
+            value |= bits << shift;
+            if byte & 0x80 == 0 {
+                return Ok(value);
+            }
+        }
+        Err(RegionError::Truncated { at: self.at })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn region(disk: u64, layer: u64, length: u64) -> DataRegion {
+        DataRegion::new(DiskOffset(disk), LayerOffset(layer), length).unwrap()
+    }
+
+    fn sample() -> Regions {
+        Regions::new(
+            1 << 20,
+            vec![
+                region(4096, 512, 10),
+                region(8192, 1536, 4096),
+                region(12288, 9000, 1),
+            ],
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn a_table_comes_back_from_its_bytes() {
+        for table in [sample(), Regions::new(0, vec![]).unwrap()] {
+            assert_eq!(Regions::decode(&table.encode()), Ok(table));
+        }
+    }
+
+    #[test]
+    fn lookups_give_exactly_the_regions_that_overlap() {
+        let table = sample();
+        let disk = |a, b| table.in_disk(&(DiskOffset(a)..DiskOffset(b))).to_vec();
+        assert_eq!(disk(0, 4096), []);
+        assert_eq!(disk(0, 4097), [region(4096, 512, 10)]);
+        assert_eq!(disk(4105, 8192), [region(4096, 512, 10)]);
+        assert_eq!(disk(4106, 8192), []);
+        assert_eq!(disk(4105, 8193).len(), 2);
+        assert_eq!(disk(12287, 12289).len(), 2);
+        assert_eq!(disk(12289, u64::MAX), []);
+        let layer = |a, b| table.in_layer(&(LayerOffset(a)..LayerOffset(b))).to_vec();
+        assert_eq!(layer(0, 512), []);
+        assert_eq!(layer(521, 1537).len(), 2);
+        assert_eq!(layer(522, 1536), []);
+        assert_eq!(layer(0, u64::MAX).len(), 3);
+    }
+
+    #[test]
+    fn clipping_keeps_both_sides_in_step() {
+        let whole = region(8192, 1536, 4096);
+        assert_eq!(
+            whole.clip_disk(&(DiskOffset(8200)..DiskOffset(8210))),
+            Some(region(8200, 1544, 10))
+        );
+        assert_eq!(
+            whole.clip_layer(&(LayerOffset(0)..LayerOffset(1537))),
+            Some(region(8192, 1536, 1))
+        );
+        assert_eq!(whole.clip_disk(&(DiskOffset(0)..DiskOffset(8192))), None);
+        assert_eq!(
+            whole.clip_layer(&(LayerOffset(5632)..LayerOffset(u64::MAX))),
+            None
+        );
+    }
+
+    #[test]
+    fn disorder_is_refused() {
+        let bad = |data| Regions::new(1 << 20, data).unwrap_err();
+        let of = |index| RegionError::Region { index };
+        assert_eq!(bad(vec![region(0, 0, 0)]), of(0));
+        assert_eq!(bad(vec![region(0, 0, 9), region(8, 9, 1)]), of(1));
+        assert_eq!(bad(vec![region(0, 0, 9), region(9, 8, 1)]), of(1));
+        assert_eq!(bad(vec![region((1 << 20) - 1, 0, 2)]), of(0));
+        let mut two_lengths = region(0, 0, 9);
+        two_lengths.layer.end = LayerOffset(8);
+        assert_eq!(bad(vec![two_lengths]), of(0));
+    }
+
+    #[test]
+    fn every_changed_or_missing_byte_is_noticed() {
+        let bytes = sample().encode();
+        for at in 0..bytes.len() {
+            let mut changed = bytes.clone();
+            changed[at] ^= 0x10;
+            assert!(Regions::decode(&changed).is_err(), "byte {at}");
+            assert!(Regions::decode(&bytes[..at]).is_err(), "cut at {at}");
+        }
+        let mut newer = bytes;
+        newer[8] = 2;
+        assert_eq!(
+            Regions::decode(&newer),
+            Err(RegionError::Version { found: 2 })
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn hostile_bodies_with_a_right_check_sum_give_an_error_or_a_sound_table(
+            body in proptest::collection::vec(any::<u8>(), 0..64),
+            count in prop_oneof![0u64..8, any::<u64>()],
+        ) {
+            let mut bytes = MAGIC.to_vec();
+            bytes.extend_from_slice(&VERSION.to_le_bytes());
+            bytes.extend_from_slice(&u64::MAX.to_le_bytes());
+            bytes.extend_from_slice(&count.to_le_bytes());
+            bytes.extend_from_slice(&body);
+            let crc = crc32(&bytes);
+            bytes.extend_from_slice(&crc.to_le_bytes());
+            if let Ok(table) = Regions::decode(&bytes) {
+                prop_assert_eq!(table.data().len() as u64, count);
+                prop_assert_eq!(Regions::decode(&table.encode()), Ok(table));
+            }
+        }
+    }
+}
