@@ -1,26 +1,698 @@
 //! One span from its checkpoint.
+//!
+//! A span may start in the middle of a byte, and no safe inflater can be told so. So it is told something else: empty deflate
+//! blocks ("filler"), as many bits as the byte's part that belongs to the span before, then the rest of that byte, then the span.
+//! Empty blocks have no output and leave the window as it is.
 
+use flate2::{Crc, Decompress, FlushDecompress, Status};
+
+use super::{TRAILER_SIZE, WINDOW_SIZE, header, header::HeaderReader};
 use crate::ztoc::Span;
 
-/// Decodes spans; keeps its memory from one to the next, so that the steady state allocates nothing. Not shared: one a thread.
-#[derive(Default)]
-pub struct SpanDecoder {}
+/// The longest span that is decoded, in bytes of the layer: it is held in memory whole.
+pub const MAX_LENGTH: u64 = 1 << 30;
+
+/// Deflate's densest code: 258 bytes for two bits.
+const MAX_RATIO: u64 = 1032;
+
+/// The buffer grows by at least so much, and only when the bytes before are there: a claim alone costs no memory.
+const GROWTH: usize = 1 << 20;
+
+/// A buffer above this size is given back when the next span is much smaller.
+const KEEP: usize = 32 << 20;
+
+/// The window of a layer's start.
+static ZEROS: [u8; WINDOW_SIZE] = [0; WINDOW_SIZE];
+
+/// Decodes spans of gzip layers (those of a plain tar are their own bytes); keeps its memory from one to the next, so that the
+/// steady state allocates nothing. Not shared: one a thread.
+#[derive(Debug)]
+pub struct SpanDecoder {
+    inflater: Decompress,
+    /// Initialised memory; the span's bytes stand at its start.
+    buffer: Vec<u8>,
+    surplus: bool,
+}
+
+impl Default for SpanDecoder {
+    fn default() -> Self {
+        Self {
+            inflater: Decompress::new(false),
+            buffer: Vec::new(),
+            surplus: false,
+        }
+    }
+}
 
 impl SpanDecoder {
     /// The layer's bytes of this span. `compressed` are the bytes of `span.compressed`, already checked against the span's digest;
     /// `window` the 32 KiB before the span (`None`: zeros). The result has exactly the length of `span.uncompressed`.
+    ///
+    /// A gzip member's end inside the span is passed: its trailer is skipped, the next member's header is read (RFC 1952, 2.2).
+    /// Members that lie in the span whole are checked against their trailers.
     pub fn decode(
         &mut self,
         span: &Span,
         compressed: &[u8],
         window: Option<&[u8]>,
     ) -> Result<&[u8], Error> {
-        let _ = (span, compressed, window);
-        unimplemented!("module gzip")
+        let length = self.prepare(span, compressed, window)?;
+        self.surplus = false;
+        if length == 0 {
+            return Ok(&[]);
+        }
+        let mut run = Run {
+            start: span.uncompressed.start.get(),
+            compressed_start: span.compressed.start.get(),
+            compressed,
+            taken: 0,
+            length,
+            written: 0,
+            member: None,
+        };
+        run.restart(&mut self.inflater, span.bits, window.unwrap_or(&ZEROS))?;
+        self.surplus = run.inflate(&mut self.inflater, &mut self.buffer)?;
+        self.buffer.get(..length).ok_or(Error::Truncated {
+            layer_offset: span.uncompressed.start.get(),
+            missing: length as u64,
+        })
+    }
+
+    /// Whether the last span's compressed bytes hold more than its length. Usual for a layer's last span (padding of the tar after
+    /// its end blocks); in any other the table's offsets are wrong.
+    pub fn surplus(&self) -> bool {
+        self.surplus
+    }
+
+    /// Checks what can be checked without inflating, and makes the buffer's size sensible. Returns the length of the output.
+    fn prepare(
+        &mut self,
+        span: &Span,
+        compressed: &[u8],
+        window: Option<&[u8]>,
+    ) -> Result<usize, Error> {
+        let (start, end) = (span.uncompressed.start.get(), span.uncompressed.end.get());
+        let length = end
+            .checked_sub(start)
+            .ok_or(Error::Reversed { start, end })?;
+        let expected = span
+            .compressed
+            .end
+            .get()
+            .checked_sub(span.compressed.start.get());
+        if expected != Some(compressed.len() as u64) {
+            return Err(Error::CompressedLength {
+                expected: expected.unwrap_or(0),
+                found: compressed.len(),
+            });
+        }
+        if span.bits > 7 {
+            return Err(Error::Bits { bits: span.bits });
+        }
+        if let Some(window) = window.filter(|window| window.len() != WINDOW_SIZE) {
+            return Err(Error::WindowLength {
+                found: window.len(),
+            });
+        }
+        if length > MAX_LENGTH {
+            return Err(Error::TooLong { length });
+        }
+        // one more than it has: the bits of a byte before it
+        if length > (compressed.len() as u64 + 1).saturating_mul(MAX_RATIO) {
+            return Err(Error::Impossible {
+                length,
+                compressed: compressed.len(),
+            });
+        }
+        let length = length as usize; // at most MAX_LENGTH
+        if self.buffer.len() > KEEP && length < self.buffer.len() / 4 {
+            self.buffer.truncate(length.max(KEEP));
+            self.buffer.shrink_to_fit();
+        }
+        Ok(length)
+    }
+}
+
+/// One span on its way.
+struct Run<'a> {
+    /// Where the span starts in the layer.
+    start: u64,
+    /// Where its compressed bytes start in the blob.
+    compressed_start: u64,
+    compressed: &'a [u8],
+    /// So many of them are used.
+    taken: usize,
+    /// Bytes of output wanted.
+    length: usize,
+    /// Bytes of output made.
+    written: usize,
+    /// The member that is being decoded, when its start was in this span.
+    member: Option<Member>,
+}
+
+/// What a member's trailer is compared with.
+struct Member {
+    crc: Crc,
+}
+
+impl Run<'_> {
+    /// Puts the inflater into the state that it had at the checkpoint.
+    fn restart(&mut self, inflater: &mut Decompress, bits: u8, window: &[u8]) -> Result<(), Error> {
+        inflater.reset(false);
+        inflater
+            .set_dictionary(window)
+            .map_err(|source| self.deflate(&source))?;
+        let filler = &FILLERS[usize::from(bits & 7)];
+        if let (1.., Some(&shared)) = (filler.length, self.compressed.first()) {
+            let mut bytes = filler.bytes;
+            let last = filler.length - 1;
+            bytes[last] |= shared & (0xff << (8 - bits));
+            // nothing comes out: what follows the empty blocks is 7 bits at most, less than any code for a byte
+            inflater
+                .decompress(&bytes[..filler.length], &mut [0; 1], FlushDecompress::None)
+                .map_err(|source| self.deflate(&source))?;
+            self.taken = 1;
+        }
+        Ok(())
+    }
+
+    /// Fills the buffer up to the span's length, and tries for one byte more; returns whether there was one.
+    fn inflate(&mut self, inflater: &mut Decompress, buffer: &mut Vec<u8>) -> Result<bool, Error> {
+        let goal = self.length + 1;
+        loop {
+            if self.written == buffer.len() {
+                let more = (goal - self.written).min(self.written.max(GROWTH));
+                buffer.reserve_exact(more);
+                buffer.resize(self.written + more, 0);
+            }
+            let end = buffer.len().min(goal);
+            let input = &self.compressed[self.taken..];
+            let output = &mut buffer[self.written..end];
+            let (before_in, before_out) = (inflater.total_in(), inflater.total_out());
+            let result = inflater.decompress(input, output, FlushDecompress::None);
+            // both are at most the slices' lengths
+            let took = (inflater.total_in() - before_in) as usize;
+            let made = (inflater.total_out() - before_out) as usize;
+            if let Some(member) = &mut self.member {
+                member
+                    .crc
+                    .update(&buffer[self.written..self.written + made]);
+            }
+            self.taken += took;
+            self.written += made;
+            if self.written == goal {
+                return Ok(true);
+            }
+            let complete = self.written == self.length;
+            match result {
+                Ok(Status::StreamEnd) => match self.next_member(inflater) {
+                    Ok(true) => {}
+                    // the layer's end, and what may stand behind it
+                    Ok(false) | Err(Error::Header { .. }) if complete => return Ok(false),
+                    Ok(false) => return Err(self.truncated()),
+                    Err(error) => return Err(error),
+                },
+                // all is there; what comes then belongs to the next span
+                Ok(_) | Err(_) if complete && took == 0 && made == 0 => return Ok(false),
+                Err(_) if complete => return Ok(false),
+                Err(source) => return Err(self.deflate(&source)),
+                Ok(_) if took == 0 && made == 0 => return Err(self.truncated()),
+                Ok(_) => {}
+            }
+        }
+    }
+
+    /// Passes the trailer of one member and the header of the next; false when the span ends before there is a next.
+    fn next_member(&mut self, inflater: &mut Decompress) -> Result<bool, Error> {
+        let at = self.compressed_offset();
+        let Some((trailer, rest)) = self
+            .compressed
+            .get(self.taken..)
+            .and_then(|rest| rest.split_first_chunk::<TRAILER_SIZE>())
+        else {
+            return Ok(false);
+        };
+        if let Some(member) = self.member.take() {
+            let [a, b, c, d, e, f, g, h] = *trailer;
+            let (crc, size) = (
+                u32::from_le_bytes([a, b, c, d]),
+                u32::from_le_bytes([e, f, g, h]),
+            );
+            if crc != member.crc.sum() || size != member.crc.amount() {
+                return Err(Error::Trailer {
+                    compressed_offset: at,
+                });
+            }
+        }
+        let mut header = HeaderReader::default();
+        let taken = header.read(rest).map_err(|source| Error::Header {
+            compressed_offset: at + TRAILER_SIZE as u64,
+            source,
+        })?;
+        self.taken += TRAILER_SIZE + taken;
+        inflater.reset(false);
+        self.member = Some(Member { crc: Crc::new() });
+        Ok(header.is_done())
+    }
+
+    fn compressed_offset(&self) -> u64 {
+        self.compressed_start.saturating_add(self.taken as u64)
+    }
+
+    fn layer_offset(&self) -> u64 {
+        self.start.saturating_add(self.written as u64)
+    }
+
+    fn truncated(&self) -> Error {
+        Error::Truncated {
+            layer_offset: self.layer_offset(),
+            missing: (self.length - self.written) as u64,
+        }
+    }
+
+    fn deflate(&self, source: &flate2::DecompressError) -> Error {
+        Error::Deflate {
+            compressed_offset: self.compressed_offset(),
+            layer_offset: self.layer_offset(),
+            message: source.message().unwrap_or("invalid data").to_owned(),
+        }
+    }
+}
+
+/// Empty deflate blocks that end in mid-byte.
+#[derive(Clone, Copy)]
+struct Filler {
+    bytes: [u8; 16],
+    /// Bytes that are used; the last one in part. 0: no filler.
+    length: usize,
+}
+
+/// By `bits`: fillers whose length in bits is `8 - bits` modulo 8.
+static FILLERS: [Filler; 8] = {
+    let mut fillers = [Filler {
+        bytes: [0; 16],
+        length: 0,
+    }; 8];
+    let mut bits = 1;
+    while bits < 8 {
+        fillers[bits] = Filler::with_phase(8 - bits);
+        bits += 1;
+    }
+    fillers
+};
+
+impl Filler {
+    /// The blocks for a span whose first byte has `phase` bits (1 to 7) of the span before.
+    const fn with_phase(phase: usize) -> Self {
+        let mut writer = BitWriter {
+            bytes: [0; 16],
+            bits: 0,
+        };
+        // a fixed block is an even number of bits long; only the dynamic one makes an odd phase
+        if phase % 2 == 1 {
+            writer.empty_dynamic_block();
+        }
+        while writer.bits % 8 != phase {
+            writer.empty_fixed_block();
+        }
+        Self {
+            bytes: writer.bytes,
+            length: writer.bits.div_ceil(8),
+        }
+    }
+}
+
+/// Writes as deflate packs: lowest bit first.
+struct BitWriter {
+    bytes: [u8; 16],
+    bits: usize,
+}
+
+impl BitWriter {
+    const fn put(&mut self, value: usize, count: usize) {
+        let mut index = 0;
+        while index < count {
+            self.bytes[self.bits / 8] |= ((value >> index & 1) as u8) << (self.bits % 8);
+            self.bits += 1;
+            index += 1;
+        }
+    }
+
+    /// 10 bits: not final, type 1, the end-of-block code 0000000 (RFC 1951, 3.2.6).
+    const fn empty_fixed_block(&mut self) {
+        self.put(0, 1);
+        self.put(1, 2);
+        self.put(0, 7);
+    }
+
+    /// 91 bits (RFC 1951, 3.2.7): a code of one bit each for end-of-block and the first length, one distance code, and the
+    /// end-of-block.
+    const fn empty_dynamic_block(&mut self) {
+        self.put(0, 1);
+        self.put(2, 2);
+        self.put(1, 5); // HLIT: 258 literal and length codes
+        self.put(0, 5); // HDIST: 1 distance code
+        self.put(14, 4); // HCLEN: 18 code length codes, in the order 16, 17, 18, ..., 14, 1
+        let mut code = 0;
+        while code < 18 {
+            // 18 ("many zeros") and 1 get one bit each: 1 is code 0, 18 is code 1
+            self.put((code == 2 || code == 17) as usize, 3);
+            code += 1;
+        }
+        self.put(1, 1); // literals 0 to 137 have no code
+        self.put(138 - 11, 7);
+        self.put(1, 1); // nor have 138 to 255
+        self.put(118 - 11, 7);
+        self.put(0, 1); // 256, end-of-block: length 1
+        self.put(0, 1); // 257: length 1
+        self.put(0, 1); // the distance code: length 1
+        self.put(0, 1); // end-of-block
     }
 }
 
 /// Why a span does not decode.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum Error {}
+pub enum Error {
+    /// The span's end lies before its start.
+    #[error("the span ends at {end} of the layer, before its start at {start}")]
+    Reversed {
+        /// Offset in the layer.
+        start: u64,
+        /// Offset in the layer.
+        end: u64,
+    },
+    /// The caller brought another number of bytes than the span has.
+    #[error("{found} compressed bytes were given for a span of {expected}")]
+    CompressedLength {
+        /// By the table.
+        expected: u64,
+        /// As given.
+        found: usize,
+    },
+    /// A byte has no more than 7 bits to share.
+    #[error("the span starts with {bits} bits of a byte")]
+    Bits {
+        /// By the table.
+        bits: u8,
+    },
+    /// A window is 32 KiB.
+    #[error("the span's window has {found} bytes, and not {WINDOW_SIZE}")]
+    WindowLength {
+        /// As given.
+        found: usize,
+    },
+    /// The span is longer than [`MAX_LENGTH`].
+    #[error(
+        "the span has {length} bytes, more than the {MAX_LENGTH} that are decoded at once; index the layer with a smaller span size"
+    )]
+    TooLong {
+        /// By the table.
+        length: u64,
+    },
+    /// Deflate cannot make so much of so little.
+    #[error("the span claims {length} bytes, more than {compressed} compressed bytes can hold")]
+    Impossible {
+        /// By the table.
+        length: u64,
+        /// As given.
+        compressed: usize,
+    },
+    /// The compressed bytes are no deflate stream from this checkpoint on.
+    #[error(
+        "bad deflate data at {compressed_offset} of the blob ({layer_offset} of the layer): {message}"
+    )]
+    Deflate {
+        /// Where in the blob.
+        compressed_offset: u64,
+        /// Where in the layer.
+        layer_offset: u64,
+        /// The inflater's words.
+        message: String,
+    },
+    /// The compressed bytes end before the span does.
+    #[error("the span's data ends at {layer_offset} of the layer, {missing} bytes too early")]
+    Truncated {
+        /// Where in the layer.
+        layer_offset: u64,
+        /// So many bytes are missing.
+        missing: u64,
+    },
+    /// A gzip member ended, and what follows is no member.
+    #[error("after a gzip member, at {compressed_offset} of the blob")]
+    Header {
+        /// Where in the blob.
+        compressed_offset: u64,
+        /// What is wrong with it.
+        source: header::Error,
+    },
+    /// A gzip member's bytes do not match its trailer.
+    #[error("the gzip member that ends at {compressed_offset} of the blob fails its own checksum")]
+    Trailer {
+        /// Where the trailer starts in the blob.
+        compressed_offset: u64,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use flate2::{Compress, Compression, FlushCompress};
+
+    use super::*;
+    use crate::{
+        oci::Digest,
+        units::{CompressedOffset, LayerOffset},
+    };
+
+    fn span(compressed: usize, uncompressed: usize, bits: u8) -> Span {
+        Span {
+            compressed: CompressedOffset(1000)..CompressedOffset(1000 + compressed as u64),
+            uncompressed: LayerOffset(5000)..LayerOffset(5000 + uncompressed as u64),
+            digest: Digest::new([0; 32]),
+            bits,
+            window: None,
+        }
+    }
+
+    /// Text that compresses, and differs everywhere.
+    fn text(length: usize, seed: u32) -> Vec<u8> {
+        let mut state = seed | 1;
+        let mut bytes = Vec::new();
+        while bytes.len() < length {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            bytes.extend(format!("line {} of {}\n", bytes.len(), state >> 20).bytes());
+        }
+        bytes.truncate(length);
+        bytes
+    }
+
+    /// A raw deflate stream that refers back into `window`.
+    fn deflate(window: &[u8], bytes: &[u8]) -> Vec<u8> {
+        let mut compress = Compress::new(Compression::default(), false);
+        compress.set_dictionary(window).unwrap();
+        let mut out = Vec::with_capacity(bytes.len() + 1000);
+        compress
+            .compress_vec(bytes, &mut out, FlushCompress::Finish)
+            .unwrap();
+        out
+    }
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), Compression::default());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    /// The stream moved up so that its first byte has `bits` bits of it, and ones of somebody else below them.
+    fn shift(stream: &[u8], bits: u8) -> Vec<u8> {
+        let phase = (8 - bits) % 8;
+        let mut carry = (1u16 << phase) - 1;
+        let mut out: Vec<u8> = stream
+            .iter()
+            .map(|&byte| {
+                let both = u16::from(byte) << phase | carry;
+                carry = both >> 8;
+                both as u8
+            })
+            .collect();
+        out.push(carry as u8);
+        out
+    }
+
+    #[test]
+    fn a_span_may_start_at_any_bit() {
+        let window = text(WINDOW_SIZE, 1);
+        let bytes = [&window[100..9000], &text(300_000, 2)].concat();
+        let stream = deflate(&window, &bytes);
+        let mut decoder = SpanDecoder::default();
+        for bits in 0..8 {
+            let shifted = shift(&stream, bits);
+            let span = span(shifted.len(), bytes.len(), bits);
+            let decoded = decoder.decode(&span, &shifted, Some(&window)).unwrap();
+            assert!(decoded == bytes, "{bits} bits");
+            assert!(!decoder.surplus());
+            // and without the right window something else comes out: the test would notice
+            let other = decoder.decode(&span, &shifted, None);
+            assert!(other.is_err() || other.is_ok_and(|decoded| decoded != bytes));
+        }
+    }
+
+    #[test]
+    fn members_in_mid_span_are_passed_and_checked() {
+        let parts = [text(70_000, 1), Vec::new(), text(3, 2), text(90_000, 3)];
+        let all = parts.concat();
+        let mut blob = deflate(&[0; WINDOW_SIZE], &parts[0]);
+        blob.extend([0; TRAILER_SIZE]); // not looked at: the member's start is not in the span
+        for part in &parts[1..] {
+            blob.extend(gzip(part));
+        }
+        let mut decoder = SpanDecoder::default();
+        let decoded = decoder
+            .decode(&span(blob.len(), all.len(), 0), &blob, None)
+            .unwrap();
+        assert!(decoded == all);
+
+        for (from_end, name) in [(5, "crc"), (1, "length")] {
+            let mut wrong = blob.clone();
+            let at = wrong.len() - from_end;
+            wrong[at] ^= 1;
+            assert_eq!(
+                decoder.decode(&span(wrong.len(), all.len(), 0), &wrong, None),
+                Err(Error::Trailer {
+                    compressed_offset: 1000 + blob.len() as u64 - 8
+                }),
+                "{name}"
+            );
+        }
+        // padding behind the last member is nobody's business
+        blob.extend([0; 100]);
+        let decoded = decoder
+            .decode(&span(blob.len(), all.len(), 0), &blob, None)
+            .unwrap();
+        assert!(decoded == all);
+        // until somebody claims that it is data
+        assert_eq!(
+            decoder.decode(&span(blob.len(), all.len() + 1, 0), &blob, None),
+            Err(Error::Header {
+                compressed_offset: 1000 + blob.len() as u64 - 100,
+                source: header::Error::Magic
+            })
+        );
+    }
+
+    #[test]
+    fn what_the_table_claims_is_what_comes_out() {
+        let bytes = text(100_000, 7);
+        let stream = deflate(&[0; WINDOW_SIZE], &bytes);
+        let mut decoder = SpanDecoder::default();
+        let shorter = decoder
+            .decode(&span(stream.len(), bytes.len() - 1, 0), &stream, None)
+            .unwrap();
+        assert!(shorter == &bytes[..bytes.len() - 1]);
+        assert!(decoder.surplus());
+        assert_eq!(
+            decoder.decode(&span(stream.len(), bytes.len() + 1, 0), &stream, None),
+            Err(Error::Truncated {
+                layer_offset: 5000 + bytes.len() as u64,
+                missing: 1
+            })
+        );
+        assert!(!decoder.surplus());
+        let cut = &stream[..stream.len() / 2];
+        assert!(matches!(
+            decoder.decode(&span(cut.len(), bytes.len(), 0), cut, None),
+            Err(Error::Truncated { missing: 1.., .. })
+        ));
+        assert_eq!(
+            decoder.decode(&span(stream.len(), 0, 0), &stream, None),
+            Ok(&[][..])
+        );
+    }
+
+    #[test]
+    fn claims_that_make_no_sense_cost_nothing() {
+        let mut decoder = SpanDecoder::default();
+        let bytes = [0; 10];
+        let reversed = Span {
+            uncompressed: LayerOffset(9)..LayerOffset(8),
+            ..span(10, 0, 0)
+        };
+        for (span, window, error) in [
+            (reversed, None, Error::Reversed { start: 9, end: 8 }),
+            (
+                span(11, 1, 0),
+                None,
+                Error::CompressedLength {
+                    expected: 11,
+                    found: 10,
+                },
+            ),
+            (span(10, 1, 8), None, Error::Bits { bits: 8 }),
+            (
+                span(10, 1, 0),
+                Some(&bytes[..]),
+                Error::WindowLength { found: 10 },
+            ),
+            (
+                span(10, (1 << 30) + 1, 0),
+                None,
+                Error::TooLong {
+                    length: (1 << 30) + 1,
+                },
+            ),
+            (
+                span(10, 11 * 1032 + 1, 0),
+                None,
+                Error::Impossible {
+                    length: 11 * 1032 + 1,
+                    compressed: 10,
+                },
+            ),
+        ] {
+            assert_eq!(decoder.decode(&span, &bytes, window), Err(error));
+        }
+        assert_eq!(decoder.buffer.capacity(), 0);
+    }
+
+    #[test]
+    fn any_damage_is_an_error_or_bytes() {
+        let bytes = text(50_000, 9);
+        let mut blob = deflate(&[0; WINDOW_SIZE], &bytes[..20_000]);
+        blob.extend([0; TRAILER_SIZE]);
+        blob.extend(gzip(&bytes[20_000..]));
+        let mut decoder = SpanDecoder::default();
+        let mut errors = 0;
+        for at in 0..blob.len().min(3000) {
+            let mut wrong = blob.clone();
+            wrong[at] ^= 1 << (at % 8);
+            for bits in [0, 1 + (at % 7) as u8] {
+                let span = span(wrong.len(), bytes.len(), bits);
+                match decoder.decode(&span, &wrong, None) {
+                    Ok(decoded) => assert_eq!(decoded.len(), bytes.len()),
+                    Err(_) => errors += 1,
+                }
+            }
+        }
+        assert!(errors > 3000, "damage is noticed: {errors}");
+    }
+
+    #[test]
+    fn memory_is_kept_and_given_back() {
+        let bytes = text(3 << 20, 11);
+        let stream = deflate(&[0; WINDOW_SIZE], &bytes);
+        let mut decoder = SpanDecoder::default();
+        let span = span(stream.len(), bytes.len(), 0);
+        decoder.decode(&span, &stream, None).unwrap();
+        let (at, capacity) = (decoder.buffer.as_ptr(), decoder.buffer.capacity());
+        decoder.decode(&span, &stream, None).unwrap();
+        assert_eq!(
+            (decoder.buffer.as_ptr(), decoder.buffer.capacity()),
+            (at, capacity)
+        );
+        decoder.buffer.resize(KEEP * 5, 0);
+        decoder.decode(&span, &stream, None).unwrap();
+        assert!(decoder.buffer.capacity() <= KEEP);
+    }
+}
