@@ -2,10 +2,14 @@
 //!
 //! The wire structures are those of the crate `oci-spec`; here are what it lacks and the bounds on what others send.
 
+pub mod artifact;
 pub mod digest;
+pub mod manifest;
 pub mod media_type;
+pub mod platform;
 pub mod reference;
 
 pub use digest::Digest;
 pub use media_type::Packing;
+pub use platform::Platform;
 pub use reference::Reference;

@@ -1,0 +1,274 @@
+//! Manifests and indexes from outside: bounded, checked to be what they say, and refused by name where they are no image.
+
+use oci_spec::image::{ImageConfiguration, ImageIndex, ImageManifest};
+use serde_json::Value;
+
+use super::{
+    Digest,
+    artifact::{What, what_is_document},
+    media_type,
+};
+
+/// Bytes of the largest manifest or index that is read. The distribution specification asks registries to take 4 MiB.
+pub const MAX_MANIFEST_BYTES: u64 = 4 << 20;
+/// Bytes of the largest image configuration that is read.
+pub const MAX_CONFIG_BYTES: u64 = 8 << 20;
+/// Layers of the largest image: what overlayfs can stack (`OVL_MAX_STACK`).
+pub const MAX_LAYERS: usize = 500;
+
+/// A manifest that leads to an image.
+#[derive(Clone, Debug)]
+pub enum Document {
+    /// The manifest of one image.
+    Image(Box<ImageManifest>),
+    /// A list of images by platform.
+    Index(Box<ImageIndex>),
+}
+
+/// Why a document is no image.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Longer than [`MAX_MANIFEST_BYTES`] or [`MAX_CONFIG_BYTES`].
+    #[error("{size} bytes long, where at most {limit} are read")]
+    TooLong {
+        /// Its length.
+        size: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// Not JSON.
+    #[error("not JSON")]
+    NotJson(#[source] serde_json::Error),
+    /// It has both the lists of an image and of an index; readers would disagree on what it is (CVE-2021-41190).
+    #[error(
+        "it has both \"manifests\" and \"layers\" or \"config\": neither an image nor an index"
+    )]
+    Ambiguous,
+    /// It was announced as one kind and says that it is the other (CVE-2021-41190).
+    #[error("announced as {announced:?}, but says that it is {stated:?}")]
+    Contradiction {
+        /// The media type of its descriptor or of the registry's answer.
+        announced: String,
+        /// Its own `mediaType`.
+        stated: String,
+    },
+    /// Something else.
+    #[error("it is {0}, not an image")]
+    NotAnImage(What),
+    /// It lacks what an image must have.
+    #[error("malformed: {what} is expected")]
+    Malformed {
+        /// What it seems to be.
+        what: What,
+        /// What does not fit.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// Only schema version 2 exists.
+    #[error("schemaVersion is {0}, where 2 is expected")]
+    SchemaVersion(u32),
+    /// More than [`MAX_LAYERS`].
+    #[error("{0} layers, where overlayfs stacks at most {MAX_LAYERS}")]
+    TooManyLayers(usize),
+    /// A digest that this program cannot check.
+    #[error("unusable digest")]
+    Digest(#[source] crate::error::Error),
+    /// The configuration's list of diff IDs does not match the manifest.
+    #[error("the configuration has {diff_ids} diff IDs for {layers} layers")]
+    DiffIds {
+        /// Diff IDs in the configuration.
+        diff_ids: usize,
+        /// Layers in the manifest.
+        layers: usize,
+    },
+}
+
+/// Parses what should be an image or an image index. `media_type` is what its descriptor or the registry calls it.
+pub fn parse(bytes: &[u8], media_type: &str) -> Result<Document, Error> {
+    bounded(bytes, MAX_MANIFEST_BYTES)?;
+    let document: Value = serde_json::from_slice(bytes).map_err(Error::NotJson)?;
+    let has = |key| document.get(key).is_some();
+    if has("manifests") && (has("layers") || has("config")) {
+        return Err(Error::Ambiguous);
+    }
+    let stated = document
+        .get("mediaType")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
+    let contradicts = |a: &str, b: &str| media_type::is_index(a) && media_type::is_manifest(b);
+    if contradicts(stated, media_type) || contradicts(media_type, stated) {
+        return Err(Error::Contradiction {
+            announced: media_type.to_owned(),
+            stated: stated.to_owned(),
+        });
+    }
+    let what = what_is_document(&document, media_type);
+    let malformed = |source| Error::Malformed {
+        what: what.clone(),
+        source,
+    };
+    let (parsed, schema_version) = match what {
+        What::Image => {
+            let manifest: ImageManifest = serde_json::from_slice(bytes).map_err(malformed)?;
+            if manifest.layers().len() > MAX_LAYERS {
+                return Err(Error::TooManyLayers(manifest.layers().len()));
+            }
+            let version = manifest.schema_version();
+            (Document::Image(Box::new(manifest)), version)
+        }
+        What::ImageIndex => {
+            let index: ImageIndex = serde_json::from_slice(bytes).map_err(malformed)?;
+            let version = index.schema_version();
+            (Document::Index(Box::new(index)), version)
+        }
+        other => return Err(Error::NotAnImage(other)),
+    };
+    if schema_version != 2 {
+        return Err(Error::SchemaVersion(schema_version));
+    }
+    Ok(parsed)
+}
+
+/// Parses the configuration of an image and checks that it has a diff ID for each layer of the manifest. Returns the diff IDs too.
+pub fn parse_config(
+    bytes: &[u8],
+    manifest: &ImageManifest,
+) -> Result<(ImageConfiguration, Vec<Digest>), Error> {
+    bounded(bytes, MAX_CONFIG_BYTES)?;
+    let config: ImageConfiguration =
+        serde_json::from_slice(bytes).map_err(|source| Error::Malformed {
+            what: What::ImageConfig,
+            source,
+        })?;
+    let diff_ids = config.rootfs().diff_ids();
+    if diff_ids.len() != manifest.layers().len() {
+        return Err(Error::DiffIds {
+            diff_ids: diff_ids.len(),
+            layers: manifest.layers().len(),
+        });
+    }
+    let diff_ids = diff_ids
+        .iter()
+        .map(|text| text.parse::<Digest>().map_err(Error::Digest))
+        .collect::<Result<_, _>>()?;
+    Ok((config, diff_ids))
+}
+
+fn bounded(bytes: &[u8], limit: u64) -> Result<(), Error> {
+    let size = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+    if size > limit {
+        return Err(Error::TooLong { size, limit });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::media_type::{DOCKER_LIST, OCI_INDEX, OCI_MANIFEST};
+
+    const DIGEST: &str = "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a";
+
+    fn image(layers: usize) -> String {
+        let layer = serde_json::json!({
+            "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": DIGEST, "size": 2
+        });
+        serde_json::json!({
+            "schemaVersion": 2,
+            "config": {"mediaType": media_type::OCI_CONFIG, "digest": DIGEST, "size": 2},
+            "layers": vec![layer; layers],
+        })
+        .to_string()
+    }
+
+    #[test]
+    fn an_image_and_an_index_are_parsed() {
+        let Ok(Document::Image(manifest)) = parse(image(3).as_bytes(), OCI_MANIFEST) else {
+            panic!("an image is expected");
+        };
+        assert_eq!(manifest.layers().len(), 3);
+        let index = br#"{"schemaVersion":2,"manifests":[]}"#;
+        assert!(matches!(parse(index, DOCKER_LIST), Ok(Document::Index(_))));
+        assert!(matches!(parse(index, ""), Ok(Document::Index(_))));
+    }
+
+    #[test]
+    fn what_readers_could_take_for_either_is_refused() {
+        let both = br#"{"schemaVersion":2,"manifests":[],"layers":[]}"#;
+        assert!(matches!(parse(both, OCI_INDEX), Err(Error::Ambiguous)));
+        let contradiction =
+            format!(r#"{{"schemaVersion":2,"mediaType":"{OCI_INDEX}","manifests":[]}}"#);
+        assert!(matches!(
+            parse(contradiction.as_bytes(), OCI_MANIFEST),
+            Err(Error::Contradiction { .. })
+        ));
+    }
+
+    #[test]
+    fn limits_hold() {
+        let long = " ".repeat(MAX_MANIFEST_BYTES as usize + 1);
+        assert!(matches!(
+            parse(long.as_bytes(), OCI_MANIFEST),
+            Err(Error::TooLong { .. })
+        ));
+        assert!(parse(image(MAX_LAYERS).as_bytes(), OCI_MANIFEST).is_ok());
+        assert!(matches!(
+            parse(image(MAX_LAYERS + 1).as_bytes(), OCI_MANIFEST),
+            Err(Error::TooManyLayers(501))
+        ));
+        let deep = format!(r#"{{"manifests":{}"#, "[".repeat(100_000));
+        assert!(matches!(
+            parse(deep.as_bytes(), OCI_INDEX),
+            Err(Error::NotJson(_))
+        ));
+    }
+
+    #[test]
+    fn what_is_no_image_is_named() {
+        let chart = r#"{"schemaVersion":2,"config":{"mediaType":"application/vnd.cncf.helm.config.v1+json"},"layers":[]}"#;
+        let error = parse(chart.as_bytes(), OCI_MANIFEST).unwrap_err();
+        assert_eq!(error.to_string(), "it is a Helm chart, not an image");
+        assert!(matches!(
+            parse(b"{}", OCI_MANIFEST),
+            Err(Error::NotAnImage(What::NoManifest))
+        ));
+        assert!(matches!(
+            parse(br#"{"schemaVersion":1,"manifests":[]}"#, ""),
+            Err(Error::SchemaVersion(1))
+        ));
+        assert!(matches!(
+            parse(br#"{"schemaVersion":2,"manifests":[{}]}"#, ""),
+            Err(Error::Malformed { .. })
+        ));
+    }
+
+    #[test]
+    fn a_configuration_has_a_diff_id_for_each_layer() {
+        let manifest = |layers| match parse(image(layers).as_bytes(), "") {
+            Ok(Document::Image(manifest)) => *manifest,
+            other => panic!("{other:?}"),
+        };
+        let config = format!(
+            r#"{{"architecture":"amd64","os":"linux","rootfs":{{"type":"layers","diff_ids":["{DIGEST}","{DIGEST}"]}}}}"#
+        );
+        let (_, diff_ids) = parse_config(config.as_bytes(), &manifest(2)).unwrap();
+        assert_eq!(diff_ids, [DIGEST.parse().unwrap(); 2]);
+        assert!(matches!(
+            parse_config(config.as_bytes(), &manifest(1)),
+            Err(Error::DiffIds {
+                diff_ids: 2,
+                layers: 1
+            })
+        ));
+        let weak = config.replace("sha256:", "sha512:");
+        assert!(matches!(
+            parse_config(weak.as_bytes(), &manifest(2)),
+            Err(Error::Digest(_))
+        ));
+        assert!(matches!(
+            parse_config(b"{}", &manifest(2)),
+            Err(Error::Malformed { .. })
+        ));
+    }
+}

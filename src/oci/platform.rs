@@ -1,0 +1,437 @@
+//! Platforms (`linux/amd64`, `linux/arm/v7`): their spellings, which of them runs on which, and the choice from an image index.
+//!
+//! Names are Go's `GOOS` and `GOARCH`, as the image specification wants them. Spellings and order of preference are containerd's
+//! (`platforms.Only`): a newer variant runs the older ones, amd64 runs 386, arm64 runs 32-bit arm; the nearest one is taken.
+
+use std::{fmt, str::FromStr};
+
+use oci_spec::image::{Descriptor, ImageIndex};
+
+use super::media_type;
+
+/// An operating system, an architecture and its variant, in normal form.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Platform {
+    os: String,
+    architecture: String,
+    /// Empty where the architecture's plain form is meant (amd64 v1, arm64 v8).
+    variant: String,
+}
+
+/// What is wrong with the text of a platform.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{0:?} is no platform: OS/ARCHITECTURE[/VARIANT] is expected, as in linux/amd64 or linux/arm/v7"
+)]
+pub struct ParseError(String);
+
+impl Platform {
+    /// A platform in normal form: aliases (`x86_64`, `aarch64`, `armhf`, ...) and redundant variants are resolved.
+    pub fn new(os: &str, architecture: &str, variant: Option<&str>) -> Self {
+        let os = match os.to_ascii_lowercase().as_str() {
+            "macos" => "darwin".to_owned(),
+            other => other.to_owned(),
+        };
+        let architecture = architecture.to_ascii_lowercase();
+        let variant = variant.unwrap_or_default().to_ascii_lowercase();
+        let (architecture, variant) = match (architecture.as_str(), variant.as_str()) {
+            ("i386" | "386", _) => ("386", ""),
+            ("x86_64" | "x86-64" | "amd64", "v1") => ("amd64", ""),
+            ("x86_64" | "x86-64" | "amd64", variant) => ("amd64", variant),
+            ("aarch64" | "arm64", "8" | "v8" | "v8.0") => ("arm64", ""),
+            ("aarch64" | "arm64", "9" | "v9" | "v9.0") => ("arm64", "v9"),
+            ("aarch64" | "arm64", variant) => ("arm64", variant),
+            ("armhf", _) => ("arm", "v7"),
+            ("armel", _) => ("arm", "v6"),
+            ("arm", "" | "7") => ("arm", "v7"),
+            ("arm", "5") => ("arm", "v5"),
+            ("arm", "6") => ("arm", "v6"),
+            ("arm", "8") => ("arm", "v8"),
+            (architecture, variant) => (architecture, variant),
+        };
+        Self {
+            os,
+            architecture: architecture.to_owned(),
+            variant: variant.to_owned(),
+        }
+    }
+
+    /// The platform of the machine that this program was built for.
+    pub fn host() -> Self {
+        // Rust's names where they are not Go's
+        let architecture = match std::env::consts::ARCH {
+            "x86" => "386",
+            "powerpc64" if cfg!(target_endian = "little") => "ppc64le",
+            "powerpc64" => "ppc64",
+            "mips64" if cfg!(target_endian = "little") => "mips64le",
+            "loongarch64" => "loong64",
+            other => other,
+        };
+        Self::new("linux", architecture, None)
+    }
+
+    /// The platform that a descriptor of an image index names. `None` where it names none, or `unknown/unknown` (how builders mark
+    /// what is not an image).
+    pub fn of_descriptor(descriptor: &Descriptor) -> Option<Self> {
+        let platform = descriptor.platform().as_ref()?;
+        let stated = Self::new(
+            &platform.os().to_string(),
+            &platform.architecture().to_string(),
+            platform.variant().as_deref(),
+        );
+        (stated.os != "unknown" && stated.architecture != "unknown").then_some(stated)
+    }
+
+    /// e.g. `linux`.
+    pub fn os(&self) -> &str {
+        &self.os
+    }
+
+    /// e.g. `amd64`.
+    pub fn architecture(&self) -> &str {
+        &self.architecture
+    }
+
+    /// e.g. `v7`; empty for the architecture's plain form.
+    pub fn variant(&self) -> &str {
+        &self.variant
+    }
+
+    /// How well an image for `offered` suits this platform: 0 is best, `None` does not run.
+    pub fn rank(&self, offered: &Self) -> Option<usize> {
+        if self.os != offered.os {
+            return None;
+        }
+        self.runnable().iter().position(|(architecture, variant)| {
+            *architecture == offered.architecture && *variant == offered.variant
+        })
+    }
+
+    /// What runs here, best first.
+    fn runnable(&self) -> Vec<(&str, String)> {
+        let number = |text: &str| text.strip_prefix('v').and_then(|n| n.parse::<u8>().ok());
+        let mut list = vec![(self.architecture.as_str(), self.variant.clone())];
+        match self.architecture.as_str() {
+            "amd64" => {
+                if let Some(own) = number(&self.variant) {
+                    list.extend((2..own).rev().map(|v| ("amd64", format!("v{v}"))));
+                    list.push(("amd64", String::new()));
+                }
+                list.push(("386", String::new()));
+            }
+            "arm" => {
+                if let Some(own) = number(&self.variant) {
+                    list.extend((5..own).rev().map(|v| ("arm", format!("v{v}"))));
+                }
+            }
+            "arm64" => {
+                // v8.4 runs v8.3 to v8; v9.2 runs v9.1, v9 and v8.7 to v8
+                let (major, minor) = match self.variant.strip_prefix('v') {
+                    None => (8, 0),
+                    Some(text) => {
+                        let (major, minor) = text.split_once('.').unwrap_or((text, "0"));
+                        (
+                            major.parse::<u8>().unwrap_or(8),
+                            minor.parse::<u8>().unwrap_or(0).min(9),
+                        )
+                    }
+                };
+                let name = |major: u8, minor: u8| match (major, minor) {
+                    (8, 0) => String::new(),
+                    (major, 0) => format!("v{major}"),
+                    (major, minor) => format!("v{major}.{minor}"),
+                };
+                list.extend((0..minor).rev().map(|minor| ("arm64", name(major, minor))));
+                if major == 9 {
+                    let top = minor.saturating_add(5).min(9); // Arm's manual: v9.N has all of v8.(N+5)
+                    list.extend((0..=top).rev().map(|minor| ("arm64", name(8, minor))));
+                }
+                list.extend((5..=8).rev().map(|v| ("arm", format!("v{v}"))));
+            }
+            _ => {}
+        }
+        list
+    }
+}
+
+/// What an image index offers for a platform.
+#[derive(Debug)]
+pub struct Choice<'a> {
+    /// The manifests that run there, best first; of equals the one that stands first.
+    pub manifests: Vec<&'a Descriptor>,
+    /// Entries that name no platform and might hold one: nested indexes, and manifests.
+    pub unnamed: Vec<&'a Descriptor>,
+    /// All platforms that the index names, for an error message.
+    pub offered: Vec<Platform>,
+}
+
+/// Sorts the entries of an image index by how well they suit a platform. Entries that are marked as artifacts are left out.
+pub fn choose<'a>(index: &'a ImageIndex, wanted: &Platform) -> Choice<'a> {
+    let mut ranked = Vec::new();
+    let mut unnamed = Vec::new();
+    let mut offered = Vec::new();
+    for descriptor in index.manifests() {
+        if descriptor.artifact_type().is_some() || is_attestation(descriptor) {
+            continue;
+        }
+        let stated = descriptor.media_type().to_string();
+        match Platform::of_descriptor(descriptor) {
+            Some(platform) if media_type::is_manifest(&stated) => {
+                if let Some(rank) = wanted.rank(&platform) {
+                    ranked.push((rank, descriptor));
+                }
+                if !offered.contains(&platform) {
+                    offered.push(platform);
+                }
+            }
+            None if descriptor.platform().is_some() => {} // unknown/unknown
+            _ if media_type::is_manifest(&stated) || media_type::is_index(&stated) => {
+                unnamed.push(descriptor);
+            }
+            _ => {}
+        }
+    }
+    ranked.sort_by_key(|(rank, _)| *rank); // stable
+    Choice {
+        manifests: ranked
+            .into_iter()
+            .map(|(_, descriptor)| descriptor)
+            .collect(),
+        unnamed,
+        offered,
+    }
+}
+
+/// BuildKit marks its attestations so.
+fn is_attestation(descriptor: &Descriptor) -> bool {
+    descriptor
+        .annotations()
+        .as_ref()
+        .is_some_and(|annotations| annotations.contains_key("vnd.docker.reference.type"))
+}
+
+impl fmt::Display for Platform {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.os, self.architecture)?;
+        if !self.variant.is_empty() {
+            write!(f, "/{}", self.variant)?;
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for Platform {
+    type Err = ParseError;
+
+    /// Reads `linux/arm/v7`, `linux/amd64`, and an architecture alone (`arm64`), which means Linux.
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let bad = || ParseError(text.to_owned());
+        let parts: Vec<&str> = text.split('/').collect();
+        let sound = |part: &&str| {
+            !part.is_empty()
+                && part
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'))
+        };
+        if !parts.iter().all(sound) {
+            return Err(bad());
+        }
+        match parts[..] {
+            // an operating system alone says too little
+            ["linux" | "windows" | "darwin" | "freebsd"] => Err(bad()),
+            [architecture] => Ok(Self::new("linux", architecture, None)),
+            [os, architecture] => Ok(Self::new(os, architecture, None)),
+            [os, architecture, variant] => Ok(Self::new(os, architecture, Some(variant))),
+            _ => Err(bad()),
+        }
+    }
+}
+
+impl serde::Serialize for Platform {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for Platform {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn platform(text: &str) -> Platform {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn spellings_have_one_normal_form() {
+        for (text, normal) in [
+            ("linux/amd64", "linux/amd64"),
+            ("linux/x86_64", "linux/amd64"),
+            ("Linux/AMD64/v1", "linux/amd64"),
+            ("linux/amd64/v3", "linux/amd64/v3"),
+            ("aarch64", "linux/arm64"),
+            ("linux/arm64/v8", "linux/arm64"),
+            ("linux/arm", "linux/arm/v7"),
+            ("linux/armhf", "linux/arm/v7"),
+            ("linux/armel", "linux/arm/v6"),
+            ("linux/arm/6", "linux/arm/v6"),
+            ("i386", "linux/386"),
+            ("macos/arm64", "darwin/arm64"),
+            ("linux/riscv64", "linux/riscv64"),
+        ] {
+            assert_eq!(platform(text).to_string(), normal, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_platform_is_refused() {
+        for text in [
+            "",
+            "linux",
+            "linux/",
+            "/amd64",
+            "linux/amd64/v2/x",
+            "linux/am d64",
+            "a\0b",
+        ] {
+            assert_eq!(
+                text.parse::<Platform>(),
+                Err(ParseError(text.to_owned())),
+                "{text:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_nearest_platform_that_runs_ranks_best() {
+        let order = |wanted: &str, offers: &[&str]| {
+            let wanted = platform(wanted);
+            let mut ranked: Vec<(usize, &str)> = offers
+                .iter()
+                .filter_map(|offer| Some((wanted.rank(&platform(offer))?, *offer)))
+                .collect();
+            ranked.sort();
+            ranked
+                .into_iter()
+                .map(|(_, offer)| offer.to_owned())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            order(
+                "linux/amd64",
+                &["linux/386", "linux/amd64/v2", "linux/amd64", "linux/arm64"]
+            ),
+            ["linux/amd64", "linux/386"]
+        );
+        assert_eq!(
+            order(
+                "linux/amd64/v3",
+                &[
+                    "linux/amd64",
+                    "linux/amd64/v4",
+                    "linux/amd64/v2",
+                    "linux/amd64/v3"
+                ]
+            ),
+            ["linux/amd64/v3", "linux/amd64/v2", "linux/amd64"]
+        );
+        assert_eq!(
+            order(
+                "linux/arm/v7",
+                &[
+                    "linux/arm/v5",
+                    "linux/arm/v8",
+                    "linux/arm/v6",
+                    "linux/arm/v7"
+                ]
+            ),
+            ["linux/arm/v7", "linux/arm/v6", "linux/arm/v5"]
+        );
+        assert_eq!(
+            order(
+                "linux/arm64",
+                &[
+                    "linux/arm/v6",
+                    "linux/arm/v7",
+                    "linux/arm64",
+                    "linux/arm64/v9"
+                ]
+            ),
+            ["linux/arm64", "linux/arm/v7", "linux/arm/v6"]
+        );
+        assert_eq!(
+            order(
+                "linux/arm64/v9.1",
+                &[
+                    "linux/arm64",
+                    "linux/arm64/v8.6",
+                    "linux/arm64/v9",
+                    "linux/arm64/v8.7"
+                ]
+            ),
+            ["linux/arm64/v9", "linux/arm64/v8.6", "linux/arm64"]
+        );
+        assert_eq!(
+            order("linux/s390x", &["linux/amd64", "linux/s390x"]),
+            ["linux/s390x"]
+        );
+        assert_eq!(order("linux/amd64", &["windows/amd64"]), [""; 0]);
+    }
+
+    #[test]
+    fn an_index_is_sorted_and_artifacts_are_left_out() {
+        let entry = |hex: char, rest: &str| {
+            format!(
+                r#"{{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"sha256:{}","size":1{rest}}}"#,
+                hex.to_string().repeat(64)
+            )
+        };
+        let entries = [
+            entry('a', r#","platform":{"os":"linux","architecture":"386"}"#),
+            entry('b', r#","platform":{"os":"linux","architecture":"amd64"}"#),
+            entry('c', r#","platform":{"os":"linux","architecture":"amd64"}"#),
+            entry(
+                'd',
+                r#","platform":{"os":"unknown","architecture":"unknown"}"#,
+            ),
+            entry(
+                'e',
+                r#","platform":{"os":"linux","architecture":"amd64"},"artifactType":"application/x""#,
+            ),
+            entry('f', ""),
+            entry(
+                '0',
+                r#","platform":{"os":"linux","architecture":"amd64"},"annotations":{"vnd.docker.reference.type":"attestation-manifest"}"#,
+            ),
+        ];
+        let text = format!(
+            r#"{{"schemaVersion":2,"manifests":[{}]}}"#,
+            entries.join(",")
+        );
+        let index: ImageIndex = serde_json::from_str(&text).unwrap();
+        let choice = choose(&index, &platform("linux/amd64"));
+        let first = |list: &[&Descriptor]| -> String {
+            list.iter()
+                .map(|d| d.digest().digest().chars().next().unwrap())
+                .collect()
+        };
+        assert_eq!(first(&choice.manifests), "bca");
+        assert_eq!(first(&choice.unnamed), "f");
+        assert_eq!(
+            choice.offered,
+            [platform("linux/386"), platform("linux/amd64")]
+        );
+    }
+
+    #[test]
+    fn the_host_runs_its_own_images() {
+        assert_eq!(Platform::host().rank(&Platform::host()), Some(0));
+        assert_eq!(Platform::host().os(), "linux");
+    }
+}
