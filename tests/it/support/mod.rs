@@ -1,7 +1,3 @@
-//! What several topics share.
-#![allow(
-    dead_code,
-    reason = "a helper that is made for the topics to come is not an error"
-)]
+//! What several topics use.
 
-pub mod compare;
+pub mod registry;

@@ -1,0 +1,1 @@
+//! References, registries and their failures.
