@@ -2,6 +2,8 @@
 
 pub mod header;
 pub mod inflate;
+pub mod scan;
+mod zlib;
 
 /// Bytes of output that a deflate stream may refer back to, and so the size of a checkpoint's window.
 pub const WINDOW_SIZE: usize = 32 * 1024;
