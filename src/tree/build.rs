@@ -1,0 +1,585 @@
+//! From a layer's entries, in tar order, to its tree.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use super::{
+    Error, Node, NodeId, NodeKind, ROOT, Tree,
+    path::{Clean, Leaf, WHITEOUT_PREFIX, split_plain},
+    shown, xattr,
+};
+use crate::tar::{Entry, EntryKind, Timestamp};
+
+/// Linux's own (MAXSYMLINKS).
+const SYMLINK_LIMIT: usize = 40;
+/// Components walked because a symlink says so, over all entries. A path may cost 40 symlinks of 4 KiB each; all of them together
+/// may not.
+const STEP_LIMIT: usize = 1 << 24;
+/// One path of 4 KiB may imply 2,000 directories, at a hundred times the memory of its bytes in a table.
+const IMPLIED_LIMIT: usize = 1 << 19;
+/// Entries that a tree may have, so that nodes (entries, implied directories, the root) can be numbered as ext4's inodes are.
+const ENTRY_LIMIT: usize = 1 << 31;
+
+const IMPLIED_MODE: u16 = 0o755;
+/// The mode that symlinks have on Linux, whatever a tar says.
+const SYMLINK_MODE: u16 = 0o777;
+
+pub(super) fn build(entries: &[Entry]) -> Result<Tree, Error> {
+    if entries.len() > ENTRY_LIMIT {
+        return Err(Error::TooManyEntries {
+            count: entries.len(),
+            limit: ENTRY_LIMIT,
+        });
+    }
+    let mut builder = Builder {
+        entries,
+        nodes: vec![implied_directory()],
+        named: vec![false],
+        marks: BTreeMap::new(),
+        forward: HashMap::new(),
+        implied: 0,
+        steps: 0,
+        last_parent: None,
+    };
+    builder.nodes.reserve(entries.len());
+    let mut clean = Clean::default();
+    for entry in 0..entries.len() {
+        builder.add(entry, &mut clean)?;
+    }
+    builder.finish()
+}
+
+struct Builder<'a> {
+    entries: &'a [Entry],
+    /// All nodes that ever were, also those that later entries replaced.
+    nodes: Vec<Node>,
+    /// For each node: does an entry name it? Only directories may be without.
+    named: Vec<bool>,
+    /// What whiteouts say of each directory.
+    marks: BTreeMap<NodeId, Marks>,
+    /// Nodes that stand for a hard link whose target has not come yet, and the link's entry.
+    forward: HashMap<NodeId, usize>,
+    implied: usize,
+    steps: usize,
+    /// The parent of the last entry, as its text and as its node, until anything is replaced.
+    last_parent: Option<(&'a [u8], NodeId)>,
+}
+
+#[derive(Default)]
+struct Marks {
+    opaque: bool,
+    hidden: BTreeSet<Vec<u8>>,
+}
+
+/// How far a walk over directories came.
+enum Walked {
+    Whole,
+    /// There is no such name.
+    Missing,
+}
+
+impl<'a> Builder<'a> {
+    fn add(&mut self, index: usize, clean: &mut Clean<'a>) -> Result<(), Error> {
+        let entries = self.entries;
+        let entry = &entries[index];
+        let plain = split_plain(&entry.name);
+        let (parent, leaf) = match (plain, self.last_parent) {
+            (Some((parent, name)), Some((last, node))) if parent == last => (node, name),
+            _ => {
+                clean.set(&entry.name)?;
+                let Some((leaf, parents)) = clean.split() else {
+                    return self.add_root(index);
+                };
+                let node = self.parent(parents, &entry.name)?;
+                if let Some((parent, _)) = plain {
+                    self.last_parent = Some((parent, node));
+                }
+                (node, leaf)
+            }
+        };
+        match Leaf::of(leaf) {
+            Leaf::Name(name) => self.add_name(parent, name, index),
+            Leaf::Whiteout(name) => {
+                let marks = self.marks.entry(parent).or_default();
+                marks.hidden.insert(name.to_vec());
+                Ok(())
+            }
+            Leaf::Opaque => {
+                self.marks.entry(parent).or_default().opaque = true;
+                Ok(())
+            }
+            Leaf::Nothing => Ok(()),
+        }
+    }
+
+    /// `./` gives the root its attributes; anything else that comes to the root is passed over, as in containerd.
+    fn add_root(&mut self, index: usize) -> Result<(), Error> {
+        if self.entries[index].kind == EntryKind::Directory {
+            self.set_directory(ROOT, index)?;
+        }
+        Ok(())
+    }
+
+    fn add_name(&mut self, parent: NodeId, name: &'a [u8], index: usize) -> Result<(), Error> {
+        let entry = &self.entries[index];
+        if let Some(existing) = self.child(parent, name) {
+            let both = entry.kind == EntryKind::Directory && self.is_directory(existing);
+            if both {
+                return self.set_directory(existing, index);
+            }
+            self.names_mut(parent).remove(name);
+            // what was replaced may have been a directory or symlink on the way there
+            self.last_parent = None;
+        }
+        let node = match entry.kind {
+            EntryKind::Hardlink => self.link(index)?,
+            _ => {
+                let node = self.new_node(index)?;
+                self.push(node, true)
+            }
+        };
+        self.names_mut(parent).insert(name.to_vec(), node);
+        Ok(())
+    }
+
+    /// The node that a hard link's name will stand for.
+    fn link(&mut self, index: usize) -> Result<NodeId, Error> {
+        let entry = &self.entries[index];
+        match self.find(entry)? {
+            Some(node) if self.is_directory(node) => Err(link_to_directory(entry)),
+            Some(node) => Ok(node),
+            None => {
+                let node = self.push(implied_directory(), true);
+                self.nodes[node as usize].kind = NodeKind::Fifo;
+                self.forward.insert(node, index);
+                Ok(node)
+            }
+        }
+    }
+
+    fn new_node(&self, index: usize) -> Result<Node, Error> {
+        let entry = &self.entries[index];
+        let path = || shown(&entry.name);
+        let device = || -> Result<(u32, u32), Error> {
+            let number = |value: i64| u32::try_from(value).ok();
+            number(entry.devmajor)
+                .zip(number(entry.devminor))
+                .ok_or_else(|| Error::DeviceNumber {
+                    path: path(),
+                    major: entry.devmajor,
+                    minor: entry.devminor,
+                })
+        };
+        let kind = match entry.kind {
+            EntryKind::Regular => NodeKind::File {
+                entry: index,
+                size: entry.size,
+            },
+            EntryKind::Directory => NodeKind::Directory(BTreeMap::new()),
+            EntryKind::Symlink if entry.linkname.is_empty() => {
+                return Err(Error::EmptySymlink { path: path() });
+            }
+            EntryKind::Symlink if entry.linkname.contains(&0) => {
+                return Err(Error::ZeroByte { path: path() });
+            }
+            EntryKind::Symlink => NodeKind::Symlink(entry.linkname.clone()),
+            EntryKind::Char => device().map(|(major, minor)| NodeKind::Char(major, minor))?,
+            EntryKind::Block => device().map(|(major, minor)| NodeKind::Block(major, minor))?,
+            // a link never gets here: it has no node of its own
+            EntryKind::Fifo | EntryKind::Hardlink => NodeKind::Fifo,
+        };
+        let mode = match kind {
+            NodeKind::Symlink(_) => SYMLINK_MODE,
+            _ => mode_bits(entry.mode),
+        };
+        Ok(Node {
+            kind,
+            mode,
+            uid: entry.uid,
+            gid: entry.gid,
+            mtime: entry.mtime.unwrap_or_default(),
+            xattrs: xattr::of(entry)?,
+            links: 0,
+        })
+    }
+
+    fn set_directory(&mut self, node: NodeId, index: usize) -> Result<(), Error> {
+        let entry = &self.entries[index];
+        let xattrs = xattr::of(entry)?;
+        let directory = &mut self.nodes[node as usize];
+        directory.mode = mode_bits(entry.mode);
+        directory.uid = entry.uid;
+        directory.gid = entry.gid;
+        directory.mtime = entry.mtime.unwrap_or_default();
+        directory.xattrs = xattrs;
+        self.named[node as usize] = true;
+        Ok(())
+    }
+
+    /// The directory that a path's parents name; those that are missing are made.
+    fn parent(&mut self, parents: &[&[u8]], path: &[u8]) -> Result<NodeId, Error> {
+        let mut ancestors = vec![ROOT];
+        let mut links = 0;
+        self.descend(
+            &mut ancestors,
+            parents.iter().copied(),
+            &mut links,
+            true,
+            path,
+        )?;
+        Ok(last(&ancestors))
+    }
+
+    /// The node that a hard link names, if it is there yet. A symlink there is itself the target.
+    fn find(&mut self, link: &Entry) -> Result<Option<NodeId>, Error> {
+        let mut clean = Clean::default();
+        clean.set(&link.linkname)?;
+        let Some((leaf, parents)) = clean.split() else {
+            return Ok(Some(ROOT));
+        };
+        let mut ancestors = vec![ROOT];
+        let parents = parents.iter().copied();
+        match self.descend(&mut ancestors, parents, &mut 0, false, &link.name)? {
+            Walked::Whole => Ok(self.child(last(&ancestors), leaf)),
+            Walked::Missing => Ok(None),
+        }
+    }
+
+    /// Walks from the last of `ancestors` down `names`, through symlinks, and leaves in `ancestors` the way from the root to where
+    /// that leads. Calls itself for the text of a symlink, 40 deep at most.
+    fn descend<'n>(
+        &mut self,
+        ancestors: &mut Vec<NodeId>,
+        names: impl Iterator<Item = &'n [u8]>,
+        links: &mut usize,
+        create: bool,
+        path: &[u8],
+    ) -> Result<Walked, Error> {
+        for name in names {
+            if *links > 0 {
+                self.steps += 1;
+                if self.steps > STEP_LIMIT {
+                    return Err(Error::TooManySteps {
+                        path: shown(path),
+                        limit: STEP_LIMIT,
+                    });
+                }
+            }
+            match name {
+                b"" | b"." => continue,
+                b".." => {
+                    if ancestors.len() > 1 {
+                        ancestors.pop();
+                    }
+                    continue;
+                }
+                _ => {}
+            }
+            let here = last(ancestors);
+            let Some(child) = self.child(here, name) else {
+                if !create {
+                    return Ok(Walked::Missing);
+                }
+                ancestors.push(self.imply(here, name, path)?);
+                continue;
+            };
+            match &self.nodes[child as usize].kind {
+                NodeKind::Directory(_) => ancestors.push(child),
+                NodeKind::Symlink(text) => {
+                    *links += 1;
+                    if *links > SYMLINK_LIMIT {
+                        return Err(Error::TooManySymlinks {
+                            path: shown(path),
+                            limit: SYMLINK_LIMIT,
+                        });
+                    }
+                    let text = text.clone();
+                    if text.starts_with(b"/") {
+                        ancestors.truncate(1);
+                    }
+                    let names: Vec<&[u8]> = text.split(|&byte| byte == b'/').collect();
+                    // a box ends the chain of types that a function calling itself with another iterator would make
+                    let names: Box<dyn Iterator<Item = &[u8]>> = Box::new(names.into_iter());
+                    if let Walked::Missing = self.descend(ancestors, names, links, create, path)? {
+                        return Ok(Walked::Missing);
+                    }
+                }
+                _ if create => {
+                    return Err(Error::ParentNotDirectory {
+                        path: shown(path),
+                        parent: shown(name),
+                    });
+                }
+                _ => return Ok(Walked::Missing),
+            }
+        }
+        Ok(Walked::Whole)
+    }
+
+    fn imply(&mut self, parent: NodeId, name: &[u8], path: &[u8]) -> Result<NodeId, Error> {
+        self.implied += 1;
+        if self.implied > IMPLIED_LIMIT {
+            return Err(Error::TooManyImplied {
+                path: shown(path),
+                limit: IMPLIED_LIMIT,
+            });
+        }
+        // a symlink's text has not been through `Clean`
+        if name.len() > super::path::NAME_LIMIT {
+            return Err(Error::NameTooLong {
+                path: shown(path),
+                length: name.len(),
+                limit: super::path::NAME_LIMIT,
+            });
+        }
+        let node = self.push(implied_directory(), false);
+        self.names_mut(parent).insert(name.to_vec(), node);
+        Ok(node)
+    }
+
+    fn push(&mut self, node: Node, named: bool) -> NodeId {
+        // ENTRY_LIMIT and IMPLIED_LIMIT together are below 2^32
+        let id = self.nodes.len() as NodeId;
+        self.nodes.push(node);
+        self.named.push(named);
+        id
+    }
+
+    fn child(&self, parent: NodeId, name: &[u8]) -> Option<NodeId> {
+        match &self.nodes[parent as usize].kind {
+            NodeKind::Directory(names) => names.get(name).copied(),
+            _ => None,
+        }
+    }
+
+    fn names_mut(&mut self, directory: NodeId) -> &mut BTreeMap<Vec<u8>, NodeId> {
+        match &mut self.nodes[directory as usize].kind {
+            NodeKind::Directory(names) => names,
+            _ => unreachable!("only directories are taken as parents"),
+        }
+    }
+
+    fn is_directory(&self, node: NodeId) -> bool {
+        matches!(self.nodes[node as usize].kind, NodeKind::Directory(_))
+    }
+
+    fn finish(mut self) -> Result<Tree, Error> {
+        self.join_forward_links()?;
+        self.apply_marks();
+        self.remove_hidden_names();
+        let live = self.count_links();
+        Ok(self.into_tree(&live))
+    }
+
+    /// Gives the names of forward hard links the nodes of their targets.
+    fn join_forward_links(&mut self) -> Result<(), Error> {
+        if self.forward.is_empty() {
+            return Ok(());
+        }
+        let mut waiting: Vec<(NodeId, Vec<u8>, NodeId)> = vec![];
+        for directory in self.reachable_directories() {
+            let NodeKind::Directory(names) = &self.nodes[directory as usize].kind else {
+                continue;
+            };
+            for (name, node) in names {
+                if self.forward.contains_key(node) {
+                    waiting.push((directory, name.clone(), *node));
+                }
+            }
+        }
+        let mut resolved: HashMap<NodeId, NodeId> = HashMap::new();
+        for (_, _, first) in &waiting {
+            // a target may itself be a forward link: follow until something that is there, and remember it for the whole way
+            let mut way = vec![];
+            let mut at = *first;
+            while let Some(&index) = self.forward.get(&at) {
+                if let Some(&known) = resolved.get(&at) {
+                    at = known;
+                    continue;
+                }
+                let entry = &self.entries[index];
+                let target = self.find(entry)?;
+                way.push(at);
+                match target {
+                    Some(node) if self.is_directory(node) => return Err(link_to_directory(entry)),
+                    // links that only lead to each other lead to nothing
+                    Some(node) if way.len() <= self.forward.len() => at = node,
+                    _ => {
+                        return Err(Error::LinkTargetMissing {
+                            path: shown(&entry.name),
+                            target: shown(&entry.linkname),
+                        });
+                    }
+                }
+            }
+            resolved.extend(way.into_iter().map(|link| (link, at)));
+        }
+        for (directory, name, link) in waiting {
+            if let Some(&node) = resolved.get(&link) {
+                self.names_mut(directory).insert(name, node);
+            }
+        }
+        Ok(())
+    }
+
+    /// Directories that are still in the tree, parents first.
+    fn reachable_directories(&self) -> Vec<NodeId> {
+        let mut found = vec![ROOT];
+        let mut next = 0;
+        while let Some(&directory) = found.get(next) {
+            next += 1;
+            if let NodeKind::Directory(names) = &self.nodes[directory as usize].kind {
+                found.extend(names.values().filter(|&&node| self.is_directory(node)));
+            }
+        }
+        found
+    }
+
+    fn apply_marks(&mut self) {
+        for (directory, marks) in std::mem::take(&mut self.marks) {
+            if marks.opaque {
+                self.set_opaque(directory);
+            }
+            for name in marks.hidden {
+                match self.child(directory, &name) {
+                    Some(node) if self.is_directory(node) => self.set_opaque(node),
+                    // anything else hides what is below by itself
+                    Some(_) => {}
+                    None => {
+                        let node = self.push(whiteout(), true);
+                        self.names_mut(directory).insert(name, node);
+                    }
+                }
+            }
+        }
+    }
+
+    fn set_opaque(&mut self, directory: NodeId) {
+        let xattrs = &mut self.nodes[directory as usize].xattrs;
+        xattrs.insert(xattr::OPAQUE.to_vec(), b"y".to_vec());
+    }
+
+    /// Takes out names that only an implied parent can have given (AUFS kept hard links' targets in `.wh..wh.plnk/`).
+    fn remove_hidden_names(&mut self) {
+        for node in &mut self.nodes {
+            if let NodeKind::Directory(names) = &mut node.kind {
+                while let Some((name, _)) = names.range(WHITEOUT_PREFIX.to_vec()..).next()
+                    && name.starts_with(WHITEOUT_PREFIX)
+                {
+                    let name = name.clone();
+                    names.remove(&name);
+                }
+            }
+        }
+    }
+
+    /// Counts the names of each node; a node that is left without is not in the tree.
+    fn count_links(&mut self) -> Vec<u32> {
+        let mut links = vec![0u32; self.nodes.len()];
+        for directory in self.reachable_directories() {
+            links[directory as usize] += 2;
+            let NodeKind::Directory(names) = &self.nodes[directory as usize].kind else {
+                continue;
+            };
+            for &node in names.values() {
+                if self.is_directory(node) {
+                    links[directory as usize] += 1;
+                } else {
+                    links[node as usize] += 1;
+                }
+            }
+        }
+        links
+    }
+
+    /// The tree of the nodes that have a name, numbered anew.
+    fn into_tree(self, links: &[u32]) -> Tree {
+        let mut number = 0;
+        let numbers: Vec<NodeId> = links
+            .iter()
+            .map(|&links| {
+                let this = number;
+                number += NodeId::from(links > 0);
+                this
+            })
+            .collect();
+        let renumbered = number as usize != self.nodes.len();
+        let mut nodes = Vec::with_capacity(number as usize);
+        let mut named = Vec::with_capacity(number as usize);
+        for ((mut node, is_named), &links) in self.nodes.into_iter().zip(self.named).zip(links) {
+            if links == 0 {
+                continue;
+            }
+            node.links = links;
+            if let NodeKind::Directory(names) = &mut node.kind
+                && renumbered
+            {
+                for child in names.values_mut() {
+                    *child = numbers[*child as usize];
+                }
+            }
+            nodes.push(node);
+            named.push(is_named);
+        }
+        let mut tree = Tree {
+            nodes,
+            implied: vec![],
+            opaque: vec![],
+            whiteouts: vec![],
+        };
+        let (mut implied, mut opaque, mut whiteouts) = (vec![], vec![], vec![]);
+        tree.walk(|path, id| {
+            let node = tree.node(id);
+            if !named[id as usize] {
+                implied.push(path.to_vec());
+            }
+            if node.kind == NodeKind::Char(0, 0) {
+                whiteouts.push(path.to_vec());
+            }
+            if node.xattrs.contains_key(xattr::OPAQUE) {
+                opaque.push(path.to_vec());
+            }
+        });
+        for paths in [&mut implied, &mut opaque, &mut whiteouts] {
+            paths.sort_unstable();
+        }
+        tree.implied = implied;
+        tree.opaque = opaque;
+        tree.whiteouts = whiteouts;
+        tree
+    }
+}
+
+fn mode_bits(mode: i64) -> u16 {
+    (mode & 0o7777) as u16
+}
+
+fn last(ancestors: &[NodeId]) -> NodeId {
+    ancestors.last().copied().unwrap_or(ROOT)
+}
+
+fn link_to_directory(entry: &Entry) -> Error {
+    Error::LinkToDirectory {
+        path: shown(&entry.name),
+        target: shown(&entry.linkname),
+    }
+}
+
+fn implied_directory() -> Node {
+    Node {
+        kind: NodeKind::Directory(BTreeMap::new()),
+        mode: IMPLIED_MODE,
+        uid: 0,
+        gid: 0,
+        mtime: Timestamp::default(),
+        xattrs: BTreeMap::new(),
+        links: 0,
+    }
+}
+
+fn whiteout() -> Node {
+    Node {
+        kind: NodeKind::Char(0, 0),
+        mode: 0,
+        ..implied_directory()
+    }
+}
