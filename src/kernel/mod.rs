@@ -1,2 +1,17 @@
 //! What this kernel has and does: nbd over generic netlink, loop, FUSE, mounts, namespaces. The only module with `unsafe` for system
 //! calls.
+//!
+//! All functions block; async callers put them on a blocking thread. What they make is held by a guard: dropping the guard takes it
+//! back, `keep` leaves it. A mount is made *detached*, as a descriptor that can be sent to another process, and shows up in a mount
+//! namespace only by [`mount::attach`].
+
+// the one level that may; each use says why it is sound
+#![allow(unsafe_code)]
+
+pub mod blockdev;
+pub mod busy;
+pub mod fdpass;
+pub mod loopdev;
+pub mod mount;
+pub mod mountinfo;
+pub mod overlay;

@@ -1,0 +1,170 @@
+//! Block devices by their kernel name (`nbd0`, `loop3`): size, queue settings, and a node to open when `/dev` has none.
+
+use std::{
+    fs, io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    fs::{CWD, FileType, Mode, OFlags, makedev, mknodat, openat},
+    mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen},
+};
+
+use crate::error::{Error, Kind, Result, ResultExt};
+
+/// How long to wait for a device that the kernel has just been given to come up. It takes microseconds; the bound is for a device
+/// whose server never answers.
+const SETTLE: Duration = Duration::from_secs(10);
+
+fn sys(name: &str) -> PathBuf {
+    Path::new("/sys/block").join(name)
+}
+
+fn read_number(path: &Path) -> Result<u64> {
+    let text =
+        fs::read_to_string(path).or_kind(Kind::Kernel, || format!("reading {}", path.display()))?;
+    text.trim()
+        .parse()
+        .or_kind(Kind::Kernel, || format!("reading {}", path.display()))
+}
+
+fn write_number(path: &Path, value: u64) -> Result<()> {
+    fs::write(path, value.to_string()).or_kind(Kind::Kernel, || {
+        format!("writing {value} to {}", path.display())
+    })
+}
+
+/// The device's size in bytes.
+pub fn size(name: &str) -> Result<u64> {
+    // sysfs counts 512-byte units whatever the device's block size is
+    read_number(&sys(name).join("size"))?
+        .checked_mul(512)
+        .ok_or_else(|| {
+            Error::new(
+                Kind::Kernel,
+                format!("/sys/block/{name}/size is out of range"),
+            )
+        })
+}
+
+/// Waits until the device has this size; an error of kind `Unavailable` when it does not come.
+pub fn wait_for_size(name: &str, bytes: u64) -> Result<()> {
+    let deadline = Instant::now() + SETTLE;
+    let mut pause = Duration::from_micros(100);
+    loop {
+        let seen = size(name);
+        match seen {
+            Ok(seen) if seen == bytes => return Ok(()),
+            _ if Instant::now() >= deadline => {
+                return Err(Error::new(
+                    Kind::Unavailable,
+                    format!(
+                        "/dev/{name} did not come up with {bytes} bytes within {SETTLE:?} (it has {seen:?})"
+                    ),
+                ));
+            }
+            _ => std::thread::sleep(pause),
+        }
+        pause = (pause * 2).min(Duration::from_millis(20));
+    }
+}
+
+/// The kernel's read-ahead on the device in KiB.
+pub fn read_ahead(name: &str) -> Result<u64> {
+    read_number(&sys(name).join("queue/read_ahead_kb"))
+}
+
+/// Sets the largest request, where one is given, and then the read-ahead, both in KiB: writing `max_sectors_kb` resets
+/// `read_ahead_kb`, so the order matters. The largest request is capped at what the device can do.
+pub fn set_read_ahead(name: &str, max_request_kb: Option<u64>, read_ahead_kb: u64) -> Result<()> {
+    let queue = sys(name).join("queue");
+    if let Some(kb) = max_request_kb {
+        let most = read_number(&queue.join("max_hw_sectors_kb"))?;
+        write_number(&queue.join("max_sectors_kb"), kb.min(most))?;
+    }
+    write_number(&queue.join("read_ahead_kb"), read_ahead_kb)
+}
+
+/// The device's numbers, from sysfs.
+pub fn numbers(name: &str) -> Result<(u32, u32)> {
+    let path = sys(name).join("dev");
+    let text = fs::read_to_string(&path)
+        .or_kind(Kind::Kernel, || format!("reading {}", path.display()))?;
+    super::mountinfo::parse_device(text.trim().as_bytes())
+        .ok_or_else(|| Error::new(Kind::Kernel, format!("{} says {text:?}", path.display())))
+}
+
+/// A device node that can be opened: `/dev/NAME` where it is there and right, or a node of our own that no directory shows.
+#[derive(Debug)]
+pub struct Node {
+    path: PathBuf,
+    _private: Option<OwnedFd>,
+}
+
+impl Node {
+    /// Where it can be opened from by this process, while this value lives.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// Finds the node of a block device. Without udev or devtmpfs `/dev` may not have it; then one is made in a tmpfs that is mounted
+/// nowhere.
+pub fn node(name: &str) -> Result<Node> {
+    let (major, minor) = numbers(name)?;
+    let device = makedev(major, minor);
+    let path = Path::new("/dev").join(name);
+    if let Ok(stat) = rustix::fs::stat(&path)
+        && FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice
+        && stat.st_rdev == device
+    {
+        return Ok(Node {
+            path,
+            _private: None,
+        });
+    }
+    let private = private_node(device)
+        .or_kind(Kind::Kernel, || format!("making a device node for {name}"))?;
+    use std::os::fd::AsRawFd;
+    Ok(Node {
+        path: format!("/proc/self/fd/{}", private.as_raw_fd()).into(),
+        _private: Some(private),
+    })
+}
+
+fn private_node(device: u64) -> io::Result<OwnedFd> {
+    let tmpfs = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_create(&tmpfs)?;
+    let root = fsmount(
+        &tmpfs,
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        MountAttrFlags::empty(),
+    )?;
+    mknodat(
+        &root,
+        "node",
+        FileType::BlockDevice,
+        Mode::RUSR | Mode::WUSR,
+        device,
+    )?;
+    Ok(openat(
+        &root,
+        "node",
+        OFlags::PATH | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?)
+}
+
+/// Opens a block device for reading.
+pub fn open(name: &str) -> Result<OwnedFd> {
+    let node = node(name)?;
+    openat(
+        CWD,
+        node.path(),
+        OFlags::RDONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .or_kind(Kind::Kernel, || format!("opening the device {name}"))
+}

@@ -1,0 +1,128 @@
+//! Who keeps a mount busy.
+
+use std::{collections::BTreeSet, fmt, fs, io, path::Path};
+
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+
+use crate::{
+    error::{Error, Kind, Result, ResultExt},
+    kernel::mountinfo::{self, Mount},
+};
+
+/// What of a process is on a mount.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Use {
+    /// Its working directory.
+    WorkingDirectory,
+    /// Its root.
+    Root,
+    /// A file that it has open.
+    OpenFile,
+    /// A file that is mapped: its program, a library, data.
+    Mapping,
+    /// It sees a copy of the mount in a mount namespace of its own. That does not make an unmount here fail, but the file system
+    /// stays in use.
+    Namespace,
+}
+
+/// A process that uses a mount.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct User {
+    /// Its number.
+    pub pid: u32,
+    /// Its name (`/proc/<pid>/comm`).
+    pub name: String,
+    /// What of it is on the mount.
+    pub uses: BTreeSet<Use>,
+}
+
+impl User {
+    /// Whether it holds files of the mount, and not only a copy of it in another namespace.
+    pub fn holds_mount(&self) -> bool {
+        self.uses.iter().any(|&held| held != Use::Namespace)
+    }
+}
+
+impl fmt::Display for User {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.pid, self.name)
+    }
+}
+
+/// The processes that keep the file system mounted at this path in use, by number. Those that end meanwhile are left out.
+pub fn users(path: &Path) -> Result<Vec<User>> {
+    let mount = mountinfo::at(path)?.ok_or_else(|| {
+        Error::new(
+            Kind::NotFound,
+            format!("nothing is mounted at {}", path.display()),
+        )
+    })?;
+    let own_namespace = fs::read_link("/proc/thread-self/ns/mnt").ok();
+    let mut users = Vec::new();
+    let processes = fs::read_dir("/proc").or_kind(Kind::Kernel, || "listing /proc".into())?;
+    for entry in processes.filter_map(io::Result::ok) {
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        else {
+            continue;
+        };
+        let mut uses = uses(&entry.path(), &mount);
+        if fs::read_link(entry.path().join("ns/mnt")).ok() != own_namespace
+            && mountinfo::of(pid)
+                .is_ok_and(|mounts| mounts.iter().any(|other| other.device == mount.device))
+        {
+            uses.insert(Use::Namespace);
+        }
+        if !uses.is_empty() {
+            let name = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+            users.push(User {
+                pid,
+                name: name.trim_end().to_owned(),
+                uses,
+            });
+        }
+    }
+    users.sort_by_key(|user| user.pid);
+    Ok(users)
+}
+
+fn uses(process: &Path, mount: &Mount) -> BTreeSet<Use> {
+    let mut uses = BTreeSet::new();
+    for (link, what) in [
+        ("cwd", Use::WorkingDirectory),
+        ("root", Use::Root),
+        ("exe", Use::Mapping),
+    ] {
+        if is_on(&process.join(link), mount) {
+            uses.insert(what);
+        }
+    }
+    for (folder, what) in [("fd", Use::OpenFile), ("map_files", Use::Mapping)] {
+        let links = fs::read_dir(process.join(folder));
+        if links
+            .into_iter()
+            .flatten()
+            .filter_map(io::Result::ok)
+            .any(|link| is_on(&link.path(), mount))
+        {
+            uses.insert(what);
+        }
+    }
+    uses
+}
+
+/// Whether the file that one of /proc's links leads to is on the mount, or on a copy of it. The link is followed by the kernel
+/// without a look-up, so it works across namespaces; no file system is asked (AT_STATX_DONT_SYNC).
+fn is_on(link: &Path, mount: &Mount) -> bool {
+    let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
+    statx(CWD, link, flags, StatxFlags::MNT_ID).is_ok_and(|stat| {
+        let has_id = stat.stx_mask & StatxFlags::MNT_ID.bits() != 0;
+        (has_id && stat.stx_mnt_id == mount.id)
+            || (stat.stx_dev_major, stat.stx_dev_minor) == mount.device
+    })
+}

@@ -1,0 +1,186 @@
+//! `/proc/<pid>/mountinfo` (proc_pid_mountinfo(5)): the mounts of a mount namespace.
+
+use std::{
+    ffi::OsString,
+    fs,
+    os::unix::ffi::{OsStrExt, OsStringExt},
+    path::{Path, PathBuf},
+};
+
+use crate::error::{Kind, Result, ResultExt};
+
+/// One mount.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mount {
+    /// The mount's number in its namespace.
+    pub id: u64,
+    /// The number of the mount that it stands on.
+    pub parent: u64,
+    /// Device numbers of the file system (`st_dev`), major and minor.
+    pub device: (u32, u32),
+    /// What of the file system is its root.
+    pub root: PathBuf,
+    /// Where it is mounted, seen from the process's root.
+    pub mount_point: PathBuf,
+    /// Options of the mount itself (`ro,nodev`).
+    pub options: String,
+    /// The file system's type.
+    pub fs_type: String,
+    /// What was given as its source.
+    pub source: OsString,
+    /// Options of the file system.
+    pub super_options: OsString,
+}
+
+/// The mounts that this thread sees.
+pub fn own() -> Result<Vec<Mount>> {
+    // not /proc/self: a thread may have a mount namespace of its own
+    read("thread-self")
+}
+
+/// The mounts that a process sees.
+pub fn of(pid: u32) -> Result<Vec<Mount>> {
+    read(&pid.to_string())
+}
+
+fn read(who: &str) -> Result<Vec<Mount>> {
+    let path = format!("/proc/{who}/mountinfo");
+    let text = fs::read(&path).or_kind(Kind::Kernel, || format!("reading {path}"))?;
+    Ok(parse(&text))
+}
+
+/// The topmost mount whose mount point is this path.
+pub fn at(path: &Path) -> Result<Option<Mount>> {
+    let path = match fs::canonicalize(path) {
+        Ok(path) => path,
+        // a mount whose server is gone cannot be resolved, but it can still be listed
+        Err(_) => std::path::absolute(path)
+            .or_kind(Kind::InvalidArgument, || format!("{}", path.display()))?,
+    };
+    // a later line is mounted over an earlier one
+    Ok(own()?.into_iter().rfind(|mount| mount.mount_point == path))
+}
+
+/// Parses the file. Lines that cannot be parsed are left out: the kernel writes none.
+pub fn parse(text: &[u8]) -> Vec<Mount> {
+    text.split(|&byte| byte == b'\n')
+        .filter_map(parse_line)
+        .collect()
+}
+
+fn parse_line(line: &[u8]) -> Option<Mount> {
+    let mut fields = line.split(|&byte| byte == b' ');
+    let id = number(fields.next()?)?;
+    let parent = number(fields.next()?)?;
+    let device = parse_device(fields.next()?)?;
+    let root = unescape(fields.next()?).into();
+    let mount_point = unescape(fields.next()?).into();
+    let options = String::from_utf8_lossy(fields.next()?).into_owned();
+    // optional fields (peer groups) up to a lone dash
+    fields.find(|&field| field == b"-")?;
+    Some(Mount {
+        id,
+        parent,
+        device,
+        root,
+        mount_point,
+        options,
+        fs_type: String::from_utf8_lossy(fields.next()?).into_owned(),
+        source: unescape(fields.next()?),
+        super_options: unescape(fields.next()?),
+    })
+}
+
+fn number(text: &[u8]) -> Option<u64> {
+    std::str::from_utf8(text).ok()?.parse().ok()
+}
+
+/// `8:17` as major and minor.
+pub(super) fn parse_device(text: &[u8]) -> Option<(u32, u32)> {
+    let (major, minor) = std::str::from_utf8(text).ok()?.split_once(':')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
+/// The kernel writes space, tab, newline, backslash (and `#`) as a backslash and three octal digits.
+fn unescape(text: &[u8]) -> OsString {
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((&first, tail)) = rest.split_first() {
+        match (first, tail) {
+            (b'\\', [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', tail @ ..]) => {
+                out.push(((a - b'0') << 6) | ((b - b'0') << 3) | (c - b'0'));
+                rest = tail;
+            }
+            _ => {
+                out.push(first);
+                rest = tail;
+            }
+        }
+    }
+    OsString::from_vec(out)
+}
+
+impl Mount {
+    /// Whether the mount is below this path (or at it).
+    pub fn is_below(&self, path: &Path) -> bool {
+        self.mount_point.starts_with(path)
+    }
+
+    /// Whether an option of the mount is set.
+    pub fn has_option(&self, option: &str) -> bool {
+        self.options.split(',').any(|set| set == option)
+    }
+
+    /// The value of an option of the file system, if it has one.
+    pub fn super_option(&self, key: &str) -> Option<&[u8]> {
+        self.super_options
+            .as_bytes()
+            .split(|&byte| byte == b',')
+            .find_map(|option| option.strip_prefix(key.as_bytes())?.strip_prefix(b"="))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_the_manual() {
+        let mounts = parse(
+            b"36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 shared:7 - ext3 /dev/root rw,errors=continue\n\
+              37 35 0:52 / /a\\040b\\134c\\011d\\012e\\043 ro,nodev - overlay socinbd ro,lowerdir=0:1,xino=on\n",
+        );
+        assert_eq!(mounts.len(), 2);
+        assert_eq!(mounts[0].id, 36);
+        assert_eq!(mounts[0].parent, 35);
+        assert_eq!(mounts[0].device, (98, 0));
+        assert_eq!(mounts[0].root, Path::new("/mnt1"));
+        assert_eq!(mounts[0].mount_point, Path::new("/mnt2"));
+        assert_eq!(mounts[0].fs_type, "ext3");
+        assert_eq!(mounts[0].source, "/dev/root");
+        assert_eq!(mounts[1].mount_point, Path::new("/a b\\c\td\ne#"));
+        assert!(mounts[1].has_option("nodev") && !mounts[1].has_option("node"));
+        assert_eq!(mounts[1].super_option("lowerdir"), Some(&b"0:1"[..]));
+        assert!(mounts[1].is_below(Path::new("/")) && !mounts[1].is_below(Path::new("/a")));
+    }
+
+    #[test]
+    fn what_is_no_escape_stays() {
+        assert_eq!(unescape(b"\\8\\04\\400\\"), "\\8\\04\\400\\");
+        assert_eq!(unescape(b"\\303\\244"), "ä");
+    }
+
+    #[test]
+    fn broken_lines_are_left_out() {
+        assert_eq!(
+            parse(b"\n1 2\n36 35 98 / / rw - a b c\n36 35 98:0 / / rw a b c\n"),
+            []
+        );
+    }
+
+    #[test]
+    fn own_mounts_have_a_root() {
+        assert!(at(Path::new("/")).unwrap().is_some());
+        assert!(at(Path::new("/proc/self/task")).unwrap().is_none());
+    }
+}
