@@ -1,0 +1,49 @@
+//! Devices and mounts on the running kernel. They need root.
+
+mod loopdev;
+mod mounts;
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// Makes an ext4 image from a directory, as a layer's disk is: 4 KiB blocks, no journal.
+pub(crate) fn ext4_image(from: &Path, image: &Path) -> PathBuf {
+    let output = Command::new("mke2fs")
+        .args(["-q", "-t", "ext4", "-b", "4096", "-O", "^has_journal", "-d"])
+        .args([from, image])
+        .arg("4M")
+        .output()
+        .expect("mke2fs: install the package e2fsprogs");
+    assert!(
+        output.status.success(),
+        "mke2fs: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    image.to_owned()
+}
+
+/// An ext4 image that holds these files.
+pub(crate) fn image_of(folder: &Path, name: &str, files: &[(&str, &str)]) -> PathBuf {
+    let tree = folder.join(format!("{name}.tree"));
+    std::fs::create_dir(&tree).unwrap();
+    for (path, content) in files {
+        let path = tree.join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, content).unwrap();
+    }
+    ext4_image(&tree, &folder.join(name))
+}
+
+/// Waits for a condition that is to come true by itself soon.
+pub(crate) fn eventually(mut condition: impl FnMut() -> bool) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while !condition() {
+        assert!(
+            std::time::Instant::now() < deadline,
+            "the condition did not come true"
+        );
+        std::thread::yield_now();
+    }
+}
