@@ -1,10 +1,24 @@
 //! One pass over a layer's blob: digest, diff ID, checkpoints, tar table, span digests, and the files' data as it passes. Pure:
 //! bytes are pushed in.
 
+mod spans;
+mod unpack;
+
 use crate::{
-    oci::{Digest, Packing},
-    tar::Entry,
+    gzip::scan,
+    oci::{Digest, Packing, digest::Hasher},
+    tar::{self, Entry, NoZtoc},
+    ztoc::{self, ZtocParts},
 };
+
+use spans::Spans;
+use unpack::Unpacker;
+
+/// `version` of the zTOCs that are made: the only one there is.
+const ZTOC_VERSION: &str = "0.9";
+
+/// The size, about, above which no zTOC is made. FlatBuffers end at 2 GiB, and a builder doubles its memory to get there.
+const MAX_ZTOC_SIZE: u64 = 1 << 30;
 
 /// Takes what a layer holds, in the order of its stream.
 pub trait LayerSink {
@@ -37,7 +51,7 @@ impl LayerSink for NoSink {
 /// How an index is made.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Bytes of the layer between checkpoints, at least; 4 MiB by default.
+    /// Bytes of the layer between checkpoints, at least; 4 MiB by default. 0 asks for a checkpoint at every block of a gzip layer.
     pub span_size: u64,
     /// `build_tool_identifier` of the zTOC.
     pub build_tool: String,
@@ -48,6 +62,8 @@ pub struct Options {
 /// A layer that has passed.
 #[derive(Debug)]
 pub struct Indexed {
+    /// How the blob is packed, as its bytes say.
+    pub packing: Packing,
     /// SHA-256 of the blob.
     pub digest: Digest,
     /// Bytes of the blob.
@@ -62,28 +78,228 @@ pub struct Indexed {
     pub ztoc: Option<Result<Vec<u8>, String>>,
 }
 
-/// Takes a blob's bytes as they come.
+/// Takes a blob's bytes as they come. Holds the entries and the zTOC's windows; the rest of its memory (1 MiB, with zstd the frame's
+/// window and at most 128 MiB more) does not grow with the layer. After an error it is of no more use.
 pub struct LayerIndexer<S> {
-    sink: S,
+    declared: Packing,
+    options: Options,
+    blob: Hasher,
+    size: u64,
+    /// The blob's first bytes, until there are enough to know how it is packed.
+    head: Vec<u8>,
+    unpacker: Option<Unpacker>,
+    spans: Spans,
+    stream: Stream<S>,
 }
 
 impl<S: LayerSink> LayerIndexer<S> {
-    /// Starts a layer.
+    /// Starts a layer. The blob's first bytes overrule `packing`, as they do in containerd's unpack: it is what an error names.
     pub fn new(packing: Packing, options: Options, sink: S) -> Self {
-        let _ = (packing, options);
-        Self { sink }
+        Self {
+            declared: packing,
+            options,
+            blob: Hasher::default(),
+            size: 0,
+            head: Vec::new(),
+            unpacker: None,
+            spans: Spans::None,
+            stream: Stream {
+                sink,
+                diff_id: Hasher::default(),
+                size: 0,
+                tar: tar::Reader::new(),
+                end: None,
+            },
+        }
     }
 
     /// Takes the next bytes of the blob.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), Error<S::Error>> {
-        let _ = (bytes, &mut self.sink);
-        unimplemented!("module soci::build")
+        self.blob.update(bytes);
+        self.size += bytes.len() as u64;
+        if self.unpacker.is_some() {
+            return self.unpack(bytes);
+        }
+        let (head, rest) = bytes.split_at(bytes.len().min(unpack::MAGIC_SIZE - self.head.len()));
+        self.head.extend_from_slice(head);
+        if self.head.len() < unpack::MAGIC_SIZE {
+            return Ok(());
+        }
+        self.begin()?;
+        self.unpack(rest)
     }
 
     /// The end of the blob.
-    pub fn finish(self) -> Result<(Indexed, S), Error<S::Error>> {
-        unimplemented!("module soci::build")
+    pub fn finish(mut self) -> Result<(Indexed, S), Error<S::Error>> {
+        if self.unpacker.is_none() {
+            self.begin()?;
+        }
+        let packing = match self.unpacker.take() {
+            Some(unpacker) => {
+                let packing = unpacker.packing();
+                unpacker.finish()?;
+                packing
+            }
+            None => self.declared, // `begin` has set it
+        };
+        let digest = self.blob.finish();
+        let archive = self
+            .stream
+            .tar
+            .finish()
+            .map_err(|source| tar_error(self.declared, packing, source))?;
+        let ztoc = self.options.ztoc.then(|| {
+            let (compression, checkpoints, digests) = match packing {
+                Packing::Zstd => {
+                    return Err("a zstd layer cannot be read from its middle".to_owned());
+                }
+                Packing::Gzip | Packing::Plain => self.spans.finish(self.size)?,
+            };
+            if let Some(NoZtoc::Sparse { index }) = archive.no_ztoc {
+                let name = archive.entries.get(index).map(|entry| &entry.name[..]);
+                return Err(format!(
+                    "{} is a sparse file, and a zTOC cannot say where its data is",
+                    String::from_utf8_lossy(name.unwrap_or_default())
+                ));
+            }
+            let size = checkpoints.len() as u64 + table_size(&archive.entries);
+            if size > MAX_ZTOC_SIZE {
+                return Err(format!(
+                    "its zTOC would have about {size} bytes, more than {MAX_ZTOC_SIZE}; use a larger span size"
+                ));
+            }
+            Ok(ztoc::write(&ZtocParts {
+                version: ZTOC_VERSION,
+                build_tool: &self.options.build_tool,
+                entries: &archive.entries,
+                compressed_size: self.size,
+                uncompressed_size: archive.end.get(),
+                compression,
+                digests: &digests,
+                checkpoints: &checkpoints,
+            }))
+        });
+        let indexed = Indexed {
+            packing,
+            digest,
+            size: self.size,
+            diff_id: self.stream.diff_id.finish(),
+            uncompressed_size: self.stream.size,
+            entries: archive.entries,
+            ztoc,
+        };
+        Ok((indexed, self.stream.sink))
     }
+
+    /// Now that the blob's first bytes are known (or that it has no more).
+    fn begin(&mut self) -> Result<(), Error<S::Error>> {
+        let packing = unpack::packing(&self.head);
+        if self.options.ztoc {
+            self.spans = match packing {
+                Packing::Gzip => Spans::checkpoints(self.options.span_size),
+                Packing::Plain => Spans::fixed(self.options.span_size),
+                Packing::Zstd => Spans::None,
+            };
+        }
+        let span_size = match self.spans {
+            Spans::None => u64::MAX,
+            _ => self.options.span_size,
+        };
+        self.unpacker = Some(Unpacker::new(packing, span_size)?);
+        let head = std::mem::take(&mut self.head);
+        self.unpack(&head)
+    }
+
+    fn unpack(&mut self, bytes: &[u8]) -> Result<(), Error<S::Error>> {
+        let Some(unpacker) = &mut self.unpacker else {
+            return Ok(()); // `begin` comes first
+        };
+        let packing = unpacker.packing();
+        let mut rest = bytes;
+        loop {
+            let before = rest;
+            let event = unpacker.next(&mut rest)?;
+            self.spans.take(&before[..before.len() - rest.len()]);
+            match event {
+                Some(scan::Event::Data(data)) => {
+                    self.stream.write(data).map_err(|error| match error {
+                        Error::Tar(source) => tar_error(self.declared, packing, source),
+                        error => error,
+                    })?
+                }
+                // a span that starts behind the tar's end has nothing for anybody
+                Some(scan::Event::Checkpoint(at))
+                    if self.stream.end.is_some_and(|end| at.output > end) => {}
+                Some(scan::Event::Checkpoint(at)) => self.spans.start(&at),
+                None => return Ok(()),
+            }
+        }
+    }
+}
+
+/// The uncompressed side: the diff ID, the tar in it, and who takes what it holds.
+struct Stream<S> {
+    sink: S,
+    diff_id: Hasher,
+    size: u64,
+    tar: tar::Reader,
+    /// Right behind the tar's end blocks, once they have passed.
+    end: Option<crate::units::LayerOffset>,
+}
+
+impl<S: LayerSink> Stream<S> {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), Error<S::Error>> {
+        self.diff_id.update(bytes);
+        self.size += bytes.len() as u64;
+        let mut rest = bytes;
+        while let Some(event) = self.tar.next(&mut rest).map_err(Error::Tar)? {
+            match event {
+                tar::Event::Entry { index } => {
+                    if let Some(entry) = self.tar.entries().get(index) {
+                        self.sink.entry(index, entry).map_err(Error::Sink)?;
+                    }
+                }
+                tar::Event::Data {
+                    index,
+                    file_offset,
+                    bytes,
+                } => self
+                    .sink
+                    .data(index, file_offset, bytes)
+                    .map_err(Error::Sink)?,
+                tar::Event::End => self.end = Some(self.tar.position()),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A tar error in a blob that is not what it was said to be is most likely no tar error.
+fn tar_error<E>(declared: Packing, found: Packing, source: tar::Error) -> Error<E> {
+    match found {
+        Packing::Plain if declared != Packing::Plain => Error::Unpacked { declared, source },
+        _ => Error::Tar(source),
+    }
+}
+
+/// About the bytes that these entries have in a zTOC; never too few.
+fn table_size(entries: &[Entry]) -> u64 {
+    /// Table, vtable and the lengths and ends of eight strings.
+    const ENTRY: usize = 256;
+    const RECORD: usize = 64;
+    entries
+        .iter()
+        .map(|entry| {
+            let strings = [&entry.name, &entry.linkname, &entry.uname, &entry.gname];
+            let strings: usize = strings.iter().map(|string| string.len()).sum();
+            let records: usize = entry
+                .pax
+                .iter()
+                .map(|(key, value)| RECORD + key.len() + value.len())
+                .sum();
+            (ENTRY + strings + records) as u64
+        })
+        .sum()
 }
 
 /// Why a layer could not be read to its end.
@@ -92,5 +308,35 @@ impl<S: LayerSink> LayerIndexer<S> {
 pub enum Error<E> {
     /// The sink failed.
     #[error("the layer's data could not be taken")]
-    Sink(E),
+    Sink(#[source] E),
+    /// The gzip stream is damaged.
+    #[error("the layer's gzip stream cannot be read")]
+    Gzip(#[source] scan::Error),
+    /// The zstd stream is damaged, or needs a larger window than is allowed (128 MiB, as in the program zstd).
+    #[error("bad zstd data at {compressed_offset} of the blob: {message}")]
+    Zstd {
+        /// Where in the blob, at the earliest.
+        compressed_offset: u64,
+        /// The library's words.
+        message: String,
+    },
+    /// The blob ends inside of a zstd frame.
+    #[error("the zstd blob ends at {compressed_offset}, in the middle of a frame")]
+    ZstdTruncated {
+        /// The blob's size.
+        compressed_offset: u64,
+    },
+    /// The layer is no tar.
+    #[error("the layer's tar cannot be read")]
+    Tar(#[source] tar::Error),
+    /// The blob is not compressed, though it was said to be, and is no tar either.
+    #[error(
+        "the blob is not compressed with {declared:?}, as its media type says, and as a plain tar it cannot be read"
+    )]
+    Unpacked {
+        /// How it was said to be packed.
+        declared: Packing,
+        /// Why it is no tar.
+        source: tar::Error,
+    },
 }
