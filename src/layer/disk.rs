@@ -1,0 +1,534 @@
+//! One layer's disk, open.
+
+use std::{
+    fs::File,
+    io::{self, IoSliceMut},
+    ops::Range,
+    os::unix::fs::FileExt as _,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use super::{
+    Allocation, Counters, LayerBlob, StackingFacts, Store,
+    allocation::{self, Extents},
+    bitmap::Bitmap,
+    fetch,
+    flight::{self, Flights},
+    folder::{self, Folder},
+    health::Health,
+    readahead::{self, ReadAhead},
+    sources::Sources,
+    spans::Spans,
+    state::State,
+};
+use crate::{
+    error::{Error, Kind, Result, ResultExt as _},
+    ext4::Regions,
+    oci::Digest,
+    units::{DiskOffset, LayerOffset, SpanId},
+    ztoc::Span,
+};
+
+/// Compressed bytes that one GET asks for at most, unless a single span has more.
+const MAX_FETCH_BYTES: u64 = 8 << 20;
+
+/// The same when nobody waits yet: smaller, so that several run side by side.
+const MAX_AHEAD_BYTES: u64 = 2 << 20;
+
+/// How long a fetch goes on that nobody waits for.
+const AHEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// `RWF_DONTCACHE` of `linux/fs.h`, from Linux 6.14: what is read does not stay in the page cache.
+const RWF_DONTCACHE: rustix::io::ReadWriteFlags =
+    rustix::io::ReadWriteFlags::from_bits_retain(0x80);
+
+/// One layer's disk, open.
+pub struct Disk {
+    me: Weak<Disk>,
+    store: Arc<Store>,
+    folder: Folder,
+    path: PathBuf,
+    layer: LayerBlob,
+    table: Digest,
+    state: Mutex<State>,
+    /// `disk.ext4`, to read.
+    file: File,
+    /// `disk.ext4`, to write.
+    data: File,
+    regions: Regions,
+    spans: Spans,
+    ztoc: Option<File>,
+    bitmap: Bitmap,
+    flights: Arc<Flights>,
+    sources: Sources,
+    readahead: ReadAhead,
+    health: Health,
+    counters: Mutex<Counters>,
+    /// Spans that are in memory only, as far as is known.
+    unsynced: Mutex<Vec<SpanId>>,
+    io_timeout_ms: AtomicU64,
+    drops_behind: AtomicBool,
+}
+
+impl Disk {
+    /// Opens a folder. An error of kind `Corrupt` means that the folder is none that this program can serve, and should go.
+    pub(super) fn open(store: &Arc<Store>, folder: Folder) -> Result<Arc<Self>> {
+        let state = folder.state()?;
+        let damaged = |what: &str| {
+            let path = folder.path().join(what);
+            Error::new(Kind::Corrupt, format!("{} is damaged", path.display()))
+        };
+        let data = folder.open(folder::DISK)?;
+        let path = folder.path().join(folder::DISK);
+        let file =
+            File::open(&path).or_kind(Kind::Io, || format!("cannot open {}", path.display()))?;
+        let length = data
+            .metadata()
+            .or_kind(Kind::Io, || format!("cannot stat {}", path.display()))?
+            .len();
+        if length != state.disk_size {
+            return Err(damaged(folder::DISK));
+        }
+        let regions = Regions::decode(&folder.read(folder::LAYOUT)?)
+            .or_kind(Kind::Corrupt, || folder.path().display().to_string())?;
+        if regions.size() != state.disk_size {
+            return Err(damaged(folder::LAYOUT));
+        }
+        let spans = Spans::open(folder.open(folder::SPAN_TABLE)?)?;
+        let ztoc = match state.spans {
+            0 => None,
+            _ => Some(folder.open(folder::ZTOC)?),
+        };
+        if spans.count() != state.spans {
+            return Err(damaged(folder::SPAN_TABLE));
+        }
+        let bitmap = Bitmap::open(folder.open(folder::SPANS)?, state.spans)
+            .or_kind(Kind::Io, || format!("cannot read {}", path.display()))?
+            .ok_or_else(|| damaged(folder::SPANS))?;
+        for span in (0..state.spans).map(SpanId) {
+            // nothing of the disk is in a span without a region (tar headers, the end of the tar): it is not worth a fetch
+            if state.complete || regions.in_layer(&spans.uncompressed(span)).is_empty() {
+                bitmap.set(span);
+            }
+        }
+        let disk = Arc::new_cyclic(|me| Self {
+            me: Weak::clone(me),
+            store: Arc::clone(store),
+            path,
+            layer: state.layer.clone(),
+            table: state.table,
+            sources: Sources::open(&folder),
+            folder,
+            file,
+            data,
+            regions,
+            spans,
+            ztoc,
+            bitmap,
+            flights: Arc::default(),
+            readahead: ReadAhead::default(),
+            health: Health::default(),
+            counters: Mutex::default(),
+            unsynced: Mutex::default(),
+            io_timeout_ms: AtomicU64::new(u64::MAX),
+            drops_behind: AtomicBool::new(true),
+            state: Mutex::new(state),
+        });
+        disk.set_io_timeout(store.options().io_timeout);
+        Ok(disk)
+    }
+
+    /// The layer.
+    pub fn layer(&self) -> &LayerBlob {
+        &self.layer
+    }
+
+    /// The digest of the table that it was laid out from.
+    pub fn table(&self) -> &Digest {
+        &self.table
+    }
+
+    /// Bytes of the ext4 image.
+    pub fn size(&self) -> u64 {
+        self.regions.size()
+    }
+
+    /// `disk.ext4`.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// `disk.ext4`, open for reading.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Whether every span is present (and, where that is known, verified as a whole).
+    pub fn is_complete(&self) -> bool {
+        self.bitmap.is_full()
+    }
+
+    /// Whether the disk is complete and the layer's bytes were checked in full against its digest.
+    pub fn is_verified(&self) -> bool {
+        self.lock_state().verified
+    }
+
+    /// Spans present, and spans in all. A disk that was streamed has none.
+    pub fn span_counts(&self) -> (u32, u32) {
+        (self.bitmap.present(), self.bitmap.count())
+    }
+
+    /// Counters since the disk was opened.
+    pub fn counters(&self) -> Counters {
+        *lock(&self.counters)
+    }
+
+    /// What stacking has to know.
+    pub fn stacking(&self) -> Result<StackingFacts> {
+        serde_json::from_slice(&self.folder.read(folder::STACKING)?).or_kind(Kind::Corrupt, || {
+            format!(
+                "{} is damaged",
+                self.folder.path().join(folder::STACKING).display()
+            )
+        })
+    }
+
+    /// Why the disk is degraded at the moment, if it is.
+    pub fn degraded(&self) -> Option<String> {
+        self.health.degraded()
+    }
+
+    /// How long [`Self::make_present`] goes on trying when the sources do not answer; `None`: for ever.
+    pub fn set_io_timeout(&self, timeout: Option<Duration>) {
+        let millis = timeout.map_or(u128::MAX, |timeout| timeout.as_millis());
+        let millis = u64::try_from(millis).unwrap_or(u64::MAX);
+        self.io_timeout_ms.store(millis, Ordering::Relaxed);
+    }
+
+    /// Whether a read of this range needs no fetch. Cheap: no lock, no system call.
+    pub fn is_present(&self, range: Range<DiskOffset>) -> bool {
+        self.bitmap.is_full() || self.needed(&range).all(|span| self.bitmap.get(span))
+    }
+
+    /// Reads a range that is present, without leaving it in the page cache where the kernel can do that.
+    pub fn read_present(&self, offset: DiskOffset, buffer: &mut [u8]) -> io::Result<()> {
+        if !self.bitmap.is_full() {
+            let end = offset.get().saturating_add(buffer.len() as u64);
+            let range = offset..DiskOffset(end);
+            if self.readahead.reaches(&range) {
+                // it is not dropped while it is used
+                if let Some(me) = self.me.upgrade() {
+                    me.read_ahead(&range);
+                }
+            }
+        }
+        self.read_uncached(offset.get(), buffer)
+    }
+
+    /// Makes a range present: one fetch a span however many wait, adjacent missing spans in one GET. Goes on trying for the disk's
+    /// [`Self::set_io_timeout`].
+    pub async fn make_present(
+        self: &Arc<Self>,
+        range: Range<DiskOffset>,
+    ) -> Result<(), Arc<Error>> {
+        let timeout = match self.io_timeout_ms.load(Ordering::Relaxed) {
+            u64::MAX => None,
+            millis => Some(Duration::from_millis(millis)),
+        };
+        self.make_present_within(range, timeout).await
+    }
+
+    /// As [`Self::make_present`], with a time of its own; `None`: for ever. When it has passed the error is that of the last try, and
+    /// the next call tries anew.
+    pub async fn make_present_within(
+        self: &Arc<Self>,
+        range: Range<DiskOffset>,
+        timeout: Option<Duration>,
+    ) -> Result<(), Arc<Error>> {
+        if self.is_present(range.clone()) {
+            return Ok(());
+        }
+        self.store.enter();
+        let deadline = flight::deadline(timeout);
+        let (waiters, claims) = self.flights.claim(
+            self.needed(&range),
+            |span| self.bitmap.get(span),
+            |run| self.compressed_length(run) <= MAX_FETCH_BYTES,
+            deadline,
+        );
+        for claim in claims {
+            self.store.spawn(fetch::fetch(Arc::clone(self), claim));
+        }
+        self.read_ahead(&range);
+        for waiter in waiters {
+            waiter.wait(deadline).await?;
+        }
+        Ok(())
+    }
+
+    /// The extents of a range, merged, in whole blocks but for the range's own ends.
+    pub fn allocation(&self, range: Range<DiskOffset>) -> Vec<(u64, Allocation)> {
+        let end = range.end.min(DiskOffset(self.size()));
+        let mut extents = Extents::new(range.start);
+        let mut position = range.start;
+        for region in self.regions.in_disk(&(range.start..end)) {
+            let Some(part) = region.clip_disk(&(range.start..end)) else {
+                continue;
+            };
+            allocation::stored(&self.file, position..part.disk.start, &mut extents);
+            for span in self.spans_of(&part.layer) {
+                let bytes = self.spans.uncompressed(span);
+                let Some(piece) = part.clip_layer(&bytes) else {
+                    continue;
+                };
+                let present = self.bitmap.get(span);
+                extents.push(
+                    piece.disk.end,
+                    if present {
+                        Allocation::Present
+                    } else {
+                        Allocation::Absent
+                    },
+                );
+            }
+            // a streamed disk has no spans
+            extents.push(part.disk.end, Allocation::Present);
+            position = part.disk.end;
+        }
+        allocation::stored(&self.file, position..end, &mut extents);
+        extents.finish(end)
+    }
+
+    /// Brings what is present to the disk, and then its bits. Blocks.
+    pub fn sync(&self) -> Result<()> {
+        let mut state = self.lock_state();
+        let spans = std::mem::take(&mut *lock(&self.unsynced));
+        if let Err(error) = self.data.sync_data() {
+            // what the kernel could not write it may drop: these spans have to come again
+            for span in &spans {
+                self.bitmap.clear(*span);
+            }
+            let error = Error::with_source(
+                Kind::Io,
+                format!("cannot write {} to its disk", self.path.display()),
+                error,
+            );
+            self.health
+                .failed_locally(&Arc::new(Error::new(error.kind(), error.report())));
+            return Err(error);
+        }
+        self.bitmap.save(&spans).or_kind(Kind::Io, || {
+            format!(
+                "cannot write {}",
+                self.folder.path().join(folder::SPANS).display()
+            )
+        })?;
+        for span in &spans {
+            self.drop_behind(*span);
+        }
+        let complete = self.bitmap.is_full() && lock(&self.unsynced).is_empty();
+        if state.unsynced_since_boot.is_some() {
+            self.folder.sync().or_kind(Kind::Io, || {
+                format!("cannot sync {}", self.folder.path().display())
+            })?;
+        }
+        let mut next = state.clone();
+        next.complete |= complete;
+        next.unsynced_since_boot = None;
+        if next != *state {
+            self.folder.replace(folder::STATE, &next.encode())?;
+            *state = next;
+        }
+        Ok(())
+    }
+}
+
+impl Disk {
+    pub(super) fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    pub(super) fn spans(&self) -> &Spans {
+        &self.spans
+    }
+
+    pub(super) fn regions(&self) -> &Regions {
+        &self.regions
+    }
+
+    pub(super) fn sources(&self) -> &Sources {
+        &self.sources
+    }
+
+    pub(super) fn health(&self) -> &Health {
+        &self.health
+    }
+
+    /// `disk.ext4`, open for writing.
+    pub(super) fn data(&self) -> &File {
+        &self.data
+    }
+
+    pub(super) fn count_fetch(&self, count: impl FnOnce(&mut Counters)) {
+        count(&mut lock(&self.counters));
+    }
+
+    /// A span's window, from the zTOC.
+    pub(super) fn window(&self, span: &Span) -> io::Result<Option<Vec<u8>>> {
+        let (Some(range), Some(ztoc)) = (&span.window, &self.ztoc) else {
+            return Ok(None);
+        };
+        // its length was 32 KiB when the table was written; more would be damage
+        let mut window = vec![0; range.len().min(crate::gzip::WINDOW_SIZE)];
+        ztoc.read_exact_at(&mut window, range.start as u64)?;
+        Ok(Some(window))
+    }
+
+    /// A span's data is in the file: readers see it from now on.
+    pub(super) fn set_present(self: &Arc<Self>, span: SpanId) {
+        self.bitmap.set(span);
+        let mut unsynced = lock(&self.unsynced);
+        unsynced.push(span);
+        if unsynced.len() == 1 {
+            self.store.sync_later(self);
+        }
+    }
+
+    /// The spans under a range of the disk, ascending, each once.
+    fn needed(&self, range: &Range<DiskOffset>) -> impl Iterator<Item = SpanId> {
+        let mut next = 0;
+        self.regions
+            .in_disk(range)
+            .iter()
+            .filter_map(|region| region.clip_disk(range))
+            .flat_map(move |part| {
+                let spans = self.spans.covering(part.layer);
+                let start = spans.start.max(next);
+                next = next.max(spans.end);
+                start..spans.end.max(start)
+            })
+            .map(SpanId)
+    }
+
+    /// Compressed bytes of adjacent spans.
+    fn compressed_length(&self, run: &Range<u32>) -> u64 {
+        let start = self.spans.compressed(SpanId(run.start)).start;
+        let end = self.spans.compressed(SpanId(run.end - 1)).end; // never empty
+        end.get() - start.get()
+    }
+
+    /// Takes note of an access, and starts the fetch of what its reader will want next.
+    fn read_ahead(self: &Arc<Self>, range: &Range<DiskOffset>) {
+        let regions = self.regions.in_disk(range);
+        let (Some(first), Some(last)) = (regions.first(), regions.last()) else {
+            return;
+        };
+        let (Some(first), Some(end)) = (first.clip_disk(range), last.clip_disk(range)) else {
+            return;
+        };
+        let access = readahead::Access {
+            spans: self.spans.covering(first.layer.start..end.layer.end),
+            file: last.disk.start.get(),
+            file_end: self.spans.covering(last.layer.clone()).end,
+        };
+        let length = |span| self.compressed_length(&(span..span + 1));
+        let Some(ahead) = self.readahead.access(&access, self.spans.count(), length) else {
+            return;
+        };
+        let layer = self.spans.uncompressed(SpanId(ahead.spans.start)).start
+            ..self.spans.uncompressed(SpanId(ahead.spans.end - 1)).end;
+        let regions = self.regions.in_layer(&layer);
+        if let (Some(first), Some(last)) = (regions.first(), regions.last()) {
+            let disk = first.disk.start..last.disk.end;
+            self.readahead.mark(ahead.reader, &disk);
+        }
+        let (_, claims) = self.flights.claim(
+            ahead.spans.map(SpanId),
+            |span| self.bitmap.get(span),
+            |run| self.compressed_length(run) <= MAX_AHEAD_BYTES,
+            flight::deadline(Some(AHEAD_TIMEOUT)),
+        );
+        for claim in claims {
+            self.store.spawn(fetch::fetch(Arc::clone(self), claim));
+        }
+    }
+
+    /// Reads past the page cache where the kernel can. Data that is not on the disk yet is served from there all the same.
+    fn read_uncached(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let mut done = 0;
+        while done < buffer.len() && self.drops_behind.load(Ordering::Relaxed) {
+            let rest = &mut [IoSliceMut::new(&mut buffer[done..])];
+            let position = offset + done as u64;
+            match rustix::io::preadv2(&self.file, rest, position, RWF_DONTCACHE) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => done += count,
+                Err(rustix::io::Errno::INTR) => {}
+                // an older kernel, or a file system that cannot
+                Err(
+                    rustix::io::Errno::OPNOTSUPP
+                    | rustix::io::Errno::INVAL
+                    | rustix::io::Errno::NOSYS,
+                ) => {
+                    self.drops_behind.store(false, Ordering::Relaxed);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if done == buffer.len() {
+            return Ok(());
+        }
+        self.file
+            .read_exact_at(&mut buffer[done..], offset + done as u64)?;
+        self.forget(offset, buffer.len() as u64);
+        Ok(())
+    }
+
+    /// Drops a span's data from the page cache; it is on the disk.
+    fn drop_behind(&self, span: SpanId) {
+        let regions = self.regions.in_layer(&self.spans.uncompressed(span));
+        if let (Some(first), Some(last)) = (regions.first(), regions.last()) {
+            let start = first.disk.start.get();
+            self.forget(start, last.disk.end.get() - start);
+        }
+    }
+
+    fn forget(&self, offset: u64, length: u64) {
+        // advice: what cannot be dropped stays
+        let _ = rustix::fs::fadvise(
+            &self.file,
+            offset,
+            std::num::NonZeroU64::new(length),
+            rustix::fs::Advice::DontNeed,
+        );
+    }
+
+    fn spans_of(&self, layer: &Range<LayerOffset>) -> impl Iterator<Item = SpanId> + use<> {
+        self.spans.covering(layer.clone()).map(SpanId)
+    }
+
+    fn lock_state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let synced =
+            lock(&self.unsynced).is_empty() && self.lock_state().unsynced_since_boot.is_none();
+        if synced {
+            return;
+        }
+        if let Err(error) = self.sync() {
+            tracing::warn!(layer = %self.layer.digest, "the layer's disk could not be synced: {}", error.report());
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

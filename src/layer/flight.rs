@@ -1,0 +1,296 @@
+//! Who waits for which span: one fetch a span, however many want it.
+
+use std::{
+    collections::HashMap,
+    ops::Range,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{sync::watch, time::Instant};
+
+use crate::{
+    error::{Error, Kind},
+    units::SpanId,
+};
+
+/// How a fetch ended.
+pub(super) type Outcome = Result<(), Arc<Error>>;
+
+/// How long a fetch may go on: until the last of those who wait gives up. `None`: for ever.
+pub(super) type Deadline = Option<Instant>;
+
+/// The moment `timeout` from now; for ever where that cannot be counted.
+pub(super) fn deadline(timeout: Option<Duration>) -> Deadline {
+    Instant::now().checked_add(timeout?)
+}
+
+/// What the spans of one fetch share: one deadline, and what has gone wrong so far.
+pub(super) struct Effort {
+    deadline: watch::Sender<Deadline>,
+    last_error: Mutex<Option<Arc<Error>>>,
+}
+
+impl Effort {
+    pub(super) fn new(deadline: Deadline) -> Arc<Self> {
+        Arc::new(Self {
+            deadline: watch::Sender::new(deadline),
+            last_error: Mutex::new(None),
+        })
+    }
+
+    fn extend(&self, deadline: Deadline) {
+        self.deadline.send_if_modified(|current| {
+            let later = match (*current, deadline) {
+                (Some(current), Some(new)) => new > current,
+                (current, None) => current.is_some(),
+                (None, Some(_)) => false,
+            };
+            if later {
+                *current = deadline;
+            }
+            later
+        });
+    }
+
+    /// Ends when the deadline has passed, however often it is moved.
+    pub(super) async fn passed(&self) {
+        let mut moved = self.deadline.subscribe();
+        loop {
+            let deadline = *moved.borrow_and_update();
+            let passed = async {
+                match deadline {
+                    Some(deadline) => tokio::time::sleep_until(deadline).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = passed => return,
+                // the sender is in `self`: it is not closed
+                _ = moved.changed() => {}
+            }
+        }
+    }
+
+    pub(super) fn note(&self, error: &Arc<Error>) {
+        *lock(&self.last_error) = Some(Arc::clone(error));
+    }
+
+    pub(super) fn last_error(&self) -> Option<Arc<Error>> {
+        lock(&self.last_error).clone()
+    }
+}
+
+/// One span on its way.
+struct Flight {
+    outcome: watch::Sender<Option<Outcome>>,
+    effort: Arc<Effort>,
+}
+
+/// Someone who waits for a span.
+pub(super) struct Waiter {
+    outcome: watch::Receiver<Option<Outcome>>,
+    effort: Arc<Effort>,
+}
+
+impl Waiter {
+    /// The fetch's outcome; when the deadline passes first, its last error.
+    pub(super) async fn wait(mut self, deadline: Deadline) -> Outcome {
+        let outcome = async {
+            match self.outcome.wait_for(Option::is_some).await {
+                Ok(outcome) => outcome.clone().unwrap_or(Ok(())), // it is some
+                Err(_) => Err(stopped()),
+            }
+        };
+        let Some(deadline) = deadline else {
+            return outcome.await;
+        };
+        tokio::time::timeout_at(deadline, outcome)
+            .await
+            .unwrap_or_else(|_| {
+                Err(self.effort.last_error().unwrap_or_else(|| {
+                    Arc::new(Error::new(
+                        Kind::Unavailable,
+                        "no source of the layer has answered in the time that a read may wait",
+                    ))
+                }))
+            })
+    }
+}
+
+fn stopped() -> Arc<Error> {
+    Arc::new(Error::new(
+        Kind::Unavailable,
+        "the fetch was given up because the daemon stops",
+    ))
+}
+
+impl Flight {
+    fn waiter(&self) -> Waiter {
+        Waiter {
+            outcome: self.outcome.subscribe(),
+            effort: Arc::clone(&self.effort),
+        }
+    }
+}
+
+/// All spans on their way.
+#[derive(Default)]
+pub(super) struct Flights(Mutex<HashMap<SpanId, Flight>>);
+
+impl Flights {
+    /// Joins the fetches of those of `spans` that are on their way, and claims the others that are not `present`; `spans` ascend.
+    /// Gives the waiters for all, and the claims, which the caller has to work on: adjacent spans are in one as long as `fit` says so.
+    pub(super) fn claim(
+        self: &Arc<Self>,
+        spans: impl Iterator<Item = SpanId>,
+        present: impl Fn(SpanId) -> bool,
+        fit: impl Fn(&Range<u32>) -> bool,
+        deadline: Deadline,
+    ) -> (Vec<Waiter>, Vec<Claim>) {
+        let mut waiters = Vec::new();
+        let mut claims: Vec<Claim> = Vec::new();
+        let mut flights = lock(&self.0);
+        for span in spans {
+            // asked under the lock: a span's bit is set before its flight ends
+            if present(span) {
+                continue;
+            }
+            if let Some(flight) = flights.get(&span) {
+                flight.effort.extend(deadline);
+                waiters.push(flight.waiter());
+                continue;
+            }
+            let next = span.get() + 1;
+            let effort = match claims.last_mut() {
+                Some(claim) if claim.spans.end == span.get() && fit(&(claim.spans.start..next)) => {
+                    claim.spans.end = next;
+                    Arc::clone(&claim.effort)
+                }
+                _ => {
+                    let effort = Effort::new(deadline);
+                    claims.push(Claim {
+                        spans: span.get()..next,
+                        effort: Arc::clone(&effort),
+                        flights: Arc::clone(self),
+                    });
+                    effort
+                }
+            };
+            let flight = Flight {
+                outcome: watch::Sender::new(None),
+                effort,
+            };
+            waiters.push(flight.waiter());
+            flights.insert(span, flight);
+        }
+        (waiters, claims)
+    }
+
+    /// Ends a span's flight, if it has not ended yet.
+    fn end(&self, span: SpanId, outcome: Outcome) {
+        let flight = lock(&self.0).remove(&span);
+        if let Some(flight) = flight {
+            // nobody waits any more: the next one finds the bit, or tries again
+            let _ = flight.outcome.send(Some(outcome));
+        }
+    }
+}
+
+/// Adjacent spans that one fetch has to bring. When it is dropped, what has not been ended ends with an error.
+pub(super) struct Claim {
+    spans: Range<u32>,
+    effort: Arc<Effort>,
+    flights: Arc<Flights>,
+}
+
+impl Claim {
+    pub(super) fn spans(&self) -> Range<u32> {
+        self.spans.clone()
+    }
+
+    pub(super) fn effort(&self) -> &Arc<Effort> {
+        &self.effort
+    }
+
+    /// Ends one of the spans.
+    pub(super) fn end(&self, span: SpanId, outcome: Outcome) {
+        debug_assert!(self.spans.contains(&span.get()));
+        self.flights.end(span, outcome);
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        for span in self.spans.clone() {
+            self.flights.end(SpanId(span), Err(stopped()));
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spans(range: Range<u32>) -> impl Iterator<Item = SpanId> {
+        range.map(SpanId)
+    }
+
+    fn soon() -> Deadline {
+        deadline(Some(Duration::from_secs(60)))
+    }
+
+    #[tokio::test]
+    async fn the_second_who_asks_waits_for_the_first() {
+        let flights = Arc::new(Flights::default());
+        let fit = |run: &Range<u32>| run.len() <= 3;
+        let (first, claims) = flights.claim(spans(0..5), |span| span.get() == 1, fit, soon());
+        let ranges: Vec<_> = claims.iter().map(Claim::spans).collect();
+        assert_eq!(ranges, [0..1, 2..5]);
+        assert_eq!(first.len(), 4);
+
+        let (second, none) = flights.claim(spans(3..4), |_| false, fit, soon());
+        assert!(none.is_empty());
+        claims[1].end(SpanId(3), Ok(()));
+        for waiter in second {
+            assert!(waiter.wait(soon()).await.is_ok());
+        }
+        // it has ended: who asks now starts anew
+        let (_, again) = flights.claim(spans(3..4), |_| false, fit, soon());
+        assert_eq!(again.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_dropped_claim_is_an_error_and_not_a_hang() {
+        let flights = Arc::new(Flights::default());
+        let (mut waiters, claims) = flights.claim(spans(0..2), |_| false, |_| true, soon());
+        claims[0].end(SpanId(0), Ok(()));
+        drop(claims);
+        let last = waiters.pop().unwrap().wait(None).await;
+        assert_eq!(last.unwrap_err().kind(), Kind::Unavailable);
+        assert!(waiters.pop().unwrap().wait(None).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn each_waits_for_its_own_time_and_the_fetch_for_the_longest() {
+        let flights = Arc::new(Flights::default());
+        let short = deadline(Some(Duration::from_millis(20)));
+        let long = deadline(Some(Duration::from_millis(120)));
+        let (mut first, claims) = flights.claim(spans(0..1), |_| false, |_| true, short);
+        let effort = Arc::clone(claims[0].effort());
+        let (mut second, _) = flights.claim(spans(0..1), |_| false, |_| true, long);
+        effort.note(&Arc::new(Error::new(Kind::Unauthorized, "refused")));
+
+        let error = first.pop().unwrap().wait(short).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::Unauthorized);
+        assert!(Some(Instant::now()) >= short && Some(Instant::now()) < long);
+        effort.passed().await;
+        assert!(Some(Instant::now()) >= long);
+        claims[0].end(SpanId(0), Ok(()));
+        assert!(second.pop().unwrap().wait(None).await.is_ok());
+    }
+}

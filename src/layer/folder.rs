@@ -1,0 +1,194 @@
+//! The folder of a disk: its names, its modes, and how it comes to be whole or not at all.
+//!
+//! A folder is built under `<root>/layers/new/` and renamed into its place when all is written; what is found under `new` when the
+//! store opens was left by a daemon that died. The rename does not wait for the disk: until the folder has been synced its
+//! `state.json` names the boot that it is valid in (see [`super::state`]).
+
+use std::{
+    ffi::OsStr,
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, Write as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use super::state::State;
+use crate::error::{Error, Kind, Result, ResultExt as _};
+
+/// The verified zTOC.
+pub(super) const ZTOC: &str = "ztoc";
+/// The spans, without the file metadata.
+pub(super) const SPAN_TABLE: &str = "spans.table";
+/// Which range of the layer goes where in the disk.
+pub(super) const LAYOUT: &str = "layout";
+/// The layer's ext4 image.
+pub(super) const DISK: &str = "disk.ext4";
+/// One bit a span.
+pub(super) const SPANS: &str = "spans";
+/// Where the layer can be had.
+pub(super) const SOURCES: &str = "sources.json";
+/// What stacking has to know.
+pub(super) const STACKING: &str = "stacking.json";
+/// What the folder is worth.
+pub(super) const STATE: &str = "state.json";
+
+/// Makes a folder that nobody else may enter, with its parents.
+pub(super) fn make_private(path: &Path) -> Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .or_kind(Kind::Io, || {
+            format!("cannot make the folder {}", path.display())
+        })
+}
+
+/// A folder, and the files in it.
+#[derive(Clone, Debug)]
+pub(super) struct Folder(PathBuf);
+
+impl Folder {
+    pub(super) fn new(path: PathBuf) -> Self {
+        Self(path)
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Makes a file, 0600, empty.
+    pub(super) fn create(&self, name: &str) -> Result<File> {
+        self.open_with(name, OpenOptions::new().create_new(true))
+    }
+
+    /// Opens a file to read and write it.
+    pub(super) fn open(&self, name: &str) -> Result<File> {
+        self.open_with(name, &mut OpenOptions::new())
+    }
+
+    fn open_with(&self, name: &str, options: &mut OpenOptions) -> Result<File> {
+        let path = self.0.join(name);
+        options
+            .read(true)
+            .write(true)
+            .mode(0o600)
+            .open(&path)
+            .or_kind(Kind::Io, || format!("cannot open {}", path.display()))
+    }
+
+    /// Writes a file that is not there yet.
+    pub(super) fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        self.create(name)?
+            .write_all(bytes)
+            .or_kind(Kind::Io, || self.cannot_write(name))
+    }
+
+    /// Writes a file's next version and puts it in place of the last one, whole and on the disk.
+    pub(super) fn replace(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let next = self.0.join(format!("{name}.next"));
+        let written = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&next)
+            .and_then(|mut file| {
+                file.write_all(bytes)?;
+                file.sync_all()
+            })
+            .and_then(|()| fs::rename(&next, self.0.join(name)))
+            .and_then(|()| File::open(&self.0)?.sync_all());
+        written.or_kind(Kind::Io, || self.cannot_write(name))
+    }
+
+    /// Reads a whole file.
+    pub(super) fn read(&self, name: &str) -> Result<Vec<u8>> {
+        let path = self.0.join(name);
+        fs::read(&path).or_kind(Kind::Io, || format!("cannot read {}", path.display()))
+    }
+
+    /// The state, or an error of kind `Corrupt` where the folder does not count.
+    pub(super) fn state(&self) -> Result<State> {
+        State::parse(&self.read(STATE)?).ok_or_else(|| {
+            Error::new(
+                Kind::Corrupt,
+                format!(
+                    "{} is of another version, damaged, or was not synced before the machine went down",
+                    self.0.join(STATE).display()
+                ),
+            )
+        })
+    }
+
+    /// Brings all that is in the folder, and its name, to the disk.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        for entry in fs::read_dir(&self.0)? {
+            File::open(entry?.path())?.sync_all()?;
+        }
+        // the folder itself, that of the layer, and those up to `layers`
+        for folder in self.0.ancestors().take(4) {
+            File::open(folder)?.sync_all()?;
+        }
+        Ok(())
+    }
+
+    fn cannot_write(&self, name: &str) -> String {
+        format!("cannot write {}", self.0.join(name).display())
+    }
+}
+
+/// A folder in the making; gone again when it is dropped before [`Draft::publish`].
+pub(super) struct Draft {
+    folder: Folder,
+    published: bool,
+}
+
+impl Draft {
+    /// An empty folder below `new`.
+    pub(super) fn new(new: &Path) -> Result<Self> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let path = new.join(format!(
+            "{}-{}",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        ));
+        make_private(&path)?;
+        Ok(Self {
+            folder: Folder::new(path),
+            published: false,
+        })
+    }
+
+    pub(super) fn folder(&self) -> &Folder {
+        &self.folder
+    }
+
+    /// Gives the folder its name.
+    pub(super) fn publish(mut self, place: &Path) -> Result<()> {
+        if let Some(parent) = place.parent() {
+            make_private(parent)?;
+        }
+        fs::rename(self.folder.path(), place)
+            .or_kind(Kind::Io, || format!("cannot make {}", place.display()))?;
+        self.published = true;
+        Ok(())
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        if !self.published {
+            // what cannot be removed now is removed when the store opens
+            let _ = fs::remove_dir_all(self.folder.path());
+        }
+    }
+}
+
+/// Removes a folder that does not count, first from its name and then from the disk.
+pub(super) fn discard(new: &Path, place: &Path) -> Result<()> {
+    let draft = Draft::new(new)?;
+    let name = place.file_name().unwrap_or(OsStr::new("disk"));
+    fs::rename(place, draft.folder().path().join(name))
+        .or_kind(Kind::Io, || format!("cannot remove {}", place.display()))
+}

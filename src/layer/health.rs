@@ -1,0 +1,94 @@
+//! Whether a disk is degraded at the moment, and why.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use crate::{
+    error::{Error, Kind},
+    units::SpanId,
+};
+
+/// Spans with reasons of their own that are remembered.
+const MAX_SPANS: usize = 64;
+
+#[derive(Default)]
+struct Reasons {
+    /// The sources do not answer, or the local disk does not take the data: any success ends it.
+    outage: Option<Arc<Error>>,
+    /// Spans whose bytes are wrong: ended for each when it comes right.
+    spans: BTreeMap<SpanId, Arc<Error>>,
+}
+
+/// The reasons that a disk is degraded for.
+#[derive(Default)]
+pub(super) struct Health(Mutex<Reasons>);
+
+impl Health {
+    /// These spans could not be fetched.
+    pub(super) fn failed(&self, spans: &[SpanId], error: &Arc<Error>) {
+        let mut reasons = self.lock();
+        if error.kind() != Kind::Corrupt {
+            reasons.outage = Some(Arc::clone(error));
+            return;
+        }
+        for span in spans {
+            if reasons.spans.len() < MAX_SPANS || reasons.spans.contains_key(span) {
+                reasons.spans.insert(*span, Arc::clone(error));
+            }
+        }
+    }
+
+    /// What is not about a span failed.
+    pub(super) fn failed_locally(&self, error: &Arc<Error>) {
+        self.lock().outage = Some(Arc::clone(error));
+    }
+
+    /// A span has come.
+    pub(super) fn fetched(&self, span: SpanId) {
+        let mut reasons = self.lock();
+        reasons.outage = None;
+        reasons.spans.remove(&span);
+    }
+
+    /// The reason, if there is one.
+    pub(super) fn degraded(&self) -> Option<String> {
+        let reasons = self.lock();
+        let first = reasons.outage.as_ref().or(reasons.spans.values().next())?;
+        Some(first.report())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Reasons> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(kind: Kind, text: &str) -> Arc<Error> {
+        Arc::new(Error::new(kind, text))
+    }
+
+    #[test]
+    fn an_outage_ends_with_any_span() {
+        let health = Health::default();
+        assert_eq!(health.degraded(), None);
+        health.failed(&[SpanId(1)], &error(Kind::Unavailable, "away"));
+        assert_eq!(health.degraded().as_deref(), Some("away"));
+        health.fetched(SpanId(9));
+        assert_eq!(health.degraded(), None);
+    }
+
+    #[test]
+    fn a_wrong_span_stays_a_reason_until_it_is_right() {
+        let health = Health::default();
+        health.failed(&[SpanId(1)], &error(Kind::Corrupt, "wrong"));
+        health.fetched(SpanId(2));
+        assert_eq!(health.degraded().as_deref(), Some("wrong"));
+        health.fetched(SpanId(1));
+        assert_eq!(health.degraded(), None);
+    }
+}

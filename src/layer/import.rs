@@ -1,0 +1,132 @@
+//! A new disk from a zTOC: all checks first, then the folder.
+
+use std::{os::unix::fs::FileExt as _, path::Path};
+
+use super::{
+    LayerBlob, StackingFacts, bitmap,
+    folder::{self, Draft, Folder},
+    sources::Sources,
+    spans,
+    state::State,
+};
+use crate::{
+    error::{Error, Kind, Result, ResultExt as _},
+    ext4::{Layout, Regions},
+    oci::Digest,
+    source::Source,
+    tree::Tree,
+    ztoc::{SpanTable, Ztoc},
+};
+
+/// Makes the folder of a layer's disk from its zTOC, untrusted bytes. Nothing is written before all has been checked.
+pub(super) fn indexed(
+    new: &Path,
+    layer: &LayerBlob,
+    table: &Digest,
+    ztoc: &[u8],
+    source: &Source,
+) -> Result<Draft> {
+    let found = Digest::of(ztoc);
+    if found != *table {
+        return Err(Error::new(
+            Kind::Corrupt,
+            format!("the zTOC's bytes have digest {found}"),
+        ));
+    }
+    let parsed = Ztoc::parse(ztoc).or_kind(Kind::Corrupt, || "the zTOC is not valid".to_owned())?;
+    if parsed.spans.compressed_size != layer.size {
+        return Err(Error::new(
+            Kind::Corrupt,
+            format!(
+                "the zTOC is about a blob of {} bytes, and the layer has {}",
+                parsed.spans.compressed_size, layer.size
+            ),
+        ));
+    }
+    let span_table = spans::encode(&parsed.spans).or_kind(Kind::Corrupt, || {
+        "the zTOC's spans cannot be served".to_owned()
+    })?;
+    let tree = Tree::build(&parsed.entries)
+        .or_kind(Kind::Unsupported, || "its files make no tree".to_owned())?;
+    let layout = Layout::new(&tree, &parsed.entries, table.bytes())
+        .or_kind(Kind::Unsupported, || "its files do not fit ext4".to_owned())?;
+    let facts = stacking_facts(tree);
+    drop(parsed.entries);
+    let regions = regions(&layout)?;
+    check_coverage(&regions, &parsed.spans)?;
+
+    let count = parsed.spans.spans.len() as u32; // `spans::encode` has checked it
+    let draft = Draft::new(new)?;
+    let folder = draft.folder();
+    let disk = folder.create(folder::DISK)?;
+    write_metadata(&disk, &layout).or_kind(Kind::Io, || cannot_write(folder, folder::DISK))?;
+    folder.write(folder::ZTOC, ztoc)?;
+    folder.write(folder::SPAN_TABLE, &span_table)?;
+    folder.write(folder::SPANS, &vec![0; bitmap::file_size(count) as usize])?;
+    folder.write(folder::SOURCES, &Sources::encode_one(source))?;
+    write_common(folder, &regions, &facts)?;
+    let state = State::new(layer, *table, layout.size, count);
+    folder.write(folder::STATE, &state.encode())?;
+    Ok(draft)
+}
+
+/// What stacking has to know of a tree.
+pub(super) fn stacking_facts(tree: Tree) -> StackingFacts {
+    StackingFacts {
+        opaque_root: tree.opaque.iter().any(Vec::is_empty),
+        implied: tree.implied,
+        whiteouts: tree.whiteouts,
+    }
+}
+
+/// The region table of a layout.
+pub(super) fn regions(layout: &Layout) -> Result<Regions> {
+    Regions::new(layout.size, layout.regions.clone())
+        .or_kind(Kind::Corrupt, || "its files' data overlap".to_owned())
+}
+
+/// Writes a disk's metadata, and gives the disk its size.
+pub(super) fn write_metadata(disk: &std::fs::File, layout: &Layout) -> std::io::Result<()> {
+    disk.set_len(layout.size)?;
+    for (offset, bytes) in &layout.metadata {
+        disk.write_all_at(bytes, offset.get())?;
+    }
+    Ok(())
+}
+
+/// Writes the files that a disk has whichever way it came.
+pub(super) fn write_common(
+    folder: &Folder,
+    regions: &Regions,
+    facts: &StackingFacts,
+) -> Result<()> {
+    folder.write(folder::LAYOUT, &regions.encode())?;
+    let facts =
+        serde_json::to_vec(facts).or_kind(Kind::Io, || cannot_write(folder, folder::STACKING))?;
+    folder.write(folder::STACKING, &facts)
+}
+
+pub(super) fn cannot_write(folder: &Folder, name: &str) -> String {
+    format!("cannot write {}", folder.path().join(name).display())
+}
+
+/// Data that no span brings would be waited for in vain.
+fn check_coverage(regions: &Regions, spans: &SpanTable) -> Result<()> {
+    let end = spans.spans.last().map(|span| span.uncompressed.end);
+    let beyond = regions
+        .data()
+        .last()
+        .filter(|region| end.is_none_or(|end| region.layer.end > end));
+    match beyond {
+        None => Ok(()),
+        Some(region) => Err(Error::new(
+            Kind::Corrupt,
+            format!(
+                "a file's data at {} to {} of the layer lies past the last span, which ends at {}",
+                region.layer.start,
+                region.layer.end,
+                end.map_or(0, |end| end.get())
+            ),
+        )),
+    }
+}

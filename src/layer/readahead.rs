@@ -1,0 +1,272 @@
+//! Who reads a disk from front to back, and which spans they will want next.
+//!
+//! The kernel's own read-ahead is small on an incomplete device, for it asks for data that no program wants. Here it is done by span,
+//! and only for a reader that has missed at least twice in sequence. Inside a file it ends with the file; it goes past a file's end only
+//! for a reader that has gone from file to file in the order of the disk for a while (`tar`, a copy, a hash over all).
+
+use std::{
+    ops::Range,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use crate::units::DiskOffset;
+
+/// Readers that are told apart.
+const STREAMS: usize = 4;
+
+/// Misses in sequence before anything is fetched ahead.
+const MISSES: u32 = 2;
+
+/// Files that a reader has gone through in sequence before a file's end does not stop it.
+const FILES: u32 = 4;
+
+/// Compressed bytes that are fetched ahead of a reader: at first, and at most.
+const FIRST_WINDOW: u64 = 1 << 20;
+const LAST_WINDOW: u64 = 16 << 20;
+
+/// One access to a disk, in spans.
+pub(super) struct Access {
+    /// The spans that it needs.
+    pub spans: Range<u32>,
+    /// Identifies the last file that it touches.
+    pub file: u64,
+    /// The end of that file's spans.
+    pub file_end: u32,
+}
+
+/// A reader.
+#[derive(Clone, Copy, Default)]
+struct Stream {
+    /// The span after the last one that it needed.
+    next: u32,
+    /// The end of what was fetched for it.
+    ahead: u32,
+    /// Accesses in sequence that needed another span.
+    steps: u32,
+    file: u64,
+    /// Files in sequence.
+    files: u32,
+    window: u64,
+    /// When it was last seen.
+    seen: u64,
+}
+
+#[derive(Default)]
+struct State {
+    streams: [Stream; STREAMS],
+    clock: u64,
+}
+
+/// Where on the disk lies what was fetched ahead for a reader and not yet reached by it: an access there makes it fetch on.
+#[derive(Default)]
+struct Marker {
+    start: AtomicU64,
+    end: AtomicU64,
+}
+
+/// The readers of one disk.
+#[derive(Default)]
+pub(super) struct ReadAhead {
+    state: Mutex<State>,
+    markers: [Marker; STREAMS],
+}
+
+/// Spans to fetch ahead, and the number of the reader that they are for.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Ahead {
+    pub spans: Range<u32>,
+    pub reader: usize,
+}
+
+impl ReadAhead {
+    /// Takes note of an access; gives what should be fetched ahead. `compressed` is the length of a span in the blob, `count` the number
+    /// of spans.
+    pub(super) fn access(
+        &self,
+        access: &Access,
+        count: u32,
+        compressed: impl Fn(u32) -> u64,
+    ) -> Option<Ahead> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = &mut *state;
+        state.clock += 1;
+        let continues = |stream: &Stream| {
+            stream.seen > 0
+                && (stream.next.saturating_sub(1)..=stream.ahead).contains(&access.spans.start)
+        };
+        let Some(reader) = state.streams.iter().position(continues) else {
+            let (oldest, _) = state
+                .streams
+                .iter()
+                .enumerate()
+                .min_by_key(|(_, stream)| stream.seen)?;
+            state.streams[oldest] = Stream {
+                next: access.spans.end,
+                ahead: access.spans.end,
+                steps: 1,
+                file: access.file,
+                files: 1,
+                window: FIRST_WINDOW,
+                seen: state.clock,
+            };
+            self.markers[oldest].clear();
+            return None;
+        };
+        let stream = &mut state.streams[reader];
+        stream.seen = state.clock;
+        if access.spans.end > stream.next {
+            stream.next = access.spans.end;
+            stream.steps += 1;
+        }
+        if access.file != stream.file {
+            stream.file = access.file;
+            stream.files += 1;
+        }
+        stream.ahead = stream.ahead.max(stream.next);
+        if stream.steps < MISSES {
+            return None;
+        }
+        let limit = if stream.files > FILES {
+            count
+        } else {
+            access.file_end
+        };
+        let spans = stream.ahead..window(stream, limit, compressed);
+        if spans.is_empty() {
+            return None;
+        }
+        stream.ahead = spans.end;
+        stream.window = (stream.window * 2).min(LAST_WINDOW);
+        Some(Ahead { spans, reader })
+    }
+
+    /// Sets where on the disk the spans lie that were fetched ahead for a reader.
+    pub(super) fn mark(&self, reader: usize, disk: &Range<DiskOffset>) {
+        let marker = &self.markers[reader];
+        marker.start.store(disk.start.get(), Ordering::Relaxed);
+        marker.end.store(disk.end.get(), Ordering::Relaxed);
+    }
+
+    /// Whether a read of this range reaches what was fetched ahead, and so should be told to [`Self::access`]. True once for each
+    /// [`Self::mark`]. Cheap, and not exact: no reader is hurt by a hint too many.
+    pub(super) fn reaches(&self, range: &Range<DiskOffset>) -> bool {
+        self.markers.iter().any(|marker| {
+            let end = marker.end.load(Ordering::Relaxed);
+            let hit =
+                range.start.get() < end && marker.start.load(Ordering::Relaxed) < range.end.get();
+            hit && marker.end.swap(0, Ordering::Relaxed) == end
+        })
+    }
+}
+
+impl Marker {
+    fn clear(&self) {
+        self.end.store(0, Ordering::Relaxed);
+    }
+}
+
+/// The end of the spans that `stream` should have ahead of it.
+fn window(stream: &Stream, limit: u32, compressed: impl Fn(u32) -> u64) -> u32 {
+    let mut bytes = 0;
+    let mut end = stream.next;
+    while end < limit && bytes < stream.window {
+        bytes += compressed(end).max(1);
+        end += 1;
+    }
+    end
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const COUNT: u32 = 100;
+
+    fn access(spans: Range<u32>, file: u64, file_end: u32) -> Access {
+        Access {
+            spans,
+            file,
+            file_end,
+        }
+    }
+
+    fn ahead(readahead: &ReadAhead, access: &Access) -> Range<u32> {
+        readahead
+            .access(access, COUNT, |_| FIRST_WINDOW / 2)
+            .map_or(0..0, |ahead| ahead.spans)
+    }
+
+    #[test]
+    fn one_access_and_scattered_accesses_fetch_nothing() {
+        let readahead = ReadAhead::default();
+        for span in [50, 10, 70, 30, 90, 52, 12, 72] {
+            assert_eq!(ahead(&readahead, &access(span..span + 1, 0, COUNT)), 0..0);
+            // again in the same span
+            assert_eq!(ahead(&readahead, &access(span..span + 1, 0, COUNT)), 0..0);
+        }
+    }
+
+    #[test]
+    fn a_sequential_reader_gets_a_window_that_grows_to_its_limit() {
+        let readahead = ReadAhead::default();
+        assert_eq!(ahead(&readahead, &access(0..1, 0, COUNT)), 0..0);
+        assert_eq!(ahead(&readahead, &access(1..2, 0, COUNT)), 2..4);
+        assert_eq!(ahead(&readahead, &access(2..3, 0, COUNT)), 4..7);
+        let mut end = 7;
+        let mut longest = 0;
+        for span in 3..60 {
+            let spans = ahead(&readahead, &access(span..span + 1, 0, COUNT));
+            if !spans.is_empty() {
+                assert_eq!(spans.start, end, "none twice, none left out");
+                end = spans.end;
+            }
+            longest = longest.max(end - span);
+        }
+        assert_eq!(u64::from(longest - 1), LAST_WINDOW / (FIRST_WINDOW / 2));
+    }
+
+    #[test]
+    fn a_file_is_not_fetched_past_its_end() {
+        let readahead = ReadAhead::default();
+        assert_eq!(ahead(&readahead, &access(0..1, 0, 3)), 0..0);
+        assert_eq!(ahead(&readahead, &access(1..2, 0, 3)), 2..3);
+        assert_eq!(ahead(&readahead, &access(2..3, 0, 3)), 0..0);
+    }
+
+    #[test]
+    fn a_reader_of_file_after_file_is_fetched_for_past_their_ends() {
+        let readahead = ReadAhead::default();
+        for file in 0..4 {
+            let span = file as u32;
+            assert_eq!(
+                ahead(&readahead, &access(span..span + 1, file, span + 1)),
+                0..0
+            );
+        }
+        assert_eq!(ahead(&readahead, &access(4..5, 4, 5)), 5..7);
+    }
+
+    #[test]
+    fn two_readers_are_told_apart() {
+        let readahead = ReadAhead::default();
+        assert_eq!(ahead(&readahead, &access(0..1, 0, COUNT)), 0..0);
+        assert_eq!(ahead(&readahead, &access(50..51, 1, COUNT)), 0..0);
+        assert_eq!(ahead(&readahead, &access(1..2, 0, COUNT)), 2..4);
+        assert_eq!(ahead(&readahead, &access(51..52, 1, COUNT)), 52..54);
+    }
+
+    #[test]
+    fn a_marker_is_reached_once() {
+        let readahead = ReadAhead::default();
+        let range = |start, end| DiskOffset(start)..DiskOffset(end);
+        assert!(!readahead.reaches(&range(0, u64::MAX)));
+        readahead.mark(1, &range(4096, 8192));
+        assert!(!readahead.reaches(&range(0, 4096)));
+        assert!(!readahead.reaches(&range(8192, 9000)));
+        assert!(readahead.reaches(&range(8000, 9000)));
+        assert!(!readahead.reaches(&range(8000, 9000)));
+    }
+}

@@ -1,0 +1,422 @@
+//! The folder of all disks below a root, and the disks that are open.
+
+use std::{
+    collections::HashMap,
+    fs::{self, File, OpenOptions, TryLockError},
+    io::{Read as _, Seek as _, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak, mpsc},
+    thread,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tokio::{
+    runtime::Handle,
+    sync::{Semaphore, SemaphorePermit},
+};
+
+use super::{
+    Disk, LayerBlob,
+    decode::Decoders,
+    folder::{self, Folder},
+    import, sync,
+};
+use crate::{
+    error::{Error, Kind, Result, ResultExt as _},
+    oci::Digest,
+    source::Source,
+};
+
+/// How a store works.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How long a read goes on trying when the sources do not answer; `None`: for ever. For disks that are not told otherwise.
+    pub io_timeout: Option<Duration>,
+    /// Threads that verify and inflate.
+    pub decoders: usize,
+    /// Compressed bytes that may be on their way at once, in all disks.
+    pub fetch_memory: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            io_timeout: Some(Duration::from_secs(60)),
+            decoders: thread::available_parallelism().map_or(1, usize::from),
+            fetch_memory: 128 << 20,
+        }
+    }
+}
+
+/// Bytes of a permit of the fetch memory.
+const MEMORY_UNIT: u64 = 4096;
+
+/// A layer, and the table that its disk was laid out from.
+pub(super) type Key = (Digest, Digest);
+
+/// The folder of all disks below a root. One a root, by a lock.
+pub struct Store {
+    /// `<root>/layers`.
+    layers: PathBuf,
+    options: Options,
+    open: Mutex<HashMap<Key, Weak<Disk>>>,
+    /// Held while a disk of the key is made or opened.
+    making: Mutex<HashMap<Key, Weak<Mutex<()>>>>,
+    decoders: Decoders,
+    memory: Semaphore,
+    runtime: OnceLock<Handle>,
+    /// The sender ends the thread.
+    sync: Mutex<Option<mpsc::Sender<Weak<Disk>>>>,
+    sync_thread: Mutex<Option<thread::JoinHandle<()>>>,
+    pub(super) streams: super::stream::Streams,
+    /// Locked as long as it is open; so it is the last to be dropped.
+    _lock: File,
+}
+
+/// A disk as it lies in the store, open or not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredDisk {
+    /// The layer.
+    pub layer: LayerBlob,
+    /// The digest of the table that it was laid out from.
+    pub table: Digest,
+    /// Bytes of the ext4 image.
+    pub size: u64,
+    /// Every span is present.
+    pub complete: bool,
+    /// And the layer's bytes were checked in full.
+    pub verified: bool,
+    /// Spans present; of a disk that is not open, as far as was noted.
+    pub spans_present: u32,
+    /// Spans in all.
+    pub spans: u32,
+}
+
+impl Store {
+    /// Opens (and makes, 0700) the store; an error of kind `Busy` when another process has it.
+    pub fn open(root: &Path) -> Result<Arc<Self>> {
+        Self::open_with(root, Options::default())
+    }
+
+    /// As [`Self::open`], with options.
+    pub fn open_with(root: &Path, options: Options) -> Result<Arc<Self>> {
+        let layers = root.join("layers");
+        folder::make_private(&layers)?;
+        let lock = lock(&layers)?;
+        let new = layers.join("new");
+        // left by a daemon that died while it made them
+        match fs::remove_dir_all(&new) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).or_kind(Kind::Io, || format!("cannot remove {}", new.display()));
+            }
+            _ => {}
+        }
+        folder::make_private(&new)?;
+        folder::make_private(&layers.join("sha256"))?;
+        let threads = || "cannot start the threads of the store".to_owned();
+        let decoders = Decoders::start(options.decoders).or_kind(Kind::Io, threads)?;
+        let (sender, thread) = sync::start().or_kind(Kind::Io, threads)?;
+        Ok(Arc::new(Self {
+            layers,
+            open: Mutex::default(),
+            making: Mutex::default(),
+            decoders,
+            memory: Semaphore::new(permits(options.fetch_memory) as usize),
+            runtime: OnceLock::new(),
+            sync: Mutex::new(Some(sender)),
+            sync_thread: Mutex::new(Some(thread)),
+            streams: super::stream::Streams::default(),
+            options,
+            _lock: lock,
+        }))
+    }
+
+    /// The disk of a layer for this zTOC (by its digest): the one in memory, the one on disk, or a new one made from `ztoc`.
+    /// Adds `source` to the disk's sources.
+    pub async fn indexed(
+        self: &Arc<Self>,
+        layer: &LayerBlob,
+        table: &Digest,
+        ztoc: Bytes,
+        source: &Source,
+    ) -> Result<Arc<Disk>> {
+        self.enter();
+        let store = Arc::clone(self);
+        let (layer, table, source) = (layer.clone(), *table, source.clone());
+        blocking(move || {
+            let making = store.making((layer.digest, table));
+            let _making = locked(&making);
+            if let Some(disk) = store.find(&layer.digest, &table)? {
+                disk.sources().add(&source)?;
+                return Ok(disk);
+            }
+            let draft = import::indexed(&store.new_folder(), &layer, &table, &ztoc, &source)
+                .map_err(|error| {
+                    error.context(format!(
+                        "layer {} cannot be laid out from the zTOC {table}",
+                        layer.digest
+                    ))
+                })?;
+            draft.publish(&store.place(&layer.digest, &table))?;
+            let disk = store.open_disk(&layer.digest, &table)?;
+            store.sync_later(&disk);
+            Ok(disk)
+        })
+        .await
+    }
+
+    /// The disk of a layer and table that is in memory or on disk; `None` where there is none. Needs no source. Blocks on local files.
+    pub fn stored(self: &Arc<Self>, layer: &Digest, table: &Digest) -> Result<Option<Arc<Disk>>> {
+        let making = self.making((*layer, *table));
+        let _making = locked(&making);
+        self.find(layer, table)
+    }
+
+    /// As [`Self::stored`]; the caller holds the lock of the key.
+    fn find(self: &Arc<Self>, layer: &Digest, table: &Digest) -> Result<Option<Arc<Disk>>> {
+        let key = (*layer, *table);
+        if let Some(disk) = locked(&self.open).get(&key).and_then(Weak::upgrade) {
+            return Ok(Some(disk));
+        }
+        let place = self.place(layer, table);
+        if !place.exists() {
+            return Ok(None);
+        }
+        match self.open_disk(layer, table) {
+            Ok(disk) => Ok(Some(disk)),
+            Err(error) if error.kind() == Kind::Corrupt => {
+                tracing::warn!("a layer's disk is removed: {}", error.report());
+                folder::discard(&self.new_folder(), &place)?;
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A complete disk of this layer whose bytes were checked in full against the layer's digest, if there is one: it may serve any
+    /// image. Blocks on local files.
+    pub fn verified(self: &Arc<Self>, layer: &LayerBlob) -> Result<Option<Arc<Disk>>> {
+        for stored in self.disks_of(&layer.digest)? {
+            // another diff ID for the same blob is a lie of one of the two images
+            if stored.verified && stored.layer.diff_id == layer.diff_id {
+                if let Some(disk) = self.stored(&layer.digest, &stored.table)? {
+                    return Ok(Some(disk));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// All disks, open or not, ordered by layer and table. Blocks on local files.
+    pub fn list(self: &Arc<Self>) -> Result<Vec<StoredDisk>> {
+        let mut disks = Vec::new();
+        for layer in digests_in(&self.layers.join("sha256"))? {
+            disks.extend(self.disks_of(&layer)?);
+        }
+        Ok(disks)
+    }
+
+    /// The disks of a layer.
+    fn disks_of(self: &Arc<Self>, layer: &Digest) -> Result<Vec<StoredDisk>> {
+        let mut disks = Vec::new();
+        for table in digests_in(&self.layers.join("sha256").join(layer.hex()))? {
+            let folder = Folder::new(self.place(layer, &table));
+            let Ok(state) = folder.state() else {
+                continue; // removed when it is asked for
+            };
+            let open = locked(&self.open)
+                .get(&(*layer, table))
+                .and_then(Weak::upgrade);
+            let present = match &open {
+                Some(disk) => disk.span_counts().0,
+                None if state.complete => state.spans,
+                None => folder
+                    .read(folder::SPANS)
+                    .unwrap_or_default()
+                    .iter()
+                    .map(|byte| byte.count_ones())
+                    .sum(),
+            };
+            disks.push(StoredDisk {
+                table,
+                size: state.disk_size,
+                complete: open.map_or(state.complete, |disk| disk.is_complete()),
+                verified: state.verified,
+                spans_present: present,
+                spans: state.spans,
+                layer: state.layer,
+            });
+        }
+        Ok(disks)
+    }
+
+    /// Opens a disk that is not open. The caller holds the lock of the key: two disks on one folder must not be.
+    pub(super) fn open_disk(self: &Arc<Self>, layer: &Digest, table: &Digest) -> Result<Arc<Disk>> {
+        let disk = Disk::open(self, Folder::new(self.place(layer, table)))?;
+        if (disk.layer().digest, *disk.table()) != (*layer, *table) {
+            return Err(Error::new(
+                Kind::Corrupt,
+                format!("{} is another layer's disk", disk.path().display()),
+            ));
+        }
+        let mut open = locked(&self.open);
+        open.retain(|_, disk| disk.strong_count() > 0);
+        open.insert((*layer, *table), Arc::downgrade(&disk));
+        Ok(disk)
+    }
+
+    /// The lock of a key, for whoever makes or opens its disk.
+    pub(super) fn making(&self, key: Key) -> Arc<Mutex<()>> {
+        let mut making = locked(&self.making);
+        making.retain(|_, lock| lock.strong_count() > 0);
+        let entry = making.entry(key).or_default();
+        entry.upgrade().unwrap_or_else(|| {
+            let lock = Arc::new(Mutex::new(()));
+            *entry = Arc::downgrade(&lock);
+            lock
+        })
+    }
+}
+
+impl Store {
+    /// Where drafts are made.
+    pub(super) fn new_folder(&self) -> PathBuf {
+        self.layers.join("new")
+    }
+
+    /// A disk's folder.
+    pub(super) fn place(&self, layer: &Digest, table: &Digest) -> PathBuf {
+        self.layers
+            .join("sha256")
+            .join(layer.hex())
+            .join(table.hex())
+    }
+
+    pub(super) fn options(&self) -> &Options {
+        &self.options
+    }
+
+    pub(super) fn decoders(&self) -> &Decoders {
+        &self.decoders
+    }
+
+    /// Waits for room for a fetch of so many bytes; it is given back when the permit is dropped. One that is larger than all room
+    /// takes all of it.
+    pub(super) async fn memory(&self, bytes: u64) -> Option<SemaphorePermit<'_>> {
+        let count = permits(bytes.min(self.options.fetch_memory));
+        self.memory.acquire_many(count).await.ok() // never closed
+    }
+
+    /// Remembers the runtime that fetches run on, for threads outside of it.
+    pub(super) fn enter(&self) {
+        if self.runtime.get().is_none() {
+            // set by another at the same moment: the same runtime
+            let _ = self.runtime.set(Handle::current());
+        }
+    }
+
+    /// Runs a task on the store's runtime. Without one there is nobody to wait for it either.
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        if let Some(runtime) = self.runtime.get() {
+            runtime.spawn(task);
+        }
+    }
+
+    /// Has a disk synced soon.
+    pub(super) fn sync_later(&self, disk: &Arc<Disk>) {
+        if let Some(sender) = &*locked(&self.sync) {
+            // the thread ends after the store
+            let _ = sender.send(Arc::downgrade(disk));
+        }
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        locked(&self.sync).take();
+        let thread = locked(&self.sync_thread).take();
+        // the thread itself may have been the last to hold a disk of this store
+        if let Some(thread) = thread.filter(|it| it.thread().id() != thread::current().id()) {
+            // it does not panic
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Takes the lock of a root.
+fn lock(layers: &Path) -> Result<File> {
+    let path = layers.join("lock");
+    let io = || format!("cannot lock {}", path.display());
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .or_kind(Kind::Io, io)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut owner = String::new();
+            let _ = file.read_to_string(&mut owner); // only for the message
+            return Err(Error::new(
+                Kind::Busy,
+                format!(
+                    "{} is in use by process {}; give this daemon another root, or stop that one",
+                    layers.display(),
+                    owner.trim()
+                ),
+            ));
+        }
+        Err(TryLockError::Error(error)) => return Err(error).or_kind(Kind::Io, io),
+    }
+    // for the message of the next one; the lock does not depend on it
+    let _ = file
+        .set_len(0)
+        .and_then(|()| file.rewind())
+        .and_then(|()| writeln!(file, "{}", std::process::id()));
+    Ok(file)
+}
+
+/// The names of a folder that are digests, sorted. A folder that is not there has none.
+fn digests_in(folder: &Path) -> Result<Vec<Digest>> {
+    let io = || format!("cannot list {}", folder.display());
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.or_kind(Kind::Io, io)?,
+    };
+    let mut digests = Vec::new();
+    for entry in entries {
+        let name = entry.or_kind(Kind::Io, io)?.file_name();
+        let digest = name
+            .to_str()
+            .and_then(|name| format!("sha256:{name}").parse::<Digest>().ok());
+        digests.extend(digest);
+    }
+    digests.sort();
+    Ok(digests)
+}
+
+/// Runs work that reads and writes files, or takes long, off the async workers.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|error| {
+            Err(error).or_kind(Kind::Io, || "work on a layer was broken off".to_owned())
+        })
+}
+
+fn permits(bytes: u64) -> u32 {
+    u32::try_from(bytes.div_ceil(MEMORY_UNIT))
+        .unwrap_or(u32::MAX)
+        .min(Semaphore::MAX_PERMITS as u32)
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
