@@ -1,6 +1,12 @@
 //! Tar: headers, PAX records, GNU long names, sparse maps, with exact offsets; the entry as SOCI records it. Pure.
 
+mod header;
+mod number;
+mod pax;
 mod reader;
+mod sparse;
+
+use crate::units::LayerOffset;
 
 pub use reader::{Archive, Event, NoZtoc, Reader};
 
@@ -38,7 +44,7 @@ pub struct Segment {
     /// Where in the file.
     pub file_offset: u64,
     /// Where in the layer's uncompressed stream.
-    pub layer_offset: crate::units::LayerOffset,
+    pub layer_offset: LayerOffset,
     /// Bytes.
     pub length: u64,
 }
@@ -51,10 +57,10 @@ pub struct Entry {
     /// What it is.
     pub kind: EntryKind,
     /// Where its data starts.
-    pub data_offset: crate::units::LayerOffset,
+    pub data_offset: LayerOffset,
     /// Bytes of data; 0 for all but regular files.
     pub size: u64,
-    /// Text of a symlink, target of a hard link, else empty.
+    /// Text of a symlink, target of a hard link; on other kinds without meaning.
     pub linkname: Vec<u8>,
     /// The raw mode; the low 12 bits count.
     pub mode: i64,
@@ -68,7 +74,7 @@ pub struct Entry {
     pub gname: Vec<u8>,
     /// Modification time; `None` where a zTOC holds no readable one.
     pub mtime: Option<Timestamp>,
-    /// Device numbers, for `Char` and `Block`.
+    /// Device numbers, for `Char` and `Block`; on other kinds without meaning.
     pub devmajor: i64,
     /// See `devmajor`.
     pub devminor: i64,
@@ -78,7 +84,100 @@ pub struct Entry {
     pub sparse: Option<Vec<Segment>>,
 }
 
-/// Why a tar stream could not be read. Offsets are of the header block at fault, in the uncompressed stream.
+impl Entry {
+    /// What a name or a PAX key is compared with: this entry's PAX record, if it has one that is not empty.
+    pub fn pax_record(&self, key: &[u8]) -> Option<&[u8]> {
+        let at = self
+            .pax
+            .binary_search_by(|(name, _)| name.as_slice().cmp(key))
+            .ok()?;
+        self.pax
+            .get(at)
+            .map(|(_, value)| value.as_slice())
+            .filter(|value| !value.is_empty())
+    }
+}
+
+/// The most that one PAX header, GNU long name or sparse map may take, in bytes; Go's limit.
+pub const MAX_SPECIAL_SIZE: usize = 1 << 20;
+
+/// The most that a layer's entries may take in memory, in bytes: about four million files.
+pub const MAX_TABLE_SIZE: usize = 1 << 30;
+
+/// Why a tar stream could not be read. `offset` is that of the header block at fault in the uncompressed stream.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum Error {}
+pub enum Error {
+    /// The block is no tar header: its checksum is not that of its bytes.
+    #[error("no tar header at offset {offset} of the layer: the checksum is wrong")]
+    Checksum {
+        /// The header.
+        offset: LayerOffset,
+    },
+    /// One zero block; an archive ends with two.
+    #[error("a single zero block before offset {offset} of the layer, and data after it")]
+    SingleZeroBlock {
+        /// The block after the zero block.
+        offset: LayerOffset,
+    },
+    /// A field that holds no number, or one that is out of range.
+    #[error("tar header at offset {offset} of the layer: {field} is no number that it can be")]
+    Number {
+        /// The header.
+        offset: LayerOffset,
+        /// The field's or the PAX record's name.
+        field: &'static str,
+    },
+    /// A record of a PAX header that breaks its rules.
+    #[error("PAX header at offset {offset} of the layer: bad record at its byte {position}")]
+    PaxRecord {
+        /// The header.
+        offset: LayerOffset,
+        /// Where in the header's data.
+        position: usize,
+    },
+    /// A PAX header or a GNU long name that is longer than [`MAX_SPECIAL_SIZE`].
+    #[error(
+        "header at offset {offset} of the layer: {size} bytes of PAX records or name are too many"
+    )]
+    SpecialTooLong {
+        /// The header.
+        offset: LayerOffset,
+        /// What it says.
+        size: u64,
+    },
+    /// A sparse file's map that makes no sense.
+    #[error("sparse file {name:?} at offset {offset} of the layer: {reason}")]
+    SparseMap {
+        /// The header.
+        offset: LayerOffset,
+        /// The entry's name.
+        name: String,
+        /// What is wrong.
+        reason: &'static str,
+    },
+    /// An entry of a type that no file is (GNU dump folders and volume labels, unknown letters); containerd refuses it too.
+    #[error("entry {name:?} at offset {offset} of the layer has the type {:?}, which is no file", char::from(*flag))]
+    UnsupportedType {
+        /// The header.
+        offset: LayerOffset,
+        /// The entry's name.
+        name: String,
+        /// Its type flag.
+        flag: u8,
+    },
+    /// The stream ended too early.
+    #[error("the layer ends at offset {offset}, inside {inside}")]
+    Truncated {
+        /// The stream's end.
+        offset: LayerOffset,
+        /// What it is in the middle of.
+        inside: &'static str,
+    },
+    /// The entries need more memory than [`MAX_TABLE_SIZE`].
+    #[error("the layer's table is too large at its entry {index}: over {MAX_TABLE_SIZE} bytes")]
+    TableTooLarge {
+        /// The entry at which it was seen.
+        index: usize,
+    },
+}
