@@ -85,16 +85,19 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// What a name or a PAX key is compared with: this entry's PAX record, if it has one that is not empty.
-    pub fn pax_record(&self, key: &[u8]) -> Option<&[u8]> {
-        let at = self
-            .pax
-            .binary_search_by(|(name, _)| name.as_slice().cmp(key))
-            .ok()?;
+    /// The value of one of the entry's PAX records; empty when it has none.
+    pub fn pax_record(&self, key: &[u8]) -> &[u8] {
         self.pax
-            .get(at)
+            .binary_search_by(|(name, _)| name.as_slice().cmp(key))
+            .ok()
+            .and_then(|at| self.pax.get(at))
             .map(|(_, value)| value.as_slice())
-            .filter(|value| !value.is_empty())
+            .unwrap_or_default()
+    }
+
+    /// Whether the PAX records say that the file is sparse: then its data does not stand in the layer as it is in the file.
+    pub fn says_sparse(&self) -> bool {
+        sparse::format(|key| self.pax_record(key.as_bytes())).is_some()
     }
 }
 

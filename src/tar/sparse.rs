@@ -20,6 +20,23 @@ pub(super) enum PaxSparse {
     BeforeData,
 }
 
+/// Where PAX puts the map.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Format {
+    InRecords,
+    BeforeData,
+}
+
+/// Whether records tell of a sparse file: not when their version is an unknown one.
+pub(super) fn format<'a>(get: impl Fn(&str) -> &'a [u8]) -> Option<Format> {
+    match (get("GNU.sparse.major"), get("GNU.sparse.minor")) {
+        (b"1", b"0") => Some(Format::BeforeData),
+        (b"0", b"0" | b"1") => Some(Format::InRecords),
+        (b"", b"") if !get("GNU.sparse.map").is_empty() => Some(Format::InRecords),
+        _ => None,
+    }
+}
+
 /// What the records of an entry say about its sparseness. `name` and `size` are changed to the file's own.
 pub(super) fn from_records(
     records: &pax::Records,
@@ -32,13 +49,11 @@ pub(super) fn from_records(
             .map(Vec::as_slice)
             .unwrap_or_default()
     };
-    let map = get("GNU.sparse.map");
-    let before_data = match (get("GNU.sparse.major"), get("GNU.sparse.minor")) {
-        (b"1", b"0") => true,
-        (b"0", b"0" | b"1") => false,
-        (b"", b"") if !map.is_empty() => false,
-        _ => return Ok(PaxSparse::No),
+    let before_data = match format(get) {
+        None => return Ok(PaxSparse::No),
+        Some(format) => format == Format::BeforeData,
     };
+    let map = get("GNU.sparse.map");
     if !get("GNU.sparse.name").is_empty() {
         *name = get("GNU.sparse.name").to_vec();
     }

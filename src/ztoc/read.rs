@@ -1,0 +1,268 @@
+//! From a zTOC's bytes to its entries and spans.
+
+use super::{
+    Error, SpanTable, Ztoc,
+    flatbuffer::{Table, Vector},
+    slots,
+    spans::Sizes,
+    time,
+    zinfo::{GzipInfo, TarInfo},
+};
+use crate::{
+    oci::Digest,
+    tar::{Entry, EntryKind},
+    units::LayerOffset,
+};
+
+/// The blocks of a tar.
+const BLOCK: u64 = 512;
+
+/// How much may be read out of the bytes. Offsets may all lead to the same place, so that a small file says a lot; one that AWS's tool
+/// writes never shares anything, and says at most its own length.
+struct Budget(usize);
+
+impl Budget {
+    fn spend(&mut self, bytes: usize) -> Result<(), Error> {
+        self.0 = self.0.checked_sub(bytes).ok_or(Error::Amplified)?;
+        Ok(())
+    }
+
+    fn copy(&mut self, bytes: &[u8]) -> Result<Vec<u8>, Error> {
+        self.spend(bytes.len())?;
+        Ok(bytes.to_vec())
+    }
+}
+
+pub(super) fn parse(bytes: &[u8]) -> Result<Ztoc, Error> {
+    let root = Table::root(bytes)?;
+    let toc = root
+        .table(slots::ztoc::TOC)?
+        .ok_or(Error::Missing { what: "toc" })?;
+    let info = root
+        .table(slots::ztoc::COMPRESSION_INFO)?
+        .ok_or(Error::Missing {
+            what: "compression_info",
+        })?;
+    let sizes = Sizes {
+        compressed: size(&root, slots::ztoc::COMPRESSED_ARCHIVE_SIZE, "compressed")?,
+        uncompressed: size(
+            &root,
+            slots::ztoc::UNCOMPRESSED_ARCHIVE_SIZE,
+            "uncompressed",
+        )?,
+    };
+    // twice the length leaves room for tools that share equal strings
+    let mut budget = Budget(bytes.len().saturating_mul(2));
+    let (spans, checkpoints) = span_table(&info, sizes, &mut budget)?;
+    let metadata = toc.vector(slots::toc::METADATA)?;
+    let entries = entries(metadata, spans.covered(), &mut budget)?;
+    let text = |slot| {
+        root.bytes(slot)
+            .map(|text| String::from_utf8_lossy(text).into_owned())
+    };
+    Ok(Ztoc {
+        version: text(slots::ztoc::VERSION)?,
+        build_tool: text(slots::ztoc::BUILD_TOOL_IDENTIFIER)?,
+        entries,
+        spans,
+        checkpoints,
+    })
+}
+
+fn size(root: &Table<'_>, slot: usize, which: &'static str) -> Result<u64, Error> {
+    let value = root.i64(slot)?;
+    u64::try_from(value).map_err(|_| Error::NegativeSize { which, value })
+}
+
+fn span_table(
+    info: &Table<'_>,
+    sizes: Sizes,
+    budget: &mut Budget,
+) -> Result<(SpanTable, std::ops::Range<usize>), Error> {
+    use slots::compression_info as slot;
+    let (at, blob) = info.bytes_at(slot::CHECKPOINTS)?;
+    let max_span_id = info.i32(slot::MAX_SPAN_ID)?;
+    let listed = info.vector(slot::SPAN_DIGESTS)?;
+    let count = |checkpoints: u64| {
+        let error = Error::SpanCount {
+            max_span_id,
+            checkpoints,
+            digests: listed.len(),
+        };
+        let expected = i64::from(max_span_id).checked_add(1);
+        let equal = u64::try_from(listed.len()) == Ok(checkpoints)
+            && i64::try_from(checkpoints).ok() == expected;
+        if equal { Ok(()) } else { Err(error) }
+    };
+    let algorithm = info.i8(slot::COMPRESSION_ALGORITHM, slot::GZIP)?;
+    let spans = match algorithm {
+        slot::GZIP => {
+            let checkpoints = GzipInfo::parse(blob)?;
+            count(u64::try_from(checkpoints.count).unwrap_or(u64::MAX))?;
+            SpanTable::gzip(&checkpoints, sizes, &digests(listed, budget)?, at)?
+        }
+        slot::UNCOMPRESSED => {
+            let tar = TarInfo::parse(blob)?;
+            count(tar.spans())?;
+            SpanTable::uncompressed(tar, sizes, &digests(listed, budget)?)?
+        }
+        algorithm => return Err(Error::Compression { algorithm }),
+    };
+    Ok((spans, at..at.saturating_add(blob.len())))
+}
+
+fn digests(listed: Vector<'_>, budget: &mut Budget) -> Result<Vec<Digest>, Error> {
+    listed
+        .strings()
+        .enumerate()
+        .map(|(span, text)| {
+            let text = text?;
+            budget.spend(text.len())?;
+            std::str::from_utf8(text)
+                .ok()
+                .and_then(|text| text.parse().ok())
+                .ok_or_else(|| Error::Digest {
+                    span,
+                    text: String::from_utf8_lossy(text).into_owned(),
+                })
+        })
+        .collect()
+}
+
+/// The entries in tar order, each checked against the one before it.
+fn entries(
+    listed: Vector<'_>,
+    covered: LayerOffset,
+    budget: &mut Budget,
+) -> Result<Vec<Entry>, Error> {
+    let mut found = Vec::new();
+    for (index, table) in listed.tables().enumerate() {
+        found.push(entry(index, &table?, budget)?);
+    }
+    // a tar's entries that share a name count in tar order, so that is what the table's must be brought into
+    if !found.is_sorted_by_key(|(entry, _)| entry.data_offset) {
+        found.sort_by_key(|(entry, _)| entry.data_offset);
+    }
+    check_offsets(&found, covered)?;
+    Ok(found.into_iter().map(|(entry, _)| entry).collect())
+}
+
+/// An entry, and its size as the table has it: AWS's tool also writes that of entries without data.
+fn entry(index: usize, table: &Table<'_>, budget: &mut Budget) -> Result<(Entry, u64), Error> {
+    use slots::file as slot;
+    /// A table of fourteen fields that AWS's tool writes is not shorter.
+    const TABLE_SIZE: usize = 64;
+    budget.spend(TABLE_SIZE)?;
+    let kind = kind(index, table.bytes(slot::TYPE)?)?;
+    let mut text = |slot| budget.copy(table.bytes(slot)?);
+    let (name, linkname) = (text(slot::NAME)?, text(slot::LINKNAME)?);
+    let (uname, gname) = (text(slot::UNAME)?, text(slot::GNAME)?);
+    if name.contains(&0) || linkname.contains(&0) {
+        return Err(Error::NulInName { index });
+    }
+    let offset = table.i64(slot::UNCOMPRESSED_OFFSET)?;
+    let size = table.i64(slot::UNCOMPRESSED_SIZE)?;
+    let (Ok(data_offset), Ok(listed_size)) = (u64::try_from(offset), u64::try_from(size)) else {
+        return Err(Error::EntryRange {
+            index,
+            offset,
+            size,
+        });
+    };
+    let is_regular = kind == EntryKind::Regular;
+    let entry = Entry {
+        name,
+        kind,
+        data_offset: LayerOffset(data_offset),
+        size: if is_regular { listed_size } else { 0 },
+        linkname,
+        mode: table.i64(slot::MODE)?,
+        uid: table.u32(slot::UID)?,
+        gid: table.u32(slot::GID)?,
+        uname,
+        gname,
+        mtime: time::parse(table.bytes(slot::MOD_TIME)?),
+        devmajor: table.i64(slot::DEVMAJOR)?,
+        devminor: table.i64(slot::DEVMINOR)?,
+        pax: records(table.vector(slot::XATTRS)?, budget)?,
+        sparse: None,
+    };
+    if is_regular && entry.says_sparse() {
+        return Err(Error::SparseEntry { index });
+    }
+    Ok((entry, listed_size))
+}
+
+fn kind(index: usize, text: &[u8]) -> Result<EntryKind, Error> {
+    Ok(match text {
+        b"reg" => EntryKind::Regular,
+        b"dir" => EntryKind::Directory,
+        b"symlink" => EntryKind::Symlink,
+        b"hardlink" => EntryKind::Hardlink,
+        b"char" => EntryKind::Char,
+        b"block" => EntryKind::Block,
+        b"fifo" => EntryKind::Fifo,
+        _ => {
+            return Err(Error::EntryType {
+                index,
+                text: String::from_utf8_lossy(text).into_owned(),
+            });
+        }
+    })
+}
+
+fn records(listed: Vector<'_>, budget: &mut Budget) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Error> {
+    /// Offset, table and two empty strings.
+    const RECORD_SIZE: usize = 32;
+    let mut records = Vec::new();
+    for table in listed.tables() {
+        let table = table?;
+        budget.spend(RECORD_SIZE)?;
+        records.push((
+            budget.copy(table.bytes(slots::xattr::KEY)?)?,
+            budget.copy(table.bytes(slots::xattr::VALUE)?)?,
+        ));
+    }
+    // stable: of a key that comes twice, a look-up may give either
+    records.sort_by(|(one, _), (other, _)| one.cmp(other));
+    Ok(records)
+}
+
+/// The tar's headers are not in the table, but where they start follows from the entry before. Data that starts before that is what
+/// AWS's reader calls an invalid TOC entry; data without room for a header, or beyond the spans, is what it does not look for.
+fn check_offsets(entries: &[(Entry, u64)], covered: LayerOffset) -> Result<(), Error> {
+    // the end of the data before, and the same by the size that the table lists, which may be of an entry that has no data
+    let (mut end, mut listed_end) = (0_u64, 0_u64);
+    for (index, (entry, listed_size)) in entries.iter().enumerate() {
+        let data = entry.data_offset.get();
+        let has_room = end.checked_add(BLOCK).is_some_and(|end| end <= data);
+        if listed_end > data || !has_room {
+            return Err(Error::EntryOverlap {
+                index,
+                header: listed_end,
+                data,
+            });
+        }
+        if !data.is_multiple_of(BLOCK) {
+            return Err(Error::EntryUnaligned { index, data });
+        }
+        let data_end = data.checked_add(entry.size);
+        let ends = data_end
+            .filter(|end| *end <= covered.get())
+            .and_then(|end| end.checked_next_multiple_of(BLOCK))
+            .zip(
+                data.checked_add(*listed_size)
+                    .and_then(|end| end.checked_next_multiple_of(BLOCK)),
+            );
+        let Some(ends) = ends else {
+            return Err(Error::EntryBeyondEnd {
+                index,
+                data,
+                size: entry.size,
+                covered: covered.get(),
+            });
+        };
+        (end, listed_end) = ends;
+    }
+    Ok(())
+}
