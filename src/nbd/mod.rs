@@ -1,3 +1,57 @@
-//! The NBD protocol server: handshake and transmission over any stream.
+//! The NBD protocol's server: handshake and transmission over any stream of bytes.
+//!
+//! One thread a connection reads requests and writes replies; nothing else touches the socket, so replies cannot mix and a client
+//! that stops reading holds up nobody but itself. What is present is answered at once on that thread. What has to be fetched is
+//! waited for on the async side, and its completion comes back through a queue ([`pending`]); replies are then out of order.
+//!
+//! - [`serve_connection`]: handshake, then transmission, for clients that connect to a [`Server`];
+//! - [`transmission`]: no handshake, for the kernel's end of a socket pair.
+
+use crate::error::{Error, Kind};
 
 pub mod protocol;
+
+mod connection;
+mod counters;
+mod export;
+mod handshake;
+mod pending;
+mod reply;
+mod server;
+mod stream;
+mod transmission;
+
+pub use self::{
+    connection::{ConnectionError, serve_connection, transmission},
+    counters::{Counters, Counts},
+    export::{Export, Exports},
+    server::{Address, Limits, Server},
+    stream::Stream,
+};
+
+/// Bytes of the longest read: the payload that every client may ask for ("Size constraints").
+pub const MAX_PAYLOAD: u32 = 32 << 20;
+
+/// The transmission flags of every export. `NBD_FLAG_SEND_DF` comes to them where structured replies are agreed on.
+pub const TRANSMISSION_FLAGS: u16 = protocol::NBD_FLAG_HAS_FLAGS
+    | protocol::NBD_FLAG_READ_ONLY
+    | protocol::NBD_FLAG_CAN_MULTI_CONN
+    | protocol::NBD_FLAG_SEND_CACHE;
+
+/// The error value on the wire for an error of ours.
+///
+/// Nearly all are `NBD_EIO`: the client asked for a range of a device, and whose fault it is that its bytes are not to be had is told
+/// by the state of the layer, not by an errno.
+pub fn errno_of(error: &Error) -> u32 {
+    match error.kind() {
+        Kind::InvalidArgument => protocol::NBD_EINVAL,
+        Kind::Corrupt
+        | Kind::Unsupported
+        | Kind::NotFound
+        | Kind::Unauthorized
+        | Kind::Unavailable
+        | Kind::Busy
+        | Kind::Kernel
+        | Kind::Io => protocol::NBD_EIO,
+    }
+}

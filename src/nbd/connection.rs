@@ -1,0 +1,134 @@
+//! One connection from its first byte to its last, and what can end it.
+
+use std::{io, os::unix::net::UnixStream, sync::Arc, time::Duration};
+
+use tokio::runtime::Handle;
+
+use super::{
+    export::{Export, Exports, Shared},
+    handshake::{self, Session},
+    protocol::options::Malformed,
+    stream::Stream,
+    transmission::Transmission,
+};
+
+/// How long a client may take from connecting to the transmission.
+pub(super) const HANDSHAKE_LIMIT: Duration = Duration::from_secs(30);
+
+/// Why a connection ended otherwise than by its client's wish. Each is the client's or the network's doing; the server goes on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectionError {
+    /// The socket failed.
+    #[error("{doing} failed")]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// The socket's error.
+        source: io::Error,
+    },
+    /// The client went away without `NBD_CMD_DISC` or `NBD_OPT_ABORT`.
+    #[error("the client disconnected without a word")]
+    Disconnected,
+    /// The handshake took too long.
+    #[error("the handshake took more than its time limit")]
+    HandshakeTimeout,
+    /// The client set flags that were not offered.
+    #[error("unknown client flags {flags:#x}")]
+    ClientFlags {
+        /// All its flags.
+        flags: u32,
+    },
+    /// An option does not start with its magic.
+    #[error("an option starts with {found:#018x}")]
+    OptionMagic {
+        /// What stands there.
+        found: u64,
+    },
+    /// An option has more data than is even skipped.
+    #[error("option {option} with {length} bytes of data")]
+    OptionLength {
+        /// The option.
+        option: u32,
+        /// Its data's length.
+        length: u32,
+    },
+    /// `NBD_OPT_EXPORT_NAME` with what is no name.
+    #[error("NBD_OPT_EXPORT_NAME with a bad name")]
+    ExportName(#[source] Malformed),
+    /// `NBD_OPT_EXPORT_NAME` for an export that does not exist.
+    #[error("NBD_OPT_EXPORT_NAME for {name:?}, which does not exist")]
+    UnknownExport {
+        /// The name.
+        name: String,
+    },
+    /// A request does not start with its magic.
+    #[error("a request starts with {found:#010x}")]
+    RequestMagic {
+        /// What stands there.
+        found: u32,
+    },
+    /// A write with more data than is skipped.
+    #[error("a write of {length} bytes to a read-only export")]
+    WriteLength {
+        /// Bytes of data announced.
+        length: u32,
+    },
+    /// The local disk failed after the first part of a simple reply was on its way; there is no other way to say so.
+    #[error("the disk failed at {offset} within a reply")]
+    Torn {
+        /// Where the part that could not be read starts.
+        offset: u64,
+    },
+}
+
+impl ConnectionError {
+    pub(super) fn io(doing: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { doing, source }
+    }
+}
+
+/// Serves one client: handshake and transmission. Blocks until the connection ends; not for a thread of the async runtime.
+pub fn serve_connection(
+    stream: impl Into<Stream>,
+    exports: &Exports,
+    runtime: &Handle,
+) -> Result<(), ConnectionError> {
+    serve(&stream.into(), exports, runtime, HANDSHAKE_LIMIT)
+}
+
+pub(super) fn serve(
+    stream: &Stream,
+    exports: &Exports,
+    runtime: &Handle,
+    handshake_limit: Duration,
+) -> Result<(), ConnectionError> {
+    stream
+        .prepare()
+        .map_err(ConnectionError::io("setting the socket up"))?;
+    match handshake::negotiate(stream, exports, handshake_limit)? {
+        Some(session) => Transmission::new(stream, session, exports.shared(), runtime)?.run(),
+        None => Ok(()),
+    }
+}
+
+/// Serves the kernel's nbd driver on one end of a socket pair: no handshake, simple replies. Blocks until the connection ends; not for
+/// a thread of the async runtime.
+///
+/// The driver has to be told the export's size and [`TRANSMISSION_FLAGS`](super::TRANSMISSION_FLAGS).
+pub fn transmission(
+    stream: UnixStream,
+    export: Arc<dyn Export>,
+    runtime: &Handle,
+) -> Result<(), ConnectionError> {
+    let stream = Stream::from(stream);
+    stream
+        .prepare()
+        .map_err(ConnectionError::io("setting the socket up"))?;
+    let session = Session {
+        export,
+        structured: false,
+        allocation: false,
+    };
+    Transmission::new(&stream, session, &Shared::default(), runtime)?.run()
+}

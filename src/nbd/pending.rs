@@ -1,0 +1,221 @@
+//! Requests that wait for a fetch: from the connection's thread to the async side, and back through a queue that the thread can poll
+//! beside its socket.
+
+use std::{
+    future::Future,
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use rustix::event::{EventfdFlags, eventfd};
+use tokio::{runtime::Handle, task::JoinSet};
+
+use super::protocol::Request;
+use crate::error::{Error, Kind};
+
+/// Requests of one connection that may wait at one time; the kernel's driver has 128 in flight.
+const MAX_REQUESTS: usize = 128;
+
+/// Bytes that the waiting requests of one connection may ask for together, unless it is one request alone.
+const MAX_BYTES: u64 = 64 << 20;
+
+/// The end of a wait.
+pub(super) type Completion = (Request, Result<(), Arc<Error>>);
+
+/// The waiting requests of one connection. Dropped, none is waited for any more.
+pub(super) struct Pending {
+    tasks: JoinSet<()>,
+    runtime: Handle,
+    ready: Arc<Ready>,
+    requests: usize,
+    bytes: u64,
+}
+
+impl Pending {
+    pub(super) fn new(runtime: &Handle) -> io::Result<Self> {
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Self {
+            tasks: JoinSet::new(),
+            runtime: runtime.clone(),
+            ready: Arc::new(Ready {
+                queue: Mutex::new(Vec::new()),
+                wake,
+            }),
+            requests: 0,
+            bytes: 0,
+        })
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.requests == 0
+    }
+
+    /// Whether another request may wait.
+    pub(super) fn has_room(&self) -> bool {
+        self.requests < MAX_REQUESTS && self.bytes < MAX_BYTES
+    }
+
+    /// Lets a request wait for `fetch`.
+    pub(super) fn push(
+        &mut self,
+        request: Request,
+        fetch: impl Future<Output = Result<(), Arc<Error>>> + Send + 'static,
+    ) {
+        self.requests += 1;
+        self.bytes += u64::from(request.length.get());
+        let mut ticket = Ticket {
+            request,
+            result: None,
+            ready: Arc::clone(&self.ready),
+        };
+        self.tasks.spawn_on(
+            async move {
+                let result = fetch.await;
+                ticket.keep(result);
+            },
+            &self.runtime,
+        );
+    }
+
+    /// Stops waiting: each request completes soon, with an error if not with what it waited for.
+    pub(super) fn abort(&mut self) {
+        self.tasks.abort_all();
+    }
+
+    /// Readable when there are completions.
+    pub(super) fn wake_fd(&self) -> BorrowedFd<'_> {
+        self.ready.wake.as_fd()
+    }
+
+    /// Takes the completions that are there.
+    pub(super) fn take_ready(&mut self) -> Vec<Completion> {
+        let completions = self.ready.take();
+        for (request, _) in &completions {
+            self.requests -= 1;
+            self.bytes -= u64::from(request.length.get());
+        }
+        while self.tasks.try_join_next().is_some() {}
+        completions
+    }
+}
+
+/// Completions on their way to the connection's thread.
+struct Ready {
+    queue: Mutex<Vec<Completion>>,
+    wake: OwnedFd,
+}
+
+impl Ready {
+    fn put(&self, completion: Completion) {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.push(completion);
+        if queue.len() == 1 {
+            // cannot fail but where 2^64 - 1 wakes were left unread
+            let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+        }
+    }
+
+    fn take(&self) -> Vec<Completion> {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        // nothing to read where the queue was not empty before: both are under the lock
+        let _ = rustix::io::read(&self.wake, &mut [0u8; 8]);
+        std::mem::take(&mut queue)
+    }
+}
+
+/// A request's promise of a completion, kept also where its task is dropped by a runtime that ends or unwinds.
+struct Ticket {
+    request: Request,
+    result: Option<Result<(), Arc<Error>>>,
+    ready: Arc<Ready>,
+}
+
+impl Ticket {
+    fn keep(&mut self, result: Result<(), Arc<Error>>) {
+        self.result = Some(result);
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let result = self.result.take().unwrap_or_else(|| {
+            let why = "the fetch was given up: the daemon is stopping";
+            Err(Arc::new(Error::new(Kind::Unavailable, why)))
+        });
+        self.ready.put((self.request, result));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use zerocopy::FromZeros as _;
+
+    use super::*;
+
+    fn request(cookie: u64, length: u32) -> Request {
+        let mut request = Request::new_zeroed();
+        request.cookie = cookie.into();
+        request.length = length.into();
+        request
+    }
+
+    fn wait(pending: &Pending) {
+        let mut fds = [rustix::event::PollFd::from_borrowed_fd(
+            pending.wake_fd(),
+            rustix::event::PollFlags::IN,
+        )];
+        rustix::event::poll(&mut fds, None).unwrap();
+    }
+
+    #[test]
+    fn every_request_completes_also_when_its_task_panics_or_its_runtime_ends() {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .build()
+            .unwrap();
+        let mut pending = Pending::new(runtime.handle()).unwrap();
+        pending.push(request(1, 10), async { Ok(()) });
+        pending.push(request(2, 10), async { panic!("on purpose") });
+        pending.push(request(3, 10), std::future::pending());
+        let mut done = Vec::new();
+        while done.len() < 2 {
+            wait(&pending);
+            done.extend(pending.take_ready());
+        }
+        runtime.shutdown_background();
+        while done.len() < 3 {
+            wait(&pending);
+            done.extend(pending.take_ready());
+        }
+        done.sort_by_key(|(request, _)| request.cookie.get());
+        let ok: Vec<_> = done.iter().map(|(_, result)| result.is_ok()).collect();
+        assert_eq!(ok, [true, false, false]);
+        assert!(pending.is_empty());
+        assert_eq!(pending.bytes, 0);
+    }
+
+    #[test]
+    fn room_is_bounded_by_count_and_by_bytes() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        let mut pending = Pending::new(runtime.handle()).unwrap();
+        for cookie in 0..MAX_REQUESTS as u64 {
+            assert!(pending.has_room());
+            pending.push(request(cookie, 1), std::future::pending());
+        }
+        assert!(!pending.has_room());
+        let mut pending = Pending::new(runtime.handle()).unwrap();
+        pending.push(
+            request(0, super::super::MAX_PAYLOAD),
+            std::future::pending(),
+        );
+        assert!(pending.has_room());
+        pending.push(
+            request(1, super::super::MAX_PAYLOAD),
+            std::future::pending(),
+        );
+        assert!(!pending.has_room());
+    }
+}

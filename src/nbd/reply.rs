@@ -1,0 +1,201 @@
+//! Replies on their way out: built in one buffer with their data behind them, so that data is read from the disk to the place that it
+//! is sent from, and several replies leave in one system call.
+
+use zerocopy::IntoBytes;
+
+use super::{connection::ConnectionError, protocol::*, stream::Stream};
+
+/// Bytes that are gathered before they are sent. More gains nothing, and falls out of the processor's cache.
+const FLUSH_AT: usize = 256 << 10;
+
+/// Bytes of an error's text.
+const MAX_MESSAGE: usize = 1024;
+
+/// The buffer of replies of one connection.
+pub(super) struct Replies<'a> {
+    stream: &'a Stream,
+    structured: bool,
+    /// All initialised; replies take its first `filled` bytes.
+    bytes: Vec<u8>,
+    filled: usize,
+}
+
+impl<'a> Replies<'a> {
+    pub(super) fn new(stream: &'a Stream, structured: bool) -> Self {
+        Self {
+            stream,
+            structured,
+            bytes: Vec::new(),
+            filled: 0,
+        }
+    }
+
+    /// Sends what is gathered.
+    pub(super) fn flush(&mut self) -> Result<(), ConnectionError> {
+        let filled = std::mem::take(&mut self.filled);
+        let bytes = self.bytes.get(..filled).unwrap_or_default();
+        self.stream
+            .write_all(bytes)
+            .map_err(ConnectionError::io("sending a reply"))
+    }
+
+    /// Gives back the memory that large replies took.
+    pub(super) fn shrink(&mut self) {
+        self.bytes.truncate(self.filled);
+        self.bytes.shrink_to_fit();
+    }
+
+    /// Bytes held for replies.
+    pub(super) fn capacity(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Done, without data.
+    pub(super) fn success(&mut self, request: &Request) -> Result<(), ConnectionError> {
+        // allowed beside structured replies, to all but reads
+        self.put(simple(request, 0).as_bytes())
+    }
+
+    /// A read of no bytes: "unspecified", but an answer is better than none.
+    pub(super) fn no_data(&mut self, request: &Request) -> Result<(), ConnectionError> {
+        if self.structured {
+            let (flags, kind) = (NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_NONE);
+            self.put(structured(request, flags, kind, 0).as_bytes())
+        } else {
+            self.put(simple(request, 0).as_bytes())
+        }
+    }
+
+    /// An error, with a line for people where the protocol has a place for it.
+    pub(super) fn error(
+        &mut self,
+        request: &Request,
+        error: u32,
+        message: &str,
+    ) -> Result<(), ConnectionError> {
+        if !self.structured {
+            return self.put(simple(request, error).as_bytes());
+        }
+        let message = &message[..message.floor_char_boundary(MAX_MESSAGE)];
+        let payload = ErrorPayload {
+            error: error.into(),
+            // at most MAX_MESSAGE
+            message_length: (message.len() as u16).into(),
+        };
+        let length = (size_of::<ErrorPayload>() + message.len()) as u32;
+        let (flags, kind) = (NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_ERROR);
+        self.put(structured(request, flags, kind, length).as_bytes())?;
+        self.put(payload.as_bytes())?;
+        self.put(message.as_bytes())
+    }
+
+    /// A part of a read's reply: `length` bytes at `offset`, which `fill` reads. Where it fails nothing is added.
+    ///
+    /// In a simple reply the first part has the header (`first`); in a structured one each is a part of its own, and `last` ends it.
+    pub(super) fn data<E>(
+        &mut self,
+        request: &Request,
+        part: Part,
+        fill: impl FnOnce(&mut [u8]) -> Result<(), E>,
+    ) -> Result<Result<(), E>, ConnectionError> {
+        let length = part.length as usize;
+        let offset = part.offset.to_be_bytes();
+        let (simple, structured) = (
+            simple(request, 0),
+            structured(
+                request,
+                if part.last { NBD_REPLY_FLAG_DONE } else { 0 },
+                NBD_REPLY_TYPE_OFFSET_DATA,
+                part.length + size_of_val(&offset) as u32,
+            ),
+        );
+        let header: [&[u8]; 2] = match (self.structured, part.first) {
+            (true, _) => [structured.as_bytes(), &offset],
+            (false, true) => [simple.as_bytes(), &[]],
+            (false, false) => [&[], &[]],
+        };
+        let header_length = header[0].len() + header[1].len();
+        let space = self.space(header_length + length)?;
+        let (head, data) = space.split_at_mut(header_length);
+        if let Err(error) = fill(data) {
+            return Ok(Err(error));
+        }
+        let (magic, rest) = head.split_at_mut(header[0].len());
+        magic.copy_from_slice(header[0]);
+        rest.copy_from_slice(header[1]);
+        self.filled += header_length + length;
+        Ok(Ok(()))
+    }
+
+    /// A part of a structured read's reply that is zero.
+    pub(super) fn hole(&mut self, request: &Request, part: Part) -> Result<(), ConnectionError> {
+        let hole = OffsetHole {
+            offset: part.offset.into(),
+            hole_size: part.length.into(),
+        };
+        let flags = if part.last { NBD_REPLY_FLAG_DONE } else { 0 };
+        let (kind, length) = (NBD_REPLY_TYPE_OFFSET_HOLE, size_of::<OffsetHole>() as u32);
+        self.put(structured(request, flags, kind, length).as_bytes())?;
+        self.put(hole.as_bytes())
+    }
+
+    /// The extents of a range.
+    pub(super) fn extents(
+        &mut self,
+        request: &Request,
+        context: u32,
+        extents: &[BlockDescriptor],
+    ) -> Result<(), ConnectionError> {
+        let context = context.to_be_bytes();
+        let length = (context.len() + size_of_val(extents)) as u32;
+        let (flags, kind) = (NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_BLOCK_STATUS);
+        self.put(structured(request, flags, kind, length).as_bytes())?;
+        self.put(&context)?;
+        self.put(extents.as_bytes())
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> Result<(), ConnectionError> {
+        self.space(bytes.len())?.copy_from_slice(bytes);
+        self.filled += bytes.len();
+        Ok(())
+    }
+
+    /// The next `count` bytes of the buffer; what stands before them may be sent to make room.
+    fn space(&mut self, count: usize) -> Result<&mut [u8], ConnectionError> {
+        if self.filled > 0 && self.filled + count > FLUSH_AT {
+            self.flush()?;
+        }
+        let end = self.filled + count;
+        if self.bytes.len() < end {
+            self.bytes.resize(end.next_power_of_two(), 0);
+        }
+        Ok(&mut self.bytes[self.filled..end])
+    }
+}
+
+/// A part of a read's reply.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Part {
+    pub(super) offset: u64,
+    pub(super) length: u32,
+    pub(super) first: bool,
+    pub(super) last: bool,
+}
+
+fn simple(request: &Request, error: u32) -> SimpleReply {
+    SimpleReply {
+        magic: NBD_SIMPLE_REPLY_MAGIC.into(),
+        error: error.into(),
+        cookie: request.cookie,
+    }
+}
+
+fn structured(request: &Request, flags: u16, reply_type: u16, length: u32) -> StructuredReply {
+    StructuredReply {
+        magic: NBD_STRUCTURED_REPLY_MAGIC.into(),
+        flags: flags.into(),
+        reply_type: reply_type.into(),
+        cookie: request.cookie,
+        length: length.into(),
+    }
+}

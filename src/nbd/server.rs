@@ -1,0 +1,377 @@
+//! Listeners: a thread that accepts, a thread for each connection, and a way to stop them all.
+
+use std::{
+    collections::HashMap,
+    fmt, io,
+    net::{Shutdown, SocketAddr, TcpListener},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::{UnixListener, UnixStream},
+    },
+    path::{Path, PathBuf},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use rustix::{
+    event::{EventfdFlags, PollFd, PollFlags, eventfd, poll},
+    fs::{Mode, chmod},
+    net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with},
+};
+use tokio::runtime::Handle;
+
+use super::{
+    connection::{HANDSHAKE_LIMIT, serve},
+    export::Exports,
+    stream::Stream,
+};
+use crate::error::{Error, Kind, Result, ResultExt};
+
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 128;
+
+/// Stack of a connection's thread. Nothing there is deep.
+const STACK: usize = 256 << 10;
+
+/// How long connections have to answer what they hold when the server stops; then their sockets are closed.
+const STOP_LIMIT: Duration = Duration::from_secs(2);
+
+/// What a server lets its clients take.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections at one time; each costs a thread and up to 1.3 MiB. More are closed as they come.
+    pub connections: usize,
+    /// From connecting to the transmission.
+    pub handshake: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 256,
+            handshake: HANDSHAKE_LIMIT,
+        }
+    }
+}
+
+/// Where a server listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// A Unix socket.
+    Unix(PathBuf),
+    /// A TCP port.
+    Tcp(SocketAddr),
+}
+
+impl Address {
+    /// The URI of an export here, as the NBD URI specification has it (doc/uri.md).
+    pub fn uri(&self, export: &str) -> String {
+        // what is no plain character of a path or query is escaped
+        const ESCAPED: &percent_encoding::AsciiSet = &percent_encoding::NON_ALPHANUMERIC
+            .remove(b'-')
+            .remove(b'.')
+            .remove(b'_')
+            .remove(b'~')
+            .remove(b'/')
+            .remove(b':');
+        let export = percent_encoding::utf8_percent_encode(export, ESCAPED);
+        match self {
+            Self::Unix(path) => {
+                use std::os::unix::ffi::OsStrExt as _;
+                let path = percent_encoding::percent_encode(path.as_os_str().as_bytes(), ESCAPED);
+                format!("nbd+unix:///{export}?socket={path}")
+            }
+            Self::Tcp(address) => format!("nbd://{address}/{export}"),
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix socket {}", path.display()),
+            Self::Tcp(address) => write!(f, "tcp {address}"),
+        }
+    }
+}
+
+/// A listener and its connections. Dropped, it stops.
+pub struct Server {
+    address: Address,
+    shared: Arc<Shared>,
+    accepting: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Listens on a Unix socket that only its owner may connect to. A socket file that nobody listens on any more is replaced; the file
+    /// goes when the server stops.
+    pub fn listen_unix(
+        path: &Path,
+        exports: Arc<Exports>,
+        runtime: Handle,
+        limits: Limits,
+    ) -> Result<Self> {
+        let listener = bind_unix(path)?;
+        let address = Address::Unix(path.to_owned());
+        let accept = Accept::Unix(listener);
+        Self::start(address, accept, exports, runtime, limits)
+    }
+
+    /// Listens on a TCP address. There is no authentication: whoever can connect can read.
+    pub fn listen_tcp(
+        address: SocketAddr,
+        exports: Arc<Exports>,
+        runtime: Handle,
+        limits: Limits,
+    ) -> Result<Self> {
+        let listening = || format!("listening on {address}");
+        let listener = TcpListener::bind(address).or_kind(Kind::Io, listening)?;
+        let address = listener.local_addr().or_kind(Kind::Io, listening)?;
+        let accept = Accept::Tcp(listener);
+        Self::start(Address::Tcp(address), accept, exports, runtime, limits)
+    }
+
+    fn start(
+        address: Address,
+        accept: Accept,
+        exports: Arc<Exports>,
+        runtime: Handle,
+        limits: Limits,
+    ) -> Result<Self> {
+        let starting = || format!("starting the server on {address}");
+        let stop = eventfd(0, EventfdFlags::CLOEXEC).or_kind(Kind::Io, starting)?;
+        accept.set_nonblocking().or_kind(Kind::Io, starting)?;
+        let shared = Arc::new(Shared {
+            exports,
+            runtime,
+            limits,
+            stop,
+            connections: Mutex::default(),
+            ended: Condvar::new(),
+        });
+        let accepting = thread::Builder::new()
+            .name("nbd-accept".into())
+            .stack_size(STACK)
+            .spawn({
+                let shared = Arc::clone(&shared);
+                move || shared.accept_all(&accept)
+            })
+            .or_kind(Kind::Io, starting)?;
+        Ok(Self {
+            address,
+            shared,
+            accepting: Some(accepting),
+        })
+    }
+
+    /// Where it listens; the port is the real one where zero was asked for.
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// Connections at the moment.
+    pub fn connections(&self) -> usize {
+        self.shared.connections().open.len()
+    }
+
+    /// Stops: takes no connection any more, lets those that there are answer what they hold, and returns when all have ended.
+    pub fn stop(mut self) {
+        self.stop_all();
+    }
+
+    fn stop_all(&mut self) {
+        let Some(accepting) = self.accepting.take() else {
+            return;
+        };
+        // an eventfd takes this value, and the thread is there to see it
+        let _ = rustix::io::write(&self.shared.stop, &1u64.to_ne_bytes());
+        let _ = accepting.join();
+        if let Address::Unix(path) = &self.address {
+            let _ = std::fs::remove_file(path); // gone already is as good
+        }
+        self.shared.end_all();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop_all();
+    }
+}
+
+/// A Unix socket of mode 0600: its file's mode is set before it listens, so that there is no moment in which others can connect.
+fn bind_unix(path: &Path) -> Result<UnixListener> {
+    let listening = || format!("listening on unix socket {}", path.display());
+    let address = SocketAddrUnix::new(path).or_kind(Kind::InvalidArgument, || {
+        format!(
+            "the socket path {} is too long: at most 107 bytes",
+            path.display()
+        )
+    })?;
+    let kind = SocketType::STREAM;
+    let socket = socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)
+        .or_kind(Kind::Io, listening)?;
+    if bind(&socket, &address).is_err() {
+        match UnixStream::connect(path) {
+            Ok(_) => {
+                return Err(Error::new(
+                    Kind::Busy,
+                    format!("another program listens on {}", path.display()),
+                ));
+            }
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                std::fs::remove_file(path).or_kind(Kind::Io, listening)?;
+            }
+            Err(_) => {} // the second bind says what is wrong
+        }
+        bind(&socket, &address).or_kind(Kind::Io, listening)?;
+    }
+    chmod(path, Mode::RUSR | Mode::WUSR).or_kind(Kind::Io, listening)?;
+    listen(&socket, BACKLOG).or_kind(Kind::Io, listening)?;
+    Ok(UnixListener::from(socket))
+}
+
+enum Accept {
+    Unix(UnixListener),
+    Tcp(TcpListener),
+}
+
+impl Accept {
+    /// A client that is gone again between poll and accept must not block the thread.
+    fn set_nonblocking(&self) -> io::Result<()> {
+        match self {
+            Self::Unix(listener) => listener.set_nonblocking(true),
+            Self::Tcp(listener) => listener.set_nonblocking(true),
+        }
+    }
+
+    fn accept(&self) -> io::Result<Stream> {
+        match self {
+            Self::Unix(listener) => listener.accept().map(|(stream, _)| stream.into()),
+            Self::Tcp(listener) => listener.accept().map(|(stream, _)| stream.into()),
+        }
+    }
+
+    fn poll_fd(&self) -> PollFd<'_> {
+        match self {
+            Self::Unix(listener) => PollFd::new(listener, PollFlags::IN),
+            Self::Tcp(listener) => PollFd::new(listener, PollFlags::IN),
+        }
+    }
+}
+
+struct Shared {
+    exports: Arc<Exports>,
+    runtime: Handle,
+    limits: Limits,
+    stop: OwnedFd,
+    connections: Mutex<Connections>,
+    ended: Condvar,
+}
+
+#[derive(Default)]
+struct Connections {
+    next: u64,
+    /// A second descriptor of each connection's socket, to end it by.
+    open: HashMap<u64, Stream>,
+}
+
+impl Shared {
+    fn connections(&self) -> MutexGuard<'_, Connections> {
+        self.connections
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn accept_all(self: &Arc<Self>, accept: &Accept) {
+        loop {
+            let mut fds = [
+                PollFd::from_borrowed_fd(self.stop.as_fd(), PollFlags::IN),
+                accept.poll_fd(),
+            ];
+            let _ = poll(&mut fds, None); // interrupted: accept says that there is nothing
+            if fds[0].revents().contains(PollFlags::IN) {
+                return;
+            }
+            match accept.accept() {
+                Ok(stream) => self.connect(stream),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => {
+                    // out of descriptors or memory: the client stays in the backlog, and this must not spin
+                    tracing::warn!(%error, "cannot accept an nbd connection");
+                    thread::sleep(Duration::from_millis(100));
+                }
+            }
+        }
+    }
+
+    fn connect(self: &Arc<Self>, stream: Stream) {
+        let id = {
+            let mut connections = self.connections();
+            if connections.open.len() >= self.limits.connections {
+                tracing::debug!(limit = self.limits.connections, "too many nbd connections");
+                return;
+            }
+            let Ok(second) = stream.try_clone() else {
+                return; // out of descriptors: the client sees its connection closed
+            };
+            connections.next += 1;
+            let id = connections.next;
+            connections.open.insert(id, second);
+            id
+        };
+        let shared = Arc::clone(self);
+        let spawned = thread::Builder::new()
+            .name("nbd".into())
+            .stack_size(STACK)
+            .spawn(move || {
+                let _ended = Ended {
+                    shared: &shared,
+                    id,
+                };
+                let stream = stream; // closed before the connection counts as ended
+                let result = serve(
+                    &stream,
+                    &shared.exports,
+                    &shared.runtime,
+                    shared.limits.handshake,
+                );
+                if let Err(error) = result {
+                    tracing::debug!(connection = id, %error, "nbd connection ended");
+                }
+            });
+        if let Err(error) = spawned {
+            tracing::warn!(%error, "cannot start a thread for an nbd connection");
+            self.connections().open.remove(&id);
+        }
+    }
+
+    /// Ends all connections: first those that read or wait, then, after a while, those that write to a client that does not read.
+    fn end_all(&self) {
+        for (how, limit) in [(Shutdown::Read, Some(STOP_LIMIT)), (Shutdown::Both, None)] {
+            let connections = self.connections();
+            for stream in connections.open.values() {
+                let _ = stream.shutdown(how); // closed already is as good
+            }
+            let is_open = |connections: &mut Connections| !connections.open.is_empty();
+            match limit {
+                Some(limit) => drop(self.ended.wait_timeout_while(connections, limit, is_open)),
+                None => drop(self.ended.wait_while(connections, is_open)),
+            }
+        }
+    }
+}
+
+/// Takes a connection off the list when its thread ends, in whatever way.
+struct Ended<'a> {
+    shared: &'a Shared,
+    id: u64,
+}
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.shared.connections().open.remove(&self.id);
+        self.shared.ended.notify_all();
+    }
+}

@@ -1,0 +1,586 @@
+//! The transmission: requests in, replies out, until the client disconnects.
+
+use std::{
+    ops::Range,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+};
+use tokio::runtime::Handle;
+use zerocopy::FromBytes;
+
+use super::{
+    MAX_PAYLOAD,
+    connection::ConnectionError,
+    counters::Counts,
+    errno_of,
+    export::{Export, Shared},
+    handshake::{ALLOCATION_CONTEXT, Session},
+    pending::Pending,
+    protocol::*,
+    reply::{Part, Replies},
+    stream::Stream,
+};
+use crate::{
+    error::{Error, Kind},
+    layer::Allocation,
+    units::DiskOffset,
+};
+
+/// Bytes of the buffer for requests: 585 of them. One system call reads all that a client has sent.
+const INPUT: usize = 16 << 10;
+
+/// Bytes of one part of a read's reply. A read up to this length is answered whole or with an error, never torn.
+const MAX_PART: u32 = 1 << 20;
+
+/// Zeroes from this length on are sent as a hole where the client understands that. For fewer it costs more than it saves: on both
+/// sides a part has a header to be made and parsed.
+const MIN_HOLE: u64 = 32 << 10;
+
+/// Extents in one reply to `NBD_CMD_BLOCK_STATUS`; a client goes on from where they end.
+const MAX_EXTENTS: usize = 16 << 10;
+
+/// Bytes that are asked about at one time for `NBD_CMD_BLOCK_STATUS`, to bound the work behind one reply.
+const EXTENTS_STEP: u64 = 256 << 20;
+
+/// How long requests that still wait when the client disconnects properly are waited for.
+const DISCONNECT_LIMIT: Duration = Duration::from_secs(30);
+
+/// How long the waits of a connection that has ended may take to notice it.
+const GIVE_UP_LIMIT: Duration = Duration::from_secs(1);
+
+/// Bytes of the buffer of replies that an idle connection keeps, and when it counts as idle.
+const KEPT_CAPACITY: usize = 64 << 10;
+const IDLE_LIMIT: Duration = Duration::from_secs(1);
+
+/// Times that a range is made present for one read: more only where eviction takes it away again.
+const MAX_ATTEMPTS: u32 = 4;
+
+/// One connection in transmission.
+pub(super) struct Transmission<'a> {
+    stream: &'a Stream,
+    session: Session,
+    runtime: &'a Handle,
+    shared: &'a Shared,
+    input: Input,
+    replies: Replies<'a>,
+    pending: Pending,
+    counts: Counts,
+}
+
+/// Whether the client goes on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Flow {
+    Continue,
+    Disconnect,
+}
+
+/// What a poll found.
+enum Event {
+    Requests,
+    Completions,
+    HungUp,
+    TimedOut,
+}
+
+impl<'a> Transmission<'a> {
+    pub(super) fn new(
+        stream: &'a Stream,
+        session: Session,
+        shared: &'a Shared,
+        runtime: &'a Handle,
+    ) -> Result<Self, ConnectionError> {
+        Ok(Self {
+            stream,
+            runtime,
+            shared,
+            input: Input::new(),
+            replies: Replies::new(stream, session.structured),
+            pending: Pending::new(runtime).map_err(ConnectionError::io("making an eventfd"))?,
+            counts: Counts::default(),
+            session,
+        })
+    }
+
+    /// Serves requests until the client ends the session.
+    pub(super) fn run(mut self) -> Result<(), ConnectionError> {
+        loop {
+            while self.pending.has_room() {
+                let Some(request) = self.input.next()? else {
+                    break;
+                };
+                if self.serve(&request)? == Flow::Disconnect {
+                    return self.finish_all();
+                }
+            }
+            self.shared.counters.add(&mut self.counts);
+            self.replies.flush()?;
+            // only where something waits is there more than the socket to listen to
+            let event = if self.pending.is_empty() {
+                self.shrink_when_idle()?;
+                Event::Requests
+            } else {
+                let socket = if self.pending.has_room() {
+                    PollFlags::IN
+                } else {
+                    PollFlags::RDHUP
+                };
+                self.wait(socket, None)?
+            };
+            match event {
+                Event::Requests if self.input.fill(self.stream)? => {}
+                Event::Completions => self.finish_ready()?,
+                Event::Requests | Event::HungUp | Event::TimedOut => {
+                    self.give_up()?;
+                    return Err(ConnectionError::Disconnected);
+                }
+            }
+        }
+    }
+
+    /// Before this thread blocks: waits a moment for a request, and if none comes gives back the memory of large replies.
+    fn shrink_when_idle(&mut self) -> Result<(), ConnectionError> {
+        if self.replies.capacity() > KEPT_CAPACITY
+            && let Event::TimedOut = self.wait(PollFlags::IN, Some(IDLE_LIMIT))?
+        {
+            self.replies.shrink();
+        }
+        Ok(())
+    }
+
+    /// After the end of what the client sends, which may be its doing or that of a server that stops: who waits is told so.
+    fn give_up(&mut self) -> Result<(), ConnectionError> {
+        self.pending.abort();
+        while !self.pending.is_empty() {
+            match self.wait(PollFlags::empty(), Some(GIVE_UP_LIMIT))? {
+                Event::Completions => {
+                    for (request, _) in self.pending.take_ready() {
+                        self.error(&request, NBD_ESHUTDOWN, "the server is stopping")?;
+                    }
+                }
+                Event::Requests | Event::HungUp | Event::TimedOut => break,
+            }
+        }
+        self.replies.flush()
+    }
+
+    /// After `NBD_CMD_DISC`: "the server MUST handle all outstanding requests".
+    fn finish_all(&mut self) -> Result<(), ConnectionError> {
+        let deadline = Instant::now() + DISCONNECT_LIMIT;
+        self.replies.flush()?;
+        while !self.pending.is_empty() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.wait(PollFlags::empty(), Some(left))? {
+                Event::Completions => self.finish_ready()?,
+                Event::Requests | Event::HungUp | Event::TimedOut => break,
+            }
+            self.replies.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Waits for completions, and for these events of the socket; its errors and hang-ups are told in any case.
+    fn wait(&self, socket: PollFlags, limit: Option<Duration>) -> Result<Event, ConnectionError> {
+        let limit = limit.map(|limit| Timespec {
+            tv_sec: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i64::from(limit.subsec_nanos()),
+        });
+        let wake = self.pending.wake_fd();
+        let mut fds = [
+            PollFd::from_borrowed_fd(wake, PollFlags::IN),
+            PollFd::new(self.stream, socket),
+        ];
+        loop {
+            match poll(&mut fds, limit.as_ref()) {
+                Err(Errno::INTR) => continue,
+                Err(error) => return Err(ConnectionError::io("polling")(error.into())),
+                Ok(0) => return Ok(Event::TimedOut),
+                Ok(_) => {}
+            }
+            let gone = PollFlags::HUP | PollFlags::ERR | PollFlags::RDHUP;
+            return Ok(match [fds[0].revents(), fds[1].revents()] {
+                // requests that a client left unread here need no answer: nobody is there to take it
+                [_, socket] if socket.intersects(gone) => Event::HungUp,
+                [wake, _] if wake.contains(PollFlags::IN) => Event::Completions,
+                _ => Event::Requests,
+            });
+        }
+    }
+
+    fn serve(&mut self, request: &Request) -> Result<Flow, ConnectionError> {
+        self.counts.requests += 1;
+        let flags = request.flags.get();
+        match request.command.get() {
+            NBD_CMD_READ => self.read(request, flags)?,
+            NBD_CMD_DISC => return Ok(Flow::Disconnect),
+            // the data of a write is behind us
+            NBD_CMD_WRITE | NBD_CMD_TRIM | NBD_CMD_WRITE_ZEROES => {
+                self.error(request, NBD_EPERM, "the export is read-only")?;
+            }
+            NBD_CMD_FLUSH => self.flush(request, flags)?,
+            NBD_CMD_CACHE => self.cache(request, flags)?,
+            NBD_CMD_BLOCK_STATUS => self.block_status(request, flags)?,
+            _ => self.error(request, NBD_EINVAL, "unknown command")?,
+        }
+        Ok(Flow::Continue)
+    }
+
+    fn read(&mut self, request: &Request, flags: u16) -> Result<(), ConnectionError> {
+        // NBD_CMD_FLAG_DF is offered only with structured replies
+        let known = if self.session.structured {
+            NBD_CMD_FLAG_DF
+        } else {
+            0
+        };
+        let Some(range) = self.checked_range(request, flags, known)? else {
+            return Ok(());
+        };
+        let length = request.length.get();
+        if length > MAX_PAYLOAD || (flags & NBD_CMD_FLAG_DF != 0 && length > MAX_PART) {
+            // NBD_EOVERFLOW is for clients that know of structured replies
+            let error = if self.session.structured {
+                NBD_EOVERFLOW
+            } else {
+                NBD_EINVAL
+            };
+            return self.error(request, error, "the read is too long for one reply");
+        }
+        if length == 0 {
+            return self.replies.no_data(request);
+        }
+        if self.session.export.is_present(range.clone()) {
+            return self.send_range(request, range);
+        }
+        self.counts.waits += 1;
+        let fetch = Arc::clone(&self.session.export).make_present(range);
+        self.pending.push(*request, fetch);
+        Ok(())
+    }
+
+    /// Answers the reads whose data has come.
+    fn finish_ready(&mut self) -> Result<(), ConnectionError> {
+        for (request, result) in self.pending.take_ready() {
+            match result {
+                Ok(()) => {
+                    let start = request.offset.get();
+                    let end = start + u64::from(request.length.get()); // was checked before it waited
+                    self.send_range(&request, DiskOffset(start)..DiskOffset(end))?;
+                }
+                Err(error) => self.error(&request, errno_of(&error), &error.to_string())?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends the data of a range that is present.
+    fn send_range(
+        &mut self,
+        request: &Request,
+        range: Range<DiskOffset>,
+    ) -> Result<(), ConnectionError> {
+        let Range { start, end } = range;
+        let (mut at, end) = (start.get(), end.get());
+        let fragments = self.session.structured && request.flags.get() & NBD_CMD_FLAG_DF == 0;
+        let source = Source {
+            export: &self.session.export,
+            runtime: self.runtime,
+        };
+        let mut extents = if fragments && end - at >= MIN_HOLE {
+            source.extents(at..end)
+        } else {
+            vec![(end - at, Content::Data)]
+        };
+        extents.reverse();
+        while let Some((left, content)) = extents.pop() {
+            let length = u32::try_from(left).unwrap_or(u32::MAX);
+            let length = match content {
+                Content::Data => length.min(MAX_PART),
+                Content::Zero => length,
+            };
+            if u64::from(length) < left {
+                extents.push((left - u64::from(length), content));
+            }
+            let part = Part {
+                offset: at,
+                length,
+                first: at == start.get(),
+                last: extents.is_empty(),
+            };
+            if content == Content::Zero {
+                self.replies.hole(request, part)?;
+            } else {
+                let fill = |buffer: &mut [u8]| source.read(at, buffer);
+                if let Err(error) = self.replies.data(request, part, fill)? {
+                    if !self.session.structured && !part.first {
+                        return Err(ConnectionError::Torn { offset: at });
+                    }
+                    return self.error(request, errno_of(&error), &error.to_string());
+                }
+            }
+            at += u64::from(length);
+        }
+        self.counts.reads += 1;
+        self.counts.read_bytes += u64::from(request.length.get());
+        Ok(())
+    }
+
+    /// Not offered, for there is nothing to flush; and so it succeeds where a client sends it all the same.
+    fn flush(&mut self, request: &Request, flags: u16) -> Result<(), ConnectionError> {
+        if flags != 0 || request.offset.get() != 0 || request.length.get() != 0 {
+            return self.error(request, NBD_EINVAL, "a flush has no flags and no range");
+        }
+        self.replies.success(request)
+    }
+
+    /// Starts the fetch of a range and does not wait for it.
+    fn cache(&mut self, request: &Request, flags: u16) -> Result<(), ConnectionError> {
+        let Some(range) = self.checked_range(request, flags, 0)? else {
+            return Ok(());
+        };
+        if !self.session.export.is_present(range.clone()) {
+            // a hint beyond what is bounded is left undone: "there is no guarantee of an actual performance gain"
+            if let Ok(permit) = Arc::clone(&self.shared.prefetches).try_acquire_owned() {
+                let export = Arc::clone(&self.session.export);
+                self.runtime.spawn(async move {
+                    // why it failed is told to those who read the range
+                    let _ = export.make_present(range).await;
+                    drop(permit);
+                });
+            }
+        }
+        self.replies.success(request)
+    }
+
+    fn block_status(&mut self, request: &Request, flags: u16) -> Result<(), ConnectionError> {
+        if !self.session.allocation {
+            let why = "no metadata context was chosen for this export";
+            return self.error(request, NBD_EINVAL, why);
+        }
+        let Some(range) = self.checked_range(request, flags, NBD_CMD_FLAG_REQ_ONE)? else {
+            return Ok(());
+        };
+        if request.length.get() == 0 {
+            return self.error(request, NBD_EINVAL, "the status of no bytes");
+        }
+        let limit = if flags & NBD_CMD_FLAG_REQ_ONE != 0 {
+            1
+        } else {
+            MAX_EXTENTS
+        };
+        let extents = status(&*self.session.export, range, limit);
+        if extents.is_empty() {
+            return self.error(request, NBD_EIO, "the export does not know the range");
+        }
+        self.replies.extents(request, ALLOCATION_CONTEXT, &extents)
+    }
+
+    /// The request's range, or an error to the client where it is not in the export or has flags that mean nothing here.
+    fn checked_range(
+        &mut self,
+        request: &Request,
+        flags: u16,
+        known: u16,
+    ) -> Result<Option<Range<DiskOffset>>, ConnectionError> {
+        if flags & !known != 0 {
+            self.error(
+                request,
+                NBD_EINVAL,
+                "a flag that this command does not have",
+            )?;
+            return Ok(None);
+        }
+        let start = DiskOffset(request.offset.get());
+        match start.checked_add(u64::from(request.length.get())) {
+            Some(end) if end.get() <= self.session.export.size() => Ok(Some(start..end)),
+            _ => {
+                self.error(request, NBD_EINVAL, "the range is not in the export")?;
+                Ok(None)
+            }
+        }
+    }
+
+    fn error(
+        &mut self,
+        request: &Request,
+        error: u32,
+        message: &str,
+    ) -> Result<(), ConnectionError> {
+        self.counts.errors += 1;
+        self.replies.error(request, error, message)
+    }
+}
+
+impl Drop for Transmission<'_> {
+    fn drop(&mut self) {
+        self.shared.counters.add(&mut self.counts);
+    }
+}
+
+/// What an extent of a read is sent as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Content {
+    Data,
+    Zero,
+}
+
+/// Where the data of replies comes from.
+struct Source<'a> {
+    export: &'a Arc<dyn Export>,
+    runtime: &'a Handle,
+}
+
+impl Source<'_> {
+    /// Reads a range that was present a moment ago.
+    ///
+    /// Eviction clears a span's bit before it takes the span's bytes away, so bytes are right if their bits are set when they have
+    /// been read. Where they are not, this thread waits for them to come again.
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Error> {
+        let start = DiskOffset(offset);
+        let range = start..DiskOffset(offset + buffer.len() as u64);
+        for _ in 0..MAX_ATTEMPTS {
+            if self.export.is_present(range.clone()) {
+                self.export.read_present(start, buffer).map_err(|source| {
+                    Error::with_source(Kind::Io, "the local disk cannot be read", source)
+                })?;
+                if self.export.is_present(range.clone()) {
+                    return Ok(());
+                }
+            }
+            let fetch = Arc::clone(self.export).make_present(range.clone());
+            self.runtime
+                .block_on(fetch)
+                .map_err(|error| Error::with_source(error.kind(), error.to_string(), error))?;
+        }
+        let why = "the range is evicted as fast as it is fetched: the disk budget is too small";
+        Err(Error::new(Kind::Io, why))
+    }
+
+    /// The extents of a read: zeroes where a hole pays, data elsewhere.
+    fn extents(&self, range: Range<u64>) -> Vec<(u64, Content)> {
+        let length = range.end - range.start;
+        let mut extents: Vec<(u64, Content)> = Vec::new();
+        let mut sum = 0;
+        for (length, allocation) in self
+            .export
+            .allocation(DiskOffset(range.start)..DiskOffset(range.end))
+        {
+            sum += length;
+            let content = match allocation {
+                Allocation::Zero if length >= MIN_HOLE => Content::Zero,
+                Allocation::Zero | Allocation::Present | Allocation::Absent => Content::Data,
+            };
+            match extents.last_mut() {
+                Some((last, Content::Data)) if content == Content::Data => *last += length,
+                _ => extents.push((length, content)),
+            }
+        }
+        if sum != length {
+            debug_assert!(false, "extents of {range:?} are {sum} bytes long");
+            return vec![(length, Content::Data)];
+        }
+        extents
+    }
+}
+
+/// The first extents of a range for `base:allocation`, neighbours with the same flags as one.
+///
+/// What is absent is data that has not come yet, not a hole: a client that took it for one would read zeroes.
+fn status(export: &dyn Export, range: Range<DiskOffset>, limit: usize) -> Vec<BlockDescriptor> {
+    let (mut at, end) = (range.start.get(), range.end.get());
+    let mut extents: Vec<BlockDescriptor> = Vec::new();
+    while at < end {
+        let step = at..end.min(at.saturating_add(EXTENTS_STEP));
+        at = step.end;
+        for (length, allocation) in export.allocation(DiskOffset(step.start)..DiskOffset(step.end))
+        {
+            let flags = match allocation {
+                Allocation::Present | Allocation::Absent => 0,
+                Allocation::Zero => NBD_STATE_HOLE | NBD_STATE_ZERO,
+            };
+            // all extents lie in the range, whose length is one of 32 bits
+            let length = length as u32;
+            let full = extents.len() == limit;
+            match extents.last_mut() {
+                Some(last) if last.status_flags.get() == flags => last.length += length,
+                _ if full => return extents,
+                _ => extents.push(BlockDescriptor {
+                    length: length.into(),
+                    status_flags: flags.into(),
+                }),
+            }
+        }
+    }
+    extents
+}
+
+/// Requests as they come from the socket.
+struct Input {
+    bytes: Box<[u8]>,
+    /// The bytes that are read and not yet taken.
+    held: Range<usize>,
+    /// A write whose data is being skipped, and how much of it is still to come.
+    write: Option<(Request, usize)>,
+}
+
+impl Input {
+    fn new() -> Self {
+        Self {
+            bytes: vec![0; INPUT].into_boxed_slice(),
+            held: 0..0,
+            write: None,
+        }
+    }
+
+    /// The next request, if the whole of it is here; a write comes when its data has been skipped.
+    fn next(&mut self) -> Result<Option<Request>, ConnectionError> {
+        if let Some((request, left)) = self.write.take() {
+            return Ok(self.skip_data(request, left));
+        }
+        let held = self.bytes.get(self.held.clone()).unwrap_or_default();
+        let Ok((request, _)) = Request::read_from_prefix(held) else {
+            return Ok(None);
+        };
+        self.held.start += size_of::<Request>();
+        if request.magic.get() != NBD_REQUEST_MAGIC {
+            return Err(ConnectionError::RequestMagic {
+                found: request.magic.get(),
+            });
+        }
+        if request.command.get() != NBD_CMD_WRITE {
+            return Ok(Some(request));
+        }
+        let length = request.length.get();
+        if length > MAX_PAYLOAD {
+            return Err(ConnectionError::WriteLength { length });
+        }
+        Ok(self.skip_data(request, length as usize))
+    }
+
+    fn skip_data(&mut self, request: Request, left: usize) -> Option<Request> {
+        let skipped = left.min(self.held.len());
+        self.held.start += skipped;
+        if skipped == left {
+            return Some(request);
+        }
+        self.write = Some((request, left - skipped));
+        None
+    }
+
+    /// Reads what the client has sent; blocks where that is nothing. False at the end.
+    fn fill(&mut self, stream: &Stream) -> Result<bool, ConnectionError> {
+        if self.held.start > 0 {
+            self.bytes.copy_within(self.held.clone(), 0);
+            self.held = 0..self.held.len();
+        }
+        let free = self.bytes.get_mut(self.held.end..).unwrap_or_default();
+        let count = stream
+            .read(free)
+            .map_err(ConnectionError::io("reading a request"))?;
+        self.held.end += count;
+        Ok(count > 0)
+    }
+}

@@ -1,0 +1,229 @@
+//! An export in memory whose fetches wait until a test lets them go, and a server on it.
+
+use std::{
+    io,
+    ops::Range,
+    os::unix::net::UnixStream,
+    path::PathBuf,
+    sync::{Arc, Condvar, Mutex},
+    time::Duration,
+};
+
+use futures_util::future::BoxFuture;
+use socinbd::{
+    error::{Error, Kind},
+    layer::Allocation,
+    nbd::{Address, Export, Exports, Limits, Server},
+    units::DiskOffset,
+};
+use tokio::{runtime::Runtime, sync::watch};
+
+/// Bytes that are fetched, and are zero, as one.
+pub(super) const BLOCK: u64 = 4096;
+
+/// What a block of the export is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Block {
+    Present,
+    /// Comes when the gate is open.
+    Absent,
+    Zero,
+    /// Its fetch fails with this kind.
+    Failing(Kind),
+    /// Is present, and the local disk fails.
+    Broken,
+}
+
+pub(super) struct Memory {
+    data: Vec<u8>,
+    blocks: Mutex<Vec<Block>>,
+    /// Counted up with every fetch that is asked for.
+    fetches: Mutex<u64>,
+    asked: Condvar,
+    gate: watch::Sender<bool>,
+}
+
+impl Memory {
+    /// `blocks` blocks of bytes that tell their place, all present.
+    pub(super) fn new(blocks: usize) -> Self {
+        let words = blocks * BLOCK as usize / 8;
+        let data = (0..words as u64)
+            .flat_map(|word| word.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes())
+            .collect();
+        Self {
+            data,
+            blocks: Mutex::new(vec![Block::Present; blocks]),
+            fetches: Mutex::default(),
+            asked: Condvar::new(),
+            gate: watch::channel(false).0,
+        }
+    }
+
+    pub(super) fn with(mut self, blocks: Range<usize>, block: Block) -> Self {
+        if block == Block::Zero {
+            self.data[blocks.start * BLOCK as usize..blocks.end * BLOCK as usize].fill(0);
+        }
+        self.blocks.lock().unwrap()[blocks].fill(block);
+        self
+    }
+
+    pub(super) fn data(&self) -> &[u8] {
+        &self.data
+    }
+
+    pub(super) fn open_gate(&self) {
+        self.gate.send_replace(true);
+    }
+
+    /// Waits until so many fetches were asked for in all.
+    pub(super) fn wait_for_fetches(&self, count: u64) {
+        let fetches = self.fetches.lock().unwrap();
+        let (fetches, _) = self
+            .asked
+            .wait_timeout_while(fetches, Duration::from_secs(20), |fetches| *fetches < count)
+            .unwrap();
+        assert!(*fetches >= count, "{fetches} fetches and not {count}");
+    }
+
+    pub(super) fn fetches(&self) -> u64 {
+        *self.fetches.lock().unwrap()
+    }
+
+    /// Fetches that are at work or wait at the gate.
+    pub(super) fn waiting(&self) -> usize {
+        self.gate.receiver_count()
+    }
+
+    fn touched(range: &Range<DiskOffset>) -> Range<usize> {
+        let (start, end) = (range.start.get(), range.end.get());
+        (start / BLOCK) as usize..end.div_ceil(BLOCK) as usize
+    }
+}
+
+impl Export for Memory {
+    fn size(&self) -> u64 {
+        self.data.len() as u64
+    }
+
+    fn is_present(&self, range: Range<DiskOffset>) -> bool {
+        self.blocks.lock().unwrap()[Self::touched(&range)]
+            .iter()
+            .all(|block| !matches!(block, Block::Absent | Block::Failing(_)))
+    }
+
+    fn read_present(&self, offset: DiskOffset, buffer: &mut [u8]) -> io::Result<()> {
+        let range = offset..DiskOffset(offset.get() + buffer.len() as u64);
+        assert!(
+            self.is_present(range.clone()),
+            "{range:?} is read and not there"
+        );
+        if self.blocks.lock().unwrap()[Self::touched(&range)].contains(&Block::Broken) {
+            return Err(io::Error::other("broken on purpose"));
+        }
+        let start = offset.get() as usize;
+        buffer.copy_from_slice(&self.data[start..start + buffer.len()]);
+        Ok(())
+    }
+
+    fn make_present(
+        self: Arc<Self>,
+        range: Range<DiskOffset>,
+    ) -> BoxFuture<'static, Result<(), Arc<Error>>> {
+        let mut gate = self.gate.subscribe();
+        *self.fetches.lock().unwrap() += 1;
+        self.asked.notify_all();
+        Box::pin(async move {
+            gate.wait_for(|open| *open).await.unwrap();
+            for block in &mut self.blocks.lock().unwrap()[Self::touched(&range)] {
+                match *block {
+                    Block::Absent => *block = Block::Present,
+                    Block::Failing(kind) => {
+                        return Err(Arc::new(Error::new(kind, "failed on purpose")));
+                    }
+                    Block::Present | Block::Zero | Block::Broken => {}
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn allocation(&self, range: Range<DiskOffset>) -> Vec<(u64, Allocation)> {
+        let blocks = self.blocks.lock().unwrap();
+        let mut extents: Vec<(u64, Allocation)> = Vec::new();
+        let mut at = range.start.get();
+        while at < range.end.get() {
+            let end = range.end.get().min((at / BLOCK + 1) * BLOCK);
+            let allocation = match blocks[(at / BLOCK) as usize] {
+                Block::Present | Block::Broken => Allocation::Present,
+                Block::Absent | Block::Failing(_) => Allocation::Absent,
+                Block::Zero => Allocation::Zero,
+            };
+            match extents.last_mut() {
+                Some((length, last)) if *last == allocation => *length += end - at,
+                _ => extents.push((end - at, allocation)),
+            }
+            at = end;
+        }
+        extents
+    }
+}
+
+/// A server on a Unix socket in a folder of its own.
+pub(super) struct Served {
+    pub(super) server: Server,
+    pub(super) exports: Arc<Exports>,
+    pub(super) socket: PathBuf,
+    _folder: tempfile::TempDir,
+    _runtime: Runtime,
+}
+
+impl Served {
+    /// One export, with the empty name.
+    pub(super) fn one(export: &Arc<Memory>) -> Self {
+        Self::new(
+            Exports::single(Arc::clone(export) as Arc<dyn Export>),
+            Limits::default(),
+        )
+    }
+
+    pub(super) fn new(exports: Exports, limits: Limits) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("nbd.sock");
+        let exports = Arc::new(exports);
+        let server = Server::listen_unix(
+            &socket,
+            Arc::clone(&exports),
+            runtime.handle().clone(),
+            limits,
+        )
+        .unwrap();
+        Self {
+            server,
+            exports,
+            socket,
+            _folder: folder,
+            _runtime: runtime,
+        }
+    }
+
+    pub(super) fn uri(&self, export: &str) -> String {
+        self.server.address().uri(export)
+    }
+
+    pub(super) fn connect(&self) -> UnixStream {
+        assert_eq!(*self.server.address(), Address::Unix(self.socket.clone()));
+        UnixStream::connect(&self.socket).unwrap()
+    }
+
+    /// Waits until so many connections are open.
+    pub(super) fn wait_for_connections(&self, count: usize) {
+        super::wait_until("the number of connections", || {
+            self.server.connections() == count
+        });
+    }
+}
