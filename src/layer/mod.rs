@@ -10,6 +10,7 @@ mod allocation;
 mod bitmap;
 mod decode;
 mod disk;
+mod entry_table;
 mod fetch;
 mod flight;
 mod folder;
@@ -22,6 +23,7 @@ mod spans;
 mod state;
 mod store;
 mod stream;
+mod stream_sink;
 mod sync;
 
 pub use disk::Disk;

@@ -20,7 +20,7 @@ use tokio::{
 use super::{
     Disk, LayerBlob,
     decode::Decoders,
-    folder::{self, Folder},
+    folder::{self, Draft, Folder},
     import, sync,
 };
 use crate::{
@@ -54,7 +54,7 @@ impl Default for Options {
 const MEMORY_UNIT: u64 = 4096;
 
 /// A layer, and the table that its disk was laid out from.
-pub(super) type Key = (Digest, Digest);
+type Key = (Digest, Digest);
 
 /// The folder of all disks below a root. One a root, by a lock.
 pub struct Store {
@@ -159,10 +159,7 @@ impl Store {
                         layer.digest
                     ))
                 })?;
-            draft.publish(&store.place(&layer.digest, &table))?;
-            let disk = store.open_disk(&layer.digest, &table)?;
-            store.sync_later(&disk);
-            Ok(disk)
+            store.name(draft, &layer.digest, &table)
         })
         .await
     }
@@ -253,7 +250,7 @@ impl Store {
     }
 
     /// Opens a disk that is not open. The caller holds the lock of the key: two disks on one folder must not be.
-    pub(super) fn open_disk(self: &Arc<Self>, layer: &Digest, table: &Digest) -> Result<Arc<Disk>> {
+    fn open_disk(self: &Arc<Self>, layer: &Digest, table: &Digest) -> Result<Arc<Disk>> {
         let disk = Disk::open(self, Folder::new(self.place(layer, table)))?;
         if (disk.layer().digest, *disk.table()) != (*layer, *table) {
             return Err(Error::new(
@@ -267,8 +264,31 @@ impl Store {
         Ok(disk)
     }
 
+    /// Gives a draft its name and opens it, or the disk that has this name already.
+    pub(super) fn publish(
+        self: &Arc<Self>,
+        draft: Draft,
+        layer: &Digest,
+        table: &Digest,
+    ) -> Result<Arc<Disk>> {
+        let making = self.making((*layer, *table));
+        let _making = locked(&making);
+        match self.find(layer, table)? {
+            Some(disk) => Ok(disk),
+            None => self.name(draft, layer, table),
+        }
+    }
+
+    /// Gives a draft its name, which no disk has, and opens it. The caller holds the lock of the key.
+    fn name(self: &Arc<Self>, draft: Draft, layer: &Digest, table: &Digest) -> Result<Arc<Disk>> {
+        draft.publish(&self.place(layer, table))?;
+        let disk = self.open_disk(layer, table)?;
+        self.sync_later(&disk);
+        Ok(disk)
+    }
+
     /// The lock of a key, for whoever makes or opens its disk.
-    pub(super) fn making(&self, key: Key) -> Arc<Mutex<()>> {
+    fn making(&self, key: Key) -> Arc<Mutex<()>> {
         let mut making = locked(&self.making);
         making.retain(|_, lock| lock.strong_count() > 0);
         let entry = making.entry(key).or_default();
