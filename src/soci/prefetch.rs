@@ -1,0 +1,235 @@
+//! Prefetch artifacts: the spans of a layer that a container's start needs.
+
+use std::ops::Range;
+
+use serde::Serialize;
+
+use super::json::{self, Node, TypeError, names};
+use crate::{oci::manifest::MAX_MANIFEST_BYTES, units::SpanId};
+
+/// The only version there is.
+const VERSION: &str = "1.0";
+
+/// Some spans of a layer, as an artifact states them: AWS's tool accepts any order and any sign here. [`Prefetch::runs`] is checked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct PrefetchSpan {
+    /// The first.
+    pub start_span: i32,
+    /// The last.
+    pub end_span: i32,
+    /// Order of use; AWS's tool ignores it.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub priority: i64,
+}
+
+fn is_zero(priority: &i64) -> bool {
+    *priority == 0
+}
+
+/// A prefetch artifact.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prefetch {
+    /// Its spans as they stand; at least one.
+    pub spans: Vec<PrefetchSpan>,
+}
+
+/// Why something is no prefetch artifact.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Longer than is read.
+    #[error("{0} bytes long, where at most {MAX_MANIFEST_BYTES} are read")]
+    TooLong(usize),
+    /// Not JSON.
+    #[error("not JSON")]
+    NotJson(#[from] serde_json::Error),
+    /// A field of the wrong type.
+    #[error("malformed")]
+    Type(#[from] TypeError),
+    /// Another version.
+    #[error("version {0:?}, where {VERSION:?} is known")]
+    UnknownVersion(String),
+    /// A span that no zTOC can have.
+    #[error("range {index} names span {span}, which no layer can have")]
+    Span {
+        /// Its place in the list.
+        index: usize,
+        /// The number.
+        span: i64,
+    },
+    /// No span at all.
+    #[error("it names no span")]
+    Empty,
+}
+
+impl Prefetch {
+    /// Parses an artifact. Accepts what AWS's tool accepts.
+    pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
+        if bytes.len() as u64 > MAX_MANIFEST_BYTES {
+            return Err(Error::TooLong(bytes.len()));
+        }
+        let document = json::parse(bytes)?;
+        let mut version = String::new();
+        let mut spans = Vec::new();
+        for (key, value) in document.fields("the document")? {
+            if names(key, "version") {
+                value.read_text("version", &mut version)?;
+            } else if names(key, "prefetch_spans") {
+                spans = value
+                    .elements("prefetch_spans")?
+                    .iter()
+                    .enumerate()
+                    .map(|(index, node)| PrefetchSpan::read(node, index))
+                    .collect::<Result<_, _>>()?;
+            }
+        }
+        if version != VERSION {
+            return Err(Error::UnknownVersion(version.chars().take(255).collect()));
+        }
+        if spans.is_empty() {
+            return Err(Error::Empty);
+        }
+        Ok(Self { spans })
+    }
+
+    /// The artifact of these runs, as AWS's tool writes them: sorted, adjacent and overlapping ones merged. `None` without any.
+    pub fn of_runs(runs: impl IntoIterator<Item = Range<SpanId>>) -> Option<Self> {
+        let spans = merged(runs)
+            .into_iter()
+            .map(|run| {
+                Some(PrefetchSpan {
+                    start_span: i32::try_from(run.start.get()).ok()?,
+                    end_span: i32::try_from(run.end.get().checked_sub(1)?).ok()?,
+                    priority: 0,
+                })
+            })
+            .collect::<Option<Vec<_>>>()?;
+        (!spans.is_empty()).then_some(Self { spans })
+    }
+
+    /// The spans that a layer with `count` spans has of these: sorted, merged, none twice. What lies beyond, or ends before it
+    /// starts, is left out.
+    pub fn runs(&self, count: u32) -> Vec<Range<SpanId>> {
+        merged(self.spans.iter().filter_map(|span| {
+            let start = u32::try_from(span.start_span.max(0)).ok()?;
+            let end = u32::try_from(span.end_span)
+                .ok()?
+                .saturating_add(1)
+                .min(count);
+            Some(SpanId(start)..SpanId(end))
+        }))
+    }
+
+    /// The artifact's bytes.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, Error> {
+        #[derive(Serialize)]
+        struct Document<'a> {
+            version: &'static str,
+            prefetch_spans: &'a [PrefetchSpan],
+        }
+        Ok(json::to_vec(&Document {
+            version: VERSION,
+            prefetch_spans: &self.spans,
+        })?)
+    }
+}
+
+impl PrefetchSpan {
+    fn read(node: &Node, index: usize) -> Result<Self, Error> {
+        let mut span = Self::default();
+        for (key, value) in node.fields("prefetch_spans")? {
+            if names(key, "start_span") {
+                read_span("start_span", value, index, &mut span.start_span)?;
+            } else if names(key, "end_span") {
+                read_span("end_span", value, index, &mut span.end_span)?;
+            } else if names(key, "priority") {
+                value.read_integer("priority", &mut span.priority)?;
+            }
+        }
+        Ok(span)
+    }
+}
+
+/// A span's number has 32 bits in Go's structure.
+fn read_span(field: &'static str, value: &Node, index: usize, into: &mut i32) -> Result<(), Error> {
+    let mut span = i64::from(*into);
+    value.read_integer(field, &mut span)?;
+    *into = i32::try_from(span).map_err(|_| Error::Span { index, span })?;
+    Ok(())
+}
+
+fn merged(runs: impl IntoIterator<Item = Range<SpanId>>) -> Vec<Range<SpanId>> {
+    let mut runs: Vec<_> = runs.into_iter().filter(|run| run.start < run.end).collect();
+    runs.sort_by_key(|run| run.start);
+    let mut merged: Vec<Range<SpanId>> = Vec::new();
+    for run in runs {
+        match merged.last_mut() {
+            Some(last) if run.start <= last.end => last.end = last.end.max(run.end),
+            _ => merged.push(run),
+        }
+    }
+    merged
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn runs(text: &str, count: u32) -> Vec<(u32, u32)> {
+        Prefetch::parse(text.as_bytes())
+            .unwrap()
+            .runs(count)
+            .iter()
+            .map(|run| (run.start.get(), run.end.get()))
+            .collect()
+    }
+
+    #[test]
+    fn runs_are_sorted_merged_and_within_the_layer() {
+        let list = |spans: &str| format!(r#"{{"version":"1.0","prefetch_spans":[{spans}]}}"#);
+        let span = |start: i64, end: i64| format!(r#"{{"start_span":{start},"end_span":{end}}}"#);
+        for (spans, count, expected) in [
+            (vec![(7, 9), (0, 3), (2, 8)], 100, vec![(0, 10)]),
+            (vec![(4, 4), (0, 3), (6, 6)], 100, vec![(0, 5), (6, 7)]),
+            (vec![(5, 2)], 100, vec![]),
+            (vec![(-3, 2)], 100, vec![(0, 3)]),
+            (vec![(-3, -1)], 100, vec![]),
+            (vec![(0, 2_147_483_647)], 10, vec![(0, 10)]),
+            (vec![(10, 20)], 10, vec![]),
+            (vec![(0, 0)], 0, vec![]),
+        ] {
+            let text = list(
+                &spans
+                    .iter()
+                    .map(|(a, b)| span(*a, *b))
+                    .collect::<Vec<_>>()
+                    .join(","),
+            );
+            assert_eq!(runs(&text, count), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_order_of_use_is_kept() {
+        let text = r#"{"version":"1.0","prefetch_spans":[{"start_span":0,"end_span":3},{"start_span":9,"end_span":9,"priority":1}]}"#;
+        let read = Prefetch::parse(text.as_bytes()).unwrap();
+        assert_eq!(read.spans[1].priority, 1);
+        assert_eq!(read.to_bytes().unwrap(), text.as_bytes());
+    }
+
+    #[test]
+    fn runs_make_an_artifact() {
+        let made = Prefetch::of_runs([
+            SpanId(3)..SpanId(5),
+            SpanId(0)..SpanId(2),
+            SpanId(2)..SpanId(3),
+        ])
+        .unwrap();
+        assert_eq!(
+            made.to_bytes().unwrap(),
+            br#"{"version":"1.0","prefetch_spans":[{"start_span":0,"end_span":4}]}"#
+        );
+        assert!(Prefetch::of_runs([]).is_none());
+        assert!(Prefetch::of_runs([SpanId(4)..SpanId(4)]).is_none());
+    }
+}
