@@ -11,7 +11,10 @@
 pub mod blockdev;
 pub mod busy;
 pub mod fdpass;
+pub mod fuse;
 pub mod loopdev;
 pub mod mount;
 pub mod mountinfo;
+pub mod nbd;
+mod netlink;
 pub mod overlay;

@@ -1,0 +1,395 @@
+//! One FUSE file that is a disk, for kernels without nbd: a loop device stands on it.
+//!
+//! The file system is that file: its root is a regular file, it is mounted nowhere, and it ends when the last user of the file is
+//! gone. What is present is answered on the thread that takes the request; what has to be fetched first is answered when it is there,
+//! in any order, and the thread goes on. The file's pages are cached nowhere on the way (`FOPEN_DIRECT_IO`): the ext4 above caches
+//! them, once.
+
+mod protocol;
+
+use std::{
+    io::{self, IoSlice},
+    ops::Range,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    sync::Arc,
+    thread::JoinHandle,
+};
+
+use futures_util::future::BoxFuture;
+use rustix::{
+    event::{EventfdFlags, PollFd, PollFlags, eventfd, poll},
+    fs::{CWD, Mode, OFlags, openat},
+    io::Errno,
+    mount::MountAttrFlags,
+};
+use tokio::runtime::Handle;
+use zerocopy::{FromBytes, IntoBytes};
+
+use self::protocol::{
+    AttrOut, FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, FUSE_ASYNC_DIO, FUSE_ASYNC_READ, FUSE_BATCH_FORGET,
+    FUSE_DESTROY, FUSE_FORGET, FUSE_GETATTR, FUSE_INIT, FUSE_MAX_PAGES, FUSE_OPEN, FUSE_READ,
+    FUSE_RELEASE, FUSE_ROOT_ID, FUSE_STATFS, InHeader, InitIn, InitOut, KERNEL_MINOR_VERSION,
+    KERNEL_VERSION, OpenOut, OutHeader, ReadIn, StatfsOut,
+};
+use crate::{
+    error::{Error, Kind, Result, ResultExt},
+    kernel::mount::FsContext,
+    layer::Disk,
+    units::DiskOffset,
+};
+
+/// What is served.
+pub trait FuseDisk: Send + Sync + 'static {
+    /// Its size in bytes.
+    fn size(&self) -> u64;
+    /// Whether a read of this range needs no fetch. Cheap.
+    fn is_present(&self, range: Range<DiskOffset>) -> bool;
+    /// Reads a range that is present.
+    fn read_present(&self, offset: DiskOffset, buffer: &mut [u8]) -> io::Result<()>;
+    /// Makes a range present.
+    fn make_present(
+        self: Arc<Self>,
+        range: Range<DiskOffset>,
+    ) -> BoxFuture<'static, Result<(), Arc<Error>>>;
+}
+
+impl FuseDisk for Disk {
+    fn size(&self) -> u64 {
+        Disk::size(self)
+    }
+
+    fn is_present(&self, range: Range<DiskOffset>) -> bool {
+        Disk::is_present(self, range)
+    }
+
+    fn read_present(&self, offset: DiskOffset, buffer: &mut [u8]) -> io::Result<()> {
+        Disk::read_present(self, offset, buffer)
+    }
+
+    fn make_present(
+        self: Arc<Self>,
+        range: Range<DiskOffset>,
+    ) -> BoxFuture<'static, Result<(), Arc<Error>>> {
+        Box::pin(async move { Disk::make_present(&self, range).await })
+    }
+}
+
+/// Threads that take requests of one file: a copy of present data keeps one busy for a moment.
+const THREADS: usize = 2;
+/// The largest read: the kernel's bound of 256 pages.
+const MAX_READ: u32 = 1 << 20;
+const MAX_PAGES: u16 = 256;
+/// Reads that the kernel has open with us at a time. Many absent ones must not hold up a present one.
+const MAX_BACKGROUND: u16 = 256;
+/// Nothing is written; this is the least that the kernel takes.
+const MAX_WRITE: u32 = 4096;
+/// The kernel asks for 8 KiB at least (FUSE_MIN_READ_BUFFER), and room for a write.
+const REQUEST_BUFFER: usize = 16 << 10;
+const BLOCK: u32 = 4096;
+/// A regular file that root can read.
+const MODE: u32 = 0o100_400;
+
+/// A disk as a file. Dropping it ends the server; the file's other users (a loop device) get errors from then on, so their mounts are
+/// taken down before.
+pub struct FuseFile {
+    file: OwnedFd,
+    server: Server,
+}
+
+impl FuseFile {
+    /// The file, open for reading.
+    pub fn file(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// The server alone, once something else has the file open. It ends by itself when the last user of the file is gone.
+    pub fn into_server(self) -> Server {
+        self.server
+    }
+}
+
+/// The threads that answer for one file.
+pub struct Server {
+    stop: Arc<OwnedFd>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Whether the last user of the file is gone.
+    pub fn is_finished(&self) -> bool {
+        self.threads.iter().all(JoinHandle::is_finished)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // an event counter takes eight bytes; it cannot be full
+        let _ = rustix::io::write(&self.stop, &1u64.to_ne_bytes());
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Serves a disk as a file. `name` is what the mount table of a debugger would show. Fetches run on `runtime`.
+pub fn serve(disk: Arc<dyn FuseDisk>, name: &str, runtime: &Handle) -> Result<FuseFile> {
+    let device = openat(
+        CWD,
+        "/dev/fuse",
+        OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK,
+        Mode::empty(),
+    )
+    .or_kind(Kind::Unsupported, || {
+        "opening /dev/fuse (is the kernel's FUSE there? `modprobe fuse`)".into()
+    })?;
+    let context = FsContext::open("fuse")?;
+    context.string("source", name)?;
+    context.string("fd", device.as_raw_fd().to_string())?;
+    context.string("rootmode", format!("{MODE:o}"))?;
+    context.string("user_id", "0")?;
+    context.string("group_id", "0")?;
+    context.string("max_read", MAX_READ.to_string())?;
+    context.flag("ro")?;
+    context.create()?;
+    // the threads first: opening the file is a request to them
+    let server = start(Arc::new(device), disk, runtime)?;
+    let mount =
+        context.mount(MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NODEV)?;
+    let file = openat(
+        CWD,
+        format!("/proc/self/fd/{}", mount.as_raw_fd()),
+        OFlags::RDONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .or_kind(Kind::Kernel, || format!("opening the FUSE file of {name}"))?;
+    Ok(FuseFile { file, server })
+}
+
+fn start(device: Arc<OwnedFd>, disk: Arc<dyn FuseDisk>, runtime: &Handle) -> Result<Server> {
+    let stop =
+        eventfd(0, EventfdFlags::CLOEXEC).or_kind(Kind::Io, || "making an eventfd".into())?;
+    let mut server = Server {
+        stop: Arc::new(stop),
+        threads: Vec::with_capacity(THREADS),
+    };
+    for _ in 0..THREADS {
+        let worker = Worker {
+            device: device.clone(),
+            stop: server.stop.clone(),
+            disk: disk.clone(),
+            runtime: runtime.clone(),
+        };
+        let thread = std::thread::Builder::new()
+            .name("fuse".into())
+            .spawn(move || worker.run())
+            .or_kind(Kind::Io, || "starting a thread".into())?;
+        server.threads.push(thread);
+    }
+    Ok(server)
+}
+
+struct Worker {
+    device: Arc<OwnedFd>,
+    stop: Arc<OwnedFd>,
+    disk: Arc<dyn FuseDisk>,
+    runtime: Handle,
+}
+
+impl Worker {
+    fn run(self) {
+        let mut buffer = vec![0; REQUEST_BUFFER];
+        let mut data = Vec::new();
+        loop {
+            match rustix::io::read(&self.device, &mut buffer[..]) {
+                Ok(count) => {
+                    if let Some((header, body)) = protocol::request(&buffer[..count]) {
+                        self.handle(header, body, &mut data);
+                    } else {
+                        tracing::error!("a FUSE request of {count} bytes that is none");
+                    }
+                }
+                Err(Errno::AGAIN) => {
+                    if self.wait_for_request() {
+                        continue;
+                    }
+                    return;
+                }
+                // taken back before it was read
+                Err(Errno::INTR | Errno::NOENT) => {}
+                // the last user is gone
+                Err(Errno::NODEV) => return,
+                Err(errno) => {
+                    tracing::error!("reading a FUSE request: {errno}");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Whether to go on.
+    fn wait_for_request(&self) -> bool {
+        let mut fds = [
+            PollFd::new(&self.device, PollFlags::IN),
+            PollFd::new(&self.stop, PollFlags::IN),
+        ];
+        match poll(&mut fds, None) {
+            Ok(_) => fds[1].revents().is_empty(),
+            Err(errno) => errno == Errno::INTR,
+        }
+    }
+
+    fn handle(&self, header: InHeader, body: &[u8], data: &mut Vec<u8>) {
+        let unique = header.unique;
+        let reply = |result: Result<&[u8], Errno>| reply(&self.device, unique, result);
+        match header.opcode {
+            FUSE_INIT => match InitIn::read_from_prefix(body) {
+                Ok((init, _))
+                    if init.major == KERNEL_VERSION && init.minor >= KERNEL_MINOR_VERSION =>
+                {
+                    reply(Ok(init_out(&init).as_bytes()));
+                }
+                _ => reply(Err(Errno::PROTO)),
+            },
+            FUSE_GETATTR if header.nodeid == FUSE_ROOT_ID => {
+                reply(Ok(self.attributes().as_bytes()));
+            }
+            FUSE_OPEN if header.nodeid == FUSE_ROOT_ID => reply(Ok(OpenOut {
+                open_flags: FOPEN_DIRECT_IO | FOPEN_KEEP_CACHE,
+                ..OpenOut::default()
+            }
+            .as_bytes())),
+            FUSE_READ if header.nodeid == FUSE_ROOT_ID => self.read(unique, body, data),
+            FUSE_RELEASE | FUSE_DESTROY => reply(Ok(&[])),
+            FUSE_STATFS => reply(Ok(StatfsOut {
+                blocks: self.disk.size() / u64::from(BLOCK),
+                bsize: BLOCK,
+                frsize: BLOCK,
+                namelen: 255,
+                files: 1,
+                ..StatfsOut::default()
+            }
+            .as_bytes())),
+            // these have no reply
+            FUSE_FORGET | FUSE_BATCH_FORGET => {}
+            // FLUSH, INTERRUPT and others: the kernel does not ask again
+            _ => reply(Err(Errno::NOSYS)),
+        }
+    }
+
+    fn attributes(&self) -> AttrOut {
+        let size = self.disk.size();
+        AttrOut {
+            // the file never changes
+            attr_valid: u64::from(u32::MAX),
+            ino: FUSE_ROOT_ID,
+            size,
+            blocks: size.div_ceil(512),
+            mode: MODE,
+            nlink: 1,
+            blksize: BLOCK,
+            ..AttrOut::default()
+        }
+    }
+
+    fn read(&self, unique: u64, body: &[u8], data: &mut Vec<u8>) {
+        let request = ReadIn::read_from_prefix(body).ok();
+        let Some((request, _)) = request.filter(|(request, _)| request.size <= MAX_READ) else {
+            return reply(&self.device, unique, Err(Errno::INVAL));
+        };
+        let size = self.disk.size();
+        let start = request.offset.min(size);
+        let end = start.saturating_add(u64::from(request.size)).min(size);
+        let range = DiskOffset(start)..DiskOffset(end);
+        if self.disk.is_present(range.clone()) {
+            return read_and_reply(&self.device, unique, &*self.disk, range, data);
+        }
+        let disk = self.disk.clone();
+        let mut pending = Pending {
+            device: self.device.clone(),
+            unique,
+            is_answered: false,
+        };
+        self.runtime.spawn(async move {
+            if let Err(error) = disk.clone().make_present(range.clone()).await {
+                tracing::debug!(target: "data", "FUSE read at {start}: {}", error.report());
+                return;
+            }
+            // a read of a local file and a copy into the kernel: not for the async workers
+            let answer = tokio::task::spawn_blocking(move || {
+                pending.is_answered = true;
+                read_and_reply(&pending.device, unique, &*disk, range, &mut Vec::new());
+            });
+            let _ = answer.await;
+        });
+    }
+}
+
+/// A read that waits for a fetch. However its task ends, it is answered: the kernel would wait for ever.
+struct Pending {
+    device: Arc<OwnedFd>,
+    unique: u64,
+    is_answered: bool,
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if !self.is_answered {
+            reply(&self.device, self.unique, Err(Errno::IO));
+        }
+    }
+}
+
+fn init_out(init: &InitIn) -> InitOut {
+    InitOut {
+        major: KERNEL_VERSION,
+        minor: KERNEL_MINOR_VERSION,
+        // no read-ahead: it is the layer's own affair
+        max_readahead: 0,
+        flags: init.flags & (FUSE_ASYNC_READ | FUSE_ASYNC_DIO | FUSE_MAX_PAGES),
+        max_background: MAX_BACKGROUND,
+        congestion_threshold: MAX_BACKGROUND / 4 * 3,
+        max_write: MAX_WRITE,
+        time_gran: 1,
+        max_pages: MAX_PAGES,
+        ..InitOut::default()
+    }
+}
+
+fn read_and_reply(
+    device: &OwnedFd,
+    unique: u64,
+    disk: &dyn FuseDisk,
+    range: Range<DiskOffset>,
+    data: &mut Vec<u8>,
+) {
+    // at most MAX_READ
+    let length = usize::try_from(range.end.get() - range.start.get()).unwrap_or(0);
+    data.resize(length, 0);
+    match disk.read_present(range.start, data) {
+        Ok(()) => reply(device, unique, Ok(data)),
+        Err(error) => {
+            tracing::error!("reading the disk at {}: {error}", range.start);
+            reply(device, unique, Err(Errno::IO));
+        }
+    }
+}
+
+/// A reply is one write, whole or not at all.
+fn reply(device: &OwnedFd, unique: u64, result: Result<&[u8], Errno>) {
+    let (error, data) = match result {
+        Ok(data) => (0, data),
+        Err(errno) => (-errno.raw_os_error(), &[][..]),
+    };
+    let header = OutHeader {
+        // at most MAX_READ and a header
+        len: u32::try_from(size_of::<OutHeader>() + data.len()).unwrap_or(u32::MAX),
+        error,
+        unique,
+    };
+    let parts = [IoSlice::new(header.as_bytes()), IoSlice::new(data)];
+    match rustix::io::retry_on_intr(|| rustix::io::writev(device, &parts)) {
+        // ENOENT: the request was interrupted; ENODEV: all users are gone
+        Ok(_) | Err(Errno::NOENT | Errno::NODEV) => {}
+        Err(errno) => tracing::error!("answering a FUSE request: {errno}"),
+    }
+}
