@@ -8,6 +8,7 @@ use super::{
     artifact::{What, what_is_document},
     media_type,
 };
+use crate::error::Kind;
 
 /// Bytes of the largest manifest or index that is read. The distribution specification asks registries to take 4 MiB.
 pub const MAX_MANIFEST_BYTES: u64 = 4 << 20;
@@ -82,6 +83,17 @@ pub enum Error {
         /// Layers in the manifest.
         layers: usize,
     },
+}
+
+impl Error {
+    /// Whose fault it is.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::NotAnImage(_) | Self::TooManyLayers(_) => Kind::Unsupported,
+            Self::Digest(error) => error.kind(),
+            _ => Kind::Corrupt,
+        }
+    }
 }
 
 /// Parses what should be an image or an image index. `media_type` is what its descriptor or the registry calls it.

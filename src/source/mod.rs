@@ -14,7 +14,7 @@ use crate::{
 };
 
 mod access;
-mod layout;
+pub mod layout;
 mod registry;
 
 pub use access::Access;
@@ -100,6 +100,14 @@ impl Source {
     /// What it was opened with.
     pub fn access(&self) -> &Access {
         &self.0.access
+    }
+
+    /// The layout behind this source, if it is one and not a registry.
+    pub fn layout(&self) -> Option<&Layout> {
+        match &self.0.place {
+            Place::Registry(_) => None,
+            Place::Layout(layout) => Some(layout),
+        }
     }
 
     /// The manifest or index that the reference itself names (its digest, or its tag).

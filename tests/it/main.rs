@@ -2,5 +2,6 @@
 
 mod kernel;
 mod nbd;
+mod soci;
 mod source;
 mod support;

@@ -1,0 +1,255 @@
+//! From a reference to one image: its manifest for a platform, its configuration, its layers.
+
+use bytes::Bytes;
+use oci_spec::image::{ImageConfiguration, ImageIndex, ImageManifest};
+
+use crate::{
+    error::{Error, Kind, Result, ResultExt},
+    layer::LayerBlob,
+    oci::{
+        Digest, Packing, Platform, Reference,
+        artifact::What,
+        manifest::{self, Document, MAX_CONFIG_BYTES, parse, parse_config},
+        platform::choose,
+    },
+    source::{Manifest, Source},
+};
+
+/// Manifests and indexes that are read to find one image. An index holds manifests; one in another occurs, a deep nest of them not.
+const MAX_DOCUMENTS: usize = 32;
+
+/// An image for one platform, as its registry or layout has it.
+#[derive(Clone)]
+pub struct Image {
+    /// What was asked for.
+    pub reference: Reference,
+    /// Where its blobs are.
+    pub source: Source,
+    /// Its manifest.
+    pub manifest: ImageManifest,
+    /// The manifest's bytes.
+    pub manifest_bytes: Bytes,
+    /// The manifest's media type.
+    pub media_type: String,
+    /// The manifest's digest.
+    pub digest: Digest,
+    /// Its configuration.
+    pub config: ImageConfiguration,
+    /// The configuration's bytes: it has fields that [`Self::config`] does not.
+    pub config_bytes: Bytes,
+    /// The platform that its configuration names.
+    pub platform: Platform,
+    /// Its layers, the lowest first. The same layer may occur twice.
+    pub layers: Vec<LayerBlob>,
+    /// The image index that it was chosen from, if the reference led to one.
+    pub index_digest: Option<Digest>,
+}
+
+impl Image {
+    /// Finds the image that the source's reference names. Without a platform the host's is meant, and an image that is not in an
+    /// index is taken whatever its platform is; [`Self::platform`] says which.
+    pub async fn resolve(source: &Source, platform: Option<&Platform>) -> Result<Self> {
+        Search::new(source, platform)
+            .run()
+            .await
+            .map_err(|error| error.context(format!("image {}", source.reference())))
+    }
+}
+
+/// A walk from the root to the image.
+struct Search<'a> {
+    source: &'a Source,
+    wanted: Platform,
+    /// Whether the caller named the platform.
+    is_strict: bool,
+    documents_left: usize,
+    /// Platforms seen, for the error.
+    offered: Vec<Platform>,
+}
+
+impl<'a> Search<'a> {
+    fn new(source: &'a Source, platform: Option<&Platform>) -> Self {
+        Self {
+            source,
+            wanted: platform.cloned().unwrap_or_else(Platform::host),
+            is_strict: platform.is_some(),
+            documents_left: MAX_DOCUMENTS,
+            offered: Vec::new(),
+        }
+    }
+
+    async fn run(mut self) -> Result<Image> {
+        let root = self.source.root_manifest().await?;
+        match document(&root)? {
+            Document::Image(manifest) => {
+                let image = self.image(root, *manifest, None).await?;
+                if self.is_strict && self.wanted.rank(&image.platform).is_none() {
+                    return Err(self.not_offered(&[image.platform]));
+                }
+                Ok(image)
+            }
+            Document::Index(index) => self.in_index(root.digest, *index).await,
+        }
+    }
+
+    /// Looks for the image in an index, and in indexes that it holds.
+    async fn in_index(&mut self, root: Digest, index: ImageIndex) -> Result<Image> {
+        let is_single = index.manifests().len() == 1 && !self.is_strict;
+        let mut indexes = vec![index];
+        while let Some(index) = indexes.pop() {
+            let choice = choose(&index, &self.wanted);
+            self.offered.extend(choice.offered);
+            if let Some(best) = choice.manifests.first() {
+                let found = self.fetch(best.digest().as_ref()).await?;
+                return match document(&found)? {
+                    Document::Image(manifest) => self.image(found, *manifest, Some(root)).await,
+                    Document::Index(_) => Err(Error::new(
+                        Kind::Corrupt,
+                        format!(
+                            "{} is an index, where its descriptor says a manifest",
+                            found.digest
+                        ),
+                    )),
+                };
+            }
+            let mut nested = Vec::new();
+            for descriptor in choice.unnamed {
+                let found = self.fetch(descriptor.digest().as_ref()).await?;
+                match parse(&found.bytes, &found.media_type) {
+                    Ok(Document::Index(index)) => nested.push(*index),
+                    Ok(Document::Image(manifest)) => {
+                        let image = self.image(found, *manifest, Some(root)).await?;
+                        if is_single || self.wanted.rank(&image.platform).is_some() {
+                            return Ok(image);
+                        }
+                        self.offered.push(image.platform);
+                    }
+                    Err(manifest::Error::NotAnImage(_)) => {} // a signature beside the images, say
+                    Err(error) => return Err(not_an_image(&found.digest, error)),
+                }
+            }
+            indexes.extend(nested.into_iter().rev());
+        }
+        Err(self.not_offered(&self.offered))
+    }
+
+    async fn fetch(&mut self, digest: &str) -> Result<Manifest> {
+        self.documents_left = self.documents_left.checked_sub(1).ok_or_else(|| {
+            Error::new(
+                Kind::Unsupported,
+                format!(
+                    "its index leads to more than {MAX_DOCUMENTS} manifests without a platform"
+                ),
+            )
+        })?;
+        self.source.manifest(&digest.parse()?).await
+    }
+
+    async fn image(
+        &self,
+        found: Manifest,
+        manifest: ImageManifest,
+        index_digest: Option<Digest>,
+    ) -> Result<Image> {
+        let descriptor = manifest.config();
+        let config_digest: Digest = descriptor.digest().as_ref().parse()?;
+        let config_bytes = self
+            .source
+            .blob(&config_digest, descriptor.size(), MAX_CONFIG_BYTES)
+            .await
+            .map_err(|error| error.context("its configuration"))?;
+        let (config, diff_ids) = parse_config(&config_bytes, &manifest).map_err(|error| {
+            Error::with_source(
+                error.kind(),
+                format!("manifest {}, configuration {config_digest}", found.digest),
+                error,
+            )
+        })?;
+        let layers = layers(&manifest, &diff_ids)?;
+        let platform = Platform::new(
+            &config.os().to_string(),
+            &config.architecture().to_string(),
+            config.variant().as_deref(),
+        );
+        Ok(Image {
+            reference: self.source.reference().clone(),
+            source: self.source.clone(),
+            manifest,
+            manifest_bytes: found.bytes,
+            media_type: found.media_type,
+            digest: found.digest,
+            config,
+            config_bytes,
+            platform,
+            layers,
+            index_digest,
+        })
+    }
+
+    fn not_offered(&self, offered: &[Platform]) -> Error {
+        let mut names: Vec<String> = offered.iter().map(Platform::to_string).collect();
+        names.sort();
+        names.dedup();
+        let names = if names.is_empty() {
+            "no image".to_owned()
+        } else {
+            names.join(", ")
+        };
+        Error::new(
+            Kind::NotFound,
+            format!("no image for {}; it has {names}", self.wanted),
+        )
+    }
+}
+
+fn document(found: &Manifest) -> Result<Document> {
+    parse(&found.bytes, &found.media_type).map_err(|error| not_an_image(&found.digest, error))
+}
+
+fn not_an_image(digest: &Digest, error: manifest::Error) -> Error {
+    let hint = match error {
+        manifest::Error::NotAnImage(What::SociIndex(_)) => {
+            " (attach the image that it belongs to; --index names an index)"
+        }
+        _ => "",
+    };
+    Error::with_source(error.kind(), format!("manifest {digest}{hint}"), error)
+}
+
+fn layers(manifest: &ImageManifest, diff_ids: &[Digest]) -> Result<Vec<LayerBlob>> {
+    if diff_ids.is_empty() {
+        return Err(Error::new(
+            Kind::Unsupported,
+            "it has no layers: there is nothing to mount",
+        ));
+    }
+    let mut layers = Vec::with_capacity(diff_ids.len());
+    for (number, (descriptor, diff_id)) in manifest.layers().iter().zip(diff_ids).enumerate() {
+        let media_type = descriptor.media_type().to_string();
+        // `parse` has let no other layer through
+        let packing = Packing::of_media_type(&media_type).ok_or_else(|| {
+            Error::new(
+                Kind::Unsupported,
+                format!("layer {number} has the unknown type {media_type:?}"),
+            )
+        })?;
+        let digest = descriptor
+            .digest()
+            .as_ref()
+            .parse()
+            .or_kind(Kind::Unsupported, || format!("layer {number}"))?;
+        if i64::try_from(descriptor.size()).is_err() {
+            return Err(Error::new(
+                Kind::Corrupt,
+                format!("layer {number} is said to have {} bytes", descriptor.size()),
+            ));
+        }
+        layers.push(LayerBlob {
+            digest,
+            size: descriptor.size(),
+            packing,
+            diff_id: *diff_id,
+        });
+    }
+    Ok(layers)
+}

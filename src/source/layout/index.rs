@@ -1,0 +1,317 @@
+//! `index.json` of a layout: which of its entries a tag names, and which are not images but belong to one.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Deserialize;
+
+use crate::{
+    error::{Error, Kind, Result},
+    oci::{Digest, media_type},
+};
+
+/// Bytes of the largest `index.json` that is read. One entry has 200 to 500.
+pub(super) const MAX_INDEX_BYTES: u64 = 16 << 20;
+
+/// The annotation that holds an entry's tag (OCI image specification, annotations).
+pub(super) const REF_NAME: &str = "org.opencontainers.image.ref.name";
+/// The annotation in which containerd keeps the whole name; `ref.name` has only the tag then.
+const CONTAINERD_NAME: &str = "io.containerd.image.name";
+
+/// A descriptor, as far as a layout needs it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Entry {
+    #[serde(default)]
+    pub(super) media_type: String,
+    pub(super) digest: Digest,
+    pub(super) size: u64,
+    #[serde(default)]
+    pub(super) annotations: Option<BTreeMap<String, String>>,
+    #[serde(default)]
+    pub(super) artifact_type: Option<String>,
+    #[serde(default)]
+    platform: Option<serde_json::Value>,
+}
+
+impl Entry {
+    /// The tag, if the entry has one.
+    pub(super) fn ref_name(&self) -> Option<&str> {
+        self.annotation(REF_NAME)
+    }
+
+    fn annotation(&self, key: &str) -> Option<&str> {
+        Some(self.annotations.as_ref()?.get(key)?.as_str())
+    }
+
+    /// Whether this is marked as something that belongs to an image and is none: an artifact, or the list of an image's referrers
+    /// that a copy from a registry without the referrers API brings along.
+    fn is_companion(&self) -> bool {
+        self.artifact_type.is_some() || self.ref_name().is_some_and(is_referrers_tag)
+    }
+
+    /// Whether this tag names the entry: by the whole of its name, or by the part after the colon of `host/name:tag`.
+    fn is_tagged(&self, tag: &str) -> bool {
+        [REF_NAME, CONTAINERD_NAME]
+            .iter()
+            .any(|key| self.annotation(key) == Some(tag))
+    }
+
+    fn has_tag_part(&self, tag: &str) -> bool {
+        self.ref_name()
+            .and_then(|name| name.rsplit_once(':'))
+            .is_some_and(|(_, part)| part == tag)
+    }
+}
+
+/// The tag under which referrers are listed where there is no API for them (distribution specification, referrers tag schema).
+pub(super) fn referrers_tag(subject: &Digest) -> String {
+    format!("sha256-{}", subject.hex())
+}
+
+fn is_referrers_tag(name: &str) -> bool {
+    name.strip_prefix("sha256-")
+        .is_some_and(|hex| format!("sha256:{hex}").parse::<Digest>().is_ok())
+}
+
+/// What an `index.json` and a tag lead to.
+#[derive(Debug)]
+pub(super) enum Root {
+    /// One entry.
+    Entry(Entry),
+    /// `index.json` itself: a flat list of one image's platforms.
+    Whole,
+}
+
+/// The entries of an `index.json`. One that is malformed, or has a digest that this program cannot check, is left out.
+pub(super) fn entries(bytes: &[u8]) -> Result<Vec<Entry>, serde_json::Error> {
+    #[derive(Deserialize)]
+    struct Index {
+        #[serde(default)]
+        manifests: Option<Vec<serde_json::Value>>,
+    }
+    let index: Index = serde_json::from_slice(bytes)?;
+    Ok(index
+        .manifests
+        .unwrap_or_default()
+        .into_iter()
+        .filter_map(|entry| serde_json::from_value(entry).ok())
+        .collect())
+}
+
+/// Finds what the tag names; without one, the only image. `place` is what the layout is called in errors.
+pub(super) fn root(entries: &[Entry], tag: Option<&str>, place: &str) -> Result<Root> {
+    let Some(tag) = tag else {
+        return only(entries, place);
+    };
+    if let Ok(digest) = tag.parse::<Digest>() {
+        return match entries.iter().find(|entry| entry.digest == digest) {
+            Some(entry) => Ok(Root::Entry(entry.clone())),
+            None => Err(Error::new(
+                Kind::NotFound,
+                format!("{place}: its index.json has no {digest}"),
+            )),
+        };
+    }
+    let mut found: Vec<&Entry> = entries
+        .iter()
+        .filter(|entry| entry.is_tagged(tag))
+        .collect();
+    if found.is_empty() {
+        found = entries
+            .iter()
+            .filter(|entry| entry.has_tag_part(tag))
+            .collect();
+    }
+    distinct(&mut found);
+    match found[..] {
+        [entry] => Ok(Root::Entry(entry.clone())),
+        [] => Err(Error::new(
+            Kind::NotFound,
+            format!("{place} has no tag {tag:?}; it has {}", names(entries)),
+        )),
+        _ => Err(Error::new(
+            Kind::InvalidArgument,
+            format!(
+                "{place}: tag {tag:?} names {} manifests; name one by its digest: {}",
+                found.len(),
+                found
+                    .iter()
+                    .map(|entry| entry.digest.to_string())
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            ),
+        )),
+    }
+}
+
+/// Leaves out what lists a manifest again.
+fn distinct(entries: &mut Vec<&Entry>) {
+    let mut seen = BTreeSet::new();
+    entries.retain(|entry| seen.insert(entry.digest));
+}
+
+fn only(entries: &[Entry], place: &str) -> Result<Root> {
+    let mut images: Vec<&Entry> = entries
+        .iter()
+        .filter(|entry| !entry.is_companion())
+        .collect();
+    distinct(&mut images);
+    // all that there is may be an artifact: then it is named as such by who reads it
+    if images.is_empty() {
+        images = entries.iter().collect();
+    }
+    let flat = |entry: &&Entry| {
+        entry.platform.is_some()
+            && entry.ref_name().is_none()
+            && !media_type::is_index(&entry.media_type)
+    };
+    match images[..] {
+        [entry] => Ok(Root::Entry(entry.clone())),
+        [] => Err(Error::new(
+            Kind::NotFound,
+            format!("{place} has no image: its index.json lists no manifest"),
+        )),
+        _ if images.iter().all(flat) => Ok(Root::Whole),
+        _ => Err(Error::new(
+            Kind::InvalidArgument,
+            format!(
+                "{place} has {} images; name one after a colon: {}",
+                images.len(),
+                names(entries)
+            ),
+        )),
+    }
+}
+
+/// Tags (digests, where there is no tag) of the images, for an error.
+fn names(entries: &[Entry]) -> String {
+    const SHOWN: usize = 20;
+    let names: Vec<String> = entries
+        .iter()
+        .filter(|entry| !entry.is_companion())
+        .map(|entry| match entry.ref_name() {
+            Some(name) => format!("{name:?}"),
+            None => entry.digest.to_string(),
+        })
+        .collect();
+    match names.len() {
+        0 => "none".to_owned(),
+        count if count > SHOWN => {
+            format!("{} and {} more", names[..SHOWN].join(", "), count - SHOWN)
+        }
+        _ => names.join(", "),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(hex: char, rest: &str) -> String {
+        format!(
+            r#"{{"mediaType":"{}","digest":"sha256:{}","size":7{rest}}}"#,
+            media_type::OCI_MANIFEST,
+            hex.to_string().repeat(64)
+        )
+    }
+
+    fn tagged(hex: char, tag: &str) -> String {
+        entry(hex, &format!(r#","annotations":{{"{REF_NAME}":"{tag}"}}"#))
+    }
+
+    fn parse(list: &[String]) -> Vec<Entry> {
+        entries(format!(r#"{{"schemaVersion":2,"manifests":[{}]}}"#, list.join(",")).as_bytes())
+            .unwrap()
+    }
+
+    fn found(list: &[String], tag: Option<&str>) -> Result<char, (Kind, String)> {
+        match root(&parse(list), tag, "L") {
+            Ok(Root::Entry(entry)) => Ok(entry.digest.hex().chars().next().unwrap()),
+            Ok(Root::Whole) => Ok('*'),
+            Err(error) => Err((error.kind(), error.to_string())),
+        }
+    }
+
+    #[test]
+    fn a_tag_names_its_entry() {
+        let list = [
+            tagged('a', "one"),
+            tagged('b', "host/name:two"),
+            entry(
+                'c',
+                r#","annotations":{"io.containerd.image.name":"docker.io/library/x:3"}"#,
+            ),
+        ];
+        assert_eq!(found(&list, Some("one")), Ok('a'));
+        assert_eq!(found(&list, Some("host/name:two")), Ok('b'));
+        assert_eq!(found(&list, Some("two")), Ok('b'));
+        assert_eq!(found(&list, Some("docker.io/library/x:3")), Ok('c'));
+        assert_eq!(
+            found(&list, Some(&format!("sha256:{}", "c".repeat(64)))),
+            Ok('c')
+        );
+        let (kind, message) = found(&list, Some("three")).unwrap_err();
+        assert_eq!(kind, Kind::NotFound);
+        assert!(
+            message.contains(r#""one", "host/name:two", sha256:ccc"#),
+            "{message}"
+        );
+        let twice = [tagged('a', "one"), tagged('b', "one")];
+        assert_eq!(
+            found(&twice, Some("one")).unwrap_err().0,
+            Kind::InvalidArgument
+        );
+    }
+
+    #[test]
+    fn without_a_tag_the_only_image_is_meant() {
+        let referrers = tagged('9', &format!("sha256-{}", "a".repeat(64)));
+        let artifact = entry(
+            '8',
+            r#","artifactType":"application/vnd.amazon.soci.index.v1+json""#,
+        );
+        assert_eq!(
+            found(
+                &[referrers.clone(), tagged('a', "x"), artifact.clone()],
+                None
+            ),
+            Ok('a')
+        );
+        assert_eq!(found(&[tagged('a', "x"), tagged('a', "x")], None), Ok('a'));
+        assert_eq!(found(&[], None).unwrap_err().0, Kind::NotFound);
+        assert_eq!(found(&[artifact], None), Ok('8'));
+        let (kind, message) =
+            found(&[tagged('a', "x"), tagged('b', "y"), referrers], None).unwrap_err();
+        assert_eq!(kind, Kind::InvalidArgument);
+        assert!(
+            message.ends_with(r#"name one after a colon: "x", "y""#),
+            "{message}"
+        );
+        let platform =
+            |arch: &str| format!(r#","platform":{{"os":"linux","architecture":"{arch}"}}"#);
+        assert_eq!(
+            found(
+                &[
+                    entry('a', &platform("amd64")),
+                    entry('b', &platform("arm64"))
+                ],
+                None
+            ),
+            Ok('*')
+        );
+    }
+
+    #[test]
+    fn unusable_entries_are_left_out() {
+        let list = [
+            r#"{"digest":"sha512:00","size":1}"#.to_owned(),
+            r#"{"digest":7}"#.to_owned(),
+            "null".to_owned(),
+            r#"{"mediaType":"m","digest":"sha256:../../../etc/passwd","size":1}"#.to_owned(),
+            tagged('a', "x"),
+        ];
+        assert_eq!(found(&list, None), Ok('a'));
+        assert!(entries(b"[]").is_err());
+        assert!(entries(br#"{"manifests":null}"#).unwrap().is_empty());
+    }
+}

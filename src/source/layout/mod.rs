@@ -1,0 +1,406 @@
+//! An OCI image layout, in a folder or in a tar file that stays packed (OCI image specification 1.1, image layout).
+//!
+//! Reading takes nothing on trust: manifests and small blobs are checked against their digests, sizes against the files, and a file
+//! that is no regular file is not opened. Writing (folders only) goes through temporary files and renames, under a lock.
+
+use std::{collections::BTreeMap, ops::Range, path::Path, sync::Arc};
+
+use bytes::Bytes;
+use futures_util::{StreamExt, stream, stream::BoxStream};
+use serde::Deserialize;
+
+use super::{Manifest, Referrer};
+use crate::{
+    error::{Error, Kind, Result, ResultExt},
+    oci::{
+        Digest,
+        artifact::{What, what_is},
+        manifest::MAX_MANIFEST_BYTES,
+        media_type::{OCI_INDEX, OCI_MANIFEST, is_index},
+    },
+};
+
+mod archive;
+mod blobs;
+mod index;
+mod write;
+
+pub use write::{Collected, NewArtifact};
+
+use blobs::{Blob, Blobs};
+use index::{Entry, Root};
+
+/// Bytes of a blob that a stream gives at once.
+const PIECE_BYTES: usize = 1 << 20;
+/// Manifests that one search for referrers reads at most.
+const MAX_REFERRERS_READ: usize = 4096;
+
+/// An open layout, and the tag that was asked for. Cheap to clone.
+#[derive(Clone)]
+pub struct Layout(Arc<Opened>);
+
+struct Opened {
+    blobs: Blobs,
+    tag: Option<String>,
+}
+
+impl Layout {
+    /// Opens the layout in a folder. `tag` is what [`Self::root_manifest`] looks for.
+    pub async fn open_folder(path: &Path, tag: Option<&str>) -> Result<Self> {
+        let layout = Self(Arc::new(Opened {
+            blobs: Blobs::Folder(path.to_owned()),
+            tag: tag.map(str::to_owned),
+        }));
+        let opened = layout.clone();
+        blocking(move || opened.0.check_marker()).await?;
+        Ok(layout)
+    }
+
+    /// Opens the layout in a tar file: reads the headers of its members, once.
+    pub async fn open_archive(path: &Path, tag: Option<&str>) -> Result<Self> {
+        let (path, tag) = (path.to_owned(), tag.map(str::to_owned));
+        blocking(move || {
+            let file = blobs::open_regular(&path)?.file().clone();
+            let members = archive::Members::scan(&file, &path)?;
+            let opened = Opened {
+                blobs: Blobs::Archive {
+                    path,
+                    file,
+                    members,
+                },
+                tag,
+            };
+            opened.check_marker()?;
+            Ok(Self(Arc::new(opened)))
+        })
+        .await
+    }
+
+    /// The manifest or index that the tag names; without a tag, the only image. Verified.
+    pub async fn root_manifest(&self) -> Result<Manifest> {
+        self.run(|opened| {
+            let bytes = opened.index_json()?;
+            let place = opened.place();
+            match index::root(&opened.parse_index(&bytes)?, opened.tag.as_deref(), &place)? {
+                Root::Entry(entry) => {
+                    opened.manifest(&entry.digest, &entry.media_type, Some(entry.size))
+                }
+                Root::Whole => Ok(Manifest {
+                    media_type: OCI_INDEX.to_owned(),
+                    digest: Digest::of(&bytes),
+                    bytes,
+                }),
+            }
+        })
+        .await
+    }
+
+    /// A manifest by digest, verified.
+    pub async fn manifest(&self, digest: &Digest) -> Result<Manifest> {
+        let digest = *digest;
+        self.run(move |opened| opened.manifest(&digest, "", None))
+            .await
+    }
+
+    /// A whole small blob (at most `limit` bytes), verified against digest and size.
+    pub async fn blob(&self, digest: &Digest, size: u64, limit: u64) -> Result<Bytes> {
+        let digest = *digest;
+        self.run(move |opened| opened.whole(&digest, Some(size), limit))
+            .await
+    }
+
+    /// A range of a blob: exactly these bytes, not verified.
+    pub async fn range(&self, digest: &Digest, range: Range<u64>) -> Result<Bytes> {
+        let digest = *digest;
+        self.run(move |opened| {
+            let context = || {
+                format!(
+                    "{}: bytes {} to {} of blob {digest}",
+                    opened.place(),
+                    range.start,
+                    range.end
+                )
+            };
+            let blob = opened.blobs.open(&digest)?;
+            let length = range
+                .end
+                .checked_sub(range.start)
+                .filter(|_| range.end <= blob.size)
+                .and_then(|length| usize::try_from(length).ok())
+                .ok_or_else(|| {
+                    Error::new(
+                        Kind::Corrupt,
+                        format!("{}: the blob has {} bytes", context(), blob.size),
+                    )
+                })?;
+            let mut bytes = vec![0; length];
+            blob.read_at(range.start, &mut bytes)
+                .or_kind(Kind::Io, context)?;
+            Ok(bytes.into())
+        })
+        .await
+    }
+
+    /// A whole blob in order, not verified. Ends after exactly `size` bytes or with an error.
+    pub async fn stream(
+        &self,
+        digest: &Digest,
+        size: u64,
+    ) -> Result<BoxStream<'static, Result<Bytes>>> {
+        let digest = *digest;
+        let blob = self
+            .run(move |opened| opened.open_sized(&digest, Some(size)))
+            .await?;
+        let place = self.0.place();
+        let pieces = stream::try_unfold((blob, 0), move |(blob, offset): (Blob, u64)| {
+            let place = place.clone();
+            async move {
+                let left = blob.size.saturating_sub(offset);
+                if left == 0 {
+                    return Ok(None);
+                }
+                let length =
+                    usize::try_from(left).map_or(PIECE_BYTES, |left| left.min(PIECE_BYTES));
+                blocking(move || {
+                    let mut piece = vec![0; length];
+                    blob.read_at(offset, &mut piece).or_kind(Kind::Io, || {
+                        format!("{place}: blob {digest} at byte {offset}")
+                    })?;
+                    let next = offset + length as u64; // at most `size`
+                    Ok(Some((Bytes::from(piece), (blob, next))))
+                })
+                .await
+            }
+        });
+        Ok(pieces.boxed())
+    }
+
+    /// The manifests whose subject is this one, of this artifact type: those that `index.json` lists, and those in the list under
+    /// the tag `sha256-<hex>` that a copy from a registry without the referrers API has. In the order of `index.json`.
+    pub async fn referrers(&self, subject: &Digest, artifact_type: &str) -> Result<Vec<Referrer>> {
+        let (subject, artifact_type) = (*subject, artifact_type.to_owned());
+        self.run(move |opened| opened.referrers(&subject, &artifact_type))
+            .await
+    }
+
+    /// Runs on a thread that may block.
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Opened) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let opened = self.0.clone();
+        blocking(move || work(&opened)).await
+    }
+}
+
+impl Opened {
+    fn place(&self) -> String {
+        format!("layout {}", self.blobs.path().display())
+    }
+
+    fn check_marker(&self) -> Result<()> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Marker {
+            image_layout_version: String,
+        }
+        let marker = self.blobs.open_marker().map_err(|error| {
+            if error.kind() == Kind::NotFound {
+                error.context(format!(
+                    "{} is no OCI image layout",
+                    self.blobs.path().display()
+                ))
+            } else {
+                error
+            }
+        })?;
+        let context = || format!("{}: oci-layout", self.place());
+        let bytes = read_bounded(&marker, 4096).or_kind(Kind::Corrupt, context)?;
+        let marker: Marker = serde_json::from_slice(&bytes).or_kind(Kind::Corrupt, context)?;
+        if !marker.image_layout_version.starts_with("1.") {
+            return Err(Error::new(
+                Kind::Unsupported,
+                format!(
+                    "{}: version {:?} of image layouts, where 1.0.0 is known",
+                    self.place(),
+                    marker.image_layout_version
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    fn index_json(&self) -> Result<Bytes> {
+        let blob = self.blobs.open_index()?;
+        let bytes = read_bounded(&blob, index::MAX_INDEX_BYTES)
+            .or_kind(Kind::Corrupt, || format!("{}: index.json", self.place()))?;
+        Ok(bytes.into())
+    }
+
+    fn parse_index(&self, bytes: &[u8]) -> Result<Vec<Entry>> {
+        index::entries(bytes).or_kind(Kind::Corrupt, || format!("{}: index.json", self.place()))
+    }
+
+    fn open_sized(&self, digest: &Digest, size: Option<u64>) -> Result<Blob> {
+        let blob = self
+            .blobs
+            .open(digest)
+            .map_err(|error| error.context(format!("{}: blob {digest}", self.place())))?;
+        match size {
+            Some(size) if size != blob.size => Err(Error::new(
+                Kind::Corrupt,
+                format!(
+                    "{}: blob {digest} has {} bytes, where its descriptor says {size}",
+                    self.place(),
+                    blob.size
+                ),
+            )),
+            _ => Ok(blob),
+        }
+    }
+
+    /// A whole blob, verified.
+    fn whole(&self, digest: &Digest, size: Option<u64>, limit: u64) -> Result<Bytes> {
+        let blob = self.open_sized(digest, size)?;
+        let context = || format!("{}: blob {digest}", self.place());
+        let bytes = read_bounded(&blob, limit).or_kind(Kind::Corrupt, context)?;
+        let actual = Digest::of(&bytes);
+        if actual != *digest {
+            return Err(Error::new(
+                Kind::Corrupt,
+                format!("{}: its content has the digest {actual}", context()),
+            ));
+        }
+        Ok(bytes.into())
+    }
+
+    /// `media_type` is what the descriptor says; without one, the document's own word, then its shape.
+    fn manifest(&self, digest: &Digest, media_type: &str, size: Option<u64>) -> Result<Manifest> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Typed {
+            media_type: String,
+        }
+        let bytes = self.whole(digest, size, MAX_MANIFEST_BYTES)?;
+        let media_type = if !media_type.is_empty() {
+            media_type.to_owned()
+        } else if let Ok(typed) = serde_json::from_slice::<Typed>(&bytes) {
+            typed.media_type
+        } else if what_is(&bytes, "") == What::ImageIndex {
+            OCI_INDEX.to_owned()
+        } else {
+            OCI_MANIFEST.to_owned()
+        };
+        Ok(Manifest {
+            media_type,
+            digest: *digest,
+            bytes,
+        })
+    }
+
+    fn referrers(&self, subject: &Digest, artifact_type: &str) -> Result<Vec<Referrer>> {
+        let entries = self.parse_index(&self.index_json()?)?;
+        let tag = index::referrers_tag(subject);
+        let mut found: Vec<Referrer> = Vec::new();
+        let mut read = 0;
+        for entry in &entries {
+            let list = if entry.ref_name() == Some(&tag) {
+                let list = self.whole(&entry.digest, Some(entry.size), MAX_MANIFEST_BYTES)?;
+                index::entries(&list).or_kind(Kind::Corrupt, || {
+                    format!("{}: list of referrers {}", self.place(), entry.digest)
+                })?
+            } else {
+                vec![entry.clone()]
+            };
+            for entry in list {
+                let other_type = entry
+                    .artifact_type
+                    .as_ref()
+                    .is_some_and(|stated| stated != artifact_type);
+                if other_type
+                    || is_index(&entry.media_type)
+                    || found.iter().any(|known| known.digest == entry.digest)
+                {
+                    continue;
+                }
+                read += 1;
+                if read > MAX_REFERRERS_READ {
+                    return Err(Error::new(
+                        Kind::Unsupported,
+                        format!(
+                            "{}: more than {MAX_REFERRERS_READ} manifests to search for referrers",
+                            self.place()
+                        ),
+                    ));
+                }
+                found.extend(self.referrer(&entry, subject, artifact_type));
+            }
+        }
+        Ok(found)
+    }
+
+    /// The entry as a referrer, if its manifest is here and says that it is one.
+    fn referrer(&self, entry: &Entry, subject: &Digest, artifact_type: &str) -> Option<Referrer> {
+        #[derive(Deserialize)]
+        struct Descriptor {
+            #[serde(default)]
+            digest: String,
+            #[serde(default, rename = "mediaType")]
+            media_type: String,
+        }
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Artifact {
+            #[serde(default)]
+            artifact_type: Option<String>,
+            #[serde(default)]
+            config: Option<Descriptor>,
+            #[serde(default)]
+            subject: Option<Descriptor>,
+            #[serde(default)]
+            annotations: Option<BTreeMap<String, String>>,
+        }
+        let bytes = self
+            .whole(&entry.digest, Some(entry.size), MAX_MANIFEST_BYTES)
+            .ok()?;
+        let artifact: Artifact = serde_json::from_slice(&bytes).ok()?;
+        if artifact.subject?.digest != subject.to_string() {
+            return None;
+        }
+        // distribution specification: without artifactType, the configuration's media type stands for it
+        let stated = artifact
+            .artifact_type
+            .filter(|stated| !stated.is_empty())
+            .or(artifact.config.map(|config| config.media_type))?;
+        (stated == artifact_type).then(|| Referrer {
+            digest: entry.digest,
+            size: entry.size,
+            artifact_type: stated,
+            annotations: artifact.annotations.unwrap_or_default(),
+        })
+    }
+}
+
+/// The whole of a blob that is no larger than the limit.
+fn read_bounded(blob: &Blob, limit: u64) -> std::io::Result<Vec<u8>> {
+    if blob.size > limit {
+        return Err(std::io::Error::new(
+            std::io::ErrorKind::FileTooLarge,
+            format!("{} bytes long, where at most {limit} are read", blob.size),
+        ));
+    }
+    blob.read_all()
+}
+
+/// Runs what may block where that does no harm.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => Err(Error::new(Kind::Io, "the program is shutting down")),
+        },
+    }
+}

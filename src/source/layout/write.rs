@@ -1,0 +1,276 @@
+//! Writing to a layout in a folder: blobs, manifests, and their entries in `index.json`.
+//!
+//! One change at a time, by a lock on `oci-layout`. A reader sees `index.json` before or after a change, never between, and all that
+//! it lists is there first.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::{self, File},
+    io::Write,
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    path::Path,
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use serde_json::{Map, Value, json};
+use tempfile::NamedTempFile;
+
+use super::{
+    Layout, Opened,
+    blobs::{Blobs, blob_path, open_regular},
+    blocking, read_bounded,
+};
+use crate::{
+    error::{Error, Kind, Result, ResultExt},
+    oci::{Digest, manifest::MAX_MANIFEST_BYTES},
+};
+
+/// An artifact to be stored: a manifest and the blobs that it names.
+#[derive(Clone, Debug)]
+pub struct NewArtifact {
+    /// Media type of the manifest.
+    pub media_type: String,
+    /// The manifest.
+    pub manifest: Bytes,
+    /// Its type, written to its entry in `index.json`.
+    pub artifact_type: String,
+    /// Annotations of its entry.
+    pub annotations: BTreeMap<String, String>,
+    /// Its blobs. Those that are there already are not written again.
+    pub blobs: Vec<Bytes>,
+}
+
+/// What a removal freed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Collected {
+    /// Blobs removed.
+    pub blobs: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+impl Layout {
+    /// Opens the layout in a folder of our own, and makes it (folders 0700) where there is none.
+    pub async fn open_or_create(path: &Path) -> Result<Self> {
+        let folder = path.to_owned();
+        blocking(move || {
+            let context = || format!("cannot make the layout {}", folder.display());
+            let mut builder = fs::DirBuilder::new();
+            builder.recursive(true).mode(0o700);
+            builder
+                .create(folder.join("blobs/sha256"))
+                .or_kind(Kind::Io, context)?;
+            for (name, content) in [
+                ("index.json", r#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}"#),
+                ("oci-layout", r#"{"imageLayoutVersion":"1.0.0"}"#), // last: it says that all is there
+            ] {
+                // another process may be making the same layout: whose file is there first stays
+                match written(&folder, content.as_bytes(), 0o600)
+                    .and_then(|file| Ok(file.persist_noclobber(folder.join(name))?))
+                {
+                    Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                    result => drop(result.or_kind(Kind::Io, context)?),
+                }
+            }
+            Ok(())
+        })
+        .await?;
+        Self::open_folder(path, None).await
+    }
+
+    /// Stores an artifact and lists it in `index.json`, as the last (the newest) of all; an entry that it has there already moves
+    /// there. Fields that this program does not know stay as they are. Returns the manifest's digest.
+    pub async fn store(&self, artifact: NewArtifact) -> Result<Digest> {
+        self.run(move |opened| {
+            let folder = opened.folder()?;
+            let _lock = opened.lock(folder)?;
+            let mode = opened.file_mode(folder);
+            for blob in artifact.blobs.iter().chain([&artifact.manifest]) {
+                opened.put(folder, blob, mode)?;
+            }
+            let digest = Digest::of(&artifact.manifest);
+            let mut entry = json!({
+                "mediaType": artifact.media_type,
+                "digest": digest.to_string(),
+                "size": artifact.manifest.len(),
+                "artifactType": artifact.artifact_type,
+            });
+            if !artifact.annotations.is_empty() {
+                entry["annotations"] = json!(artifact.annotations);
+            }
+            opened.change_index(folder, mode, |manifests| {
+                manifests.retain(|known| known["digest"] != entry["digest"]);
+                manifests.push(entry);
+            })?;
+            Ok(digest)
+        })
+        .await
+    }
+
+    /// Takes a manifest out of `index.json`, and removes the blobs that nothing listed there leads to any more. Only for a layout
+    /// of our own: in others there may be blobs that other tools know about. `None` when it was not listed.
+    pub async fn remove(&self, digest: &Digest) -> Result<Option<Collected>> {
+        let digest = *digest;
+        self.run(move |opened| {
+            let folder = opened.folder()?;
+            let _lock = opened.lock(folder)?;
+            let mode = opened.file_mode(folder);
+            let mut listed = false;
+            opened.change_index(folder, mode, |manifests| {
+                let before = manifests.len();
+                manifests.retain(|known| known["digest"] != digest.to_string().as_str());
+                listed = manifests.len() != before;
+            })?;
+            if !listed {
+                return Ok(None);
+            }
+            opened.collect(folder).map(Some)
+        })
+        .await
+    }
+
+    /// Whether this can be written to: a folder, not an archive.
+    pub fn is_writable(&self) -> bool {
+        matches!(self.0.blobs, Blobs::Folder(_))
+    }
+}
+
+impl Opened {
+    fn folder(&self) -> Result<&Path> {
+        match &self.blobs {
+            Blobs::Folder(path) => Ok(path),
+            Blobs::Archive { path, .. } => Err(Error::new(
+                Kind::Unsupported,
+                format!(
+                    "{} is an archive: nothing can be added to it",
+                    path.display()
+                ),
+            )),
+        }
+    }
+
+    /// Held until the file is closed.
+    fn lock(&self, folder: &Path) -> Result<Arc<File>> {
+        let context = || format!("{}: cannot be locked", self.place());
+        let marker = open_regular(&folder.join("oci-layout"))?.file().clone();
+        rustix::fs::flock(&marker, rustix::fs::FlockOperation::LockExclusive)
+            .or_kind(Kind::Io, context)?;
+        Ok(marker)
+    }
+
+    /// New files are as readable as the layout's others are.
+    fn file_mode(&self, folder: &Path) -> u32 {
+        fs::metadata(folder.join("index.json"))
+            .map_or(0o600, |metadata| metadata.permissions().mode() & 0o666)
+    }
+
+    fn put(&self, folder: &Path, bytes: &Bytes, mode: u32) -> Result<()> {
+        let digest = Digest::of(bytes);
+        if self
+            .whole(&digest, Some(bytes.len() as u64), bytes.len() as u64)
+            .is_ok()
+        {
+            return Ok(());
+        }
+        let path = blob_path(folder, &digest);
+        replace(&path, bytes, mode).or_kind(Kind::Io, || {
+            format!("{}: blob {digest} cannot be written", self.place())
+        })
+    }
+
+    fn change_index(
+        &self,
+        folder: &Path,
+        mode: u32,
+        change: impl FnOnce(&mut Vec<Value>),
+    ) -> Result<()> {
+        let context = || format!("{}: index.json", self.place());
+        let bytes = self.index_json()?;
+        let mut index: Map<String, Value> =
+            serde_json::from_slice(&bytes).or_kind(Kind::Corrupt, context)?;
+        let manifests = index.entry("manifests").or_insert(Value::Null);
+        if manifests.is_null() {
+            *manifests = json!([]);
+        }
+        change(manifests.as_array_mut().ok_or_else(|| {
+            Error::new(
+                Kind::Corrupt,
+                format!("{}: manifests is no list", context()),
+            )
+        })?);
+        let changed = serde_json::to_vec(&index).or_kind(Kind::Io, context)?;
+        if changed == bytes {
+            return Ok(());
+        }
+        replace(&folder.join("index.json"), &changed, mode).or_kind(Kind::Io, context)
+    }
+
+    /// Removes what `index.json` does not lead to, also what interrupted writes left.
+    fn collect(&self, folder: &Path) -> Result<Collected> {
+        let context = || format!("{}: its unused blobs cannot be removed", self.place());
+        let mut used: BTreeSet<Digest> = BTreeSet::new();
+        let mut todo: Vec<Digest> = self
+            .parse_index(&self.index_json()?)?
+            .iter()
+            .map(|entry| entry.digest)
+            .collect();
+        while let Some(digest) = todo.pop() {
+            if used.insert(digest) {
+                todo.extend(self.successors(&digest));
+            }
+        }
+        let mut collected = Collected::default();
+        for file in fs::read_dir(folder.join("blobs/sha256")).or_kind(Kind::Io, context)? {
+            let file = file.or_kind(Kind::Io, context)?;
+            let name = file.file_name();
+            let digest = format!("sha256:{}", name.to_string_lossy()).parse::<Digest>();
+            if digest.is_ok_and(|digest| used.contains(&digest)) {
+                continue;
+            }
+            let bytes = file.metadata().map_or(0, |metadata| metadata.len());
+            fs::remove_file(file.path()).or_kind(Kind::Io, context)?;
+            collected.blobs += 1;
+            collected.bytes = collected.bytes.saturating_add(bytes);
+        }
+        Ok(collected)
+    }
+
+    /// What a blob leads to, if it is a manifest.
+    fn successors(&self, digest: &Digest) -> Vec<Digest> {
+        let Ok(blob) = self.blobs.open(digest) else {
+            return Vec::new();
+        };
+        let document = read_bounded(&blob, MAX_MANIFEST_BYTES)
+            .ok()
+            .and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok())
+            .unwrap_or_default();
+        let lists = ["layers", "manifests", "blobs"]
+            .iter()
+            .filter_map(|key| document[*key].as_array())
+            .flatten();
+        [&document["config"], &document["subject"]]
+            .into_iter()
+            .chain(lists)
+            .filter_map(|descriptor| descriptor["digest"].as_str()?.parse().ok())
+            .collect()
+    }
+}
+
+/// Writes a file whole or not at all.
+fn replace(path: &Path, bytes: &[u8], mode: u32) -> std::io::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    written(folder, bytes, mode)?.persist(path)?;
+    File::open(folder)?.sync_all()
+}
+
+/// A temporary file with this content, which has reached the disk.
+fn written(folder: &Path, bytes: &[u8], mode: u32) -> std::io::Result<NamedTempFile> {
+    let mut file = tempfile::Builder::new()
+        .prefix(".socinbd-")
+        .permissions(fs::Permissions::from_mode(mode))
+        .tempfile_in(folder)?;
+    file.write_all(bytes)?;
+    file.as_file().sync_all()?;
+    Ok(file)
+}
