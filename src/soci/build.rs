@@ -5,6 +5,7 @@ mod spans;
 mod unpack;
 
 use crate::{
+    error::Kind,
     gzip::scan,
     oci::{Digest, Packing, digest::Hasher},
     tar::{self, Entry, NoZtoc},
@@ -19,6 +20,12 @@ const ZTOC_VERSION: &str = "0.9";
 
 /// The size, about, above which no zTOC is made. FlatBuffers end at 2 GiB, and a builder doubles its memory to get there.
 const MAX_ZTOC_SIZE: u64 = 1 << 30;
+
+/// The span size that AWS's tool uses when none is asked for, in bytes.
+pub const DEFAULT_SPAN_SIZE: u64 = 4 << 20;
+
+/// `build_tool_identifier` of our zTOCs and indexes.
+pub const BUILD_TOOL: &str = concat!("socinbd v", env!("CARGO_PKG_VERSION"));
 
 /// Takes what a layer holds, in the order of its stream.
 pub trait LayerSink {
@@ -59,6 +66,16 @@ pub struct Options {
     pub ztoc: bool,
 }
 
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            span_size: DEFAULT_SPAN_SIZE,
+            build_tool: BUILD_TOOL.to_owned(),
+            ztoc: true,
+        }
+    }
+}
+
 /// A layer that has passed.
 #[derive(Debug)]
 pub struct Indexed {
@@ -76,6 +93,8 @@ pub struct Indexed {
     pub entries: Vec<Entry>,
     /// The zTOC's bytes, or why this layer cannot have one (zstd, sparse files, ...). `None` when none was wanted.
     pub ztoc: Option<Result<Vec<u8>, String>>,
+    /// How many spans the zTOC has; 0 without one.
+    pub spans: usize,
 }
 
 /// Takes a blob's bytes as they come. Holds the entries and the zTOC's windows; the rest of its memory (1 MiB, with zstd the frame's
@@ -148,7 +167,12 @@ impl<S: LayerSink> LayerIndexer<S> {
             .tar
             .finish()
             .map_err(|source| tar_error(self.declared, packing, source))?;
+        let mut spans = 0;
         let ztoc = self.options.ztoc.then(|| {
+            if self.size == 0 {
+                // AWS's tool makes one, without spans, and AWS's daemon refuses it
+                return Err("it is empty".to_owned());
+            }
             let (compression, checkpoints, digests) = match packing {
                 Packing::Zstd => {
                     return Err("a zstd layer cannot be read from its middle".to_owned());
@@ -168,6 +192,7 @@ impl<S: LayerSink> LayerIndexer<S> {
                     "its zTOC would have about {size} bytes, more than {MAX_ZTOC_SIZE}; use a larger span size"
                 ));
             }
+            spans = digests.len();
             Ok(ztoc::write(&ZtocParts {
                 version: ZTOC_VERSION,
                 build_tool: &self.options.build_tool,
@@ -187,6 +212,7 @@ impl<S: LayerSink> LayerIndexer<S> {
             uncompressed_size: self.stream.size,
             entries: archive.entries,
             ztoc,
+            spans,
         };
         Ok((indexed, self.stream.sink))
     }
@@ -339,4 +365,19 @@ pub enum Error<E> {
         /// Why it is no tar.
         source: tar::Error,
     },
+}
+
+impl<E> Error<E> {
+    /// Whose fault it is; `Io` when the sink failed.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Sink(_) => Kind::Io,
+            Self::Tar(tar::Error::UnsupportedType { .. }) => Kind::Unsupported,
+            Self::Gzip(_)
+            | Self::Zstd { .. }
+            | Self::ZstdTruncated { .. }
+            | Self::Tar(_)
+            | Self::Unpacked { .. } => Kind::Corrupt,
+        }
+    }
 }
