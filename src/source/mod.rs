@@ -15,9 +15,11 @@ use crate::{
 
 mod access;
 pub mod layout;
+mod limits;
 mod registry;
 
 pub use access::Access;
+pub use limits::Limits;
 
 use layout::Layout;
 use registry::Repository;
@@ -65,6 +67,11 @@ enum Place {
 impl Source {
     /// Opens the place that a reference names. Touches no network.
     pub async fn open(reference: &Reference, access: &Access) -> Result<Self> {
+        Self::open_with(reference, access, Limits::default()).await
+    }
+
+    /// As [`Source::open`], with other limits than usual.
+    pub async fn open_with(reference: &Reference, access: &Access, limits: Limits) -> Result<Self> {
         let place = match reference {
             Reference::Registry {
                 host,
@@ -77,6 +84,7 @@ impl Source {
                 tag.as_deref(),
                 *digest,
                 access,
+                limits,
             )?),
             Reference::Layout { path, tag } => {
                 Place::Layout(Layout::open_folder(path, tag.as_deref()).await?)

@@ -1,1 +1,64 @@
-//! References, registries and their failures.
+//! Registries and their failures, against the registry of `support`.
+
+use std::time::Duration;
+
+use futures_util::TryStreamExt as _;
+use socinbd::{
+    error::Result,
+    oci::Digest,
+    source::{Access, Limits, Source},
+};
+
+use crate::support::registry::Registry;
+
+mod ranges;
+
+/// Short enough for a test, long enough for a busy machine.
+const LIMITS: Limits = Limits {
+    connect: Duration::from_secs(5),
+    stall: Duration::from_secs(5),
+    control_patience: Duration::from_secs(4),
+    data_patience: Duration::from_secs(4),
+};
+
+/// Gives up as soon as it may.
+const IMPATIENT: Limits = Limits {
+    connect: Duration::from_secs(5),
+    stall: Duration::from_millis(300),
+    control_patience: Duration::from_millis(600),
+    data_patience: Duration::from_millis(600),
+};
+
+async fn open(registry: &Registry, rest: &str) -> Source {
+    open_with(registry, rest, &Access::default(), LIMITS).await
+}
+
+async fn open_with(registry: &Registry, rest: &str, access: &Access, limits: Limits) -> Source {
+    let reference = registry
+        .reference(rest)
+        .parse()
+        .expect("a reference to the test registry");
+    Source::open_with(&reference, access, limits)
+        .await
+        .expect("opening touches no network")
+}
+
+/// Bytes that differ at each offset's neighbourhood, so that a shifted range is seen.
+fn noise(length: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed | 1;
+    (0..length)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state.to_le_bytes()[3]
+        })
+        .collect()
+}
+
+/// All of a blob, as a stream gives it.
+async fn streamed(source: &Source, digest: &Digest, size: usize) -> Result<Vec<u8>> {
+    let pieces = source.stream(digest, size as u64).await?;
+    let pieces: Vec<_> = pieces.try_collect().await?;
+    Ok(pieces.concat())
+}

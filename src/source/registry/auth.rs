@@ -1,0 +1,342 @@
+//! Authorization at one repository of a registry: anonymous until the registry asks, then what its challenge wants.
+//!
+//! Basic (RFC 7617), and tokens by the specification of Docker's token service, with its OAuth2 form for refresh tokens.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use base64::Engine as _;
+use reqwest::{Method, Request, header, header::HeaderValue};
+use tokio::sync::Mutex;
+use url::Url;
+
+use super::{
+    challenge::Challenge,
+    credentials::{self, Credentials, Found},
+    refusal::{Refusal, host_of},
+    retry::Failure,
+    transport::Transport,
+};
+use crate::{
+    error::{Error, Kind},
+    source::Access,
+};
+
+const MAX_TOKEN_ANSWER: usize = 1 << 20;
+/// A token that does not say how long it lasts lasts this long (the specification's default).
+const DEFAULT_LIFETIME: Duration = Duration::from_secs(60);
+/// A token is renewed this long before its end.
+const SLACK: Duration = Duration::from_secs(5);
+
+/// What to show with a request, and which of all so far it is.
+#[derive(Clone, Default)]
+pub(super) struct Authorization {
+    /// `None` is anonymous.
+    pub(super) header: Option<HeaderValue>,
+    generation: u64,
+}
+
+/// The authorization of one repository, shared by all its requests.
+pub(super) struct Authenticator {
+    host: String,
+    repository: String,
+    /// Whether the registry itself is asked over TLS.
+    is_tls: bool,
+    access: Access,
+    transport: Arc<Transport>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    current: Authorization,
+    /// When the token in it ends, and who gives the next.
+    renewal: Option<(Instant, TokenService)>,
+    /// Where the credentials came from.
+    place: Option<String>,
+}
+
+#[derive(Clone)]
+struct TokenService {
+    realm: Url,
+    service: Option<String>,
+    scope: String,
+}
+
+#[derive(serde::Deserialize)]
+struct TokenAnswer {
+    token: Option<String>,
+    access_token: Option<String>,
+    expires_in: Option<u64>,
+}
+
+impl Authenticator {
+    pub(super) fn new(
+        host: &str,
+        repository: &str,
+        is_tls: bool,
+        access: &Access,
+        transport: &Arc<Transport>,
+    ) -> Self {
+        Self {
+            host: host.to_owned(),
+            repository: repository.to_owned(),
+            is_tls,
+            access: access.clone(),
+            transport: Arc::clone(transport),
+            state: Mutex::default(),
+        }
+    }
+
+    /// What to show now. A token at its end is renewed first.
+    pub(super) async fn current(&self) -> Result<Authorization, Failure> {
+        let mut state = self.state.lock().await;
+        if let Some((end, service)) = &state.renewal
+            && Instant::now() >= *end
+        {
+            let service = service.clone();
+            self.renew(&mut state, service).await?;
+        }
+        Ok(state.current.clone())
+    }
+
+    /// Answers a 401 to a request that showed `shown`. Of many at once the first does it, and the others take what it got.
+    pub(super) async fn answer(
+        &self,
+        challenges: &[Challenge],
+        shown: &Authorization,
+    ) -> Result<(), Failure> {
+        let mut state = self.state.lock().await;
+        if state.current.generation != shown.generation {
+            return Ok(());
+        }
+        let with = |scheme: &str| challenges.iter().find(|one| one.scheme == scheme);
+        if let Some(bearer) = with("bearer") {
+            let service = self.token_service(bearer)?;
+            return self.renew(&mut state, service).await;
+        }
+        if with("basic").is_some() {
+            return self.show_password(&mut state).await;
+        }
+        let schemes: Vec<&str> = challenges.iter().map(|one| one.scheme.as_str()).collect();
+        Err(self.unauthorized(match schemes.is_empty() {
+            true => "it says 401, and not what it wants to see".to_owned(),
+            false => format!("it wants {}, which is not supported", schemes.join(" or ")),
+        }))
+    }
+
+    /// What to do about a registry that stays at its no.
+    pub(super) async fn advice(&self) -> String {
+        match &self.state.lock().await.place {
+            Some(place) => format!(
+                "{} refuses the credentials of {place} for {}",
+                self.host, self.repository
+            ),
+            None => format!(
+                "{} gives {} to nobody without credentials ({}): is the name right? If so, log in (docker login {})",
+                self.host,
+                self.repository,
+                credentials::places(&self.access),
+                self.host
+            ),
+        }
+    }
+
+    fn unauthorized(&self, why: String) -> Failure {
+        Failure::Final(Error::new(
+            Kind::Unauthorized,
+            format!("{}: {why}", self.host),
+        ))
+    }
+
+    async fn find(&self, state: &mut State) -> Result<Option<Credentials>, Failure> {
+        let found = credentials::find(&self.access, &self.host, &self.repository)
+            .await
+            .map_err(Failure::Final)?;
+        Ok(match found {
+            Some(Found { credentials, place }) => {
+                state.place = Some(place);
+                Some(credentials)
+            }
+            None => {
+                state.place = None;
+                None
+            }
+        })
+    }
+
+    async fn show_password(&self, state: &mut State) -> Result<(), Failure> {
+        let shown = match self.find(state).await? {
+            Some(Credentials::Password { user, password }) => self.basic(&user, &password)?,
+            Some(Credentials::RegistryToken(token)) => self.bearer(&token)?,
+            Some(Credentials::IdentityToken(_)) => {
+                return Err(self.unauthorized(
+                    "it wants a name and a password, and the credentials hold a token".to_owned(),
+                ));
+            }
+            None => {
+                return Err(self.unauthorized(format!(
+                    "it wants a name and a password ({}): log in (docker login {})",
+                    credentials::places(&self.access),
+                    self.host
+                )));
+            }
+        };
+        state.renewal = None;
+        state.show(shown);
+        Ok(())
+    }
+
+    fn token_service(&self, bearer: &Challenge) -> Result<TokenService, Failure> {
+        let realm = bearer.parameter("realm").unwrap_or("");
+        let realm: Url = realm
+            .parse()
+            .map_err(|_| self.unauthorized("it names no token service that is a URL".to_owned()))?;
+        // a registry behind TLS must not send the password over the wire in the clear
+        let is_safe = realm.scheme() == "https" || realm.scheme() == "http" && !self.is_tls;
+        if !is_safe || realm.host_str().is_none() {
+            return Err(self.unauthorized(format!(
+                "its token service {} is not reached by https",
+                host_of(&realm)
+            )));
+        }
+        let given = |name: &str| bearer.parameter(name).filter(|value| !value.is_empty());
+        Ok(TokenService {
+            realm,
+            service: given("service").map(str::to_owned),
+            scope: given("scope").map_or_else(
+                || format!("repository:{}:pull", self.repository),
+                str::to_owned,
+            ),
+        })
+    }
+
+    /// Gets a token and shows it from now on.
+    async fn renew(&self, state: &mut State, service: TokenService) -> Result<(), Failure> {
+        let credentials = self.find(state).await?;
+        if let Some(Credentials::RegistryToken(token)) = &credentials {
+            let shown = self.bearer(token)?;
+            state.renewal = None;
+            state.show(shown);
+            return Ok(());
+        }
+        let asked = Instant::now();
+        let request = self.token_request(&service, credentials.as_ref())?;
+        let host = host_of(&service.realm);
+        let mut body = self.transport.send(request).await?;
+        if !body.head().status().is_success() {
+            let refusal = Refusal::read(body.into_response()).await;
+            return Err(match refusal.into_failure() {
+                Failure::Final(error) => {
+                    let place = state.place.as_deref().map_or_else(
+                        || credentials::places(&self.access),
+                        |place| format!("with the credentials of {place}"),
+                    );
+                    Failure::Final(Error::with_source(
+                        Kind::Unauthorized,
+                        format!(
+                            "{host} gives no token for {}/{} ({place})",
+                            self.host, self.repository
+                        ),
+                        error,
+                    ))
+                }
+                passing => passing,
+            });
+        }
+        let mut bytes = Vec::new();
+        while let Some(piece) = body.next().await? {
+            if bytes.len() + piece.len() > MAX_TOKEN_ANSWER {
+                return Err(self.unauthorized(format!("{host} sends no token, but over 1 MiB")));
+            }
+            bytes.extend_from_slice(&piece);
+        }
+        // serde's error would quote the token
+        let answer: TokenAnswer = serde_json::from_slice(&bytes).map_err(|_| {
+            self.unauthorized(format!(
+                "{host} answers with what is no token of the specification"
+            ))
+        })?;
+        let token = answer
+            .token
+            .filter(|token| !token.is_empty())
+            .or(answer.access_token)
+            .filter(|token| !token.is_empty())
+            .ok_or_else(|| self.unauthorized(format!("{host} answers without a token")))?;
+        let shown = self.bearer(&token)?;
+        let lifetime = answer
+            .expires_in
+            .map_or(DEFAULT_LIFETIME, Duration::from_secs);
+        // a token of a few seconds is used as long as it works: a 401 says when it no longer does
+        let usable = lifetime.saturating_sub(SLACK).max(lifetime / 2);
+        state.renewal = asked.checked_add(usable).map(|end| (end, service));
+        state.show(shown);
+        Ok(())
+    }
+
+    /// A GET with name and password, or none; with a refresh token the POST of the OAuth2 form.
+    fn token_request(
+        &self,
+        service: &TokenService,
+        credentials: Option<&Credentials>,
+    ) -> Result<Request, Failure> {
+        if let Some(Credentials::IdentityToken(token)) = credentials {
+            let mut form = url::form_urlencoded::Serializer::new(String::new());
+            form.append_pair("grant_type", "refresh_token");
+            form.append_pair("service", service.service.as_deref().unwrap_or(""));
+            form.append_pair("client_id", "socinbd");
+            form.append_pair("scope", &service.scope);
+            form.append_pair("refresh_token", token);
+            let mut request = Request::new(Method::POST, service.realm.clone());
+            let kind = HeaderValue::from_static("application/x-www-form-urlencoded");
+            request.headers_mut().insert(header::CONTENT_TYPE, kind);
+            *request.body_mut() = Some(form.finish().into());
+            return Ok(request);
+        }
+        let mut url = service.realm.clone();
+        {
+            let mut query = url.query_pairs_mut();
+            if let Some(service) = &service.service {
+                query.append_pair("service", service);
+            }
+            query.append_pair("scope", &service.scope);
+            if let Some(Credentials::Password { user, .. }) = credentials {
+                query.append_pair("account", user);
+            }
+        }
+        let mut request = Request::new(Method::GET, url);
+        if let Some(Credentials::Password { user, password }) = credentials {
+            let value = self.basic(user, password)?;
+            request.headers_mut().insert(header::AUTHORIZATION, value);
+        }
+        Ok(request)
+    }
+
+    fn basic(&self, user: &str, password: &str) -> Result<HeaderValue, Failure> {
+        let text = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
+        self.secret(format!("Basic {text}"))
+    }
+
+    fn bearer(&self, token: &str) -> Result<HeaderValue, Failure> {
+        self.secret(format!("Bearer {token}"))
+    }
+
+    fn secret(&self, text: String) -> Result<HeaderValue, Failure> {
+        let mut value = HeaderValue::try_from(text).map_err(|_| {
+            self.unauthorized("a token with letters that no header can hold".to_owned())
+        })?;
+        value.set_sensitive(true);
+        Ok(value)
+    }
+}
+
+impl State {
+    fn show(&mut self, header: HeaderValue) {
+        self.current = Authorization {
+            header: Some(header),
+            generation: self.current.generation + 1,
+        };
+    }
+}

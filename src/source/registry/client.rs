@@ -1,0 +1,337 @@
+//! One GET at a repository: credentials for the registry alone, redirects by hand, and where they led kept for each blob.
+
+use std::{
+    num::NonZeroUsize,
+    ops::Range,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use lru::LruCache;
+use reqwest::{Method, Request, StatusCode, header, header::HeaderValue};
+use url::Url;
+
+use super::{
+    auth::{Authenticator, Authorization},
+    challenge::Challenge,
+    refusal::{Refusal, host_of},
+    retry::Failure,
+    transport::{Body, Transport},
+};
+use crate::{
+    error::{Error, Kind, Result},
+    oci::{Digest, reference::DOCKER_HUB},
+    source::{Access, Limits},
+};
+
+/// Where Docker Hub's API is.
+const DOCKER_HUB_API: &str = "registry-1.docker.io";
+const MAX_REDIRECTS: usize = 8;
+/// An image has a few dozen layers; a signed URL is about a kilobyte.
+const MAX_TARGETS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1023);
+
+/// The client of one repository.
+pub(super) struct Client {
+    /// `HOST/REPOSITORY`, for errors.
+    name: String,
+    /// `https://HOST/v2/REPOSITORY/`.
+    base: Url,
+    pub(super) limits: Limits,
+    transport: Arc<Transport>,
+    auth: Authenticator,
+    /// Where the registry's redirect of a blob led. Signed URLs: they reach no log.
+    targets: Mutex<LruCache<Digest, Url>>,
+}
+
+/// What is asked for.
+#[derive(Clone, Default)]
+pub(super) struct Wanted {
+    pub(super) accept: Option<&'static str>,
+    /// Bytes of the body; `None` is the whole.
+    pub(super) range: Option<Range<u64>>,
+}
+
+impl Client {
+    pub(super) fn new(
+        host: &str,
+        repository: &str,
+        access: &Access,
+        limits: Limits,
+    ) -> Result<Self> {
+        let api = match host {
+            DOCKER_HUB => DOCKER_HUB_API,
+            host => host,
+        };
+        let scheme = match access.plain_http || is_loopback(host) {
+            true => "http",
+            false => "https",
+        };
+        let base: Url = format!("{scheme}://{api}/v2/{repository}/")
+            .parse()
+            .map_err(|error| {
+                Error::with_source(
+                    Kind::InvalidArgument,
+                    format!("{host}/{repository} makes no URL"),
+                    error,
+                )
+            })?;
+        let transport = Transport::shared(access, limits);
+        Ok(Self {
+            name: format!("{host}/{repository}"),
+            auth: Authenticator::new(host, repository, scheme == "https", access, &transport),
+            base,
+            limits,
+            transport,
+            targets: Mutex::new(LruCache::new(MAX_TARGETS)),
+        })
+    }
+
+    /// `HOST/REPOSITORY`.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A URL of this repository, e.g. of `manifests/latest`.
+    pub(super) fn url(&self, below: &str) -> Result<Url> {
+        self.base.join(below).map_err(|error| {
+            Error::with_source(
+                Kind::InvalidArgument,
+                format!("{below:?} of {} makes no URL", self.name),
+                error,
+            )
+        })
+    }
+
+    /// Whether credentials of this repository may be sent to a URL.
+    pub(super) fn is_own(&self, url: &Url) -> bool {
+        url.origin() == self.base.origin()
+    }
+
+    /// One GET at the registry, whatever its answer.
+    pub(super) async fn get(&self, url: &Url, wanted: &Wanted) -> Result<Body, Failure> {
+        Ok(self.get_with_target(url, wanted).await?.0)
+    }
+
+    /// One GET of a blob: where the last redirect of this blob led, else at the registry.
+    pub(super) async fn get_blob(&self, digest: &Digest, wanted: &Wanted) -> Result<Body, Failure> {
+        let known = self.targets().get(digest).cloned();
+        if let Some(target) = known {
+            let answer = self.send(&target, wanted, None).await;
+            match &answer {
+                Ok(body) if is_usable(body.head().status()) => return answer,
+                // the signature has ended, or the blob has moved: the registry knows
+                Ok(body) if is_stale(body.head().status()) => self.forget(digest, &target),
+                // this server has trouble: the next try asks the registry, which may name another
+                _ => {
+                    self.forget(digest, &target);
+                    return answer;
+                }
+            }
+        }
+        let url = self
+            .url(&format!("blobs/{digest}"))
+            .map_err(Failure::Final)?;
+        let (body, target) = self.get_with_target(&url, wanted).await?;
+        if let Some(target) = target
+            && is_usable(body.head().status())
+        {
+            self.targets().put(*digest, target);
+        }
+        Ok(body)
+    }
+
+    /// Forgets where a blob's redirect led: what came from there was wrong.
+    pub(super) fn forget_target(&self, digest: &Digest) {
+        self.targets().pop(digest);
+    }
+
+    /// What a refusal means here, with advice where it is about credentials.
+    pub(super) async fn refuse(&self, body: Body) -> Failure {
+        let by_registry = self.is_own(body.head().url());
+        let refusal = Refusal::read(body.into_response()).await;
+        let status = refusal.status;
+        match refusal.into_failure() {
+            Failure::Final(error)
+                if by_registry
+                    && matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) =>
+            {
+                Failure::Final(Error::with_source(
+                    Kind::Unauthorized,
+                    self.auth.advice().await,
+                    error,
+                ))
+            }
+            failure => failure,
+        }
+    }
+
+    /// The answer, and where it came from if not from the registry's own URL.
+    async fn get_with_target(
+        &self,
+        url: &Url,
+        wanted: &Wanted,
+    ) -> Result<(Body, Option<Url>), Failure> {
+        let mut shown = self.auth.current().await?;
+        let mut body = self.send(url, wanted, Some(&shown)).await?;
+        if body.head().status() == StatusCode::UNAUTHORIZED {
+            self.auth.answer(&challenges(&body), &shown).await?;
+            shown = self.auth.current().await?;
+            body = self.send(url, wanted, Some(&shown)).await?;
+        }
+        let mut at = url.clone();
+        let mut target = None;
+        for _ in 0..=MAX_REDIRECTS {
+            if !is_redirect(body.head().status()) {
+                return Ok((body, target));
+            }
+            at = next_location(&body, &at).map_err(Failure::Final)?;
+            let own = self.is_own(&at).then_some(&shown);
+            body = self.send(&at, wanted, own).await?;
+            target = Some(at.clone());
+        }
+        Err(Failure::Final(Error::new(
+            Kind::Unavailable,
+            format!("{} redirects more than {MAX_REDIRECTS} times", self.name),
+        )))
+    }
+
+    async fn send(
+        &self,
+        url: &Url,
+        wanted: &Wanted,
+        shown: Option<&Authorization>,
+    ) -> Result<Body, Failure> {
+        let mut request = Request::new(Method::GET, url.clone());
+        let headers = request.headers_mut();
+        // the digests are those of the bytes as they are stored
+        headers.insert(
+            header::ACCEPT_ENCODING,
+            HeaderValue::from_static("identity"),
+        );
+        if let Some(accept) = wanted.accept {
+            headers.insert(header::ACCEPT, HeaderValue::from_static(accept));
+        }
+        if let Some(Range { start, end }) = wanted.range {
+            let range = format!("bytes={start}-{}", end.saturating_sub(1));
+            let range = HeaderValue::try_from(range).map_err(|error| {
+                Failure::Final(Error::with_source(Kind::InvalidArgument, "a range", error))
+            })?;
+            headers.insert(header::RANGE, range);
+        }
+        if let Some(value) = shown.and_then(|shown| shown.header.clone()) {
+            headers.insert(header::AUTHORIZATION, value);
+        }
+        self.transport.send(request).await
+    }
+
+    fn targets(&self) -> MutexGuard<'_, LruCache<Digest, Url>> {
+        // no panic can leave the cache half changed
+        self.targets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Forgets a target, unless another request has found a new one since.
+    fn forget(&self, digest: &Digest, stale: &Url) {
+        let mut targets = self.targets();
+        if targets.peek(digest) == Some(stale) {
+            targets.pop(digest);
+        }
+    }
+}
+
+/// What may be kept: the range's own answers.
+fn is_usable(status: StatusCode) -> bool {
+    status.is_success() || status == StatusCode::RANGE_NOT_SATISFIABLE
+}
+
+/// What servers answer to a signed URL whose time is over (S3 sends 400 for some tokens), or whose object has moved.
+fn is_stale(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 400 | 401 | 403 | 404 | 410) || is_redirect(status)
+}
+
+fn is_redirect(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
+}
+
+fn challenges(body: &Body) -> Vec<Challenge> {
+    body.head()
+        .headers()
+        .get_all(header::WWW_AUTHENTICATE)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(Challenge::parse)
+        .collect()
+}
+
+fn next_location(body: &Body, at: &Url) -> Result<Url> {
+    let host = body.host();
+    let location = body
+        .header("location")
+        .ok_or_else(|| Error::new(Kind::Unavailable, format!("{host} redirects to nowhere")))?;
+    let mut next = at.join(location).map_err(|error| {
+        Error::with_source(
+            Kind::Unavailable,
+            format!("{host} redirects to what is no URL"),
+            error,
+        )
+    })?;
+    if at.scheme() == "https" && next.scheme() != "https" {
+        return Err(Error::new(
+            Kind::Unavailable,
+            format!(
+                "{host} redirects from https to {}://{}: refused",
+                next.scheme(),
+                host_of(&next)
+            ),
+        ));
+    }
+    if !matches!(next.scheme(), "http" | "https") || next.host_str().is_none() {
+        return Err(Error::new(
+            Kind::Unavailable,
+            format!("{host} redirects to {}: URLs: refused", next.scheme()),
+        ));
+    }
+    // reqwest would make credentials of a URL's user part
+    let _ = next.set_username("");
+    let _ = next.set_password(None);
+    next.set_fragment(None);
+    Ok(next)
+}
+
+/// Whether a reference's host is this machine: there, plain HTTP is the custom.
+fn is_loopback(host: &str) -> bool {
+    let bare = match host.strip_prefix('[') {
+        Some(inner) => inner.split(']').next().unwrap_or(inner),
+        None => host.split(':').next().unwrap_or(host),
+    };
+    bare == "localhost"
+        || bare
+            .parse::<std::net::IpAddr>()
+            .is_ok_and(|address| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loopback_hosts() {
+        for host in [
+            "localhost",
+            "localhost:1",
+            "127.0.0.1:5000",
+            "127.9.9.9",
+            "[::1]:1",
+            "[::1]",
+        ] {
+            assert!(is_loopback(host), "{host}");
+        }
+        for host in [
+            "localhost.example",
+            "128.0.0.1",
+            "docker.io",
+            "[::2]",
+            "127.0.0.1.example:1",
+        ] {
+            assert!(!is_loopback(host), "{host}");
+        }
+    }
+}

@@ -1,0 +1,401 @@
+//! Credentials, from Docker's `config.json`, Podman's `auth.json` and the helpers that they name.
+//!
+//! Read anew for each token: `docker login` and short-lived passwords work without a restart.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use base64::Engine as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use crate::{
+    error::{Error, Kind, Result, ResultExt as _},
+    oci::reference::DOCKER_HUB,
+    source::Access,
+};
+
+const MAX_FILE: u64 = 4 << 20;
+const MAX_HELPER_OUTPUT: u64 = 64 << 10;
+const HELPER_TIME: Duration = Duration::from_secs(30);
+/// How Docker names Docker Hub in its file, for historical reasons.
+const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
+/// The user name by which a helper says that the secret is an identity token.
+const TOKEN_USER: &str = "<token>";
+
+/// What to show a registry or its token service. Has no `Debug`: it must reach no log.
+pub(super) enum Credentials {
+    /// Name and password.
+    Password { user: String, password: String },
+    /// A refresh token of the registry's token service.
+    IdentityToken(String),
+    /// A token for the registry itself.
+    RegistryToken(String),
+}
+
+/// Credentials, and where they were found.
+pub(super) struct Found {
+    pub(super) credentials: Credentials,
+    /// A file or a helper, for errors.
+    pub(super) place: String,
+}
+
+#[derive(Default, serde::Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Config {
+    auths: BTreeMap<String, Auth>,
+    creds_store: Option<String>,
+    cred_helpers: BTreeMap<String, String>,
+}
+
+#[derive(Default, serde::Deserialize)]
+#[serde(default)]
+struct Auth {
+    auth: Option<String>,
+    username: Option<String>,
+    password: Option<String>,
+    identitytoken: Option<String>,
+    registrytoken: Option<String>,
+}
+
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct HelperAnswer {
+    #[serde(default)]
+    username: String,
+    secret: String,
+}
+
+/// The credentials for a repository, or `None` where nobody has any: then the registry is asked as anonymous.
+pub(super) async fn find(access: &Access, host: &str, repository: &str) -> Result<Option<Found>> {
+    for path in [&access.docker_config, &access.podman_auth]
+        .into_iter()
+        .flatten()
+    {
+        let Some(config) = read(path).await? else {
+            continue;
+        };
+        if let Some(found) = find_in(&config, path, access, host, repository).await? {
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
+}
+
+/// Where credentials were looked for.
+pub(super) fn places(access: &Access) -> String {
+    let places: Vec<String> = [&access.docker_config, &access.podman_auth]
+        .into_iter()
+        .flatten()
+        .map(|path| path.display().to_string())
+        .collect();
+    match places.is_empty() {
+        true => "no credentials' file was named".to_owned(),
+        false => format!("none in {}", places.join(" and ")),
+    }
+}
+
+async fn read(path: &Path) -> Result<Option<Config>> {
+    let unreadable = || format!("reading the credentials of {}", path.display());
+    let file = match tokio::fs::File::open(path).await {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).or_kind(Kind::Io, unreadable),
+    };
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE + 1)
+        .read_to_end(&mut bytes)
+        .await
+        .or_kind(Kind::Io, unreadable)?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(Error::new(
+            Kind::InvalidArgument,
+            format!(
+                "{}: a credentials' file of over {MAX_FILE} bytes",
+                path.display()
+            ),
+        ));
+    }
+    // serde's error would quote the text, which is secret; its place is enough
+    serde_json::from_slice(&bytes).map(Some).map_err(|error| {
+        Error::new(
+            Kind::InvalidArgument,
+            format!(
+                "{}: no credentials' file of Docker's form (line {}, column {})",
+                path.display(),
+                error.line(),
+                error.column()
+            ),
+        )
+    })
+}
+
+async fn find_in(
+    config: &Config,
+    path: &Path,
+    access: &Access,
+    host: &str,
+    repository: &str,
+) -> Result<Option<Found>> {
+    let key = match host {
+        DOCKER_HUB => DOCKER_HUB_KEY,
+        host => host,
+    };
+    let special = config
+        .cred_helpers
+        .iter()
+        .find(|(name, _)| is_host(name, host))
+        .map(|(_, helper)| helper);
+    if let Some(helper) = special.or(config.creds_store.as_ref())
+        && !helper.is_empty()
+    {
+        let answer = ask_helper(helper, key, access).await?;
+        if answer.is_some() || special.is_some() {
+            return Ok(answer.map(|credentials| Found {
+                credentials,
+                place: format!("docker-credential-{helper}"),
+            }));
+        }
+    }
+    let Some((name, auth)) = best_match(&config.auths, host, repository) else {
+        return Ok(None);
+    };
+    let credentials = auth.credentials().map_err(|why| {
+        Error::new(
+            Kind::InvalidArgument,
+            format!("{}: {name}: {why}", path.display()),
+        )
+    })?;
+    Ok(credentials.map(|credentials| Found {
+        credentials,
+        place: path.display().to_string(),
+    }))
+}
+
+/// The entry for this repository: the longest prefix of `host/repository` (Podman's namespaces), then the host in Docker's forms.
+fn best_match<'a>(
+    auths: &'a BTreeMap<String, Auth>,
+    host: &str,
+    repository: &str,
+) -> Option<(&'a String, &'a Auth)> {
+    let whole = format!("{host}/{repository}");
+    let mut prefix = whole.as_str();
+    loop {
+        if let Some(found) = auths.get_key_value(prefix) {
+            return Some(found);
+        }
+        match prefix.rsplit_once('/') {
+            Some((shorter, _)) => prefix = shorter,
+            None => break,
+        }
+    }
+    auths.iter().find(|(name, _)| is_host(name, host))
+}
+
+/// Whether a key of the file names this host: `host`, `https://host`, `https://host/v1/`.
+fn is_host(key: &str, host: &str) -> bool {
+    let bare = key
+        .strip_prefix("https://")
+        .or_else(|| key.strip_prefix("http://"));
+    let name = match bare {
+        Some(bare) => bare.split('/').next().unwrap_or(bare),
+        None => key,
+    };
+    name == host || host == DOCKER_HUB && matches!(name, "index.docker.io" | "registry-1.docker.io")
+}
+
+impl Auth {
+    /// `None` where the entry is empty: a helper has what it stands for.
+    fn credentials(&self) -> Result<Option<Credentials>, &'static str> {
+        let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+        if let Some(token) = given(&self.registrytoken) {
+            return Ok(Some(Credentials::RegistryToken(token)));
+        }
+        if let Some(token) = given(&self.identitytoken) {
+            return Ok(Some(Credentials::IdentityToken(token)));
+        }
+        if let Some(auth) = given(&self.auth) {
+            let bytes = base64::engine::general_purpose::STANDARD
+                .decode(auth.trim())
+                .map_err(|_| "its auth is no base64")?;
+            let text = String::from_utf8(bytes).map_err(|_| "its auth is not UTF-8")?;
+            let (user, password) = text.split_once(':').ok_or("its auth is no USER:PASSWORD")?;
+            return Ok(Some(Credentials::Password {
+                user: user.to_owned(),
+                // Docker's own files may end in NUL bytes
+                password: password.trim_end_matches('\0').to_owned(),
+            }));
+        }
+        match (given(&self.username), given(&self.password)) {
+            (Some(user), Some(password)) => Ok(Some(Credentials::Password { user, password })),
+            _ => Ok(None),
+        }
+    }
+}
+
+/// Runs `docker-credential-HELPER get`. `None` where it knows nothing of this server.
+async fn ask_helper(helper: &str, server: &str, access: &Access) -> Result<Option<Credentials>> {
+    let name = format!("docker-credential-{helper}");
+    if !helper
+        .bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
+    {
+        return Err(Error::new(
+            Kind::InvalidArgument,
+            format!("{name:?} is no credential helper's name"),
+        ));
+    }
+    match tokio::time::timeout(HELPER_TIME, run_helper(&name, server, access)).await {
+        Ok(answer) => answer,
+        Err(_) => Err(Error::new(
+            Kind::Unauthorized,
+            format!("{name} gave no answer within {} s", HELPER_TIME.as_secs()),
+        )),
+    }
+}
+
+async fn run_helper(name: &str, server: &str, access: &Access) -> Result<Option<Credentials>> {
+    let failed = || format!("{name} get");
+    let mut command = tokio::process::Command::new(program(name, access));
+    command
+        .arg("get")
+        .env_clear()
+        .envs(&access.helper_environment)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .kill_on_drop(true);
+    let mut child = match command.spawn() {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(Error::new(
+                Kind::Unauthorized,
+                format!("{name} is not in PATH, and the credentials' file names it: install it"),
+            ));
+        }
+        child => child.or_kind(Kind::Io, failed)?,
+    };
+    if let Some(mut stdin) = child.stdin.take() {
+        // a helper that does not read says so by its status
+        let _ = stdin.write_all(server.as_bytes()).await;
+    }
+    let mut output = Vec::new();
+    if let Some(stdout) = child.stdout.take() {
+        stdout
+            .take(MAX_HELPER_OUTPUT)
+            .read_to_end(&mut output)
+            .await
+            .or_kind(Kind::Io, failed)?;
+    }
+    let status = child.wait().await.or_kind(Kind::Io, failed)?;
+    if !status.success() {
+        // the protocol's one way to say "none": this text on the standard output
+        let text = String::from_utf8_lossy(&output);
+        if text.contains("credentials not found") {
+            return Ok(None);
+        }
+        return Err(Error::new(
+            Kind::Unauthorized,
+            format!(
+                "{name} get failed ({status}): run it by hand with {server:?} on its standard input to see why"
+            ),
+        ));
+    }
+    let answer: HelperAnswer = serde_json::from_slice(&output).map_err(|_| {
+        // the answer is secret, and is not quoted
+        Error::new(Kind::Unauthorized, format!("{name} get: no JSON answer"))
+    })?;
+    Ok(Some(match answer.username.as_str() {
+        TOKEN_USER => Credentials::IdentityToken(answer.secret),
+        _ => Credentials::Password {
+            user: answer.username,
+            password: answer.secret,
+        },
+    }))
+}
+
+/// The helper in the `PATH` of who asked: the one of this process must not count.
+fn program(name: &str, access: &Access) -> PathBuf {
+    let path = access.helper_environment.get("PATH");
+    std::env::split_paths(path.map_or("/usr/local/bin:/usr/bin:/bin", String::as_str))
+        .map(|folder| folder.join(name))
+        .find(|file| file.is_file())
+        // not to be found: the start fails, and its error says so
+        .unwrap_or_else(|| Path::new("/nonexistent").join(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lookup(auths: &[&str], host: &str, repository: &str) -> Option<String> {
+        let auths = auths
+            .iter()
+            .map(|name| ((*name).to_owned(), Auth::default()))
+            .collect();
+        best_match(&auths, host, repository).map(|(name, _)| name.clone())
+    }
+
+    #[test]
+    fn entries_are_found_in_all_their_forms() {
+        for (auths, host, found) in [
+            (&["a.b:5000"] as &[_], "a.b:5000", Some("a.b:5000")),
+            (&["https://a.b"], "a.b", Some("https://a.b")),
+            (&["https://a.b/v1/"], "a.b", Some("https://a.b/v1/")),
+            (&["http://a.b/v2/"], "a.b", Some("http://a.b/v2/")),
+            (
+                &["https://index.docker.io/v1/"],
+                "docker.io",
+                Some("https://index.docker.io/v1/"),
+            ),
+            (&["docker.io"], "docker.io", Some("docker.io")),
+            (&["a.b/org", "a.b"], "a.b", Some("a.b/org")),
+            (&["a.b/org/repo", "a.b/org"], "a.b", Some("a.b/org/repo")),
+            (&["a.b/or", "a.b/org/other"], "a.b", None),
+            (&["b", "xa.b", "a.b.c", "a.b:5000"], "a.b", None),
+            (&["https://index.docker.io/v1/"], "a.b", None),
+        ] {
+            assert_eq!(
+                lookup(auths, host, "org/repo").as_deref(),
+                found,
+                "{auths:?} {host}"
+            );
+        }
+    }
+
+    fn parsed(json: &str) -> Result<Option<Credentials>, &'static str> {
+        serde_json::from_str::<Auth>(json)
+            .expect("JSON")
+            .credentials()
+    }
+
+    #[test]
+    fn entries_are_read_in_all_their_forms() {
+        assert!(matches!(
+            parsed(r#"{"auth":"dXNlcjpwYTpzcw=="}"#),
+            Ok(Some(Credentials::Password { user, password })) if user == "user" && password == "pa:ss"
+        ));
+        assert!(matches!(
+            parsed(r#"{"username":"u","password":"p"}"#),
+            Ok(Some(Credentials::Password { user, password })) if user == "u" && password == "p"
+        ));
+        assert!(matches!(
+            parsed(r#"{"auth":"dXNlcjo=","identitytoken":"t"}"#),
+            Ok(Some(Credentials::IdentityToken(token))) if token == "t"
+        ));
+        assert!(matches!(
+            parsed(r#"{"registrytoken":"t"}"#),
+            Ok(Some(Credentials::RegistryToken(token))) if token == "t"
+        ));
+        assert!(matches!(parsed("{}"), Ok(None)));
+        for broken in [
+            r#"{"auth":"%"}"#,
+            r#"{"auth":"dXNlcg=="}"#,
+            r#"{"auth":"/////w=="}"#,
+        ] {
+            assert!(parsed(broken).is_err(), "{broken}");
+        }
+    }
+}

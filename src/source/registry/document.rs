@@ -1,0 +1,101 @@
+//! Small JSON documents of a registry: manifests, and lists of referrers.
+
+use bytes::{Bytes, BytesMut};
+use reqwest::StatusCode;
+use url::Url;
+
+use super::{
+    client::{Client, Wanted},
+    refusal::Refusal,
+    retry::{Failure, Tries},
+};
+use crate::error::{Error, Kind, Result};
+
+/// What registries themselves take for a manifest.
+const MAX_DOCUMENT: usize = 4 << 20;
+
+/// A document as it came.
+pub(super) struct Document {
+    /// `Content-Type` without parameters, in lower case; empty where there is none.
+    pub(super) content_type: String,
+    /// `Docker-Content-Digest`.
+    pub(super) digest: Option<String>,
+    /// All `Link`s.
+    pub(super) links: Vec<String>,
+    /// `OCI-Filters-Applied`.
+    pub(super) filters: String,
+    pub(super) bytes: Bytes,
+}
+
+/// What a registry says to a request for a document.
+pub(super) enum Answer {
+    Document(Document),
+    /// A refusal by which a caller may tell what the registry has; credentials are not the reason.
+    Refused(Refusal),
+}
+
+/// Gets a document. Tries again inside.
+pub(super) async fn get(
+    client: &Client,
+    url: &Url,
+    accept: &'static str,
+    what: &str,
+) -> Result<Answer> {
+    let mut tries = Tries::new(what, client.limits.control_patience);
+    let wanted = Wanted {
+        accept: Some(accept),
+        range: None,
+    };
+    loop {
+        match try_get(client, url, &wanted).await {
+            Ok(answer) => return Ok(answer),
+            Err(failure) => tries.after(failure).await?,
+        }
+    }
+}
+
+async fn try_get(client: &Client, url: &Url, wanted: &Wanted) -> Result<Answer, Failure> {
+    let mut body = client.get(url, wanted).await?;
+    match body.head().status() {
+        StatusCode::OK => {}
+        StatusCode::BAD_REQUEST
+        | StatusCode::NOT_FOUND
+        | StatusCode::METHOD_NOT_ALLOWED
+        | StatusCode::NOT_IMPLEMENTED => {
+            return Ok(Answer::Refused(Refusal::read(body.into_response()).await));
+        }
+        _ => return Err(client.refuse(body).await),
+    }
+    let text = |name| body.header(name).unwrap_or("").trim().to_owned();
+    let content_type = text("content-type");
+    let mut document = Document {
+        content_type: content_type
+            .split(';')
+            .next()
+            .unwrap_or("")
+            .trim()
+            .to_ascii_lowercase(),
+        digest: body.header("docker-content-digest").map(str::to_owned),
+        links: body
+            .head()
+            .headers()
+            .get_all("link")
+            .iter()
+            .filter_map(|value| Some(value.to_str().ok()?.to_owned()))
+            .collect(),
+        filters: text("oci-filters-applied"),
+        bytes: Bytes::new(),
+    };
+    let mut bytes = BytesMut::new();
+    while let Some(piece) = body.next().await? {
+        if bytes.len() + piece.len() > MAX_DOCUMENT {
+            return Err(Failure::Final(Error::new(
+                Kind::Corrupt,
+                format!("{} sends more than {MAX_DOCUMENT} bytes", body.host()),
+            )));
+        }
+        bytes.extend_from_slice(&piece);
+    }
+    document.bytes = bytes.freeze();
+    Ok(Answer::Document(document))
+}

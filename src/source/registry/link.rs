@@ -1,0 +1,131 @@
+//! `Link` (RFC 8288), as far as pagination needs it: the target of `rel="next"`.
+
+/// Longer than any honest header.
+const MAX_HEADER: usize = 16 << 10;
+
+/// The target of the first link whose relation is `next`, as it stands: it may be relative.
+pub(super) fn next_target(header: &str) -> Option<&str> {
+    if header.len() > MAX_HEADER {
+        return None;
+    }
+    let mut rest = header;
+    loop {
+        let (target, after) = rest
+            .trim_start_matches([' ', '\t', ','])
+            .strip_prefix('<')?
+            .split_once('>')?;
+        let (is_next, after) = parameters(after);
+        if is_next {
+            return Some(target);
+        }
+        rest = after;
+    }
+}
+
+/// Reads the parameters up to the comma that ends a link. Whether `next` is among its relations, and what follows the link.
+fn parameters(mut rest: &str) -> (bool, &str) {
+    let mut is_next = false;
+    let mut has_relation = false;
+    loop {
+        rest = rest.trim_start();
+        let Some(after) = rest.strip_prefix(';') else {
+            // the end, the next link, or what is no parameter: then the link ends here too
+            return (is_next, rest);
+        };
+        let after = after.trim_start();
+        let name_end = after.find(['=', ';', ',']).unwrap_or(after.len());
+        let (name, after) = after.split_at(name_end);
+        let (value, after) = match after.strip_prefix('=') {
+            Some(after) => value(after.trim_start()),
+            None => ("", after),
+        };
+        // of several, the first counts (RFC 8288, section 3.3)
+        if name.trim().eq_ignore_ascii_case("rel") && !has_relation {
+            has_relation = true;
+            is_next = value
+                .split_ascii_whitespace()
+                .any(|relation| relation.eq_ignore_ascii_case("next"));
+        }
+        rest = after;
+    }
+}
+
+/// A token or a quoted string, and what follows. A backslash in a string stays: no relation has one.
+fn value(text: &str) -> (&str, &str) {
+    match text.strip_prefix('"') {
+        Some(quoted) => {
+            let mut escaped = false;
+            for (at, byte) in quoted.bytes().enumerate() {
+                match byte {
+                    _ if escaped => escaped = false,
+                    b'\\' => escaped = true,
+                    b'"' => return (&quoted[..at], &quoted[at + 1..]),
+                    _ => {}
+                }
+            }
+            (quoted, "")
+        }
+        None => {
+            let end = text.find([';', ',']).unwrap_or(text.len());
+            let (value, rest) = text.split_at(end);
+            (value.trim_end(), rest)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_next_link_among_others() {
+        for (header, target) in [
+            (
+                r#"</v2/a/referrers/x?n=2>; rel="next""#,
+                "/v2/a/referrers/x?n=2",
+            ),
+            (r#"<x>;rel=next"#, "x"),
+            (r#"<x> ; REL = "prev next""#, "x"),
+            (r#"<a>; rel="prev", <b,c;d>; rel="next""#, "b,c;d"),
+            (
+                r#"<a>; title="x, <y>; rel=\"next\""; rel="up", <b>; rel=next"#,
+                "b",
+            ),
+            (r#"<a>; rel=prev; rel=next, <b>; rel=next"#, "b"),
+            (r#", <x>; rel=next"#, "x"),
+        ] {
+            assert_eq!(next_target(header), Some(target), "{header}");
+        }
+    }
+
+    #[test]
+    fn no_next_link() {
+        for header in [
+            "",
+            "<",
+            "<x",
+            "<x>",
+            "x; rel=next",
+            "<x>; rel=prev",
+            "<x>; rel=\"",
+            "<x>; rel",
+            ";;;",
+            "<x>; nextrel=next",
+            "<x>; title=\"; rel=next",
+            "<x> rel=next",
+        ] {
+            assert_eq!(next_target(header), None, "{header}");
+        }
+        let long = format!("<{}>; rel=next", "x".repeat(MAX_HEADER));
+        assert_eq!(next_target(&long), None);
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_survived(text in "[<>;,=\"\\\\a-z \u{e9}]{0,60}") {
+            let _ = next_target(&text);
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! Reading a range of a blob, whatever the server makes of `Range`: one state machine, from which ranges, streams and whole blobs are made.
+//!
+//! It knows where it stands in the blob. An answer is checked against that position before one byte of it is taken; when an answer
+//! breaks off, the next one is asked for from there.
+
+use std::{ops::Range, sync::Arc};
+
+use bytes::Bytes;
+use reqwest::StatusCode;
+
+use super::{
+    client::{Client, Wanted},
+    content_range::ContentRange,
+    retry::{Failure, Tries},
+    transport::Body,
+};
+use crate::{
+    error::{Error, Kind, Result},
+    oci::Digest,
+};
+
+/// What a try must bring to count as progress: a server that sends a byte and hangs up is not to be asked for ever.
+const PROGRESS: u64 = 4 << 10;
+/// After so many ranges that are not the ones asked for, the blob is asked for as a whole.
+const WRONG_RANGES: u32 = 2;
+
+pub(super) struct Reader {
+    client: Arc<Client>,
+    digest: Digest,
+    /// The next byte to give out.
+    position: u64,
+    end: u64,
+    /// The blob's size, where it is known.
+    size: Option<u64>,
+    answer: Option<Answer>,
+    tries: Tries,
+    /// Bytes since the last progress.
+    gained: u64,
+    wrong_ranges: u32,
+    /// The server answers ranges with nothing useful: ask without.
+    whole: bool,
+    /// The server has answered a range with the whole blob.
+    ignores_ranges: bool,
+}
+
+/// An answer being read.
+struct Answer {
+    body: Body,
+    /// Bytes of it that lie before the position.
+    skip: u64,
+}
+
+impl Reader {
+    pub(super) fn new(
+        client: &Arc<Client>,
+        digest: &Digest,
+        range: Range<u64>,
+        size: Option<u64>,
+    ) -> Self {
+        let what = match size {
+            Some(size) if range == (0..size) => {
+                format!("reading blob {digest} of {}", client.name())
+            }
+            _ => format!(
+                "reading bytes {}-{} of blob {digest} of {}",
+                range.start,
+                range.end.saturating_sub(1),
+                client.name()
+            ),
+        };
+        Self {
+            tries: Tries::new(what, client.limits.data_patience),
+            client: Arc::clone(client),
+            digest: *digest,
+            position: range.start,
+            end: range.end,
+            whole: false,
+            size,
+            answer: None,
+            gained: 0,
+            wrong_ranges: 0,
+            ignores_ranges: false,
+        }
+    }
+
+    /// The next bytes of the range; `None` when all of it was given out. Tries again inside.
+    pub(super) async fn next(&mut self) -> Result<Option<Bytes>> {
+        while self.position < self.end {
+            match self.try_next().await {
+                Ok(bytes) => {
+                    self.gained = self.gained.saturating_add(bytes.len() as u64);
+                    if self.gained >= PROGRESS {
+                        self.gained = 0;
+                        self.tries.progress();
+                    }
+                    return Ok(Some(bytes));
+                }
+                Err(failure) => {
+                    self.answer = None;
+                    self.tries.after(failure).await?;
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether the server answered a range with the whole blob. Known after the first [`Reader::next`].
+    pub(super) fn ignores_ranges(&self) -> bool {
+        self.ignores_ranges
+    }
+
+    /// Goes on to a later end, with the answer at hand if it reaches that far.
+    pub(super) fn extend(&mut self, end: u64) {
+        self.end = self.end.max(end);
+    }
+
+    async fn try_next(&mut self) -> Result<Bytes, Failure> {
+        let mut answer = match self.answer.take() {
+            Some(answer) => answer,
+            None => self.ask().await?,
+        };
+        loop {
+            let Some(mut piece) = answer.body.next().await? else {
+                return Err(Failure::passing(Error::new(
+                    Kind::Unavailable,
+                    format!(
+                        "{} ended its answer at byte {} of {}",
+                        answer.body.host(),
+                        self.position,
+                        self.end
+                    ),
+                )));
+            };
+            let length = piece.len() as u64;
+            if answer.skip >= length {
+                answer.skip -= length;
+                continue;
+            }
+            // at most the piece's own length, which is a usize
+            let _ = piece.split_to(usize::try_from(answer.skip).unwrap_or(usize::MAX));
+            answer.skip = 0;
+            // more than was asked for is left where it is
+            let room = usize::try_from(self.end - self.position).unwrap_or(usize::MAX);
+            piece.truncate(room);
+            if piece.is_empty() {
+                continue;
+            }
+            self.position += piece.len() as u64;
+            self.answer = Some(answer);
+            return Ok(piece);
+        }
+    }
+
+    /// Asks for what is missing, and checks that the answer is about it.
+    async fn ask(&mut self) -> Result<Answer, Failure> {
+        loop {
+            // the whole blob needs no range, until it breaks off
+            let is_all = self.position == 0 && self.size == Some(self.end);
+            let wanted = Wanted {
+                accept: None,
+                range: (!self.whole && !is_all).then_some(self.position..self.end),
+            };
+            let body = self.client.get_blob(&self.digest, &wanted).await?;
+            match body.head().status() {
+                StatusCode::PARTIAL_CONTENT => {
+                    if let Some(answer) = self.partial(body)? {
+                        return Ok(answer);
+                    }
+                }
+                StatusCode::OK => {
+                    self.ignores_ranges |= wanted.range.is_some();
+                    if let Some(length) = body.head().content_length() {
+                        self.check_size(length, &body)?;
+                    }
+                    return Ok(Answer {
+                        body,
+                        skip: self.position,
+                    });
+                }
+                StatusCode::RANGE_NOT_SATISFIABLE if !self.whole => {
+                    if let Some(ContentRange::Unsatisfied { total }) =
+                        body.header("content-range").and_then(ContentRange::parse)
+                    {
+                        self.check_size(total, &body)?;
+                    }
+                    // it does not take this form of range, or does not say what is wrong: the whole blob will show
+                    self.whole = true;
+                }
+                _ => return Err(self.client.refuse(body).await),
+            }
+        }
+    }
+
+    /// A 206: the answer if it begins at the position, `None` to ask again.
+    fn partial(&mut self, body: Body) -> Result<Option<Answer>, Failure> {
+        let said = body.header("content-range");
+        let range = said.and_then(ContentRange::parse);
+        if let Some(ContentRange::Bytes { start, total, .. }) = range {
+            if let Some(total) = total {
+                self.check_size(total, &body)?;
+            }
+            if start == self.position {
+                self.wrong_ranges = 0;
+                return Ok(Some(Answer { body, skip: 0 }));
+            }
+        }
+        self.wrong_ranges += 1;
+        if self.wrong_ranges >= WRONG_RANGES && !self.whole {
+            self.whole = true;
+            return Ok(None);
+        }
+        // also what is multipart/byteranges, which has no Content-Range of its own and which nobody asked for
+        let said: String = said.unwrap_or("nothing").chars().take(80).collect();
+        Err(Failure::passing(Error::new(
+            Kind::Corrupt,
+            format!(
+                "{} was asked for bytes {}-{}, and sends a part of which it says {said:?}",
+                body.host(),
+                self.position,
+                self.end - 1
+            ),
+        )))
+    }
+
+    /// Compares what the server says of the blob's size with what is known of it.
+    fn check_size(&self, said: u64, body: &Body) -> Result<(), Failure> {
+        match self.size {
+            Some(size) if size != said => Err(Failure::Final(Error::new(
+                Kind::Corrupt,
+                format!(
+                    "{} has {said} bytes of it, and the manifest says {size}",
+                    body.host()
+                ),
+            ))),
+            None if said < self.end => Err(Failure::Final(Error::new(
+                Kind::Corrupt,
+                format!(
+                    "{} has {said} bytes of it, and byte {} was asked for",
+                    body.host(),
+                    self.end - 1
+                ),
+            ))),
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! Answers that are no: what they mean, and what they say about themselves.
+
+use std::time::{Duration, SystemTime};
+
+use reqwest::{Response, StatusCode, header};
+
+use super::retry::{Failure, parse_retry_after};
+use crate::error::{Error, Kind};
+
+/// Of a refusal's body, no more is read.
+const MAX_BODY: usize = 16 << 10;
+/// A body that takes longer is done without.
+const BODY_TIME: Duration = Duration::from_secs(3);
+/// Of the server's own words, no more is shown.
+const MAX_SHOWN: usize = 300;
+
+/// An answer with a status that is no success.
+pub(super) struct Refusal {
+    pub(super) status: StatusCode,
+    /// Who answered, without path and query.
+    host: String,
+    /// The codes of an OCI error body, e.g. `NAME_UNKNOWN`.
+    pub(super) codes: Vec<String>,
+    /// Its first message.
+    message: String,
+    retry_after: Option<Duration>,
+}
+
+#[derive(serde::Deserialize)]
+struct Body {
+    errors: Vec<Entry>,
+}
+
+#[derive(serde::Deserialize)]
+#[serde(default)]
+#[derive(Default)]
+struct Entry {
+    code: String,
+    message: String,
+}
+
+impl Refusal {
+    /// Reads what the answer says about itself, as far as that is short and quick.
+    pub(super) async fn read(mut response: Response) -> Self {
+        let status = response.status();
+        let text = |name| {
+            let value: &header::HeaderValue = response.headers().get(name)?;
+            Some(value.to_str().ok()?.to_owned())
+        };
+        let retry_after =
+            text(header::RETRY_AFTER).and_then(|text| parse_retry_after(&text, SystemTime::now()));
+        let is_json = text(header::CONTENT_TYPE).is_some_and(|of| of.contains("json"));
+        let host = host_of(response.url());
+        let mut body = Vec::new();
+        if is_json && status != StatusCode::RANGE_NOT_SATISFIABLE {
+            let read = async {
+                while let Ok(Some(piece)) = response.chunk().await {
+                    let room = MAX_BODY - body.len();
+                    body.extend_from_slice(&piece[..piece.len().min(room)]);
+                    if body.len() == MAX_BODY {
+                        break;
+                    }
+                }
+            };
+            // too slow is the same as absent
+            let _ = tokio::time::timeout(BODY_TIME, read).await;
+        }
+        let entries = serde_json::from_slice::<Body>(&body)
+            .map(|body| body.errors)
+            .unwrap_or_default();
+        Self {
+            status,
+            host,
+            message: entries
+                .first()
+                .map(|entry| presentable(&entry.message))
+                .unwrap_or_default(),
+            codes: entries
+                .into_iter()
+                .take(8)
+                .map(|entry| presentable(&entry.code))
+                .collect(),
+            retry_after,
+        }
+    }
+
+    /// Whether the same request may work later.
+    fn is_passing(&self) -> bool {
+        match self.status {
+            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => true,
+            StatusCode::NOT_IMPLEMENTED => false,
+            status => status.is_server_error(),
+        }
+    }
+
+    fn kind(&self) -> Kind {
+        match self.status {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Kind::Unauthorized,
+            StatusCode::NOT_FOUND | StatusCode::GONE => Kind::NotFound,
+            _ if self.is_passing() => Kind::Unavailable,
+            _ => Kind::Unsupported,
+        }
+    }
+
+    /// `404 Not Found from 127.0.0.1:5000 (MANIFEST_UNKNOWN: no such manifest)`.
+    pub(super) fn error(&self) -> Error {
+        let mut text = format!("{} from {}", self.status, self.host);
+        let said = [self.codes.first().map_or("", String::as_str), &self.message];
+        let said: Vec<&str> = said.into_iter().filter(|part| !part.is_empty()).collect();
+        if !said.is_empty() {
+            text.push_str(&format!(" ({})", said.join(": ")));
+        }
+        Error::new(self.kind(), text)
+    }
+
+    pub(super) fn into_failure(self) -> Failure {
+        match self.is_passing() {
+            true => Failure::Passing {
+                error: self.error(),
+                after: self.retry_after,
+            },
+            false => Failure::Final(self.error()),
+        }
+    }
+}
+
+/// Host and port of a URL: all of it that may stand in an error.
+pub(super) fn host_of(url: &url::Url) -> String {
+    match (url.host_str(), url.port()) {
+        (Some(host), Some(port)) => format!("{host}:{port}"),
+        (Some(host), None) => host.to_owned(),
+        (None, _) => "?".to_owned(),
+    }
+}
+
+/// The server's words in one short line. Queries are left out: a signature may stand in them.
+fn presentable(text: &str) -> String {
+    let mut shown = String::new();
+    for word in text.split_whitespace() {
+        let word = word.split('?').next().unwrap_or(word);
+        if shown.len() + word.len() >= MAX_SHOWN {
+            shown.push_str(" ...");
+            break;
+        }
+        if !shown.is_empty() {
+            shown.push(' ');
+        }
+        shown.extend(word.chars().filter(|letter| !letter.is_control()));
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_servers_words_are_short_and_without_signatures() {
+        assert_eq!(presentable("no\n such\tthing\u{7}"), "no such thing");
+        assert_eq!(
+            presentable("see https://x/y?signature=abc for more"),
+            "see https://x/y for more"
+        );
+        assert!(presentable(&"word ".repeat(1000)).len() <= MAX_SHOWN + 4);
+        assert!(presentable(&"w".repeat(100_000)).len() <= MAX_SHOWN + 4);
+    }
+}

@@ -1,0 +1,373 @@
+//! HTTP itself: connections, TLS, proxies, time limits. Knows nothing of registries, and follows no redirects.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::{Duration, Instant, SystemTime},
+};
+
+use reqwest::{Client, ClientBuilder, NoProxy, Proxy, Request, Response, redirect};
+use rustls::pki_types::{CertificateDer, pem::PemObject as _};
+use tokio::{sync::OnceCell, time::timeout};
+
+use super::{super::Limits, refusal::host_of, retry::Failure};
+use crate::{
+    error::{Error, Kind, Result, ResultExt as _},
+    source::Access,
+};
+
+const USER_AGENT: &str = concat!("socinbd/", env!("CARGO_PKG_VERSION"));
+
+/// Where distributions keep the certificates of the CAs that all programs trust; the first that is there counts.
+const SYSTEM_CERTIFICATES: &[&str] = &[
+    "/etc/ssl/certs/ca-certificates.crt", // Debian, Ubuntu, Arch, Gentoo
+    "/etc/pki/tls/certs/ca-bundle.crt",   // Fedora, RHEL
+    "/etc/ssl/ca-bundle.pem",             // openSUSE
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "/etc/ssl/cert.pem", // Alpine
+];
+
+/// A body is to bring at least this much in each stall time.
+const LEAST_PROGRESS: u64 = 4 << 10;
+
+/// The connections of everybody who reaches the network in the same way.
+pub(super) struct Transport {
+    way: Way,
+    plain: OnceCell<Client>,
+    tls: OnceCell<Client>,
+}
+
+/// All that two users must have in common to share connections.
+#[derive(Clone, PartialEq, Eq)]
+struct Way {
+    limits: Limits,
+    https_proxy: Option<String>,
+    http_proxy: Option<String>,
+    no_proxy: Option<String>,
+    /// With the time of their last change: a renewed file is read again by the next who asks.
+    ca_certificates: Vec<(PathBuf, Option<SystemTime>)>,
+}
+
+/// Transports in use. A daemon has as many as its users have different settings: few.
+static SHARED: Mutex<Vec<Weak<Transport>>> = Mutex::new(Vec::new());
+
+impl Transport {
+    /// The transport for this access, shared with others of the same settings.
+    pub(super) fn shared(access: &Access, limits: Limits) -> Arc<Self> {
+        let way = Way {
+            limits,
+            https_proxy: access.https_proxy.clone(),
+            http_proxy: access.http_proxy.clone(),
+            no_proxy: access.no_proxy.clone(),
+            ca_certificates: access
+                .ca_certificates
+                .iter()
+                .map(|path| {
+                    let changed = std::fs::metadata(path).and_then(|facts| facts.modified());
+                    (path.clone(), changed.ok())
+                })
+                .collect(),
+        };
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.retain(|weak| weak.strong_count() > 0);
+        for transport in shared.iter().filter_map(Weak::upgrade) {
+            if transport.way == way {
+                return transport;
+            }
+        }
+        let transport = Arc::new(Self {
+            way,
+            plain: OnceCell::new(),
+            tls: OnceCell::new(),
+        });
+        shared.push(Arc::downgrade(&transport));
+        transport
+    }
+
+    /// Sends a request and waits for the head of its answer.
+    pub(super) async fn send(&self, request: Request) -> Result<Body, Failure> {
+        let host = host_of(request.url());
+        let client = match request.url().scheme() {
+            "https" => self.tls.get_or_try_init(|| self.tls_client()).await,
+            _ => self.plain.get_or_try_init(|| self.plain_client()).await,
+        }
+        .map_err(Failure::Final)?;
+        let stall = self.way.limits.stall;
+        // connecting has its own limit inside
+        match timeout(self.way.limits.connect + stall, client.execute(request)).await {
+            Ok(Ok(response)) => Ok(Body {
+                response,
+                host,
+                pace: Pace::new(stall),
+            }),
+            Ok(Err(error)) => Err(network_failure(error, &host)),
+            Err(_) => Err(Failure::passing(Error::new(
+                Kind::Unavailable,
+                format!("no answer from {host} within {} s", stall.as_secs_f64()),
+            ))),
+        }
+    }
+
+    async fn plain_client(&self) -> Result<Client> {
+        // never asked for TLS; without a configuration reqwest would load the system's certificates, and fail where there are none
+        let roots = rustls::RootCertStore::empty();
+        build(
+            self.builder()?
+                .tls_backend_preconfigured(configuration(roots)?),
+        )
+    }
+
+    async fn tls_client(&self) -> Result<Client> {
+        let files: Vec<PathBuf> = self
+            .way
+            .ca_certificates
+            .iter()
+            .map(|(path, _)| path.clone())
+            .collect();
+        let roots = tokio::task::spawn_blocking(move || root_certificates(&files))
+            .await
+            .or_kind(Kind::Io, || "reading the CA certificates".to_owned())??;
+        build(
+            self.builder()?
+                .tls_backend_preconfigured(configuration(roots)?),
+        )
+    }
+
+    fn builder(&self) -> Result<ClientBuilder> {
+        // HTTP/1.1 alone: HTTP/2 would put parallel ranges on one TCP connection
+        let mut builder = Client::builder()
+            .no_proxy()
+            .http1_only()
+            .user_agent(USER_AGENT)
+            .redirect(redirect::Policy::none())
+            .referer(false)
+            .connect_timeout(self.way.limits.connect)
+            .tcp_keepalive(Duration::from_secs(30));
+        // as curl and Go: what is on this machine is not asked of a proxy
+        let exceptions = format!(
+            "localhost,127.0.0.0/8,::1,{}",
+            self.way.no_proxy.as_deref().unwrap_or("")
+        );
+        let http = self
+            .way
+            .http_proxy
+            .as_deref()
+            .map(|url| (url, Proxy::http(url)));
+        let https = self
+            .way
+            .https_proxy
+            .as_deref()
+            .map(|url| (url, Proxy::https(url)));
+        for (url, proxy) in [http, https].into_iter().flatten() {
+            let proxy = proxy.map_err(|error| {
+                // a proxy's URL may hold a password: what stands before the last @ is not shown
+                let shown = url.rsplit('@').next().unwrap_or(url);
+                Error::with_source(
+                    Kind::InvalidArgument,
+                    format!("{shown:?} is no proxy's URL"),
+                    error.without_url(),
+                )
+            })?;
+            builder = builder.proxy(proxy.no_proxy(NoProxy::from_string(&exceptions)));
+        }
+        Ok(builder)
+    }
+}
+
+fn build(builder: ClientBuilder) -> Result<Client> {
+    builder
+        .build()
+        .map_err(reqwest::Error::without_url)
+        .or_kind(Kind::Io, || "setting up the HTTP client".to_owned())
+}
+
+fn configuration(roots: rustls::RootCertStore) -> Result<rustls::ClientConfig> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    Ok(rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .or_kind(Kind::Io, || "setting up TLS".to_owned())?
+        .with_root_certificates(roots)
+        .with_no_client_auth())
+}
+
+/// The system's CAs and those of the files named.
+fn root_certificates(extra: &[PathBuf]) -> Result<rustls::RootCertStore> {
+    let mut roots = rustls::RootCertStore::empty();
+    if let Some(system) = SYSTEM_CERTIFICATES
+        .iter()
+        .map(Path::new)
+        .find(|path| path.exists())
+    {
+        // one odd certificate of a system must not make all registries unreachable
+        roots.add_parsable_certificates(pem_certificates(system)?);
+    }
+    for path in extra {
+        let found = pem_certificates(path)?;
+        if found.is_empty() {
+            return Err(Error::new(
+                Kind::InvalidArgument,
+                format!("{}: no PEM certificate in it", path.display()),
+            ));
+        }
+        for certificate in found {
+            roots.add(certificate).or_kind(Kind::InvalidArgument, || {
+                format!("{}: a certificate that cannot be used", path.display())
+            })?;
+        }
+    }
+    if roots.is_empty() {
+        return Err(Error::new(
+            Kind::Io,
+            "no CA certificates on this machine: install the package ca-certificates, or name a file of them",
+        ));
+    }
+    Ok(roots)
+}
+
+fn pem_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
+    let unreadable = || format!("reading the CA certificates of {}", path.display());
+    CertificateDer::pem_file_iter(path)
+        .or_kind(Kind::Io, unreadable)?
+        .collect::<std::result::Result<Vec<_>, _>>()
+        .or_kind(Kind::InvalidArgument, unreadable)
+}
+
+/// An answer whose body is still coming.
+pub(super) struct Body {
+    response: Response,
+    host: String,
+    pace: Pace,
+}
+
+impl Body {
+    /// The head.
+    pub(super) fn head(&self) -> &Response {
+        &self.response
+    }
+
+    /// A header's value, where it is text.
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
+        self.response.headers().get(name)?.to_str().ok()
+    }
+
+    /// Without its time limits.
+    pub(super) fn into_response(self) -> Response {
+        self.response
+    }
+
+    /// Who answered.
+    pub(super) fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// The next bytes, or `None` at the end.
+    pub(super) async fn next(&mut self) -> Result<Option<bytes::Bytes>, Failure> {
+        let asked = Instant::now();
+        let piece = timeout(self.pace.left(), self.response.chunk()).await;
+        self.pace.waited(asked.elapsed());
+        match piece {
+            Ok(Ok(Some(piece))) => {
+                self.pace.came(piece.len() as u64);
+                Ok(Some(piece))
+            }
+            Ok(Ok(None)) => Ok(None),
+            Ok(Err(error)) => Err(network_failure(error, &self.host)),
+            Err(_) => Err(Failure::passing(Error::new(
+                Kind::Unavailable,
+                format!(
+                    "{} sent only {} bytes in {} s",
+                    self.host,
+                    self.pace.bytes,
+                    self.pace.stall.as_secs_f64()
+                ),
+            ))),
+        }
+    }
+}
+
+/// Tells a slow body from one that has stopped. Counts only the time spent waiting: the reader may take its own.
+struct Pace {
+    stall: Duration,
+    spent: Duration,
+    bytes: u64,
+}
+
+impl Pace {
+    fn new(stall: Duration) -> Self {
+        Self {
+            stall,
+            spent: Duration::ZERO,
+            bytes: 0,
+        }
+    }
+
+    fn left(&self) -> Duration {
+        self.stall.saturating_sub(self.spent)
+    }
+
+    fn waited(&mut self, time: Duration) {
+        self.spent = self.spent.saturating_add(time);
+    }
+
+    fn came(&mut self, bytes: u64) {
+        self.bytes = self.bytes.saturating_add(bytes);
+        if self.bytes >= LEAST_PROGRESS {
+            self.spent = Duration::ZERO;
+            self.bytes = 0;
+        }
+    }
+}
+
+/// What a failure below HTTP means. Its URL is left out: it may be signed.
+fn network_failure(error: reqwest::Error, host: &str) -> Failure {
+    let error = error.without_url();
+    let tls = tls_error(&error).map(|tls| {
+        let hint = match tls {
+            rustls::Error::InvalidCertificate(_) => {
+                "its certificate is not trusted: name the file of its CA's certificate if it is one of your own"
+            }
+            rustls::Error::InvalidMessage(_) => {
+                "it does not speak TLS: ask for plain HTTP if that is meant"
+            }
+            _ => "TLS failed",
+        };
+        format!("{host}: {hint}")
+    });
+    match tls {
+        Some(text) => Failure::Final(Error::with_source(Kind::Unavailable, text, error)),
+        None if error.is_builder() => Failure::Final(Error::with_source(
+            Kind::InvalidArgument,
+            format!("{host}: a request that cannot be made"),
+            error,
+        )),
+        None if error.is_connect() => Failure::passing(Error::with_source(
+            Kind::Unavailable,
+            format!("{host} cannot be reached"),
+            error,
+        )),
+        None => Failure::passing(Error::with_source(
+            Kind::Unavailable,
+            format!("the connection to {host} failed"),
+            error,
+        )),
+    }
+}
+
+/// The TLS error underneath, if there is one.
+fn tls_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(tls) = error.downcast_ref::<rustls::Error>() {
+            return Some(tls);
+        }
+        // an io::Error's source is that of the error in it, which would itself be passed over
+        if let Some(inner) = error
+            .downcast_ref::<std::io::Error>()
+            .and_then(std::io::Error::get_ref)
+        {
+            return tls_error(inner);
+        }
+        next = error.source();
+    }
+    None
+}
