@@ -12,9 +12,11 @@ use crate::error::{Error, Kind};
 pub mod protocol;
 
 mod connection;
+mod content;
 mod counters;
 mod export;
 mod handshake;
+mod input;
 mod pending;
 mod reply;
 mod server;

@@ -11,41 +11,28 @@ use rustix::{
     io::Errno,
 };
 use tokio::runtime::Handle;
-use zerocopy::FromBytes;
 
 use super::{
     MAX_PAYLOAD,
     connection::ConnectionError,
+    content::{Content, MIN_HOLE, Source, status},
     counters::Counts,
     errno_of,
-    export::{Export, Shared},
+    export::Shared,
     handshake::{ALLOCATION_CONTEXT, Session},
+    input::Input,
     pending::Pending,
     protocol::*,
     reply::{Part, Replies},
     stream::Stream,
 };
-use crate::{
-    error::{Error, Kind},
-    layer::Allocation,
-    units::DiskOffset,
-};
-
-/// Bytes of the buffer for requests: 585 of them. One system call reads all that a client has sent.
-const INPUT: usize = 16 << 10;
+use crate::units::DiskOffset;
 
 /// Bytes of one part of a read's reply. A read up to this length is answered whole or with an error, never torn.
 const MAX_PART: u32 = 1 << 20;
 
-/// Zeroes from this length on are sent as a hole where the client understands that. For fewer it costs more than it saves: on both
-/// sides a part has a header to be made and parsed.
-const MIN_HOLE: u64 = 32 << 10;
-
 /// Extents in one reply to `NBD_CMD_BLOCK_STATUS`; a client goes on from where they end.
 const MAX_EXTENTS: usize = 16 << 10;
-
-/// Bytes that are asked about at one time for `NBD_CMD_BLOCK_STATUS`, to bound the work behind one reply.
-const EXTENTS_STEP: u64 = 256 << 20;
 
 /// How long requests that still wait when the client disconnects properly are waited for.
 const DISCONNECT_LIMIT: Duration = Duration::from_secs(30);
@@ -56,9 +43,6 @@ const GIVE_UP_LIMIT: Duration = Duration::from_secs(1);
 /// Bytes of the buffer of replies that an idle connection keeps, and when it counts as idle.
 const KEPT_CAPACITY: usize = 64 << 10;
 const IDLE_LIMIT: Duration = Duration::from_secs(1);
-
-/// Times that a range is made present for one read: more only where eviction takes it away again.
-const MAX_ATTEMPTS: u32 = 4;
 
 /// One connection in transmission.
 pub(super) struct Transmission<'a> {
@@ -417,170 +401,5 @@ impl<'a> Transmission<'a> {
 impl Drop for Transmission<'_> {
     fn drop(&mut self) {
         self.shared.counters.add(&mut self.counts);
-    }
-}
-
-/// What an extent of a read is sent as.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Content {
-    Data,
-    Zero,
-}
-
-/// Where the data of replies comes from.
-struct Source<'a> {
-    export: &'a Arc<dyn Export>,
-    runtime: &'a Handle,
-}
-
-impl Source<'_> {
-    /// Reads a range that was present a moment ago.
-    ///
-    /// Eviction clears a span's bit before it takes the span's bytes away, so bytes are right if their bits are set when they have
-    /// been read. Where they are not, this thread waits for them to come again.
-    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Error> {
-        let start = DiskOffset(offset);
-        let range = start..DiskOffset(offset + buffer.len() as u64);
-        for _ in 0..MAX_ATTEMPTS {
-            if self.export.is_present(range.clone()) {
-                self.export.read_present(start, buffer).map_err(|source| {
-                    Error::with_source(Kind::Io, "the local disk cannot be read", source)
-                })?;
-                if self.export.is_present(range.clone()) {
-                    return Ok(());
-                }
-            }
-            let fetch = Arc::clone(self.export).make_present(range.clone());
-            self.runtime
-                .block_on(fetch)
-                .map_err(|error| Error::with_source(error.kind(), error.to_string(), error))?;
-        }
-        let why = "the range is evicted as fast as it is fetched: the disk budget is too small";
-        Err(Error::new(Kind::Io, why))
-    }
-
-    /// The extents of a read: zeroes where a hole pays, data elsewhere.
-    fn extents(&self, range: Range<u64>) -> Vec<(u64, Content)> {
-        let length = range.end - range.start;
-        let mut extents: Vec<(u64, Content)> = Vec::new();
-        let mut sum = 0;
-        for (length, allocation) in self
-            .export
-            .allocation(DiskOffset(range.start)..DiskOffset(range.end))
-        {
-            sum += length;
-            let content = match allocation {
-                Allocation::Zero if length >= MIN_HOLE => Content::Zero,
-                Allocation::Zero | Allocation::Present | Allocation::Absent => Content::Data,
-            };
-            match extents.last_mut() {
-                Some((last, Content::Data)) if content == Content::Data => *last += length,
-                _ => extents.push((length, content)),
-            }
-        }
-        if sum != length {
-            debug_assert!(false, "extents of {range:?} are {sum} bytes long");
-            return vec![(length, Content::Data)];
-        }
-        extents
-    }
-}
-
-/// The first extents of a range for `base:allocation`, neighbours with the same flags as one.
-///
-/// What is absent is data that has not come yet, not a hole: a client that took it for one would read zeroes.
-fn status(export: &dyn Export, range: Range<DiskOffset>, limit: usize) -> Vec<BlockDescriptor> {
-    let (mut at, end) = (range.start.get(), range.end.get());
-    let mut extents: Vec<BlockDescriptor> = Vec::new();
-    while at < end {
-        let step = at..end.min(at.saturating_add(EXTENTS_STEP));
-        at = step.end;
-        for (length, allocation) in export.allocation(DiskOffset(step.start)..DiskOffset(step.end))
-        {
-            let flags = match allocation {
-                Allocation::Present | Allocation::Absent => 0,
-                Allocation::Zero => NBD_STATE_HOLE | NBD_STATE_ZERO,
-            };
-            // all extents lie in the range, whose length is one of 32 bits
-            let length = length as u32;
-            let full = extents.len() == limit;
-            match extents.last_mut() {
-                Some(last) if last.status_flags.get() == flags => last.length += length,
-                _ if full => return extents,
-                _ => extents.push(BlockDescriptor {
-                    length: length.into(),
-                    status_flags: flags.into(),
-                }),
-            }
-        }
-    }
-    extents
-}
-
-/// Requests as they come from the socket.
-struct Input {
-    bytes: Box<[u8]>,
-    /// The bytes that are read and not yet taken.
-    held: Range<usize>,
-    /// A write whose data is being skipped, and how much of it is still to come.
-    write: Option<(Request, usize)>,
-}
-
-impl Input {
-    fn new() -> Self {
-        Self {
-            bytes: vec![0; INPUT].into_boxed_slice(),
-            held: 0..0,
-            write: None,
-        }
-    }
-
-    /// The next request, if the whole of it is here; a write comes when its data has been skipped.
-    fn next(&mut self) -> Result<Option<Request>, ConnectionError> {
-        if let Some((request, left)) = self.write.take() {
-            return Ok(self.skip_data(request, left));
-        }
-        let held = self.bytes.get(self.held.clone()).unwrap_or_default();
-        let Ok((request, _)) = Request::read_from_prefix(held) else {
-            return Ok(None);
-        };
-        self.held.start += size_of::<Request>();
-        if request.magic.get() != NBD_REQUEST_MAGIC {
-            return Err(ConnectionError::RequestMagic {
-                found: request.magic.get(),
-            });
-        }
-        if request.command.get() != NBD_CMD_WRITE {
-            return Ok(Some(request));
-        }
-        let length = request.length.get();
-        if length > MAX_PAYLOAD {
-            return Err(ConnectionError::WriteLength { length });
-        }
-        Ok(self.skip_data(request, length as usize))
-    }
-
-    fn skip_data(&mut self, request: Request, left: usize) -> Option<Request> {
-        let skipped = left.min(self.held.len());
-        self.held.start += skipped;
-        if skipped == left {
-            return Some(request);
-        }
-        self.write = Some((request, left - skipped));
-        None
-    }
-
-    /// Reads what the client has sent; blocks where that is nothing. False at the end.
-    fn fill(&mut self, stream: &Stream) -> Result<bool, ConnectionError> {
-        if self.held.start > 0 {
-            self.bytes.copy_within(self.held.clone(), 0);
-            self.held = 0..self.held.len();
-        }
-        let free = self.bytes.get_mut(self.held.end..).unwrap_or_default();
-        let count = stream
-            .read(free)
-            .map_err(ConnectionError::io("reading a request"))?;
-        self.held.end += count;
-        Ok(count > 0)
     }
 }

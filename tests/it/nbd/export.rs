@@ -174,7 +174,7 @@ pub(super) struct Served {
     pub(super) exports: Arc<Exports>,
     pub(super) socket: PathBuf,
     _folder: tempfile::TempDir,
-    _runtime: Runtime,
+    runtime: Runtime,
 }
 
 impl Served {
@@ -207,8 +207,12 @@ impl Served {
             exports,
             socket,
             _folder: folder,
-            _runtime: runtime,
+            runtime,
         }
+    }
+
+    pub(super) fn runtime(&self) -> tokio::runtime::Handle {
+        self.runtime.handle().clone()
     }
 
     pub(super) fn uri(&self, export: &str) -> String {

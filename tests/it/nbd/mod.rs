@@ -3,6 +3,8 @@
 mod client;
 mod export;
 mod handshake;
+mod hostile;
+mod peers;
 mod transmission;
 
 /// Waits for a condition that another thread brings about.

@@ -1,0 +1,131 @@
+//! What replies are made of: the bytes of a range, and what is known about it.
+
+use std::{ops::Range, sync::Arc};
+
+use tokio::runtime::Handle;
+
+use super::{
+    export::Export,
+    protocol::{BlockDescriptor, NBD_STATE_HOLE, NBD_STATE_ZERO},
+};
+use crate::{
+    error::{Error, Kind},
+    layer::Allocation,
+    units::DiskOffset,
+};
+
+/// Zeroes from this length on are sent as a hole where the client understands that. For fewer it costs more than it saves: on both
+/// sides a part has a header to be made and parsed.
+pub(super) const MIN_HOLE: u64 = 32 << 10;
+
+/// Bytes that are asked about at one time for `NBD_CMD_BLOCK_STATUS`, to bound the work behind one reply.
+const EXTENTS_STEP: u64 = 256 << 20;
+
+/// Times that a range is made present for one read: more only where eviction takes it away again.
+const MAX_ATTEMPTS: u32 = 4;
+
+/// What an extent of a read is sent as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Content {
+    Data,
+    Zero,
+}
+
+/// Where the data of replies comes from.
+pub(super) struct Source<'a> {
+    pub(super) export: &'a Arc<dyn Export>,
+    pub(super) runtime: &'a Handle,
+}
+
+impl Source<'_> {
+    /// Reads a range that was present a moment ago.
+    ///
+    /// Eviction clears a span's bit before it takes the span's bytes away, so bytes are right if their bits are set when they have
+    /// been read. Where they are not, this thread waits for them to come again.
+    pub(super) fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Error> {
+        let start = DiskOffset(offset);
+        let range = start..DiskOffset(offset + buffer.len() as u64);
+        for _ in 0..MAX_ATTEMPTS {
+            if self.export.is_present(range.clone()) {
+                self.export.read_present(start, buffer).map_err(|source| {
+                    Error::with_source(Kind::Io, "the local disk cannot be read", source)
+                })?;
+                if self.export.is_present(range.clone()) {
+                    return Ok(());
+                }
+            }
+            let fetch = Arc::clone(self.export).make_present(range.clone());
+            self.runtime
+                .block_on(fetch)
+                .map_err(|error| Error::with_source(error.kind(), error.to_string(), error))?;
+        }
+        let why = "the range is evicted as fast as it is fetched: the disk budget is too small";
+        Err(Error::new(Kind::Io, why))
+    }
+
+    /// The extents of a read: zeroes where a hole pays, data elsewhere.
+    pub(super) fn extents(&self, range: Range<u64>) -> Vec<(u64, Content)> {
+        let length = range.end - range.start;
+        let mut extents: Vec<(u64, Content)> = Vec::new();
+        let mut sum = 0;
+        for (length, allocation) in self
+            .export
+            .allocation(DiskOffset(range.start)..DiskOffset(range.end))
+        {
+            sum += length;
+            let content = match allocation {
+                Allocation::Zero if length >= MIN_HOLE => Content::Zero,
+                Allocation::Zero | Allocation::Present | Allocation::Absent => Content::Data,
+            };
+            match extents.last_mut() {
+                Some((last, Content::Data)) if content == Content::Data => *last += length,
+                _ => extents.push((length, content)),
+            }
+        }
+        if sum != length {
+            debug_assert!(false, "extents of {range:?} are {sum} bytes long");
+            return vec![(length, Content::Data)];
+        }
+        extents
+    }
+}
+
+/// The first extents of a range for `base:allocation`, neighbours with the same flags as one.
+///
+/// What is absent is data that has not come yet, not a hole: a client that took it for one would read zeroes.
+pub(super) fn status(
+    export: &dyn Export,
+    range: Range<DiskOffset>,
+    limit: usize,
+) -> Vec<BlockDescriptor> {
+    let (mut at, end) = (range.start.get(), range.end.get());
+    let mut extents: Vec<BlockDescriptor> = Vec::new();
+    while at < end {
+        let step_end = end.min(at.saturating_add(EXTENTS_STEP));
+        for (length, allocation) in export.allocation(DiskOffset(at)..DiskOffset(step_end)) {
+            let flags = match allocation {
+                Allocation::Present | Allocation::Absent => 0,
+                Allocation::Zero => NBD_STATE_HOLE | NBD_STATE_ZERO,
+            };
+            at += length;
+            let full = extents.len() == limit;
+            match (extents.last_mut(), u32::try_from(length)) {
+                // the sum is the length of a part of the range, and that has 32 bits
+                (Some(last), Ok(length)) if last.status_flags.get() == flags => {
+                    last.length += length;
+                }
+                (_, Ok(length)) if length > 0 && !full => extents.push(BlockDescriptor {
+                    length: length.into(),
+                    status_flags: flags.into(),
+                }),
+                (_, Ok(0)) => {}
+                _ => return extents,
+            }
+        }
+        if at != step_end {
+            debug_assert!(false, "the extents up to {step_end} end at {at}");
+            return extents;
+        }
+    }
+    extents
+}
