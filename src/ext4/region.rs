@@ -144,6 +144,16 @@ impl Regions {
         Ok(Self { size, data })
     }
 
+    /// The table of a layout, whose regions have been through [`Regions::new`].
+    pub(super) fn of_layout(size: u64, data: Vec<DataRegion>) -> Self {
+        Self { size, data }
+    }
+
+    /// The regions alone.
+    pub fn into_data(self) -> Vec<DataRegion> {
+        self.data
+    }
+
     /// Size of the disk in bytes.
     pub fn size(&self) -> u64 {
         self.size
