@@ -3,6 +3,8 @@
 mod fuse;
 mod loopdev;
 mod mounts;
+mod nbd;
+mod vm;
 
 use std::{
     path::{Path, PathBuf},

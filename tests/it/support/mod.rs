@@ -1,3 +1,4 @@
 //! What several topics use.
 
 pub mod registry;
+pub mod vm;

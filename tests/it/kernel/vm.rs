@@ -1,0 +1,9 @@
+use crate::support::vm::{is_vm, run_tests};
+
+/// Loop, FUSE, mounts and overlays once more, on the VM's kernel: newer than most hosts', and not this host's.
+#[test]
+fn the_rest_holds_on_another_kernel() {
+    if !is_vm() {
+        run_tests(&["kernel::", "--skip", "kernel::nbd", "--skip", "kernel::vm"]);
+    }
+}
