@@ -4,6 +4,7 @@
 //! reader takes it is listed in `docs/soci.md`.
 
 mod flatbuffer;
+mod header;
 mod read;
 mod slots;
 mod spans;
@@ -15,6 +16,7 @@ use std::ops::Range;
 
 use crate::tar::Entry;
 
+pub use header::{HeaderMismatch, check_header};
 pub use spans::{Span, SpanTable};
 pub use write::{ZtocParts, write};
 pub use zinfo::{CheckpointsBuilder, TarInfo, WINDOW_SIZE};

@@ -7,3 +7,4 @@ mod nbd;
 mod soci;
 mod source;
 mod support;
+mod vectors;
