@@ -1,3 +1,5 @@
 //! The program `socinbd`.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    socinbd::cli::main(std::env::args_os())
+}

@@ -5,8 +5,10 @@ use std::{
     io::{self, Read as _, Write as _},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
+    process::ExitCode,
 };
 
+use super::Global;
 use crate::{
     error::{Error, Kind, Result, ResultExt as _},
     oci::{Digest, Packing},
@@ -47,9 +49,6 @@ struct Create {
     /// The tool that the zTOC names as its maker
     #[arg(long, value_name = "NAME", default_value = BUILD_TOOL)]
     build_tool: String,
-    /// Print what was made as one JSON object
-    #[arg(long)]
-    json: bool,
 }
 
 /// What `--json` prints.
@@ -67,15 +66,22 @@ struct Report<'a> {
     path: &'a Path,
 }
 
-/// Runs the command.
-pub fn run(args: Args) -> Result<()> {
-    match args.command {
-        Command::Create(create) => create.run(),
+impl Args {
+    /// Runs the command.
+    pub async fn run(self, global: &Global) -> Result<ExitCode> {
+        let json = global.json;
+        let work = move || match self.command {
+            Command::Create(create) => create.run(json),
+        };
+        tokio::task::spawn_blocking(work)
+            .await
+            .or_kind(Kind::Io, || "a worker thread".into())??;
+        Ok(ExitCode::SUCCESS)
     }
 }
 
 impl Create {
-    fn run(self) -> Result<()> {
+    fn run(self, json: bool) -> Result<()> {
         let indexed = self.index()?;
         let name = self.file.display();
         let ztoc = match indexed.ztoc {
@@ -108,7 +114,7 @@ impl Create {
             ztoc_size: ztoc.len(),
             path: &output,
         };
-        report.print(self.json).or_kind(Kind::Io, || {
+        report.print(json).or_kind(Kind::Io, || {
             "printing what was made to standard output".to_owned()
         })
     }

@@ -1,5 +1,391 @@
-//! Attach, detach, restore: the way of control, readable from top to bottom.
+//! Attach, detach, restore: the way of control.
+//!
+//! image reference -> manifest for the platform -> SOCI index -> zTOC of each layer -> disk -> device -> ext4 mount -> overlay
 
+mod attach;
+pub mod create;
+mod devices;
+pub mod discovery;
+pub mod disks;
 pub mod image;
+pub mod local;
+mod process;
+mod records;
+mod request;
+mod stack;
 
+use std::{
+    collections::{HashMap, HashSet},
+    fs,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::{runtime::Handle, sync::Notify};
+
+pub use attach::Attached;
+pub use disks::Disks;
 pub use image::Image;
+pub use process::Process;
+pub use records::Records;
+pub use request::{
+    AttachRequest, AttachedLayer, Attachment, AttachmentStatus, DeviceChoice, DeviceKind, Event,
+    State, UsedIndex,
+};
+
+use crate::{
+    error::{Error, Kind, Result, ResultExt},
+    kernel::{self, loopdev, mountinfo, nbd as kernel_nbd},
+    oci::Digest,
+};
+use devices::{Device, Devices};
+
+/// How often a foreground attachment looks whether it is still mounted.
+const UNMOUNT_TURN: Duration = Duration::from_millis(200);
+
+/// One root and one run directory, with all that is attached from them. One process has them, by locks.
+pub struct Engine {
+    root: PathBuf,
+    run_dir: PathBuf,
+    disks: Disks,
+    devices: Arc<Devices>,
+    records: Records,
+    live: Mutex<HashMap<String, Live>>,
+    _lock: fs::File,
+}
+
+/// An attachment that this process serves.
+struct Live {
+    attachment: Attachment,
+    devices: Vec<Arc<Device>>,
+    /// Told when the caller has mounted it.
+    mounted: Arc<Notify>,
+    is_mounted: bool,
+}
+
+impl Engine {
+    /// Opens root and run directory (made 0700 where missing), and clears away what an engine that died has left and nobody uses.
+    pub async fn open(root: &Path, run_dir: &Path) -> Result<Self> {
+        let (root, run_dir) = (folder(root)?, folder(run_dir)?);
+        let lock_path = run_dir.join("lock");
+        let lock = fs::File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&lock_path);
+        let lock = lock.or_kind(Kind::Io, || format!("opening {}", lock_path.display()))?;
+        if rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
+            return Err(Error::new(
+                Kind::Busy,
+                format!(
+                    "another daemon works in {}; talk to it, or give this one a --run-dir and a --root of its own",
+                    run_dir.display()
+                ),
+            ));
+        }
+        let disks = Disks::open(&root)?;
+        let tag = Digest::of(root.as_os_str().as_encoded_bytes()).hex()[..8].to_owned();
+        let records = Records::open(&run_dir)?;
+        let engine = Self {
+            devices: Arc::new(Devices::new(tag.clone(), Handle::current())),
+            root,
+            run_dir,
+            disks,
+            records,
+            live: Mutex::default(),
+            _lock: lock,
+        };
+        engine.sweep(&tag)?;
+        Ok(engine)
+    }
+
+    /// The root.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The run directory.
+    pub fn run_dir(&self) -> &Path {
+        &self.run_dir
+    }
+
+    /// The folder of an attachment's own trees: the small ones of the stack, and the writable layer.
+    fn folder_of(&self, id: &str) -> PathBuf {
+        self.root.join("attachments").join(id)
+    }
+
+    /// Removes what belongs to no mount: records, folders and devices of an engine that died.
+    fn sweep(&self, tag: &str) -> Result<()> {
+        let mut kept = HashSet::new();
+        for record in self.records.all()? {
+            if record
+                .mountpoint
+                .as_ref()
+                .is_some_and(|path| is_mounted(path, &record.id))
+            {
+                tracing::warn!(id = record.id, image = %record.reference, "its daemon has died; `socinbd detach` cleans up");
+                kept.extend(record.layers.into_iter().map(|layer| layer.device_path));
+                continue;
+            }
+            remove_tree(&self.folder_of(&record.id))?;
+            self.records.remove(&record.id)?;
+        }
+        let prefix = devices::identifier_prefix(tag);
+        for device in kernel_nbd::connected()? {
+            let ours = device
+                .backend_id
+                .as_deref()
+                .is_some_and(|id| id.starts_with(&prefix));
+            if ours && !kept.contains(&PathBuf::from(format!("/dev/nbd{}", device.index))) {
+                tracing::info!(
+                    device = device.index,
+                    "an nbd device is left over; it is disconnected"
+                );
+                kernel_nbd::disconnect(device.index)?;
+            }
+        }
+        // loop devices of ours clear themselves when their last user goes; one that never had a user is left over
+        for device in loopdev::attached()? {
+            if device.name.starts_with(&prefix)
+                && !kept.contains(&PathBuf::from(format!("/dev/loop{}", device.index)))
+            {
+                tracing::info!(
+                    device = device.index,
+                    "a loop device is left over; it is freed"
+                );
+                loopdev::detach(device.index)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// All attachments, those of an engine that died among them.
+    pub async fn list(&self) -> Result<Vec<AttachmentStatus>> {
+        let records = self.records.all()?;
+        let live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(records
+            .into_iter()
+            .map(|record| {
+                live.get(&record.id)
+                    .map_or_else(|| AttachmentStatus::dead(record.clone()), Live::status)
+            })
+            .collect())
+    }
+
+    /// The caller has mounted it.
+    pub fn mounted(&self, id: &str) -> Result<()> {
+        let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        let live = live.get_mut(id).ok_or_else(|| unknown(id))?;
+        live.is_mounted = true;
+        live.mounted.notify_waiters();
+        Ok(())
+    }
+
+    /// Returns when [`Engine::mounted`] has been called, or the attachment is gone.
+    pub async fn wait_mounted(&self, id: &str) {
+        loop {
+            let notify = {
+                let live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+                match live.get(id) {
+                    Some(live) if !live.is_mounted => Arc::clone(&live.mounted).notified_owned(),
+                    _ => return,
+                }
+            };
+            notify.await;
+        }
+    }
+
+    /// Returns when this attachment is not mounted there any more.
+    pub async fn wait_unmounted(&self, mountpoint: &Path, id: &str) -> Result<()> {
+        while is_mounted(mountpoint, id) {
+            tokio::time::sleep(UNMOUNT_TURN).await;
+        }
+        Ok(())
+    }
+
+    /// Gives an attachment's devices back. It must not be mounted any more: `Busy` while a device is in use.
+    pub async fn release(&self, id: &str) -> Result<()> {
+        let live = self
+            .live
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(id)
+            .ok_or_else(|| unknown(id))?;
+        let Live {
+            attachment,
+            devices,
+            mounted,
+            is_mounted,
+        } = live;
+        let shared = |device: &Arc<Device>| Arc::strong_count(device) > 1;
+        let (devices, busy) = blocking(move || {
+            let busy = devices
+                .iter()
+                .find(|device| !shared(device) && kernel::blockdev::is_in_use(device.path()))
+                .cloned();
+            Ok((devices, busy))
+        })
+        .await?;
+        if let Some(busy) = busy {
+            let error = Error::new(
+                Kind::Busy,
+                format!(
+                    "{}: {} is still in use: the image is mounted in another mount namespace, or a file in it is open",
+                    attachment.reference,
+                    busy.path().display()
+                ),
+            );
+            let live = Live {
+                attachment,
+                devices,
+                mounted,
+                is_mounted,
+            };
+            self.live
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .insert(id.to_owned(), live);
+            return Err(error);
+        }
+        mounted.notify_waiters();
+        let folder = self.folder_of(id);
+        blocking(move || {
+            drop(devices);
+            remove_tree(&folder)
+        })
+        .await?;
+        self.records.remove(id)
+    }
+
+    /// Unmounts what is attached at a mount point, and releases it.
+    pub async fn detach_at(&self, mountpoint: &Path) -> Result<()> {
+        let ids: Vec<String> = {
+            let live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+            let here = live
+                .values()
+                .filter(|live| live.attachment.mountpoint.as_deref() == Some(mountpoint));
+            here.map(|live| live.attachment.id.clone()).collect()
+        };
+        let (path, mounts) = (mountpoint.to_owned(), ids.clone());
+        blocking(move || unmount(&path, &mounts)).await?;
+        for id in ids {
+            self.release(&id).await?;
+        }
+        Ok(())
+    }
+
+    /// Unmounts and releases all that is not in use. What is in use loses its daemon; it is logged.
+    pub async fn detach_all(&self) {
+        let mountpoints: Vec<PathBuf> = {
+            let live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+            live.values()
+                .filter_map(|live| live.attachment.mountpoint.clone())
+                .collect()
+        };
+        for mountpoint in mountpoints {
+            if let Err(error) = self.detach_at(&mountpoint).await {
+                tracing::error!(mountpoint = %mountpoint.display(), error = error.report(), "not detached");
+            }
+        }
+    }
+}
+
+impl Live {
+    fn status(&self) -> AttachmentStatus {
+        let disks = || self.devices.iter().map(|device| device.disk());
+        let why = disks().find_map(|disk| {
+            disk.degraded()
+                .map(|why| format!("layer {}: {why}", disk.layer().digest))
+        });
+        let (present, all) = disks()
+            .map(|disk| disk.span_counts())
+            .fold((0, 0), |(present, all), counts| {
+                (present + u64::from(counts.0), all + u64::from(counts.1))
+            });
+        AttachmentStatus {
+            attachment: self.attachment.clone(),
+            state: match &why {
+                Some(_) => State::Degraded,
+                None if disks().all(|disk| disk.is_complete()) => State::Complete,
+                None => State::Lazy,
+            },
+            why,
+            spans: Some((present, all)),
+            fetched_bytes: Some(disks().map(|disk| disk.counters().fetched_bytes).sum()),
+        }
+    }
+}
+
+impl AttachmentStatus {
+    /// The status of an attachment that no daemon serves.
+    pub fn dead(attachment: Attachment) -> Self {
+        let why = Some("its daemon has died; `socinbd detach` cleans up".to_owned());
+        Self {
+            attachment,
+            state: State::Dead,
+            why,
+            spans: None,
+            fetched_bytes: None,
+        }
+    }
+}
+
+/// Unmounts these attachments at a mount point. `Busy` names the processes that use it; not mounted is fine.
+pub fn unmount(mountpoint: &Path, ids: &[String]) -> Result<()> {
+    while ids.iter().any(|id| is_mounted(mountpoint, id)) {
+        kernel::mount::detach(mountpoint)?;
+    }
+    Ok(())
+}
+
+/// Whether this attachment is what is mounted there, in this mount namespace.
+fn is_mounted(mountpoint: &Path, id: &str) -> bool {
+    mountinfo::at(mountpoint)
+        .ok()
+        .flatten()
+        .is_some_and(|mount| mount.source == mount_source(id).as_str())
+}
+
+/// What /proc/self/mountinfo shows as the source of an attachment's mount.
+pub fn mount_source(id: &str) -> String {
+    format!("socinbd-{id}")
+}
+
+fn unknown(id: &str) -> Error {
+    Error::new(
+        Kind::NotFound,
+        format!("this daemon has no attachment {id:?}"),
+    )
+}
+
+/// A folder, made 0700 where missing, as an absolute path without symlinks.
+fn folder(path: &Path) -> Result<PathBuf> {
+    let make = || -> std::io::Result<PathBuf> {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)?;
+        path.canonicalize()
+    };
+    make().or_kind(Kind::Io, || format!("making the folder {}", path.display()))
+}
+
+fn remove_tree(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).or_kind(Kind::Io, || format!("removing {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Runs system calls that may block away from the async workers.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .or_kind(Kind::Io, || "a worker thread".into())?
+}

@@ -157,6 +157,12 @@ fn private_node(device: u64) -> io::Result<OwnedFd> {
     )?)
 }
 
+/// Whether something (a mount) has the device for itself.
+pub fn is_in_use(path: &Path) -> bool {
+    let exclusive = OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC;
+    openat(CWD, path, exclusive, Mode::empty()).err() == Some(rustix::io::Errno::BUSY)
+}
+
 /// Opens a block device for reading.
 pub fn open(name: &str) -> Result<OwnedFd> {
     let node = node(name)?;

@@ -15,6 +15,8 @@ pub mod fuse;
 pub mod loopdev;
 pub mod mount;
 pub mod mountinfo;
+pub mod namespace;
 pub mod nbd;
 mod netlink;
 pub mod overlay;
+pub mod probe;

@@ -287,6 +287,11 @@ pub fn is_loaded() -> Result<bool> {
     Ok(Socket::open()?.family("nbd")?.is_some())
 }
 
+/// Whether the driver is there or can be loaded.
+pub fn is_available() -> bool {
+    open_loading().is_ok()
+}
+
 fn open() -> Result<(Socket, Family)> {
     let mut socket = Socket::open()?;
     let family = socket.family("nbd")?.ok_or_else(|| {

@@ -1,0 +1,289 @@
+//! The daemon's side.
+
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    fs,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::PermissionsExt,
+    },
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited, StreamBody, combinators::BoxBody};
+use hyper::{
+    Method, Request, Response, StatusCode, body::Frame, body::Incoming, server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, BufReader},
+    net::{UnixListener, UnixStream},
+    sync::mpsc,
+};
+
+use super::{AttachLine, DaemonInfo, Failure, control_socket, mounts_socket, status_of};
+use crate::{
+    engine::{AttachRequest, Attached, Engine},
+    error::{Error, Kind, Result, ResultExt},
+};
+
+/// Bytes of a request's body, at most.
+const BODY_LIMIT: usize = 1 << 20;
+/// How long an attachment waits for its caller to fetch the mount and to say `mounted`.
+const MOUNT_TIME: Duration = Duration::from_secs(60);
+
+type Body = BoxBody<Bytes, Infallible>;
+
+/// The daemon's two sockets, bound. They are removed when this is dropped.
+pub struct Server {
+    engine: Arc<Engine>,
+    control: UnixListener,
+    mounts: UnixListener,
+    /// Mounts that wait for their callers.
+    waiting: Mutex<HashMap<String, OwnedFd>>,
+}
+
+impl Server {
+    /// Binds the sockets in the engine's run directory. The engine holds the run directory's lock, so a socket that is there is stale.
+    pub fn bind(engine: Arc<Engine>) -> Result<Arc<Self>> {
+        let control = bind(&control_socket(engine.run_dir()))?;
+        let mounts = bind(&mounts_socket(engine.run_dir()))?;
+        Ok(Arc::new(Self {
+            engine,
+            control,
+            mounts,
+            waiting: Mutex::default(),
+        }))
+    }
+
+    /// Answers until it is dropped.
+    pub async fn run(self: Arc<Self>) -> Result<Infallible> {
+        loop {
+            let server = Arc::clone(&self);
+            tokio::select! {
+                accepted = self.control.accept() => {
+                    let stream = accept(accepted).await?;
+                    tokio::spawn(async move {
+                        let service = service_fn(move |request| Arc::clone(&server).answer(request));
+                        let mut http = http1::Builder::new();
+                        http.timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(30));
+                        if let Err(error) = http.serve_connection(TokioIo::new(stream), service).await {
+                            tracing::debug!(%error, "a client of the control socket went away");
+                        }
+                    });
+                }
+                accepted = self.mounts.accept() => {
+                    let stream = accept(accepted).await?;
+                    tokio::spawn(async move {
+                        if let Err(error) = server.hand_out(stream).await {
+                            tracing::warn!(error = error.report(), "a mount was not handed out");
+                        }
+                    });
+                }
+            }
+        }
+    }
+
+    async fn answer(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+    ) -> Result<Response<Body>, Infallible> {
+        Ok(self.route(request).await.unwrap_or_else(|error| {
+            let status = StatusCode::from_u16(status_of(error.kind()))
+                .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            json(status, &Failure::from(&error))
+        }))
+    }
+
+    async fn route(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Body>> {
+        let path = request.uri().path().to_owned();
+        let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
+        match (request.method(), parts.as_slice()) {
+            (&Method::GET, ["v1", "daemon"]) => Ok(json(
+                StatusCode::OK,
+                &DaemonInfo {
+                    version: env!("CARGO_PKG_VERSION").to_owned(),
+                    pid: std::process::id(),
+                    root: self.engine.root().to_owned(),
+                },
+            )),
+            (&Method::GET, ["v1", "attachments"]) => {
+                Ok(json(StatusCode::OK, &self.engine.list().await?))
+            }
+            (&Method::POST, ["v1", "attachments"]) => {
+                let body = Limited::new(request.into_body(), BODY_LIMIT)
+                    .collect()
+                    .await;
+                let body = body
+                    .or_kind(Kind::InvalidArgument, || "reading the request".into())?
+                    .to_bytes();
+                let request = serde_json::from_slice(&body)
+                    .or_kind(Kind::InvalidArgument, || "reading the request".into())?;
+                Ok(self.attach(request))
+            }
+            (&Method::POST, ["v1", "attachments", id, "mounted"]) => {
+                self.engine.mounted(id)?;
+                Ok(json(StatusCode::OK, &()))
+            }
+            (&Method::DELETE, ["v1", "attachments", id]) => {
+                self.waiting
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .remove(*id);
+                self.engine.release(id).await?;
+                Ok(json(StatusCode::OK, &()))
+            }
+            (method, _) => Err(Error::new(
+                Kind::NotFound,
+                format!("{method} {path} is not part of this interface"),
+            )),
+        }
+    }
+
+    /// Attaches in a task of its own, and answers line by line. A caller that goes away stops it.
+    fn attach(self: Arc<Self>, request: AttachRequest) -> Response<Body> {
+        let (lines, receiver) = mpsc::channel::<AttachLine>(16);
+        tokio::spawn(async move {
+            let events = lines.clone();
+            // progress that the caller is too slow to read is dropped
+            let event = move |event: crate::engine::Event| {
+                drop(events.try_send(AttachLine::Progress(event)))
+            };
+            let attached = tokio::select! {
+                attached = self.engine.attach(request, &event) => attached,
+                () = lines.closed() => return,
+            };
+            match attached {
+                Ok(attached) => self.offer(attached, &lines).await,
+                Err(error) => drop(lines.send(AttachLine::Failed(Failure::from(&error))).await),
+            }
+        });
+        let lines = futures_util::stream::unfold(receiver, |mut receiver| async {
+            let line = receiver.recv().await?;
+            let mut bytes = serde_json::to_vec(&line).unwrap_or_default(); // plain data with string keys always serialises
+            bytes.push(b'\n');
+            Some((Ok(Frame::data(Bytes::from(bytes))), receiver))
+        });
+        let mut response = Response::new(BodyExt::boxed(StreamBody::new(lines)));
+        response.headers_mut().insert(
+            "content-type",
+            hyper::header::HeaderValue::from_static("application/x-ndjson"),
+        );
+        response
+    }
+
+    /// Keeps the mount for its caller, tells it, and takes the attachment back if it is not mounted in time.
+    async fn offer(&self, attached: Attached, lines: &mpsc::Sender<AttachLine>) {
+        let id = attached.attachment.id.clone();
+        self.waiting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(id.clone(), attached.mount);
+        let told = lines
+            .send(AttachLine::Attached(Box::new(attached.attachment)))
+            .await
+            .is_ok();
+        if told
+            && tokio::time::timeout(MOUNT_TIME, self.engine.wait_mounted(&id))
+                .await
+                .is_ok()
+        {
+            return;
+        }
+        self.waiting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&id);
+        tracing::warn!(
+            id,
+            "the caller did not mount its attachment; it is taken back"
+        );
+        if let Err(error) = self.engine.release(&id).await {
+            tracing::warn!(id, error = error.report(), "taking an attachment back");
+        }
+    }
+
+    async fn hand_out(&self, stream: UnixStream) -> Result<()> {
+        let mut stream = BufReader::new(stream.take(64));
+        let mut id = String::new();
+        let read = tokio::time::timeout(Duration::from_secs(10), stream.read_line(&mut id)).await;
+        read.or_kind(Kind::Unavailable, || "a client asked for no mount".into())?
+            .or_kind(Kind::Io, || "reading a mount's id".into())?;
+        let id = id.trim_end();
+        let mount = self
+            .waiting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(id);
+        let mount = mount.ok_or_else(|| {
+            Error::new(
+                Kind::NotFound,
+                format!("no mount waits under the id {id:?}"),
+            )
+        })?;
+        let socket = stream
+            .into_inner()
+            .into_inner()
+            .into_std()
+            .or_kind(Kind::Io, || "taking a socket".into())?;
+        socket
+            .set_nonblocking(false)
+            .or_kind(Kind::Io, || "setting up a socket".into())?;
+        crate::kernel::fdpass::send(&socket, mount.as_fd())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        for socket in [
+            control_socket(self.engine.run_dir()),
+            mounts_socket(self.engine.run_dir()),
+        ] {
+            if let Err(error) = fs::remove_file(&socket) {
+                tracing::debug!(%error, socket = %socket.display(), "removing a socket");
+            }
+        }
+    }
+}
+
+fn bind(path: &Path) -> Result<UnixListener> {
+    let bind = || -> std::io::Result<UnixListener> {
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let listener = UnixListener::bind(path)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+        Ok(listener)
+    };
+    bind().or_kind(Kind::Io, || format!("listening on {}", path.display()))
+}
+
+/// An accepted stream; waits a moment when there is no descriptor left for one.
+async fn accept(
+    accepted: std::io::Result<(UnixStream, tokio::net::unix::SocketAddr)>,
+) -> Result<UnixStream> {
+    match accepted {
+        Ok((stream, _)) => Ok(stream),
+        Err(error) => {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            Err(error).or_kind(Kind::Io, || "accepting a connection".into())
+        }
+    }
+}
+
+fn json<T: serde::Serialize>(status: StatusCode, value: &T) -> Response<Body> {
+    let body = serde_json::to_vec(value).unwrap_or_default(); // plain data with string keys always serialises
+    let mut response = Response::new(Full::new(Bytes::from(body)).boxed());
+    *response.status_mut() = status;
+    response.headers_mut().insert(
+        "content-type",
+        hyper::header::HeaderValue::from_static("application/json"),
+    );
+    response
+}

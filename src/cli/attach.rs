@@ -1,0 +1,149 @@
+//! `socinbd attach`.
+
+use std::{os::fd::AsFd, path::PathBuf, process::ExitCode, sync::Arc};
+
+use clap::Args;
+
+use super::{
+    Global, ImageArgs, IndexArgs, absolute, output, progress::Progress, require_root, start,
+};
+use crate::{
+    api::client::Client,
+    engine::{AttachRequest, Attachment, DeviceChoice, Engine},
+    error::{Error, Kind, Result, ResultExt},
+    kernel,
+};
+
+/// Mount an image's root file system; its data is fetched as it is read
+///
+/// A daemon holds the devices: the one of --run-dir, or a new one that outlives this login. `socinbd detach` ends it.
+#[derive(Args)]
+pub struct Attach {
+    #[command(flatten)]
+    image: ImageArgs,
+    /// Where to mount it; an existing folder
+    mountpoint: PathBuf,
+    #[command(flatten)]
+    index: IndexArgs,
+    #[command(flatten)]
+    options: MountArgs,
+    /// Add a writable upper layer; what is written there ends with the attachment
+    #[arg(long)]
+    rw: bool,
+    /// Hold the devices in this process, until it is interrupted or the mount is gone
+    #[arg(long)]
+    foreground: bool,
+}
+
+/// How an image is mounted.
+#[derive(Args, Clone, Debug)]
+pub struct MountArgs {
+    /// How the kernel gets the layers
+    #[arg(long, value_enum, default_value_t)]
+    pub device: DeviceChoice,
+    /// Let device files in the image work as devices
+    #[arg(long)]
+    pub dev: bool,
+}
+
+impl Attach {
+    pub async fn run(self, global: &Global) -> Result<ExitCode> {
+        require_root("attach")?;
+        let mountpoint = self
+            .mountpoint
+            .canonicalize()
+            .or_kind(Kind::InvalidArgument, || {
+                format!(
+                    "the mount point {}; make the folder first",
+                    self.mountpoint.display()
+                )
+            })?;
+        if !mountpoint.is_dir() {
+            return Err(Error::new(
+                Kind::InvalidArgument,
+                format!("the mount point {} is no folder", mountpoint.display()),
+            ));
+        }
+        let request = request(
+            &self.image,
+            &self.index,
+            &self.options,
+            self.rw,
+            Some(mountpoint.clone()),
+        )?;
+        if self.foreground {
+            return foreground(global, request, mountpoint).await;
+        }
+        let client = start::daemon(global).await?;
+        let progress = Progress::new(global.json);
+        let attachment = client
+            .attach(&request, &|event| progress.event(event))
+            .await?;
+        progress.finish();
+        let mounted = mount(&client, &attachment, mountpoint).await;
+        if let Err(error) = mounted {
+            // the caller's own error is the one that counts
+            let _ = client.release(&attachment.id).await;
+            return Err(error);
+        }
+        output::attached(global.json, &attachment)?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// The request that these arguments make.
+pub fn request(
+    image: &ImageArgs,
+    index: &IndexArgs,
+    options: &MountArgs,
+    writable: bool,
+    mountpoint: Option<PathBuf>,
+) -> Result<AttachRequest> {
+    Ok(AttachRequest {
+        reference: image.image.clone(),
+        access: image.access.access()?,
+        platform: image.platform.clone(),
+        index: index.index,
+        device: options.device,
+        writable,
+        allow_devices: options.dev,
+        mountpoint,
+    })
+}
+
+async fn mount(client: &Client, attachment: &Attachment, mountpoint: PathBuf) -> Result<()> {
+    let fd = client.mount(&attachment.id)?;
+    kernel::mount::attach(fd.as_fd(), &mountpoint)?;
+    drop(fd);
+    client.mounted(&attachment.id).await
+}
+
+/// Attaches in this process, and waits for a signal or for the mount to go.
+async fn foreground(
+    global: &Global,
+    request: AttachRequest,
+    mountpoint: PathBuf,
+) -> Result<ExitCode> {
+    let engine = Engine::open(&absolute(&global.root)?, &absolute(&global.run_dir)?).await?;
+    let progress = Progress::new(global.json);
+    let attached = engine
+        .attach(request, &|event| progress.event(event))
+        .await?;
+    progress.finish();
+    let id = attached.attachment.id.clone();
+    let moved = kernel::mount::attach(attached.mount.as_fd(), &mountpoint);
+    drop(attached.mount);
+    if let Err(error) = moved {
+        engine.release(&id).await?;
+        return Err(error);
+    }
+    engine.mounted(&id)?;
+    output::attached(global.json, &attached.attachment)?;
+    let engine = Arc::new(engine);
+    tokio::select! {
+        signal = super::daemon::stop_signal() => signal?,
+        gone = engine.wait_unmounted(&mountpoint, &id) => gone?,
+    }
+    engine.detach_at(&mountpoint).await?;
+    Ok(ExitCode::SUCCESS)
+}

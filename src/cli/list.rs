@@ -1,0 +1,93 @@
+//! `socinbd list`.
+
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::{Global, absolute, output};
+use crate::{
+    api::client::Client,
+    engine::{AttachmentStatus, Records, State},
+    error::Result,
+};
+
+/// Show the attached images
+#[derive(Args)]
+pub struct List {}
+
+impl List {
+    pub async fn run(self, global: &Global) -> Result<ExitCode> {
+        let run_dir = absolute(&global.run_dir)?;
+        let client = Client::new(&run_dir);
+        let attachments = if client.daemon().await?.is_some() {
+            client.attachments().await?
+        } else if run_dir.join("attachments").is_dir() {
+            Records::open(&run_dir)?
+                .all()?
+                .into_iter()
+                .map(AttachmentStatus::dead)
+                .collect()
+        } else {
+            Vec::new()
+        };
+        if global.json {
+            output::json(&attachments)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        let rows = attachments.iter().map(|status| {
+            let attachment = &status.attachment;
+            let spans = status
+                .spans
+                .map_or("-".to_owned(), |(present, all)| format!("{present}/{all}"));
+            let state = match status.state {
+                State::Lazy => "lazy",
+                State::Complete => "complete",
+                State::Degraded => "degraded",
+                State::Dead => "dead",
+            };
+            let mountpoint = attachment
+                .mountpoint
+                .as_ref()
+                .map_or("-".to_owned(), |path| path.display().to_string());
+            let mut devices: Vec<String> = attachment
+                .layers
+                .iter()
+                .map(|layer| layer.device.to_string())
+                .collect();
+            devices.sort();
+            devices.dedup();
+            let fetched = status.fetched_bytes.map_or("-".to_owned(), output::bytes);
+            [
+                mountpoint,
+                attachment.reference.to_string(),
+                state.to_owned(),
+                attachment.layers.len().to_string(),
+                devices.join(","),
+                spans,
+                fetched,
+                attachment.index.as_ref().map_or("-".to_owned(), |index| {
+                    format!("v{} {}", index.version, &index.digest.hex()[..12])
+                }),
+            ]
+        });
+        output::table(
+            [
+                "MOUNTPOINT",
+                "IMAGE",
+                "STATE",
+                "LAYERS",
+                "DEVICE",
+                "SPANS",
+                "FETCHED",
+                "INDEX",
+            ],
+            rows,
+        )?;
+        for status in &attachments {
+            if let Some(why) = &status.why {
+                output::line(&format!("{}: {why}", status.attachment.reference))?;
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}

@@ -1,0 +1,69 @@
+//! Progress on a terminal; nothing in a pipe.
+
+use std::{collections::HashMap, sync::Mutex};
+
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::{engine::Event, oci::Digest};
+
+/// Shows what happens on standard error, if that is a terminal.
+pub struct Progress {
+    bars: MultiProgress,
+    by_layer: Mutex<HashMap<Digest, ProgressBar>>,
+}
+
+impl Progress {
+    /// `quiet` shows nothing at all.
+    pub fn new(quiet: bool) -> Self {
+        let target = if quiet {
+            ProgressDrawTarget::hidden()
+        } else {
+            ProgressDrawTarget::stderr()
+        };
+        Self {
+            bars: MultiProgress::with_draw_target(target),
+            by_layer: Mutex::default(),
+        }
+    }
+
+    /// Takes an event.
+    pub fn event(&self, event: Event) {
+        match event {
+            Event::Resolved { layers, indexed } => {
+                tracing::info!(layers, indexed, "the image is resolved");
+            }
+            Event::Streaming { layer, done, size } => self.layer(layer, done, size),
+            Event::Warning { message } => drop(self.bars.println(format!("socinbd: {message}"))),
+        }
+    }
+
+    /// A layer of `size` bytes has come to `done`.
+    pub fn layer(&self, layer: Digest, done: u64, size: u64) {
+        let mut by_layer = self
+            .by_layer
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let bar = by_layer.entry(layer).or_insert_with(|| {
+            let style = ProgressStyle::with_template(
+                "{prefix} {wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec}",
+            );
+            let bar = self
+                .bars
+                .add(ProgressBar::new(size))
+                .with_prefix(layer.hex()[..12].to_owned());
+            if let Ok(style) = style {
+                bar.set_style(style);
+            }
+            bar
+        });
+        bar.set_position(done);
+        if done >= size {
+            bar.finish_and_clear();
+        }
+    }
+
+    /// Clears what is shown.
+    pub fn finish(&self) {
+        let _ = self.bars.clear(); // a terminal that is gone
+    }
+}

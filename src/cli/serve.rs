@@ -1,0 +1,152 @@
+//! `socinbd serve`.
+
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    process::{ExitCode, Stdio},
+    sync::Arc,
+};
+
+use clap::Args;
+use tokio::process::Command;
+
+use super::{
+    Global, ImageArgs, IndexArgs, absolute, daemon::stop_signal, output, progress::Progress,
+};
+use crate::{
+    engine::Disks,
+    error::{Error, Kind, Result, ResultExt},
+    nbd,
+};
+
+/// Export an image's layers over NBD
+///
+/// Each layer is an export, named by its digest and by its number from the lowest, 0. An image with one layer is the default export too.
+/// It serves until it is interrupted, or as long as the command of --run.
+#[derive(Args)]
+#[command(group = clap::ArgGroup::new("where").required(true).args(["socket", "listen"]))]
+pub struct Serve {
+    #[command(flatten)]
+    image: ImageArgs,
+    #[command(flatten)]
+    index: IndexArgs,
+    /// Listen on this unix socket
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Listen on this TCP address, e.g. 127.0.0.1:10809
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<SocketAddr>,
+    /// Allow --listen on addresses that are not loopback: NBD has no authentication here
+    #[arg(long, requires = "listen")]
+    allow_remote: bool,
+    /// Serve as long as this shell command runs, and end with its status; $uri names the default export, $unixsocket or $port where it
+    /// listens, $exports the layers' digests, lowest first
+    #[arg(long, value_name = "CMD")]
+    run: Option<String>,
+}
+
+impl Serve {
+    pub async fn run(self, global: &Global) -> Result<ExitCode> {
+        if let Some(address) = self.listen
+            && !address.ip().is_loopback()
+            && !self.allow_remote
+        {
+            return Err(Error::new(
+                Kind::InvalidArgument,
+                format!(
+                    "{address} is no loopback address, and NBD has no authentication; --allow-remote if that is meant"
+                ),
+            ));
+        }
+        let disks = Disks::open(&absolute(&global.root)?)?;
+        let progress = Progress::new(global.json);
+        let opened = disks
+            .open_image(
+                &self.image.image,
+                &self.image.access.access()?,
+                self.image.platform.as_ref(),
+                self.index.index.as_ref(),
+                &|event| {
+                    progress.event(event);
+                },
+            )
+            .await?;
+        progress.finish();
+        let exports: Vec<String> = opened
+            .disks
+            .iter()
+            .rev()
+            .map(|disk| disk.layer().digest.to_string())
+            .collect();
+        let mut table = nbd::Exports::new();
+        for disk in opened.disks.iter().rev() {
+            let layer = disk.layer();
+            table.add(
+                layer.digest.to_string(),
+                format!("a layer of {}", self.image.image),
+                Arc::clone(disk) as Arc<dyn nbd::Export>,
+            )?;
+        }
+        let (table, runtime, limits) = (
+            Arc::new(table),
+            tokio::runtime::Handle::current(),
+            nbd::Limits::default(),
+        );
+        let server = match (&self.socket, self.listen) {
+            (Some(path), _) => nbd::Server::listen_unix(&absolute(path)?, table, runtime, limits)?,
+            (None, Some(address)) => nbd::Server::listen_tcp(address, table, runtime, limits)?,
+            (None, None) => {
+                return Err(Error::new(
+                    Kind::InvalidArgument,
+                    "--socket or --listen is needed",
+                ));
+            }
+        };
+        let uri = server.address().uri("");
+        let variable = match server.address() {
+            nbd::Address::Unix(path) => ("unixsocket", path.display().to_string()),
+            nbd::Address::Tcp(address) => ("port", address.port().to_string()),
+        };
+        let Some(command) = self.run else {
+            if global.json {
+                output::json(&serde_json::json!({ "uri": uri, "exports": exports }))?;
+            } else {
+                output::line(&uri)?;
+            }
+            stop_signal().await?;
+            blocking_stop(server).await?;
+            return Ok(ExitCode::SUCCESS);
+        };
+        let mut child = Command::new("sh")
+            .arg("-c")
+            .arg(&command)
+            .env("uri", &uri)
+            .env(variable.0, &variable.1)
+            .env("exports", exports.join(" "))
+            .stdin(Stdio::inherit())
+            .kill_on_drop(true)
+            .spawn()
+            .or_kind(Kind::Io, || format!("starting {command:?}"))?;
+        let status = tokio::select! {
+            status = child.wait() => status.or_kind(Kind::Io, || format!("waiting for {command:?}"))?,
+            signal = stop_signal() => {
+                signal?;
+                return Ok(ExitCode::from(130));
+            }
+        };
+        blocking_stop(server).await?;
+        use std::os::unix::process::ExitStatusExt;
+        let code = status
+            .code()
+            .or(status.signal().map(|signal| 128 + signal))
+            .and_then(|code| u8::try_from(code).ok());
+        Ok(ExitCode::from(code.unwrap_or(1)))
+    }
+}
+
+/// Stops the server away from the async workers: it waits for its connections.
+async fn blocking_stop(server: nbd::Server) -> Result<()> {
+    tokio::task::spawn_blocking(move || server.stop())
+        .await
+        .or_kind(Kind::Io, || "stopping the server".into())
+}

@@ -1,0 +1,141 @@
+//! Starting the daemon where none runs.
+
+use std::{
+    fs::{self, OpenOptions},
+    os::unix::{fs::DirBuilderExt, fs::OpenOptionsExt, process::CommandExt},
+    path::Path,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use super::{Global, absolute};
+use crate::{
+    api::client::Client,
+    error::{Error, Kind, Result, ResultExt},
+};
+
+/// How long a new daemon may take until it answers.
+const START_TIME: Duration = Duration::from_secs(20);
+
+/// A client of the daemon of `--run-dir`, which is started where none runs.
+pub async fn daemon(global: &Global) -> Result<Client> {
+    let (root, run_dir) = (absolute(&global.root)?, absolute(&global.run_dir)?);
+    let client = Client::new(&run_dir);
+    if let Some(info) = client.daemon().await? {
+        if info.root != root {
+            return Err(Error::new(
+                Kind::InvalidArgument,
+                format!(
+                    "the daemon at {} works on {}, not on {}; give it a --run-dir of its own",
+                    run_dir.display(),
+                    info.root.display(),
+                    root.display()
+                ),
+            ));
+        }
+        return Ok(client);
+    }
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&run_dir)
+        .or_kind(Kind::Io, || {
+            format!("making the folder {}", run_dir.display())
+        })?;
+    let log = run_dir.join("daemon.log");
+    let mut child = start(&root, &run_dir, &log, &global.log)?;
+    let deadline = Instant::now() + START_TIME;
+    loop {
+        if client.daemon().await?.is_some() {
+            return Ok(client);
+        }
+        let ended = child
+            .try_wait()
+            .or_kind(Kind::Io, || "waiting for the daemon".into())?;
+        // systemd-run ends at once, and well; another daemon that was faster is fine too
+        if ended.is_some_and(|status| !status.success()) && client.daemon().await?.is_none() {
+            return Err(Error::new(
+                Kind::Unavailable,
+                format!("the daemon did not start: {}", tail(&log)),
+            ));
+        }
+        if Instant::now() > deadline {
+            return Err(Error::new(
+                Kind::Unavailable,
+                format!(
+                    "the daemon did not answer within {} s: {}",
+                    START_TIME.as_secs(),
+                    tail(&log)
+                ),
+            ));
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Starts a daemon that outlives this login: as a transient service where systemd runs, else in a session of its own.
+fn start(root: &Path, run_dir: &Path, log: &Path, filter: &str) -> Result<std::process::Child> {
+    let program = std::env::current_exe().or_kind(Kind::Io, || "finding this program".into())?;
+    let open = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(log);
+    let output = open.or_kind(Kind::Io, || format!("opening the log {}", log.display()))?;
+    let mut command = if Path::new("/run/systemd/system").is_dir() {
+        let mut command = Command::new("systemd-run");
+        let file = |kind: &str| format!("--property=Standard{kind}=append:{}", log.display());
+        command
+            .args(["--quiet", "--collect", "--description=socinbd daemon"])
+            .args([file("Output"), file("Error")])
+            .arg(program);
+        command
+    } else {
+        let mut command = Command::new(program);
+        // a process group of its own: an interrupt on the terminal is not for the daemon
+        command.process_group(0);
+        command
+    };
+    command
+        .arg("daemon")
+        .arg("--root")
+        .arg(root)
+        .arg("--run-dir")
+        .arg(run_dir)
+        .args(["--log", if filter == "warn" { "info" } else { filter }]);
+    for (name, _) in std::env::vars_os().filter(|(name, _)| {
+        name.to_string_lossy()
+            .to_ascii_uppercase()
+            .ends_with("_PROXY")
+    }) {
+        command.env_remove(name); // they come with each request
+    }
+    command
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stderr(
+            output
+                .try_clone()
+                .or_kind(Kind::Io, || "the daemon's log".into())?,
+        )
+        .stdout(output);
+    crate::kernel::namespace::own_session(&mut command);
+    command
+        .spawn()
+        .or_kind(Kind::Io, || "starting the daemon".into())
+}
+
+/// The last lines of the daemon's log.
+fn tail(log: &Path) -> String {
+    let text = fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text[text.len().saturating_sub(2000)..]).into_owned();
+    let lines: Vec<&str> = text.lines().rev().take(5).collect();
+    if lines.is_empty() {
+        return format!("its log {} is empty", log.display());
+    }
+    format!(
+        "its log {} ends with: {}",
+        log.display(),
+        lines.into_iter().rev().collect::<Vec<_>>().join(" | ")
+    )
+}

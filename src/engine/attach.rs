@@ -1,0 +1,234 @@
+//! From an image reference to a mount, step by step.
+
+use std::{
+    fs,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::DirBuilderExt,
+    },
+    path::{Path, PathBuf},
+    sync::{Arc, PoisonError},
+};
+
+use futures_util::{StreamExt, TryStreamExt};
+use tokio::sync::Notify;
+
+use super::{
+    Engine, Live, blocking,
+    devices::Device,
+    disks::{Events, LAYERS_AT_ONCE},
+    mount_source,
+    process::Process,
+    records::Records,
+    remove_tree,
+    request::{AttachRequest, AttachedLayer, Attachment, UsedIndex},
+    stack::{self, MountedLayer},
+};
+use crate::{
+    error::{Error, Kind, Result, ResultExt},
+    kernel::{
+        mount,
+        overlay::{Lower, Overlay, Upper},
+    },
+};
+
+/// An image that is attached, and not yet mounted anywhere.
+pub struct Attached {
+    /// What is attached.
+    pub attachment: Attachment,
+    /// The overlay over its layers, in no mount namespace yet. The caller moves it to its place and closes this.
+    pub mount: OwnedFd,
+}
+
+impl Engine {
+    /// Attaches an image. On an error, or when the future is dropped, nothing is left of it.
+    pub async fn attach(&self, request: AttachRequest, event: Events<'_>) -> Result<Attached> {
+        let context = |error: Error| error.context(format!("attaching {}", request.reference));
+        self.attach_steps(&request, event).await.map_err(context)
+    }
+
+    async fn attach_steps(&self, request: &AttachRequest, event: Events<'_>) -> Result<Attached> {
+        let AttachRequest {
+            reference,
+            access,
+            platform,
+            index,
+            ..
+        } = request;
+        let opened = self
+            .disks
+            .open_image(reference, access, platform.as_ref(), index.as_ref(), event)
+            .await?;
+        let making: Vec<_> = opened
+            .disks
+            .iter()
+            .map(|disk| self.devices.get(disk, request.device))
+            .collect();
+        let devices: Vec<Arc<Device>> = futures_util::stream::iter(making)
+            .buffered(LAYERS_AT_ONCE)
+            .try_collect()
+            .await?;
+        let id = new_id()?;
+        let attachment = Attachment {
+            id: id.clone(),
+            reference: request.reference.clone(),
+            manifest: opened.image.digest,
+            index: opened.index.as_ref().map(UsedIndex::of),
+            mountpoint: request.mountpoint.clone(),
+            writable: request.writable,
+            process: Process::of(&opened.image.config),
+            layers: devices
+                .iter()
+                .map(|device| attached_layer(device))
+                .collect(),
+            warnings: opened.warnings,
+        };
+        let undo = Undo {
+            records: self.records.clone(),
+            id: id.clone(),
+            folder: self.folder_of(&id),
+            armed: true,
+        };
+        self.records.write(&attachment)?;
+        let mount = self.stack(&id, &devices, request).await?;
+        undo.disarm();
+        let live = Live {
+            attachment: attachment.clone(),
+            devices,
+            mounted: Arc::new(Notify::new()),
+            is_mounted: false,
+        };
+        self.live
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(id, live);
+        Ok(Attached { attachment, mount })
+    }
+
+    /// Mounts each device's ext4, and an overlay over all of them.
+    async fn stack(
+        &self,
+        id: &str,
+        devices: &[Arc<Device>],
+        request: &AttachRequest,
+    ) -> Result<OwnedFd> {
+        let folder = self.folder_of(id);
+        let devices = devices.to_vec();
+        let (source, writable) = (mount_source(id), request.writable);
+        let allow_devices = request.allow_devices;
+        blocking(move || {
+            let mut mounts = Vec::with_capacity(devices.len());
+            let mut facts = Vec::with_capacity(devices.len());
+            for device in &devices {
+                let disk = device.disk();
+                let context =
+                    |error: Error| error.context(format!("layer {}", disk.layer().digest));
+                mounts.push(mount::ext4(device.path()).map_err(context)?);
+                facts.push(disk.stacking().map_err(context)?);
+            }
+            let layers = mounts.iter().zip(facts);
+            let layers: Vec<MountedLayer<'_>> = layers
+                .map(|(mount, facts)| MountedLayer {
+                    root: mount.as_fd(),
+                    facts,
+                })
+                .collect();
+            let plan = stack::plan(&layers)
+                .or_kind(Kind::Kernel, || "reading the layers' directories".into())?;
+            let root = plan.root_attributes(&layers);
+            let root = root.or_kind(Kind::Kernel, || "reading the root's attributes".into())?;
+            drop(layers);
+            mounts.truncate(plan.layers);
+            private_folder(&folder)?;
+            let mut lowers: Vec<Lower> = mounts.into_iter().map(Lower::Mount).collect();
+            if !plan.top.is_empty() {
+                stack::make_top(&folder.join("top"), &plan)?;
+                lowers.insert(0, Lower::Directory(folder.join("top")));
+            }
+            if !plan.bottom.is_empty() || lowers.len() < 2 {
+                stack::make_bottom(&folder.join("bottom"), &plan)?;
+                lowers.push(Lower::Directory(folder.join("bottom")));
+            }
+            let upper = if writable {
+                let upper = Upper {
+                    upper: folder.join("upper"),
+                    work: folder.join("work"),
+                };
+                private_folder(&upper.upper)?;
+                private_folder(&upper.work)?;
+                let applied = root.apply(&upper.upper);
+                applied.or_kind(Kind::Io, || format!("setting up {}", upper.upper.display()))?;
+                Some(upper)
+            } else {
+                None
+            };
+            Overlay {
+                lowers,
+                upper,
+                devices: allow_devices,
+                source,
+                by_mount_call: false,
+            }
+            .mount()
+        })
+        .await
+    }
+}
+
+/// Takes back a record and its folder unless it is disarmed.
+struct Undo {
+    records: Records,
+    id: String,
+    folder: PathBuf,
+    armed: bool,
+}
+
+impl Undo {
+    fn disarm(mut self) {
+        self.armed = false;
+    }
+}
+
+impl Drop for Undo {
+    fn drop(&mut self) {
+        if self.armed {
+            for done in [remove_tree(&self.folder), self.records.remove(&self.id)] {
+                if let Err(error) = done {
+                    tracing::error!(
+                        id = self.id,
+                        error = error.report(),
+                        "cleaning up after a failed attach"
+                    );
+                }
+            }
+        }
+    }
+}
+
+fn attached_layer(device: &Device) -> AttachedLayer {
+    let layer = device.disk().layer();
+    AttachedLayer {
+        digest: layer.digest,
+        table: *device.disk().table(),
+        size: layer.size,
+        device: device.kind(),
+        device_path: Path::new("/dev").join(device.name()),
+        why: device.why().to_owned(),
+    }
+}
+
+fn private_folder(path: &Path) -> Result<()> {
+    let made = fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path);
+    made.or_kind(Kind::Io, || format!("making the folder {}", path.display()))
+}
+
+/// 16 random hexadecimal digits.
+fn new_id() -> Result<String> {
+    let mut bytes = [0; 8];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .or_kind(Kind::Io, || "getting random bytes".into())?;
+    Ok(format!("{:016x}", u64::from_ne_bytes(bytes)))
+}

@@ -1,0 +1,218 @@
+//! From an image reference to the disks of its layers: all that needs no privilege.
+
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt};
+use tokio::sync::Semaphore;
+
+use super::{
+    discovery::{self, SociIndex},
+    image::Image,
+    local::LocalIndexes,
+    request::Event,
+};
+use crate::{
+    error::{Error, Kind, Result, ResultExt},
+    layer::{Disk, LayerBlob, Store},
+    oci::{Digest, Platform, Reference},
+    source::{Access, Source},
+};
+
+/// Layers that are opened at a time.
+pub const LAYERS_AT_ONCE: usize = 16;
+/// Layers that are streamed at a time; each has several connections and a decoder.
+const STREAMS_AT_ONCE: usize = 3;
+
+/// The disks and the local indexes below a root.
+pub struct Disks {
+    root: PathBuf,
+    store: Arc<Store>,
+}
+
+/// An image whose layers all have disks.
+pub struct OpenedImage {
+    /// The image.
+    pub image: Image,
+    /// The SOCI index in use.
+    pub index: Option<SociIndex>,
+    /// The disks, topmost layer first. Equal layers appear once.
+    pub disks: Vec<Arc<Disk>>,
+    /// What the person should know.
+    pub warnings: Vec<String>,
+}
+
+/// Who is told what happens.
+pub type Events<'a> = &'a (dyn Fn(Event) + Send + Sync);
+
+impl Disks {
+    /// Opens a root; `Busy` when another process has it.
+    pub fn open(root: &Path) -> Result<Self> {
+        Ok(Self {
+            root: root.to_owned(),
+            store: Store::open(root)?,
+        })
+    }
+
+    /// The folders of the disks.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// Resolves an image and opens or makes a disk for each of its layers: from its zTOC where a SOCI index has one, else by streaming it.
+    pub async fn open_image(
+        &self,
+        reference: &Reference,
+        access: &Access,
+        platform: Option<&Platform>,
+        index: Option<&Digest>,
+        event: Events<'_>,
+    ) -> Result<OpenedImage> {
+        let source = Source::open(reference, access).await?;
+        let image = Image::resolve(&source, platform).await?;
+        let found = discovery::find(&image, index, &LocalIndexes::open(&self.root)?).await?;
+        let (index, mut warnings) = (found.index, found.warnings);
+        let layers = topmost_first(&image.layers);
+        let indexed = layers
+            .iter()
+            .filter(|layer| {
+                index
+                    .as_ref()
+                    .is_some_and(|index| index.ztoc(&layer.digest).is_some())
+            })
+            .count();
+        event(Event::Resolved {
+            layers: layers.len(),
+            indexed,
+        });
+
+        let streams = Semaphore::new(STREAMS_AT_ONCE);
+        let opening: Vec<_> = layers
+            .into_iter()
+            .map(|layer| self.disk(layer, &image.source, index.as_ref(), &streams, event))
+            .collect();
+        let opened: Vec<(Arc<Disk>, Option<String>)> = futures_util::stream::iter(opening)
+            .buffered(LAYERS_AT_ONCE)
+            .try_collect()
+            .await?;
+        let (disks, not_lazy): (Vec<_>, Vec<_>) = opened.into_iter().unzip();
+        warnings.extend(not_lazy.into_iter().flatten());
+        warnings.iter().for_each(|message| {
+            event(Event::Warning {
+                message: message.clone(),
+            })
+        });
+        Ok(OpenedImage {
+            image,
+            index,
+            disks,
+            warnings,
+        })
+    }
+
+    /// The disk of a layer, and why it is not lazy although it has a zTOC.
+    async fn disk(
+        &self,
+        layer: &LayerBlob,
+        source: &Source,
+        index: Option<&SociIndex>,
+        streams: &Semaphore,
+        event: Events<'_>,
+    ) -> Result<(Arc<Disk>, Option<String>)> {
+        let context = |error: Error| error.context(format!("layer {}", layer.digest));
+        if let Some(disk) = self.store.verified(layer).map_err(context)? {
+            return Ok((disk, None));
+        }
+        let mut warning = None;
+        if let Some(index) = index
+            && let Some(table) = index.ztoc(&layer.digest)
+        {
+            match self.indexed(layer, &table, source, index).await {
+                Ok(disk) => return Ok((disk, None)),
+                // the table is at fault, not the layer: the layer itself can be read without one
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        Kind::Corrupt | Kind::Unsupported | Kind::NotFound
+                    ) =>
+                {
+                    warning = Some(format!(
+                        "layer {} is not lazy: {}",
+                        layer.digest,
+                        error.report()
+                    ));
+                }
+                Err(error) => return Err(context(error)),
+            }
+        }
+        let _permit = streams
+            .acquire()
+            .await
+            .or_kind(Kind::Io, || "waiting to stream".into())?;
+        let progress = |done| {
+            event(Event::Streaming {
+                layer: layer.digest,
+                done,
+                size: layer.size,
+            })
+        };
+        let disk = self
+            .store
+            .streamed(layer, source, &progress)
+            .await
+            .map_err(context)?;
+        Ok((disk, warning))
+    }
+
+    async fn indexed(
+        &self,
+        layer: &LayerBlob,
+        table: &Digest,
+        source: &Source,
+        index: &SociIndex,
+    ) -> Result<Arc<Disk>> {
+        let ztoc = match self.store.stored(&layer.digest, table)? {
+            // what is there needs no table; the source is noted
+            Some(_) => Bytes::new(),
+            None => index.fetch_ztoc(&layer.digest).await?,
+        };
+        self.store.indexed(layer, table, ztoc, source).await
+    }
+}
+
+/// The layers to stack, topmost first. A layer that occurs twice is stacked once, topmost: the same super block twice is ELOOP, and what
+/// the lower one would show is the same.
+fn topmost_first(layers: &[LayerBlob]) -> Vec<&LayerBlob> {
+    let mut seen = HashSet::new();
+    layers
+        .iter()
+        .rev()
+        .filter(|layer| seen.insert(layer.digest))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::Packing;
+
+    #[test]
+    fn an_equal_layer_is_stacked_once_and_topmost() {
+        let layer = |n: u8| LayerBlob {
+            digest: Digest::new([n; 32]),
+            size: 1,
+            packing: Packing::Gzip,
+            diff_id: Digest::new([n; 32]),
+        };
+        let layers = [layer(1), layer(2), layer(1), layer(3), layer(2)];
+        let stacked: Vec<u8> = topmost_first(&layers)
+            .iter()
+            .map(|layer| layer.digest.bytes()[0])
+            .collect();
+        assert_eq!(stacked, [2, 3, 1]);
+    }
+}

@@ -1,0 +1,188 @@
+//! What is asked of an engine, and what it answers: plain data, the same for the command line, the daemon's HTTP and tests.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::{discovery::SociIndex, process::Process};
+use crate::{
+    oci::{Digest, Platform, Reference},
+    source::Access,
+};
+
+/// How the kernel gets a layer's disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceChoice {
+    /// loop for a complete disk, else nbd where this kernel has it, else fuse.
+    #[default]
+    Auto,
+    /// The kernel's network block device.
+    Nbd,
+    /// A loop device straight on the disk; every layer's disk must be complete.
+    Loop,
+    /// One FUSE file a disk, and a loop device on it.
+    Fuse,
+}
+
+/// An image that is to be attached.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AttachRequest {
+    /// The image.
+    pub reference: Reference,
+    /// How its source is reached: credentials, proxies and certificates of the person who asks.
+    pub access: Access,
+    /// `os/architecture[/variant]`; this machine's when left out.
+    pub platform: Option<Platform>,
+    /// The SOCI index to use, by digest; found as documented when left out.
+    pub index: Option<Digest>,
+    /// The kind of device.
+    pub device: DeviceChoice,
+    /// With a writable upper layer, which ends with the attachment.
+    pub writable: bool,
+    /// Device files in the image work as devices.
+    pub allow_devices: bool,
+    /// Where the caller is going to mount it; absolute. `None`: the caller only wants the mount's descriptor.
+    pub mountpoint: Option<PathBuf>,
+}
+
+/// Which way a device took, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceKind {
+    /// See [`DeviceChoice::Nbd`].
+    Nbd,
+    /// See [`DeviceChoice::Loop`].
+    Loop,
+    /// See [`DeviceChoice::Fuse`].
+    Fuse,
+}
+
+impl std::fmt::Display for DeviceKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Nbd => "nbd",
+            Self::Loop => "loop",
+            Self::Fuse => "fuse",
+        })
+    }
+}
+
+/// One layer of an attachment.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AttachedLayer {
+    /// The layer's digest.
+    pub digest: Digest,
+    /// The digest of the table that its disk was laid out from.
+    pub table: Digest,
+    /// Bytes of the blob.
+    pub size: u64,
+    /// The kind of device.
+    pub device: DeviceKind,
+    /// e.g. `/dev/nbd3`, `/dev/loop7`.
+    pub device_path: PathBuf,
+    /// Why this kind of device.
+    pub why: String,
+}
+
+/// An attached image.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Attachment {
+    /// Its name among the attachments of a run directory: 16 hexadecimal digits.
+    pub id: String,
+    /// The image as it was asked for.
+    pub reference: Reference,
+    /// The digest of the image's manifest.
+    pub manifest: Digest,
+    /// The SOCI index in use.
+    pub index: Option<UsedIndex>,
+    /// Where it is mounted, once it is.
+    pub mountpoint: Option<PathBuf>,
+    /// Whether there is a writable upper layer.
+    pub writable: bool,
+    /// The image's program.
+    pub process: Process,
+    /// Its layers that have a device, topmost first. Equal layers appear once.
+    pub layers: Vec<AttachedLayer>,
+    /// What the person should know: a fallback taken, an index that could not be read.
+    pub warnings: Vec<String>,
+}
+
+/// The SOCI index of an attachment.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct UsedIndex {
+    /// Its digest.
+    pub digest: Digest,
+    /// 1 or 2.
+    pub version: u8,
+    /// How it was found.
+    pub origin: String,
+}
+
+impl UsedIndex {
+    /// The index as it was found.
+    pub fn of(index: &SociIndex) -> Self {
+        Self {
+            digest: index.digest,
+            version: index.version,
+            origin: index.origin.to_string(),
+        }
+    }
+}
+
+/// The state of an attachment, for `list`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AttachmentStatus {
+    /// The attachment.
+    #[serde(flatten)]
+    pub attachment: Attachment,
+    /// Whether a daemon serves it, and how well.
+    pub state: State,
+    /// Why it is degraded.
+    pub why: Option<String>,
+    /// Spans present and in all, over the layers; `None` where no daemon can tell.
+    pub spans: Option<(u64, u64)>,
+    /// Compressed bytes fetched for its layers since the daemon opened their disks.
+    pub fetched_bytes: Option<u64>,
+}
+
+/// How an attachment is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Served, and some spans are absent.
+    Lazy,
+    /// Every layer is complete.
+    Complete,
+    /// A fetch fails at the moment; see `why`.
+    Degraded,
+    /// No daemon serves it: its daemon has died. `detach` cleans up.
+    Dead,
+}
+
+/// What happens while an image is being attached.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// The image is known: how many layers, how many with a zTOC.
+    Resolved {
+        /// Layers in all.
+        layers: usize,
+        /// Layers that a SOCI index has a zTOC for.
+        indexed: usize,
+    },
+    /// A layer without a zTOC is being streamed.
+    Streaming {
+        /// The layer.
+        layer: Digest,
+        /// Bytes of the blob so far.
+        done: u64,
+        /// Bytes of the blob.
+        size: u64,
+    },
+    /// Something that the person should know.
+    Warning {
+        /// What it is.
+        message: String,
+    },
+}
