@@ -1,4 +1,4 @@
-//! stub
+//! Making an index. (Stub.)
 use crate::{error::Result, oci::Digest};
 pub const DEFAULT_SPAN_SIZE: u64 = 4 << 20;
 pub const DEFAULT_MIN_LAYER_SIZE: u64 = 10 << 20;

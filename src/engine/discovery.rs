@@ -1,4 +1,4 @@
-//! stub
+//! Which SOCI index counts for an image. (Stub: the shape that callers use.)
 use super::{image::Image, local::LocalIndexes};
 use crate::{error::Result, oci::Digest};
 use bytes::Bytes;

@@ -1,4 +1,4 @@
-//! stub
+//! A program in an image's root. (Stub.)
 pub struct Container {
     pub root: std::os::fd::OwnedFd,
     pub args: Vec<String>,

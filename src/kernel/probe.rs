@@ -1,4 +1,4 @@
-//! stub
+//! What this machine offers. (Stub.)
 #[derive(serde::Serialize)]
 pub struct Finding {
     pub name: String,
