@@ -32,7 +32,10 @@ async fn main() -> std::io::Result<()> {
     let registry = registry::Registry::start();
     registry.add_layout("app", &arguments.layout)?;
     let bytes_per_second = arguments.mbit * 125_000;
-    registry.set_link(registry::Link { round_trip: Duration::from_millis(arguments.rtt), bytes_per_second });
+    registry.set_link(registry::Link {
+        round_trip: Duration::from_millis(arguments.rtt),
+        bytes_per_second,
+    });
     println!("{}", registry.host());
     let mut asked = signal(SignalKind::user_defined1())?;
     while asked.recv().await.is_some() {
