@@ -127,19 +127,14 @@ impl Layer {
     /// The layer's disk, complete.
     pub fn disk(&self) -> Disk {
         let layout = self.layout();
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("disk.ext4");
-        let file = File::create(&path).unwrap();
-        file.set_len(layout.size).unwrap();
-        for (offset, bytes) in &layout.metadata {
-            file.write_all_at(bytes, offset.get()).unwrap();
-        }
+        let disk = Disk::of_metadata(&layout);
+        let file = File::options().write(true).open(&disk.path).unwrap();
         for region in layout.table().data() {
             let range = region.layer.start.get() as usize..region.layer.end.get() as usize;
             file.write_all_at(&self.bytes[range], region.disk.start.get())
                 .unwrap();
         }
-        Disk { path, folder }
+        disk
     }
 }
 
@@ -158,6 +153,18 @@ pub struct Disk {
 }
 
 impl Disk {
+    /// A disk with its metadata alone.
+    pub fn of_metadata(layout: &Layout) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk.ext4");
+        let file = File::create(&path).unwrap();
+        file.set_len(layout.size).unwrap();
+        for (offset, bytes) in &layout.metadata {
+            file.write_all_at(bytes, offset.get()).unwrap();
+        }
+        Self { path, folder }
+    }
+
     /// `e2fsck -fn` finds nothing to remark.
     #[track_caller]
     pub fn check(&self) {

@@ -2,3 +2,5 @@
 
 mod fixture;
 mod kernel;
+mod odd;
+mod reference;

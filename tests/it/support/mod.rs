@@ -1,4 +1,5 @@
 //! What several topics use.
 
+pub mod compare;
 pub mod registry;
 pub mod vm;
