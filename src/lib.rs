@@ -2,8 +2,8 @@
 //!
 //! Modules stand in levels; one uses only what stands below it (`tests/it/levels.rs` checks this):
 //! 0 `units`, `error` | 1 `oci`, `tar`, `ztoc`, `ext4::format`, `nbd::protocol` | 2 `gzip`, `tree`, `ext4`, `soci` |
-//! 3 `source`, `layer` | 4 `nbd`, `kernel` | 5 `engine` | 6 `api`, `cli`, `config`.
-//! Levels 0 to 2 are pure: no I/O, no clock, no async. `docs/architecture.md` tells the two flows.
+//! 3 `source`, `layer` | 4 `nbd`, `kernel` | 5 `engine` | 6 `config`, `api`, `cli`.
+//! Levels 0 to 2 are pure: no I/O, no clock, no async. Within a level the order of this table counts. `docs/architecture.md` tells the two flows.
 
 pub mod error;
 pub mod units;

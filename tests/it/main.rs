@@ -3,8 +3,10 @@
 mod ext4;
 mod gzip;
 mod kernel;
+mod levels;
 mod nbd;
 mod soci;
 mod source;
 mod support;
+mod tidy;
 mod vectors;

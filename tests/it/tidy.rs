@@ -1,0 +1,133 @@
+//! The project's own rules for its files.
+
+use std::path::Path;
+
+/// Lines of a file in `src/` without its tests. Past this look for the second noun.
+const MAX_LINES: usize = 600;
+
+/// All Rust files below a folder of the project, with their paths from there.
+pub fn sources(folder: &str) -> Vec<(String, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
+    files(&root)
+        .into_iter()
+        .filter(|(path, _)| path.ends_with(".rs"))
+        .collect()
+}
+
+/// All text files below a folder, by their paths from there, in order.
+fn files(root: &Path) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let mut folders = vec![root.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if let Ok(text) = std::fs::read_to_string(&path) {
+                let path = path.strip_prefix(root).unwrap();
+                found.push((path.to_str().unwrap().to_owned(), text));
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// The lines of a file up to its tests.
+fn length(source: &str) -> usize {
+    source
+        .lines()
+        .take_while(|line| *line != "#[cfg(test)]")
+        .count()
+}
+
+#[test]
+fn files_are_about_one_noun() {
+    let long: Vec<_> = sources("src")
+        .iter()
+        .map(|(path, source)| (path.clone(), length(source)))
+        .filter(|(_, lines)| *lines > MAX_LINES)
+        .collect();
+    assert!(long.is_empty(), "over {MAX_LINES} lines: {long:?}");
+}
+
+#[test]
+fn unsafe_stands_only_where_the_design_allows_it() {
+    let found: Vec<_> = sources("src")
+        .into_iter()
+        .filter(|(path, source)| {
+            let allowed = path.starts_with("kernel/") || path.starts_with("gzip/");
+            !allowed && has_unsafe(source)
+        })
+        .map(|(path, _)| path)
+        .collect();
+    assert!(found.is_empty(), "{found:?}");
+}
+
+/// Whether code has the keyword: in a comment or in a lint's name it is none.
+fn has_unsafe(source: &str) -> bool {
+    source
+        .lines()
+        .map(|line| line.split("//").next().unwrap_or_default())
+        .any(|line| {
+            [
+                "unsafe {",
+                "unsafe fn",
+                "unsafe impl",
+                "unsafe extern",
+                "unsafe(",
+            ]
+            .iter()
+            .any(|keyword| line.contains(keyword))
+        })
+}
+
+/// Paths of the machines that the project is made on mean nothing elsewhere.
+#[test]
+fn no_file_has_a_path_of_one_machine() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut found = Vec::new();
+    for folder in ["src", "tests", "benches", "scripts", "docs", ".ci"] {
+        if !root.join(folder).is_dir() {
+            continue;
+        }
+        for (path, text) in files(&root.join(folder)) {
+            found.extend(machine_paths(&text).map(|line| format!("{folder}/{path}: {line}")));
+        }
+    }
+    for file in ["README.md", "CONTRIBUTING.md", "Cargo.toml"] {
+        let text = std::fs::read_to_string(root.join(file)).unwrap_or_default();
+        found.extend(machine_paths(&text).map(|line| format!("{file}: {line}")));
+    }
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+fn machine_paths(text: &str) -> impl Iterator<Item = &str> {
+    // put together here, so that this file passes
+    let paths = [
+        ["/wo", "rk/"],
+        ["/ho", "me/"],
+        ["/root/", ".cargo"],
+        ["/root/", ".pyenv"],
+    ];
+    text.lines().filter(move |line| {
+        paths.iter().any(|parts| {
+            let path = parts.concat();
+            line.match_indices(&path).any(|(at, _)| {
+                // `/network/` is another word, and `/a/home/b` lies in something else
+                !line[..at].ends_with(|c: char| c.is_alphanumeric() || "}._-$".contains(c))
+            })
+        })
+    })
+}
+
+#[test]
+fn what_is_not_tidy_is_found() {
+    assert_eq!(length(&"line\n".repeat(601)), 601);
+    assert_eq!(length("a\n#[cfg(test)]\nmod tests {\n}\n"), 1);
+    assert!(has_unsafe("let x = unsafe { f() };"));
+    assert!(!has_unsafe("// unsafe { }\n#![deny(unsafe_code)]"));
+    let line = ["see /wo", "rk/lab"].concat();
+    assert_eq!(machine_paths(&line).count(), 1);
+    assert_eq!(machine_paths("overlay/work/ and ${DIR}/home/x").count(), 0);
+}
