@@ -48,6 +48,7 @@ impl Create {
         let options = create::CreateOptions {
             span_size: self.span_size,
             min_layer_size: self.min_layer_size,
+            ..create::CreateOptions::default()
         };
         let progress = Progress::new(global.json);
         let report = create::create(&image, &options, &local, &|layer, done, size| {

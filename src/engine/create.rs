@@ -1,23 +1,352 @@
-//! Making an index. (Stub.)
-use crate::{error::Result, oci::Digest};
-pub const DEFAULT_SPAN_SIZE: u64 = 4 << 20;
-pub const DEFAULT_MIN_LAYER_SIZE: u64 = 10 << 20;
+//! Makes a SOCI index (version 1) for an image: each layer passes once, several side by side.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+    thread::available_parallelism,
+};
+
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt};
+use serde::Serialize;
+use tokio::sync::mpsc;
+
+pub use crate::soci::index::{DEFAULT_BUILD_TOOL, DEFAULT_MIN_LAYER_SIZE, DEFAULT_SPAN_SIZE};
+
+use super::{image::Image, local::LocalIndexes};
+use crate::{
+    error::{Error, Kind, Result, ResultExt},
+    layer::LayerBlob,
+    oci::{Digest, Packing, media_type::OCI_MANIFEST},
+    soci::{
+        build::{Indexed, LayerIndexer, NoSink, Options},
+        index::{BUILD_TOOL, Descriptor, EMPTY_CONFIG, IndexManifest, Version},
+    },
+    source::layout::NewArtifact,
+};
+
+/// Pieces of a layer that are on their way from the source to the indexer.
+const PIECES_AHEAD: usize = 4;
+
+/// How an index is made.
+#[derive(Clone, Debug)]
 pub struct CreateOptions {
+    /// Bytes of a layer between checkpoints, at least.
     pub span_size: u64,
+    /// Layers whose blobs have fewer bytes get no zTOC.
     pub min_layer_size: u64,
+    /// What the index says that it was made by.
+    pub build_tool: String,
 }
-#[derive(serde::Serialize)]
-pub struct CreateReport {}
-impl std::fmt::Display for CreateReport {
-    fn fmt(&self, _f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        Ok(())
+
+impl Default for CreateOptions {
+    fn default() -> Self {
+        Self {
+            span_size: DEFAULT_SPAN_SIZE,
+            min_layer_size: DEFAULT_MIN_LAYER_SIZE,
+            build_tool: DEFAULT_BUILD_TOOL.to_owned(),
+        }
     }
 }
+
+/// What was made.
+#[derive(Clone, Debug, Serialize)]
+pub struct CreateReport {
+    /// The index.
+    pub index: Digest,
+    /// The manifest of the image that it belongs to.
+    pub image: Digest,
+    /// The image's platform.
+    pub platform: String,
+    /// Where it was stored.
+    pub stored_in: String,
+    /// The image's layers, the lowest first.
+    pub layers: Vec<LayerReport>,
+}
+
+/// What became of a layer.
+#[derive(Clone, Debug, Serialize)]
+pub struct LayerReport {
+    /// The layer.
+    pub layer: Digest,
+    /// Its media type.
+    pub media_type: String,
+    /// Bytes of its blob.
+    pub size: u64,
+    /// The outcome.
+    #[serde(flatten)]
+    pub outcome: Outcome,
+}
+
+/// What became of a layer.
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
+pub enum Outcome {
+    /// It has a zTOC now.
+    Indexed {
+        /// The zTOC.
+        ztoc: Digest,
+        /// Its bytes.
+        ztoc_size: u64,
+    },
+    /// It has none: it will be streamed whole.
+    Skipped {
+        /// Why.
+        skipped: String,
+    },
+}
+
+/// Told the bytes of a layer that have passed, and all that it has.
+pub type Progress<'a> = &'a (dyn Fn(Digest, u64, u64) + Send + Sync);
+
+/// Makes the index of an image and stores it: in the layout that the image is in, if that is a folder, else in the local root.
 pub async fn create(
-    _i: &super::Image,
-    _o: &CreateOptions,
-    _l: &super::local::LocalIndexes,
-    _p: &(dyn Fn(Digest, u64, u64) + Send + Sync),
+    image: &Image,
+    options: &CreateOptions,
+    local: &LocalIndexes,
+    progress: Progress<'_>,
 ) -> Result<CreateReport> {
-    Ok(CreateReport {})
+    let cores = available_parallelism().map_or(1, usize::from);
+    let mut seen = HashSet::new();
+    let distinct = image
+        .layers
+        .iter()
+        .filter(|layer| seen.insert(layer.digest));
+    let made: HashMap<Digest, Made> = futures_util::stream::iter(distinct)
+        .map(async |layer| -> Result<_> {
+            let made = one_layer(image, layer, options, progress)
+                .await
+                .map_err(|error| error.context(format!("layer {}", layer.digest)))?;
+            Ok((layer.digest, made))
+        })
+        .buffer_unordered(cores)
+        .try_collect()
+        .await?;
+
+    let media_types = image
+        .manifest
+        .layers()
+        .iter()
+        .map(|layer| layer.media_type().to_string());
+    let layers: Vec<(&LayerBlob, String, &Made)> = image
+        .layers
+        .iter()
+        .zip(media_types)
+        .filter_map(|(layer, media_type)| Some((layer, media_type, made.get(&layer.digest)?)))
+        .collect();
+    let report: Vec<LayerReport> = layers
+        .iter()
+        .map(|(layer, media_type, made)| LayerReport {
+            layer: layer.digest,
+            media_type: media_type.clone(),
+            size: layer.size,
+            outcome: made.outcome(),
+        })
+        .collect();
+    let descriptors: Vec<Descriptor> = layers
+        .iter()
+        .filter_map(|(layer, media_type, made)| match made {
+            Made::Ztoc { digest, bytes } => Some(Descriptor::of_ztoc(
+                digest,
+                bytes.len() as u64,
+                &layer.digest,
+                media_type,
+                options.span_size,
+            )),
+            Made::Skipped(_) => None,
+        })
+        .collect();
+    if descriptors.is_empty() {
+        return Err(nothing_made(&report));
+    }
+
+    let manifest = IndexManifest {
+        version: Version::V1,
+        layers: descriptors,
+        subject: Some(Descriptor {
+            media_type: image.media_type.clone(),
+            digest: image.digest.to_string(),
+            size: i64::try_from(image.manifest_bytes.len()).unwrap_or(i64::MAX), // it is in memory
+            ..Descriptor::default()
+        }),
+        annotations: [(BUILD_TOOL.to_owned(), options.build_tool.clone())].into(),
+    };
+    let ztocs = made.into_values().filter_map(|made| match made {
+        Made::Ztoc { bytes, .. } => Some(bytes),
+        Made::Skipped(_) => None,
+    });
+    let (index, stored_in) = store(image, &manifest, ztocs.collect(), local).await?;
+    Ok(CreateReport {
+        index,
+        image: image.digest,
+        platform: image.platform.to_string(),
+        stored_in,
+        layers: report,
+    })
+}
+
+/// What was made of a layer.
+enum Made {
+    Ztoc { digest: Digest, bytes: Bytes },
+    Skipped(String),
+}
+
+impl Made {
+    fn outcome(&self) -> Outcome {
+        match self {
+            Self::Ztoc { digest, bytes } => Outcome::Indexed {
+                ztoc: *digest,
+                ztoc_size: bytes.len() as u64,
+            },
+            Self::Skipped(reason) => Outcome::Skipped {
+                skipped: reason.clone(),
+            },
+        }
+    }
+}
+
+async fn one_layer(
+    image: &Image,
+    layer: &LayerBlob,
+    options: &CreateOptions,
+    progress: Progress<'_>,
+) -> Result<Made> {
+    if layer.size < options.min_layer_size {
+        return Ok(Made::Skipped(format!(
+            "size {} is less than min-layer-size {}",
+            layer.size, options.min_layer_size
+        )));
+    }
+    if layer.packing == Packing::Zstd {
+        return Ok(Made::Skipped(
+            "zstd: a zTOC can describe gzip and plain tar only".to_owned(),
+        ));
+    }
+    let indexed = index(image, layer, options, progress).await?;
+    for (what, actual, expected) in [
+        ("digest", indexed.digest, layer.digest),
+        ("diff ID", indexed.diff_id, layer.diff_id),
+    ] {
+        if actual != expected {
+            return Err(Error::new(
+                Kind::Corrupt,
+                format!("its content has the {what} {actual}, where the image says {expected}"),
+            ));
+        }
+    }
+    Ok(match indexed.ztoc {
+        Some(Ok(bytes)) => Made::Ztoc {
+            digest: Digest::of(&bytes),
+            bytes: bytes.into(),
+        },
+        Some(Err(reason)) => Made::Skipped(reason),
+        None => Made::Skipped("no zTOC was made".to_owned()),
+    })
+}
+
+/// Streams a layer through an indexer, which has a thread of its own.
+async fn index(
+    image: &Image,
+    layer: &LayerBlob,
+    options: &CreateOptions,
+    progress: Progress<'_>,
+) -> Result<Indexed> {
+    let mut pieces = image.source.stream(&layer.digest, layer.size).await?;
+    let mut indexer = LayerIndexer::new(
+        layer.packing,
+        Options {
+            span_size: options.span_size,
+            build_tool: options.build_tool.clone(),
+            ztoc: true,
+        },
+        NoSink,
+    );
+    let (sender, mut receiver) = mpsc::channel::<Bytes>(PIECES_AHEAD);
+    let thread = tokio::task::spawn_blocking(move || {
+        while let Some(piece) = receiver.blocking_recv() {
+            indexer.write(&piece)?;
+        }
+        indexer.finish()
+    });
+    let mut done: u64 = 0;
+    while let Some(piece) = pieces.next().await {
+        let piece = piece?; // the thread ends when the channel does
+        done = done.saturating_add(piece.len() as u64);
+        if sender.send(piece).await.is_err() {
+            break; // the indexer has failed: its error follows
+        }
+        progress(layer.digest, done, layer.size);
+    }
+    drop(sender);
+    match thread.await {
+        Ok(Ok((indexed, NoSink))) => Ok(indexed),
+        Ok(Err(error)) => Err(Error::with_source(error.kind(), "it cannot be read", error)),
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => Err(Error::new(Kind::Io, "the program is shutting down")),
+        },
+    }
+}
+
+async fn store(
+    image: &Image,
+    manifest: &IndexManifest,
+    mut blobs: Vec<Bytes>,
+    local: &LocalIndexes,
+) -> Result<(Digest, String)> {
+    let bytes = manifest
+        .to_bytes()
+        .or_kind(Kind::Io, || "the SOCI index".to_owned())?;
+    blobs.push(Bytes::from_static(EMPTY_CONFIG));
+    let artifact = NewArtifact {
+        media_type: OCI_MANIFEST.to_owned(),
+        manifest: bytes.into(),
+        artifact_type: manifest.version.artifact_type().to_owned(),
+        annotations: manifest.annotations.clone(),
+        blobs,
+    };
+    match image.source.layout() {
+        Some(layout) if layout.is_writable() => Ok((
+            layout.store(artifact).await?,
+            image.source.reference().to_string(),
+        )),
+        _ => Ok((local.store(artifact).await?, "the local root".to_owned())),
+    }
+}
+
+fn nothing_made(layers: &[LayerReport]) -> Error {
+    let mut text = "no zTOC was made: every layer was skipped".to_owned();
+    for layer in layers {
+        text.push_str(&format!("\n  {layer}"));
+    }
+    if layers
+        .iter()
+        .any(|layer| layer.size < DEFAULT_MIN_LAYER_SIZE)
+    {
+        text.push_str("\n  --min-layer-size sets from which size on a layer is indexed");
+    }
+    Error::new(Kind::Unsupported, text)
+}
+
+impl fmt::Display for LayerReport {
+    /// As AWS's tool says it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.outcome {
+            Outcome::Indexed { ztoc, .. } => write!(f, "layer {} -> ztoc {ztoc}", self.layer),
+            Outcome::Skipped { skipped } => write!(
+                f,
+                "ztoc skipped - layer {} ({}): {skipped}",
+                self.layer, self.media_type
+            ),
+        }
+    }
+}
+
+impl fmt::Display for CreateReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for layer in &self.layers {
+            writeln!(f, "{layer}")?;
+        }
+        write!(f, "index {} in {}", self.index, self.stored_in)
+    }
 }

@@ -1,31 +1,316 @@
-//! Which SOCI index counts for an image. (Stub: the shape that callers use.)
-use super::{image::Image, local::LocalIndexes};
-use crate::{error::Result, oci::Digest};
+//! Which SOCI index counts for an image.
+//!
+//! In this order, and the first that there is:
+//! 1. the one that the caller names by its digest, from the image's own place or from the local root;
+//! 2. version 2: the one that the image manifest's annotation names. It is bound to the image's digest. An annotation that leads
+//!    nowhere is said, and version 1 is then not tried: the image's author has said which index is meant, and who can push to the
+//!    repository shall not be able to put another in its place;
+//! 3. version 1: of the referrers of the image manifest the newest (the last listed) that can be read;
+//! 4. one in the local root, made by this host's operator; the newest.
+//!
+//! An error of the registry (`Unavailable`) is an error here, never "there is none": whoever asks decides, and asks again later.
+
+use std::{collections::BTreeMap, fmt};
+
 use bytes::Bytes;
+
+use super::{image::Image, local::LocalIndexes};
+use crate::{
+    error::{Error, Kind, Result, ResultExt},
+    oci::Digest,
+    soci::index::{BlobRef, INDEX_DIGEST, IndexManifest, V1_TYPE, Version},
+    source::{Manifest, Referrer, Source},
+};
+
+/// Bytes of the largest zTOC that is fetched: 10 GB of layer at 4 MiB a span have 80 MB.
+pub const MAX_ZTOC_BYTES: u64 = 1 << 30;
+
+/// Referrers that are tried, from the newest.
+const MAX_TRIED: usize = 16;
+
+/// How an index was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Origin {
+    /// Named by the caller.
+    Given,
+    /// By the annotation of the image manifest.
+    Annotation,
+    /// Among the referrers of the image manifest.
+    Referrer,
+    /// In the local root.
+    Local,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Given => "given",
+            Self::Annotation => "annotation",
+            Self::Referrer => "referrer",
+            Self::Local => "local",
+        })
+    }
+}
+
+/// The SOCI index that counts for an image.
+#[derive(Clone)]
+pub struct SociIndex {
+    /// Its digest.
+    pub digest: Digest,
+    /// 1 or 2.
+    pub version: u8,
+    /// How it was found.
+    pub origin: Origin,
+    /// The zTOCs of the image's layers, by the layer's digest.
+    pub ztocs: BTreeMap<Digest, BlobRef>,
+    /// What it says, prefetch artifacts too.
+    pub manifest: IndexManifest,
+    place: Place,
+}
+
+/// Where an index and its zTOCs are.
+#[derive(Clone)]
+enum Place {
+    Source(Source),
+    Local(LocalIndexes),
+}
+
+/// The outcome of a search.
+#[derive(Default)]
 pub struct Found {
+    /// The index, if there is one.
     pub index: Option<SociIndex>,
+    /// What the person should know: an index that could not be used, and why.
     pub warnings: Vec<String>,
 }
-pub struct SociIndex {
-    pub digest: Digest,
-    pub version: u8,
-    pub origin: String,
-}
+
 impl SociIndex {
-    pub fn ztoc(&self, _layer: &Digest) -> Option<Digest> {
-        None
+    /// The digest of a layer's zTOC, if it has one.
+    pub fn ztoc(&self, layer: &Digest) -> Option<Digest> {
+        self.ztocs.get(layer).map(|ztoc| ztoc.digest)
     }
-    pub async fn fetch_ztoc(&self, _layer: &Digest) -> Result<Bytes> {
-        unimplemented!()
+
+    /// Fetches a layer's zTOC, verified against its digest and size.
+    pub async fn fetch_ztoc(&self, layer: &Digest) -> Result<Bytes> {
+        let context = || format!("SOCI index {}, zTOC of layer {layer}", self.digest);
+        let Some(ztoc) = self.ztocs.get(layer) else {
+            return Err(Error::new(Kind::NotFound, context()));
+        };
+        let fetched = match &self.place {
+            Place::Source(source) => source.blob(&ztoc.digest, ztoc.size, MAX_ZTOC_BYTES).await,
+            Place::Local(local) => local.blob(&ztoc.digest, ztoc.size, MAX_ZTOC_BYTES).await,
+        };
+        fetched.map_err(|error| error.context(context()))
     }
 }
-pub async fn find(
-    _image: &Image,
-    _explicit: Option<&Digest>,
-    _local: &LocalIndexes,
-) -> Result<Found> {
+
+/// Finds the index that counts for an image. `given` is a digest that the caller insists on: then any failure is an error.
+pub async fn find(image: &Image, given: Option<&Digest>, local: &LocalIndexes) -> Result<Found> {
+    let mut search = Search {
+        image,
+        local,
+        warnings: Vec::new(),
+    };
+    let index = search.run(given).await?;
+    for warning in &search.warnings {
+        tracing::warn!(image = %image.reference, "{warning}");
+    }
     Ok(Found {
-        index: None,
-        warnings: vec![],
+        index,
+        warnings: search.warnings,
     })
+}
+
+struct Search<'a> {
+    image: &'a Image,
+    local: &'a LocalIndexes,
+    warnings: Vec<String>,
+}
+
+impl Search<'_> {
+    async fn run(&mut self, given: Option<&Digest>) -> Result<Option<SociIndex>> {
+        if let Some(digest) = given {
+            return self.given(digest).await.map(Some);
+        }
+        if let Some(annotation) = self.annotation() {
+            if let Some(index) = self.annotated(&annotation).await? {
+                return Ok(Some(index));
+            }
+        } else if let Some(index) = self.referred().await? {
+            return Ok(Some(index));
+        }
+        self.local().await
+    }
+
+    async fn given(&mut self, digest: &Digest) -> Result<SociIndex> {
+        let source = &self.image.source;
+        let found = match source.manifest(digest).await {
+            Ok(manifest) => Ok((manifest, Place::Source(source.clone()))),
+            Err(error) if error.kind() == Kind::NotFound => self
+                .local
+                .manifest(digest)
+                .await
+                .map(|manifest| (manifest, Place::Local(self.local.clone())))
+                // where the image is says more than that the local root has nothing either
+                .map_err(|_| error),
+            Err(error) => Err(error),
+        };
+        let (manifest, place) =
+            found.map_err(|error| error.context(format!("SOCI index {digest}, as given")))?;
+        let index = self.read(&manifest, Origin::Given, place)?;
+        if !self.is_of_this_image(&index.manifest) {
+            self.warnings.push(format!(
+                "SOCI index {digest} was made for another image than {}",
+                self.image.digest
+            ));
+        }
+        Ok(index)
+    }
+
+    fn annotation(&self) -> Option<String> {
+        let annotations = self.image.manifest.annotations().as_ref()?;
+        annotations.get(INDEX_DIGEST).cloned()
+    }
+
+    /// The index of version 2. `None` when the annotation leads to nothing that can be read.
+    async fn annotated(&mut self, annotation: &str) -> Result<Option<SociIndex>> {
+        let source = &self.image.source;
+        let found = async {
+            let digest: Digest = annotation.parse()?;
+            let manifest = source.manifest(&digest).await?;
+            self.read(&manifest, Origin::Annotation, Place::Source(source.clone()))
+        };
+        match found.await {
+            Ok(index) => Ok(Some(index)),
+            Err(error) if error.kind() == Kind::Unavailable => Err(error),
+            Err(error) => {
+                let annotation: String = annotation.chars().take(255).collect();
+                self.warnings.push(format!(
+                    "the image names the SOCI index {annotation:?}, which cannot be used, and so none of its repository is: {}",
+                    error.report()
+                ));
+                Ok(None)
+            }
+        }
+    }
+
+    /// The newest index of version 1 that can be read.
+    async fn referred(&mut self) -> Result<Option<SociIndex>> {
+        let source = self.image.source.clone();
+        match source.referrers(&self.image.digest, V1_TYPE).await {
+            Ok(list) => {
+                self.newest(&list, Origin::Referrer, &Place::Source(source))
+                    .await
+            }
+            Err(error) if error.kind() == Kind::Unavailable => Err(error),
+            Err(error) => {
+                self.warnings.push(format!(
+                    "SOCI indexes of this image cannot be looked for: {}",
+                    error.report()
+                ));
+                Ok(None)
+            }
+        }
+    }
+
+    async fn local(&mut self) -> Result<Option<SociIndex>> {
+        match self.local.of_image(&self.image.digest).await {
+            Ok(list) => {
+                self.newest(&list, Origin::Local, &Place::Local(self.local.clone()))
+                    .await
+            }
+            Err(error) => {
+                self.warnings
+                    .push(format!("local SOCI indexes: {}", error.report()));
+                Ok(None)
+            }
+        }
+    }
+
+    async fn newest(
+        &mut self,
+        list: &[Referrer],
+        origin: Origin,
+        place: &Place,
+    ) -> Result<Option<SociIndex>> {
+        for referrer in list.iter().rev().take(MAX_TRIED) {
+            let fetched = match place {
+                Place::Source(source) => source.manifest(&referrer.digest).await,
+                Place::Local(local) => local.manifest(&referrer.digest).await,
+            };
+            let read = fetched.and_then(|manifest| self.of_version_1(&manifest, origin, place));
+            match read {
+                Ok(index) => return Ok(Some(index)),
+                Err(error) if error.kind() == Kind::Unavailable => return Err(error),
+                Err(error) => self.warnings.push(format!(
+                    "SOCI index {} is left out: {}",
+                    referrer.digest,
+                    error.report()
+                )),
+            }
+        }
+        Ok(None)
+    }
+
+    fn of_version_1(
+        &mut self,
+        manifest: &Manifest,
+        origin: Origin,
+        place: &Place,
+    ) -> Result<SociIndex> {
+        let index = self.read(manifest, origin, place.clone())?;
+        let refused = |what: &str| Err(Error::new(Kind::Corrupt, what));
+        if index.manifest.version != Version::V1 {
+            refused("it is not of version 1")
+        } else if !self.is_of_this_image(&index.manifest) {
+            refused("its subject is another image")
+        } else if index.ztocs.is_empty() {
+            refused("it has a zTOC for no layer of this image")
+        } else {
+            Ok(index)
+        }
+    }
+
+    fn read(&mut self, manifest: &Manifest, origin: Origin, place: Place) -> Result<SociIndex> {
+        let digest = manifest.digest;
+        let parsed = IndexManifest::parse(&manifest.bytes)
+            .or_kind(Kind::Corrupt, || format!("SOCI index {digest}"))?;
+        let mut ztocs = BTreeMap::new();
+        for layer in &self.image.layers {
+            match parsed.ztoc_of(&layer.digest) {
+                Ok(None) => {}
+                Ok(Some(ztoc)) if ztoc.size <= MAX_ZTOC_BYTES => {
+                    ztocs.insert(layer.digest, ztoc);
+                }
+                Ok(Some(ztoc)) => self.warnings.push(format!(
+                    "layer {} is not lazy: its zTOC has {} bytes, where at most {MAX_ZTOC_BYTES} are read",
+                    layer.digest, ztoc.size
+                )),
+                Err(error) => self.warnings.push(format!(
+                    "layer {} is not lazy: SOCI index {digest}: {error}",
+                    layer.digest
+                )),
+            }
+        }
+        Ok(SociIndex {
+            digest,
+            version: match parsed.version {
+                Version::V1 => 1,
+                Version::V2 => 2,
+            },
+            origin,
+            ztocs,
+            manifest: parsed,
+            place,
+        })
+    }
+
+    /// Whether the subject, if there is one, is this image. AWS's tool accepts version 1 without a subject.
+    fn is_of_this_image(&self, index: &IndexManifest) -> bool {
+        index
+            .subject
+            .as_ref()
+            .is_none_or(|subject| subject.digest == self.image.digest.to_string())
+    }
 }

@@ -183,6 +183,17 @@ impl Layout {
             .await
     }
 
+    /// The digests of the manifests that `index.json` lists with this artifact type, in its order.
+    pub async fn manifests(&self, artifact_type: &str) -> Result<Vec<Digest>> {
+        let artifact_type = artifact_type.to_owned();
+        self.run(move |opened| {
+            let mut entries = opened.parse_index(&opened.index_json()?)?;
+            entries.retain(|entry| entry.artifact_type.as_ref() == Some(&artifact_type));
+            Ok(entries.iter().map(|entry| entry.digest).collect())
+        })
+        .await
+    }
+
     /// Runs on a thread that may block.
     async fn run<T: Send + 'static>(
         &self,

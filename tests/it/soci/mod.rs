@@ -1,5 +1,6 @@
 //! OCI layouts and images as sources, SOCI indexes found and made.
 
+mod discovery;
 mod image;
 mod layout;
 mod make;
