@@ -211,7 +211,10 @@ fn kind(index: usize, text: &[u8]) -> Result<EntryKind, Error> {
     })
 }
 
-fn records(listed: Vector<'_>, budget: &mut Budget) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Error> {
+/// Keys and values.
+type Records = Vec<(Vec<u8>, Vec<u8>)>;
+
+fn records(listed: Vector<'_>, budget: &mut Budget) -> Result<Records, Error> {
     /// Offset, table and two empty strings.
     const RECORD_SIZE: usize = 32;
     let mut records = Vec::new();
@@ -265,4 +268,90 @@ fn check_offsets(entries: &[(Entry, u64)], covered: LayerOffset) -> Result<(), E
         (end, listed_end) = ends;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use flatbuffers::FlatBufferBuilder;
+
+    use super::*;
+    use crate::units::CompressedOffset;
+    use crate::ztoc::{CheckpointsBuilder, ZtocParts, write};
+
+    /// A layer of so many empty files.
+    fn ztoc_of(entries: u64) -> Vec<u8> {
+        let entries: Vec<Entry> = (0..entries)
+            .map(|index| Entry {
+                name: format!("usr/lib/python3/dist-packages/package/module_{index}.py")
+                    .into_bytes(),
+                kind: EntryKind::Regular,
+                data_offset: LayerOffset(index * 1024 + 512),
+                size: 300,
+                linkname: Vec::new(),
+                mode: 0o644,
+                uid: 0,
+                gid: 0,
+                uname: b"root".to_vec(),
+                gname: b"root".to_vec(),
+                mtime: Some(crate::tar::Timestamp::default()),
+                devmajor: 0,
+                devminor: 0,
+                pax: vec![(b"mtime".to_vec(), b"0".to_vec())],
+                sparse: None,
+            })
+            .collect();
+        let size = u64::try_from(entries.len()).expect("small") * 1024 + 1024;
+        let mut checkpoints = CheckpointsBuilder::new(4 << 20);
+        checkpoints.push(CompressedOffset(10), LayerOffset(0), 0, &[]);
+        write(&ZtocParts {
+            version: "0.9",
+            build_tool: "test",
+            entries: &entries,
+            compressed_size: size,
+            uncompressed_size: size,
+            compression: super::super::Compression::Gzip,
+            digests: &[crate::oci::digest::Hasher::default().finish()],
+            checkpoints: &checkpoints.finish(),
+        })
+    }
+
+    #[test]
+    fn what_is_written_never_reaches_the_budget() {
+        for count in [0, 1, 100_000] {
+            let bytes = ztoc_of(count);
+            let started = std::time::Instant::now();
+            let ztoc = parse(&bytes).expect("it was just written");
+            println!(
+                "{count} entries of {} bytes in {:?}",
+                bytes.len(),
+                started.elapsed()
+            );
+            assert_eq!(u64::try_from(ztoc.entries.len()), Ok(count));
+        }
+    }
+
+    #[test]
+    fn a_file_that_says_more_than_its_length_is_refused() {
+        let mut to = FlatBufferBuilder::new();
+        let slot = super::super::write::voffset;
+        let name = to.create_string(&"n".repeat(60_000));
+        let kind = to.create_string("reg");
+        let table = to.start_table();
+        to.push_slot_always(slot(slots::file::NAME), name);
+        to.push_slot_always(slot(slots::file::TYPE), kind);
+        let entry = to.end_table(table);
+        // each of these offsets leads to the same table
+        let listed = to.create_vector(&vec![entry; 100_000]);
+        let table = to.start_table();
+        to.push_slot_always(slot(slots::toc::METADATA), listed);
+        let toc = to.end_table(table);
+        to.finish_minimal(toc);
+        let bytes = to.finished_data();
+        let listed = Table::root(bytes)
+            .and_then(|toc| toc.vector(slots::toc::METADATA))
+            .expect("it was just built");
+        let mut budget = Budget(bytes.len() * 2);
+        let refused = entries(listed, LayerOffset(u64::MAX), &mut budget);
+        assert_eq!(refused, Err(Error::Amplified));
+    }
 }

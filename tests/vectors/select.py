@@ -14,10 +14,10 @@ LAYERS = {
     "gz-large", "gz-gnu-1", "gz-gnu-9", "gz-go-huffman", "gz-klauspost-1", "gz-klauspost-9", "gz-pigz-independent", "gz-rle",
     "gz-mem1", "gz-header-go", "gz-members-2-trailer-chunk-span", "gz-members-stored-mix", "gz-block-flush", "gz-partial-flush",
     "gz-incompressible", "gz-huffman-only", "gz-go-default", "gz-members-headers",
-    "gz-pigz-b32", "gz-mem9-win9", "gz-sync-flush",
+    "gz-pigz-b32", "gz-mem9-win9", "gz-sync-flush", "gz-klauspost-default",
 }
 ZTOCS = {
-    "gz-gnu-6.262144", "gz-gnu-6.4194304", "gz-klauspost-default.65536", "gz-klauspost-default.4194304", "gz-zeros.4194304",
+    "gz-gnu-6.262144", "gz-gnu-6.4194304", "gz-zeros.4194304",
     "gz-members-2.131072", "gz-members-50.4194304",
 }
 
@@ -44,7 +44,7 @@ def main(whole: pathlib.Path, here: pathlib.Path) -> None:
         (here / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(whole / name, here / name)
     (here / "index.json").write_text(dump_index(index))
-    print(len(files), "files,", sum((whole / name).stat().st_size for name in files), "bytes")
+    print(len(files), "files,", sum(path.stat().st_size for path in here.rglob("*") if path.is_file()), "bytes with what stands here")
 
 
 def dump_index(index: dict) -> str:

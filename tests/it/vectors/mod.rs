@@ -2,6 +2,7 @@
 
 mod accepts;
 
+mod mutations;
 mod tars;
 mod ztocs;
 

@@ -80,7 +80,7 @@ fn piece_length(state: &mut u64, rest: usize) -> usize {
 }
 
 /// A layer's uncompressed stream, as far as it can be had.
-fn stream(layer: &Layer<'_>) -> Vec<u8> {
+pub(super) fn stream(layer: &Layer<'_>) -> Vec<u8> {
     let blob = layer.blob();
     if layer.compression() != "gzip" {
         return blob;
