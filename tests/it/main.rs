@@ -3,6 +3,7 @@
 mod ext4;
 mod gzip;
 mod kernel;
+mod layer;
 mod levels;
 mod nbd;
 mod soci;

@@ -1,0 +1,165 @@
+//! Registries that fail, and disks that are full.
+
+use std::{sync::Arc, time::Duration};
+
+use socinbd::{
+    error::Kind,
+    layer::{Disk, Options},
+};
+
+use super::fixture::{Lab, Layer, assert_holds, complete, read, source};
+use crate::support::registry::{Fault, On, Registry, Times};
+
+/// Waits for a condition that another task brings about.
+async fn until(condition: impl Fn() -> bool) {
+    tokio::time::timeout(Duration::from_secs(60), async {
+        while !condition() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("the condition comes true within a minute");
+}
+
+fn patient(seconds: u64) -> Options {
+    Options {
+        io_timeout: Some(Duration::from_secs(seconds)),
+        ..Options::default()
+    }
+}
+
+fn start_read(
+    lab: &Lab,
+    disk: &Arc<Disk>,
+) -> tokio::task::JoinHandle<Result<Vec<u8>, Arc<socinbd::error::Error>>> {
+    let (disk, place) = (Arc::clone(disk), lab.layer.place("data/big"));
+    tokio::spawn(async move { read(&disk, place).await })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_bytes_are_fetched_again_and_never_reach_the_disk() {
+    let lab = Lab::new(Layer::new(20));
+    let disk = lab.disk().await;
+    lab.registry
+        .fail(On::Data, Fault::WrongByte { at: 5000 }, Times::Next(1));
+    let bytes = read(&disk, lab.layer.place("data/big")).await.unwrap();
+    assert!(bytes == lab.layer.files["data/big"]);
+    // the one span that was wrong, alone
+    let (requests, bytes) = lab.fetched();
+    let spans = lab.layer.spans_of(lab.layer.place("data/big"));
+    assert_eq!(requests, 2);
+    assert!(bytes < 2 * lab.layer.compressed(&spans));
+    assert_eq!(disk.degraded(), None);
+    complete(&disk).await;
+    assert_holds(disk.path(), &lab.layer.files);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_that_stay_wrong_are_an_error_and_a_reason() {
+    let lab = Lab::new(Layer::new(21));
+    let disk = lab.disk().await;
+    let small = lab.layer.place("data/150");
+    lab.registry
+        .fail(On::Data, Fault::WrongByte { at: 0 }, Times::UntilHealed);
+    let error = read(&disk, small.clone()).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Corrupt);
+    let report = error.report();
+    let span = lab.layer.spans_of(small.clone())[0];
+    for part in [
+        format!("span {span} "),
+        lab.layer.layer.digest.to_string(),
+        lab.registry.host(),
+    ] {
+        assert!(report.contains(&part), "{part} is missing in: {report}");
+    }
+    assert_eq!(disk.degraded(), Some(report));
+    assert!(!disk.is_present(small.clone()));
+    lab.registry.heal();
+    let bytes = read(&disk, small).await.unwrap();
+    assert!(bytes == lab.layer.files["data/150"]);
+    assert_eq!(disk.degraded(), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_source_helps_where_one_lies() {
+    let lab = Lab::new(Layer::new(22));
+    let other = Registry::start();
+    other.add_blob(super::fixture::REPOSITORY, lab.layer.blob.clone());
+    let disk = lab.disk().await;
+    lab.store
+        .indexed(
+            &lab.layer.layer,
+            &lab.layer.table,
+            lab.layer.ztoc.clone(),
+            &source(&other).await,
+        )
+        .await
+        .unwrap();
+    // the one that was added last is asked first
+    other.fail(On::Data, Fault::WrongByte { at: 0 }, Times::UntilHealed);
+    complete(&disk).await;
+    assert_holds(disk.path(), &lab.layer.files);
+    assert!(lab.fetched().0 > 0);
+    assert_eq!(disk.degraded(), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_lives_through_an_outage() {
+    let lab = Lab::new(Layer::new(23));
+    let disk = lab.disk().await;
+    lab.registry
+        .fail(On::Data, Fault::status(503), Times::UntilHealed);
+    let reading = start_read(&lab, &disk);
+    until(|| disk.degraded().is_some()).await;
+    assert!(!reading.is_finished());
+    lab.registry.heal();
+    let bytes = reading.await.unwrap().unwrap();
+    assert!(bytes == lab.layer.files["data/big"]);
+    assert_eq!(disk.degraded(), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outage_longer_than_the_timeout_is_an_error_and_the_next_read_tries_anew() {
+    let lab = Lab::with_options(Layer::new(24), patient(1));
+    let disk = lab.disk().await;
+    for fault in [Fault::status(500), Fault::Hang, Fault::Close] {
+        lab.registry.fail(On::Data, fault, Times::UntilHealed);
+        let error = start_read(&lab, &disk).await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), Kind::Unavailable, "{}", error.report());
+        assert!(error.report().contains(&lab.layer.layer.digest.to_string()));
+        assert!(disk.degraded().is_some());
+        lab.registry.heal();
+    }
+    let bytes = start_read(&lab, &disk).await.unwrap().unwrap();
+    assert!(bytes == lab.layer.files["data/big"]);
+    assert_eq!(disk.degraded(), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_goes_away_takes_nobody_with_it() {
+    let lab = Lab::new(Layer::new(25));
+    let disk = lab.disk().await;
+    lab.registry
+        .fail(On::Data, Fault::status(503), Times::UntilHealed);
+    let first = start_read(&lab, &disk);
+    until(|| disk.degraded().is_some()).await;
+    let second = start_read(&lab, &disk);
+    first.abort();
+    lab.registry.heal();
+    assert!(second.await.unwrap().unwrap() == lab.layer.files["data/big"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_that_is_gone_is_believed_soon() {
+    let lab = Lab::new(Layer::new(26));
+    let disk = lab.disk().await;
+    lab.registry
+        .remove(super::fixture::REPOSITORY, &lab.layer.layer.digest);
+    let read = tokio::time::timeout(Duration::from_secs(30), start_read(&lab, &disk));
+    let error = read
+        .await
+        .expect("not the whole timeout")
+        .unwrap()
+        .unwrap_err();
+    assert_eq!(error.kind(), Kind::NotFound, "{}", error.report());
+}

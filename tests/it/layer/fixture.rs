@@ -1,0 +1,318 @@
+//! A generated layer, its zTOC, a registry that has it, and a store.
+
+use std::{
+    collections::BTreeMap, io::Write as _, ops::Range, path::Path, process::Command, sync::Arc,
+};
+
+use bytes::Bytes;
+use socinbd::{
+    ext4::{DataRegion, Layout},
+    layer::{Disk, LayerBlob, Options, Store},
+    oci::{Digest, Packing},
+    soci::build::{LayerIndexer, NoSink, Options as IndexOptions},
+    source::{Access, Source},
+    tar::Entry,
+    tree::Tree,
+    units::{DiskOffset, SpanId},
+    ztoc::{SpanTable, Ztoc},
+};
+
+use crate::support::registry::Registry;
+
+pub const REPOSITORY: &str = "app";
+
+/// Numbers that are the same at each run.
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Self {
+        Self(seed | 1)
+    }
+
+    pub fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit
+    }
+
+    /// Bytes that compress about as text does.
+    pub fn text(&mut self, length: usize) -> Vec<u8> {
+        let mut text = Vec::with_capacity(length + 16);
+        while text.len() < length {
+            let word = self.below(5000);
+            let _ = write!(text, "{word:x} ");
+            if word < 50 {
+                text.extend_from_slice(&self.0.to_le_bytes());
+            }
+        }
+        text.truncate(length);
+        text
+    }
+}
+
+/// The regular files of a layer, by path.
+pub type Files = BTreeMap<String, Vec<u8>>;
+
+/// A tar of these files, in order of their paths, and of what else a layer has.
+pub fn tar(files: &Files) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    let header = |kind, size, mode| {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_size(size);
+        header.set_mode(mode);
+        header.set_mtime(1_700_000_000);
+        header.set_uid(0);
+        header.set_gid(0);
+        header
+    };
+    let mut folder = header(tar::EntryType::Directory, 0, 0o755);
+    builder.append_data(&mut folder, "data/", &[][..]).unwrap();
+    // replaced by the file of the same name that follows
+    let mut first = header(tar::EntryType::Regular, 10_000, 0o644);
+    let name = files.keys().next().unwrap();
+    builder
+        .append_data(&mut first, name, &[0x55; 10_000][..])
+        .unwrap();
+    for (path, bytes) in files {
+        let mut file = header(tar::EntryType::Regular, bytes.len() as u64, 0o644);
+        builder.append_data(&mut file, path, &bytes[..]).unwrap();
+    }
+    let mut link = header(tar::EntryType::Symlink, 0, 0o777);
+    builder
+        .append_link(&mut link, "data/symlink", "big")
+        .unwrap();
+    let mut link = header(tar::EntryType::Link, 0, 0o644);
+    builder
+        .append_link(&mut link, "data/hardlink", name)
+        .unwrap();
+    builder.into_inner().unwrap()
+}
+
+/// Small files, an empty one, one of exactly a block, and a large one among them.
+pub fn files(seed: u64) -> Files {
+    let mut random = Random::new(seed);
+    let mut files = Files::new();
+    for number in 0..300 {
+        let length = random.below(9000) as usize;
+        files.insert(format!("data/{number:03}"), random.text(length));
+    }
+    files.insert("data/100-empty".to_owned(), Vec::new());
+    files.insert("data/100-block".to_owned(), random.text(4096));
+    files.insert("data/big".to_owned(), random.text(3_000_000));
+    files
+}
+
+pub fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+/// A layer with a zTOC.
+pub struct Layer {
+    pub files: Files,
+    pub blob: Bytes,
+    pub layer: LayerBlob,
+    pub ztoc: Bytes,
+    pub table: Digest,
+    pub entries: Vec<Entry>,
+    pub spans: SpanTable,
+    pub regions: Vec<DataRegion>,
+}
+
+impl Layer {
+    /// A gzip layer of about 4 MiB in spans of 64 KiB and more.
+    pub fn new(seed: u64) -> Self {
+        let files = files(seed);
+        let blob = gzip(&tar(&files));
+        Self::of(files, blob, Packing::Gzip, 64 << 10)
+    }
+
+    /// The same, not compressed.
+    pub fn plain(seed: u64) -> Self {
+        let files = files(seed);
+        let blob = tar(&files);
+        Self::of(files, blob, Packing::Plain, 100_000)
+    }
+
+    pub fn of(files: Files, blob: Vec<u8>, packing: Packing, span_size: u64) -> Self {
+        let options = IndexOptions {
+            span_size,
+            build_tool: "test".to_owned(),
+            ztoc: true,
+        };
+        let mut indexer = LayerIndexer::new(packing, options, NoSink);
+        indexer.write(&blob).unwrap();
+        let (indexed, NoSink) = indexer.finish().unwrap();
+        let ztoc = Bytes::from(indexed.ztoc.unwrap().unwrap());
+        let table = Digest::of(&ztoc);
+        let parsed = Ztoc::parse(&ztoc).unwrap();
+        let tree = Tree::build(&parsed.entries).unwrap();
+        let layout = Layout::new(&tree, &parsed.entries, table.bytes()).unwrap();
+        Self {
+            files,
+            layer: LayerBlob {
+                digest: indexed.digest,
+                size: indexed.size,
+                packing,
+                diff_id: indexed.diff_id,
+            },
+            blob: blob.into(),
+            ztoc,
+            table,
+            entries: parsed.entries,
+            spans: parsed.spans,
+            regions: layout.regions,
+        }
+    }
+
+    /// Where a file's data is on the disk.
+    pub fn place(&self, path: &str) -> Range<DiskOffset> {
+        let entry = self
+            .entries
+            .iter()
+            .rfind(|entry| entry.name == path.as_bytes())
+            .unwrap();
+        let region = self
+            .regions
+            .iter()
+            .find(|region| region.layer.start == entry.data_offset)
+            .unwrap();
+        region.disk.clone()
+    }
+
+    /// The spans that a range of the disk needs, found the slow way.
+    pub fn spans_of(&self, range: Range<DiskOffset>) -> Vec<SpanId> {
+        let mut needed = Vec::new();
+        for (id, span) in (0..).map(SpanId).zip(&self.spans.spans) {
+            let hit = self.regions.iter().any(|region| {
+                let part = region.clip_disk(&range);
+                part.is_some_and(|part| {
+                    part.layer.start < span.uncompressed.end
+                        && span.uncompressed.start < part.layer.end
+                        && span.uncompressed.start < span.uncompressed.end
+                })
+            });
+            if hit {
+                needed.push(id);
+            }
+        }
+        needed
+    }
+
+    /// Compressed bytes of these spans, each counted once.
+    pub fn compressed(&self, spans: &[SpanId]) -> u64 {
+        let mut bytes = 0;
+        let mut end = 0;
+        for id in spans {
+            let span = &self.spans.spans[id.get() as usize];
+            let start = span.compressed.start.get().max(end);
+            end = span.compressed.end.get();
+            bytes += end - start;
+        }
+        bytes
+    }
+}
+
+/// A registry with a layer's blob, and a store that is empty.
+pub struct Lab {
+    pub layer: Layer,
+    pub registry: Registry,
+    pub root: tempfile::TempDir,
+    pub store: Arc<Store>,
+}
+
+impl Lab {
+    pub fn new(layer: Layer) -> Self {
+        let registry = Registry::start();
+        registry.add_blob(REPOSITORY, layer.blob.clone());
+        let root = tempfile::tempdir().unwrap();
+        let store = Store::open(root.path()).unwrap();
+        Self {
+            layer,
+            registry,
+            root,
+            store,
+        }
+    }
+
+    /// With another time that a read may wait.
+    pub fn with_options(layer: Layer, options: Options) -> Self {
+        let mut lab = Self::new(layer);
+        drop(lab.store);
+        lab.store = Store::open_with(lab.root.path(), options).unwrap();
+        lab
+    }
+
+    pub async fn source(&self) -> Source {
+        source(&self.registry).await
+    }
+
+    pub async fn disk(&self) -> Arc<Disk> {
+        self.try_disk().await.unwrap()
+    }
+
+    pub async fn try_disk(&self) -> socinbd::error::Result<Arc<Disk>> {
+        let Layer {
+            layer, table, ztoc, ..
+        } = &self.layer;
+        let source = self.source().await;
+        self.store
+            .indexed(layer, table, ztoc.clone(), &source)
+            .await
+    }
+
+    /// GETs of the layer's bytes, and their bytes.
+    pub fn fetched(&self) -> (u64, u64) {
+        let count = self.registry.counters().blob(&self.layer.layer.digest);
+        (count.requests, count.bytes)
+    }
+}
+
+pub async fn source(registry: &Registry) -> Source {
+    let reference = registry.reference("app:1").parse().unwrap();
+    Source::open(&reference, &Access::default()).await.unwrap()
+}
+
+/// Reads a range of a disk as a server does.
+pub async fn read(
+    disk: &Arc<Disk>,
+    range: Range<DiskOffset>,
+) -> Result<Vec<u8>, Arc<socinbd::error::Error>> {
+    disk.make_present(range.clone()).await?;
+    assert!(disk.is_present(range.clone()));
+    let mut bytes = vec![0; (range.end.get() - range.start.get()) as usize];
+    disk.read_present(range.start, &mut bytes).unwrap();
+    Ok(bytes)
+}
+
+pub fn range(start: u64, length: u64) -> Range<DiskOffset> {
+    DiskOffset(start)..DiskOffset(start + length)
+}
+
+/// Makes everything present.
+pub async fn complete(disk: &Arc<Disk>) {
+    disk.make_present(range(0, disk.size())).await.unwrap();
+    assert!(disk.is_complete());
+}
+
+/// The disk is an ext4 file system without a fault, and holds these files.
+pub fn assert_holds(disk: &Path, files: &Files) {
+    let check = Command::new("e2fsck")
+        .args(["-f", "-n"])
+        .arg(disk)
+        .output()
+        .expect("e2fsck runs (package e2fsprogs)");
+    assert!(
+        check.status.success(),
+        "{}",
+        String::from_utf8_lossy(&check.stdout)
+    );
+    let ext4 = ext4_view::Ext4::load(Box::new(std::fs::read(disk).unwrap())).unwrap();
+    for (path, bytes) in files {
+        let found = ext4.read(format!("/{path}").as_str()).unwrap();
+        assert!(found == *bytes, "{path} has other bytes");
+    }
+}

@@ -1,0 +1,8 @@
+//! The layer's disk: fetched by span, or filled by a stream.
+
+mod failures;
+mod fixture;
+mod hostile;
+mod lazy;
+mod restart;
+mod streamed;

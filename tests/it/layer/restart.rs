@@ -1,0 +1,164 @@
+//! A store that is opened again.
+
+use std::{os::unix::fs::FileExt as _, path::PathBuf, sync::Arc};
+
+use socinbd::layer::{Disk, Store};
+
+use super::fixture::{Lab, Layer, assert_holds, complete, range, read};
+
+/// Closes the store, and opens it again.
+fn reopen(lab: &mut Lab, disk: Arc<Disk>) {
+    drop(disk);
+    let root = lab.root.path().to_owned();
+    let other = tempfile::tempdir().unwrap();
+    drop(std::mem::replace(
+        &mut lab.store,
+        Store::open(other.path()).unwrap(),
+    ));
+    lab.store = Store::open(&root).unwrap();
+}
+
+fn folder(lab: &Lab) -> PathBuf {
+    let layer = &lab.layer;
+    lab.root
+        .path()
+        .join("layers/sha256")
+        .join(layer.layer.digest.hex())
+        .join(layer.table.hex())
+}
+
+fn stored(lab: &Lab) -> Option<Arc<Disk>> {
+    lab.store
+        .stored(&lab.layer.layer.digest, &lab.layer.table)
+        .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_complete_disk_needs_no_registry() {
+    let mut lab = Lab::new(Layer::new(40));
+    let disk = lab.disk().await;
+    complete(&disk).await;
+    reopen(&mut lab, disk);
+    lab.registry
+        .remove(super::fixture::REPOSITORY, &lab.layer.layer.digest);
+    lab.registry.reset_counters();
+    let disk = stored(&lab).unwrap();
+    assert!(disk.is_complete());
+    let bytes = read(&disk, lab.layer.place("data/big")).await.unwrap();
+    assert!(bytes == lab.layer.files["data/big"]);
+    assert_holds(disk.path(), &lab.layer.files);
+    assert_eq!(lab.registry.counters().total().requests, 0);
+    assert!(lab.store.list().unwrap()[0].complete);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_present_stays_so_and_the_rest_comes_from_the_remembered_source() {
+    let mut lab = Lab::new(Layer::new(41));
+    let disk = lab.disk().await;
+    let big = lab.layer.place("data/big");
+    read(&disk, big.clone()).await.unwrap();
+    let counts = disk.span_counts();
+    reopen(&mut lab, disk);
+    lab.registry.reset_counters();
+    let disk = stored(&lab).unwrap();
+    assert_eq!(disk.span_counts(), counts);
+    read(&disk, big).await.unwrap();
+    assert_eq!(lab.fetched().0, 0);
+    complete(&disk).await;
+    assert!(lab.fetched().0 > 0);
+    assert_holds(disk.path(), &lab.layer.files);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn data_without_its_bit_is_fetched_again() {
+    let mut lab = Lab::new(Layer::new(42));
+    let disk = lab.disk().await;
+    complete(&disk).await;
+    reopen(&mut lab, disk);
+    // as a kill between the data and its bit leaves it: the bits are behind, and the state says nothing yet
+    let spans = std::fs::OpenOptions::new()
+        .write(true)
+        .open(folder(&lab).join("spans"))
+        .unwrap();
+    spans.write_all_at(&[0], 0).unwrap();
+    let state = folder(&lab).join("state.json");
+    let text = std::fs::read_to_string(&state).unwrap();
+    let changed = text.replace("\"complete\": true", "\"complete\": false");
+    assert_ne!(text, changed);
+    std::fs::write(&state, changed).unwrap();
+
+    lab.registry.reset_counters();
+    let disk = stored(&lab).unwrap();
+    assert!(!disk.is_complete());
+    complete(&disk).await;
+    let (requests, bytes) = lab.fetched();
+    assert!(
+        requests > 0 && bytes < lab.layer.layer.size / 2,
+        "only what lost its bit"
+    );
+    assert_holds(disk.path(), &lab.layer.files);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leftovers_and_damaged_folders_are_removed() {
+    type Damage = fn(&PathBuf);
+    let damages: [Damage; 5] = [
+        |folder| std::fs::write(folder.join("state.json"), "{").unwrap(),
+        |folder| std::fs::write(folder.join("spans"), "short").unwrap(),
+        |folder| std::fs::write(folder.join("layout"), "none").unwrap(),
+        |folder| std::fs::write(folder.join("spans.table"), "none").unwrap(),
+        |folder| {
+            let disk = std::fs::OpenOptions::new()
+                .write(true)
+                .open(folder.join("disk.ext4"));
+            disk.unwrap().set_len(4096).unwrap();
+        },
+    ];
+    for damage in damages {
+        let mut lab = Lab::new(Layer::new(43));
+        let disk = lab.disk().await;
+        reopen(&mut lab, disk);
+        damage(&folder(&lab));
+        assert!(stored(&lab).is_none());
+        assert!(!folder(&lab).exists());
+        let disk = lab.disk().await;
+        complete(&disk).await;
+        assert_holds(disk.path(), &lab.layer.files);
+    }
+
+    let mut lab = Lab::new(Layer::new(43));
+    let disk = lab.disk().await;
+    let left = lab.root.path().join("layers/new/1-1");
+    std::fs::create_dir(&left).unwrap();
+    std::fs::write(left.join("disk.ext4"), "half").unwrap();
+    reopen(&mut lab, disk);
+    assert!(!left.exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_that_the_machine_may_have_lost_is_not_served() {
+    let mut lab = Lab::new(Layer::new(44));
+    let disk = lab.disk().await;
+    disk.sync().unwrap();
+    reopen(&mut lab, disk);
+    let state = folder(&lab).join("state.json");
+    let text = std::fs::read_to_string(&state).unwrap();
+    assert!(!text.contains("boot"), "synced");
+    let text = text.replacen('{', "{\n  \"unsynced_since_boot\": \"another\",", 1);
+    std::fs::write(&state, text).unwrap();
+    assert!(stored(&lab).is_none());
+    assert!(lab.store.list().unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_table_gives_the_same_bytes() {
+    let one = Lab::new(Layer::new(45));
+    let two = Lab::new(Layer::new(45));
+    let (one_disk, two_disk) = (one.disk().await, two.disk().await);
+    read(&two_disk, range(0, two_disk.size() / 2))
+        .await
+        .unwrap();
+    complete(&one_disk).await;
+    complete(&two_disk).await;
+    assert!(std::fs::read(one_disk.path()).unwrap() == std::fs::read(two_disk.path()).unwrap());
+}
