@@ -21,6 +21,9 @@ const ROUNDS: u32 = 3;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(5);
 
+/// How long one source is tried without any progress, before the next one, and before the disk says that it is degraded.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// Why a span whose compressed bytes have come is not present.
 enum Refused {
     /// The bytes are not the span's: another source, or another try, may have them.
@@ -131,7 +134,9 @@ async fn fetch_run(
     let _room = disk.store().memory(end - start).await;
     let bytes = if start < end {
         disk.count_fetch(|counters| counters.fetches += 1);
-        source.range(&disk.layer().digest, start..end).await?
+        source
+            .range_within(&disk.layer().digest, start..end, PATIENCE)
+            .await?
     } else {
         Bytes::new()
     };

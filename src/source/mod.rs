@@ -3,7 +3,7 @@
 //! [`Source`] is the one face of both. What it fetches by digest as a whole (manifests, small blobs) is verified here; ranges and
 //! streams are verified by who asked for them, who alone knows the digest of a span.
 
-use std::{collections::BTreeMap, ops::Range, sync::Arc};
+use std::{collections::BTreeMap, ops::Range, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
@@ -145,7 +145,21 @@ impl Source {
     /// A range of a blob: exactly these bytes. Not verified: the caller has the span's digest. Retries inside.
     pub async fn range(&self, digest: &Digest, range: Range<u64>) -> Result<Bytes> {
         match &self.0.place {
-            Place::Registry(repository) => repository.range(digest, range).await,
+            Place::Registry(repository) => repository.range(digest, range, None).await,
+            Place::Layout(layout) => layout.range(digest, range).await,
+        }
+    }
+
+    /// As [`Source::range`], with a time of its own for what fails without any progress: for who has another source, or goes on trying
+    /// by itself.
+    pub async fn range_within(
+        &self,
+        digest: &Digest,
+        range: Range<u64>,
+        patience: Duration,
+    ) -> Result<Bytes> {
+        match &self.0.place {
+            Place::Registry(repository) => repository.range(digest, range, Some(patience)).await,
             Place::Layout(layout) => layout.range(digest, range).await,
         }
     }

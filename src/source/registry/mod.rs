@@ -4,7 +4,7 @@
 //! through failures ([`retry`]), and [`stream`] a whole blob by several of them; [`document`] reads small JSON, from which
 //! [`manifest`] and [`referrers`] are made.
 
-use std::{ops::Range, sync::Arc};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::BoxStream;
@@ -103,9 +103,19 @@ impl Repository {
         ))
     }
 
-    pub(super) async fn range(&self, digest: &Digest, range: Range<u64>) -> Result<Bytes> {
+    /// `patience`: other than the limit for blobs.
+    pub(super) async fn range(
+        &self,
+        digest: &Digest,
+        range: Range<u64>,
+        patience: Option<Duration>,
+    ) -> Result<Bytes> {
         let length = range.end.saturating_sub(range.start);
-        collect(Reader::new(&self.client, digest, range, None), length).await
+        let mut reader = Reader::new(&self.client, digest, range, None);
+        if let Some(patience) = patience {
+            reader.set_patience(patience);
+        }
+        collect(reader, length).await
     }
 
     pub(super) async fn stream(

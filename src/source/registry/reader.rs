@@ -3,7 +3,7 @@
 //! It knows where it stands in the blob. An answer is checked against that position before one byte of it is taken; when an answer
 //! breaks off, the next one is asked for from there.
 
-use std::{ops::Range, sync::Arc};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use reqwest::StatusCode;
@@ -102,6 +102,11 @@ impl Reader {
             }
         }
         Ok(None)
+    }
+
+    /// Gives up after another time without progress than the client's limit.
+    pub(super) fn set_patience(&mut self, patience: Duration) {
+        self.tries.set_patience(patience);
     }
 
     /// Whether the server answered a range with the whole blob. Known after the first [`Reader::next`].

@@ -50,6 +50,10 @@ impl Tries {
         }
     }
 
+    pub(super) fn set_patience(&mut self, patience: Duration) {
+        self.patience = patience;
+    }
+
     /// Something came: the patience begins anew.
     pub(super) fn progress(&mut self) {
         self.since = Instant::now();
