@@ -266,7 +266,8 @@ impl Disk {
         }
         self.read_ahead(&range);
         for waiter in waiters {
-            waiter.wait(deadline).await?;
+            let late = || fetch::unanswered(self, &range);
+            waiter.wait(deadline, late).await?;
         }
         Ok(())
     }
@@ -397,6 +398,11 @@ impl Disk {
         if unsynced.len() == 1 {
             self.store.sync_later(self);
         }
+    }
+
+    /// The first span that a read of this range has to wait for.
+    pub(super) fn missing(&self, range: &Range<DiskOffset>) -> Option<SpanId> {
+        self.needed(range).find(|span| !self.bitmap.get(*span))
     }
 
     /// The spans under a range of the disk, ascending, each once.

@@ -10,7 +10,7 @@ use crate::{
     gzip::inflate::SpanDecoder,
     oci::Digest,
     source::Source,
-    units::SpanId,
+    units::{DiskOffset, SpanId},
     ztoc::Compression,
 };
 
@@ -62,9 +62,9 @@ pub(super) async fn fetch(disk: Arc<Disk>, claim: Claim) {
     tokio::select! {
         () = rounds => {}
         () = claim.effort().passed() => {
-            // those who wait have given up or do so now, with what went wrong last
-            let error = claim.effort().last_error().unwrap_or_else(|| Arc::new(unanswered(&disk, claim.spans())));
-            disk.health().failed(&[SpanId(claim.spans().start)], &error);
+            // those who wait have given up, or do so now
+            let error = claim.effort().last_error();
+            let error = error.unwrap_or_else(|| silent(&disk, &claim.spans()));
             for span in claim.spans() {
                 claim.end(SpanId(span), Err(Arc::clone(&error)));
             }
@@ -270,14 +270,26 @@ fn summary(disk: &Disk, missing: &[SpanId], round: u32, failures: &[Error]) -> E
     )
 }
 
-fn unanswered(disk: &Disk, spans: Range<u32>) -> Error {
-    Error::new(
+/// The error of a fetch that has not heard from any source.
+fn silent(disk: &Disk, spans: &Range<u32>) -> Arc<Error> {
+    let error = Arc::new(Error::new(
         Kind::Unavailable,
         format!(
-            "span {} of layer {} could not be fetched in the time that a read may wait: no source has answered",
+            "span {} of layer {} could not be fetched: no source has answered in the time that a read may wait",
             spans.start,
             disk.layer().digest
         ),
+    ));
+    disk.health().failed(&[SpanId(spans.start)], &error);
+    error
+}
+
+/// The error of a reader whose time is over before its fetch has failed even once.
+pub(super) fn unanswered(disk: &Disk, range: &Range<DiskOffset>) -> Arc<Error> {
+    let missing = disk.missing(range);
+    silent(
+        disk,
+        &missing.map_or(0..0, |span| span.get()..span.get() + 1),
     )
 }
 

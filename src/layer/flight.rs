@@ -94,8 +94,12 @@ pub(super) struct Waiter {
 }
 
 impl Waiter {
-    /// The fetch's outcome; when the deadline passes first, its last error.
-    pub(super) async fn wait(mut self, deadline: Deadline) -> Outcome {
+    /// The fetch's outcome; when the deadline passes first, its last error, or `late` where it has none yet.
+    pub(super) async fn wait(
+        mut self,
+        deadline: Deadline,
+        late: impl FnOnce() -> Arc<Error>,
+    ) -> Outcome {
         let outcome = async {
             match self.outcome.wait_for(Option::is_some).await {
                 Ok(outcome) => outcome.clone().unwrap_or(Ok(())), // it is some
@@ -107,14 +111,7 @@ impl Waiter {
         };
         tokio::time::timeout_at(deadline, outcome)
             .await
-            .unwrap_or_else(|_| {
-                Err(self.effort.last_error().unwrap_or_else(|| {
-                    Arc::new(Error::new(
-                        Kind::Unavailable,
-                        "no source of the layer has answered in the time that a read may wait",
-                    ))
-                }))
-            })
+            .unwrap_or_else(|_| Err(self.effort.last_error().unwrap_or_else(late)))
     }
 }
 
@@ -257,7 +254,7 @@ mod tests {
         assert!(none.is_empty());
         claims[1].end(SpanId(3), Ok(()));
         for waiter in second {
-            assert!(waiter.wait(soon()).await.is_ok());
+            assert!(waiter.wait(soon(), stopped).await.is_ok());
         }
         // it has ended: who asks now starts anew
         let (_, again) = flights.claim(spans(3..4), |_| false, fit, soon());
@@ -270,9 +267,9 @@ mod tests {
         let (mut waiters, claims) = flights.claim(spans(0..2), |_| false, |_| true, soon());
         claims[0].end(SpanId(0), Ok(()));
         drop(claims);
-        let last = waiters.pop().unwrap().wait(None).await;
+        let last = waiters.pop().unwrap().wait(None, stopped).await;
         assert_eq!(last.unwrap_err().kind(), Kind::Unavailable);
-        assert!(waiters.pop().unwrap().wait(None).await.is_ok());
+        assert!(waiters.pop().unwrap().wait(None, stopped).await.is_ok());
     }
 
     #[tokio::test]
@@ -285,12 +282,12 @@ mod tests {
         let (mut second, _) = flights.claim(spans(0..1), |_| false, |_| true, long);
         effort.note(&Arc::new(Error::new(Kind::Unauthorized, "refused")));
 
-        let error = first.pop().unwrap().wait(short).await.unwrap_err();
+        let error = first.pop().unwrap().wait(short, stopped).await.unwrap_err();
         assert_eq!(error.kind(), Kind::Unauthorized);
         assert!(Some(Instant::now()) >= short && Some(Instant::now()) < long);
         effort.passed().await;
         assert!(Some(Instant::now()) >= long);
         claims[0].end(SpanId(0), Ok(()));
-        assert!(second.pop().unwrap().wait(None).await.is_ok());
+        assert!(second.pop().unwrap().wait(None, stopped).await.is_ok());
     }
 }

@@ -11,10 +11,12 @@ use super::{
 };
 use crate::{
     error::{Error, Kind, Result, ResultExt as _},
-    ext4::{Layout, Regions},
+    ext4::{DataRegion, Layout, Regions},
     oci::Digest,
     source::Source,
-    tree::Tree,
+    tar::{Entry, EntryKind},
+    tree::{NodeKind, Tree},
+    units::LayerOffset,
     ztoc::{SpanTable, Ztoc},
 };
 
@@ -50,9 +52,9 @@ pub(super) fn indexed(
         .or_kind(Kind::Unsupported, || "its files make no tree".to_owned())?;
     let layout = Layout::new(&tree, &parsed.entries, table.bytes())
         .or_kind(Kind::Unsupported, || "its files do not fit ext4".to_owned())?;
-    let facts = stacking_facts(tree);
+    let regions = used_regions(&layout, &tree, &parsed.entries)?;
     drop(parsed.entries);
-    let regions = regions(&layout)?;
+    let facts = stacking_facts(tree);
     check_coverage(&regions, &parsed.spans)?;
 
     let count = parsed.spans.spans.len() as u32; // `spans::encode` has checked it
@@ -79,10 +81,27 @@ pub(super) fn stacking_facts(tree: Tree) -> StackingFacts {
     }
 }
 
-/// The region table of a layout.
-pub(super) fn regions(layout: &Layout) -> Result<Regions> {
-    Regions::new(layout.size, layout.regions.clone())
-        .or_kind(Kind::Corrupt, || "its files' data overlap".to_owned())
+/// The region table of a layout, without the data of entries that later ones replace: their blocks are free, and stay empty.
+pub(super) fn used_regions(layout: &Layout, tree: &Tree, entries: &[Entry]) -> Result<Regions> {
+    let mut used = vec![false; entries.len()];
+    for node in &tree.nodes {
+        if let NodeKind::File { entry, .. } = node.kind {
+            used[entry] = true;
+        }
+    }
+    // where the data of each entry starts, ascending, and whether a file has it
+    let starts: Vec<(LayerOffset, bool)> = entries
+        .iter()
+        .zip(used)
+        .filter(|(entry, _)| entry.kind == EntryKind::Regular && entry.size > 0)
+        .map(|(entry, used)| (entry.data_offset, used))
+        .collect();
+    let is_used = |region: &&DataRegion| {
+        let after = starts.partition_point(|(start, _)| *start <= region.layer.start);
+        after > 0 && starts[after - 1].1
+    };
+    let data = layout.regions.iter().filter(is_used).cloned().collect();
+    Regions::new(layout.size, data).or_kind(Kind::Corrupt, || "its files' data overlap".to_owned())
 }
 
 /// Writes a disk's metadata, and gives the disk its size.

@@ -214,9 +214,9 @@ fn unpack(
         .or_kind(Kind::Unsupported, || "its files make no tree".to_owned())?;
     let layout = Layout::new(&tree, &indexed.entries, table.bytes())
         .or_kind(Kind::Unsupported, || "its files do not fit ext4".to_owned())?;
-    let facts = import::stacking_facts(tree);
+    let regions = import::used_regions(&layout, &tree, &indexed.entries)?;
     drop(indexed);
-    let regions = import::regions(&layout)?;
+    let facts = import::stacking_facts(tree);
     let disk: File = sink.finish(&regions).or_kind(Kind::Io, write)?;
     import::write_metadata(&disk, &layout).or_kind(Kind::Io, write)?;
     folder.write(folder::SPAN_TABLE, &no_spans()?)?;

@@ -6,6 +6,7 @@ use std::{
 
 use bytes::Bytes;
 use socinbd::{
+    error::Kind,
     ext4::{DataRegion, Layout},
     layer::{Disk, LayerBlob, Options, Store},
     oci::{Digest, Packing},
@@ -26,7 +27,7 @@ pub struct Random(u64);
 
 impl Random {
     pub fn new(seed: u64) -> Self {
-        Self(seed | 1)
+        Self(seed.wrapping_mul(2) + 1)
     }
 
     pub fn below(&mut self, limit: u64) -> u64 {
@@ -241,6 +242,7 @@ impl Lab {
     /// With another time that a read may wait.
     pub fn with_options(layer: Layer, options: Options) -> Self {
         let mut lab = Self::new(layer);
+        // nothing has used it yet: it is free at once
         drop(lab.store);
         lab.store = Store::open_with(lab.root.path(), options).unwrap();
         lab
@@ -315,4 +317,19 @@ pub fn assert_holds(disk: &Path, files: &Files) {
         let found = ext4.read(format!("/{path}").as_str()).unwrap();
         assert!(found == *bytes, "{path} has other bytes");
     }
+}
+
+/// Opens a store that was dropped just now: a task that ends may hold it a moment longer.
+pub async fn open_when_free(root: &Path) -> Arc<Store> {
+    let opening = async {
+        loop {
+            match Store::open(root) {
+                Err(error) if error.kind() == Kind::Busy => tokio::task::yield_now().await,
+                store => break store.unwrap(),
+            }
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(60), opening)
+        .await
+        .expect("the store is closed within a minute")
 }

@@ -8,7 +8,7 @@ use socinbd::{
     units::DiskOffset,
 };
 
-use super::fixture::{Lab, Layer, Random, assert_holds, complete, range, read};
+use super::fixture::{Lab, Layer, Random, assert_holds, complete, open_when_free, range, read};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn import_fetches_nothing_and_the_whole_is_right_at_the_end() {
@@ -224,7 +224,7 @@ async fn two_stores_on_one_root_must_not_be() {
     assert_eq!(error.kind(), Kind::Busy);
     assert!(error.report().contains(&std::process::id().to_string()));
     drop(lab.store);
-    Store::open(lab.root.path()).unwrap();
+    open_when_free(lab.root.path()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

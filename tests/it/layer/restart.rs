@@ -4,10 +4,10 @@ use std::{os::unix::fs::FileExt as _, path::PathBuf, sync::Arc};
 
 use socinbd::layer::{Disk, Store};
 
-use super::fixture::{Lab, Layer, assert_holds, complete, range, read};
+use super::fixture::{Lab, Layer, assert_holds, complete, open_when_free, range, read};
 
 /// Closes the store, and opens it again.
-fn reopen(lab: &mut Lab, disk: Arc<Disk>) {
+async fn reopen(lab: &mut Lab, disk: Arc<Disk>) {
     drop(disk);
     let root = lab.root.path().to_owned();
     let other = tempfile::tempdir().unwrap();
@@ -15,7 +15,7 @@ fn reopen(lab: &mut Lab, disk: Arc<Disk>) {
         &mut lab.store,
         Store::open(other.path()).unwrap(),
     ));
-    lab.store = Store::open(&root).unwrap();
+    lab.store = open_when_free(&root).await;
 }
 
 fn folder(lab: &Lab) -> PathBuf {
@@ -38,7 +38,7 @@ async fn a_complete_disk_needs_no_registry() {
     let mut lab = Lab::new(Layer::new(40));
     let disk = lab.disk().await;
     complete(&disk).await;
-    reopen(&mut lab, disk);
+    reopen(&mut lab, disk).await;
     lab.registry
         .remove(super::fixture::REPOSITORY, &lab.layer.layer.digest);
     lab.registry.reset_counters();
@@ -58,7 +58,7 @@ async fn what_is_present_stays_so_and_the_rest_comes_from_the_remembered_source(
     let big = lab.layer.place("data/big");
     read(&disk, big.clone()).await.unwrap();
     let counts = disk.span_counts();
-    reopen(&mut lab, disk);
+    reopen(&mut lab, disk).await;
     lab.registry.reset_counters();
     let disk = stored(&lab).unwrap();
     assert_eq!(disk.span_counts(), counts);
@@ -74,7 +74,7 @@ async fn data_without_its_bit_is_fetched_again() {
     let mut lab = Lab::new(Layer::new(42));
     let disk = lab.disk().await;
     complete(&disk).await;
-    reopen(&mut lab, disk);
+    reopen(&mut lab, disk).await;
     // as a kill between the data and its bit leaves it: the bits are behind, and the state says nothing yet
     let spans = std::fs::OpenOptions::new()
         .write(true)
@@ -117,7 +117,7 @@ async fn leftovers_and_damaged_folders_are_removed() {
     for damage in damages {
         let mut lab = Lab::new(Layer::new(43));
         let disk = lab.disk().await;
-        reopen(&mut lab, disk);
+        reopen(&mut lab, disk).await;
         damage(&folder(&lab));
         assert!(stored(&lab).is_none());
         assert!(!folder(&lab).exists());
@@ -131,7 +131,7 @@ async fn leftovers_and_damaged_folders_are_removed() {
     let left = lab.root.path().join("layers/new/1-1");
     std::fs::create_dir(&left).unwrap();
     std::fs::write(left.join("disk.ext4"), "half").unwrap();
-    reopen(&mut lab, disk);
+    reopen(&mut lab, disk).await;
     assert!(!left.exists());
 }
 
@@ -140,7 +140,7 @@ async fn a_folder_that_the_machine_may_have_lost_is_not_served() {
     let mut lab = Lab::new(Layer::new(44));
     let disk = lab.disk().await;
     disk.sync().unwrap();
-    reopen(&mut lab, disk);
+    reopen(&mut lab, disk).await;
     let state = folder(&lab).join("state.json");
     let text = std::fs::read_to_string(&state).unwrap();
     assert!(!text.contains("boot"), "synced");
