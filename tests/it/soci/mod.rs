@@ -3,7 +3,7 @@
 mod discovery;
 mod image;
 mod layout;
-mod make;
+pub mod make;
 
 /// Runs async code in a test, on a runtime of its own.
 fn run<T>(work: impl Future<Output = T>) -> T {

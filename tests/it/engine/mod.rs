@@ -1,0 +1,195 @@
+//! Images attached by the program itself, as a person would, and compared with what an independent unpack makes of them.
+
+mod lazy;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// A root, a run directory and mount points of their own. What is attached is detached, and the daemon ended, when this is dropped.
+pub struct Host {
+    folder: TempDir,
+}
+
+impl Host {
+    pub fn new() -> Self {
+        let folder = TempDir::with_prefix("socinbd-test-").unwrap();
+        Self { folder }
+    }
+
+    pub fn root(&self) -> PathBuf {
+        self.folder.path().join("root")
+    }
+
+    pub fn run_dir(&self) -> PathBuf {
+        self.folder.path().join("run")
+    }
+
+    /// An empty folder to mount on.
+    pub fn mountpoint(&self, name: &str) -> PathBuf {
+        let path = self.folder.path().join(name);
+        fs::create_dir_all(&path).unwrap();
+        path
+    }
+
+    /// The program with this host's folders.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_socinbd"));
+        command
+            .arg("--root")
+            .arg(self.root())
+            .arg("--run-dir")
+            .arg(self.run_dir());
+        command
+            .args(arguments)
+            .env("DOCKER_CONFIG", self.folder.path());
+        command
+    }
+
+    /// Runs the program, whatever its status.
+    pub fn output(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    /// Runs the program, which must succeed; its standard output.
+    pub fn run(&self, arguments: &[&str]) -> String {
+        let output = self.output(arguments);
+        assert!(
+            output.status.success(),
+            "socinbd {arguments:?}: {}\n{}{}{}",
+            output.status,
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr),
+            self.log(),
+        );
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Runs the program, which must fail with this status; its standard error.
+    pub fn fail(&self, arguments: &[&str], status: i32) -> String {
+        let output = self.output(arguments);
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(
+            output.status.code(),
+            Some(status),
+            "socinbd {arguments:?}: {error}"
+        );
+        error
+    }
+
+    /// Attaches an image; what `--json` prints.
+    pub fn attach(&self, image: &str, mountpoint: &Path, options: &[&str]) -> Value {
+        let mountpoint = mountpoint.to_str().unwrap();
+        let arguments = [&["--json", "attach"], options, &[image, mountpoint]].concat();
+        serde_json::from_str(&self.run(&arguments)).unwrap()
+    }
+
+    pub fn detach(&self, mountpoint: &Path) {
+        self.run(&["detach", mountpoint.to_str().unwrap()]);
+    }
+
+    /// What `list --json` prints.
+    pub fn list(&self) -> Vec<Value> {
+        serde_json::from_str(&self.run(&["--json", "list"])).unwrap()
+    }
+
+    /// The daemon's process, if one runs.
+    pub fn daemon(&self) -> Option<u32> {
+        let root = self.root();
+        let of_this_root = |path: &Path| {
+            let arguments = fs::read(path.join("cmdline")).unwrap_or_default();
+            let arguments: Vec<&[u8]> = arguments.split(|&byte| byte == 0).collect();
+            arguments.contains(&&b"daemon"[..])
+                && arguments.contains(&root.as_os_str().as_encoded_bytes())
+        };
+        let processes = fs::read_dir("/proc")
+            .unwrap()
+            .map(|entry| entry.unwrap().path());
+        processes
+            .filter(|path| of_this_root(path))
+            .find_map(|path| path.file_name()?.to_str()?.parse().ok())
+    }
+
+    /// Kills the daemon without a chance to clean up, and waits until it is gone.
+    pub fn kill_daemon(&self) {
+        let pid = self.daemon().expect("a daemon runs");
+        self.signal(pid, "KILL");
+    }
+
+    fn signal(&self, pid: u32, signal: &str) {
+        let _ = Command::new("kill")
+            .args([&format!("-{signal}"), &pid.to_string()])
+            .status();
+        let status = PathBuf::from(format!("/proc/{pid}/stat"));
+        // a zombie's devices are gone as well; whoever started it may not have waited for it
+        while fs::read_to_string(&status).is_ok_and(|stat| !stat.contains(") Z ")) {
+            std::thread::yield_now();
+        }
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.run_dir().join("daemon.log")).unwrap_or_default()
+    }
+
+    /// Mounts, devices and daemons that belong to this host; none after everything is detached.
+    pub fn left_over(&self) -> Vec<String> {
+        let place = self.folder.path().to_str().unwrap();
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let mut found: Vec<String> = mounts
+            .lines()
+            .filter(|line| line.contains(place))
+            .map(str::to_owned)
+            .collect();
+        for device in socinbd::kernel::loopdev::attached().unwrap() {
+            if device.name.starts_with(&self.identifier()) {
+                found.push(format!("/dev/loop{}", device.index));
+            }
+        }
+        for device in socinbd::kernel::nbd::connected().unwrap() {
+            if device
+                .backend_id
+                .is_some_and(|id| id.starts_with(&self.identifier()))
+            {
+                found.push(format!("/dev/nbd{}", device.index));
+            }
+        }
+        for folder in ["attachments"] {
+            let folder = self.root().join(folder);
+            found.extend(
+                fs::read_dir(folder)
+                    .into_iter()
+                    .flatten()
+                    .map(|entry| entry.unwrap().path().display().to_string()),
+            );
+        }
+        found
+    }
+
+    /// How this host's devices start their names in the kernel.
+    fn identifier(&self) -> String {
+        let root = self.root().canonicalize().unwrap_or_else(|_| self.root());
+        let tag = socinbd::oci::Digest::of(root.as_os_str().as_encoded_bytes()).hex();
+        format!("socinbd-{}-", &tag[..8])
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        for entry in fs::read_dir(self.folder.path()).unwrap().flatten() {
+            while Command::new("umount")
+                .args(["-q", "-l"])
+                .arg(entry.path())
+                .status()
+                .is_ok_and(|status| status.success())
+            {}
+        }
+        if let Some(pid) = self.daemon() {
+            self.signal(pid, "TERM");
+        }
+    }
+}
