@@ -133,6 +133,16 @@ impl SpanDecoder {
     }
 }
 
+/// Whether the next checkpoint's window is what stands before it: the end of a span's bytes, and of its own window where they are
+/// shorter than a window. A table's windows are under no digest but its own; where this is false, one of the two spans is not what
+/// the table says.
+pub fn window_follows(window: Option<&[u8]>, decoded: &[u8], next: &[u8]) -> bool {
+    let window = window.unwrap_or(&ZEROS);
+    let from_window = next.len().saturating_sub(decoded.len());
+    let (old, new) = next.split_at(from_window);
+    window.ends_with(old) && decoded.ends_with(new)
+}
+
 /// One span on its way.
 struct Run<'a> {
     /// Where the span starts in the layer.
@@ -676,6 +686,21 @@ mod tests {
             }
         }
         assert!(errors > 3000, "damage is noticed: {errors}");
+    }
+
+    #[test]
+    fn a_window_follows_from_what_stands_before_it() {
+        let bytes = text(WINDOW_SIZE + 5000, 13);
+        let (window, rest) = bytes.split_at(WINDOW_SIZE);
+        let next = &bytes[5000..];
+        assert!(window_follows(Some(window), rest, next));
+        assert!(!window_follows(Some(next), rest, next));
+        assert!(!window_follows(Some(window), &rest[1..], next));
+        assert!(window_follows(None, &bytes, next));
+        assert!(!window_follows(None, &bytes, window));
+        let mut zeros_first = vec![0; WINDOW_SIZE - 5000];
+        zeros_first.extend(rest);
+        assert!(window_follows(None, rest, &zeros_first));
     }
 
     #[test]

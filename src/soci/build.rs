@@ -8,7 +8,7 @@ use crate::{
     error::Kind,
     gzip::scan,
     oci::{Digest, Packing, digest::Hasher},
-    tar::{self, Entry, NoZtoc},
+    tar::{self, Entry},
     ztoc::{self, ZtocParts},
 };
 
@@ -179,12 +179,8 @@ impl<S: LayerSink> LayerIndexer<S> {
                 }
                 Packing::Gzip | Packing::Plain => self.spans.finish(self.size)?,
             };
-            if let Some(NoZtoc::Sparse { index }) = archive.no_ztoc {
-                let name = archive.entries.get(index).map(|entry| &entry.name[..]);
-                return Err(format!(
-                    "{} is a sparse file, and a zTOC cannot say where its data is",
-                    String::from_utf8_lossy(name.unwrap_or_default())
-                ));
+            if let Some(reason) = &archive.no_ztoc {
+                return Err(reason.to_string());
             }
             let size = checkpoints.len() as u64 + table_size(&archive.entries);
             if size > MAX_ZTOC_SIZE {

@@ -199,7 +199,7 @@ fn a_sparse_file_is_read_and_has_no_ztoc() {
     wanted[1 << 20..].fill(b'b');
     assert!(sink.files[0].1 == wanted);
     let reason = indexed.ztoc.unwrap().unwrap_err();
-    assert!(reason.contains("sparse is a sparse file"), "{reason}");
+    assert!(reason.contains("entry 0 is a sparse file"), "{reason}");
     assert_eq!(indexed.spans, 0);
 }
 

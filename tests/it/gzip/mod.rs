@@ -3,6 +3,7 @@
 mod damage;
 mod layers;
 mod random;
+mod vectors;
 
 use socinbd::{
     gzip::inflate::{self, SpanDecoder},
