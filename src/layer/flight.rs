@@ -1,7 +1,7 @@
 //! Who waits for which span: one fetch a span, however many want it.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     ops::Range,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -184,13 +184,14 @@ impl Flights {
         (waiters, claims)
     }
 
-    /// Ends a span's flight, if it has not ended yet.
-    fn end(&self, span: SpanId, outcome: Outcome) {
-        let flight = lock(&self.0).remove(&span);
-        if let Some(flight) = flight {
-            // nobody waits any more: the next one finds the bit, or tries again
-            let _ = flight.outcome.send(Some(outcome));
-        }
+    /// Ends a span's flight, if it has not ended yet. After that the span may be on its way again, by another effort.
+    fn end(&self, span: SpanId, effort: &Arc<Effort>, outcome: Outcome) {
+        let flight = match lock(&self.0).entry(span) {
+            Entry::Occupied(flight) if Arc::ptr_eq(&flight.get().effort, effort) => flight.remove(),
+            _ => return,
+        };
+        // nobody waits any more: the next one finds the bit, or tries again
+        let _ = flight.outcome.send(Some(outcome));
     }
 }
 
@@ -213,14 +214,14 @@ impl Claim {
     /// Ends one of the spans.
     pub(super) fn end(&self, span: SpanId, outcome: Outcome) {
         debug_assert!(self.spans.contains(&span.get()));
-        self.flights.end(span, outcome);
+        self.flights.end(span, &self.effort, outcome);
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
         for span in self.spans.clone() {
-            self.flights.end(SpanId(span), Err(stopped()));
+            self.flights.end(SpanId(span), &self.effort, Err(stopped()));
         }
     }
 }
@@ -269,6 +270,18 @@ mod tests {
         drop(claims);
         let last = waiters.pop().unwrap().wait(None, stopped).await;
         assert_eq!(last.unwrap_err().kind(), Kind::Unavailable);
+        assert!(waiters.pop().unwrap().wait(None, stopped).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_claim_ends_its_own_flights_only() {
+        let flights = Arc::new(Flights::default());
+        let (_, first) = flights.claim(spans(0..1), |_| false, |_| true, soon());
+        first[0].end(SpanId(0), Err(stopped()));
+        // who saw the error asks again before the first claim is dropped
+        let (mut waiters, second) = flights.claim(spans(0..1), |_| false, |_| true, soon());
+        drop(first);
+        second[0].end(SpanId(0), Ok(()));
         assert!(waiters.pop().unwrap().wait(None, stopped).await.is_ok());
     }
 

@@ -35,7 +35,7 @@ async fn a_ztoc_of_another_digest_or_another_layer_is_refused() {
     let other = Layer::new(61);
     let error = refused(&lab, lab.layer.table, other.ztoc.to_vec()).await;
     assert_eq!(error.kind(), Kind::Corrupt);
-    assert!(error.report().contains("has digest"));
+    assert!(error.report().contains("bytes have digest"));
 
     let error = refused(&lab, other.table, other.ztoc.to_vec()).await;
     assert_eq!(error.kind(), Kind::Corrupt);

@@ -114,6 +114,24 @@ async fn a_file_read_in_small_steps_costs_its_spans_and_no_more() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_sequential_reader_of_the_whole_costs_the_layer_once_in_few_requests() {
+    let lab = Lab::new(Layer::new(12));
+    let disk = lab.disk().await;
+    for start in (0..disk.size()).step_by(128 << 10) {
+        let length = (128 << 10).min(disk.size() - start);
+        read(&disk, range(start, length)).await.unwrap();
+    }
+    assert!(disk.is_complete());
+    let (requests, bytes) = lab.fetched();
+    assert!(bytes * 100 <= lab.layer.layer.size * 102, "{bytes} bytes");
+    let spans = lab.layer.spans.spans.len() as u64;
+    assert!(
+        requests * 2 <= spans,
+        "{requests} requests for {spans} spans"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn many_readers_share_one_fetch_a_span() {
     let lab = Lab::new(Layer::new(6));
     let disk = lab.disk().await;

@@ -2,6 +2,7 @@
 
 mod failures;
 mod fixture;
+mod full;
 mod hostile;
 mod lazy;
 mod restart;

@@ -1,0 +1,129 @@
+//! A disk without room.
+
+use std::{path::Path, process::Command};
+
+use socinbd::{
+    error::Kind,
+    layer::Store,
+    oci::{Digest, Packing},
+};
+
+use super::fixture::{Lab, Layer, REPOSITORY, assert_holds, complete, read};
+
+/// A small file system of its own; unmounted when dropped.
+struct Room(tempfile::TempDir);
+
+impl Room {
+    fn new(megabytes: u32) -> Self {
+        let room = Self(tempfile::tempdir().unwrap());
+        room.mount(&format!("size={megabytes}m"));
+        room
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    fn grow(&self, megabytes: u32) {
+        self.mount(&format!("remount,size={megabytes}m"));
+    }
+
+    fn mount(&self, options: &str) {
+        let mount = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", options, "tmpfs"])
+            .arg(self.path())
+            .status()
+            .expect("mount runs (package mount)");
+        assert!(mount.success(), "mounting needs root");
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.path()).status();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_span_that_finds_no_room_is_an_error_and_comes_when_there_is_some() {
+    let room = Room::new(2);
+    let mut lab = Lab::new(Layer::new(100));
+    lab.store = Store::open(room.path()).unwrap();
+    let disk = lab.disk().await;
+    let big = lab.layer.place("data/big");
+    let error = read(&disk, big.clone()).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Io, "{}", error.report());
+    let report = error.report();
+    for part in [
+        "No space left",
+        &lab.layer.layer.digest.to_string(),
+        "disk.ext4",
+    ] {
+        assert!(report.contains(part), "{part} is missing in: {report}");
+    }
+    assert!(disk.degraded().is_some());
+    // what did find room is there and right
+    let (present, _) = disk.span_counts();
+    assert!(present > 0);
+
+    room.grow(64);
+    let bytes = read(&disk, big).await.unwrap();
+    assert!(bytes == lab.layer.files["data/big"]);
+    assert_eq!(disk.degraded(), None);
+    complete(&disk).await;
+    disk.sync().unwrap();
+    assert_holds(disk.path(), &lab.layer.files);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_finds_no_room_leaves_nothing_behind() {
+    let room = Room::new(1);
+    let mut lab = Lab::new(Layer::new(101));
+    lab.store = Store::open(room.path()).unwrap();
+    let new = room.path().join("layers/new");
+
+    let source = lab.source().await;
+    let layer = &lab.layer.layer;
+    let error = lab
+        .store
+        .streamed(layer, &source, &|_| {})
+        .await
+        .err()
+        .unwrap();
+    assert_eq!(error.kind(), Kind::Io, "{}", error.report());
+    assert_eq!(std::fs::read_dir(&new).unwrap().count(), 0);
+
+    let filler = room.path().join("filler");
+    let _ = std::fs::write(&filler, vec![1; 1 << 20]); // as much as fits
+    let error = lab.try_disk().await.err().unwrap();
+    assert_eq!(error.kind(), Kind::Io, "{}", error.report());
+    assert_eq!(std::fs::read_dir(&new).unwrap().count(), 0);
+    assert_eq!(lab.store.list().unwrap(), []);
+
+    room.grow(64);
+    let disk = lab.store.streamed(layer, &source, &|_| {}).await.unwrap();
+    assert_holds(disk.path(), &lab.layer.files);
+    assert!(!lab.disk().await.is_complete());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_of_zeros_takes_no_room() {
+    let room = Room::new(4);
+    let mut lab = Lab::new(Layer::new(102));
+    lab.store = Store::open(room.path()).unwrap();
+    let files = super::fixture::Files::from([
+        ("data/zeros".to_owned(), vec![0; 32 << 20]),
+        ("data/text".to_owned(), b"text".to_vec()),
+    ]);
+    let tar = super::fixture::tar(&files);
+    let blob = super::fixture::gzip(&tar);
+    let layer = socinbd::layer::LayerBlob {
+        size: blob.len() as u64,
+        digest: lab.registry.add_blob(REPOSITORY, blob),
+        packing: Packing::Gzip,
+        diff_id: Digest::of(&tar),
+    };
+    let source = lab.source().await;
+    let disk = lab.store.streamed(&layer, &source, &|_| {}).await.unwrap();
+    assert_holds(disk.path(), &files);
+}
