@@ -3,47 +3,75 @@
 use super::BLOCK_SIZE;
 
 /// Blocks given one after the other, and their bytes.
+///
+/// Bytes are held without the zeros at the end of each piece: most directories are small, and a tree of 100,000 files can have
+/// 10,000 of them.
 #[derive(Debug)]
 pub(super) struct Area {
-    /// The number of the first.
-    start: u32,
-    bytes: Vec<u8>,
+    /// The block after the last.
+    end: u32,
+    pieces: Vec<(u32, Vec<u8>)>,
 }
 
 impl Area {
     /// An area that starts at this block.
     pub(super) fn new(start: u32) -> Self {
         Self {
-            start,
-            bytes: vec![],
+            end: start,
+            pieces: vec![],
         }
     }
 
     /// Takes as many blocks as `bytes` need, the rest of the last one zero, and returns the number of the first.
     ///
-    /// Numbers do not overflow: a disk's blocks are counted against its limit (2^30) after the area is full, and no tree that fits in
-    /// memory brings it from there to 2^32.
+    /// Numbers stay at the end of their range rather than overflow: the disk's size is then over its limit, and is refused.
     pub(super) fn push(&mut self, bytes: &[u8]) -> u32 {
-        let block = self.end();
-        self.bytes.extend_from_slice(bytes);
-        let whole = self.bytes.len().next_multiple_of(BLOCK_SIZE as usize);
-        self.bytes.resize(whole, 0);
+        let block = self.end;
+        let count = u32::try_from(bytes.len().div_ceil(BLOCK_SIZE as usize)).unwrap_or(u32::MAX);
+        self.end = self.end.saturating_add(count);
+        let length = bytes.iter().rposition(|&b| b != 0).map_or(0, |at| at + 1);
+        self.pieces.push((block, bytes[..length].to_vec()));
         block
     }
 
     /// The number of the block after the last.
     pub(super) fn end(&self) -> u32 {
-        self.start + (self.bytes.len() / BLOCK_SIZE as usize) as u32
+        self.end
     }
 
-    /// The bytes of a block that was given before.
-    pub(super) fn block_mut(&mut self, block: u32) -> &mut [u8] {
-        let at = (block - self.start) as usize * BLOCK_SIZE as usize;
-        &mut self.bytes[at..at + BLOCK_SIZE as usize]
+    /// Writes over bytes of a piece, whose first block this is; they must not be beyond its last byte that is not zero.
+    pub(super) fn patch(&mut self, block: u32, at: usize, bytes: &[u8]) {
+        let found = self.pieces.binary_search_by_key(&block, |piece| piece.0);
+        if let Ok(index) = found
+            && let Some(place) = self.pieces[index].1.get_mut(at..at + bytes.len())
+        {
+            place.copy_from_slice(bytes);
+        }
     }
 
-    /// All bytes.
-    pub(super) fn into_bytes(self) -> Vec<u8> {
-        self.bytes
+    /// Each piece with its first block, in order.
+    pub(super) fn into_pieces(self) -> Vec<(u32, Vec<u8>)> {
+        self.pieces
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_follow_each_other_without_their_zeros() {
+        let mut area = Area::new(100);
+        assert_eq!(area.push(&[1; 10]), 100);
+        assert_eq!(area.push(&[vec![2; 10], vec![0; 5000]].concat()), 101);
+        assert_eq!(area.push(&[3; 4096]), 103);
+        area.patch(101, 2, &[9, 9]);
+        assert_eq!(area.end(), 104);
+        let expected = [
+            (100, vec![1; 10]),
+            (101, vec![2, 2, 9, 9, 2, 2, 2, 2, 2, 2]),
+            (103, vec![3; 4096]),
+        ];
+        assert_eq!(area.into_pieces(), expected);
     }
 }

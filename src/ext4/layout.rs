@@ -43,7 +43,8 @@ pub struct Layout {
     pub size: u64,
     /// File data, also that of entries which later ones replace.
     pub regions: Vec<DataRegion>,
-    /// Blocks of metadata: where, and their bytes. Sorted; whole blocks. All else on the disk is zero.
+    /// Metadata: where, and the bytes. Sorted, without overlap, each from a block's start; zeros at the end of the last block of a run
+    /// may be left out. All else on the disk is zero.
     pub metadata: Vec<(DiskOffset, Vec<u8>)>,
 }
 
@@ -91,7 +92,9 @@ impl Layout {
 
         let mut metadata = Runs::default();
         metadata.add(0, head);
-        metadata.add(data.end, area.into_bytes());
+        for (block, bytes) in area.into_pieces() {
+            metadata.add(block.into(), bytes);
+        }
         metadata.add(geometry.inode_tables, inodes);
         for (group, bitmap) in groups.block_bitmaps {
             metadata.add(geometry.block_bitmaps + group, bitmap);
@@ -407,8 +410,7 @@ impl Writer<'_> {
         {
             *references += 1;
             let field = std::mem::offset_of!(XattrHeader, h_refcount);
-            let header = self.area.block_mut(*block);
-            header[field..field + 4].copy_from_slice(&references.to_le_bytes());
+            self.area.patch(*block, field, &references.to_le_bytes());
             return *block;
         }
         let block = self.area.push(&bytes);
@@ -449,7 +451,7 @@ impl Writer<'_> {
     }
 }
 
-/// Runs of blocks with their bytes; neighbours are joined while they are small.
+/// Runs of bytes; neighbours are joined while they are small.
 #[derive(Default)]
 struct Runs {
     runs: Vec<(DiskOffset, Vec<u8>)>,
@@ -459,23 +461,16 @@ struct Runs {
 const JOIN_LIMIT: usize = 1 << 20;
 
 impl Runs {
-    /// Adds whole blocks; the last one is filled up with zeros.
-    fn add(&mut self, block: u64, mut bytes: Vec<u8>) {
-        if bytes.is_empty() {
-            return;
-        }
+    fn add(&mut self, block: u64, bytes: Vec<u8>) {
         let start = block * BLOCK_SIZE;
-        let whole = bytes.len().next_multiple_of(BLOCK_SIZE as usize);
-        if let Some((last_start, last)) = self.runs.last_mut()
-            && last_start.get() + last.len() as u64 == start
-            && bytes.len() < JOIN_LIMIT
-        {
-            let end = last.len() + whole;
-            last.extend_from_slice(&bytes);
-            last.resize(end, 0);
-            return;
+        match self.runs.last_mut() {
+            Some((last_start, last))
+                if last_start.get() + last.len() as u64 == start && bytes.len() < JOIN_LIMIT =>
+            {
+                last.extend_from_slice(&bytes);
+            }
+            _ if bytes.is_empty() => {}
+            _ => self.runs.push((DiskOffset(start), bytes)),
         }
-        bytes.resize(whole, 0);
-        self.runs.push((DiskOffset(start), bytes));
     }
 }

@@ -18,6 +18,8 @@ mod layout;
 mod place;
 mod region;
 mod superblock;
+#[cfg(test)]
+mod tests;
 mod xattr;
 
 pub use layout::Layout;

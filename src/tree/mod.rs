@@ -11,6 +11,8 @@ use crate::tar::{Entry, Timestamp};
 
 mod build;
 mod path;
+#[cfg(test)]
+mod tests;
 mod xattr;
 
 /// The number of a node in its tree. The root is 0.

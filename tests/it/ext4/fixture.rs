@@ -116,6 +116,23 @@ impl Layer {
         entry
     }
 
+    /// The bytes of an entry's file.
+    pub fn content(&self, entry: usize, size: u64) -> Vec<u8> {
+        let entry = &self.entries[entry];
+        let mut content = vec![0; size as usize];
+        let whole = [Segment {
+            file_offset: 0,
+            layer_offset: entry.data_offset,
+            length: size,
+        }];
+        for s in entry.sparse.as_deref().unwrap_or(&whole) {
+            let from = s.layer_offset.get() as usize..(s.layer_offset.get() + s.length) as usize;
+            let to = s.file_offset as usize..(s.file_offset + s.length) as usize;
+            content[to].copy_from_slice(&self.bytes[from]);
+        }
+        content
+    }
+
     pub fn tree(&self) -> Tree {
         Tree::build(&self.entries).unwrap()
     }

@@ -3,4 +3,6 @@
 mod fixture;
 mod kernel;
 mod odd;
+mod random;
+mod reader;
 mod reference;

@@ -16,7 +16,7 @@ use std::{
 };
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, makedev, mknodat, utimensat};
-use socinbd::tar::{Entry, EntryKind, Timestamp};
+use socinbd::tar::{EntryKind, Timestamp};
 
 use super::fixture::{Layer, Mount};
 
@@ -44,8 +44,8 @@ impl Reference {
             layer,
             directories: BTreeMap::from([(PathBuf::new(), None)]),
         };
-        for entry in &layer.entries {
-            unpack.add(entry);
+        for index in 0..layer.entries.len() {
+            unpack.add(index);
         }
         unpack.set_directory_times();
         Self { mount, _disk: disk }
@@ -64,7 +64,8 @@ struct Unpack<'a> {
 }
 
 impl Unpack<'_> {
-    fn add(&mut self, entry: &Entry) {
+    fn add(&mut self, index: usize) {
+        let entry = &self.layer.entries[index];
         let relative = clean(&entry.name);
         let path = self.place(&relative);
         if let Some(parent) = relative.parent() {
@@ -87,7 +88,7 @@ impl Unpack<'_> {
         let device = |kind, device| mknodat(CWD, &path, kind, Mode::empty(), device).unwrap();
         let number = || makedev(entry.devmajor as u32, entry.devminor as u32);
         match entry.kind {
-            EntryKind::Regular => self.write(&path, entry),
+            EntryKind::Regular => self.write(&path, index),
             EntryKind::Directory => {
                 if !path.exists() {
                     fs::create_dir(&path).unwrap();
@@ -152,24 +153,9 @@ impl Unpack<'_> {
         }
     }
 
-    fn write(&self, path: &Path, entry: &Entry) {
-        use std::os::unix::fs::FileExt;
-        let file = fs::File::create(path).unwrap();
-        let bytes = |offset: u64, length: u64| {
-            &self.layer.bytes[offset as usize..(offset + length) as usize]
-        };
-        match &entry.sparse {
-            None => file
-                .write_all_at(bytes(entry.data_offset.get(), entry.size), 0)
-                .unwrap(),
-            Some(segments) => {
-                for s in segments {
-                    let piece = bytes(s.layer_offset.get(), s.length);
-                    file.write_all_at(piece, s.file_offset).unwrap();
-                }
-                file.set_len(entry.size).unwrap();
-            }
-        }
+    fn write(&self, path: &Path, index: usize) {
+        let size = self.layer.entries[index].size;
+        fs::write(path, self.layer.content(index, size)).unwrap();
     }
 
     fn set_directory_times(&self) {
