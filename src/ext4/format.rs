@@ -18,8 +18,8 @@ pub const STATE_VALID: u16 = 1;
 pub const ERRORS_CONTINUE: u16 = 1;
 /// `s_rev_level`: inodes of any size, feature flags.
 pub const DYNAMIC_REV: u32 = 1;
-/// `s_flags`: directory hashes take the bytes of names as unsigned.
-pub const FLAGS_UNSIGNED_HASH: u32 = 2;
+/// `s_flags`: directory hashes take the bytes of names as signed.
+pub const FLAGS_SIGNED_HASH: u32 = 1;
 /// `s_default_mount_opts`: `user.*` xattrs and POSIX ACLs.
 pub const DEFAULT_MOUNT_OPTS: u32 = 0x4 | 0x8;
 
@@ -313,7 +313,7 @@ pub const FT_FIFO: u8 = 5;
 /// `file_type` of a directory entry: symlink.
 pub const FT_SYMLINK: u8 = 7;
 
-/// `hash_version`: half MD4 of signed bytes; with [`FLAGS_UNSIGNED_HASH`] of unsigned ones.
+/// `hash_version`: half MD4, of signed or unsigned bytes as `s_flags` says.
 pub const DX_HASH_HALF_MD4: u8 = 1;
 
 /// What stands in the first block of a hashed directory after the entries `.` and `..`.

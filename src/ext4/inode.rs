@@ -46,6 +46,9 @@ pub(super) fn device(major: u32, minor: u32) -> Option<[u8; 60]> {
 
 /// A time as the field of old and its extra: 32 bits of seconds, then two more bits of them below the nanoseconds. Beyond 1901 and
 /// 2446 it is the nearest second, as in the kernel.
+///
+/// From 2310-04-04 to 2378-04-22 the bits are those that kernels before 3.14 wrote for times before 1970. e2fsck asks whether it should
+/// take them so, here as on a disk where a kernel has unpacked the same file; the kernel reads them as they are meant.
 fn time(time: Timestamp) -> (u32, u32) {
     let seconds = time.seconds.clamp(SECONDS_MIN, SECONDS_MAX);
     let nanoseconds = if seconds == time.seconds && seconds != SECONDS_MAX && seconds != SECONDS_MIN

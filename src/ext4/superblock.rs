@@ -6,10 +6,10 @@ use super::{
     BLOCK_SIZE,
     format::{
         COMPAT_DIR_INDEX, COMPAT_EXT_ATTR, COMPAT_SPARSE_SUPER2, DEFAULT_MOUNT_OPTS,
-        DX_HASH_HALF_MD4, DYNAMIC_REV, ERRORS_CONTINUE, EXTRA_ISIZE, FIRST_INO,
-        FLAGS_UNSIGNED_HASH, INCOMPAT_EXTENTS, INCOMPAT_FILETYPE, INCOMPAT_FLEX_BG, INODE_SIZE,
-        RO_COMPAT_DIR_NLINK, RO_COMPAT_EXTRA_ISIZE, RO_COMPAT_GDT_CSUM, RO_COMPAT_HUGE_FILE,
-        RO_COMPAT_LARGE_FILE, RO_COMPAT_READONLY, STATE_VALID, SUPER_MAGIC, Superblock,
+        DX_HASH_HALF_MD4, DYNAMIC_REV, ERRORS_CONTINUE, EXTRA_ISIZE, FIRST_INO, FLAGS_SIGNED_HASH,
+        INCOMPAT_EXTENTS, INCOMPAT_FILETYPE, INCOMPAT_FLEX_BG, INODE_SIZE, RO_COMPAT_DIR_NLINK,
+        RO_COMPAT_EXTRA_ISIZE, RO_COMPAT_GDT_CSUM, RO_COMPAT_HUGE_FILE, RO_COMPAT_LARGE_FILE,
+        RO_COMPAT_READONLY, STATE_VALID, SUPER_MAGIC, Superblock,
     },
     group::{GROUP_BLOCKS, Geometry, Groups},
 };
@@ -68,7 +68,7 @@ pub(super) fn superblock(geometry: &Geometry, groups: &Groups, identity: &Identi
     s.s_uuid = identity.uuid;
     s.s_hash_seed = identity.hash_seed;
     s.s_def_hash_version = DX_HASH_HALF_MD4;
-    s.s_flags = FLAGS_UNSIGNED_HASH.into();
+    s.s_flags = FLAGS_SIGNED_HASH.into();
     s.s_default_mount_opts = DEFAULT_MOUNT_OPTS.into();
     s.s_min_extra_isize = EXTRA_ISIZE.into();
     s.s_want_extra_isize = EXTRA_ISIZE.into();

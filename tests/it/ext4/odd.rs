@@ -85,7 +85,7 @@ fn times(layer: &mut Layer) {
 fn links(layer: &mut Layer) {
     layer.dir("links");
     for length in [1, 59, 60, 61, 4000, 4095] {
-        layer.symlink(format!("links/{length}"), "t".repeat(length));
+        layer.symlink(format!("links/{length}"), &"target/".repeat(600)[..length]);
     }
     layer.symlink("links/bytes", b"\xff\xfe/\x80");
     layer.hardlink("links/to a file", "files/4097");

@@ -130,7 +130,10 @@ impl Unpack<'_> {
         let place = self.place(parent);
         if !place.exists() {
             self.make_parents(parent.parent().unwrap());
-            fs::create_dir(place).unwrap();
+            fs::create_dir(&place).unwrap();
+            // a parent with setgid would give it its group and that bit
+            lchown(&place, Some(0), Some(0)).unwrap();
+            fs::set_permissions(&place, Permissions::from_mode(0o755)).unwrap();
             self.directories.insert(parent.to_owned(), None);
         }
     }
