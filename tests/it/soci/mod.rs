@@ -1,6 +1,8 @@
 //! OCI layouts and images as sources, SOCI indexes found and made.
 
+mod create;
 mod discovery;
+mod golden;
 mod image;
 mod layout;
 pub mod make;

@@ -89,6 +89,11 @@ impl Vectors {
             })
     }
 
+    /// Image cases.
+    pub(crate) fn images(&self) -> &[Value] {
+        list(&self.index["images"])
+    }
+
     /// A file of the set by its path in `index.json`.
     pub(crate) fn path(&self, relative: &Value) -> PathBuf {
         self.folder.join(text(relative))
