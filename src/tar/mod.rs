@@ -1,6 +1,30 @@
 //! Tar: headers, PAX records, GNU long names, sparse maps, with exact offsets; the entry as SOCI records it. Pure.
 
+#![warn(
+    clippy::arithmetic_side_effects,
+    clippy::as_conversions,
+    clippy::indexing_slicing,
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::panic,
+    missing_docs
+)]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::arithmetic_side_effects,
+        clippy::as_conversions,
+        clippy::indexing_slicing,
+        clippy::expect_used,
+        clippy::unwrap_used,
+        clippy::panic,
+        reason = "a test may fail"
+    )
+)]
+
+mod event;
 mod header;
+mod merge;
 mod number;
 mod pax;
 mod reader;
@@ -8,7 +32,8 @@ mod sparse;
 
 use crate::units::LayerOffset;
 
-pub use reader::{Archive, Event, NoZtoc, Reader};
+pub use event::{Archive, Event, NoZtoc};
+pub use reader::Reader;
 
 /// What an entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -98,6 +123,24 @@ impl Entry {
     /// Whether the PAX records say that the file is sparse: then its data does not stand in the layer as it is in the file.
     pub fn says_sparse(&self) -> bool {
         sparse::format(|key| self.pax_record(key.as_bytes())).is_some()
+    }
+
+    /// About what it takes in memory, in bytes.
+    pub(super) fn memory(&self) -> usize {
+        /// What an allocation costs besides its bytes.
+        const OVERHEAD: usize = 16;
+        let strings = [&self.name, &self.linkname, &self.uname, &self.gname];
+        let records = self.pax.iter().flat_map(|(key, value)| [key, value]);
+        let bytes = strings
+            .into_iter()
+            .chain(records)
+            .map(|text| text.capacity().saturating_add(OVERHEAD));
+        let records = size_of::<(Vec<u8>, Vec<u8>)>().saturating_mul(self.pax.capacity());
+        let segments = self.sparse.as_ref().map_or(0, Vec::capacity);
+        let lists = records.saturating_add(size_of::<Segment>().saturating_mul(segments));
+        bytes
+            .fold(lists, usize::saturating_add)
+            .saturating_add(size_of::<Entry>())
     }
 }
 

@@ -19,74 +19,13 @@
 //! ```
 
 use super::{
-    Entry, EntryKind, Error, MAX_SPECIAL_SIZE, Timestamp,
-    header::{self, BLOCK, BLOCK_SIZE, BadBlock, Header, RawBlock},
+    Archive, Entry, EntryKind, Error, Event, MAX_SPECIAL_SIZE, MAX_TABLE_SIZE, NoZtoc,
+    header::{self, BLOCK, BLOCK_SIZE, Header, RawBlock},
+    merge::{self, Form, Pending, Sparse, bad_block, bad_map, unsigned},
     number, pax,
-    sparse::{self, BadMap, LeadingMap, PaxSparse},
+    sparse::{self, BadMap, LeadingMap},
 };
-use crate::{tar::MAX_TABLE_SIZE, units::LayerOffset};
-
-/// What the stream's next bytes are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Event<'a> {
-    /// A new entry, all its headers merged: `Reader::entries()[index]`. Indexes count from zero without gaps. Its data follows.
-    Entry {
-        /// Index into [`Reader::entries`].
-        index: usize,
-    },
-    /// Bytes of the latest entry's data. A sparse file's holes are left out; its data comes at its true offsets.
-    Data {
-        /// Index into [`Reader::entries`].
-        index: usize,
-        /// Where in the file.
-        file_offset: u64,
-        /// Never empty.
-        bytes: &'a [u8],
-    },
-    /// The two zero blocks that end the archive. What follows is taken and ignored. Not seen when a stream ends without them.
-    End,
-}
-
-/// Why no zTOC can describe a layer, though its files are all well.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum NoZtoc {
-    /// A sparse file: a zTOC has one offset a file.
-    Sparse {
-        /// The first such entry.
-        index: usize,
-    },
-    /// A PAX global header before a regular file: AWS's daemon looks for a file's own header where the entry before ends, and would
-    /// find the global one.
-    GlobalHeader {
-        /// The file behind the header.
-        index: usize,
-    },
-}
-
-impl std::fmt::Display for NoZtoc {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Sparse { index } => write!(f, "entry {index} is a sparse file"),
-            Self::GlobalHeader { index } => {
-                write!(f, "a PAX global header stands before entry {index}")
-            }
-        }
-    }
-}
-
-/// A tar stream that has ended well.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Archive {
-    /// All entries, in order.
-    pub entries: Vec<Entry>,
-    /// Right after the two zero blocks, or the stream's end where they are missing: what SOCI writes as `uncompressed_archive_size`.
-    pub end: LayerOffset,
-    /// The length of the whole stream, with what follows the end.
-    pub stream_size: u64,
-    /// Why these entries cannot stand in a zTOC.
-    pub no_ztoc: Option<NoZtoc>,
-}
+use crate::units::LayerOffset;
 
 /// Takes a tar stream's bytes as they come. Holds the entries, and headers in part; never data.
 #[derive(Debug)]
@@ -115,9 +54,9 @@ enum State {
     SecondZeroBlock,
     Special(Special),
     /// Old GNU: blocks that continue the map.
-    SparseExtension(Box<SparseEntry>),
+    SparseExtension(Box<(Entry, Sparse)>),
     /// PAX 1.0: blocks before the data.
-    LeadingMap(Box<SparseEntry>, LeadingMap),
+    LeadingMap(Box<(Entry, Sparse)>, LeadingMap),
     Data(Data),
     Padding(u64),
     AfterEnd,
@@ -130,26 +69,6 @@ struct Special {
     typeflag: u8,
     size: usize,
     data: Vec<u8>,
-}
-
-/// What special headers have said about the next entry.
-#[derive(Debug, Default)]
-struct Pending {
-    records: pax::Records,
-    long_name: Vec<u8>,
-    long_link: Vec<u8>,
-    /// A global header has stood here; outlives other special headers.
-    global: bool,
-}
-
-/// A sparse file whose map is not yet whole.
-#[derive(Debug)]
-struct SparseEntry {
-    header: LayerOffset,
-    entry: Entry,
-    /// Bytes in the layer, with a leading map.
-    stored: u64,
-    pairs: sparse::Pairs,
 }
 
 /// The data of the latest entry.
@@ -389,193 +308,108 @@ impl Reader {
         Ok(())
     }
 
-    /// The header of an entry: applies the pending ones to it.
-    fn merged(&mut self, offset: LayerOffset, mut header: Header) -> Result<Option<usize>, Error> {
+    /// The header of an entry.
+    fn merged(&mut self, offset: LayerOffset, header: Header) -> Result<Option<usize>, Error> {
         let pending = std::mem::take(&mut self.pending);
-        let mut mtime = Timestamp {
-            seconds: header.mtime,
-            nanoseconds: 0,
-        };
-        for (key, value) in pending
-            .records
-            .iter()
-            .filter(|(_, value)| !value.is_empty())
-        {
-            apply(&mut header, &mut mtime, key, value)
-                .map_err(|field| Error::Number { offset, field })?;
-        }
-        if !pending.long_name.is_empty() {
-            header.name = pending.long_name;
-        }
-        if !pending.long_link.is_empty() {
-            header.linkname = pending.long_link;
-        }
-        let kind = match header.typeflag {
-            0 if header.name.ends_with(b"/") => EntryKind::Directory,
-            0 | b'0' | b'7' | b'S' => EntryKind::Regular,
-            b'1' => EntryKind::Hardlink,
-            b'2' => EntryKind::Symlink,
-            b'3' => EntryKind::Char,
-            b'4' => EntryKind::Block,
-            b'5' => EntryKind::Directory,
-            b'6' => EntryKind::Fifo,
-            flag => {
-                return Err(Error::UnsupportedType {
-                    offset,
-                    name: String::from_utf8_lossy(&header.name).into_owned(),
-                    flag,
-                });
-            }
-        };
-        // only regular files have data, whatever the header's size says
-        let stored = match kind {
-            EntryKind::Regular => unsigned("size", offset, header.size)?,
-            _ => 0,
-        };
-        let pax_sparse = match header.typeflag {
-            b'S' => PaxSparse::No,
-            _ => sparse::from_records(&pending.records, &mut header.name, &mut header.size)
-                .map_err(|bad| bad_map(offset, &header.name, bad))?,
-        };
-        let index = self.entries.len();
-        if pending.global && kind == EntryKind::Regular {
+        let after_global = pending.global;
+        let (entry, form) = merge::merge(offset, header, pending, self.position)?;
+        if after_global && entry.kind == EntryKind::Regular {
+            let index = self.entries.len();
             self.no_ztoc.get_or_insert(NoZtoc::GlobalHeader { index });
         }
-        let entry = Entry {
-            name: header.name,
-            kind,
-            data_offset: self.position,
-            size: stored,
-            linkname: header.linkname,
-            mode: header.mode,
-            uid: truncated(header.uid),
-            gid: truncated(header.gid),
-            uname: header.uname,
-            gname: header.gname,
-            mtime: Some(mtime),
-            devmajor: header.devmajor,
-            devminor: header.devminor,
-            pax: pending.records.into_iter().collect(),
-            sparse: None,
-        };
-        if header.typeflag == b'S' {
-            return self.gnu_sparse(offset, entry);
+        match form {
+            Form::Plain => {
+                let stored = entry.size;
+                self.push(entry, stored).map(Some)
+            }
+            Form::Gnu => self.gnu_sparse(offset, entry),
+            Form::MapInRecords(sparse) => self.push_sparse(entry, sparse).map(Some),
+            Form::MapBeforeData(sparse) => {
+                self.state = State::LeadingMap(Box::new((entry, sparse)), LeadingMap::default());
+                Ok(None)
+            }
         }
-        let pairs = match pax_sparse {
-            PaxSparse::No => return self.push(entry, stored).map(Some),
-            PaxSparse::InRecords(pairs) => Some(pairs),
-            PaxSparse::BeforeData => None,
-        };
-        if kind != EntryKind::Regular {
-            return Err(bad_map(
-                offset,
-                &entry.name,
-                BadMap("it is no regular file"),
-            ));
-        }
-        let entry = SparseEntry {
-            header: offset,
-            entry: Entry {
-                size: unsigned("GNU.sparse.realsize", offset, header.size)?,
-                ..entry
-            },
-            stored,
-            pairs: pairs.clone().unwrap_or_default(),
-        };
-        if pairs.is_some() {
-            return self.push_sparse(entry).map(Some);
-        }
-        self.state = State::LeadingMap(Box::new(entry), LeadingMap::default());
-        Ok(None)
     }
 
     /// A header of type `S`; the block is still there.
-    fn gnu_sparse(&mut self, offset: LayerOffset, entry: Entry) -> Result<Option<usize>, Error> {
-        let Some(map) = header::gnu_sparse(&self.block) else {
-            return Err(bad_map(
-                offset,
-                &entry.name,
-                BadMap("its header is not GNU's"),
-            ));
-        };
-        let (size, fields) = map.map_err(|bad| bad_block(offset, bad))?;
-        let entry = SparseEntry {
-            header: offset,
-            stored: entry.size,
-            entry: Entry {
-                size: unsigned("realsize", offset, size)?,
-                ..entry
-            },
+    fn gnu_sparse(
+        &mut self,
+        header: LayerOffset,
+        mut entry: Entry,
+    ) -> Result<Option<usize>, Error> {
+        let not_gnu = BadMap("its header is not GNU's");
+        let map =
+            header::gnu_sparse(&self.block).ok_or_else(|| bad_map(header, &entry.name, not_gnu))?;
+        let (size, fields) = map.map_err(|bad| bad_block(header, bad))?;
+        let stored = std::mem::replace(&mut entry.size, unsigned("realsize", header, size)?);
+        let sparse = Sparse {
+            header,
+            stored,
             pairs: fields
                 .pairs()
                 .collect::<Result<_, _>>()
-                .map_err(|bad| bad_block(offset, bad))?,
+                .map_err(|bad| bad_block(header, bad))?,
         };
         if fields.continues {
-            self.state = State::SparseExtension(Box::new(entry));
+            self.state = State::SparseExtension(Box::new((entry, sparse)));
             return Ok(None);
         }
-        self.push_sparse(entry).map(Some)
+        self.push_sparse(entry, sparse).map(Some)
     }
 
     /// A block that continues an old GNU map.
     fn sparse_extension(&mut self) -> Result<Option<usize>, Error> {
-        let State::SparseExtension(mut entry) = std::mem::replace(&mut self.state, State::Header)
+        let State::SparseExtension(mut pending) = std::mem::replace(&mut self.state, State::Header)
         else {
             return Ok(None);
         };
-        let offset = self.block_start();
+        let (entry, sparse) = &mut *pending;
         let fields = header::gnu_sparse_extension(&self.block);
         for pair in fields.pairs() {
-            entry
-                .pairs
-                .push(pair.map_err(|bad| bad_block(offset, bad))?);
+            let pair = pair.map_err(|bad| bad_block(self.block_start(), bad))?;
+            sparse.pairs.push(pair);
         }
-        let map_end = self.position.get().saturating_sub(entry.header.get());
-        if usize::try_from(map_end).map_or(true, |size| size > MAX_SPECIAL_SIZE) {
+        let map_size = self.position.get().saturating_sub(sparse.header.get());
+        if usize::try_from(map_size).map_or(true, |size| size > MAX_SPECIAL_SIZE) {
             let too_long = BadMap("its map is too long");
-            return Err(bad_map(entry.header, &entry.entry.name, too_long));
+            return Err(bad_map(sparse.header, &entry.name, too_long));
         }
         if fields.continues {
-            self.state = State::SparseExtension(entry);
+            self.state = State::SparseExtension(pending);
             return Ok(None);
         }
-        self.push_sparse(*entry).map(Some)
+        let (entry, sparse) = *pending;
+        self.push_sparse(entry, sparse).map(Some)
     }
 
     /// A block of a map that stands before the data.
     fn leading_map(&mut self) -> Result<Option<usize>, Error> {
-        let State::LeadingMap(mut entry, mut map) =
+        let State::LeadingMap(mut pending, mut map) =
             std::mem::replace(&mut self.state, State::Header)
         else {
             return Ok(None);
         };
-        let bad = |bad| bad_map(entry.header, &entry.entry.name, bad);
-        let pairs = map.push(&self.block).map_err(bad)?;
+        let (entry, sparse) = &mut *pending;
+        let bad = |bad| bad_map(sparse.header, &entry.name, bad);
         // the map is part of what the header's size counts
-        entry.stored = entry
+        sparse.stored = sparse
             .stored
             .checked_sub(BLOCK)
             .ok_or(BadMap("its map is longer than its data"))
             .map_err(bad)?;
-        let Some(pairs) = pairs else {
-            self.state = State::LeadingMap(entry, map);
+        let Some(pairs) = map.push(&self.block).map_err(bad)? else {
+            self.state = State::LeadingMap(pending, map);
             return Ok(None);
         };
-        entry.pairs = pairs;
-        self.push_sparse(*entry).map(Some)
+        sparse.pairs = pairs;
+        let (entry, sparse) = *pending;
+        self.push_sparse(entry, sparse).map(Some)
     }
 
     /// A sparse file's map is whole.
-    fn push_sparse(&mut self, sparse: SparseEntry) -> Result<usize, Error> {
-        let SparseEntry {
-            header,
-            mut entry,
-            stored,
-            pairs,
-        } = sparse;
-        let segments = sparse::segments(&pairs, entry.size, self.position, stored)
-            .map_err(|bad| bad_map(header, &entry.name, bad))?;
+    fn push_sparse(&mut self, mut entry: Entry, sparse: Sparse) -> Result<usize, Error> {
+        let segments = sparse::segments(&sparse.pairs, entry.size, self.position, sparse.stored)
+            .map_err(|bad| bad_map(sparse.header, &entry.name, bad))?;
         entry.data_offset = self.position;
         entry.sparse = Some(segments);
         // this reason goes before others: it is true of any reader
@@ -584,13 +418,13 @@ impl Reader {
                 index: self.entries.len(),
             });
         }
-        self.push(entry, stored)
+        self.push(entry, sparse.stored)
     }
 
     /// An entry is whole; its data starts here.
     fn push(&mut self, entry: Entry, stored: u64) -> Result<usize, Error> {
         let index = self.entries.len();
-        self.table_size = self.table_size.saturating_add(memory_of(&entry));
+        self.table_size = self.table_size.saturating_add(entry.memory());
         if self.table_size > MAX_TABLE_SIZE {
             return Err(Error::TableTooLarge { index });
         }
@@ -626,55 +460,6 @@ impl Reader {
     }
 }
 
-/// One PAX record that is not empty; `Err` names the one that is no number.
-fn apply(
-    header: &mut Header,
-    mtime: &mut Timestamp,
-    key: &[u8],
-    value: &[u8],
-) -> Result<(), &'static str> {
-    match key {
-        b"path" => header.name = value.to_vec(),
-        b"linkpath" => header.linkname = value.to_vec(),
-        b"uname" => header.uname = value.to_vec(),
-        b"gname" => header.gname = value.to_vec(),
-        b"uid" => header.uid = number::decimal(value).ok_or("uid")?,
-        b"gid" => header.gid = number::decimal(value).ok_or("gid")?,
-        b"size" => header.size = number::decimal(value).ok_or("size")?,
-        b"mtime" => *mtime = number::time(value).ok_or("mtime")?,
-        b"atime" => drop(number::time(value).ok_or("atime")?),
-        b"ctime" => drop(number::time(value).ok_or("ctime")?),
-        _ => {}
-    }
-    Ok(())
-}
-
-fn bad_block(offset: LayerOffset, bad: BadBlock) -> Error {
-    match bad {
-        BadBlock::Checksum => Error::Checksum { offset },
-        BadBlock::Number(field) => Error::Number { offset, field },
-    }
-}
-
-fn bad_map(offset: LayerOffset, name: &[u8], bad: BadMap) -> Error {
-    Error::SparseMap {
-        offset,
-        name: String::from_utf8_lossy(name).into_owned(),
-        reason: bad.0,
-    }
-}
-
-/// A size that is not negative.
-fn unsigned(field: &'static str, offset: LayerOffset, size: i64) -> Result<u64, Error> {
-    u64::try_from(size).map_err(|_| Error::Number { offset, field })
-}
-
-/// The low 32 bits, as AWS's tool keeps them.
-fn truncated(id: i64) -> u32 {
-    let [a, b, c, d, ..] = id.to_le_bytes();
-    u32::from_le_bytes([a, b, c, d])
-}
-
 /// Bytes up to the next whole block.
 fn padding_of(size: u64) -> u64 {
     size.wrapping_neg() % BLOCK
@@ -700,20 +485,118 @@ fn take<'a>(bytes: &mut &'a [u8], position: &mut LayerOffset, most: usize) -> &'
     piece
 }
 
-/// About what an entry takes in memory.
-fn memory_of(entry: &Entry) -> usize {
-    /// What an allocation costs besides its bytes.
-    const OVERHEAD: usize = 16;
-    let strings = [&entry.name, &entry.linkname, &entry.uname, &entry.gname];
-    let records = entry.pax.iter().flat_map(|(key, value)| [key, value]);
-    let bytes = strings
-        .into_iter()
-        .chain(records)
-        .map(|text| text.capacity().saturating_add(OVERHEAD));
-    let records = size_of::<(Vec<u8>, Vec<u8>)>().saturating_mul(entry.pax.capacity());
-    let segments = entry.sparse.as_ref().map_or(0, Vec::capacity);
-    let lists = records.saturating_add(size_of::<super::Segment>().saturating_mul(segments));
-    bytes
-        .fold(lists, usize::saturating_add)
-        .saturating_add(size_of::<Entry>())
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tar::Segment;
+
+    /// A GNU header, with its checksum.
+    fn gnu_header(fields: &[(usize, &[u8])]) -> RawBlock {
+        let mut block = [0; BLOCK_SIZE];
+        let common: [(usize, &[u8]); 3] = [(0, b"file"), (257, b"ustar  \0"), (148, b"        ")];
+        for (at, bytes) in common.iter().chain(fields) {
+            block[*at..at + bytes.len()].copy_from_slice(bytes);
+        }
+        let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
+        block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        block
+    }
+
+    /// `struct sparse`.
+    fn piece(offset: u64, length: u64) -> Vec<u8> {
+        format!("{offset:011o}\0{length:011o}\0").into_bytes()
+    }
+
+    /// An old GNU sparse file of thirty pieces of 10 bytes, each at a multiple of 1000: four in the header, 21 and 5 in two more blocks.
+    fn sparse_file() -> Vec<u8> {
+        let pieces: Vec<Vec<u8>> = (0..30).map(|at| piece(at * 1000, 10)).collect();
+        let first = pieces[..4].concat();
+        let mut stream = gnu_header(&[
+            (124, b"00000000454\0"), // 300 bytes stored
+            (156, b"S"),
+            (386, &first),
+            (482, &[1]),
+            (483, b"00000072460\0"), // 30000 bytes in all
+        ])
+        .to_vec();
+        for (pieces, continues) in [(&pieces[4..25], 1), (&pieces[25..], 0)] {
+            let mut block = pieces.concat();
+            block.resize(504, 0);
+            block.push(continues);
+            block.resize(BLOCK_SIZE, 0);
+            stream.extend(block);
+        }
+        stream.extend((0..30_u8).flat_map(|at| [at; 10]));
+        stream.resize(2048, 0);
+        stream.resize(2048 + 1024, 0);
+        stream
+    }
+
+    #[test]
+    fn a_gnu_map_goes_on_in_further_blocks() {
+        let stream = sparse_file();
+        let mut reader = Reader::new();
+        let mut pieces = Vec::new();
+        let mut rest = &stream[..];
+        while let Some(event) = reader.next(&mut rest).expect("a sound archive") {
+            if let Event::Data {
+                file_offset, bytes, ..
+            } = event
+            {
+                pieces.push((file_offset, bytes[0], bytes.len()));
+            }
+        }
+        let archive = reader.finish().expect("a whole archive");
+        let entry = &archive.entries[0];
+        assert_eq!((entry.size, entry.data_offset), (30_000, LayerOffset(1536)));
+        assert_eq!(archive.no_ztoc, Some(NoZtoc::Sparse { index: 0 }));
+        let segments = entry.sparse.as_deref().expect("a sparse file");
+        assert_eq!(segments.len(), 30);
+        assert_eq!(
+            segments[29],
+            Segment {
+                file_offset: 29_000,
+                layer_offset: LayerOffset(1536 + 290),
+                length: 10
+            }
+        );
+        let expected: Vec<_> = (0..30_u8)
+            .map(|at| (u64::from(at) * 1000, at, 10))
+            .collect();
+        assert_eq!(pieces, expected);
+    }
+
+    #[test]
+    fn a_map_must_tell_of_the_data_that_is_there() {
+        let mut stream = sparse_file();
+        let header = gnu_header(&[
+            (124, b"00000000455\0"),
+            (156, b"S"),
+            (386, &piece(0, 300)),
+            (483, b"00000072460\0"),
+        ]);
+        stream[..BLOCK_SIZE].copy_from_slice(&header);
+        let error = Reader::new()
+            .next(&mut &stream[..])
+            .expect_err("one byte too many");
+        assert!(
+            matches!(
+                error,
+                Error::SparseMap {
+                    offset: LayerOffset(0),
+                    ..
+                }
+            ),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn offsets_count_from_where_a_reader_starts() {
+        let stream = gnu_header(&[(124, b"00000000000\0"), (156, b"0")]);
+        let mut reader = Reader::starting_at(LayerOffset(10_240));
+        let event = reader.next(&mut &stream[..]);
+        assert_eq!(event, Ok(Some(Event::Entry { index: 0 })));
+        assert_eq!(reader.entries()[0].data_offset, LayerOffset(10_752));
+    }
 }

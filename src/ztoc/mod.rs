@@ -3,6 +3,28 @@
 //! A zTOC's windows stay in its bytes (the file is memory-mapped); a [`SpanTable`] only says where. What is refused here though AWS's
 //! reader takes it is listed in `docs/soci.md`.
 
+#![warn(
+    clippy::arithmetic_side_effects,
+    clippy::as_conversions,
+    clippy::indexing_slicing,
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::panic,
+    missing_docs
+)]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::arithmetic_side_effects,
+        clippy::as_conversions,
+        clippy::indexing_slicing,
+        clippy::expect_used,
+        clippy::unwrap_used,
+        clippy::panic,
+        reason = "a test may fail"
+    )
+)]
+
 mod flatbuffer;
 mod header;
 mod read;
