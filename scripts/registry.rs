@@ -4,7 +4,7 @@
 //! `registry LAYOUT [--mbit N] [--rtt MS]` prints its address on standard output and serves until it is ended. SIGUSR1 prints
 //! `requests bytes` since the last print.
 
-#[path = "../tests/it/support/registry.rs"]
+#[path = "../tests/it/support/registry/mod.rs"]
 #[allow(dead_code, reason = "the tests use all of it")]
 mod registry;
 

@@ -3,12 +3,13 @@
 use std::{
     collections::BTreeMap,
     ffi::OsString,
+    fmt,
     path::{Path, PathBuf},
 };
 
 /// How a source may be reached. Comes with each request, never from the daemon's environment, and is kept with a disk's sources.
-/// Holds no secret itself: only where they are.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+/// Holds no registry's secret itself: only where they are.
+#[derive(Clone, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(default)]
 pub struct Access {
     /// Docker's `config.json`; credential helpers are those that it names.
@@ -22,7 +23,7 @@ pub struct Access {
     pub plain_http: bool,
     /// Further CA certificates, PEM files.
     pub ca_certificates: Vec<PathBuf>,
-    /// `HTTPS_PROXY` of the person who asked.
+    /// `HTTPS_PROXY` of the person who asked. A proxy's URL may hold a password, the one secret here; it is left out of `Debug`.
     pub https_proxy: Option<String>,
     /// `HTTP_PROXY`.
     pub http_proxy: Option<String>,
@@ -106,5 +107,138 @@ impl Access {
                 .or_else(|| either("all_proxy", "ALL_PROXY")),
             no_proxy: either("no_proxy", "NO_PROXY"),
         }
+    }
+}
+
+impl fmt::Debug for Access {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = |proxy: &Option<String>| proxy.as_deref().map(without_password);
+        f.debug_struct("Access")
+            .field("docker_config", &self.docker_config)
+            .field("podman_auth", &self.podman_auth)
+            .field("plain_http", &self.plain_http)
+            .field("ca_certificates", &self.ca_certificates)
+            .field("https_proxy", &shown(&self.https_proxy))
+            .field("http_proxy", &shown(&self.http_proxy))
+            .field("no_proxy", &self.no_proxy)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A proxy's URL without its user part, however broken the rest is.
+pub(super) fn without_password(proxy: &str) -> String {
+    match (proxy.rsplit_once('@'), proxy.split_once("://")) {
+        (Some((_, host)), Some((scheme, _))) => format!("{scheme}://...@{host}"),
+        (Some((_, host)), None) => format!("...@{host}"),
+        (None, _) => proxy.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn from(variables: &[(&str, &str)]) -> Access {
+        let variables: BTreeMap<&str, &str> = variables.iter().copied().collect();
+        Access::from_variables(|name| variables.get(name).map(OsString::from))
+    }
+
+    #[test]
+    fn nothing_in_the_environment() {
+        assert_eq!(from(&[]), Access::default());
+        assert_eq!(
+            from(&[("HTTPS_PROXY", ""), ("SSL_CERT_FILE", "")]),
+            Access::default()
+        );
+    }
+
+    #[test]
+    fn proxies_in_both_cases() {
+        let access = from(&[
+            ("HTTPS_PROXY", "upper"),
+            ("https_proxy", "lower"),
+            ("HTTP_PROXY", "http"),
+            ("NO_PROXY", "a,b"),
+        ]);
+        assert_eq!(access.https_proxy.as_deref(), Some("lower"));
+        assert_eq!(access.http_proxy.as_deref(), Some("http"));
+        assert_eq!(access.no_proxy.as_deref(), Some("a,b"));
+        let access = from(&[("all_proxy", "all"), ("http_proxy", "own")]);
+        assert_eq!(access.https_proxy.as_deref(), Some("all"));
+        assert_eq!(access.http_proxy.as_deref(), Some("own"));
+    }
+
+    #[test]
+    fn files_where_docker_and_podman_have_them() {
+        let home = tempfile::tempdir().expect("a folder");
+        let make = |below: &str| {
+            let file = home.path().join(below);
+            std::fs::create_dir_all(file.parent().expect("a parent")).expect("a folder");
+            std::fs::write(&file, "{}").expect("a file");
+            file
+        };
+        let at_home = home.path().to_str().expect("UTF-8");
+        assert_eq!(
+            from(&[("HOME", at_home)]).docker_config,
+            None,
+            "no such file"
+        );
+        let docker = make(".docker/config.json");
+        let podman = make(".config/containers/auth.json");
+        let access = from(&[("HOME", at_home)]);
+        assert_eq!(access.docker_config.as_ref(), Some(&docker));
+        assert_eq!(access.podman_auth.as_ref(), Some(&podman));
+        assert_eq!(access.helper_environment["HOME"], at_home);
+
+        let running = make("run/containers/auth.json");
+        let run = home.path().join("run");
+        let run = run.to_str().expect("UTF-8");
+        let other = make("other/config.json");
+        let folder = other.parent().and_then(Path::to_str).expect("UTF-8");
+        let access = from(&[
+            ("HOME", at_home),
+            ("XDG_RUNTIME_DIR", run),
+            ("DOCKER_CONFIG", folder),
+        ]);
+        assert_eq!(access.docker_config.as_ref(), Some(&other));
+        assert_eq!(access.podman_auth.as_ref(), Some(&running));
+        let access = from(&[
+            ("SSL_CERT_FILE", "/x/ca.pem"),
+            ("REGISTRY_AUTH_FILE", "/x/auth.json"),
+        ]);
+        assert_eq!(access.ca_certificates, [PathBuf::from("/x/ca.pem")]);
+        assert_eq!(access.podman_auth, Some(PathBuf::from("/x/auth.json")));
+    }
+
+    #[test]
+    fn secrets_of_the_environment_stay_there() {
+        let access = from(&[
+            ("AWS_SECRET_ACCESS_KEY", "secret"),
+            ("AWS_PROFILE", "work"),
+            ("HTTPS_PROXY", "http://user:secret@proxy:3128"),
+        ]);
+        assert_eq!(access.helper_environment.len(), 1);
+        assert!(!format!("{access:?}").contains("secret"));
+        assert!(format!("{access:?}").contains("http://...@proxy:3128"));
+        assert_eq!(without_password("user:secret@proxy"), "...@proxy");
+        assert_eq!(without_password("proxy:1"), "proxy:1");
+    }
+
+    #[test]
+    fn what_is_sent_comes_back_and_fields_may_lack() {
+        let access = from(&[
+            ("HTTPS_PROXY", "p"),
+            ("SSL_CERT_FILE", "/c"),
+            ("PATH", "/bin"),
+        ]);
+        let json = serde_json::to_string(&access).expect("JSON");
+        assert_eq!(
+            serde_json::from_str::<Access>(&json).expect("the same"),
+            access
+        );
+        assert_eq!(
+            serde_json::from_str::<Access>("{}").expect("empty"),
+            Access::default()
+        );
     }
 }

@@ -2,10 +2,7 @@
 //!
 //! Basic (RFC 7617), and tokens by the specification of Docker's token service, with its OAuth2 form for refresh tokens.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::sync::Arc;
 
 use base64::Engine as _;
 use reqwest::{Method, Request, header, header::HeaderValue};
@@ -25,10 +22,6 @@ use crate::{
 };
 
 const MAX_TOKEN_ANSWER: usize = 1 << 20;
-/// A token that does not say how long it lasts lasts this long (the specification's default).
-const DEFAULT_LIFETIME: Duration = Duration::from_secs(60);
-/// A token is renewed this long before its end.
-const SLACK: Duration = Duration::from_secs(5);
 
 /// What to show with a request, and which of all so far it is.
 #[derive(Clone, Default)]
@@ -52,13 +45,10 @@ pub(super) struct Authenticator {
 #[derive(Default)]
 struct State {
     current: Authorization,
-    /// When the token in it ends, and who gives the next.
-    renewal: Option<(Instant, TokenService)>,
     /// Where the credentials came from.
     place: Option<String>,
 }
 
-#[derive(Clone)]
 struct TokenService {
     realm: Url,
     service: Option<String>,
@@ -69,7 +59,6 @@ struct TokenService {
 struct TokenAnswer {
     token: Option<String>,
     access_token: Option<String>,
-    expires_in: Option<u64>,
 }
 
 impl Authenticator {
@@ -90,16 +79,9 @@ impl Authenticator {
         }
     }
 
-    /// What to show now. A token at its end is renewed first.
-    pub(super) async fn current(&self) -> Result<Authorization, Failure> {
-        let mut state = self.state.lock().await;
-        if let Some((end, service)) = &state.renewal
-            && Instant::now() >= *end
-        {
-            let service = service.clone();
-            self.renew(&mut state, service).await?;
-        }
-        Ok(state.current.clone())
+    /// What to show now. Nobody watches a token's end: the registry's 401 tells it.
+    pub(super) async fn current(&self) -> Authorization {
+        self.state.lock().await.current.clone()
     }
 
     /// Answers a 401 to a request that showed `shown`. Of many at once the first does it, and the others take what it got.
@@ -184,7 +166,6 @@ impl Authenticator {
                 )));
             }
         };
-        state.renewal = None;
         state.show(shown);
         Ok(())
     }
@@ -218,11 +199,9 @@ impl Authenticator {
         let credentials = self.find(state).await?;
         if let Some(Credentials::RegistryToken(token)) = &credentials {
             let shown = self.bearer(token)?;
-            state.renewal = None;
             state.show(shown);
             return Ok(());
         }
-        let asked = Instant::now();
         let request = self.token_request(&service, credentials.as_ref())?;
         let host = host_of(&service.realm);
         let mut body = self.transport.send(request).await?;
@@ -266,12 +245,6 @@ impl Authenticator {
             .filter(|token| !token.is_empty())
             .ok_or_else(|| self.unauthorized(format!("{host} answers without a token")))?;
         let shown = self.bearer(&token)?;
-        let lifetime = answer
-            .expires_in
-            .map_or(DEFAULT_LIFETIME, Duration::from_secs);
-        // a token of a few seconds is used as long as it works: a 401 says when it no longer does
-        let usable = lifetime.saturating_sub(SLACK).max(lifetime / 2);
-        state.renewal = asked.checked_add(usable).map(|end| (end, service));
         state.show(shown);
         Ok(())
     }

@@ -164,34 +164,38 @@ impl Client {
         }
     }
 
-    /// The answer, and where it came from if not from the registry's own URL.
+    /// The answer, and where it came from if not from the registry.
     async fn get_with_target(
         &self,
         url: &Url,
         wanted: &Wanted,
     ) -> Result<(Body, Option<Url>), Failure> {
-        let mut shown = self.auth.current().await?;
-        let mut body = self.send(url, wanted, Some(&shown)).await?;
-        if body.head().status() == StatusCode::UNAUTHORIZED {
-            self.auth.answer(&challenges(&body), &shown).await?;
-            shown = self.auth.current().await?;
-            body = self.send(url, wanted, Some(&shown)).await?;
-        }
         let mut at = url.clone();
-        let mut target = None;
-        for _ in 0..=MAX_REDIRECTS {
-            if !is_redirect(body.head().status()) {
-                return Ok((body, target));
+        let mut shown = self.auth.current().await;
+        let mut renewed = false;
+        let mut redirects = 0;
+        loop {
+            let is_own = self.is_own(&at);
+            let body = self.send(&at, wanted, is_own.then_some(&shown)).await?;
+            let status = body.head().status();
+            if status == StatusCode::UNAUTHORIZED && is_own && !renewed {
+                self.auth.answer(&challenges(&body), &shown).await?;
+                shown = self.auth.current().await;
+                renewed = true;
+            } else if is_redirect(status) {
+                redirects += 1;
+                if redirects > MAX_REDIRECTS {
+                    return Err(Failure::Final(Error::new(
+                        Kind::Unavailable,
+                        format!("{} redirects more than {MAX_REDIRECTS} times", self.name),
+                    )));
+                }
+                at = next_location(&body, &at).map_err(Failure::Final)?;
+            } else {
+                // what lies at the registry itself needs credentials, and is asked for there
+                return Ok((body, (!is_own).then_some(at)));
             }
-            at = next_location(&body, &at).map_err(Failure::Final)?;
-            let own = self.is_own(&at).then_some(&shown);
-            body = self.send(&at, wanted, own).await?;
-            target = Some(at.clone());
         }
-        Err(Failure::Final(Error::new(
-            Kind::Unavailable,
-            format!("{} redirects more than {MAX_REDIRECTS} times", self.name),
-        )))
     }
 
     async fn send(

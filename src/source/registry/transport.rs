@@ -13,7 +13,7 @@ use tokio::{sync::OnceCell, time::timeout};
 use super::{super::Limits, refusal::host_of, retry::Failure};
 use crate::{
     error::{Error, Kind, Result, ResultExt as _},
-    source::Access,
+    source::access::{Access, without_password},
 };
 
 const USER_AGENT: &str = concat!("socinbd/", env!("CARGO_PKG_VERSION"));
@@ -160,8 +160,7 @@ impl Transport {
             .map(|url| (url, Proxy::https(url)));
         for (url, proxy) in [http, https].into_iter().flatten() {
             let proxy = proxy.map_err(|error| {
-                // a proxy's URL may hold a password: what stands before the last @ is not shown
-                let shown = url.rsplit('@').next().unwrap_or(url);
+                let shown = without_password(url);
                 Error::with_source(
                     Kind::InvalidArgument,
                     format!("{shown:?} is no proxy's URL"),

@@ -11,7 +11,13 @@ use socinbd::{
 
 use crate::support::registry::Registry;
 
+mod auth;
+mod documents;
+mod network;
+mod peers;
 mod ranges;
+mod redirects;
+mod streams;
 
 /// Short enough for a test, long enough for a busy machine.
 const LIMITS: Limits = Limits {
@@ -61,4 +67,27 @@ async fn streamed(source: &Source, digest: &Digest, size: usize) -> Result<Vec<u
     let pieces = source.stream(digest, size as u64).await?;
     let pieces: Vec<_> = pieces.try_collect().await?;
     Ok(pieces.concat())
+}
+
+/// A credentials' file, and the access that names it.
+struct Config {
+    folder: tempfile::TempDir,
+    access: Access,
+}
+
+fn config_file(json: &str) -> Config {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("config.json");
+    std::fs::write(&file, json).expect("write the configuration");
+    let access = Access {
+        docker_config: Some(file),
+        ..Access::default()
+    };
+    Config { folder, access }
+}
+
+/// What `docker login` writes.
+fn docker_config(host: &str, user: &str, password: &str) -> Config {
+    let auth = crate::support::registry::base64(format!("{user}:{password}").as_bytes());
+    config_file(&format!(r#"{{"auths":{{"{host}":{{"auth":"{auth}"}}}}}}"#))
 }

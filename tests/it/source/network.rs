@@ -1,0 +1,261 @@
+//! Proxies, TLS, and certificates: a proxy of the test's own leads `registry.test` to the registry.
+
+use std::{path::PathBuf, sync::Arc};
+
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
+use socinbd::error::Kind;
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
+    net::{TcpListener, TcpStream},
+};
+use tokio_rustls::TlsAcceptor;
+
+use super::*;
+use crate::support::registry::{Auth, Fault, Kind as Of, On, Times};
+
+const CERTIFICATE: &[u8] = include_bytes!("tls/server.pem");
+const KEY: &[u8] = include_bytes!("tls/server.key");
+
+fn ca_file() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/it/source/tls/ca.pem")
+}
+
+/// A proxy that takes CONNECT for any host, speaks TLS as `registry.test`, and passes what is inside to the registry.
+async fn tls_proxy(registry: &Registry) -> String {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let certificates: Vec<_> = CertificateDer::pem_slice_iter(CERTIFICATE)
+        .map(|one| one.expect("a certificate"))
+        .collect();
+    let key = PrivateKeyDer::from_pem_slice(KEY).expect("a key");
+    let configuration = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_no_client_auth()
+        .with_single_cert(certificates, key)
+        .expect("a server's configuration");
+    let acceptor = TlsAcceptor::from(Arc::new(configuration));
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let address = listener.local_addr().expect("an address");
+    let target = registry.host();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let (acceptor, target) = (acceptor.clone(), target.clone());
+            tokio::spawn(async move {
+                let mut stream = BufReader::new(stream);
+                let mut line = String::new();
+                while stream
+                    .read_line(&mut line)
+                    .await
+                    .is_ok_and(|bytes| bytes > 2)
+                {}
+                if !line.starts_with("CONNECT registry.test:443") {
+                    return;
+                }
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await;
+                let Ok(mut inside) = acceptor.accept(stream.into_inner()).await else {
+                    return; // a client that does not trust it
+                };
+                let Ok(mut registry) = TcpStream::connect(target).await else {
+                    return;
+                };
+                let _ = tokio::io::copy_bidirectional(&mut inside, &mut registry).await;
+            });
+        }
+    });
+    format!("http://{address}")
+}
+
+async fn open_test_host(access: &Access) -> Source {
+    let reference = "registry.test/app".parse().expect("a reference");
+    Source::open_with(&reference, access, IMPATIENT)
+        .await
+        .expect("opening touches no network")
+}
+
+#[tokio::test]
+async fn tls_through_a_proxy_with_a_ca_of_ones_own() {
+    let registry = Registry::start();
+    let blob = registry.add_blob("app", "hello");
+    let proxy = tls_proxy(&registry).await;
+    let access = Access {
+        https_proxy: Some(proxy.clone()),
+        ca_certificates: vec![ca_file()],
+        ..Access::default()
+    };
+    let source = open_test_host(&access).await;
+    assert_eq!(source.range(&blob, 0..5).await.expect("the blob"), "hello");
+    assert_eq!(registry.counters().log[0].headers["host"], "registry.test");
+
+    // the same without the CA: an error that says what to do, and no second try
+    registry.reset_counters();
+    let access = Access {
+        https_proxy: Some(proxy),
+        ..Access::default()
+    };
+    let source = open_test_host(&access).await;
+    let error = source.range(&blob, 0..5).await.expect_err("not trusted");
+    assert!(
+        error.report().contains("its certificate is not trusted"),
+        "{error:?}"
+    );
+    assert!(!error.report().contains("gave up"), "{error:?}");
+    assert_eq!(registry.counters().total().requests, 0);
+}
+
+#[tokio::test]
+async fn a_redirect_from_https_to_http_is_refused() {
+    let registry = Registry::start();
+    let blob = registry.add_blob("app", "hello");
+    let access = Access {
+        https_proxy: Some(tls_proxy(&registry).await),
+        ca_certificates: vec![ca_file()],
+        ..Access::default()
+    };
+    let location = format!("http://{}/v2/app/blobs/{blob}?signature=x", registry.host());
+    registry.fail(On::Any, Fault::Redirect { location }, Times::Next(1));
+    let source = open_test_host(&access).await;
+    let error = source.range(&blob, 0..5).await.expect_err("refused");
+    assert_eq!(error.kind(), Kind::Unavailable);
+    assert!(error.report().contains("from https to http"), "{error:?}");
+    assert!(!error.report().contains("signature"), "{error:?}");
+    assert_eq!(registry.counters().total().requests, 1);
+}
+
+#[tokio::test]
+async fn a_password_is_not_sent_to_a_token_service_without_tls() {
+    let registry = Registry::start();
+    let blob = registry.add_blob("app", "hello");
+    // its realm is http://127.0.0.1:PORT/token
+    registry.set_auth(Auth::Bearer {
+        user: Some(("me".to_owned(), "pw".to_owned())),
+        refresh_token: None,
+        lifetime: Duration::from_secs(60),
+    });
+    let config = docker_config("registry.test", "me", "pw");
+    let access = Access {
+        https_proxy: Some(tls_proxy(&registry).await),
+        ca_certificates: vec![ca_file()],
+        ..config.access.clone()
+    };
+    let error = open_test_host(&access)
+        .await
+        .range(&blob, 0..5)
+        .await
+        .expect_err("refused");
+    assert_eq!(error.kind(), Kind::Unauthorized, "{error:?}");
+    assert_eq!(registry.counters().kind(Of::Token).requests, 0);
+}
+
+#[tokio::test]
+async fn plain_http_by_a_proxy_and_around_it() {
+    let registry = Registry::start();
+    let blob = registry.add_blob("app", "hello");
+    // the registry serves as the proxy too: it passes over the host in the request line
+    let access = Access {
+        plain_http: true,
+        http_proxy: Some(format!("http://user:secret@{}", registry.host())),
+        ..Access::default()
+    };
+    let source = open_test_host(&access).await;
+    assert_eq!(source.range(&blob, 0..5).await.expect("the blob"), "hello");
+    let log = registry.counters().log;
+    assert_eq!(log[0].headers["host"], "registry.test");
+    assert!(log[0].headers.contains_key("proxy-authorization"));
+
+    let around = Access {
+        no_proxy: Some("other.test,registry.test".to_owned()),
+        ..access.clone()
+    };
+    let error = open_test_host(&around)
+        .await
+        .range(&blob, 0..5)
+        .await
+        .expect_err("no such host");
+    assert_eq!(error.kind(), Kind::Unavailable, "{error:?}");
+    assert_eq!(registry.counters().total().requests, 1);
+
+    // loopback is never asked of a proxy
+    let nowhere = Access {
+        http_proxy: Some("http://127.0.0.1:1".to_owned()),
+        ..Access::default()
+    };
+    let source = open_with(&registry, "app", &nowhere, IMPATIENT).await;
+    assert_eq!(source.range(&blob, 0..5).await.expect("the blob"), "hello");
+}
+
+#[tokio::test]
+async fn settings_that_make_no_sense_are_named() {
+    let empty = tempfile::NamedTempFile::new().expect("a file");
+    let digest = Digest::of(b"x");
+    for (access, kind, said) in [
+        (
+            Access {
+                https_proxy: Some("http://user:secret@[".to_owned()),
+                ..Access::default()
+            },
+            Kind::InvalidArgument,
+            "no proxy's URL",
+        ),
+        (
+            Access {
+                ca_certificates: vec![empty.path().to_owned()],
+                ..Access::default()
+            },
+            Kind::InvalidArgument,
+            "no PEM certificate",
+        ),
+        (
+            Access {
+                ca_certificates: vec!["/nonexistent/ca.pem".into()],
+                ..Access::default()
+            },
+            Kind::Io,
+            "/nonexistent/ca.pem",
+        ),
+    ] {
+        let error = open_test_host(&access)
+            .await
+            .range(&digest, 0..5)
+            .await
+            .expect_err(said);
+        assert_eq!(error.kind(), kind, "{error:?}");
+        assert!(error.report().contains(said), "{error:?}");
+        assert!(!error.report().contains("secret"), "{error:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_registry_without_tls_is_told_from_one_that_is_down() {
+    let registry = Registry::start();
+    let blob = registry.add_blob("app", "hello");
+    // a proxy that leads to the registry without TLS in between
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let proxy = format!("http://{}", listener.local_addr().expect("an address"));
+    let target = registry.host();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let mut stream = BufReader::new(stream);
+            let mut line = String::new();
+            while stream
+                .read_line(&mut line)
+                .await
+                .is_ok_and(|bytes| bytes > 2)
+            {}
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await;
+            if let Ok(mut registry) = TcpStream::connect(&target).await {
+                let _ = tokio::io::copy_bidirectional(&mut stream, &mut registry).await;
+            }
+        }
+    });
+    let access = Access {
+        https_proxy: Some(proxy),
+        ca_certificates: vec![ca_file()],
+        ..Access::default()
+    };
+    let error = open_test_host(&access)
+        .await
+        .range(&blob, 0..5)
+        .await
+        .expect_err("no TLS there");
+    assert!(error.report().contains("plain HTTP"), "{error:?}");
+}

@@ -1,0 +1,130 @@
+//! What goes wrong, and when.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use socinbd::oci::Digest;
+
+use super::Kind;
+
+/// Which requests a fault hits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum On {
+    /// All.
+    Any,
+    /// Those of one kind.
+    Kind(Kind),
+    /// Those that send a blob's bytes, from whichever listener: not the redirects.
+    Data,
+    /// As `Data`, of one blob.
+    DataOf(Digest),
+}
+
+/// How often.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Times {
+    /// The next so many requests that match.
+    Next(u64),
+    /// Until [`Registry::heal`].
+    UntilHealed,
+}
+
+/// What goes wrong.
+#[derive(Clone, Debug)]
+pub enum Fault {
+    /// The answer comes this much later.
+    Delay(Duration),
+    /// No answer ever comes.
+    Hang,
+    /// The connection ends without an answer.
+    Close,
+    /// The connection ends after this many bytes of the body.
+    Cut {
+        /// Bytes that still arrive.
+        after: u64,
+    },
+    /// A body that is shorter than asked, in a well-formed answer that does not admit it.
+    Truncate {
+        /// Bytes that it has.
+        to: u64,
+    },
+    /// More bytes than asked, without a length.
+    TooLong {
+        /// How many more.
+        by: u64,
+    },
+    /// Other bytes of the blob than asked, with a `Content-Range` that says so.
+    WrongRange {
+        /// How much further on they start.
+        shift: u64,
+    },
+    /// The right bytes, with this `Content-Range`; none when it is empty.
+    ContentRange(String),
+    /// `multipart/byteranges`, which nobody asked for.
+    Multipart,
+    /// One byte of the body is flipped.
+    WrongByte {
+        /// Which, from the body's start.
+        at: u64,
+    },
+    /// So many bytes at a time, with a pause after each.
+    Drip {
+        /// Bytes at a time.
+        bytes: u64,
+        /// The pause.
+        pause: Duration,
+    },
+    /// Nothing more comes after this many bytes; the connection stays.
+    Stall {
+        /// Bytes that still arrive.
+        after: u64,
+    },
+    /// This status, with an OCI error body.
+    Status {
+        /// The code.
+        code: u16,
+        /// `Retry-After`, as it is to stand in the header.
+        retry_after: Option<String>,
+    },
+    /// This status and these headers, without a body.
+    Answer {
+        /// The code.
+        code: u16,
+        /// The headers.
+        headers: Vec<(String, String)>,
+    },
+    /// 200 and the whole blob, whatever `Range` says.
+    IgnoreRange,
+    /// 416, although the range is right. With a length and no body, as `docker-registry` does it.
+    Unsatisfiable,
+    /// A redirect.
+    Redirect {
+        /// Where to; `{self}` stands for the request's own URL.
+        location: String,
+    },
+    /// 200 with this instead.
+    Replace {
+        /// `Content-Type`.
+        content_type: String,
+        /// The body.
+        body: Bytes,
+        /// Further headers.
+        headers: Vec<(String, String)>,
+    },
+}
+
+impl Fault {
+    /// A status without `Retry-After`.
+    pub fn status(code: u16) -> Self {
+        Self::Status {
+            code,
+            retry_after: None,
+        }
+    }
+}
+
+pub(super) struct Rule {
+    pub(super) on: On,
+    pub(super) fault: Fault,
+    pub(super) times: Times,
+}
