@@ -197,10 +197,11 @@ impl Store {
     pub fn verified(self: &Arc<Self>, layer: &LayerBlob) -> Result<Option<Arc<Disk>>> {
         for stored in self.disks_of(&layer.digest)? {
             // another diff ID for the same blob is a lie of one of the two images
-            if stored.verified && stored.layer.diff_id == layer.diff_id {
-                if let Some(disk) = self.stored(&layer.digest, &stored.table)? {
-                    return Ok(Some(disk));
-                }
+            if stored.verified
+                && stored.layer.diff_id == layer.diff_id
+                && let Some(disk) = self.stored(&layer.digest, &stored.table)?
+            {
+                return Ok(Some(disk));
             }
         }
         Ok(None)
