@@ -17,14 +17,15 @@ impl Doctor {
         if global.json {
             output::json(&report)?;
         } else {
-            let rows = report.findings.iter().map(|finding| {
-                let mark = if finding.available { "yes" } else { "no" };
-                [
-                    finding.name.clone(),
-                    mark.to_owned(),
-                    finding.detail.clone(),
-                ]
+            let rows = report.offers.iter().map(|offer| {
+                let mark = if offer.available { "yes" } else { "no" };
+                let detail = match &offer.advice {
+                    Some(advice) => format!("{}: {advice}", offer.detail),
+                    None => offer.detail.clone(),
+                };
+                [offer.name.clone(), mark.to_owned(), detail]
             });
+            println!("Linux {} on {}", report.kernel, report.machine);
             output::table(["WHAT", "THERE", "DETAIL"], rows)?;
         }
         Ok(ExitCode::SUCCESS)

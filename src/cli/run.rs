@@ -1,8 +1,10 @@
 //! `socinbd run`.
 
-use std::process::ExitCode;
+use std::{ffi::OsString, io::IsTerminal, path::Path, process::ExitCode};
 
 use clap::Args;
+use rustix::process::Signal;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
     Global, ImageArgs, IndexArgs, attach, attach::MountArgs, progress::Progress, require_root,
@@ -12,7 +14,10 @@ use crate::{
     api::client::Client,
     engine::Attachment,
     error::{Error, Kind, Result, ResultExt},
-    kernel::namespace::{self, Container},
+    kernel::{
+        namespace::{self, Container, ContainerSpec, Root},
+        user,
+    },
 };
 
 /// Run an image's program in its own root, without containerd
@@ -70,19 +75,59 @@ impl Run {
         let command = process.command(&self.command)?;
         let root = client.mount(&attachment.id)?;
         client.mounted(&attachment.id).await?;
-        let container = Container {
-            root,
-            args: command,
-            env: process.env.into_iter().chain(self.env).collect(),
-            working_dir: self.workdir.unwrap_or(process.working_dir),
-            user: self.user.unwrap_or(process.user),
-            hostname: attachment.id[..12].to_owned(),
+        let user = self.user.unwrap_or(process.user);
+        let env = process.env.into_iter().chain(self.env).collect();
+        let cwd = self.workdir.unwrap_or(process.working_dir);
+        let hostname = attachment.id[..12].to_owned();
+        let start = move || {
+            let spec = ContainerSpec {
+                read_only: false,
+                args: command.into_iter().map(OsString::from).collect(),
+                user: user::resolve(&root, &user)?,
+                env,
+                cwd: Path::new("/").join(cwd),
+                hostname: Some(hostname),
+                root: Root::Mount(root),
+            };
+            namespace::spawn(spec.with_usual_environment())
         };
-        let ended = tokio::task::spawn_blocking(move || namespace::run(container)).await;
-        ended
-            .or_kind(Kind::Kernel, || "running the program".into())?
-            .map_err(|error: Error| {
-                error.context(format!("running the program of {}", attachment.reference))
-            })
+        let ended = async {
+            let container = tokio::task::spawn_blocking(start)
+                .await
+                .or_kind(Kind::Kernel, || "starting the program".into())??;
+            wait(container).await
+        };
+        ended.await.map_err(|error: Error| {
+            error.context(format!("running the program of {}", attachment.reference))
+        })
+    }
+}
+
+/// Waits for the program, and passes on the signals that come meanwhile.
+async fn wait(container: Container) -> Result<u8> {
+    let listen = |kind| signal(kind).or_kind(Kind::Io, || "listening for signals".into());
+    let mut interrupt = listen(SignalKind::interrupt())?;
+    let mut quit = listen(SignalKind::quit())?;
+    let mut terminate = listen(SignalKind::terminate())?;
+    let mut hangup = listen(SignalKind::hangup())?;
+    // a terminal's Ctrl-C goes to the program as well as to us
+    let is_terminal = std::io::stdin().is_terminal();
+    let program = container.signals()?;
+    let mut ended = tokio::task::spawn_blocking(move || container.wait());
+    loop {
+        let signal = tokio::select! {
+            ended = &mut ended => {
+                let status = ended.or_kind(Kind::Kernel, || "waiting for the program".into())??;
+                return Ok(u8::try_from(status).unwrap_or(u8::MAX));
+            }
+            _ = interrupt.recv() => (!is_terminal).then_some(Signal::INT),
+            _ = quit.recv() => (!is_terminal).then_some(Signal::QUIT),
+            _ = terminate.recv() => Some(Signal::TERM),
+            _ = hangup.recv() => Some(Signal::HUP),
+        };
+        if let Some(signal) = signal {
+            // it may have ended just now
+            let _ = program.send(signal);
+        }
     }
 }

@@ -119,7 +119,7 @@ fn start(root: &Path, run_dir: &Path, log: &Path, filter: &str) -> Result<std::p
                 .or_kind(Kind::Io, || "the daemon's log".into())?,
         )
         .stdout(output);
-    crate::kernel::namespace::own_session(&mut command);
+    crate::kernel::session::detach(&mut command);
     command
         .spawn()
         .or_kind(Kind::Io, || "starting the daemon".into())

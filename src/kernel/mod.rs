@@ -20,3 +20,6 @@ pub mod nbd;
 mod netlink;
 pub mod overlay;
 pub mod probe;
+mod scratch;
+pub mod session;
+pub mod user;

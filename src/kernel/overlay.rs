@@ -17,16 +17,13 @@ use std::{
 use rustix::{
     fs::{CWD, Mode, mkdirat, symlinkat},
     mount::{
-        MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount,
-        mount_change, move_mount, open_tree,
+        MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags, mount, move_mount, open_tree,
     },
-    process::fchdir,
-    thread::{UnshareFlags, unshare_unsafe},
 };
 
 use crate::{
     error::{Error, Kind, Result, ResultExt},
-    kernel::mount::FsContext,
+    kernel::{mount::FsContext, scratch},
 };
 
 /// The most lower layers that the kernel stacks (`OVL_MAX_STACK`).
@@ -102,7 +99,7 @@ impl Overlay {
 
     /// On a thread that ends after it.
     fn assemble(self) -> Result<OwnedFd> {
-        enter_own_namespace()?;
+        scratch::enter()?;
         let mut names = Vec::with_capacity(self.lowers.len());
         for (index, lower) in self.lowers.into_iter().enumerate() {
             let name = index.to_string();
@@ -142,34 +139,6 @@ impl Overlay {
         context.create()?;
         context.mount(attributes)
     }
-}
-
-/// A mount namespace for this thread alone, with a tmpfs as its working directory.
-fn enter_own_namespace() -> Result<()> {
-    // SAFETY: only descriptors may not be unshared behind the back of safe code; this splits off mounts and the working directory of
-    // a thread that nothing else runs on.
-    unsafe { unshare_unsafe(UnshareFlags::NEWNS) }.or_kind(Kind::Kernel, || {
-        "unshare of the mount namespace (it needs root)".into()
-    })?;
-    mount_change(
-        "/",
-        MountPropagationFlags::REC | MountPropagationFlags::PRIVATE,
-    )
-    .or_kind(Kind::Kernel, || "making the mounts private".into())?;
-    let context = FsContext::open("tmpfs")?;
-    context.create()?;
-    let tmpfs = context.mount(MountAttrFlags::empty())?;
-    // Over the root, which hides nothing from a thread whose root is below it. It has to be attached: before Linux 6.15 nothing can
-    // be mounted inside a detached mount.
-    move_mount(
-        &tmpfs,
-        "",
-        CWD,
-        "/",
-        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
-    )
-    .or_kind(Kind::Kernel, || "mounting a tmpfs over /".into())?;
-    fchdir(&tmpfs).or_kind(Kind::Kernel, || "entering the tmpfs".into())
 }
 
 fn attach_lower(lower: Lower, name: &str) -> Result<()> {

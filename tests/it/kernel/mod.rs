@@ -3,6 +3,7 @@
 mod fuse;
 mod loopdev;
 mod mounts;
+mod namespace;
 mod nbd;
 mod vm;
 

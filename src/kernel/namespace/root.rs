@@ -1,0 +1,239 @@
+//! The root of a container: entering it, and what a program expects in it besides the image's files.
+
+use std::{
+    fs,
+    os::{
+        fd::{BorrowedFd, OwnedFd},
+        unix::fs::{PermissionsExt, symlink},
+    },
+    path::Path,
+};
+
+use rustix::{
+    fs::{CWD, FileType, Mode, StatVfsMountFlags, makedev, mknodat, statvfs},
+    io::Errno,
+    mount::{
+        MountAttrFlags, MountFlags, OpenTreeFlags, UnmountFlags, mount_bind, mount_move,
+        mount_remount, open_tree, unmount,
+    },
+    process::{chdir, chroot, pivot_root},
+};
+
+use crate::{
+    error::{Kind, Result, ResultExt},
+    kernel::{mount::FsContext, scratch},
+};
+
+const NOSUID: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID;
+const NOEXEC: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOEXEC;
+const NODEV: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NODEV;
+const RDONLY: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_RDONLY;
+
+/// A file of the host, to be shown in the container; `None` when the host has none.
+pub(super) fn host_file(path: &str) -> Option<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    open_tree(CWD, path, flags).ok()
+}
+
+/// Makes a detached mount the root of this thread's mount namespace, and takes all else out of it. The working directory is in the
+/// namespace's tmpfs.
+pub(super) fn enter(root: BorrowedFd<'_>) -> Result<()> {
+    fs::create_dir("root").or_kind(Kind::Kernel, || "making a directory".into())?;
+    scratch::attach(root, "root")?;
+    chdir("root").or_kind(Kind::Kernel, || "entering the root".into())?;
+    match pivot_root(".", ".") {
+        // The old root has landed on top of the new one, and the tmpfs is still on top of the old one: off with both.
+        Ok(()) => {
+            for what in ["the tmpfs", "the host's root"] {
+                unmount(".", UnmountFlags::DETACH)
+                    .or_kind(Kind::Kernel, || format!("leaving {what}"))?;
+            }
+        }
+        // a host that runs from its initramfs has nothing below its root that could be pivoted
+        Err(Errno::INVAL) => {
+            mount_move(".", "/").or_kind(Kind::Kernel, || "moving the root to /".into())?;
+            chroot(".").or_kind(Kind::Kernel, || "changing the root".into())?;
+        }
+        Err(errno) => {
+            return Err(errno).or_kind(Kind::Kernel, || "pivot_root into the image".into());
+        }
+    }
+    chdir("/").or_kind(Kind::Kernel, || "entering /".into())
+}
+
+/// From here on paths lead nowhere outside of the image's root.
+pub(super) fn furnish(resolv_conf: Option<OwnedFd>) -> Result<()> {
+    // modes are what is asked for; the program gets the usual mask back
+    rustix::process::umask(Mode::empty());
+    dev().map_err(|error| error.context("setting up /dev"))?;
+    if directory("/sys") {
+        mount("sysfs", &[], "/sys", NOSUID | NOEXEC | NODEV | RDONLY)?;
+        // in a cgroup namespace, this container's own part of the tree; a host with cgroup v1 has none to show
+        if Path::new("/sys/fs/cgroup").is_dir() {
+            let _ = mount(
+                "cgroup2",
+                &[],
+                "/sys/fs/cgroup",
+                NOSUID | NOEXEC | NODEV | RDONLY,
+            );
+        }
+    }
+    directory("/proc");
+    if let Some(file) = resolv_conf {
+        show_file(&file, "/etc/resolv.conf");
+    }
+    Ok(())
+}
+
+/// Makes the root read-only; what is mounted in it stays as it is.
+pub(super) fn make_read_only() -> Result<()> {
+    protect("/")
+}
+
+/// Makes one mount read-only and leaves its other attributes.
+fn protect(path: &str) -> Result<()> {
+    let describe = || format!("making {path} read-only");
+    let now = statvfs(path).or_kind(Kind::Kernel, describe)?.f_flag;
+    let mut flags = MountFlags::BIND | MountFlags::RDONLY;
+    flags.set(MountFlags::NODEV, now.contains(StatVfsMountFlags::NODEV));
+    flags.set(MountFlags::NOSUID, now.contains(StatVfsMountFlags::NOSUID));
+    flags.set(MountFlags::NOEXEC, now.contains(StatVfsMountFlags::NOEXEC));
+    mount_remount(path, flags, "").or_kind(Kind::Kernel, describe)
+}
+
+/// `/proc` of this pid namespace, as containers see it. Called in the new pid namespace.
+pub(super) fn proc() -> Result<()> {
+    if !Path::new("/proc").is_dir() {
+        return Ok(());
+    }
+    mount("proc", &[], "/proc", NOSUID | NOEXEC | NODEV)?;
+    // What the OCI runtimes hide and protect: these are the host's, and root in the container is root. None is in every kernel.
+    for path in [
+        "/proc/bus",
+        "/proc/fs",
+        "/proc/irq",
+        "/proc/sys",
+        "/proc/sysrq-trigger",
+    ] {
+        if mount_bind(path, path).is_ok() {
+            protect(path)?;
+        }
+    }
+    for path in [
+        "/proc/kcore",
+        "/proc/keys",
+        "/proc/latency_stats",
+        "/proc/timer_list",
+        "/proc/sched_debug",
+    ] {
+        if Path::new(path).exists() {
+            mount_bind("/dev/null", path).or_kind(Kind::Kernel, || format!("hiding {path}"))?;
+        }
+    }
+    for path in ["/proc/acpi", "/proc/scsi", "/proc/asound", "/sys/firmware"] {
+        if Path::new(path).is_dir() {
+            mount("tmpfs", &[("size", "0")], path, RDONLY)?;
+        }
+    }
+    Ok(())
+}
+
+fn dev() -> Result<()> {
+    if !directory("/dev") {
+        return Ok(());
+    }
+    mount(
+        "tmpfs",
+        &[("mode", "0755"), ("size", "64k")],
+        "/dev",
+        NOSUID | NOEXEC,
+    )?;
+    for (name, major, minor) in [
+        ("null", 1, 3),
+        ("zero", 1, 5),
+        ("full", 1, 7),
+        ("random", 1, 8),
+        ("urandom", 1, 9),
+        ("tty", 5, 0),
+    ] {
+        let path = Path::new("/dev").join(name);
+        mknodat(
+            CWD,
+            &path,
+            FileType::CharacterDevice,
+            Mode::from_raw_mode(0o666),
+            makedev(major, minor),
+        )
+        .or_kind(Kind::Kernel, || format!("making {}", path.display()))?;
+    }
+    for (target, name) in [
+        ("/proc/self/fd", "fd"),
+        ("/proc/self/fd/0", "stdin"),
+        ("/proc/self/fd/1", "stdout"),
+        ("/proc/self/fd/2", "stderr"),
+        ("pts/ptmx", "ptmx"),
+    ] {
+        symlink(target, Path::new("/dev").join(name))
+            .or_kind(Kind::Kernel, || format!("making /dev/{name}"))?;
+    }
+    for name in ["pts", "shm", "mqueue"] {
+        directory(&format!("/dev/{name}"));
+    }
+    let terminals = [
+        ("newinstance", ""),
+        ("ptmxmode", "0666"),
+        ("mode", "0620"),
+        ("gid", "5"),
+    ];
+    mount("devpts", &terminals, "/dev/pts", NOSUID | NOEXEC)?;
+    mount(
+        "tmpfs",
+        &[("mode", "1777"), ("size", "64m")],
+        "/dev/shm",
+        NOSUID | NOEXEC | NODEV,
+    )?;
+    // not in every kernel
+    let _ = mount("mqueue", &[], "/dev/mqueue", NOSUID | NOEXEC | NODEV);
+    Ok(())
+}
+
+fn mount(
+    fs_type: &'static str,
+    options: &[(&str, &str)],
+    path: &str,
+    attributes: MountAttrFlags,
+) -> Result<()> {
+    let context = FsContext::open(fs_type)?;
+    for (key, value) in options {
+        if value.is_empty() {
+            context.flag(key)?;
+        } else {
+            context.string(key, value)?;
+        }
+    }
+    context.create()?;
+    let mount = context.mount(attributes)?;
+    use std::os::fd::AsFd;
+    scratch::attach(mount.as_fd(), path)
+}
+
+/// Whether a directory is there, made if need be. A root that cannot be written to and lacks it does without.
+fn directory(path: &str) -> bool {
+    match fs::create_dir(path) {
+        Ok(()) => fs::set_permissions(path, fs::Permissions::from_mode(0o755)).is_ok(),
+        Err(_) => Path::new(path).is_dir(),
+    }
+}
+
+/// Shows a host's file read-only at a path. Without it the image's own file stays.
+fn show_file(file: &OwnedFd, path: &str) {
+    use std::os::fd::AsFd;
+    if !Path::new(path).exists() {
+        let _ = fs::write(path, "")
+            .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o644)));
+    }
+    let shown = scratch::attach(file.as_fd(), path).and_then(|()| protect(path));
+    if let Err(error) = shown {
+        tracing::debug!("the host's {path} is not shown: {}", error.report());
+    }
+}
