@@ -145,9 +145,9 @@ impl Engine {
                 stack::make_top(&folder.join("top"), &plan)?;
                 lowers.insert(0, Lower::Directory(folder.join("top")));
             }
-            if !plan.bottom.is_empty() || lowers.len() < 2 {
-                stack::make_bottom(&folder.join("bottom"), &plan)?;
-                lowers.push(Lower::Directory(folder.join("bottom")));
+            if lowers.len() < 2 {
+                private_folder(&folder.join("empty"))?;
+                lowers.push(Lower::Directory(folder.join("empty")));
             }
             let upper = if writable {
                 let upper = Upper {

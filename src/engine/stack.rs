@@ -1,22 +1,21 @@
-//! What one overlay over all layers gets wrong, and the two small directory trees that mend it.
+//! What one overlay over all layers gets wrong, and the small directory tree on top that mends it.
 //!
 //! Given the layers' trees, topmost first:
 //! - Layers below an opaque root are left out (overlayfs ignores the mark there).
-//! - A directory that a layer's tar only implies has attributes that say nothing. Where a lower layer names it, the *top* tree has the
-//!   directory with that layer's attributes, above all layers.
-//! - A whiteout in a directory that no lower layer has is listed by overlayfs as a device, because it merges nothing there. The *bottom*
-//!   tree, below all layers, has an empty directory for each whiteout's parent. It is also the second lower of a one-layer image.
+//! - A directory that a layer's tar only implies has attributes that say nothing. Where a lower layer names it, the tree on top has the
+//!   directory with that layer's attributes.
+//! - A directory that only one layer has is not merged, and overlayfs then lists the whiteouts in it as devices. The tree on top has
+//!   such directories too, with their own attributes, which makes them merged ones.
+//!
+//! An image of one layer has an empty directory as its second lower: overlayfs wants two where nothing is writable.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     ffi::OsStr,
     fs, io,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-        unix::{
-            ffi::OsStrExt,
-            fs::{DirBuilderExt, PermissionsExt},
-        },
+        unix::{ffi::OsStrExt, fs::DirBuilderExt},
     },
     path::{Path, PathBuf},
 };
@@ -42,7 +41,7 @@ pub struct Found {
     attributes: Attributes,
 }
 
-/// What a directory of the top tree takes over.
+/// What a directory of the tree on top takes over.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Attributes {
     mode: u32,
@@ -65,10 +64,8 @@ pub trait LayerTree {
 pub struct Plan {
     /// How many layers, from the topmost, are stacked.
     pub layers: usize,
-    /// Directories of the top tree with their attributes; parents come before children. Empty: no top tree.
+    /// Directories of the tree on top with their attributes; parents come before children. Empty: no such tree.
     pub top: BTreeMap<LayerPath, Attributes>,
-    /// Directories of the bottom tree.
-    pub bottom: BTreeSet<LayerPath>,
 }
 
 impl Plan {
@@ -88,35 +85,37 @@ impl Plan {
 
 /// Plans the stack of these layers, topmost first. Equal layers have been taken out.
 pub fn plan<T: LayerTree>(layers: &[T]) -> io::Result<Plan> {
-    let kept = layers
-        .iter()
-        .position(|layer| layer.facts().opaque_root)
-        .map_or(layers.len(), |n| n + 1);
+    let opaque = layers.iter().position(|layer| layer.facts().opaque_root);
+    let kept = opaque.map_or(layers.len(), |opaque| opaque + 1);
     let mut merged = Merged::new(&layers[..kept]);
+    let mut wanted: BTreeSet<&[u8]> = BTreeSet::new();
+    for (number, layer) in layers[..kept].iter().enumerate() {
+        for path in &layer.facts().implied {
+            let parts = merged.parts(path)?;
+            if merged.owner(path, &parts) != parts.first().copied() {
+                wanted.extend(prefixes(path));
+            }
+        }
+        for whiteout in &layer.facts().whiteouts {
+            let slash = whiteout.iter().rposition(|&byte| byte == b'/');
+            let parent = &whiteout[..slash.unwrap_or_default()];
+            if merged.parts(parent)? == [number] {
+                wanted.extend(prefixes(parent));
+            }
+        }
+    }
     let mut plan = Plan {
         layers: kept,
         ..Plan::default()
     };
-    for layer in &layers[..kept] {
-        for path in &layer.facts().implied {
-            if let Some(owner) = merged.owner(path)?
-                && owner.topmost != owner.named
-            {
-                for prefix in prefixes(path) {
-                    if !plan.top.contains_key(prefix)
-                        && let Some(owner) = merged.owner(prefix)?
-                    {
-                        plan.top.insert(prefix.to_vec(), owner.attributes);
-                    }
-                }
-            }
-        }
-        for whiteout in &layer.facts().whiteouts {
-            let parent = whiteout
-                .iter()
-                .rposition(|&byte| byte == b'/')
-                .map_or(&[][..], |slash| &whiteout[..slash]);
-            plan.bottom.extend(prefixes(parent).map(<[u8]>::to_vec));
+    for path in wanted {
+        let parts = merged.parts(path)?;
+        let owner = merged
+            .owner(path, &parts)
+            .map(|owner| merged.look(owner, path))
+            .transpose()?;
+        if let Some(found) = owner.flatten() {
+            plan.top.insert(path.to_vec(), found.attributes);
         }
     }
     Ok(plan)
@@ -136,18 +135,8 @@ fn prefixes(path: &[u8]) -> impl Iterator<Item = &[u8]> {
 /// The layers merged, looked at by path.
 struct Merged<'a, T> {
     layers: &'a [T],
-    implied: Vec<std::collections::HashSet<&'a [u8]>>,
+    implied: Vec<HashSet<&'a [u8]>>,
     looked: Vec<HashMap<LayerPath, Option<Found>>>,
-}
-
-/// Whose attributes a merged directory has, and whose it should have.
-struct Owner {
-    /// The topmost layer that has the directory.
-    topmost: usize,
-    /// The topmost layer that names it; `topmost` where none does.
-    named: usize,
-    /// The attributes in `named`.
-    attributes: Attributes,
 }
 
 impl<'a, T: LayerTree> Merged<'a, T> {
@@ -171,9 +160,9 @@ impl<'a, T: LayerTree> Merged<'a, T> {
         Ok(found)
     }
 
-    /// `None` where the merged tree has no directory at `path`.
-    fn owner(&mut self, path: &[u8]) -> io::Result<Option<Owner>> {
-        let mut topmost: Option<(usize, Attributes)> = None;
+    /// The layers whose directories make up the merged one at `path`, topmost first; none where the merged tree has no directory.
+    fn parts(&mut self, path: &[u8]) -> io::Result<Vec<usize>> {
+        let mut parts = Vec::new();
         'layers: for layer in 0..self.layers.len() {
             let mut cut = false;
             for prefix in prefixes(path) {
@@ -183,14 +172,7 @@ impl<'a, T: LayerTree> Merged<'a, T> {
                     Some(found) => {
                         cut |= found.opaque;
                         if prefix.len() == path.len() {
-                            let first = topmost.get_or_insert((layer, found.attributes.clone())).0;
-                            if !self.implied[layer].contains(path) {
-                                return Ok(Some(Owner {
-                                    topmost: first,
-                                    named: layer,
-                                    attributes: found.attributes,
-                                }));
-                            }
+                            parts.push(layer);
                         }
                     }
                 }
@@ -199,11 +181,15 @@ impl<'a, T: LayerTree> Merged<'a, T> {
                 break;
             }
         }
-        Ok(topmost.map(|(layer, attributes)| Owner {
-            topmost: layer,
-            named: layer,
-            attributes,
-        }))
+        Ok(parts)
+    }
+
+    /// Of these layers the one whose attributes count for the directory: the topmost that names it, else the topmost.
+    fn owner(&self, path: &[u8], parts: &[usize]) -> Option<usize> {
+        let named = parts
+            .iter()
+            .find(|&&layer| !self.implied[layer].contains(path));
+        named.or(parts.first()).copied()
     }
 }
 
@@ -279,7 +265,7 @@ fn xattrs(fd: &OwnedFd) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
         .collect()
 }
 
-/// Makes the top tree in `folder`, which does not exist yet.
+/// Makes the tree on top in `folder`, which does not exist yet.
 pub fn make_top(folder: &Path, plan: &Plan) -> Result<()> {
     let make = || -> io::Result<()> {
         make_directory(folder)?;
@@ -294,25 +280,7 @@ pub fn make_top(folder: &Path, plan: &Plan) -> Result<()> {
     };
     make().or_kind(Kind::Io, || {
         format!(
-            "making the tree of implied directories in {}",
-            folder.display()
-        )
-    })
-}
-
-/// Makes the bottom tree in `folder`, which does not exist yet.
-pub fn make_bottom(folder: &Path, plan: &Plan) -> Result<()> {
-    let make = || -> io::Result<()> {
-        make_directory(folder)?;
-        fs::set_permissions(folder, fs::Permissions::from_mode(0o755))?;
-        plan.bottom
-            .iter()
-            .filter(|path| !path.is_empty())
-            .try_for_each(|path| make_directory(&folder.join(OsStr::from_bytes(path))))
-    };
-    make().or_kind(Kind::Io, || {
-        format!(
-            "making the tree of whiteouts' parents in {}",
+            "making the tree on top of the layers in {}",
             folder.display()
         )
     })
@@ -507,15 +475,37 @@ mod tests {
         let mut opaque = layer(&["+a"]);
         opaque.facts.opaque_root = true;
         let plan = plan(&[layer(&["~b"]), opaque, layer(&["+b 700", "-c/d"])]).unwrap();
-        assert_eq!((plan.layers, plan.top.len(), plan.bottom.len()), (2, 0, 0));
+        assert_eq!((plan.layers, plan.top.len()), (2, 0));
     }
 
     #[test]
-    fn whiteouts_have_their_parents_at_the_bottom() {
-        let plan = plan(&[layer(&["+a", "+a/b", "-a/b/c", "-d"])]).unwrap();
+    fn whiteouts_in_a_directory_of_one_layer_have_it_on_top() {
+        let layers = [layer(&["+a 700", "+a/b 711", "-a/b/c"])];
         assert_eq!(
-            plan.bottom.into_iter().collect::<Vec<_>>(),
-            [b"".to_vec(), b"a".to_vec(), b"a/b".to_vec()]
+            top(&layers),
+            [
+                (String::new(), 0o755),
+                ("a".into(), 0o700),
+                ("a/b".into(), 0o711)
+            ]
+        );
+        // below an opaque directory, and above a whiteout, nothing is merged
+        let opaque = [layer(&["!a 700", "-a/b"]), layer(&["+a", "+a/b"])];
+        assert_eq!(top(&opaque), [(String::new(), 0o755), ("a".into(), 0o700)]);
+        let cut = [
+            layer(&["+a 700", "-a/b"]),
+            layer(&["-a", "+x"]),
+            layer(&["+a", "+a/b"]),
+        ];
+        assert_eq!(top(&cut).last(), Some(&("a".to_owned(), 0o700)));
+    }
+
+    #[test]
+    fn whiteouts_in_merged_or_hidden_directories_need_nothing() {
+        assert_eq!(top(&[layer(&["+a", "-a/b"]), layer(&["+a", "+a/b"])]), []);
+        assert_eq!(
+            top(&[layer(&["-a", "+x"]), layer(&["+a", "-a/b"]), layer(&["+x"])]),
+            []
         );
     }
 }

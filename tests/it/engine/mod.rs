@@ -1,6 +1,7 @@
 //! Images attached by the program itself, as a person would, and compared with what an independent unpack makes of them.
 
 mod lazy;
+mod stacking;
 
 use std::{
     fs,
@@ -119,6 +120,11 @@ impl Host {
     pub fn kill_daemon(&self) {
         let pid = self.daemon().expect("a daemon runs");
         self.signal(pid, "KILL");
+    }
+
+    /// Ends the daemon as a service manager does.
+    pub fn end_daemon(&self) {
+        self.signal(self.daemon().expect("a daemon runs"), "TERM");
     }
 
     fn signal(&self, pid: u32, signal: &str) {

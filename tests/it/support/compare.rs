@@ -16,9 +16,9 @@ use std::{
 /// What counts as a difference. `default()` compares everything but the sizes of directories, which are a file system's own affair.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Compare the sizes of directories too.
+    /// Compare sizes and link counts of directories too (overlayfs has its own).
     pub directory_sizes: bool,
-    /// Compare numbers of links, and which paths are the same inode.
+    /// Compare numbers of links of what is no directory, and which paths are the same inode.
     pub links: bool,
     /// Compare parts of a second of the modification time (some unpackers drop them).
     pub nanoseconds: bool,
@@ -201,10 +201,13 @@ impl Comparer<'_> {
     }
 
     fn links(&mut self, path: &Path, metadata: [&Metadata; 2]) {
-        self.check(path, Aspect::Links, metadata.map(|m| m.nlink()));
         if metadata[0].is_dir() {
+            if self.options.directory_sizes {
+                self.check(path, Aspect::Links, metadata.map(|m| m.nlink()));
+            }
             return;
         }
+        self.check(path, Aspect::Links, metadata.map(|m| m.nlink()));
         let mut first = [PathBuf::new(), PathBuf::new()];
         for side in 0..2 {
             let inode = (metadata[side].dev(), metadata[side].ino());

@@ -2,6 +2,7 @@
 
 pub mod compare;
 pub mod registry;
+pub mod tars;
 pub mod vm;
 
 /// Waits for a condition, and says which did not come within ten seconds.
