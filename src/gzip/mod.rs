@@ -1,5 +1,6 @@
 //! Deflate: `scan`, one pass over a layer that finds checkpoints; `inflate`, one span from its checkpoint. Pure.
 
+mod filler;
 pub mod header;
 pub mod inflate;
 pub mod scan;

@@ -1,5 +1,6 @@
 //! Layers to zTOCs and back: what `soci::build` makes of a blob, and what `gzip::inflate` makes of its spans.
 
+mod command;
 mod damage;
 mod layers;
 mod random;
