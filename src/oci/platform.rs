@@ -30,6 +30,7 @@ impl Platform {
     pub fn new(os: &str, architecture: &str, variant: Option<&str>) -> Self {
         let os = match os.to_ascii_lowercase().as_str() {
             "macos" => "darwin".to_owned(),
+            "" => "linux".to_owned(), // some builders leave it empty in an image's configuration
             other => other.to_owned(),
         };
         let architecture = architecture.to_ascii_lowercase();
@@ -287,6 +288,14 @@ mod tests {
         ] {
             assert_eq!(platform(text).to_string(), normal, "{text}");
         }
+    }
+
+    #[test]
+    fn an_image_that_names_no_system_is_linuxs() {
+        assert_eq!(
+            Platform::new("", "amd64", Some("")).to_string(),
+            "linux/amd64"
+        );
     }
 
     #[test]

@@ -11,7 +11,7 @@ use socinbd::{
         local::LocalIndexes,
     },
     error::{Kind, Result},
-    oci::Digest,
+    oci::{Digest, artifact::what_is, manifest},
     soci::{
         index::{IndexManifest, Version},
         prefetch::Prefetch,
@@ -157,6 +157,46 @@ fn prefetch_artifacts_are_accepted_and_rejected_as_by_awss_tool() {
         outcomes["accepted"] >= 8 && outcomes["rejected"] >= 8,
         "{outcomes:?}"
     );
+}
+
+#[test]
+fn a_damaged_document_is_an_error_or_a_document() {
+    let vectors = Vectors::open();
+    let layer = Digest::of(b"some layer");
+    let mut parsed = 0;
+    for id in ["index-v1-good", "index-v2-good", "prefetch-priority"] {
+        let kind = id.split('-').next().unwrap();
+        let good = vectors
+            .accepts(kind)
+            .find(|case| case.id == id)
+            .unwrap()
+            .bytes();
+        for position in 0..good.len() {
+            for change in [0x01, 0x20, 0x80, 0xff] {
+                let mut bytes = good.clone();
+                bytes[position] ^= change;
+                what_is(&bytes, "");
+                let _ = manifest::parse(&bytes, "");
+                if let Ok(index) = IndexManifest::parse(&bytes) {
+                    parsed += 1;
+                    let _ = (index.ztoc_of(&layer), index.prefetch_of(&layer));
+                    assert_eq!(
+                        IndexManifest::parse(&index.to_bytes().unwrap()).unwrap(),
+                        index
+                    );
+                }
+                if let Ok(prefetch) = Prefetch::parse(&bytes) {
+                    parsed += 1;
+                    prefetch.runs(u32::MAX);
+                    assert_eq!(
+                        Prefetch::parse(&prefetch.to_bytes().unwrap()).unwrap(),
+                        prefetch
+                    );
+                }
+            }
+        }
+    }
+    assert!(parsed > 1000, "{parsed}");
 }
 
 #[test]

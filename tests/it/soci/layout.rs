@@ -303,8 +303,12 @@ fn an_artifact_is_stored_found_replaced_and_removed() {
                 .is_empty()
         );
         assert_eq!(layout.root_manifest().await.unwrap().digest, image);
-        let index: serde_json::Value =
-            serde_json::from_slice(&fs::read(made.path().join("index.json")).unwrap()).unwrap();
+        let text = fs::read_to_string(made.path().join("index.json")).unwrap();
+        assert!(
+            text.starts_with(r#"{"schemaVersion":2,"manifests":[{"mediaType""#),
+            "{text}"
+        );
+        let index: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(index["manifests"][1], odd, "fields that are not ours stay");
         assert_eq!(index["manifests"][3]["digest"], json!(one));
 
