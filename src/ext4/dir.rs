@@ -37,7 +37,7 @@ impl Name<'_> {
     }
 }
 
-/// The blocks of a directory, and whether they have an index.
+/// The blocks of a directory, the last one perhaps without zeros at its end, and whether they have an index.
 #[derive(Debug)]
 pub(super) struct Blocks {
     pub(super) bytes: Vec<u8>,
@@ -58,7 +58,8 @@ pub(super) fn lay_out(
     let dots = dots(this, parent);
     let linear: usize = names.iter().map(Name::size).sum::<usize>() + 2 * dots[0].size();
     if linear <= BLOCK {
-        let mut bytes = vec![0; BLOCK];
+        // the rest of the block, which belongs to the last entry, is zero
+        let mut bytes = vec![0; linear];
         fill(&mut bytes, dots.iter().chain(names));
         return Ok(Blocks {
             bytes,
@@ -79,14 +80,14 @@ fn dots(this: u32, parent: u32) -> [Name<'static>; 2] {
     })
 }
 
-/// Writes entries one after the other; the last one's length goes to the end of the block.
+/// Writes entries one after the other; the last one's length goes to the end of the block, also if `block` is only its beginning.
 fn fill<'n>(block: &mut [u8], entries: impl Iterator<Item = &'n Name<'n>>) {
     let mut entries = entries.peekable();
     let mut at = 0;
     while let Some(entry) = entries.next() {
         let length = match entries.peek() {
             Some(_) => entry.size(),
-            None => block.len() - at,
+            None => BLOCK - at,
         };
         put(&mut block[at..], entry, length);
         at += length;
@@ -268,7 +269,7 @@ mod tests {
     fn one_block_is_filled_to_its_end_before_there_is_an_index() {
         // 24 bytes of `.` and `..`, and 254 entries of 16 bytes, leave 8
         let full = laid_out(&names(254, 8)).unwrap();
-        assert_eq!((full.bytes.len(), full.indexed), (BLOCK, false));
+        assert_eq!((full.bytes.len(), full.indexed), (BLOCK - 8, false));
         let over = laid_out(&names(255, 8)).unwrap();
         assert!(over.indexed);
         assert_eq!(inodes(&over.bytes, 1), (11..266).collect::<Vec<_>>());

@@ -344,7 +344,7 @@ impl Writer<'_> {
     }
 
     /// A body with these bytes in the area.
-    fn stored(&mut self, bytes: &[u8], flags: u32) -> Body {
+    fn stored(&mut self, bytes: &[u8], size: u64, flags: u32) -> Body {
         let block = self.area.push(bytes);
         let count = bytes.len().div_ceil(BLOCK_SIZE as usize) as u32;
         let run = Run {
@@ -352,7 +352,7 @@ impl Writer<'_> {
             physical: block,
             count,
         };
-        self.mapped(&[run], count.into(), bytes.len() as u64, flags)
+        self.mapped(&[run], count.into(), size, flags)
     }
 
     fn directory(
@@ -380,7 +380,8 @@ impl Writer<'_> {
                 limit: dir::LEAF_LIMIT,
             })?;
         let flags = if blocks.indexed { INDEX_FL } else { 0 };
-        Ok(self.stored(&blocks.bytes, flags))
+        let size = (blocks.bytes.len() as u64).next_multiple_of(BLOCK_SIZE);
+        Ok(self.stored(&blocks.bytes, size, flags))
     }
 
     fn symlink(&mut self, id: NodeId, text: &[u8]) -> Result<Body, Error> {
@@ -392,7 +393,7 @@ impl Writer<'_> {
             });
         }
         if text.len() >= inode::FAST_SYMLINK_LIMIT {
-            return Ok(self.stored(text, 0));
+            return Ok(self.stored(text, text.len() as u64, 0));
         }
         let mut i_block = [0; 60];
         i_block[..text.len()].copy_from_slice(text);

@@ -173,3 +173,84 @@ fn the_first_and_last_mebibytes_that_probes_read_have_no_data() {
         end = start.get() + bytes.len() as u64;
     }
 }
+
+mod hostile {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn path() -> impl Strategy<Value = String> {
+        let part = prop_oneof![
+            Just("a"),
+            Just("b"),
+            Just(".."),
+            Just("."),
+            Just(""),
+            Just(".wh.a"),
+            Just(".wh..wh..opq"),
+            Just(".wh..wh.x"),
+            Just("\u{fe}"),
+        ];
+        prop::collection::vec(part, 0..5).prop_map(|parts| parts.join("/"))
+    }
+
+    fn any_entry() -> impl Strategy<Value = Entry> {
+        use EntryKind::{Block, Char, Directory, Fifo, Hardlink, Regular, Symlink};
+        let kind = prop::sample::select(vec![
+            Regular, Directory, Symlink, Hardlink, Char, Block, Fifo,
+        ]);
+        let number = prop_oneof![0i64..300, any::<i64>()];
+        let size = prop_oneof![4 => 0u64..9000, 1 => any::<u64>()];
+        let name = prop::sample::select(vec!["user.a", "trusted.b", "system.posix_acl_access"]);
+        let xattr = (name, prop::collection::vec(any::<u8>(), 0..50));
+        (
+            (kind, path(), path(), number.clone(), number),
+            (
+                size,
+                any::<i64>(),
+                any::<i64>(),
+                prop::collection::vec(xattr, 0..2),
+            ),
+        )
+            .prop_map(|((kind, name, linkname, devmajor, devminor), rest)| {
+                let (size, mode, seconds, xattrs) = rest;
+                Entry {
+                    linkname: linkname.into(),
+                    size: if kind == Regular { size } else { 0 },
+                    mode,
+                    mtime: Some(crate::tar::Timestamp {
+                        seconds,
+                        nanoseconds: u32::MAX,
+                    }),
+                    devmajor,
+                    devminor,
+                    pax: xattrs
+                        .into_iter()
+                        .map(|(name, value)| (format!("SCHILY.xattr.{name}").into(), value))
+                        .collect(),
+                    ..entry(kind, &name)
+                }
+            })
+    }
+
+    proptest! {
+        #[test]
+        fn any_entries_give_an_error_or_a_sound_layout(
+            mut entries in prop::collection::vec(any_entry(), 0..40),
+        ) {
+            let mut end = 0u64;
+            for entry in &mut entries {
+                entry.data_offset = LayerOffset(end);
+                end = end.saturating_add(entry.size);
+            }
+            let Ok(tree) = Tree::build(&entries) else {
+                return Ok(());
+            };
+            if let Ok(layout) = Layout::new(&tree, &entries, &[0; 32]) {
+                prop_assert_eq!(layout.size % 4096, 0);
+                let table = layout.table();
+                prop_assert_eq!(crate::ext4::Regions::decode(&table.encode()), Ok(table));
+            }
+        }
+    }
+}

@@ -1,6 +1,9 @@
 //! From a layer's entries, in tar order, to its tree.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    ops::Bound,
+};
 
 use super::{
     Error, Node, NodeId, NodeKind, ROOT, Tree,
@@ -462,7 +465,8 @@ impl<'a> Builder<'a> {
     fn remove_hidden_names(&mut self) {
         for node in &mut self.nodes {
             if let NodeKind::Directory(names) = &mut node.kind {
-                while let Some((name, _)) = names.range(WHITEOUT_PREFIX.to_vec()..).next()
+                let from = (Bound::Included(WHITEOUT_PREFIX), Bound::Unbounded);
+                while let Some((name, _)) = names.range::<[u8], _>(from).next()
                     && name.starts_with(WHITEOUT_PREFIX)
                 {
                     let name = name.clone();
@@ -491,35 +495,15 @@ impl<'a> Builder<'a> {
         links
     }
 
-    /// The tree of the nodes that have a name, numbered anew.
-    fn into_tree(self, links: &[u32]) -> Tree {
-        let mut number = 0;
-        let numbers: Vec<NodeId> = links
-            .iter()
-            .map(|&links| {
-                let this = number;
-                number += NodeId::from(links > 0);
-                this
-            })
-            .collect();
-        let renumbered = number as usize != self.nodes.len();
-        let mut nodes = Vec::with_capacity(number as usize);
-        let mut named = Vec::with_capacity(number as usize);
-        for ((mut node, is_named), &links) in self.nodes.into_iter().zip(self.named).zip(links) {
-            if links == 0 {
-                continue;
-            }
+    /// The tree of the nodes that have a name, numbered anew if there are others.
+    fn into_tree(mut self, links: &[u32]) -> Tree {
+        for (node, &links) in self.nodes.iter_mut().zip(links) {
             node.links = links;
-            if let NodeKind::Directory(names) = &mut node.kind
-                && renumbered
-            {
-                for child in names.values_mut() {
-                    *child = numbers[*child as usize];
-                }
-            }
-            nodes.push(node);
-            named.push(is_named);
         }
+        if links.contains(&0) {
+            self.remove_nameless(links);
+        }
+        let (nodes, named) = (self.nodes, self.named);
         let mut tree = Tree {
             nodes,
             implied: vec![],
@@ -546,6 +530,28 @@ impl<'a> Builder<'a> {
         tree.opaque = opaque;
         tree.whiteouts = whiteouts;
         tree
+    }
+
+    fn remove_nameless(&mut self, links: &[u32]) {
+        let mut number = 0;
+        let numbers: Vec<NodeId> = links
+            .iter()
+            .map(|&links| {
+                let this = number;
+                number += NodeId::from(links > 0);
+                this
+            })
+            .collect();
+        for node in &mut self.nodes {
+            if let NodeKind::Directory(names) = &mut node.kind {
+                for child in names.values_mut() {
+                    *child = numbers[*child as usize];
+                }
+            }
+        }
+        let mut named = links.iter();
+        self.named.retain(|_| named.next() != Some(&0));
+        self.nodes.retain(|node| node.links > 0);
     }
 }
 

@@ -6,3 +6,4 @@ mod odd;
 mod random;
 mod reader;
 mod reference;
+mod scale;
