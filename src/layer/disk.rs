@@ -217,9 +217,37 @@ impl Disk {
 
     /// Reads a range that is present, without leaving it in the page cache where the kernel can do that.
     pub fn read_present(&self, offset: DiskOffset, buffer: &mut [u8]) -> io::Result<()> {
+        self.notice(offset, buffer.len());
+        self.read_uncached(offset.get(), buffer)
+    }
+
+    /// As [`Self::read_present`], where that need not wait for the local disk. False where it must: then nothing is read, but the
+    /// kernel has begun to, so that the waits of several reads overlap.
+    pub fn try_read_present(&self, offset: DiskOffset, buffer: &mut [u8]) -> io::Result<bool> {
+        let drops_behind = self.drops_behind.load(Ordering::Relaxed);
+        let mut flags = rustix::io::ReadWriteFlags::NOWAIT;
+        flags.set(RWF_DONTCACHE, drops_behind);
+        let whole = &mut [IoSliceMut::new(buffer)];
+        let done = match rustix::io::preadv2(&self.file, whole, offset.get(), flags) {
+            Err(rustix::io::Errno::AGAIN) => return Ok(false),
+            Ok(count) => count,
+            // among others a kernel or a file system that knows no such flag: then there is no way but to wait
+            Err(_) => 0,
+        };
+        self.notice(offset, buffer.len());
+        if done == buffer.len() && !drops_behind {
+            self.forget(offset.get(), buffer.len() as u64);
+        } else if done < buffer.len() {
+            // what came is dropped behind and must not be read twice: the rest is waited for
+            self.read_uncached(offset.get() + done as u64, &mut buffer[done..])?;
+        }
+        Ok(true)
+    }
+
+    /// Tells a read to the read-ahead.
+    fn notice(&self, offset: DiskOffset, length: usize) {
         if !self.bitmap.is_full() {
-            let end = offset.get().saturating_add(buffer.len() as u64);
-            let range = offset..DiskOffset(end);
+            let range = offset..DiskOffset(offset.get().saturating_add(length as u64));
             if self.readahead.reaches(&range) {
                 // it is not dropped while it is used
                 if let Some(me) = self.me.upgrade() {
@@ -227,7 +255,6 @@ impl Disk {
                 }
             }
         }
-        self.read_uncached(offset.get(), buffer)
     }
 
     /// Makes a range present: one fetch a span however many wait, adjacent missing spans in one GET. Goes on trying for the disk's

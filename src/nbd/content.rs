@@ -31,6 +31,20 @@ pub(super) enum Content {
     Zero,
 }
 
+/// Whether a read may wait for the local disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wait {
+    ForDisk,
+    Not,
+}
+
+/// Why a range was not read.
+pub(super) enum Failure {
+    /// It would have to wait.
+    WouldWait,
+    Error(Error),
+}
+
 /// Where the data of replies comes from.
 pub(super) struct Source<'a> {
     pub(super) export: &'a Arc<dyn Export>,
@@ -42,25 +56,32 @@ impl Source<'_> {
     ///
     /// Eviction clears a span's bit before it takes the span's bytes away, so bytes are right if their bits are set when they have
     /// been read. Where they are not, this thread waits for them to come again.
-    pub(super) fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Error> {
+    pub(super) fn read(&self, offset: u64, buffer: &mut [u8], wait: Wait) -> Result<(), Failure> {
         let start = DiskOffset(offset);
         let range = start..DiskOffset(offset + buffer.len() as u64);
         for _ in 0..MAX_ATTEMPTS {
             if self.export.is_present(range.clone()) {
-                self.export.read_present(start, buffer).map_err(|source| {
-                    Error::with_source(Kind::Io, "the local disk cannot be read", source)
-                })?;
-                if self.export.is_present(range.clone()) {
-                    return Ok(());
+                let read = match wait {
+                    Wait::ForDisk => self.export.read_present(start, buffer).map(|()| true),
+                    Wait::Not => self.export.try_read_present(start, buffer),
+                };
+                match read {
+                    Ok(true) if self.export.is_present(range.clone()) => return Ok(()),
+                    Ok(true) => {}
+                    Ok(false) => return Err(Failure::WouldWait),
+                    Err(source) => {
+                        let why = "the local disk cannot be read";
+                        return Err(Failure::Error(Error::with_source(Kind::Io, why, source)));
+                    }
                 }
             }
             let fetch = Arc::clone(self.export).make_present(range.clone());
-            self.runtime
-                .block_on(fetch)
-                .map_err(|error| Error::with_source(error.kind(), error.to_string(), error))?;
+            self.runtime.block_on(fetch).map_err(|error| {
+                Failure::Error(Error::with_source(error.kind(), error.to_string(), error))
+            })?;
         }
         let why = "the range is evicted as fast as it is fetched: the disk budget is too small";
-        Err(Error::new(Kind::Io, why))
+        Err(Failure::Error(Error::new(Kind::Io, why)))
     }
 
     /// The extents of a read: zeroes where a hole pays, data elsewhere.

@@ -26,6 +26,12 @@ pub trait Export: Send + Sync + 'static {
     /// Reads a range that is present. May block on the local disk, not on the network.
     fn read_present(&self, offset: DiskOffset, buffer: &mut [u8]) -> io::Result<()>;
 
+    /// As [`Export::read_present`] where that need not wait for the local disk; false where it must, and then nothing is read. An
+    /// export may begin the reading with this, so that the waits of several overlap.
+    fn try_read_present(&self, offset: DiskOffset, buffer: &mut [u8]) -> io::Result<bool> {
+        self.read_present(offset, buffer).map(|()| true)
+    }
+
     /// Makes a range present. Dropped when nobody waits any more.
     fn make_present(
         self: Arc<Self>,
@@ -47,6 +53,10 @@ impl Export for Disk {
 
     fn read_present(&self, offset: DiskOffset, buffer: &mut [u8]) -> io::Result<()> {
         Disk::read_present(self, offset, buffer)
+    }
+
+    fn try_read_present(&self, offset: DiskOffset, buffer: &mut [u8]) -> io::Result<bool> {
+        Disk::try_read_present(self, offset, buffer)
     }
 
     fn make_present(

@@ -1,6 +1,7 @@
 //! The transmission: requests in, replies out, until the client disconnects.
 
 use std::{
+    collections::VecDeque,
     ops::Range,
     sync::Arc,
     time::{Duration, Instant},
@@ -15,7 +16,7 @@ use tokio::runtime::Handle;
 use super::{
     MAX_PAYLOAD,
     connection::ConnectionError,
-    content::{Content, MIN_HOLE, Source, status},
+    content::{Content, Failure, MIN_HOLE, Source, Wait, status},
     counters::Counts,
     errno_of,
     export::Shared,
@@ -33,6 +34,9 @@ const MAX_PART: u32 = 1 << 20;
 
 /// Extents in one reply to `NBD_CMD_BLOCK_STATUS`; a client goes on from where they end.
 const MAX_EXTENTS: usize = 16 << 10;
+
+/// Reads of one connection that may wait for the local disk at one time.
+const MAX_DELAYED: usize = 128;
 
 /// How long requests that still wait when the client disconnects properly are waited for.
 const DISCONNECT_LIMIT: Duration = Duration::from_secs(30);
@@ -53,6 +57,8 @@ pub(super) struct Transmission<'a> {
     input: Input,
     replies: Replies<'a>,
     pending: Pending,
+    /// Reads that wait for the local disk. The kernel has begun with them; this thread waits for one after the other.
+    delayed: VecDeque<Request>,
     counts: Counts,
 }
 
@@ -85,6 +91,7 @@ impl<'a> Transmission<'a> {
             input: Input::new(),
             replies: Replies::new(stream, session.structured),
             pending: Pending::new(runtime).map_err(ConnectionError::io("making an eventfd"))?,
+            delayed: VecDeque::new(),
             counts: Counts::default(),
             session,
         })
@@ -93,36 +100,66 @@ impl<'a> Transmission<'a> {
     /// Serves requests until the client ends the session.
     pub(super) fn run(mut self) -> Result<(), ConnectionError> {
         loop {
-            while self.pending.has_room() {
-                let Some(request) = self.input.next()? else {
-                    break;
-                };
-                if self.serve(&request)? == Flow::Disconnect {
-                    return self.finish_all();
-                }
+            if self.serve_input()? == Flow::Disconnect {
+                return self.finish_all();
             }
             self.shared.counters.add(&mut self.counts);
             self.replies.flush()?;
-            // only where something waits is there more than the socket to listen to
-            let event = if self.pending.is_empty() {
+            let delayed = self.delayed.pop_front();
+            let event = if delayed.is_some() {
+                // a look only: the disk can work for new requests too while this thread waits for it
+                self.wait(self.listens(), Some(Duration::ZERO))?
+            } else if self.pending.is_empty() {
                 self.shrink_when_idle()?;
                 Event::Requests
             } else {
-                let socket = if self.pending.has_room() {
-                    PollFlags::IN
-                } else {
-                    PollFlags::RDHUP
-                };
-                self.wait(socket, None)?
+                self.wait(self.listens(), None)?
             };
             match event {
                 Event::Requests if self.input.fill(self.stream)? => {}
                 Event::Completions => self.finish_ready()?,
+                Event::TimedOut if delayed.is_some() => {}
                 Event::Requests | Event::HungUp | Event::TimedOut => {
+                    self.delayed.extend(delayed);
                     self.give_up()?;
                     return Err(ConnectionError::Disconnected);
                 }
             }
+            if let Some(request) = delayed {
+                if self.serve_input()? == Flow::Disconnect {
+                    self.delayed.push_front(request);
+                    return self.finish_all();
+                }
+                self.replies.flush()?;
+                self.send_data(&request, Wait::ForDisk)?;
+            }
+        }
+    }
+
+    /// Serves the requests that are here.
+    fn serve_input(&mut self) -> Result<Flow, ConnectionError> {
+        while self.has_room() {
+            let Some(request) = self.input.next()? else {
+                break;
+            };
+            if self.serve(&request)? == Flow::Disconnect {
+                return Ok(Flow::Disconnect);
+            }
+        }
+        Ok(Flow::Continue)
+    }
+
+    /// Whether another request may be taken.
+    fn has_room(&self) -> bool {
+        self.pending.has_room() && self.delayed.len() < MAX_DELAYED
+    }
+
+    /// The events of the socket that matter now.
+    fn listens(&self) -> PollFlags {
+        if self.has_room() {
+            PollFlags::IN
+        } else {
+            PollFlags::RDHUP
         }
     }
 
@@ -139,6 +176,9 @@ impl<'a> Transmission<'a> {
     /// After the end of what the client sends, which may be its doing or that of a server that stops: who waits is told so.
     fn give_up(&mut self) -> Result<(), ConnectionError> {
         self.pending.abort();
+        for request in std::mem::take(&mut self.delayed) {
+            self.error(&request, NBD_ESHUTDOWN, "the server is stopping")?;
+        }
         while !self.pending.is_empty() {
             match self.wait(PollFlags::empty(), Some(GIVE_UP_LIMIT))? {
                 Event::Completions => {
@@ -155,6 +195,9 @@ impl<'a> Transmission<'a> {
     /// After `NBD_CMD_DISC`: "the server MUST handle all outstanding requests".
     fn finish_all(&mut self) -> Result<(), ConnectionError> {
         let deadline = Instant::now() + DISCONNECT_LIMIT;
+        while let Some(request) = self.delayed.pop_front() {
+            self.send_data(&request, Wait::ForDisk)?;
+        }
         self.replies.flush()?;
         while !self.pending.is_empty() {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -237,7 +280,7 @@ impl<'a> Transmission<'a> {
             return self.replies.no_data(request);
         }
         if self.session.export.is_present(range.clone()) {
-            return self.send_range(request, range);
+            return self.send_data(request, Wait::Not);
         }
         self.counts.waits += 1;
         let fetch = Arc::clone(&self.session.export).make_present(range);
@@ -249,25 +292,18 @@ impl<'a> Transmission<'a> {
     fn finish_ready(&mut self) -> Result<(), ConnectionError> {
         for (request, result) in self.pending.take_ready() {
             match result {
-                Ok(()) => {
-                    let start = request.offset.get();
-                    let end = start + u64::from(request.length.get()); // was checked before it waited
-                    self.send_range(&request, DiskOffset(start)..DiskOffset(end))?;
-                }
+                // fresh from the network: it is in memory still
+                Ok(()) => self.send_data(&request, Wait::ForDisk)?,
                 Err(error) => self.error(&request, errno_of(&error), &error.to_string())?,
             }
         }
         Ok(())
     }
 
-    /// Sends the data of a range that is present.
-    fn send_range(
-        &mut self,
-        request: &Request,
-        range: Range<DiskOffset>,
-    ) -> Result<(), ConnectionError> {
-        let Range { start, end } = range;
-        let (mut at, end) = (start.get(), end.get());
+    /// Sends the data of a read whose range is present and was checked. Where that would have to wait, and must not, it is put off.
+    fn send_data(&mut self, request: &Request, wait: Wait) -> Result<(), ConnectionError> {
+        let mut at = request.offset.get();
+        let end = at + u64::from(request.length.get());
         let fragments = self.session.structured && request.flags.get() & NBD_CMD_FLAG_DF == 0;
         let source = Source {
             export: &self.session.export,
@@ -291,18 +327,27 @@ impl<'a> Transmission<'a> {
             let part = Part {
                 offset: at,
                 length,
-                first: at == start.get(),
+                first: at == request.offset.get(),
                 last: extents.is_empty(),
             };
             if content == Content::Zero {
                 self.replies.hole(request, part)?;
             } else {
-                let fill = |buffer: &mut [u8]| source.read(at, buffer);
-                if let Err(error) = self.replies.data(request, part, fill)? {
-                    if !self.session.structured && !part.first {
+                // what follows a part that is sent has to follow now
+                let wait = if part.first { wait } else { Wait::ForDisk };
+                let fill = |buffer: &mut [u8]| source.read(at, buffer, wait);
+                match self.replies.data(request, part, fill)? {
+                    Ok(()) => {}
+                    Err(Failure::WouldWait) => {
+                        self.delayed.push_back(*request);
+                        return Ok(());
+                    }
+                    Err(Failure::Error(_)) if !self.session.structured && !part.first => {
                         return Err(ConnectionError::Torn { offset: at });
                     }
-                    return self.error(request, errno_of(&error), &error.to_string());
+                    Err(Failure::Error(error)) => {
+                        return self.error(request, errno_of(&error), &error.to_string());
+                    }
                 }
             }
             at += u64::from(length);

@@ -30,6 +30,8 @@ pub(super) enum Block {
     Zero,
     /// Its fetch fails with this kind.
     Failing(Kind),
+    /// Is present, and the local disk is slow.
+    Slow,
     /// Is present, and the local disk fails.
     Broken,
 }
@@ -125,6 +127,14 @@ impl Export for Memory {
         Ok(())
     }
 
+    fn try_read_present(&self, offset: DiskOffset, buffer: &mut [u8]) -> io::Result<bool> {
+        let range = offset..DiskOffset(offset.get() + buffer.len() as u64);
+        if self.blocks.lock().unwrap()[Self::touched(&range)].contains(&Block::Slow) {
+            return Ok(false);
+        }
+        self.read_present(offset, buffer).map(|()| true)
+    }
+
     fn make_present(
         self: Arc<Self>,
         range: Range<DiskOffset>,
@@ -140,7 +150,7 @@ impl Export for Memory {
                     Block::Failing(kind) => {
                         return Err(Arc::new(Error::new(kind, "failed on purpose")));
                     }
-                    Block::Present | Block::Zero | Block::Broken => {}
+                    Block::Present | Block::Slow | Block::Zero | Block::Broken => {}
                 }
             }
             Ok(())
@@ -154,7 +164,7 @@ impl Export for Memory {
         while at < range.end.get() {
             let end = range.end.get().min((at / BLOCK + 1) * BLOCK);
             let allocation = match blocks[(at / BLOCK) as usize] {
-                Block::Present | Block::Broken => Allocation::Present,
+                Block::Present | Block::Slow | Block::Broken => Allocation::Present,
                 Block::Absent | Block::Failing(_) => Allocation::Absent,
                 Block::Zero => Allocation::Zero,
             };

@@ -265,6 +265,53 @@ fn a_slow_read_does_not_hold_up_the_next_ones() {
     assert_eq!(served.exports.counters().get().waits, 2);
 }
 
+/// Reads that wait for the local disk come after those that need not, and in their order.
+#[test]
+fn a_slow_disk_does_not_hold_up_what_is_in_memory() {
+    let memory = Memory::new(512)
+        .with(4..8, Block::Slow)
+        .with(10..11, Block::Zero)
+        .with(400..401, Block::Slow);
+    let memory = Arc::new(memory);
+    let served = Served::one(&memory);
+    let mut client = Client::simple(served.connect());
+    // in one write, so that the server has all before it waits
+    let requests: Vec<u8> = [4, 0, 5, 1, 6]
+        .iter()
+        .flat_map(|block| request_bytes(0, READ, *block, block * BLOCK, BLOCK as u32))
+        .chain(request_bytes(0, DISC, 0, 0, 0))
+        .collect();
+    client.stream.write_all(&requests).unwrap();
+    let cookies = [(); 5].map(|()| match client.reply() {
+        Reply::Simple { cookie, error: 0 } => {
+            let start = (cookie * BLOCK) as usize;
+            assert!(client.data(BLOCK as usize) == memory.data()[start..start + BLOCK as usize]);
+            cookie
+        }
+        other => panic!("{other:?}"),
+    });
+    assert_eq!(cookies, [0, 1, 4, 5, 6]);
+    client.assert_closed();
+    // as many as the client likes
+    let mut client = Client::simple(served.connect());
+    for _ in 0..500 {
+        client.request(0, READ, 1, 4 * BLOCK, 1);
+    }
+    for _ in 0..500 {
+        assert_eq!(
+            client.reply(),
+            Reply::Simple {
+                cookie: 1,
+                error: 0
+            }
+        );
+        client.data(1);
+    }
+    // in a later part of a long read
+    assert!(client.read_simple(0, 512 * BLOCK as u32).unwrap() == memory.data());
+    assert_eq!(served.exports.counters().get().errors, 0);
+}
+
 #[test]
 fn errors_are_told_for_the_read_that_has_them() {
     for kind in [
