@@ -45,6 +45,8 @@ pub(super) struct Authenticator {
 #[derive(Default)]
 struct State {
     current: Authorization,
+    /// What the registry asked for last.
+    challenges: Vec<Challenge>,
     /// Where the credentials came from.
     place: Option<String>,
 }
@@ -94,13 +96,28 @@ impl Authenticator {
         if state.current.generation != shown.generation {
             return Ok(());
         }
+        state.challenges = challenges.to_vec();
+        self.obey(&mut state).await
+    }
+
+    /// Gets anew what `shown` was, from credentials that may have changed since.
+    pub(super) async fn answer_again(&self, shown: &Authorization) -> Result<(), Failure> {
+        let mut state = self.state.lock().await;
+        if state.current.generation != shown.generation {
+            return Ok(());
+        }
+        self.obey(&mut state).await
+    }
+
+    async fn obey(&self, state: &mut State) -> Result<(), Failure> {
+        let challenges = state.challenges.clone();
         let with = |scheme: &str| challenges.iter().find(|one| one.scheme == scheme);
         if let Some(bearer) = with("bearer") {
             let service = self.token_service(bearer)?;
-            return self.renew(&mut state, service).await;
+            return self.renew(state, service).await;
         }
         if with("basic").is_some() {
-            return self.show_password(&mut state).await;
+            return self.show_password(state).await;
         }
         let schemes: Vec<&str> = challenges.iter().map(|one| one.scheme.as_str()).collect();
         Err(self.unauthorized(match schemes.is_empty() {

@@ -148,11 +148,17 @@ impl Client {
     pub(super) async fn refuse(&self, body: Body) -> Failure {
         let by_registry = self.is_own(body.head().url());
         let refusal = Refusal::read(body.into_response()).await;
+        match by_registry {
+            true => self.refuse_at_registry(refusal).await,
+            false => refusal.into_failure(),
+        }
+    }
+
+    async fn refuse_at_registry(&self, refusal: Refusal) -> Failure {
         let status = refusal.status;
         match refusal.into_failure() {
             Failure::Final(error)
-                if by_registry
-                    && matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) =>
+                if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) =>
             {
                 Failure::Final(Error::with_source(
                     Kind::Unauthorized,
@@ -180,6 +186,14 @@ impl Client {
             let status = body.head().status();
             if status == StatusCode::UNAUTHORIZED && is_own && !renewed {
                 self.auth.answer(&challenges(&body), &shown).await?;
+                shown = self.auth.current().await;
+                renewed = true;
+            } else if status == StatusCode::FORBIDDEN && is_own && shown.header.is_some() {
+                let refusal = Refusal::read(body.into_response()).await;
+                if renewed || !refusal.is_about_expiry() {
+                    return Err(self.refuse_at_registry(refusal).await);
+                }
+                self.auth.answer_again(&shown).await?;
                 shown = self.auth.current().await;
                 renewed = true;
             } else if is_redirect(status) {

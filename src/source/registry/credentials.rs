@@ -152,7 +152,7 @@ async fn find_in(
     if let Some(helper) = special.or(config.creds_store.as_ref())
         && !helper.is_empty()
     {
-        let answer = ask_helper(helper, key, access).await?;
+        let answer = ask_helper(helper, key, access, HELPER_TIME).await?;
         if answer.is_some() || special.is_some() {
             return Ok(answer.map(|credentials| Found {
                 credentials,
@@ -237,7 +237,12 @@ impl Auth {
 }
 
 /// Runs `docker-credential-HELPER get`. `None` where it knows nothing of this server.
-async fn ask_helper(helper: &str, server: &str, access: &Access) -> Result<Option<Credentials>> {
+async fn ask_helper(
+    helper: &str,
+    server: &str,
+    access: &Access,
+    limit: Duration,
+) -> Result<Option<Credentials>> {
     let name = format!("docker-credential-{helper}");
     if !helper
         .bytes()
@@ -248,11 +253,11 @@ async fn ask_helper(helper: &str, server: &str, access: &Access) -> Result<Optio
             format!("{name:?} is no credential helper's name"),
         ));
     }
-    match tokio::time::timeout(HELPER_TIME, run_helper(&name, server, access)).await {
+    match tokio::time::timeout(limit, run_helper(&name, server, access)).await {
         Ok(answer) => answer,
         Err(_) => Err(Error::new(
             Kind::Unauthorized,
-            format!("{name} gave no answer within {} s", HELPER_TIME.as_secs()),
+            format!("{name} gave no answer within {} s", limit.as_secs_f64()),
         )),
     }
 }
@@ -397,5 +402,27 @@ mod tests {
         ] {
             assert!(parsed(broken).is_err(), "{broken}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_helper_that_hangs_is_left() {
+        use std::os::unix::fs::PermissionsExt as _;
+
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("docker-credential-slow");
+        std::fs::write(&file, "#!/bin/sh\nexec sleep 600\n").expect("write the helper");
+        let mode = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(&file, mode).expect("make it run");
+        let path = format!("{}:/usr/bin:/bin", folder.path().display());
+        let access = Access {
+            helper_environment: [("PATH".to_owned(), path)].into(),
+            ..Access::default()
+        };
+        let limit = Duration::from_millis(200);
+        let Err(error) = ask_helper("slow", "a.b", &access, limit).await else {
+            panic!("it answered");
+        };
+        assert_eq!(error.kind(), Kind::Unauthorized);
+        assert!(error.report().contains("no answer within"), "{error:?}");
     }
 }

@@ -85,6 +85,7 @@ impl Reader {
 
     /// The next bytes of the range; `None` when all of it was given out. Tries again inside.
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>> {
+        self.tries.begin();
         while self.position < self.end {
             match self.try_next().await {
                 Ok(bytes) => {

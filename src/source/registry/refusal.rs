@@ -93,6 +93,11 @@ impl Refusal {
         }
     }
 
+    /// Whether it is about credentials whose time is over: some registries say so with 403 (Amazon's), and not with 401.
+    pub(super) fn is_about_expiry(&self) -> bool {
+        self.status == StatusCode::FORBIDDEN && self.message.contains("expired")
+    }
+
     fn kind(&self) -> Kind {
         match self.status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Kind::Unauthorized,

@@ -54,6 +54,13 @@ impl Tries {
         self.patience = patience;
     }
 
+    /// Somebody waits from now on: the time in which nobody did is not counted.
+    pub(super) fn begin(&mut self) {
+        if self.failed == 0 {
+            self.since = Instant::now();
+        }
+    }
+
     /// Something came: the patience begins anew.
     pub(super) fn progress(&mut self) {
         self.since = Instant::now();

@@ -157,6 +157,46 @@ async fn a_token_that_ends_in_the_middle_is_renewed_once_for_all() {
 }
 
 #[tokio::test]
+async fn credentials_whose_time_is_over_are_read_again_also_after_a_403() {
+    let (registry, blob) = with_blob(basic());
+    let config = docker_config(&registry.host(), "me", "pa:ss");
+    let source = open_with(&registry, "team/app", &config.access, IMPATIENT).await;
+    source.range(&blob, 0..10).await.expect("let in");
+    let forbidden = |message: &str| Fault::Answer {
+        code: 403,
+        headers: vec![("content-type".to_owned(), "application/json".to_owned())],
+        body: format!(r#"{{"errors":[{{"code":"DENIED","message":"{message}"}}]}}"#).into(),
+    };
+    let expired = forbidden("Your authorization token has expired. Reauthenticate and try again.");
+    registry.fail(On::Any, expired.clone(), Times::Next(1));
+    source.range(&blob, 0..10).await.expect("let in again");
+    // a password changed on both sides
+    registry.set_auth(Auth::Basic {
+        user: "me".to_owned(),
+        password: "new".to_owned(),
+    });
+    let renewed = docker_config(&registry.host(), "me", "new");
+    let (old, new) = (&config.access.docker_config, &renewed.access.docker_config);
+    std::fs::copy(new.as_ref().expect("a file"), old.as_ref().expect("a file")).expect("copy");
+    source
+        .range(&blob, 0..10)
+        .await
+        .expect("with the new password");
+
+    registry.reset_counters();
+    registry.fail(On::Any, expired, Times::UntilHealed);
+    let error = source.range(&blob, 0..10).await.expect_err("always");
+    assert_eq!(error.kind(), Kind::Unauthorized, "{error:?}");
+    assert_eq!(registry.counters().total().requests, 2);
+    registry.heal();
+    registry.reset_counters();
+    registry.fail(On::Any, forbidden("not yours"), Times::Next(1));
+    let error = source.range(&blob, 0..10).await.expect_err("not expired");
+    assert!(error.report().contains("DENIED: not yours"), "{error:?}");
+    assert_eq!(registry.counters().total().requests, 1);
+}
+
+#[tokio::test]
 async fn a_token_service_that_fails() {
     let (registry, blob) = with_blob(bearer(None));
     registry.fail(On::Kind(Of::Token), Fault::status(503), Times::Next(2));
@@ -208,7 +248,11 @@ async fn challenges_that_cannot_be_answered() {
         };
         registry.fail(
             On::Any,
-            Fault::Answer { code: 401, headers },
+            Fault::Answer {
+                code: 401,
+                headers,
+                body: bytes::Bytes::new(),
+            },
             Times::UntilHealed,
         );
         let error = read(&registry, &blob, &Access::default())

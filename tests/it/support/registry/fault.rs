@@ -86,12 +86,14 @@ pub enum Fault {
         /// `Retry-After`, as it is to stand in the header.
         retry_after: Option<String>,
     },
-    /// This status and these headers, without a body.
+    /// This status, these headers, this body.
     Answer {
         /// The code.
         code: u16,
         /// The headers.
         headers: Vec<(String, String)>,
+        /// The body.
+        body: Bytes,
     },
     /// 200 and the whole blob, whatever `Range` says.
     IgnoreRange,

@@ -10,7 +10,7 @@ use tokio::net::TcpListener;
 
 use super::{
     Entry, Fault, Kind, On, Shared, State, Times,
-    reply::{Body, empty, internal, redirect, refusal, whole},
+    reply::{Body, full, internal, redirect, refusal, whole},
     request::Asked,
     store::Data,
 };
@@ -105,12 +105,18 @@ pub(super) async fn respond(
             }
             return Ok(reply);
         }
-        Some(Fault::Answer { code, headers }) => {
+        Some(Fault::Answer {
+            code,
+            headers,
+            body,
+        }) => {
             let mut reply = Response::builder().status(*code);
             for (name, value) in headers {
                 reply = reply.header(name, value);
             }
-            return Ok(reply.body(empty()).unwrap_or_else(|_| internal()));
+            return Ok(reply
+                .body(full(body.clone()))
+                .unwrap_or_else(|_| internal()));
         }
         Some(Fault::Redirect { location }) => {
             let own = format!("http://{}{}", asked.host, asked.path);
