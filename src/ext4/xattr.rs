@@ -177,11 +177,9 @@ fn block(attributes: &[Attribute<'_>]) -> Vec<u8> {
     let mut out = vec![0; BLOCK];
     put(&mut out, size_of::<XattrHeader>(), 0, attributes);
     // `ext4_xattr_rehash`: the kernel finds equal blocks by this; an entry without a hash makes it zero
-    let hashes = attributes.iter().map(|a| hash(a.name, &a.value));
-    let whole = hashes.fold(Some(0u32), |whole, hash| {
-        whole
-            .filter(|_| hash != 0)
-            .map(|whole| whole.rotate_left(16) ^ hash)
+    let mut hashes = attributes.iter().map(|a| hash(a.name, &a.value));
+    let whole = hashes.try_fold(0u32, |whole, hash| {
+        (hash != 0).then(|| whole.rotate_left(16) ^ hash)
     });
     let head = XattrHeader {
         h_magic: XATTR_MAGIC.into(),
