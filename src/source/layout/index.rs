@@ -86,7 +86,7 @@ pub(super) enum Root {
 pub(super) fn entries(bytes: &[u8]) -> Result<Vec<Entry>, serde_json::Error> {
     #[derive(Deserialize)]
     struct Index {
-        #[serde(default)]
+        // no default: with it serde would take an empty list for an index
         manifests: Option<Vec<serde_json::Value>>,
     }
     let index: Index = serde_json::from_slice(bytes)?;

@@ -25,9 +25,8 @@ const FILTERS_ANNOTATION: &str = "org.opencontainers.referrers.filtersApplied";
 
 #[derive(serde::Deserialize)]
 struct Index {
-    #[serde(default)]
+    // no defaults: with them serde would take an empty list for an index
     manifests: Option<Vec<Entry>>,
-    #[serde(default)]
     annotations: Option<BTreeMap<String, String>>,
 }
 
