@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, OpenOptions},
-    os::unix::{fs::DirBuilderExt, fs::OpenOptionsExt, process::CommandExt},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::Path,
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -91,10 +91,7 @@ fn start(root: &Path, run_dir: &Path, log: &Path, filter: &str) -> Result<std::p
             .arg(program);
         command
     } else {
-        let mut command = Command::new(program);
-        // a process group of its own: an interrupt on the terminal is not for the daemon
-        command.process_group(0);
-        command
+        Command::new(program)
     };
     command
         .arg("daemon")
