@@ -17,7 +17,7 @@ use crate::{
 /// Unmount an attached image and give its devices back
 #[derive(Args)]
 pub struct Detach {
-    /// Where it is mounted
+    /// Where it is mounted; or the attachment's id, as `list --json` shows it
     mountpoint: PathBuf,
 }
 
@@ -33,7 +33,10 @@ impl Detach {
         };
         let here: Vec<_> = records
             .into_iter()
-            .filter(|record| record.mountpoint.as_ref() == Some(&mountpoint))
+            .filter(|record| {
+                record.mountpoint.as_ref() == Some(&mountpoint)
+                    || self.mountpoint.as_os_str() == record.id.as_str()
+            })
             .collect();
         if here.is_empty() {
             return Err(Error::new(
@@ -53,11 +56,7 @@ impl Detach {
         let client = Client::new(&run_dir);
         if client.daemon().await?.is_some() {
             for record in &here {
-                match client.release(&record.id).await {
-                    // a record of a daemon that has died; the one that runs now does not know it
-                    Err(error) if error.kind() == Kind::NotFound => {}
-                    other => other?,
-                }
+                client.release(&record.id).await?;
             }
         } else {
             // opening the engine clears away what has no daemon and no mount

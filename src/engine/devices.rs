@@ -1,10 +1,10 @@
 //! The devices of disks: one for a disk and a kind, however many attachments use it.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     os::fd::AsFd,
     os::fd::{BorrowedFd, OwnedFd},
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
     thread,
     time::Duration,
@@ -115,11 +115,28 @@ impl Devices {
         }
     }
 
+    /// The start of the identifiers of all devices of engines with this root.
+    pub fn identifier_prefix(&self) -> String {
+        format!("socinbd-{}-", self.tag)
+    }
+
+    /// The paths of the devices that are there now.
+    pub fn paths(&self) -> HashSet<PathBuf> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        // one that is being made is locked; no record names it yet
+        let devices = known
+            .values()
+            .filter_map(|place| place.try_lock().ok()?.upgrade());
+        devices
+            .map(|device| Path::new("/dev").join(device.name()))
+            .collect()
+    }
+
     /// The identifier that a device of this disk has in the kernel: `socinbd-<tag>-<layer>-<table>`.
     fn identifier(&self, disk: &Disk) -> String {
         format!(
             "{}{}-{}",
-            identifier_prefix(&self.tag),
+            self.identifier_prefix(),
             &disk.layer().digest.hex()[..12],
             &disk.table().hex()[..12]
         )
@@ -218,11 +235,6 @@ impl Device {
         let largest = (self.kind == DeviceKind::Nbd).then_some(NBD_MAX_REQUEST_KB);
         blockdev::set_read_ahead(&self.name(), largest, kb)
     }
-}
-
-/// The start of the identifiers of all devices of the engine with this tag.
-pub fn identifier_prefix(tag: &str) -> String {
-    format!("socinbd-{tag}-")
 }
 
 fn choose(disk: &Disk, choice: DeviceChoice) -> Result<(DeviceKind, String)> {

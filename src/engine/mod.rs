@@ -20,7 +20,7 @@ use std::{
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::{runtime::Handle, sync::Notify};
@@ -44,6 +44,9 @@ use devices::{Device, Devices};
 
 /// How often a foreground attachment looks whether it is still mounted.
 const UNMOUNT_TURN: Duration = Duration::from_millis(200);
+
+/// How long devices may take to become idle after the unmount.
+const IDLE_TIME: Duration = Duration::from_secs(5);
 
 /// One root and one run directory, with all that is attached from them. One process has them, by locks.
 pub struct Engine {
@@ -89,7 +92,7 @@ impl Engine {
         let tag = Digest::of(root.as_os_str().as_encoded_bytes()).hex()[..8].to_owned();
         let records = Records::open(&run_dir)?;
         let engine = Self {
-            devices: Arc::new(Devices::new(tag.clone(), Handle::current())),
+            devices: Arc::new(Devices::new(tag, Handle::current())),
             root,
             run_dir,
             disks,
@@ -97,7 +100,7 @@ impl Engine {
             live: Mutex::default(),
             _lock: lock,
         };
-        engine.sweep(&tag)?;
+        engine.sweep()?;
         Ok(engine)
     }
 
@@ -116,46 +119,75 @@ impl Engine {
         self.root.join("attachments").join(id)
     }
 
-    /// Removes what belongs to no mount: records, folders and devices of an engine that died.
-    fn sweep(&self, tag: &str) -> Result<()> {
+    /// Removes what belongs to no mount: records, folders and devices of an engine that died. Nothing is live yet.
+    fn sweep(&self) -> Result<()> {
         let mut kept = HashSet::new();
         for record in self.records.all()? {
-            if record
-                .mountpoint
-                .as_ref()
-                .is_some_and(|path| is_mounted(path, &record.id))
-            {
+            let path = record.mountpoint.as_ref();
+            if path.is_some_and(|path| is_mounted(path, &record.id)) {
                 tracing::warn!(id = record.id, image = %record.reference, "its daemon has died; `socinbd detach` cleans up");
                 kept.extend(record.layers.into_iter().map(|layer| layer.device_path));
                 continue;
             }
-            remove_tree(&self.folder_of(&record.id))?;
-            self.records.remove(&record.id)?;
+            self.forget(&record.id)?;
         }
-        let prefix = devices::identifier_prefix(tag);
-        for device in kernel_nbd::connected()? {
-            let ours = device
-                .backend_id
-                .as_deref()
-                .is_some_and(|id| id.starts_with(&prefix));
-            if ours && !kept.contains(&PathBuf::from(format!("/dev/nbd{}", device.index))) {
-                tracing::info!(
-                    device = device.index,
-                    "an nbd device is left over; it is disconnected"
-                );
-                kernel_nbd::disconnect(device.index)?;
-            }
-        }
-        // loop devices of ours clear themselves when their last user goes; one that never had a user is left over
+        self.disconnect_unless(|device| kept.contains(device))?;
+        // loop devices of ours free themselves when their last user goes; one that never had a user is left over
         for device in loopdev::attached()? {
-            if device.name.starts_with(&prefix)
-                && !kept.contains(&PathBuf::from(format!("/dev/loop{}", device.index)))
-            {
+            let path = PathBuf::from(format!("/dev/loop{}", device.index));
+            if device.name.starts_with(&self.devices.identifier_prefix()) && !kept.contains(&path) {
                 tracing::info!(
                     device = device.index,
                     "a loop device is left over; it is freed"
                 );
                 loopdev::detach(device.index)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Clears away an attachment of an engine that died. It is not mounted any more, so its loop devices have freed themselves.
+    fn clear(&self, record: &Attachment) -> Result<()> {
+        if let Some(mountpoint) = record
+            .mountpoint
+            .as_ref()
+            .filter(|path| is_mounted(path, &record.id))
+        {
+            return Err(Error::new(
+                Kind::Busy,
+                format!(
+                    "{} is still mounted on {}",
+                    record.reference,
+                    mountpoint.display()
+                ),
+            ));
+        }
+        let theirs: HashSet<&Path> = record
+            .layers
+            .iter()
+            .map(|layer| layer.device_path.as_path())
+            .collect();
+        let live = self.devices.paths();
+        self.disconnect_unless(|device| live.contains(device) || !theirs.contains(device))?;
+        self.forget(&record.id)
+    }
+
+    fn forget(&self, id: &str) -> Result<()> {
+        remove_tree(&self.folder_of(id))?;
+        self.records.remove(id)
+    }
+
+    /// Disconnects the nbd devices of engines with this root but those that are to be kept.
+    fn disconnect_unless(&self, kept: impl Fn(&Path) -> bool) -> Result<()> {
+        let prefix = self.devices.identifier_prefix();
+        for device in kernel_nbd::connected()? {
+            let ours = device.backend_id.is_some_and(|id| id.starts_with(&prefix));
+            if ours && !kept(Path::new(&format!("/dev/nbd{}", device.index))) {
+                tracing::info!(
+                    device = device.index,
+                    "an nbd device is left over; it is disconnected"
+                );
+                kernel_nbd::disconnect(device.index)?;
             }
         }
         Ok(())
@@ -205,26 +237,36 @@ impl Engine {
         Ok(())
     }
 
-    /// Gives an attachment's devices back. It must not be mounted any more: `Busy` while a device is in use.
+    /// Gives an attachment's devices back. It must not be mounted any more: `Busy` while a device is in use. Of an attachment of an engine
+    /// that died it clears away what is left.
     pub async fn release(&self, id: &str) -> Result<()> {
         let live = self
             .live
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .remove(id)
-            .ok_or_else(|| unknown(id))?;
+            .remove(id);
+        let Some(live) = live else {
+            let dead = self
+                .records
+                .all()?
+                .into_iter()
+                .find(|record| record.id == id);
+            return self.clear(&dead.ok_or_else(|| unknown(id))?);
+        };
         let Live {
             attachment,
             devices,
             mounted,
             is_mounted,
         } = live;
-        let shared = |device: &Arc<Device>| Arc::strong_count(device) > 1;
         let (devices, busy) = blocking(move || {
-            let busy = devices
-                .iter()
-                .find(|device| !shared(device) && kernel::blockdev::is_in_use(device.path()))
-                .cloned();
+            // what a program leaves when it ends, its mount namespace above all, the kernel takes down a moment later
+            let deadline = Instant::now() + IDLE_TIME;
+            let mut busy = in_use(&devices);
+            while busy.is_some() && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(2));
+                busy = in_use(&devices);
+            }
             Ok((devices, busy))
         })
         .await?;
@@ -346,6 +388,16 @@ fn is_mounted(mountpoint: &Path, id: &str) -> bool {
         .ok()
         .flatten()
         .is_some_and(|mount| mount.source == mount_source(id).as_str())
+}
+
+/// A device that no other attachment has, and that something still uses.
+fn in_use(devices: &[Arc<Device>]) -> Option<Arc<Device>> {
+    let own = devices
+        .iter()
+        .filter(|device| Arc::strong_count(device) == 1);
+    own.into_iter()
+        .find(|device| kernel::blockdev::is_in_use(device.path()))
+        .cloned()
 }
 
 /// What /proc/self/mountinfo shows as the source of an attachment's mount.
