@@ -99,7 +99,7 @@ impl Overlay {
 
     /// On a thread that ends after it.
     fn assemble(self) -> Result<OwnedFd> {
-        scratch::enter()?;
+        let _scratch = scratch::enter()?;
         let mut names = Vec::with_capacity(self.lowers.len());
         for (index, lower) in self.lowers.into_iter().enumerate() {
             let name = index.to_string();

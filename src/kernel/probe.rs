@@ -173,12 +173,21 @@ fn user() -> Offer {
 fn nbd_offer(modules: &Modules) -> Offer {
     match nbd::is_loaded() {
         Ok(true) => Offer::there("nbd", "in the kernel"),
-        Ok(false) => modules.offer(
+        Ok(false) => {
+            let mut offer = modules.offer("nbd", "nbd", "");
+            if !offer.available {
+                offer.advice = Some(
+                    "attach uses FUSE and a loop device instead; the kernel packages of Debian and Ubuntu have nbd (Ubuntu: linux-modules-extra)"
+                        .into(),
+                );
+            }
+            offer
+        }
+        Err(error) => Offer::missing(
             "nbd",
-            "nbd",
-            "attach uses FUSE and a loop device instead; Debian's and Ubuntu's kernel packages have nbd (Ubuntu: linux-modules-extra)",
+            error.report(),
+            "attach uses FUSE and a loop device instead",
         ),
-        Err(error) => Offer::missing("nbd", error.report(), "attach uses FUSE and a loop device instead"),
     }
 }
 

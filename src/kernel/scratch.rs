@@ -18,26 +18,57 @@ use crate::{
     kernel::mount::FsContext,
 };
 
-/// Enters a new mount namespace, with the working directory in the tmpfs. Only for a thread that was made for this: it cannot go back.
-pub(super) fn enter() -> Result<()> {
-    unshare(UnshareFlags::NEWNS)?;
-    change_to_tmpfs()
+/// This thread's being in a namespace of its own. When it is dropped the thread is back, and what was mounted there is gone: a thread
+/// that merely ends is joined a moment before its namespaces go, and devices would be in use for that moment.
+#[derive(Debug)]
+#[must_use]
+pub(super) struct Scratch {
+    home: File,
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Err(errno) =
+            move_into_link_name_space(self.home.as_fd(), Some(LinkNameSpaceType::Mount))
+        {
+            tracing::warn!("leaving a mount namespace: {errno}; it goes with its thread");
+        }
+    }
+}
+
+/// Enters a new mount namespace, with the working directory in the tmpfs. Only for a thread that was made for this: the rest of its
+/// state does not come back.
+pub(super) fn enter() -> Result<Scratch> {
+    let scratch = unshare(UnshareFlags::NEWNS)?;
+    change_to_tmpfs()?;
+    Ok(scratch)
 }
 
 /// As [`enter`], with further namespaces; and out of a chroot, if this is one, so that pivot_root(2) works. Absolute paths may then
 /// lead elsewhere.
-pub(super) fn enter_at_top(namespaces: UnshareFlags) -> Result<()> {
-    unshare(namespaces | UnshareFlags::NEWNS)?;
-    leave_chroot()?;
-    change_to_tmpfs()
+pub(super) fn enter_at_top(namespaces: UnshareFlags) -> Result<Scratch> {
+    let scratch = unshare(namespaces | UnshareFlags::NEWNS)?;
+    // In a chroot the namespace's own root is another than this thread's, and pivot_root(2) does not work.
+    let namespace = own_namespace()?;
+    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Mount))
+        .or_kind(Kind::Kernel, || "entering the mount namespace".into())?;
+    change_to_tmpfs()?;
+    Ok(scratch)
 }
 
-fn unshare(namespaces: UnshareFlags) -> Result<()> {
+fn own_namespace() -> Result<File> {
+    File::open("/proc/thread-self/ns/mnt")
+        .or_kind(Kind::Kernel, || "opening /proc/thread-self/ns/mnt".into())
+}
+
+fn unshare(namespaces: UnshareFlags) -> Result<Scratch> {
+    let home = own_namespace()?;
     // SAFETY: descriptors are not unshared, which safe code relies on; namespaces and the working directory are split off for a thread
     // that nothing else runs on.
     unsafe { unshare_unsafe(namespaces) }.or_kind(Kind::Kernel, || {
         format!("unshare of {namespaces:?} (it needs root)")
-    })
+    })?;
+    Ok(Scratch { home })
 }
 
 fn change_to_tmpfs() -> Result<()> {
@@ -66,12 +97,4 @@ pub(super) fn attach(mount: BorrowedFd<'_>, path: &str) -> Result<()> {
         MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
     )
     .or_kind(Kind::Kernel, || format!("mounting at {path}"))
-}
-
-/// Makes the namespace's own root this thread's. In a chroot the two differ, and then pivot_root(2) does not work.
-fn leave_chroot() -> Result<()> {
-    let namespace = File::open("/proc/thread-self/ns/mnt")
-        .or_kind(Kind::Kernel, || "opening /proc/thread-self/ns/mnt".into())?;
-    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Mount))
-        .or_kind(Kind::Kernel, || "entering the mount namespace".into())
 }

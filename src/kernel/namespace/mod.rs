@@ -27,7 +27,10 @@ use rustix::{
 
 use crate::{
     error::{Error, Kind, Result, ResultExt},
-    kernel::{scratch, user::Credentials},
+    kernel::{
+        scratch::{self, Scratch},
+        user::Credentials,
+    },
 };
 
 /// Where programs are looked for when the image does not say.
@@ -153,11 +156,11 @@ pub fn spawn(spec: ContainerSpec) -> Result<Container> {
     let thread = std::thread::Builder::new()
         .name("container".into())
         .spawn(move || {
-            let mut child = match start(spec) {
-                Ok((child, init)) => {
+            let (mut child, _scratch) = match start(spec) {
+                Ok((child, init, scratch)) => {
                     // the receiver waits for it
                     let _ = started.send(Ok((child.id(), init)));
-                    child
+                    (child, scratch)
                 }
                 Err(error) => {
                     let _ = started.send(Err(error));
@@ -195,7 +198,7 @@ fn exit_code(status: std::process::ExitStatus) -> i32 {
 }
 
 /// On the container's own thread.
-fn start(spec: ContainerSpec) -> Result<(std::process::Child, OwnedFd)> {
+fn start(spec: ContainerSpec) -> Result<(std::process::Child, OwnedFd, Scratch)> {
     let Some((program, args)) = spec.args.split_first() else {
         return Err(Error::new(Kind::InvalidArgument, "no program to run"));
     };
@@ -213,7 +216,7 @@ fn start(spec: ContainerSpec) -> Result<(std::process::Child, OwnedFd)> {
         })?,
     };
     let resolv_conf = root::host_file("/etc/resolv.conf");
-    scratch::enter_at_top(namespaces())?;
+    let scratch = scratch::enter_at_top(namespaces())?;
     root::enter(root.as_fd())?;
     root::furnish(resolv_conf)?;
     if let Some(hostname) = &spec.hostname {
@@ -263,7 +266,7 @@ fn start(spec: ContainerSpec) -> Result<(std::process::Child, OwnedFd)> {
         .ok_or_else(|| Error::new(Kind::Kernel, "a process without a number"))?;
     let init = pidfd_open(pid, PidfdFlags::empty())
         .or_kind(Kind::Kernel, || "opening the container's process".into())?;
-    Ok((child, init))
+    Ok((child, init, scratch))
 }
 
 fn namespaces() -> UnshareFlags {

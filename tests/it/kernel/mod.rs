@@ -17,7 +17,7 @@ pub(crate) fn ext4_image(from: &Path, image: &Path) -> PathBuf {
     let output = Command::new("mke2fs")
         .args(["-q", "-t", "ext4", "-b", "4096", "-O", "^has_journal", "-d"])
         .args([from, image])
-        .arg("4M")
+        .arg("8M")
         .output()
         .expect("mke2fs: install the package e2fsprogs");
     assert!(

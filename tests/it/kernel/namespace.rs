@@ -8,7 +8,9 @@ use rustix::process::Signal;
 use socinbd::{
     error::Kind,
     kernel::{
-        mountinfo,
+        blockdev,
+        loopdev::{self, LoopOptions},
+        mount, mountinfo,
         namespace::{self, ContainerSpec, Root},
         overlay::{Lower, Overlay},
         user::{self, Credentials},
@@ -16,7 +18,7 @@ use socinbd::{
 };
 use tempfile::TempDir;
 
-use super::eventually;
+use super::{eventually, ext4_image};
 
 /// A root with busybox in it, and a folder that all can write to.
 fn rootfs() -> TempDir {
@@ -284,4 +286,36 @@ fn a_root_that_is_mounted_nowhere() {
     })
     .unwrap();
     assert_eq!(status, 0);
+}
+
+#[test]
+fn a_device_is_free_when_its_program_has_ended() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = rootfs();
+    let image = ext4_image(root.path(), &folder.path().join("root.ext4"));
+    let file = fs::File::open(image).unwrap();
+    let device = loopdev::attach(file.as_fd(), &LoopOptions::default()).unwrap();
+    let mount_points = mount_points();
+    // a namespace that goes late shows in some of the runs only
+    for _ in 0..20 {
+        let mount = Overlay {
+            lowers: vec![
+                Lower::Directory(mount_points.path().to_owned()),
+                Lower::Mount(mount::ext4(device.path()).unwrap()),
+            ],
+            upper: None,
+            devices: false,
+            source: "socinbd-test".into(),
+            by_mount_call: false,
+        }
+        .mount()
+        .unwrap();
+        assert!(blockdev::is_in_use(device.path()));
+        let status = namespace::run(ContainerSpec {
+            root: Root::Mount(mount),
+            ..shell(root.path(), "(busybox sleep 1000 &) ; exit 3")
+        });
+        assert_eq!(status.unwrap(), 3);
+        assert!(!blockdev::is_in_use(device.path()));
+    }
 }
