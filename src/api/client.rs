@@ -28,6 +28,15 @@ pub struct Client {
     run_dir: PathBuf,
 }
 
+/// An attachment that waits to be mounted. The daemon takes it back when this is dropped, or its process dies, before
+/// [`Client::mounted`].
+pub struct Offer {
+    /// What is attached.
+    pub attachment: Attachment,
+    /// The daemon sees its end.
+    _answer: Incoming,
+}
+
 impl Client {
     /// A client; connects at each request.
     pub fn new(run_dir: &Path) -> Self {
@@ -62,12 +71,12 @@ impl Client {
         self.get("/v1/attachments").await
     }
 
-    /// Attaches; `event` is told what happens. The mount waits to be fetched by [`Client::mount`].
+    /// Attaches; `event` is told what happens. The mount waits to be fetched by [`Client::mount`], as long as the offer is kept.
     pub async fn attach(
         &self,
         request: &AttachRequest,
         event: &(dyn Fn(Event) + Sync),
-    ) -> Result<Attachment> {
+    ) -> Result<Offer> {
         let body = serde_json::to_vec(request)
             .or_kind(Kind::InvalidArgument, || "writing the request".into())?;
         let mut response = self
@@ -86,7 +95,12 @@ impl Client {
                     .or_kind(Kind::Corrupt, || "reading the daemon's answer".into())?
                 {
                     AttachLine::Progress(progress) => event(progress),
-                    AttachLine::Attached(attachment) => return Ok(*attachment),
+                    AttachLine::Attached(attachment) => {
+                        return Ok(Offer {
+                            attachment: *attachment,
+                            _answer: response,
+                        });
+                    }
                     AttachLine::Failed(failure) => return Err(failure.into_error()),
                 }
             }

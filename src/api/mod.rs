@@ -10,8 +10,8 @@
 //!
 //! An error is a body [`Failure`] with the status that its kind has. The descriptor of an attachment's mount comes over
 //! `<run-dir>/mounts.sock`: the caller writes the attachment's id and a newline, and receives the descriptor with `SCM_RIGHTS`. The caller
-//! makes the last `move_mount` itself, so that it works from its own mount namespace. An attachment whose caller goes away before it has
-//! said `mounted` is taken back.
+//! makes the last `move_mount` itself, so that it works from its own mount namespace. The answer to an attach ends when the caller has said
+//! `mounted`; a caller that goes away before has its attachment taken back.
 
 pub mod client;
 pub mod server;

@@ -44,6 +44,8 @@ pub struct Server {
     engine: Arc<Engine>,
     control: UnixListener,
     mounts: UnixListener,
+    /// Whether it attaches what others ask for.
+    attaches: bool,
     /// Mounts that wait for their callers.
     waiting: Mutex<HashMap<String, OwnedFd>>,
 }
@@ -51,12 +53,22 @@ pub struct Server {
 impl Server {
     /// Binds the sockets in the engine's run directory. The engine holds the run directory's lock, so a socket that is there is stale.
     pub fn bind(engine: Arc<Engine>) -> Result<Arc<Self>> {
+        Self::bind_with(engine, true)
+    }
+
+    /// As [`Server::bind`], for an engine that has one attachment of its own and takes no other: it can be listed and detached.
+    pub fn bind_for_one(engine: Arc<Engine>) -> Result<Arc<Self>> {
+        Self::bind_with(engine, false)
+    }
+
+    fn bind_with(engine: Arc<Engine>, attaches: bool) -> Result<Arc<Self>> {
         let control = bind(&control_socket(engine.run_dir()))?;
         let mounts = bind(&mounts_socket(engine.run_dir()))?;
         Ok(Arc::new(Self {
             engine,
             control,
             mounts,
+            attaches,
             waiting: Mutex::default(),
         }))
     }
@@ -115,6 +127,13 @@ impl Server {
             (&Method::GET, ["v1", "attachments"]) => {
                 Ok(json(StatusCode::OK, &self.engine.list().await?))
             }
+            (&Method::POST, ["v1", "attachments"]) if !self.attaches => Err(Error::new(
+                Kind::Busy,
+                format!(
+                    "`attach --foreground` works in {}; end it, or give this one a --run-dir and a --root of its own",
+                    self.engine.run_dir().display()
+                ),
+            )),
             (&Method::POST, ["v1", "attachments"]) => {
                 let body = Limited::new(request.into_body(), BODY_LIMIT)
                     .collect()
@@ -188,17 +207,23 @@ impl Server {
             .send(AttachLine::Attached(Box::new(attached.attachment)))
             .await
             .is_ok();
-        if told
-            && tokio::time::timeout(MOUNT_TIME, self.engine.wait_mounted(&id))
-                .await
-                .is_ok()
-        {
-            return;
+        if told {
+            tokio::select! {
+                biased;
+                () = self.engine.wait_mounted(&id) => return,
+                () = lines.closed() => {}
+                () = tokio::time::sleep(MOUNT_TIME) => {}
+            }
         }
         self.waiting
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .remove(&id);
+        if self.engine.is_mounted(&id) {
+            // it went away in between; what is mounted is detached by who finds it
+            drop(self.engine.mounted(&id));
+            return;
+        }
         tracing::warn!(
             id,
             "the caller did not mount its attachment; it is taken back"

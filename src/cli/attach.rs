@@ -1,18 +1,28 @@
 //! `socinbd attach`.
 
-use std::{os::fd::AsFd, path::PathBuf, process::ExitCode, sync::Arc};
+use std::{
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
 
 use clap::Args;
 
 use super::{
-    Global, ImageArgs, IndexArgs, absolute, output, progress::Progress, require_root, start,
+    Global, ImageArgs, IndexArgs, absolute, daemon::stop_signal, output, progress::Progress,
+    require_root, start,
 };
 use crate::{
-    api::client::Client,
+    api::{client::Client, server::Server},
     engine::{AttachRequest, Attachment, DeviceChoice, Engine},
     error::{Error, Kind, Result, ResultExt},
     kernel,
 };
+
+/// How often a foreground attachment whose mount is gone looks whether it is still in use.
+const RELEASE_TURN: Duration = Duration::from_millis(100);
 
 /// Mount an image's root file system; its data is fetched as it is read
 ///
@@ -76,17 +86,18 @@ impl Attach {
         }
         let client = start::daemon(global).await?;
         let progress = Progress::new(global.json);
-        let attachment = client
+        let offer = client
             .attach(&request, &|event| progress.event(event))
             .await?;
+        let attachment = &offer.attachment;
         progress.finish();
-        let mounted = mount(&client, &attachment, mountpoint).await;
+        let mounted = mount(&client, attachment, mountpoint).await;
         if let Err(error) = mounted {
             // the caller's own error is the one that counts
             let _ = client.release(&attachment.id).await;
             return Err(error);
         }
-        output::attached(global.json, &attachment)?;
+        output::attached(global.json, attachment)?;
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -118,6 +129,21 @@ async fn mount(client: &Client, attachment: &Attachment, mountpoint: PathBuf) ->
     client.mounted(&attachment.id).await
 }
 
+/// Gives the devices back once the mount is gone, and nobody uses what an `umount -l` has left.
+async fn unmounted(engine: &Engine, mountpoint: &Path, id: &str) -> Result<()> {
+    engine.wait_unmounted(mountpoint, id).await?;
+    loop {
+        match engine.release(id).await {
+            Err(error) if error.kind() == Kind::Busy => {
+                tokio::time::sleep(RELEASE_TURN).await;
+            }
+            // `detach` was faster
+            Err(error) if error.kind() == Kind::NotFound => return Ok(()),
+            released => return released,
+        }
+    }
+}
+
 /// Attaches in this process, and waits for a signal or for the mount to go.
 async fn foreground(
     global: &Global,
@@ -125,10 +151,18 @@ async fn foreground(
     mountpoint: PathBuf,
 ) -> Result<ExitCode> {
     let engine = Engine::open(&absolute(&global.root)?, &absolute(&global.run_dir)?).await?;
+    let engine = Arc::new(engine);
+    // `list` and `detach` find it
+    let answering = tokio::spawn(Server::bind_for_one(Arc::clone(&engine))?.run());
     let progress = Progress::new(global.json);
-    let attached = engine
-        .attach(request, &|event| progress.event(event))
-        .await?;
+    let event = |event| progress.event(event);
+    let attached = tokio::select! {
+        attached = engine.attach(request, &event) => attached?,
+        signal = stop_signal() => {
+            signal?;
+            return Ok(ExitCode::from(130));
+        }
+    };
     progress.finish();
     let id = attached.attachment.id.clone();
     let moved = kernel::mount::attach(attached.mount.as_fd(), &mountpoint);
@@ -139,11 +173,15 @@ async fn foreground(
     }
     engine.mounted(&id)?;
     output::attached(global.json, &attached.attachment)?;
-    let engine = Arc::new(engine);
     tokio::select! {
-        signal = super::daemon::stop_signal() => signal?,
-        gone = engine.wait_unmounted(&mountpoint, &id) => gone?,
+        signal = stop_signal() => {
+            signal?;
+            engine.detach_at(&mountpoint).await?;
+        }
+        ended = answering => {
+            ended.or_kind(Kind::Io, || "the sockets".into())??;
+        }
+        gone = unmounted(&engine, &mountpoint, &id) => gone?,
     }
-    engine.detach_at(&mountpoint).await?;
     Ok(ExitCode::SUCCESS)
 }

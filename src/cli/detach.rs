@@ -3,16 +3,20 @@
 use std::{
     path::{Path, PathBuf},
     process::ExitCode,
+    time::{Duration, Instant},
 };
 
 use clap::Args;
 
-use super::{Global, absolute, require_root};
+use super::{Global, absolute, require_root, start};
 use crate::{
     api::client::Client,
-    engine::{Engine, Records, unmount},
+    engine::{Attachment, Engine, Records, unmount},
     error::{Error, Kind, Result, ResultExt},
 };
+
+/// How long a process that is ending may take until it has given everything back.
+const ENDING_TIME: Duration = Duration::from_secs(10);
 
 /// Unmount an attached image and give its devices back
 #[derive(Args)]
@@ -48,29 +52,72 @@ impl Detach {
                 ),
             ));
         }
-        let path = mountpoint.clone();
-        let ids: Vec<String> = here.iter().map(|record| record.id.clone()).collect();
-        tokio::task::spawn_blocking(move || unmount(&path, &ids))
+        let (path, attached) = (mountpoint.clone(), here.clone());
+        let unmount_all = move || {
+            let ids: Vec<String> = attached.iter().map(|record| record.id.clone()).collect();
+            // one that is named by its id is where it says
+            let path = attached[0].mountpoint.as_ref().unwrap_or(&path);
+            unmount(path, &ids)
+        };
+        tokio::task::spawn_blocking(unmount_all)
             .await
             .map_err(|error| Error::with_source(Kind::Io, "unmounting", error))??;
+        let _starting = start::lock(&run_dir).await?;
         let client = Client::new(&run_dir);
-        if client.daemon().await?.is_some() {
-            for record in &here {
-                client.release(&record.id).await?;
+        let deadline = Instant::now() + ENDING_TIME;
+        loop {
+            let done = give_back(global, &client, &run_dir, &here).await;
+            let error = match done {
+                Err(error) if error.kind() == Kind::Unavailable => error,
+                done => return done.map(|()| ExitCode::SUCCESS),
+            };
+            // an `attach --foreground` that has seen its mount go is about to end, and takes the records along
+            if Instant::now() > deadline {
+                return Err(error);
             }
-        } else {
-            // opening the engine clears away what has no daemon and no mount
-            drop(Engine::open(&absolute(&global.root)?, &run_dir).await?);
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Gives back what attachments that are not mounted any more have. `Unavailable` while a process that does not answer has them.
+async fn give_back(
+    global: &Global,
+    client: &Client,
+    run_dir: &Path,
+    attachments: &[Attachment],
+) -> Result<()> {
+    if client.daemon().await?.is_some() {
+        for attachment in attachments {
+            match client.release(&attachment.id).await {
+                // whoever had it has seen that it is unmounted, and was faster
+                Err(error) if error.kind() == Kind::NotFound => {}
+                other => other?,
+            }
+        }
+        return Ok(());
+    }
+    // opening the engine clears away what has no daemon and no mount
+    match Engine::open(&absolute(&global.root)?, run_dir).await {
+        Err(error) if error.kind() == Kind::Busy => Err(Error::with_source(
+            Kind::Unavailable,
+            "the process that has the devices does not answer",
+            error,
+        )),
+        opened => opened.map(drop),
     }
 }
 
 /// The mount point as `attach` has noted it: without symlinks. Its own folder is not looked at: a dead mount does not answer.
 fn place(path: &Path) -> Result<PathBuf> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-        return Ok(path.to_owned());
+        let path = path.canonicalize();
+        return path.or_kind(Kind::NotFound, || "the mount point".into());
     };
+    if path.is_symlink() {
+        let path = path.canonicalize();
+        return path.or_kind(Kind::NotFound, || "the mount point".into());
+    }
     let parent = parent.canonicalize();
     let parent = parent.or_kind(Kind::NotFound, || {
         format!("the mount point {}", path.display())

@@ -55,11 +55,12 @@ impl Run {
         let request = attach::request(&self.image, &self.index, &self.options, true, None)?;
         let client = start::daemon(global).await?;
         let progress = Progress::new(global.json);
-        let attachment = client
+        let offer = client
             .attach(&request, &|event| progress.event(event))
             .await?;
+        let attachment = &offer.attachment;
         progress.finish();
-        let ended = self.inside(&client, &attachment).await;
+        let ended = self.inside(&client, attachment).await;
         let released = client.release(&attachment.id).await;
         let status = ended?;
         released?;

@@ -1,7 +1,7 @@
 //! Starting the daemon where none runs.
 
 use std::{
-    fs::{self, OpenOptions},
+    fs::{self, File, OpenOptions},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::Path,
     process::{Command, Stdio},
@@ -21,8 +21,17 @@ const START_TIME: Duration = Duration::from_secs(20);
 pub async fn daemon(global: &Global) -> Result<Client> {
     let (root, run_dir) = (absolute(&global.root)?, absolute(&global.run_dir)?);
     let client = Client::new(&run_dir);
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&run_dir)
+        .or_kind(Kind::Io, || {
+            format!("making the folder {}", run_dir.display())
+        })?;
+    let _starting = lock(&run_dir).await?;
     if let Some(info) = client.daemon().await? {
-        if info.root != root {
+        // the daemon's is without symlinks
+        if info.root != root.canonicalize().unwrap_or_else(|_| root.clone()) {
             return Err(Error::new(
                 Kind::InvalidArgument,
                 format!(
@@ -35,13 +44,6 @@ pub async fn daemon(global: &Global) -> Result<Client> {
         }
         return Ok(client);
     }
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&run_dir)
-        .or_kind(Kind::Io, || {
-            format!("making the folder {}", run_dir.display())
-        })?;
     let log = run_dir.join("daemon.log");
     let mut child = start(&root, &run_dir, &log, &global.log)?;
     let deadline = Instant::now() + START_TIME;
@@ -71,6 +73,27 @@ pub async fn daemon(global: &Global) -> Result<Client> {
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+/// The lock of who starts a daemon, or cleans up after one: of two at once, the second finds what the first has done.
+pub async fn lock(run_dir: &Path) -> Result<File> {
+    let path = run_dir.join("starting");
+    let work = move || {
+        let take = || -> std::io::Result<File> {
+            let file = OpenOptions::new()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .mode(0o600)
+                .open(&path)?;
+            file.lock()?;
+            Ok(file)
+        };
+        take().or_kind(Kind::Io, || format!("locking {}", path.display()))
+    };
+    tokio::task::spawn_blocking(work)
+        .await
+        .or_kind(Kind::Io, || "a worker thread".into())?
 }
 
 /// Starts a daemon that outlives this login: as a transient service where systemd runs, else in a session of its own.

@@ -83,6 +83,7 @@ impl Engine {
                 .collect(),
             warnings: opened.warnings,
         };
+        let _changing = self.change(&id);
         let undo = Undo {
             records: self.records.clone(),
             id: id.clone(),

@@ -42,6 +42,8 @@ use crate::{
 };
 use devices::{Device, Devices};
 
+/// How often a caller looks whether another one is done with an attachment.
+const CHANGE_TURN: Duration = Duration::from_millis(2);
 /// How often a foreground attachment looks whether it is still mounted.
 const UNMOUNT_TURN: Duration = Duration::from_millis(200);
 
@@ -56,6 +58,8 @@ pub struct Engine {
     devices: Arc<Devices>,
     records: Records,
     live: Mutex<HashMap<String, Live>>,
+    /// Attachments that are being made or given back: they have a record, and need not be live.
+    changing: Mutex<HashSet<String>>,
     _lock: fs::File,
 }
 
@@ -98,6 +102,7 @@ impl Engine {
             disks,
             records,
             live: Mutex::default(),
+            changing: Mutex::default(),
             _lock: lock,
         };
         engine.sweep()?;
@@ -193,12 +198,15 @@ impl Engine {
         Ok(())
     }
 
-    /// All attachments, those of an engine that died among them.
+    /// All attachments, those of an engine that died among them. What is just being made or given back is left out.
     pub async fn list(&self) -> Result<Vec<AttachmentStatus>> {
-        let records = self.records.all()?;
         let live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        let changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        // read under the locks: what is neither live nor changing belongs to an engine that died
+        let records = self.records.all()?;
         Ok(records
             .into_iter()
+            .filter(|record| !changing.contains(&record.id))
             .map(|record| {
                 live.get(&record.id)
                     .map_or_else(|| AttachmentStatus::dead(record.clone()), Live::status)
@@ -237,9 +245,26 @@ impl Engine {
         Ok(())
     }
 
-    /// Gives an attachment's devices back. It must not be mounted any more: `Busy` while a device is in use. Of an attachment of an engine
-    /// that died it clears away what is left.
+    /// Whether it is mounted where its caller wanted it, as this mount namespace sees it.
+    pub fn is_mounted(&self, id: &str) -> bool {
+        let live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        let mountpoint = live
+            .get(id)
+            .and_then(|live| live.attachment.mountpoint.clone());
+        drop(live);
+        mountpoint.is_some_and(|path| is_mounted(&path, id))
+    }
+
+    /// Gives an attachment's devices back. It must not be mounted any more: `Busy` while a device is in use. What an engine that died
+    /// has left of it is cleared away.
     pub async fn release(&self, id: &str) -> Result<()> {
+        let _changing = loop {
+            match self.change(id) {
+                Some(changing) => break changing,
+                // another caller's turn: what it leaves is what there is to say
+                None => tokio::time::sleep(CHANGE_TURN).await,
+            }
+        };
         let live = self
             .live
             .lock()
@@ -301,6 +326,15 @@ impl Engine {
         self.records.remove(id)
     }
 
+    /// Marks an attachment as changing until the guard is dropped; `None` if it is already.
+    fn change(&self, id: &str) -> Option<Changing<'_>> {
+        let mut changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        changing.insert(id.to_owned()).then(|| Changing {
+            engine: self,
+            id: id.to_owned(),
+        })
+    }
+
     /// Unmounts what is attached at a mount point, and releases it.
     pub async fn detach_at(&self, mountpoint: &Path) -> Result<()> {
         let ids: Vec<String> = {
@@ -331,6 +365,21 @@ impl Engine {
                 tracing::error!(mountpoint = %mountpoint.display(), error = error.report(), "not detached");
             }
         }
+    }
+}
+
+/// An attachment that is changing, until this is dropped.
+struct Changing<'a> {
+    engine: &'a Engine,
+    id: String,
+}
+
+impl Drop for Changing<'_> {
+    fn drop(&mut self) {
+        let changing = self.engine.changing.lock();
+        changing
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&self.id);
     }
 }
 

@@ -36,15 +36,12 @@ pub(super) fn indexed(
         ));
     }
     let parsed = Ztoc::parse(ztoc).or_kind(Kind::Corrupt, || "the zTOC is not valid".to_owned())?;
-    if parsed.spans.compressed_size != layer.size {
-        return Err(Error::new(
-            Kind::Corrupt,
-            format!(
-                "the zTOC is about a blob of {} bytes, and the layer has {}",
-                parsed.spans.compressed_size, layer.size
-            ),
-        ));
-    }
+    parsed
+        .spans
+        .check_blob_size(layer.size)
+        .or_kind(Kind::Corrupt, || {
+            "the zTOC is not about this layer".to_owned()
+        })?;
     let span_table = spans::encode(&parsed.spans).or_kind(Kind::Corrupt, || {
         "the zTOC's spans cannot be served".to_owned()
     })?;

@@ -1,6 +1,8 @@
 //! Images attached by the program itself, as a person would, and compared with what an independent unpack makes of them.
 
+mod failures;
 mod lazy;
+mod lifecycle;
 mod stacking;
 
 use std::{

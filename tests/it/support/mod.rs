@@ -16,3 +16,15 @@ pub async fn until(what: &str, condition: impl Fn() -> bool) {
         .await
         .unwrap_or_else(|_| panic!("waited in vain: {what}"));
 }
+
+/// As [`until`], for tests that block.
+pub fn wait(what: &str, condition: impl Fn() -> bool) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while !condition() {
+        assert!(
+            std::time::Instant::now() < deadline,
+            "waited in vain: {what}"
+        );
+        std::thread::yield_now();
+    }
+}
