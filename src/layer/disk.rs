@@ -47,6 +47,9 @@ const AHEAD_TIMEOUT: Duration = Duration::from_secs(10);
 const RWF_DONTCACHE: rustix::io::ReadWriteFlags =
     rustix::io::ReadWriteFlags::from_bits_retain(0x80);
 
+/// `TMPFS_MAGIC` of `linux/magic.h`.
+const TMPFS_MAGIC: rustix::fs::FsWord = 0x0102_1994;
+
 /// One layer's disk, open.
 pub struct Disk {
     me: Weak<Disk>,
@@ -72,7 +75,12 @@ pub struct Disk {
     /// Spans that are in memory only, as far as is known.
     unsynced: Mutex<Vec<SpanId>>,
     io_timeout_ms: AtomicU64,
+    /// Whether the kernel can read the file and not keep it in the page cache.
     drops_behind: AtomicBool,
+    /// Whether the kernel can say that a read would wait.
+    knows_waits: AtomicBool,
+    /// Whether the file's page cache is all that there is of it.
+    is_memory: bool,
 }
 
 impl Disk {
@@ -87,6 +95,7 @@ impl Disk {
         let path = folder.path().join(folder::DISK);
         let file =
             File::open(&path).or_kind(Kind::Io, || format!("cannot open {}", path.display()))?;
+        let is_memory = rustix::fs::fstatfs(&file).is_ok_and(|fs| fs.f_type == TMPFS_MAGIC);
         let length = data
             .metadata()
             .or_kind(Kind::Io, || format!("cannot stat {}", path.display()))?
@@ -137,6 +146,8 @@ impl Disk {
             unsynced: Mutex::default(),
             io_timeout_ms: AtomicU64::new(u64::MAX),
             drops_behind: AtomicBool::new(true),
+            knows_waits: AtomicBool::new(true),
+            is_memory,
             state: Mutex::new(state),
         });
         disk.set_io_timeout(store.options().io_timeout);
@@ -224,6 +235,9 @@ impl Disk {
     /// As [`Self::read_present`], where that need not wait for the local disk. False where it must: then nothing is read, but the
     /// kernel has begun to, so that the waits of several reads overlap.
     pub fn try_read_present(&self, offset: DiskOffset, buffer: &mut [u8]) -> io::Result<bool> {
+        if !self.knows_waits.load(Ordering::Relaxed) {
+            return self.read_present(offset, buffer).map(|()| true);
+        }
         let drops_behind = self.drops_behind.load(Ordering::Relaxed);
         let mut flags = rustix::io::ReadWriteFlags::NOWAIT;
         flags.set(RWF_DONTCACHE, drops_behind);
@@ -231,8 +245,12 @@ impl Disk {
         let done = match rustix::io::preadv2(&self.file, whole, offset.get(), flags) {
             Err(rustix::io::Errno::AGAIN) => return Ok(false),
             Ok(count) => count,
-            // among others a kernel or a file system that knows no such flag: then there is no way but to wait
-            Err(_) => 0,
+            Err(rustix::io::Errno::INTR) => 0,
+            // a kernel or a file system that knows no such flag, or a disk that fails: waiting shows which
+            Err(_) => {
+                self.knows_waits.store(drops_behind, Ordering::Relaxed);
+                0
+            }
         };
         self.notice(offset, buffer.len());
         if done == buffer.len() && !drops_behind {
@@ -531,6 +549,9 @@ impl Disk {
     }
 
     fn forget(&self, offset: u64, length: u64) {
+        if self.is_memory {
+            return;
+        }
         // advice: what cannot be dropped stays
         let _ = rustix::fs::fadvise(
             &self.file,
