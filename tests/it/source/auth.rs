@@ -284,7 +284,7 @@ fn with_helper(registry: &Registry, key: &str, script: &str) -> Config {
     let path = format!("{}:/usr/bin:/bin", config.folder.path().display());
     let environment = &mut config.access.helper_environment;
     environment.insert("PATH".to_owned(), path);
-    environment.insert("HOME".to_owned(), "/home/of/who/asked".to_owned());
+    environment.insert("HOME".to_owned(), "/users/who/asked".to_owned());
     config
 }
 
@@ -303,7 +303,7 @@ async fn helpers_are_asked_in_the_environment_of_who_asked() {
         let asked = std::fs::read_to_string(config.folder.path().join("asked")).expect("asked");
         assert_eq!(
             asked,
-            format!("get {} /home/of/who/asked \n", registry.host())
+            format!("get {} /users/who/asked \n", registry.host())
         );
     }
     let (registry, blob) = with_blob(bearer(Some(("me", "pa:ss"))));
