@@ -28,6 +28,10 @@ const RELEASE_TURN: Duration = Duration::from_millis(100);
 ///
 /// A daemon holds the devices: the one of --run-dir, or a new one that outlives this login. `socinbd detach` ends it.
 #[derive(Args)]
+#[command(after_help = "Examples:\n\
+\x20 socinbd attach nginx:1.27 /mnt\n\
+\x20 socinbd attach oci:./app:latest /mnt --rw\n\
+\x20 socinbd attach registry.example/app /mnt --foreground")]
 pub struct Attach {
     #[command(flatten)]
     image: ImageArgs,

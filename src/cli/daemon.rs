@@ -16,6 +16,8 @@ use crate::{
 ///
 /// `attach` and `run` start one where none runs. On SIGTERM or SIGINT it unmounts what is not in use, and ends.
 #[derive(Args)]
+#[command(after_help = "Examples:\n\
+\x20 socinbd daemon --root /srv/socinbd --run-dir /run/socinbd-2")]
 pub struct Daemon {}
 
 impl Daemon {

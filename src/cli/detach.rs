@@ -20,6 +20,8 @@ const ENDING_TIME: Duration = Duration::from_secs(10);
 
 /// Unmount an attached image and give its devices back
 #[derive(Args)]
+#[command(after_help = "Examples:\n\
+\x20 socinbd detach /mnt")]
 pub struct Detach {
     /// Where it is mounted; or the attachment's id, as `list --json` shows it
     mountpoint: PathBuf,

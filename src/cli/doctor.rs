@@ -9,6 +9,9 @@ use crate::{error::Result, kernel::probe};
 
 /// Say what this kernel and machine offer, and what to do about what is missing
 #[derive(Args)]
+#[command(after_help = "Examples:\n\
+\x20 socinbd doctor\n\
+\x20 socinbd doctor --json")]
 pub struct Doctor {}
 
 impl Doctor {

@@ -21,6 +21,9 @@ pub enum Index {
 ///
 /// Each layer passes once. The index is stored in the OCI layout that the image is in, or in the local root, where `attach` finds it.
 #[derive(Args)]
+#[command(after_help = "Examples:\n\
+\x20 socinbd index create oci:./app:latest\n\
+\x20 socinbd index create registry.example/app --span-size 1048576")]
 pub struct Create {
     #[command(flatten)]
     image: ImageArgs,

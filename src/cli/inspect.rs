@@ -16,6 +16,9 @@ use crate::{
 
 /// Show an image's layers and SOCI index, and what would be fetched before the first read
 #[derive(Args)]
+#[command(after_help = "Examples:\n\
+\x20 socinbd inspect nginx:1.27\n\
+\x20 socinbd inspect oci:./app:latest --json")]
 pub struct Inspect {
     #[command(flatten)]
     image: ImageArgs,

@@ -13,6 +13,9 @@ use crate::{
 
 /// Show the attached images
 #[derive(Args)]
+#[command(after_help = "Examples:\n\
+\x20 socinbd list\n\
+\x20 socinbd list --json")]
 pub struct List {}
 
 impl List {

@@ -25,6 +25,9 @@ use crate::{
 /// It has namespaces of its own for processes, mounts, host name and IPC, the host's network, and a writable layer that ends with it.
 /// Environment, user, working directory and entrypoint are those of the image.
 #[derive(Args)]
+#[command(after_help = "Examples:\n\
+\x20 socinbd run nginx:1.27\n\
+\x20 socinbd run --user nobody --env LANG=C registry.example/app -- sh -c id")]
 pub struct Run {
     #[command(flatten)]
     image: ImageArgs,

@@ -25,6 +25,9 @@ use crate::{
 /// It serves until it is interrupted, or as long as the command of --run.
 #[derive(Args)]
 #[command(group = clap::ArgGroup::new("where").required(true).args(["socket", "listen"]))]
+#[command(after_help = "Examples:\n\
+\x20 socinbd serve oci:./app --socket /tmp/app.sock\n\
+\x20 socinbd serve oci:./app --socket /tmp/app.sock --run 'nbdcopy $uri disk.ext4'")]
 pub struct Serve {
     #[command(flatten)]
     image: ImageArgs,

@@ -1,5 +1,6 @@
 //! The integration tests: one binary, a module a topic.
 
+mod cli;
 mod engine;
 mod ext4;
 mod gzip;
