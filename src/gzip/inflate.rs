@@ -31,6 +31,8 @@ pub struct SpanDecoder {
     inflater: Decompress,
     /// Initialised memory; the span's bytes stand at its start.
     buffer: Vec<u8>,
+    /// So many of them.
+    length: usize,
     surplus: bool,
 }
 
@@ -39,6 +41,7 @@ impl Default for SpanDecoder {
         Self {
             inflater: Decompress::new(false),
             buffer: Vec::new(),
+            length: 0,
             surplus: false,
         }
     }
@@ -56,8 +59,8 @@ impl SpanDecoder {
         compressed: &[u8],
         window: Option<&[u8]>,
     ) -> Result<&[u8], Error> {
+        (self.length, self.surplus) = (0, false);
         let length = self.prepare(span, compressed, window)?;
-        self.surplus = false;
         if length == 0 {
             return Ok(&[]);
         }
@@ -72,10 +75,13 @@ impl SpanDecoder {
         };
         run.restart(&mut self.inflater, span.bits, window.unwrap_or(&ZEROS))?;
         self.surplus = run.inflate(&mut self.inflater, &mut self.buffer)?;
-        self.buffer.get(..length).ok_or(Error::Truncated {
-            layer_offset: span.uncompressed.start.get(),
-            missing: length as u64,
-        })
+        self.length = length;
+        Ok(self.bytes())
+    }
+
+    /// What the last [`Self::decode`] gave; nothing when it failed.
+    pub fn bytes(&self) -> &[u8] {
+        self.buffer.get(..self.length).unwrap_or_default() // the buffer has grown to it
     }
 
     /// Whether the last span's compressed bytes hold more than its length. Usual for a layer's last span (padding of the tar after

@@ -99,11 +99,25 @@ impl Bitmap {
         }
     }
 
-    /// Writes these spans' bits to the file. Their data is on the disk by now. The bits themselves reach it when they do: a bit lost
+    /// Takes a span back, in memory and in the file: its data is not what it was taken for.
+    pub(super) fn disown(&self, span: SpanId) -> io::Result<()> {
+        // in this order: `save` looks at the bit in memory under the lock
+        self.clear(span);
+        let mut saved = self.saved.lock().unwrap_or_else(PoisonError::into_inner);
+        let (word, mask) = place(span);
+        if saved[word] & mask == 0 {
+            return Ok(());
+        }
+        saved[word] &= !mask;
+        self.file
+            .write_all_at(&saved[word].to_le_bytes(), (word * WORD_BYTES) as u64)
+    }
+
+    /// Writes these spans' bits to the file, where they are still set. Their data is on the disk by now. The bits themselves reach it when they do: a bit lost
     /// costs a fetch.
     pub(super) fn save(&self, spans: &[SpanId]) -> io::Result<()> {
         let mut saved = self.saved.lock().unwrap_or_else(PoisonError::into_inner);
-        for span in spans {
+        for span in spans.iter().filter(|span| self.get(**span)) {
             let (word, mask) = place(*span);
             saved[word] |= mask;
         }
@@ -164,6 +178,26 @@ mod tests {
         bitmap.clear(SpanId(0));
         bitmap.clear(SpanId(0));
         assert_eq!((bitmap.get(SpanId(0)), bitmap.present()), (false, 0));
+    }
+
+    #[test]
+    fn a_span_that_is_disowned_does_not_come_back() {
+        let (file, bitmap) = bitmap(3);
+        for span in 0..3 {
+            bitmap.set(SpanId(span));
+        }
+        bitmap.save(&[SpanId(0), SpanId(1)]).unwrap();
+        bitmap.disown(SpanId(1)).unwrap();
+        bitmap.disown(SpanId(2)).unwrap();
+        // a sync that began before
+        bitmap.save(&[SpanId(1), SpanId(2)]).unwrap();
+        let again = Bitmap::open(file.reopen().unwrap(), 3).unwrap().unwrap();
+        for bits in [&bitmap, &again] {
+            assert_eq!(
+                [0, 1, 2].map(|span| bits.get(SpanId(span))),
+                [true, false, false]
+            );
+        }
     }
 
     #[test]

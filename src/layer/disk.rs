@@ -1,6 +1,7 @@
 //! One layer's disk, open.
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     io::{self, IoSliceMut},
     ops::Range,
@@ -20,6 +21,7 @@ use super::{
     fetch,
     flight::{self, Flights},
     folder::{self, Folder},
+    headers::Headers,
     health::Health,
     readahead::{self, ReadAhead},
     sources::Sources,
@@ -66,6 +68,9 @@ pub struct Disk {
     regions: Regions,
     spans: Spans,
     ztoc: Option<File>,
+    headers: Option<Headers>,
+    /// Spans that do not fit to the one before them: they are not what the table says.
+    disowned: Mutex<BTreeSet<SpanId>>,
     bitmap: Bitmap,
     flights: Arc<Flights>,
     sources: Sources,
@@ -113,6 +118,14 @@ impl Disk {
             0 => None,
             _ => Some(folder.open(folder::ZTOC)?),
         };
+        let headers = match state.spans {
+            0 => None,
+            _ => Some(
+                Headers::open(folder.open(folder::HEADERS)?)
+                    .or_kind(Kind::Io, || format!("cannot stat {}", path.display()))?
+                    .ok_or_else(|| damaged(folder::HEADERS))?,
+            ),
+        };
         if spans.count() != state.spans {
             return Err(damaged(folder::SPAN_TABLE));
         }
@@ -138,6 +151,8 @@ impl Disk {
             regions,
             spans,
             ztoc,
+            headers,
+            disowned: Mutex::default(),
             bitmap,
             flights: Arc::default(),
             readahead: ReadAhead::default(),
@@ -435,14 +450,41 @@ impl Disk {
         Ok(Some(window))
     }
 
-    /// A span's data is in the file: readers see it from now on.
-    pub(super) fn set_present(self: &Arc<Self>, span: SpanId) {
+    /// What the table says of the layer's entries; a disk that was streamed needs none.
+    pub(super) fn headers(&self) -> Option<&Headers> {
+        self.headers.as_ref()
+    }
+
+    /// The zTOC's bytes.
+    pub(super) fn read_ztoc(&self) -> Result<Vec<u8>> {
+        self.folder.read(folder::ZTOC)
+    }
+
+    /// A span's data is in the file: readers see it from now on. False, and they do not, when the span was disowned meanwhile.
+    pub(super) fn set_present(self: &Arc<Self>, span: SpanId) -> bool {
+        let disowned = lock(&self.disowned);
+        if disowned.contains(&span) {
+            return false;
+        }
         self.bitmap.set(span);
+        drop(disowned);
         let mut unsynced = lock(&self.unsynced);
         unsynced.push(span);
         if unsynced.len() == 1 {
             self.store.sync_later(self);
         }
+        true
+    }
+
+    /// The span before has shown that this one is not what the table says. Readers do not see it any more, now or later.
+    pub(super) fn disown(&self, span: SpanId) -> io::Result<()> {
+        lock(&self.disowned).insert(span);
+        self.bitmap.disown(span)
+    }
+
+    /// Whether [`Self::disown`] was called for it.
+    pub(super) fn is_disowned(&self, span: SpanId) -> bool {
+        lock(&self.disowned).contains(&span)
     }
 
     /// The first span that a read of this range has to wait for.

@@ -4,14 +4,18 @@ use std::{ops::Range, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
-use super::{Disk, flight::Claim, scatter::scatter};
+use super::{
+    Disk,
+    flight::Claim,
+    scatter::scatter,
+    truth::{Decoded, Lie},
+};
 use crate::{
     error::{Error, Kind, Result},
     gzip::inflate::SpanDecoder,
     oci::Digest,
     source::Source,
     units::{DiskOffset, SpanId},
-    ztoc::Compression,
 };
 
 /// Rounds through all sources after which an answer that is not going to change is believed.
@@ -198,39 +202,45 @@ fn place(
             format!("its bytes have digest {found}, and not {}", record.digest),
         )));
     }
-    let window = disk.window(&record).map_err(local)?;
-    let bytes = match disk.spans().compression() {
-        Compression::Uncompressed => compressed,
-        Compression::Gzip => decoder
-            .decode(&record, compressed, window.as_deref())
-            .map_err(|error| {
-                Refused::Lasting(Error::with_source(
-                    Kind::Corrupt,
-                    format!(
-                        "{} has the digest that its table {} states, but does not decode as the table says",
-                        name(),
-                        disk.table()
-                    ),
-                    error,
-                ))
-            })?,
+    let refused = |lie: Lie| {
+        let context = format!(
+            "{} has the digest that its table {} states, and is not what the table says",
+            name(),
+            disk.table()
+        );
+        Refused::Lasting(Error::with_source(Kind::Corrupt, context, lie))
     };
-    let length = record.uncompressed.end.get() - record.uncompressed.start.get();
-    if bytes.len() as u64 != length {
-        return Err(Refused::Lasting(Error::new(
-            Kind::Corrupt,
-            format!(
-                "{} has {} bytes, and its table {} states {length}",
-                name(),
-                bytes.len(),
-                disk.table()
-            ),
-        )));
+    if disk.is_disowned(span) {
+        return Err(refused(Lie::Disowned));
     }
+    let window = disk.window(&record).map_err(local)?;
+    let decoded = Decoded::new(disk, &record, compressed, window.as_deref(), decoder);
+    let decoded = decoded.map_err(refused)?;
+    if let Some(lie) = decoded.check(disk, span).map_err(Refused::Lasting)? {
+        if let Lie::Window { next } = lie {
+            disown(disk, next).map_err(local)?;
+        }
+        return Err(refused(lie));
+    }
+    let (start, bytes) = (record.uncompressed.start, decoded.bytes);
     let regions = disk.regions().in_layer(&record.uncompressed);
-    scatter(disk.data(), regions, record.uncompressed.start, bytes).map_err(local)?;
-    disk.set_present(span);
+    scatter(disk.data(), regions, start, bytes).map_err(local)?;
+    if !disk.set_present(span) {
+        return Err(refused(Lie::Disowned));
+    }
     Ok(())
+}
+
+/// Takes back a span that the one before has shown to be wrong, and says so.
+fn disown(disk: &Disk, span: SpanId) -> std::io::Result<()> {
+    let context = format!(
+        "span {span} of layer {} is not what its table {} says",
+        disk.layer().digest,
+        disk.table()
+    );
+    let error = Error::with_source(Kind::Corrupt, context, Lie::Disowned);
+    disk.health().failed(&[span], &Arc::new(error));
+    disk.disown(span)
 }
 
 /// Adjacent spans, as ranges.

@@ -20,6 +20,8 @@ use crate::error::{Error, Kind, Result, ResultExt as _};
 pub(super) const ZTOC: &str = "ztoc";
 /// The spans, without the file metadata.
 pub(super) const SPAN_TABLE: &str = "spans.table";
+/// What the zTOC says of each entry, as a fingerprint to hold the tar's headers against.
+pub(super) const HEADERS: &str = "headers";
 /// Which range of the layer goes where in the disk.
 pub(super) const LAYOUT: &str = "layout";
 /// The layer's ext4 image.

@@ -5,6 +5,7 @@ use std::{os::unix::fs::FileExt as _, path::Path};
 use super::{
     LayerBlob, StackingFacts, bitmap,
     folder::{self, Draft, Folder},
+    headers,
     sources::Sources,
     spans,
     state::State,
@@ -50,6 +51,7 @@ pub(super) fn indexed(
     let layout = Layout::new(&tree, &parsed.entries, table.bytes())
         .or_kind(Kind::Unsupported, || "its files do not fit ext4".to_owned())?;
     let regions = used_regions(&layout, &tree, &parsed.entries)?;
+    let headers = headers::encode(&parsed.entries);
     drop(parsed.entries);
     let facts = stacking_facts(tree);
     check_coverage(&regions, &parsed.spans)?;
@@ -61,6 +63,7 @@ pub(super) fn indexed(
     write_metadata(&disk, &layout).or_kind(Kind::Io, || cannot_write(folder, folder::DISK))?;
     folder.write(folder::ZTOC, ztoc)?;
     folder.write(folder::SPAN_TABLE, &span_table)?;
+    folder.write(folder::HEADERS, &headers)?;
     folder.write(folder::SPANS, &vec![0; bitmap::file_size(count) as usize])?;
     folder.write(folder::SOURCES, &Sources::encode_one(source))?;
     write_common(folder, &regions, &facts)?;

@@ -3,7 +3,7 @@
 //!
 //! The way of a read that misses: [`Disk::make_present`] finds the spans under the range (`regions`, `spans`), joins or starts their
 //! fetches (`flight`), which take the compressed bytes from one of the layer's sources (`fetch`, `sources`), verify and inflate them
-//! on threads of their own (`decode`), and write them where they belong in `disk.ext4` (`scatter`). The span's bit is set in memory at
+//! on threads of their own (`decode`), hold them against what else the table says (`truth`, `headers`), and write them where they belong in `disk.ext4` (`scatter`). The span's bit is set in memory at
 //! once, and in the file after the data is on the disk (`bitmap`, `sync`).
 
 mod allocation;
@@ -14,6 +14,7 @@ mod entry_table;
 mod fetch;
 mod flight;
 mod folder;
+mod headers;
 mod health;
 mod import;
 mod readahead;
@@ -25,6 +26,7 @@ mod store;
 mod stream;
 mod stream_sink;
 mod sync;
+mod truth;
 
 pub use disk::Disk;
 pub use store::{Options, Store, StoredDisk};

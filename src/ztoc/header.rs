@@ -2,7 +2,8 @@
 
 use super::time;
 use crate::{
-    tar::{Entry, EntryKind, Event, Reader},
+    oci::digest::Hasher,
+    tar::{Entry, EntryKind, Event, Reader, Timestamp},
     units::LayerOffset,
 };
 
@@ -37,39 +38,122 @@ pub fn check_header(
     before: &[u8],
 ) -> Result<(), HeaderMismatch> {
     let data_offset = entry.data_offset.get();
-    let missing = HeaderMismatch::NoHeader { data_offset };
     let mut reader = Reader::starting_at(start);
-    let mut rest = before;
-    let mut found = None;
-    loop {
-        match reader.next(&mut rest) {
-            Ok(Some(Event::Entry { index })) => found = Some(index),
-            Ok(Some(_)) => {}
-            Ok(None) => break,
-            Err(_) => return Err(missing),
-        }
-    }
-    let header = found
-        .and_then(|index| reader.entries().get(index))
-        .filter(|header| header.data_offset == entry.data_offset)
-        .ok_or(missing)?;
+    let header = last_header(&mut reader, entry.data_offset, before)
+        .ok_or(HeaderMismatch::NoHeader { data_offset })?;
     match difference(entry, header) {
         None => Ok(()),
         Some(field) => Err(HeaderMismatch::Field { data_offset, field }),
     }
 }
 
+/// A fingerprint of what [`check_header`] compares, for who cannot keep the entries: the same of a table's entry and of the header
+/// that it is true to.
+pub fn fingerprint(entry: &Entry) -> [u8; 16] {
+    let is_regular = entry.kind == EntryKind::Regular;
+    let is_link = is_link(entry);
+    let is_device = is_device(entry);
+    let mtime = storable(entry.mtime);
+    let kind = match entry.kind {
+        EntryKind::Regular => 0,
+        EntryKind::Directory => 1,
+        EntryKind::Symlink => 2,
+        EntryKind::Hardlink => 3,
+        EntryKind::Char => 4,
+        EntryKind::Block => 5,
+        EntryKind::Fifo => 6,
+    };
+    let mut bytes = vec![kind, u8::from(mtime.is_some())];
+    let mtime = mtime.unwrap_or_default();
+    for number in [
+        if is_regular { entry.size } else { 0 }.to_le_bytes(),
+        entry.mode.to_le_bytes(),
+        u64::from(entry.uid).to_le_bytes(),
+        u64::from(entry.gid).to_le_bytes(),
+        mtime.seconds.to_le_bytes(),
+        u64::from(mtime.nanoseconds).to_le_bytes(),
+        if is_device { entry.devmajor } else { 0 }.to_le_bytes(),
+        if is_device { entry.devminor } else { 0 }.to_le_bytes(),
+    ] {
+        bytes.extend_from_slice(&number);
+    }
+    let link: &[u8] = if is_link { &entry.linkname } else { &[] };
+    // NUL stands in no name, link or key
+    for string in [&entry.name, link] {
+        bytes.extend_from_slice(string);
+        bytes.push(0);
+    }
+    for (key, value) in xattrs(entry) {
+        bytes.extend_from_slice(key);
+        bytes.push(0);
+        bytes.extend_from_slice(&u64::try_from(value.len()).unwrap_or(u64::MAX).to_le_bytes());
+        bytes.extend_from_slice(value);
+    }
+    let mut hasher = Hasher::default();
+    hasher.update(&bytes);
+    let digest = hasher.finish();
+    let mut half = [0; 16];
+    half.copy_from_slice(digest.bytes().first_chunk::<16>().unwrap_or(&[0; 16])); // it has 32
+    half
+}
+
+/// The [`fingerprint`] of the header that leads to the data at `data_offset`; the other arguments as for [`check_header`]. `None`
+/// where no header leads there.
+pub fn header_fingerprint(
+    data_offset: LayerOffset,
+    start: LayerOffset,
+    before: &[u8],
+) -> Option<[u8; 16]> {
+    let mut reader = Reader::starting_at(start);
+    last_header(&mut reader, data_offset, before)
+        .filter(|header| header.sparse.is_none())
+        .map(fingerprint)
+}
+
+/// The last entry in `before`, if its data starts at `data_offset`.
+fn last_header<'a>(
+    reader: &'a mut Reader,
+    data_offset: LayerOffset,
+    before: &[u8],
+) -> Option<&'a Entry> {
+    let mut rest = before;
+    let mut found = None;
+    while let Some(event) = reader.next(&mut rest).ok()? {
+        if let Event::Entry { index } = event {
+            found = Some(index);
+        }
+    }
+    reader
+        .entries()
+        .get(found?)
+        .filter(|header| header.data_offset == data_offset)
+}
+
+/// What a table can hold of a header's time.
+fn storable(mtime: Option<Timestamp>) -> Option<Timestamp> {
+    mtime.and_then(|mtime| time::parse(time::format(mtime).as_bytes()))
+}
+
+fn is_link(header: &Entry) -> bool {
+    matches!(header.kind, EntryKind::Symlink | EntryKind::Hardlink)
+}
+
+fn is_device(header: &Entry) -> bool {
+    matches!(header.kind, EntryKind::Char | EntryKind::Block)
+}
+
 fn difference(entry: &Entry, header: &Entry) -> Option<&'static str> {
-    // what a table can hold of the header's time
-    let mtime = header
-        .mtime
-        .and_then(|mtime| time::parse(time::format(mtime).as_bytes()));
-    let is_link = matches!(header.kind, EntryKind::Symlink | EntryKind::Hardlink);
-    let is_device = matches!(header.kind, EntryKind::Char | EntryKind::Block);
+    let mtime = storable(header.mtime);
+    let is_link = is_link(header);
+    let is_device = is_device(header);
     let differ = [
         (entry.name != header.name, "name"),
         (entry.kind != header.kind, "type"),
-        (entry.size != header.size, "size"),
+        // nothing else has data; AWS's tool writes what stands in the header of a directory, link or device, where it says nothing
+        (
+            header.kind == EntryKind::Regular && entry.size != header.size,
+            "size",
+        ),
         (header.sparse.is_some(), "map of holes"),
         (is_link && entry.linkname != header.linkname, "link"),
         (entry.mode != header.mode, "mode"),

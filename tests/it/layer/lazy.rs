@@ -5,6 +5,7 @@ use std::{os::unix::fs::PermissionsExt as _, sync::Arc};
 use socinbd::{
     error::Kind,
     layer::{Allocation, Store},
+    oci::Packing,
     units::DiskOffset,
 };
 
@@ -265,5 +266,16 @@ async fn nobody_else_can_read_a_disk() {
             files += 1;
         }
     }
-    assert_eq!(files, 9, "the lock and eight files of the disk");
+    assert_eq!(files, 10, "the lock and nine files of the disk");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plain_tar_may_be_padded_behind_its_end() {
+    let files = super::fixture::files(9);
+    let mut blob = super::fixture::tar(&files);
+    blob.resize(blob.len() + 7000, 0);
+    let lab = Lab::new(Layer::of(files, blob, Packing::Plain, 100_000));
+    let disk = lab.disk().await;
+    complete(&disk).await;
+    assert_holds(disk.path(), &lab.layer.files);
 }

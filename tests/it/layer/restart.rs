@@ -102,11 +102,12 @@ async fn data_without_its_bit_is_fetched_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn leftovers_and_damaged_folders_are_removed() {
     type Damage = fn(&PathBuf);
-    let damages: [Damage; 5] = [
+    let damages: [Damage; 6] = [
         |folder| std::fs::write(folder.join("state.json"), "{").unwrap(),
         |folder| std::fs::write(folder.join("spans"), "short").unwrap(),
         |folder| std::fs::write(folder.join("layout"), "none").unwrap(),
         |folder| std::fs::write(folder.join("spans.table"), "none").unwrap(),
+        |folder| std::fs::write(folder.join("headers"), "none").unwrap(),
         |folder| {
             let disk = std::fs::OpenOptions::new()
                 .write(true)
