@@ -1,8 +1,10 @@
 //! Images attached by the program itself, as a person would, and compared with what an independent unpack makes of them.
 
 mod failures;
+mod images;
 mod lazy;
 mod lifecycle;
+mod real;
 mod stacking;
 
 use std::{
