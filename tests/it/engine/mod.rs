@@ -1,11 +1,13 @@
 //! Images attached by the program itself, as a person would, and compared with what an independent unpack makes of them.
 
+mod containerd;
 mod failures;
 mod images;
 mod lazy;
 mod lifecycle;
 mod real;
 mod stacking;
+mod vm;
 
 use std::{
     fs,

@@ -2,7 +2,10 @@
 
 use std::{
     fs,
-    os::unix::ffi::OsStrExt,
+    os::unix::{
+        ffi::{OsStrExt, OsStringExt},
+        fs::MetadataExt,
+    },
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -22,6 +25,8 @@ pub struct RealImage {
 /// A layer, as the manifest says.
 pub struct RealLayer {
     pub digest: Digest,
+    /// Bytes of its blob.
+    pub size: u64,
     media_type: String,
     blob: PathBuf,
 }
@@ -97,6 +102,7 @@ impl RealImage {
         let layers = manifest["layers"].as_array().unwrap();
         let layer = |layer: &Value| RealLayer {
             digest: digest(layer),
+            size: layer["size"].as_u64().unwrap(),
             media_type: layer["mediaType"].as_str().unwrap().to_owned(),
             blob: self.blob(&digest(layer)),
         };
@@ -155,6 +161,68 @@ impl RealImage {
             .args(["-t", "overlay", "-o", &options, "overlay"])
             .arg(&mountpoint));
         Overlay(mountpoint)
+    }
+
+    /// Holds what is seen at `place` against the headers in the layers' own tars, for an image whose gzip layers have no whiteouts and name
+    /// no path twice; with the content of what is below `content`. The number of entries looked at.
+    pub fn check_entries(&self, place: &Path, content: Option<&Path>) -> usize {
+        let mut count = 0;
+        for layer in self.layers() {
+            let blob = fs::File::open(&layer.blob).unwrap();
+            let mut tar = tar::Archive::new(flate2::read::MultiGzDecoder::new(blob));
+            for entry in tar.entries().unwrap() {
+                let mut entry = entry.unwrap();
+                let path = entry_path(&entry.path_bytes()).to_owned();
+                let below = content.is_none_or(|content| path.starts_with(content));
+                if !below {
+                    continue;
+                }
+                count += 1;
+                let seen = fs::symlink_metadata(place.join(&path));
+                let seen = seen.unwrap_or_else(|error| panic!("{path:?}: {error}"));
+                let kind = entry.header().entry_type();
+                let link = entry
+                    .link_name_bytes()
+                    .map(|link| entry_path(&link).to_owned());
+                match kind {
+                    tar::EntryType::Regular => assert_eq!(seen.size(), entry.size(), "{path:?}"),
+                    tar::EntryType::Symlink => {
+                        let link = std::ffi::OsString::from_vec(
+                            entry.link_name_bytes().unwrap().into_owned(),
+                        );
+                        assert_eq!(fs::read_link(place.join(&path)).unwrap(), link, "{path:?}");
+                    }
+                    tar::EntryType::Link => {
+                        let target = fs::symlink_metadata(place.join(link.unwrap())).unwrap();
+                        assert_eq!(seen.ino(), target.ino(), "{path:?}");
+                        continue;
+                    }
+                    tar::EntryType::Directory => assert!(seen.is_dir(), "{path:?}"),
+                    other => panic!("{path:?}: {other:?}"),
+                }
+                assert_eq!(kind == tar::EntryType::Regular, seen.is_file(), "{path:?}");
+                let header = entry.header();
+                let expected = (
+                    header.mode().unwrap(),
+                    header.uid().unwrap(),
+                    header.gid().unwrap(),
+                    header.mtime().unwrap(),
+                );
+                let seen = (
+                    seen.mode() & 0o7777,
+                    u64::from(seen.uid()),
+                    u64::from(seen.gid()),
+                    seen.mtime() as u64,
+                );
+                assert_eq!(seen, expected, "{path:?}");
+                if content.is_some() && kind == tar::EntryType::Regular {
+                    let mut expected = Vec::new();
+                    std::io::Read::read_to_end(&mut entry, &mut expected).unwrap();
+                    assert!(fs::read(place.join(&path)).unwrap() == expected, "{path:?}");
+                }
+            }
+        }
+        count
     }
 
     fn blob(&self, digest: &Digest) -> PathBuf {
