@@ -129,7 +129,7 @@ impl RealImage {
             let before = stamp(into);
             layer.untar(into, &["--exclude=.wh.*"]);
             // a root that the tar only implies keeps its time; tar leaves it to the clock
-            if layer.tar(&["-t", "./", "--no-recursion"]).is_empty() {
+            if layer.tar(&["-t", "--no-recursion", "./"]).is_empty() {
                 restore(into, before);
             }
         }
