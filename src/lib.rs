@@ -5,6 +5,13 @@
 //! 3 `source`, `layer` | 4 `nbd`, `kernel` | 5 `engine` | 6 `config`, `api`, `cli`.
 //! Levels 0 to 2 are pure: no I/O, no clock, no async. Within a level the order of this table counts. `docs/architecture.md` tells the two flows.
 
+#![warn(missing_docs)]
+#![warn(
+    clippy::allow_attributes_without_reason,
+    clippy::undocumented_unsafe_blocks,
+    clippy::unwrap_used
+)]
+
 pub mod error;
 pub mod units;
 

@@ -5,8 +5,10 @@
 //! back, `keep` leaves it. A mount is made *detached*, as a descriptor that can be sent to another process, and shows up in a mount
 //! namespace only by [`mount::attach`].
 
-// the one level that may; each use says why it is sound
-#![allow(unsafe_code)]
+#![allow(
+    unsafe_code,
+    reason = "system calls that have no safe interface; each use says why it is sound"
+)]
 
 pub mod blockdev;
 pub mod busy;

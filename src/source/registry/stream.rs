@@ -49,7 +49,7 @@ enum State {
         size: u64,
     },
     /// One answer for all.
-    Single(Reader),
+    Single(Box<Reader>),
     Parallel(Parts),
     Done,
 }
@@ -69,7 +69,7 @@ impl State {
                 };
                 if reader.ignores_ranges() || end == size {
                     reader.extend(size);
-                    return Ok(Some((bytes, Self::Single(reader))));
+                    return Ok(Some((bytes, Self::Single(Box::new(reader)))));
                 }
                 let mut parts = Parts {
                     client,
