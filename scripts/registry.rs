@@ -5,7 +5,6 @@
 //! `requests bytes` since the last print.
 
 #[path = "../tests/it/support/registry/mod.rs"]
-#[allow(dead_code, reason = "the tests use all of it")]
 mod registry;
 
 use std::{path::PathBuf, time::Duration};

@@ -93,6 +93,10 @@ impl<'a> Run<'a> {
 }
 
 #[cfg(test)]
+#[expect(
+    clippy::single_range_in_vec_init,
+    reason = "a list of one range is meant"
+)]
 mod tests {
     use std::{ops::Range, os::unix::fs::FileExt as _};
 

@@ -263,6 +263,10 @@ fn u32_at(bytes: &[u8], offset: usize) -> u32 {
 }
 
 #[cfg(test)]
+#[expect(
+    clippy::reversed_empty_ranges,
+    reason = "reversed spans are what is refused"
+)]
 mod tests {
     use std::io::Write as _;
 

@@ -170,15 +170,13 @@ impl Host {
                 found.push(format!("/dev/nbd{}", device.index));
             }
         }
-        for folder in ["attachments"] {
-            let folder = self.root().join(folder);
-            found.extend(
-                fs::read_dir(folder)
-                    .into_iter()
-                    .flatten()
-                    .map(|entry| entry.unwrap().path().display().to_string()),
-            );
-        }
+        let attachments = fs::read_dir(self.root().join("attachments"));
+        found.extend(
+            attachments
+                .into_iter()
+                .flatten()
+                .map(|entry| entry.unwrap().path().display().to_string()),
+        );
         found
     }
 

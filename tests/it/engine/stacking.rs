@@ -210,7 +210,7 @@ fn a_hundred_and_twenty_seven_layers_are_stacked() {
     let layer = |number: usize| {
         let layer = Layer::new().file(&format!("dir/file-{number}"), number.to_string().as_bytes());
         let layer = layer.file("top", number.to_string().as_bytes());
-        if number > 0 && number % 5 == 0 {
+        if number > 0 && number.is_multiple_of(5) {
             layer.whiteout(&format!("dir/file-{}", number - 1))
         } else {
             layer

@@ -59,8 +59,11 @@ fn content(random: &mut Random, length: usize) -> Vec<u8> {
     bytes
 }
 
-/// A tar, and its files' names and data.
-pub fn tar(random: &mut Random) -> (Vec<u8>, Vec<(Vec<u8>, Vec<u8>)>) {
+/// A file's name and data.
+pub type File = (Vec<u8>, Vec<u8>);
+
+/// A tar, and its files.
+pub fn tar(random: &mut Random) -> (Vec<u8>, Vec<File>) {
     let mut builder = tar::Builder::new(Vec::new());
     let mut files = Vec::new();
     for index in 0..random.below(12) {

@@ -194,7 +194,7 @@ fn what_is_read_is_written_to_the_same_bytes() {
             continue;
         }
         let bytes = case.bytes();
-        let ztoc = Ztoc::parse(&bytes).expect(case.name());
+        let ztoc = Ztoc::parse(&bytes).unwrap_or_else(|error| panic!("{}: {error}", case.name()));
         let written = write(&ztoc, &bytes);
         if lists_size_without_data(&case.dump()) {
             // 0 here; AWS's tool repeats what the header says
@@ -235,14 +235,16 @@ fn times_of_another_zone_are_the_same_times() {
         if text(&case.case["tz"]) == "UTC" {
             continue;
         }
-        let ztoc = Ztoc::parse(&case.bytes()).expect(case.name());
+        let ztoc =
+            Ztoc::parse(&case.bytes()).unwrap_or_else(|error| panic!("{}: {error}", case.name()));
         let of_utc = case.layer.clone().ztocs().find(|other| {
             text(&other.case["tz"]) == "UTC" && other.case["span_size"] == case.case["span_size"]
         });
         let Some(of_utc) = of_utc.filter(|other| other.case.get("file").is_some()) else {
             continue;
         };
-        let of_utc = Ztoc::parse(&of_utc.bytes()).expect(of_utc.name());
+        let of_utc = Ztoc::parse(&of_utc.bytes())
+            .unwrap_or_else(|error| panic!("{}: {error}", of_utc.name()));
         for (one, other) in ztoc.entries.iter().zip(&of_utc.entries) {
             // at the ends of the four-digit years only one of the two may be written
             if one.mtime.is_some() && other.mtime.is_some() {

@@ -88,7 +88,7 @@ impl Shared {
             let state = self.state();
             let signature = asked.query.get("signature");
             let expiry = signature.and_then(|signature| state.signatures.get(signature));
-            if !expiry.is_some_and(|expiry| *expiry > Instant::now()) {
+            if expiry.is_none_or(|expiry| *expiry <= Instant::now()) {
                 let status = state
                     .redirects
                     .map_or(403, |redirects| redirects.expired_status);
