@@ -1,7 +1,7 @@
 //! The layer's disk: fetched by span, or filled by a stream.
 
 mod failures;
-mod fixture;
+pub mod fixture;
 mod full;
 mod hostile;
 mod lazy;

@@ -4,6 +4,7 @@ mod create;
 mod discovery;
 mod golden;
 mod image;
+mod interop;
 mod layout;
 pub mod make;
 
