@@ -248,13 +248,9 @@ pub fn members() {
     attached.a_file_is_its_spans(1, Path::new("srv/data/text/299"));
     attached.a_file_is_its_spans(2, Path::new("srv/plain/noise"));
     let unpacked = attached.host.mountpoint("unpacked");
+    // GNU tar only: umoci 0.4 does not know zstd
     attached.image.unpack(&unpacked);
     assert_same(&unpacked, &attached.mountpoint(), &without_links());
-    assert_same(
-        &umoci(&attached.image, &attached.host),
-        &attached.mountpoint(),
-        &as_umoci(),
-    );
     streamed("members", &unpacked, &without_links());
     attached.end();
 }
