@@ -3,13 +3,13 @@
 use std::{
     collections::BTreeSet,
     fs::File,
-    io::{self, IoSliceMut},
+    io,
     ops::Range,
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -27,6 +27,7 @@ use super::{
     sources::Sources,
     spans::Spans,
     state::State,
+    uncached::UncachedFile,
 };
 use crate::{
     error::{Error, Kind, Result, ResultExt as _},
@@ -45,13 +46,6 @@ const MAX_AHEAD_BYTES: u64 = 2 << 20;
 /// How long a fetch goes on that nobody waits for.
 const AHEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// `RWF_DONTCACHE` of `linux/fs.h`, from Linux 6.14: what is read does not stay in the page cache.
-const RWF_DONTCACHE: rustix::io::ReadWriteFlags =
-    rustix::io::ReadWriteFlags::from_bits_retain(0x80);
-
-/// `TMPFS_MAGIC` of `linux/magic.h`.
-const TMPFS_MAGIC: rustix::fs::FsWord = 0x0102_1994;
-
 /// One layer's disk, open.
 pub struct Disk {
     me: Weak<Disk>,
@@ -62,7 +56,7 @@ pub struct Disk {
     table: Digest,
     state: Mutex<State>,
     /// `disk.ext4`, to read.
-    file: File,
+    file: UncachedFile,
     /// `disk.ext4`, to write.
     data: File,
     regions: Regions,
@@ -80,12 +74,6 @@ pub struct Disk {
     /// Spans that are in memory only, as far as is known.
     unsynced: Mutex<Vec<SpanId>>,
     io_timeout_ms: AtomicU64,
-    /// Whether the kernel can read the file and not keep it in the page cache.
-    drops_behind: AtomicBool,
-    /// Whether the kernel can say that a read would wait.
-    knows_waits: AtomicBool,
-    /// Whether the file's page cache is all that there is of it.
-    is_memory: bool,
 }
 
 impl Disk {
@@ -100,7 +88,6 @@ impl Disk {
         let path = folder.path().join(folder::DISK);
         let file =
             File::open(&path).or_kind(Kind::Io, || format!("cannot open {}", path.display()))?;
-        let is_memory = rustix::fs::fstatfs(&file).is_ok_and(|fs| fs.f_type == TMPFS_MAGIC);
         let length = data
             .metadata()
             .or_kind(Kind::Io, || format!("cannot stat {}", path.display()))?
@@ -146,7 +133,7 @@ impl Disk {
             table: state.table,
             sources: Sources::open(&folder),
             folder,
-            file,
+            file: UncachedFile::new(file),
             data,
             regions,
             spans,
@@ -160,9 +147,6 @@ impl Disk {
             counters: Mutex::default(),
             unsynced: Mutex::default(),
             io_timeout_ms: AtomicU64::new(u64::MAX),
-            drops_behind: AtomicBool::new(true),
-            knows_waits: AtomicBool::new(true),
-            is_memory,
             state: Mutex::new(state),
         });
         disk.set_io_timeout(store.options().io_timeout);
@@ -191,7 +175,7 @@ impl Disk {
 
     /// `disk.ext4`, open for reading.
     pub fn file(&self) -> &File {
-        &self.file
+        self.file.get()
     }
 
     /// Whether every span is present (and, where that is known, verified as a whole).
@@ -244,36 +228,17 @@ impl Disk {
     /// Reads a range that is present, without leaving it in the page cache where the kernel can do that.
     pub fn read_present(&self, offset: DiskOffset, buffer: &mut [u8]) -> io::Result<()> {
         self.notice(offset, buffer.len());
-        self.read_uncached(offset.get(), buffer)
+        self.file.read(offset.get(), buffer)
     }
 
     /// As [`Self::read_present`], where that need not wait for the local disk. False where it must: then nothing is read, but the
     /// kernel has begun to, so that the waits of several reads overlap.
     pub fn try_read_present(&self, offset: DiskOffset, buffer: &mut [u8]) -> io::Result<bool> {
-        if !self.knows_waits.load(Ordering::Relaxed) {
-            return self.read_present(offset, buffer).map(|()| true);
-        }
-        let drops_behind = self.drops_behind.load(Ordering::Relaxed);
-        let mut flags = rustix::io::ReadWriteFlags::NOWAIT;
-        flags.set(RWF_DONTCACHE, drops_behind);
-        let whole = &mut [IoSliceMut::new(buffer)];
-        let done = match rustix::io::preadv2(&self.file, whole, offset.get(), flags) {
-            Err(rustix::io::Errno::AGAIN) => return Ok(false),
-            Ok(count) => count,
-            Err(rustix::io::Errno::INTR) => 0,
-            // a kernel or a file system that knows no such flag, or a disk that fails: waiting shows which
-            Err(_) => {
-                self.knows_waits.store(drops_behind, Ordering::Relaxed);
-                0
-            }
+        let Some(done) = self.file.try_read(offset.get(), buffer) else {
+            return Ok(false);
         };
         self.notice(offset, buffer.len());
-        if done == buffer.len() && !drops_behind {
-            self.forget(offset.get(), buffer.len() as u64);
-        } else if done < buffer.len() {
-            // what came is dropped behind and must not be read twice: the rest is waited for
-            self.read_uncached(offset.get() + done as u64, &mut buffer[done..])?;
-        }
+        self.file.finish(offset.get(), buffer, done)?;
         Ok(true)
     }
 
@@ -341,7 +306,7 @@ impl Disk {
             let Some(part) = region.clip_disk(&(range.start..end)) else {
                 continue;
             };
-            allocation::stored(&self.file, position..part.disk.start, &mut extents);
+            allocation::stored(self.file.get(), position..part.disk.start, &mut extents);
             for span in self.spans_of(&part.layer) {
                 let bytes = self.spans.uncompressed(span);
                 let Some(piece) = part.clip_layer(&bytes) else {
@@ -361,7 +326,7 @@ impl Disk {
             extents.push(part.disk.end, Allocation::Present);
             position = part.disk.end;
         }
-        allocation::stored(&self.file, position..end, &mut extents);
+        allocation::stored(self.file.get(), position..end, &mut extents);
         extents.finish(end)
     }
 
@@ -551,56 +516,13 @@ impl Disk {
         }
     }
 
-    /// Reads past the page cache where the kernel can. Data that is not on the disk yet is served from there all the same.
-    fn read_uncached(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        let mut done = 0;
-        while done < buffer.len() && self.drops_behind.load(Ordering::Relaxed) {
-            let rest = &mut [IoSliceMut::new(&mut buffer[done..])];
-            let position = offset + done as u64;
-            match rustix::io::preadv2(&self.file, rest, position, RWF_DONTCACHE) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(count) => done += count,
-                Err(rustix::io::Errno::INTR) => {}
-                // an older kernel, or a file system that cannot
-                Err(
-                    rustix::io::Errno::OPNOTSUPP
-                    | rustix::io::Errno::INVAL
-                    | rustix::io::Errno::NOSYS,
-                ) => {
-                    self.drops_behind.store(false, Ordering::Relaxed);
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
-        if done == buffer.len() {
-            return Ok(());
-        }
-        self.file
-            .read_exact_at(&mut buffer[done..], offset + done as u64)?;
-        self.forget(offset, buffer.len() as u64);
-        Ok(())
-    }
-
     /// Drops a span's data from the page cache; it is on the disk.
     fn drop_behind(&self, span: SpanId) {
         let regions = self.regions.in_layer(&self.spans.uncompressed(span));
         if let (Some(first), Some(last)) = (regions.first(), regions.last()) {
             let start = first.disk.start.get();
-            self.forget(start, last.disk.end.get() - start);
+            self.file.forget(start, last.disk.end.get() - start);
         }
-    }
-
-    fn forget(&self, offset: u64, length: u64) {
-        if self.is_memory {
-            return;
-        }
-        // advice: what cannot be dropped stays
-        let _ = rustix::fs::fadvise(
-            &self.file,
-            offset,
-            std::num::NonZeroU64::new(length),
-            rustix::fs::Advice::DontNeed,
-        );
     }
 
     fn spans_of(&self, layer: &Range<LayerOffset>) -> impl Iterator<Item = SpanId> + use<> {

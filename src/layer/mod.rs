@@ -27,6 +27,7 @@ mod stream;
 mod stream_sink;
 mod sync;
 mod truth;
+mod uncached;
 
 pub use disk::Disk;
 pub use store::{Options, Store, StoredDisk};

@@ -46,7 +46,7 @@ async fn a_ztoc_of_another_digest_or_another_layer_is_refused() {
     let error = refused(&lab, other.table, other.ztoc.to_vec()).await;
     assert_eq!(error.kind(), Kind::Corrupt);
     assert!(
-        error.report().contains("is about a blob of"),
+        error.report().contains("is for a blob of"),
         "{}",
         error.report()
     );
