@@ -83,7 +83,7 @@ fn members_on_the_kernels_nbd() {
 fn python_on_the_kernels_nbd() {
     in_vm(|| {
         let (host, image) = (Host::new(), RealImage::of("python"));
-        image.create_index(&host, &[]);
+        image.create_index(&host, &["--min-layer-size", "0"]);
         let registry = image.serve();
         let mountpoint = host.mountpoint("mnt");
         let reference = registry.reference("app");
