@@ -128,10 +128,8 @@ impl Engine {
     fn sweep(&self) -> Result<()> {
         let mut kept = HashSet::new();
         for record in self.records.all()? {
-            let path = record.mountpoint.as_ref();
-            let mounted_here = path.is_some_and(|path| is_mounted(path, &record.id));
-            // it may be mounted in another namespace, where this process does not see it; what was written there must not be lost
-            if mounted_here || self.uses_a_device(&record)? {
+            // in any namespace: what was written there must not be lost
+            if mountinfo::is_anywhere(&mount_source(&record.id))? {
                 tracing::warn!(id = record.id, image = %record.reference, "its daemon has died; `socinbd detach` cleans up");
                 kept.extend(record.layers.into_iter().map(|layer| layer.device_path));
                 continue;
@@ -153,39 +151,14 @@ impl Engine {
         Ok(())
     }
 
-    /// Whether something still has a device that this record names.
-    fn uses_a_device(&self, record: &Attachment) -> Result<bool> {
-        let prefix = self.devices.identifier_prefix();
-        let loops = loopdev::attached()?.into_iter();
-        let loops = loops.filter(|device| device.name.starts_with(&prefix));
-        let nbds = kernel_nbd::connected()?.into_iter();
-        let nbds = nbds.filter(|device| {
-            let identifier = device.backend_id.as_deref();
-            identifier.is_some_and(|identifier| identifier.starts_with(&prefix))
-        });
-        let ours: HashSet<PathBuf> = loops
-            .map(|device| PathBuf::from(format!("/dev/loop{}", device.index)))
-            .chain(nbds.map(|device| PathBuf::from(format!("/dev/nbd{}", device.index))))
-            .collect();
-        let named = record.layers.iter().map(|layer| &layer.device_path);
-        Ok(named
-            .into_iter()
-            .any(|path| ours.contains(path) && kernel::blockdev::is_in_use(path)))
-    }
-
     /// Clears away an attachment of an engine that died. It is not mounted any more, so its loop devices have freed themselves.
     fn clear(&self, record: &Attachment) -> Result<()> {
-        if let Some(mountpoint) = record
-            .mountpoint
-            .as_ref()
-            .filter(|path| is_mounted(path, &record.id))
-        {
+        if mountinfo::is_anywhere(&mount_source(&record.id))? {
             return Err(Error::new(
                 Kind::Busy,
                 format!(
-                    "{} is still mounted on {}",
-                    record.reference,
-                    mountpoint.display()
+                    "{} is still mounted, in another mount namespace",
+                    record.reference
                 ),
             ));
         }

@@ -1,8 +1,9 @@
 //! `/proc/<pid>/mountinfo` (proc_pid_mountinfo(5)): the mounts of a mount namespace.
 
 use std::{
+    collections::HashSet,
     ffi::OsString,
-    fs,
+    fs, io,
     os::unix::ffi::{OsStrExt, OsStringExt},
     path::{Path, PathBuf},
 };
@@ -47,6 +48,27 @@ fn read(who: &str) -> Result<Vec<Mount>> {
     let path = format!("/proc/{who}/mountinfo");
     let text = fs::read(&path).or_kind(Kind::Kernel, || format!("reading {path}"))?;
     Ok(parse(&text))
+}
+
+/// Whether a mount with this source is in the mount namespace of any process.
+pub fn is_anywhere(source: &str) -> Result<bool> {
+    let processes = fs::read_dir("/proc").or_kind(Kind::Kernel, || "listing /proc".into())?;
+    let mut seen = HashSet::new();
+    for process in processes.filter_map(io::Result::ok) {
+        let pid = process
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok());
+        // those that end meanwhile are left out
+        if let Some(pid) = pid
+            && let Ok(namespace) = fs::read_link(process.path().join("ns/mnt"))
+            && seen.insert(namespace)
+            && of(pid).is_ok_and(|mounts| mounts.iter().any(|mount| mount.source == source))
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// The topmost mount whose mount point is this path.
