@@ -54,7 +54,7 @@ fn an_attach_fetches_tables_and_a_read_fetches_its_spans() {
     let device = attachment["layers"][0]["device_path"].as_str().unwrap();
     Command::new("blkid")
         .args(["-p", device])
-        .status()
+        .output()
         .expect("this test needs blkid (util-linux)");
     Command::new("udevadm")
         .arg("settle")
