@@ -27,8 +27,15 @@ fn rootfs() -> TempDir {
     for folder in ["bin", "etc", "out"] {
         fs::create_dir(root.path().join(folder)).unwrap();
     }
-    fs::copy("/bin/busybox", root.path().join("bin/busybox"))
-        .expect("/bin/busybox: install the package busybox-static");
+    // by a process of its own: a fork of another test must not inherit the file open for writing, it could not be started then
+    let copied = std::process::Command::new("cp")
+        .arg("/bin/busybox")
+        .arg(root.path().join("bin/busybox"))
+        .status();
+    assert!(
+        copied.unwrap().success(),
+        "/bin/busybox: install the package busybox-static"
+    );
     std::os::unix::fs::symlink("busybox", root.path().join("bin/sh")).unwrap();
     fs::write(
         root.path().join("etc/passwd"),
