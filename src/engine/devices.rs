@@ -224,7 +224,7 @@ impl Devices {
 }
 
 impl Device {
-    /// Set last, and again after a new connection: other settings reset it.
+    /// Set last: other settings reset it.
     fn set_read_ahead(&self) -> Result<()> {
         let complete = self.disk.is_complete();
         let kb = if complete {

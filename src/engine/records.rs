@@ -1,7 +1,7 @@
 //! What must be known after a kill of the daemon: one JSON file an attachment, in `<run-dir>/attachments`.
 //!
-//! A record is written before the first device is made and removed after the last is gone, so that whatever is left over belongs to a
-//! record. The run directory does not outlive a reboot, and neither do devices and mounts.
+//! A record is written before the mount is made and removed after the last device is gone, so that whatever is mounted belongs to a record.
+//! A device that a kill leaves before its record was written is known by its identifier. The run directory does not outlive a reboot, and neither do devices and mounts.
 
 use std::{
     fs,
