@@ -118,7 +118,7 @@ pub fn request(
         reference: image.image.clone(),
         access: image.access.access()?,
         platform: image.platform.clone(),
-        index: index.index,
+        index: index.choice(),
         device: options.device,
         writable,
         allow_devices: options.dev,

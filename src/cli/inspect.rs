@@ -69,7 +69,7 @@ impl Inspect {
         let image = Image::resolve(&source, self.image.platform.as_ref()).await?;
         let local = LocalIndexes::open(&absolute(&global.root)?)?;
         let discovery::Found { index, warnings } =
-            discovery::find(&image, self.index.index.as_ref(), &local).await?;
+            discovery::find(&image, &self.index.choice(), &local).await?;
         let mut layers = Vec::with_capacity(image.layers.len());
         for layer in &image.layers {
             let ztoc = match index

@@ -19,6 +19,7 @@ use std::{ffi::OsString, io::IsTerminal, path::PathBuf, process::ExitCode};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::{
+    engine::discovery::{IndexChoice, IndexPolicy},
     error::{Error, Kind, Result, ResultExt},
     oci::{Digest, Platform, Reference},
     source::Access,
@@ -147,6 +148,24 @@ struct IndexArgs {
     /// Use the SOCI index with this digest [default: the image's own, then the newest in the registry, then the local one]
     #[arg(long, value_name = "DIGEST")]
     index: Option<Digest>,
+    /// Whose index counts: v2, the image's own, --index and the local root; any, also what is pushed to its repository; none
+    #[arg(
+        long,
+        value_enum,
+        value_name = "WHOSE",
+        default_value_t,
+        hide_possible_values = true
+    )]
+    index_policy: IndexPolicy,
+}
+
+impl IndexArgs {
+    fn choice(&self) -> IndexChoice {
+        IndexChoice {
+            digest: self.index,
+            policy: self.index_policy,
+        }
+    }
 }
 
 /// Runs the program: the arguments, and the exit status.

@@ -68,7 +68,7 @@ impl Serve {
                 &self.image.image,
                 &self.image.access.access()?,
                 self.image.platform.as_ref(),
-                self.index.index.as_ref(),
+                &self.index.choice(),
                 &|event| {
                     progress.event(event);
                 },

@@ -57,7 +57,7 @@ impl Engine {
         } = request;
         let opened = self
             .disks
-            .open_image(reference, access, platform.as_ref(), index.as_ref(), event)
+            .open_image(reference, access, platform.as_ref(), index, event)
             .await?;
         let making: Vec<_> = opened
             .disks

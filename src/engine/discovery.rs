@@ -8,11 +8,14 @@
 //! 3. version 1: of the referrers of the image manifest the newest (the last listed) that can be read;
 //! 4. one in the local root, made by this host's operator; the newest.
 //!
+//! [`IndexPolicy`] says whose word counts: step 3 is left out unless it is `any`, and all of them where it is `none`.
+//!
 //! An error of the registry (`Unavailable`) is an error here, never "there is none": whoever asks decides, and asks again later.
 
 use std::{collections::BTreeMap, fmt};
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use super::{image::Image, local::LocalIndexes};
 use crate::{
@@ -28,8 +31,30 @@ pub const MAX_ZTOC_BYTES: u64 = 1 << 30;
 /// Referrers that are tried, from the newest.
 const MAX_TRIED: usize = 16;
 
+/// Whose word about an image's layers counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum IndexPolicy {
+    /// The image's own (version 2, bound to the image's digest), the caller's (`--index`), and this host's operator's (the local root).
+    V2,
+    /// As `v2`, and that of whoever may push to the image's repository (version 1).
+    #[default]
+    Any,
+    /// Nobody's: each layer is downloaded whole, and checked against the image.
+    None,
+}
+
+/// Which index a caller wants.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IndexChoice {
+    /// This one and no other, by its digest: then any failure is an error.
+    pub digest: Option<Digest>,
+    /// Whose counts where none is named.
+    pub policy: IndexPolicy,
+}
+
 /// How an index was found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Origin {
     /// Named by the caller.
@@ -105,14 +130,14 @@ impl SociIndex {
     }
 }
 
-/// Finds the index that counts for an image. `given` is a digest that the caller insists on: then any failure is an error.
-pub async fn find(image: &Image, given: Option<&Digest>, local: &LocalIndexes) -> Result<Found> {
+/// Finds the index that counts for an image.
+pub async fn find(image: &Image, choice: &IndexChoice, local: &LocalIndexes) -> Result<Found> {
     let mut search = Search {
         image,
         local,
         warnings: Vec::new(),
     };
-    let index = search.run(given).await?;
+    let index = search.run(choice).await?;
     for warning in &search.warnings {
         tracing::warn!(image = %image.reference, "{warning}");
     }
@@ -129,15 +154,26 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
-    async fn run(&mut self, given: Option<&Digest>) -> Result<Option<SociIndex>> {
-        if let Some(digest) = given {
+    async fn run(&mut self, choice: &IndexChoice) -> Result<Option<SociIndex>> {
+        if let Some(digest) = &choice.digest {
+            if choice.policy == IndexPolicy::None {
+                return Err(Error::new(
+                    Kind::InvalidArgument,
+                    format!("--index names {digest}, and --index-policy none takes no index"),
+                ));
+            }
             return self.given(digest).await.map(Some);
+        }
+        if choice.policy == IndexPolicy::None {
+            return Ok(None);
         }
         if let Some(annotation) = self.annotation() {
             if let Some(index) = self.annotated(&annotation).await? {
                 return Ok(Some(index));
             }
-        } else if let Some(index) = self.referred().await? {
+        } else if choice.policy == IndexPolicy::Any
+            && let Some(index) = self.referred().await?
+        {
             return Ok(Some(index));
         }
         self.local().await

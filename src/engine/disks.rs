@@ -11,7 +11,7 @@ use futures_util::{StreamExt, TryStreamExt};
 use tokio::sync::Semaphore;
 
 use super::{
-    discovery::{self, SociIndex},
+    discovery::{self, IndexChoice, SociIndex},
     image::Image,
     local::LocalIndexes,
     request::Event,
@@ -69,7 +69,7 @@ impl Disks {
         reference: &Reference,
         access: &Access,
         platform: Option<&Platform>,
-        index: Option<&Digest>,
+        index: &IndexChoice,
         event: Events<'_>,
     ) -> Result<OpenedImage> {
         let source = Source::open(reference, access).await?;

@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{discovery::SociIndex, process::Process};
+use super::{
+    discovery::{IndexChoice, SociIndex},
+    process::Process,
+};
 use crate::{
     oci::{Digest, Platform, Reference},
     source::Access,
@@ -34,8 +37,8 @@ pub struct AttachRequest {
     pub access: Access,
     /// `os/architecture[/variant]`; this machine's when left out.
     pub platform: Option<Platform>,
-    /// The SOCI index to use, by digest; found as documented when left out.
-    pub index: Option<Digest>,
+    /// The SOCI index to use.
+    pub index: IndexChoice,
     /// The kind of device.
     pub device: DeviceChoice,
     /// With a writable upper layer, which ends with the attachment.

@@ -10,7 +10,7 @@ use std::{
 use serde_json::{Value, json};
 use socinbd::{
     api::client::Client,
-    engine::{AttachRequest, DeviceChoice},
+    engine::{AttachRequest, DeviceChoice, discovery::IndexChoice},
     oci::Digest,
     source::Access,
 };
@@ -266,7 +266,7 @@ fn an_offer_that_nobody_takes_is_taken_back() {
         reference: layout.reference("").parse().unwrap(),
         access: Access::default(),
         platform: None,
-        index: None,
+        index: IndexChoice::default(),
         device: DeviceChoice::Auto,
         writable: true,
         allow_devices: false,

@@ -7,7 +7,7 @@ use socinbd::{
     engine::{
         Image,
         create::{self, CreateOptions},
-        discovery::{self, Found, Origin},
+        discovery::{self, Found, IndexChoice, IndexPolicy, Origin},
         local::LocalIndexes,
     },
     error::{Kind, Result},
@@ -106,7 +106,15 @@ impl Fixture {
     }
 
     async fn find(&self, given: Option<&Digest>) -> Result<Found> {
-        discovery::find(&self.image().await, given, &self.local()).await
+        self.choose(given, IndexPolicy::Any).await
+    }
+
+    async fn choose(&self, given: Option<&Digest>, policy: IndexPolicy) -> Result<Found> {
+        let choice = IndexChoice {
+            digest: given.copied(),
+            policy,
+        };
+        discovery::find(&self.image().await, &choice, &self.local()).await
     }
 
     /// What is found: digest, version, origin; and how many warnings there are.
@@ -288,6 +296,68 @@ fn the_index_that_is_named_counts_or_fails() {
 }
 
 #[test]
+fn a_policy_says_whose_index_counts() {
+    let mut fixture = Fixture::new();
+    let pushed = fixture.add_v1(b"pushed");
+    let of = async |fixture: &Fixture, given: Option<&Digest>, policy| {
+        let found = fixture.choose(given, policy).await.unwrap();
+        assert_eq!(found.warnings, [""; 0]);
+        found.index.map(|index| (index.digest, index.origin))
+    };
+    run(async {
+        let referrer = Some((pushed, Origin::Referrer));
+        assert_eq!(of(&fixture, None, IndexPolicy::Any).await, referrer);
+        assert_eq!(of(&fixture, None, IndexPolicy::V2).await, None);
+        assert_eq!(of(&fixture, None, IndexPolicy::None).await, None);
+        // the caller's own word, and the operator's
+        let given = Some((pushed, Origin::Given));
+        assert_eq!(of(&fixture, Some(&pushed), IndexPolicy::V2).await, given);
+        let local = fixture.create_local().await;
+        let of_this_host = Some((local, Origin::Local));
+        assert_eq!(of(&fixture, None, IndexPolicy::V2).await, of_this_host);
+        assert_eq!(of(&fixture, None, IndexPolicy::None).await, None);
+        let both = fixture.choose(Some(&pushed), IndexPolicy::None).await;
+        let error = both.err().unwrap();
+        assert_eq!(error.kind(), Kind::InvalidArgument);
+        assert!(error.report().contains("--index-policy"), "{error}");
+    });
+    let v2 = digest(&fixture.index(SOCI_V2, b"two", None));
+    fixture.annotate(&v2.to_string());
+    run(async {
+        let bound = Some((v2, Origin::Annotation));
+        assert_eq!(of(&fixture, None, IndexPolicy::V2).await, bound);
+        assert_eq!(of(&fixture, None, IndexPolicy::None).await, None);
+    });
+}
+
+/// An index that does not count is not asked for either.
+#[test]
+fn a_policy_keeps_the_registry_out_of_it() {
+    let mut fixture = Fixture::new();
+    fixture.add_v1(b"pushed");
+    let registry = Registry::start();
+    registry.add_layout("app", fixture.made.path()).unwrap();
+    run(async {
+        let source = open(&registry.reference("app:x")).await.unwrap();
+        let image = Image::resolve(&source, None).await.unwrap();
+        let asked = || registry.counters().kind(Request::Referrers).requests;
+        for (policy, requests) in [
+            (IndexPolicy::V2, 0),
+            (IndexPolicy::None, 0),
+            (IndexPolicy::Any, 1),
+        ] {
+            let choice = IndexChoice {
+                digest: None,
+                policy,
+            };
+            let found = discovery::find(&image, &choice, &fixture.local()).await;
+            assert_eq!(found.unwrap().index.is_some(), requests > 0);
+            assert_eq!(asked(), requests);
+        }
+    });
+}
+
+#[test]
 fn what_a_local_root_holds_is_listed_and_removed() {
     let fixture = Fixture::new();
     run(async {
@@ -336,7 +406,7 @@ fn a_registry_is_asked_by_the_api_and_by_the_tag() {
             let image = Image::resolve(&source, None).await.unwrap();
             assert_eq!(image.digest, image_digest);
             let find = async || {
-                discovery::find(&image, None, &fixture.local())
+                discovery::find(&image, &IndexChoice::default(), &fixture.local())
                     .await
                     .unwrap()
             };
@@ -386,7 +456,8 @@ fn a_registry_that_fails_is_an_error_and_not_no_index() {
             Fault::status(503),
             Times::UntilHealed,
         );
-        let find = async || discovery::find(&image, None, &fixture.local()).await;
+        let find =
+            async || discovery::find(&image, &IndexChoice::default(), &fixture.local()).await;
         let Err(error) = find().await else {
             panic!("an index was found");
         };

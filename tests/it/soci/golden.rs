@@ -7,7 +7,7 @@ use socinbd::{
     engine::{
         Image,
         create::{self, CreateOptions, CreateReport, Outcome},
-        discovery::{self, Origin},
+        discovery::{self, IndexChoice, Origin},
         local::LocalIndexes,
     },
     error::{Kind, Result},
@@ -218,7 +218,9 @@ fn every_image_is_resolved_and_its_index_found() {
                     Err(error) if error.kind() == Kind::NotFound => return None,
                     Err(error) => panic!("{id} {platform}: {}", error.report()),
                 };
-                let found = discovery::find(&image, None, &no_local()).await.unwrap();
+                let found = discovery::find(&image, &IndexChoice::default(), &no_local())
+                    .await
+                    .unwrap();
                 assert!(found.warnings.is_empty(), "{id}: {:?}", found.warnings);
                 if let Some(index) = &found.index {
                     for layer in index.ztocs.keys() {
@@ -293,7 +295,9 @@ fn version_1_indexes_made_from_the_source_images_are_those_of_awss_tool() {
                 let Ok(image) = resolve(&theirs, platform).await else {
                     return;
                 };
-                let expected = discovery::find(&image, None, &no_local()).await.unwrap();
+                let expected = discovery::find(&image, &IndexChoice::default(), &no_local())
+                    .await
+                    .unwrap();
                 let report = create(&ours, platform, create::DEFAULT_SPAN_SIZE, 0)
                     .await
                     .unwrap();
@@ -305,7 +309,9 @@ fn version_1_indexes_made_from_the_source_images_are_those_of_awss_tool() {
                 compared += 1;
 
                 let image = resolve(&ours, platform).await.unwrap();
-                let found = discovery::find(&image, None, &no_local()).await.unwrap();
+                let found = discovery::find(&image, &IndexChoice::default(), &no_local())
+                    .await
+                    .unwrap();
                 assert_eq!(
                     found.index.unwrap().digest,
                     report.index,
@@ -328,7 +334,7 @@ fn span_size_and_smallest_layer_are_obeyed_as_by_awss_tool() {
         let ours = layout(&vectors, case(&vectors, "src-single"));
         run(async {
             let image = resolve(&theirs, "linux/amd64").await.unwrap();
-            let expected = discovery::find(&image, None, &no_local())
+            let expected = discovery::find(&image, &IndexChoice::default(), &no_local())
                 .await
                 .unwrap()
                 .index
@@ -367,7 +373,7 @@ fn layers_that_cannot_have_a_ztoc_are_skipped_and_all_of_them_are_an_error() {
     );
     run(async {
         let image = resolve(&theirs, "linux/amd64").await.unwrap();
-        let index = discovery::find(&image, None, &no_local())
+        let index = discovery::find(&image, &IndexChoice::default(), &no_local())
             .await
             .unwrap()
             .index

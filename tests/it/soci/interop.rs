@@ -12,7 +12,7 @@ use socinbd::{
     engine::{
         Image,
         create::{self, CreateOptions},
-        discovery::{self, Origin, SociIndex},
+        discovery::{self, IndexChoice, Origin, SociIndex},
         local::LocalIndexes,
     },
     layer::Store,
@@ -76,7 +76,9 @@ async fn resolve(reference: &str) -> Image {
 
 async fn find(image: &Image, root: &Path) -> SociIndex {
     let local = LocalIndexes::open(root).unwrap();
-    let found = discovery::find(image, None, &local).await.unwrap();
+    let found = discovery::find(image, &IndexChoice::default(), &local)
+        .await
+        .unwrap();
     assert_eq!(found.warnings, [""; 0]);
     found.index.expect("an index is found")
 }
