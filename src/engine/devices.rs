@@ -226,14 +226,17 @@ impl Devices {
 impl Device {
     /// Set last: other settings reset it.
     fn set_read_ahead(&self) -> Result<()> {
-        let complete = self.disk.is_complete();
-        let kb = if complete {
-            READ_AHEAD_COMPLETE_KB
-        } else {
-            READ_AHEAD_INCOMPLETE_KB
-        };
         let largest = (self.kind == DeviceKind::Nbd).then_some(NBD_MAX_REQUEST_KB);
-        blockdev::set_read_ahead(&self.name(), largest, kb)
+        blockdev::set_read_ahead(&self.name(), largest, read_ahead_kb(&self.disk))
+    }
+}
+
+/// The `read_ahead_kb` that a device of this disk should have.
+fn read_ahead_kb(disk: &Disk) -> u64 {
+    if disk.is_complete() {
+        READ_AHEAD_COMPLETE_KB
+    } else {
+        READ_AHEAD_INCOMPLETE_KB
     }
 }
 
@@ -350,7 +353,8 @@ impl Links {
         for index in dead {
             let link = self.known().get(&index).and_then(Weak::upgrade);
             if let Some(link) = link {
-                match link.reconnect() {
+                let mended = link.reconnect().and_then(|()| link.check_read_ahead());
+                match mended {
                     Ok(()) => tracing::info!(
                         device = index,
                         "an nbd connection was dropped and is replaced"
@@ -377,6 +381,31 @@ impl Link {
     fn reconnect(&self) -> Result<()> {
         let sockets = connections(&self.disk, &self.runtime)?;
         kernel_nbd::reconfigure(self.device.index(), &sockets, &self.options)
+    }
+
+    /// Sets the read-ahead again where something has changed it.
+    fn check_read_ahead(self: &Arc<Self>) -> Result<()> {
+        let wanted = read_ahead_kb(&self.disk);
+        if blockdev::read_ahead(&self.device.name())? == wanted {
+            return Ok(());
+        }
+        let link = Arc::clone(self);
+        let set = move || {
+            let name = link.device.name();
+            match blockdev::set_read_ahead(&name, Some(NBD_MAX_REQUEST_KB), wanted) {
+                Ok(()) => {
+                    tracing::info!(name, wanted, "the read-ahead had changed; it is set again")
+                }
+                Err(error) => tracing::warn!("{}", error.report()),
+            }
+        };
+        // The kernel first waits for the requests in flight, and these may need another new connection from the thread that calls this.
+        let started = thread::Builder::new()
+            .name("nbd-read-ahead".into())
+            .spawn(set);
+        started.map(drop).or_kind(Kind::Io, || {
+            "starting a thread that sets the read-ahead".into()
+        })
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use serde_json::Value;
-use socinbd::kernel::nbd;
+use socinbd::kernel::{blockdev, nbd};
 
 use super::{Host, images, real::RealImage};
 use crate::{
@@ -155,7 +155,14 @@ fn a_fetch_that_takes_longer_than_the_kernels_timeout() {
             .collect();
         let (_layout, registry) = served(&host, &[("file", content.clone())]);
         let mountpoint = host.mountpoint("mnt");
-        every_layer_is_on_nbd(&host.attach(&registry.reference("app"), &mountpoint, &[]));
+        let attachment = host.attach(&registry.reference("app"), &mountpoint, &[]);
+        every_layer_is_on_nbd(&attachment);
+        let device = attachment["layers"][0]["device_path"].as_str().unwrap();
+        let name = device.trim_start_matches("/dev/");
+        let read_ahead = || blockdev::read_ahead(name).unwrap();
+        let usual = read_ahead();
+        assert_eq!(usual, 16, "the disk is not complete");
+        blockdev::set_read_ahead(name, None, 32).unwrap();
         registry.fail(
             On::Data,
             Fault::Delay(Duration::from_secs(14)),
@@ -170,6 +177,7 @@ fn a_fetch_that_takes_longer_than_the_kernels_timeout() {
             began.elapsed() >= Duration::from_secs(10),
             "the fault was not met"
         );
+        eventually(|| read_ahead() == usual);
         drop(file);
         assert!(
             fs::read(mountpoint.join("file")).unwrap() == content,
