@@ -39,7 +39,7 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 /// What the program's root is.
 #[derive(Debug)]
 pub enum Root {
-    /// A detached mount; it is used up.
+    /// A detached mount; it is used up. One that cannot be written to need not have `/dev`, `/proc` and `/sys`.
     Mount(OwnedFd),
     /// A directory with what is mounted below it.
     Directory(PathBuf),
@@ -203,7 +203,7 @@ fn start(spec: ContainerSpec) -> Result<(std::process::Child, OwnedFd, Scratch)>
         return Err(Error::new(Kind::InvalidArgument, "no program to run"));
     };
     let root = match spec.root {
-        Root::Mount(mount) => mount,
+        Root::Mount(mount) => root::with_mount_points(mount)?,
         Root::Directory(path) => open_tree(
             rustix::fs::CWD,
             &path,

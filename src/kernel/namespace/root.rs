@@ -10,7 +10,10 @@ use std::{
 };
 
 use rustix::{
-    fs::{CWD, FileType, Mode, StatVfsMountFlags, makedev, mknodat, statvfs},
+    fs::{
+        AtFlags, CWD, FileType, Mode, StatVfsMountFlags, fstat, fstatvfs, makedev, mkdirat,
+        mknodat, statat, statvfs,
+    },
     io::Errno,
     mount::{
         MountAttrFlags, MountFlags, OpenTreeFlags, UnmountFlags, mount_bind, mount_move,
@@ -21,7 +24,11 @@ use rustix::{
 
 use crate::{
     error::{Kind, Result, ResultExt},
-    kernel::{mount::FsContext, scratch},
+    kernel::{
+        mount::FsContext,
+        overlay::{Lower, Overlay},
+        scratch,
+    },
 };
 
 const NOSUID: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID;
@@ -33,6 +40,44 @@ const RDONLY: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_RDONLY;
 pub(super) fn host_file(path: &str) -> Option<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     open_tree(CWD, path, flags).ok()
+}
+
+/// The directories that something is mounted on in every container.
+const MOUNT_POINTS: [&str; 3] = ["dev", "proc", "sys"];
+
+/// The root, with the directories that are mounted on. Where it lacks some and cannot be written to, as an image's own files alone,
+/// they stand in a layer on top of it; it stays read-only.
+pub(super) fn with_mount_points(root: OwnedFd) -> Result<OwnedFd> {
+    let describe = || "looking at the image's root".to_owned();
+    let flags = fstatvfs(&root).or_kind(Kind::Kernel, describe)?.f_flag;
+    let is_missing = |name: &&str| {
+        let found = statat(&root, *name, AtFlags::SYMLINK_NOFOLLOW);
+        found.err() == Some(Errno::NOENT)
+    };
+    let missing: Vec<_> = MOUNT_POINTS.into_iter().filter(is_missing).collect();
+    if missing.is_empty() || !flags.contains(StatVfsMountFlags::RDONLY) {
+        return Ok(root);
+    }
+    // the root is seen with the attributes that it has in the topmost layer
+    let stat = fstat(&root).or_kind(Kind::Kernel, describe)?;
+    let context = FsContext::open("tmpfs")?;
+    context.string("mode", format!("{:o}", stat.st_mode & 0o7777))?;
+    context.string("uid", stat.st_uid.to_string())?;
+    context.string("gid", stat.st_gid.to_string())?;
+    context.create()?;
+    let top = context.mount(MountAttrFlags::empty())?;
+    for name in missing {
+        mkdirat(&top, name, Mode::from_raw_mode(0o755))
+            .or_kind(Kind::Kernel, || format!("making a directory {name}"))?;
+    }
+    let both = Overlay {
+        lowers: vec![Lower::Mount(top), Lower::Mount(root)],
+        upper: None,
+        devices: !flags.contains(StatVfsMountFlags::NODEV),
+        source: "socinbd-run".to_owned(),
+        by_mount_call: false,
+    };
+    both.mount()
 }
 
 /// Makes a detached mount the root of this thread's mount namespace, and takes all else out of it. The working directory is in the
@@ -66,19 +111,18 @@ pub(super) fn furnish(resolv_conf: Option<OwnedFd>) -> Result<()> {
     // modes are what is asked for; the program gets the usual mask back
     rustix::process::umask(Mode::empty());
     dev().map_err(|error| error.context("setting up /dev"))?;
-    if directory("/sys") {
-        mount("sysfs", &[], "/sys", NOSUID | NOEXEC | NODEV | RDONLY)?;
-        // in a cgroup namespace, this container's own part of the tree; a host with cgroup v1 has none to show
-        if Path::new("/sys/fs/cgroup").is_dir() {
-            let _ = mount(
-                "cgroup2",
-                &[],
-                "/sys/fs/cgroup",
-                NOSUID | NOEXEC | NODEV | RDONLY,
-            );
-        }
+    directory("/sys")?;
+    mount("sysfs", &[], "/sys", NOSUID | NOEXEC | NODEV | RDONLY)?;
+    // in a cgroup namespace, this container's own part of the tree; a host with cgroup v1 has none to show
+    if Path::new("/sys/fs/cgroup").is_dir() {
+        let _ = mount(
+            "cgroup2",
+            &[],
+            "/sys/fs/cgroup",
+            NOSUID | NOEXEC | NODEV | RDONLY,
+        );
     }
-    directory("/proc");
+    directory("/proc")?;
     if let Some(file) = resolv_conf {
         show_file(&file, "/etc/resolv.conf");
     }
@@ -103,9 +147,6 @@ fn protect(path: &str) -> Result<()> {
 
 /// `/proc` of this pid namespace, as containers see it. Called in the new pid namespace.
 pub(super) fn proc() -> Result<()> {
-    if !Path::new("/proc").is_dir() {
-        return Ok(());
-    }
     mount("proc", &[], "/proc", NOSUID | NOEXEC | NODEV)?;
     // What the OCI runtimes hide and protect: these are the host's, and root in the container is root. None is in every kernel.
     for path in [
@@ -139,9 +180,7 @@ pub(super) fn proc() -> Result<()> {
 }
 
 fn dev() -> Result<()> {
-    if !directory("/dev") {
-        return Ok(());
-    }
+    directory("/dev")?;
     mount(
         "tmpfs",
         &[("mode", "0755"), ("size", "64k")],
@@ -177,7 +216,7 @@ fn dev() -> Result<()> {
             .or_kind(Kind::Kernel, || format!("making /dev/{name}"))?;
     }
     for name in ["pts", "shm", "mqueue"] {
-        directory(&format!("/dev/{name}"));
+        directory(&format!("/dev/{name}"))?;
     }
     let terminals = [
         ("newinstance", ""),
@@ -217,12 +256,14 @@ fn mount(
     scratch::attach(mount.as_fd(), path)
 }
 
-/// Whether a directory is there, made if need be. A root that cannot be written to and lacks it does without.
-fn directory(path: &str) -> bool {
-    match fs::create_dir(path) {
-        Ok(()) => fs::set_permissions(path, fs::Permissions::from_mode(0o755)).is_ok(),
-        Err(_) => Path::new(path).is_dir(),
-    }
+/// Makes a directory, unless something is there.
+fn directory(path: &str) -> Result<()> {
+    let made = match fs::create_dir(path) {
+        Ok(()) => fs::set_permissions(path, fs::Permissions::from_mode(0o755)),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error),
+    };
+    made.or_kind(Kind::Kernel, || format!("making the directory {path}"))
 }
 
 /// Shows a host's file read-only at a path. Without it the image's own file stays.

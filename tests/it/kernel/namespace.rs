@@ -297,6 +297,37 @@ fn a_root_that_is_mounted_nowhere() {
 }
 
 #[test]
+fn a_read_only_root_needs_no_mount_points() {
+    let root = rootfs();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o751);
+    fs::set_permissions(root.path(), mode).unwrap();
+    let (empty, proc) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    fs::create_dir(proc.path().join("proc")).unwrap();
+    for second in [&empty, &proc] {
+        let mount = Overlay {
+            lowers: vec![
+                Lower::Directory(root.path().to_owned()),
+                Lower::Directory(second.path().to_owned()),
+            ],
+            upper: None,
+            devices: false,
+            source: "socinbd-test".into(),
+            by_mount_call: false,
+        };
+        let status = namespace::run(ContainerSpec {
+            root: Root::Mount(mount.mount().unwrap()),
+            ..shell(
+                root.path(),
+                "busybox test -e /proc/self && echo x >/dev/null && busybox test -d /sys/kernel \
+                && busybox test -f /etc/group && busybox stat -c %a / | busybox grep -qx 751 \
+                && ! echo x 2>/dev/null >/out/x && ! busybox mkdir /x",
+            )
+        });
+        assert_eq!(status.unwrap(), 0);
+    }
+}
+
+#[test]
 fn a_device_is_free_when_its_program_has_ended() {
     let folder = tempfile::tempdir().unwrap();
     let root = rootfs();
