@@ -1,15 +1,15 @@
 //! From a reference to one image: its manifest for a platform, its configuration, its layers.
 
 use bytes::Bytes;
-use oci_spec::image::{ImageConfiguration, ImageIndex, ImageManifest};
+use oci_spec::image::{ImageIndex, ImageManifest};
 
 use crate::{
     error::{Error, Kind, Result, ResultExt},
     layer::LayerBlob,
     oci::{
-        Digest, Packing, Platform, Reference,
+        Digest, ImageConfig, Packing, Platform, Reference,
         artifact::What,
-        manifest::{self, Document, MAX_CONFIG_BYTES, parse, parse_config},
+        manifest::{self, Document, MAX_CONFIG_BYTES, parse},
         platform::choose,
     },
     source::{Manifest, Source},
@@ -34,10 +34,10 @@ pub struct Image {
     /// The manifest's digest.
     pub digest: Digest,
     /// Its configuration.
-    pub config: ImageConfiguration,
+    pub config: ImageConfig,
     /// The configuration's bytes: it has fields that [`Self::config`] does not.
     pub config_bytes: Bytes,
-    /// The platform that its configuration names.
+    /// The platform that its configuration names; where it names none, that of its descriptor, or what was asked for.
     pub platform: Platform,
     /// Its layers, the lowest first. The same layer may occur twice.
     pub layers: Vec<LayerBlob>,
@@ -82,7 +82,7 @@ impl<'a> Search<'a> {
         let root = self.source.root_manifest().await?;
         match document(&root)? {
             Document::Image(manifest) => {
-                let image = self.image(root, *manifest, None).await?;
+                let image = self.image(root, *manifest, None, &self.wanted).await?;
                 if self.is_strict && self.wanted.rank(&image.platform).is_none() {
                     return Err(self.not_offered(&[image.platform]));
                 }
@@ -94,7 +94,12 @@ impl<'a> Search<'a> {
 
     /// Looks for the image in an index, and in indexes that it holds.
     async fn in_index(&mut self, root: Digest, index: ImageIndex) -> Result<Image> {
-        let is_single = index.manifests().len() == 1 && !self.is_strict;
+        let is_single = index.manifests().len() == 1;
+        // of several that do not say what they run on, none is as good as asked for
+        let unstated = match is_single {
+            true => self.wanted.clone(),
+            false => Platform::unknown(),
+        };
         let mut indexes = vec![index];
         while let Some(index) = indexes.pop() {
             let choice = choose(&index, &self.wanted);
@@ -102,7 +107,11 @@ impl<'a> Search<'a> {
             if let Some(best) = choice.manifests.first() {
                 let found = self.fetch(best.digest().as_ref()).await?;
                 return match document(&found)? {
-                    Document::Image(manifest) => self.image(found, *manifest, Some(root)).await,
+                    Document::Image(manifest) => {
+                        let stated = Platform::of_descriptor(best);
+                        let stated = stated.as_ref().unwrap_or(&self.wanted);
+                        self.image(found, *manifest, Some(root), stated).await
+                    }
                     Document::Index(_) => Err(Error::new(
                         Kind::Corrupt,
                         format!(
@@ -118,8 +127,9 @@ impl<'a> Search<'a> {
                 match parse(&found.bytes, &found.media_type) {
                     Ok(Document::Index(index)) => nested.push(*index),
                     Ok(Document::Image(manifest)) => {
-                        let image = self.image(found, *manifest, Some(root)).await?;
-                        if is_single || self.wanted.rank(&image.platform).is_some() {
+                        let image = self.image(found, *manifest, Some(root), &unstated).await?;
+                        let any = is_single && !self.is_strict;
+                        if any || self.wanted.rank(&image.platform).is_some() {
                             return Ok(image);
                         }
                         self.offered.push(image.platform);
@@ -145,11 +155,13 @@ impl<'a> Search<'a> {
         self.source.manifest(&digest.parse()?).await
     }
 
+    /// The image of a manifest. `unstated` is its platform where its configuration does not say.
     async fn image(
         &self,
         found: Manifest,
         manifest: ImageManifest,
         index_digest: Option<Digest>,
+        unstated: &Platform,
     ) -> Result<Image> {
         let descriptor = manifest.config();
         let config_digest: Digest = descriptor.digest().as_ref().parse()?;
@@ -158,19 +170,16 @@ impl<'a> Search<'a> {
             .blob(&config_digest, descriptor.size(), MAX_CONFIG_BYTES)
             .await
             .map_err(|error| error.context("its configuration"))?;
-        let (config, diff_ids) = parse_config(&config_bytes, &manifest).map_err(|error| {
+        let layers = manifest.layers().len();
+        let config = ImageConfig::parse(&config_bytes, layers).map_err(|error| {
             Error::with_source(
                 error.kind(),
                 format!("manifest {}, configuration {config_digest}", found.digest),
                 error,
             )
         })?;
-        let layers = layers(&manifest, &diff_ids)?;
-        let platform = Platform::new(
-            &config.os().to_string(),
-            &config.architecture().to_string(),
-            config.variant().as_deref(),
-        );
+        let layers = self::layers(&manifest, &config.diff_ids)?;
+        let platform = config.platform.clone();
         Ok(Image {
             reference: self.source.reference().clone(),
             source: self.source.clone(),
@@ -180,7 +189,7 @@ impl<'a> Search<'a> {
             digest: found.digest,
             config,
             config_bytes,
-            platform,
+            platform: platform.unwrap_or_else(|| unstated.clone()),
             layers,
             index_digest,
         })

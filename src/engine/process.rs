@@ -1,9 +1,11 @@
 //! What an image's configuration says of its program (OCI image specification, "config").
 
-use oci_spec::image::ImageConfiguration;
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Kind, Result};
+use crate::{
+    error::{Error, Kind, Result},
+    oci::ImageConfig,
+};
 
 /// An image's program and its surroundings.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,17 +27,14 @@ pub struct Process {
 
 impl Process {
     /// What a configuration says.
-    pub fn of(configuration: &ImageConfiguration) -> Self {
-        let Some(config) = configuration.config() else {
-            return Self::default();
-        };
+    pub fn of(config: &ImageConfig) -> Self {
         Self {
-            entrypoint: config.entrypoint().clone().unwrap_or_default(),
-            cmd: config.cmd().clone().unwrap_or_default(),
-            env: config.env().clone().unwrap_or_default(),
-            user: config.user().clone().unwrap_or_default(),
-            working_dir: config.working_dir().clone().unwrap_or_default(),
-            stop_signal: config.stop_signal().clone().unwrap_or_default(),
+            entrypoint: config.entrypoint.clone(),
+            cmd: config.cmd.clone(),
+            env: config.env.clone(),
+            user: config.user.clone(),
+            working_dir: config.working_dir.clone(),
+            stop_signal: config.stop_signal.clone(),
         }
     }
 

@@ -3,12 +3,14 @@
 //! The wire structures are those of the crate `oci-spec`; here are what it lacks and the bounds on what others send.
 
 pub mod artifact;
+pub mod config;
 pub mod digest;
 pub mod manifest;
 pub mod media_type;
 pub mod platform;
 pub mod reference;
 
+pub use config::ImageConfig;
 pub use digest::Digest;
 pub use media_type::Packing;
 pub use platform::Platform;

@@ -71,6 +71,11 @@ impl Platform {
         Self::new("linux", architecture, None)
     }
 
+    /// `unknown/unknown`: nothing runs it.
+    pub fn unknown() -> Self {
+        Self::new("unknown", "unknown", None)
+    }
+
     /// The platform that a descriptor of an image index names. `None` where it names none, or `unknown/unknown` (how builders mark
     /// what is not an image).
     pub fn of_descriptor(descriptor: &Descriptor) -> Option<Self> {

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use socinbd::{
     engine::Image,
     error::{Kind, Result},
-    oci::Packing,
+    oci::{Digest, Packing, Platform},
 };
 
 use super::{
@@ -51,17 +51,7 @@ fn an_image_has_its_layers_and_configuration() {
     assert_eq!(image.digest, digest(&manifest));
     assert_eq!(image.index_digest, None);
     assert_eq!(image.platform.to_string(), "linux/amd64");
-    assert_eq!(
-        image
-            .config
-            .config()
-            .as_ref()
-            .unwrap()
-            .cmd()
-            .as_ref()
-            .unwrap()[0],
-        "/bin/true"
-    );
+    assert_eq!(image.config.cmd, ["/bin/true"]);
     assert_eq!(image.layers.len(), 3);
     assert_eq!(
         image.layers[0], image.layers[2],
@@ -153,6 +143,51 @@ fn a_single_image_must_have_the_platform_only_if_one_is_named() {
     assert!(
         message.ends_with("no image for linux/amd64; it has linux/s390x"),
         "{message}"
+    );
+}
+
+#[test]
+fn an_image_that_does_not_name_its_platform_is_taken() {
+    let mut made = MadeLayout::new();
+    let unstated = |content: &[u8]| {
+        let tar = tar_of(&[("f", content)]);
+        let config = json!({"rootfs": {"type": "layers", "diff_ids": [Digest::of(&tar)]}});
+        let config = made.blob(
+            "application/vnd.oci.image.config.v1+json",
+            config.to_string().as_bytes(),
+        );
+        made.manifest(&config, &[made.blob(PLAIN_LAYER, &tar)])
+    };
+    let (one, two) = (unstated(b"one"), unstated(b"two"));
+    let described = made.index(&[with_platform(&one, "amd64"), with_platform(&two, "arm64")]);
+    let single = made.index(std::slice::from_ref(&one));
+    let several = made.index(&[one.clone(), two.clone()]);
+    for (descriptor, tag) in [
+        (&one, "one"),
+        (&described, "described"),
+        (&single, "single"),
+        (&several, "several"),
+    ] {
+        made.tag(descriptor, tag);
+    }
+    let found = |tag: &str, platform| {
+        let image = resolve(&made.reference(tag), platform).unwrap();
+        (image.digest, image.platform)
+    };
+    let host = Platform::host();
+    let arm: Platform = "linux/arm64".parse().unwrap();
+    assert_eq!(found("one", None), (digest(&one), host.clone()));
+    assert_eq!(
+        found("one", Some("linux/arm64")),
+        (digest(&one), arm.clone())
+    );
+    assert_eq!(found("described", Some("linux/arm64")), (digest(&two), arm));
+    assert_eq!(found("single", None), (digest(&one), host));
+    // nobody knows which of them is meant
+    let error = resolve(&made.reference("several"), None).err().unwrap();
+    assert!(
+        error.report().ends_with("it has unknown/unknown"),
+        "{error:?}"
     );
 }
 

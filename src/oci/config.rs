@@ -1,0 +1,165 @@
+//! The configuration of an image (OCI image specification, "config.md"): what of it an image's user needs, and no more.
+//!
+//! A container engine takes configurations that the specification would not: without `architecture` and `os`, with `null` for a
+//! list. So does this.
+
+use serde::Deserialize;
+
+use super::{
+    Digest, Platform,
+    artifact::What,
+    manifest::{Error, MAX_CONFIG_BYTES, bounded},
+};
+
+/// What an image says of its layers and its program. Strings and lists that are not there are empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ImageConfig {
+    /// What it runs on; none where the configuration names no architecture.
+    pub platform: Option<Platform>,
+    /// Digests of the uncompressed layers, the lowest first.
+    pub diff_ids: Vec<Digest>,
+    /// `Entrypoint`.
+    pub entrypoint: Vec<String>,
+    /// `Cmd`.
+    pub cmd: Vec<String>,
+    /// `Env`.
+    pub env: Vec<String>,
+    /// `User`.
+    pub user: String,
+    /// `WorkingDir`.
+    pub working_dir: String,
+    /// `StopSignal`.
+    pub stop_signal: String,
+}
+
+#[derive(Deserialize)]
+struct Document {
+    architecture: Option<String>,
+    os: Option<String>,
+    variant: Option<String>,
+    rootfs: RootFs,
+    config: Option<Execution>,
+}
+
+#[derive(Deserialize)]
+struct RootFs {
+    diff_ids: Option<Vec<String>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Execution {
+    entrypoint: Option<Vec<String>>,
+    cmd: Option<Vec<String>>,
+    env: Option<Vec<String>>,
+    user: Option<String>,
+    working_dir: Option<String>,
+    stop_signal: Option<String>,
+}
+
+impl ImageConfig {
+    /// Parses the configuration of an image of so many layers: it has a diff ID for each.
+    pub fn parse(bytes: &[u8], layers: usize) -> Result<Self, Error> {
+        bounded(bytes, MAX_CONFIG_BYTES)?;
+        let document: Document =
+            serde_json::from_slice(bytes).map_err(|source| Error::Malformed {
+                what: What::ImageConfig,
+                source,
+            })?;
+        let diff_ids = document.rootfs.diff_ids.unwrap_or_default();
+        if diff_ids.len() != layers {
+            return Err(Error::DiffIds {
+                diff_ids: diff_ids.len(),
+                layers,
+            });
+        }
+        let diff_ids = diff_ids
+            .iter()
+            .map(|text| text.parse::<Digest>().map_err(Error::Digest))
+            .collect::<Result<_, _>>()?;
+        let os = document.os.unwrap_or_default();
+        let platform = document
+            .architecture
+            .filter(|architecture| !architecture.is_empty())
+            .map(|architecture| Platform::new(&os, &architecture, document.variant.as_deref()));
+        let config = document.config.unwrap_or_default();
+        Ok(Self {
+            platform,
+            diff_ids,
+            entrypoint: config.entrypoint.unwrap_or_default(),
+            cmd: config.cmd.unwrap_or_default(),
+            env: config.env.unwrap_or_default(),
+            user: config.user.unwrap_or_default(),
+            working_dir: config.working_dir.unwrap_or_default(),
+            stop_signal: config.stop_signal.unwrap_or_default(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DIGEST: &str = "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a";
+
+    fn rootfs() -> String {
+        format!(r#""rootfs":{{"type":"layers","diff_ids":["{DIGEST}","{DIGEST}"]}}"#)
+    }
+
+    #[test]
+    fn a_configuration_has_a_diff_id_for_each_layer() {
+        let config = format!(r#"{{"architecture":"amd64","os":"linux",{}}}"#, rootfs());
+        let parsed = ImageConfig::parse(config.as_bytes(), 2).unwrap();
+        assert_eq!(parsed.diff_ids, [DIGEST.parse().unwrap(); 2]);
+        assert_eq!(parsed.platform, Some("linux/amd64".parse().unwrap()));
+        assert!(matches!(
+            ImageConfig::parse(config.as_bytes(), 1),
+            Err(Error::DiffIds {
+                diff_ids: 2,
+                layers: 1
+            })
+        ));
+        let weak = config.replace("sha256:", "sha512:");
+        assert!(matches!(
+            ImageConfig::parse(weak.as_bytes(), 2),
+            Err(Error::Digest(_))
+        ));
+        assert!(matches!(
+            ImageConfig::parse(b"{}", 2),
+            Err(Error::Malformed { .. })
+        ));
+        let long = vec![b' '; MAX_CONFIG_BYTES as usize + 1];
+        assert!(matches!(
+            ImageConfig::parse(&long, 2),
+            Err(Error::TooLong { .. })
+        ));
+    }
+
+    #[test]
+    fn what_engines_take_is_taken() {
+        for (start, platform) in [
+            ("", None),
+            (r#""architecture":"","os":"","#, None),
+            (r#""os":"linux","#, None),
+            (
+                r#""architecture":"arm","variant":"v6","#,
+                Some("linux/arm/v6"),
+            ),
+            (
+                r#""architecture":"amd64","config":null,"history":3,"#,
+                Some("linux/amd64"),
+            ),
+        ] {
+            let config = format!("{{{start}{}}}", rootfs());
+            let parsed = ImageConfig::parse(config.as_bytes(), 2).unwrap();
+            assert_eq!(parsed.platform, platform.map(|text| text.parse().unwrap()));
+            assert!(parsed.cmd.is_empty() && parsed.user.is_empty());
+        }
+        let config = format!(
+            r#"{{"config":{{"Cmd":["a"],"Env":null,"User":"u","Volumes":7}},{}}}"#,
+            rootfs()
+        );
+        let parsed = ImageConfig::parse(config.as_bytes(), 2).unwrap();
+        assert_eq!((parsed.cmd, parsed.user), (vec!["a".into()], "u".into()));
+    }
+}
