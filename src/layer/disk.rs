@@ -100,6 +100,7 @@ impl Disk {
         if regions.size() != state.disk_size {
             return Err(damaged(folder::LAYOUT));
         }
+        folder.stacking()?; // is read at each attach
         let spans = Spans::open(folder.open(folder::SPAN_TABLE)?)?;
         let ztoc = match state.spans {
             0 => None,
@@ -200,12 +201,7 @@ impl Disk {
 
     /// What stacking has to know.
     pub fn stacking(&self) -> Result<StackingFacts> {
-        serde_json::from_slice(&self.folder.read(folder::STACKING)?).or_kind(Kind::Corrupt, || {
-            format!(
-                "{} is damaged",
-                self.folder.path().join(folder::STACKING).display()
-            )
-        })
+        self.folder.stacking()
     }
 
     /// Why the disk is degraded at the moment, if it is.

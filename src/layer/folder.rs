@@ -13,7 +13,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use super::state::State;
+use super::{StackingFacts, state::State};
 use crate::error::{Error, Kind, Result, ResultExt as _};
 
 /// The verified zTOC.
@@ -64,7 +64,8 @@ impl Folder {
         self.open_with(name, OpenOptions::new().create_new(true))
     }
 
-    /// Opens a file to read and write it.
+    /// Opens a file to read and write it. One that is not there is an error of kind `Corrupt`: the folder is damaged, or it was made by a
+    /// version of this program that did without.
     pub(super) fn open(&self, name: &str) -> Result<File> {
         self.open_with(name, &mut OpenOptions::new())
     }
@@ -76,7 +77,10 @@ impl Folder {
             .write(true)
             .mode(0o600)
             .open(&path)
-            .or_kind(Kind::Io, || format!("cannot open {}", path.display()))
+            .map_err(|error| {
+                let context = format!("cannot open {}", path.display());
+                Error::with_source(missing_or_io(&error), context, error)
+            })
     }
 
     /// Writes a file that is not there yet.
@@ -104,10 +108,20 @@ impl Folder {
         written.or_kind(Kind::Io, || self.cannot_write(name))
     }
 
-    /// Reads a whole file.
+    /// Reads a whole file. As with [`Self::open`], one that is not there is damage.
     pub(super) fn read(&self, name: &str) -> Result<Vec<u8>> {
         let path = self.0.join(name);
-        fs::read(&path).or_kind(Kind::Io, || format!("cannot read {}", path.display()))
+        fs::read(&path).map_err(|error| {
+            let context = format!("cannot read {}", path.display());
+            Error::with_source(missing_or_io(&error), context, error)
+        })
+    }
+
+    /// What stacking has to know.
+    pub(super) fn stacking(&self) -> Result<StackingFacts> {
+        serde_json::from_slice(&self.read(STACKING)?).or_kind(Kind::Corrupt, || {
+            format!("{} is damaged", self.0.join(STACKING).display())
+        })
     }
 
     /// The state, or an error of kind `Corrupt` where the folder does not count.
@@ -137,6 +151,14 @@ impl Folder {
 
     fn cannot_write(&self, name: &str) -> String {
         format!("cannot write {}", self.0.join(name).display())
+    }
+}
+
+/// The kind of an error of opening or reading a file that every folder has.
+fn missing_or_io(error: &io::Error) -> Kind {
+    match error.kind() {
+        io::ErrorKind::NotFound => Kind::Corrupt,
+        _ => Kind::Io,
     }
 }
 
