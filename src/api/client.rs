@@ -15,7 +15,7 @@ use tokio::net::UnixStream;
 
 use super::{AttachLine, DaemonInfo, Failure, control_socket, mounts_socket};
 use crate::{
-    engine::{AttachRequest, Attachment, AttachmentStatus, Event},
+    engine::{AttachRequest, Attachment, AttachmentStatus, Event, Explanation},
     error::{Error, Kind, Result, ResultExt},
 };
 
@@ -69,6 +69,11 @@ impl Client {
     /// All attachments.
     pub async fn attachments(&self) -> Result<Vec<AttachmentStatus>> {
         self.get("/v1/attachments").await
+    }
+
+    /// Why an attachment is as it is.
+    pub async fn why(&self, id: &str) -> Result<Explanation> {
+        self.get(&format!("/v1/attachments/{id}/why")).await
     }
 
     /// Attaches; `event` is told what happens. The mount waits to be fetched by [`Client::mount`], as long as the offer is kept.

@@ -5,6 +5,7 @@
 //! | `GET /v1/daemon` | | [`DaemonInfo`] |
 //! | `GET /v1/attachments` | | a list of [`AttachmentStatus`](crate::engine::AttachmentStatus) |
 //! | `POST /v1/attachments` | [`AttachRequest`](crate::engine::AttachRequest) | lines of JSON, each an [`AttachLine`]; the last is `attached` or `failed` |
+//! | `GET /v1/attachments/ID/why` | | an [`Explanation`](crate::engine::Explanation) |
 //! | `POST /v1/attachments/ID/mounted` | | the caller has mounted it |
 //! | `DELETE /v1/attachments/ID` | | its devices are given back; `Busy` while they are in use |
 //!

@@ -145,6 +145,9 @@ impl Server {
                     .or_kind(Kind::InvalidArgument, || "reading the request".into())?;
                 Ok(self.attach(request))
             }
+            (&Method::GET, ["v1", "attachments", id, "why"]) => {
+                Ok(json(StatusCode::OK, &self.engine.why(id)?))
+            }
             (&Method::POST, ["v1", "attachments", id, "mounted"]) => {
                 self.engine.mounted(id)?;
                 Ok(json(StatusCode::OK, &()))

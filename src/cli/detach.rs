@@ -111,7 +111,7 @@ async fn give_back(
 }
 
 /// The mount point as `attach` has noted it: without symlinks. Its own folder is not looked at: a dead mount does not answer.
-fn place(path: &Path) -> Result<PathBuf> {
+pub fn place(path: &Path) -> Result<PathBuf> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         let path = path.canonicalize();
         return path.or_kind(Kind::NotFound, || "the mount point".into());

@@ -7,7 +7,7 @@ use clap::Args;
 use super::{Global, absolute, output};
 use crate::{
     api::client::Client,
-    engine::{AttachmentStatus, Records, State},
+    engine::{AttachmentStatus, Records},
     error::Result,
 };
 
@@ -42,12 +42,6 @@ impl List {
             let spans = status
                 .spans
                 .map_or("-".to_owned(), |(present, all)| format!("{present}/{all}"));
-            let state = match status.state {
-                State::Lazy => "lazy",
-                State::Complete => "complete",
-                State::Degraded => "degraded",
-                State::Dead => "dead",
-            };
             let mountpoint = attachment
                 .mountpoint
                 .as_ref()
@@ -63,7 +57,7 @@ impl List {
             [
                 mountpoint,
                 attachment.reference.to_string(),
-                state.to_owned(),
+                status.state.to_string(),
                 attachment.layers.len().to_string(),
                 devices.join(","),
                 spans,

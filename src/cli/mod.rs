@@ -12,6 +12,7 @@ mod progress;
 mod run;
 mod serve;
 mod start;
+mod why;
 mod ztoc;
 
 use std::{ffi::OsString, io::IsTerminal, path::PathBuf, process::ExitCode};
@@ -91,6 +92,7 @@ enum Command {
     Attach(attach::Attach),
     Detach(detach::Detach),
     List(list::List),
+    Why(why::Why),
     Run(run::Run),
     Serve(serve::Serve),
     Inspect(inspect::Inspect),
@@ -208,6 +210,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
             Command::Attach(command) => command.run(&global).await,
             Command::Detach(command) => command.run(&global).await,
             Command::List(command) => command.run(&global).await,
+            Command::Why(command) => command.run(&global).await,
             Command::Run(command) => command.run(&global).await,
             Command::Serve(command) => command.run(&global).await,
             Command::Inspect(command) => command.run(&global).await,

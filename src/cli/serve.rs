@@ -14,7 +14,7 @@ use super::{
     Global, ImageArgs, IndexArgs, absolute, daemon::stop_signal, output, progress::Progress,
 };
 use crate::{
-    engine::Disks,
+    engine::{Disks, disks::OpenedLayer},
     error::{Error, Kind, Result, ResultExt},
     nbd,
 };
@@ -76,16 +76,15 @@ impl Serve {
             .await?;
         progress.finish();
         let exports: Vec<String> = opened
-            .disks
+            .layers
             .iter()
             .rev()
-            .map(|disk| disk.layer().digest.to_string())
+            .map(|layer| layer.disk.layer().digest.to_string())
             .collect();
         let mut table = nbd::Exports::new();
-        for disk in opened.disks.iter().rev() {
-            let layer = disk.layer();
+        for OpenedLayer { disk, .. } in opened.layers.iter().rev() {
             table.add(
-                layer.digest.to_string(),
+                disk.layer().digest.to_string(),
                 format!("a layer of {}", self.image.image),
                 Arc::clone(disk) as Arc<dyn nbd::Export>,
             )?;

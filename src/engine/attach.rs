@@ -21,7 +21,7 @@ use super::{
     process::Process,
     records::Records,
     remove_tree,
-    request::{AttachRequest, AttachedLayer, Attachment, UsedIndex},
+    request::{AttachRequest, AttachedLayer, Attachment, Basis, UsedIndex},
     stack::{self, MountedLayer},
 };
 use crate::{
@@ -60,9 +60,9 @@ impl Engine {
             .open_image(reference, access, platform.as_ref(), index, event)
             .await?;
         let making: Vec<_> = opened
-            .disks
+            .layers
             .iter()
-            .map(|disk| self.devices.get(disk, request.device))
+            .map(|layer| self.devices.get(&layer.disk, request.device))
             .collect();
         let devices: Vec<Arc<Device>> = futures_util::stream::iter(making)
             .buffered(LAYERS_AT_ONCE)
@@ -79,7 +79,8 @@ impl Engine {
             process: Process::of(&opened.image.config),
             layers: devices
                 .iter()
-                .map(|device| attached_layer(device))
+                .zip(opened.layers)
+                .map(|(device, layer)| attached_layer(device, layer.basis))
                 .collect(),
             warnings: opened.warnings,
         };
@@ -206,7 +207,7 @@ impl Drop for Undo {
     }
 }
 
-fn attached_layer(device: &Device) -> AttachedLayer {
+fn attached_layer(device: &Device, basis: Basis) -> AttachedLayer {
     let layer = device.disk().layer();
     AttachedLayer {
         digest: layer.digest,
@@ -215,6 +216,7 @@ fn attached_layer(device: &Device) -> AttachedLayer {
         device: device.kind(),
         device_path: Path::new("/dev").join(device.name()),
         why: device.why().to_owned(),
+        basis,
     }
 }
 

@@ -89,6 +89,8 @@ pub struct SociIndex {
     pub origin: Origin,
     /// The zTOCs of the image's layers, by the layer's digest.
     pub ztocs: BTreeMap<Digest, BlobRef>,
+    /// The layers that it has a zTOC for which cannot be read, and why.
+    pub unreadable: BTreeMap<Digest, String>,
     /// What it says, prefetch artifacts too.
     pub manifest: IndexManifest,
     place: Place,
@@ -312,22 +314,23 @@ impl Search<'_> {
         let digest = manifest.digest;
         let parsed = IndexManifest::parse(&manifest.bytes)
             .or_kind(Kind::Corrupt, || format!("SOCI index {digest}"))?;
-        let mut ztocs = BTreeMap::new();
+        let (mut ztocs, mut unreadable) = (BTreeMap::new(), BTreeMap::new());
         for layer in &self.image.layers {
-            match parsed.ztoc_of(&layer.digest) {
-                Ok(None) => {}
+            let why = match parsed.ztoc_of(&layer.digest) {
+                Ok(None) => continue,
                 Ok(Some(ztoc)) if ztoc.size <= MAX_ZTOC_BYTES => {
                     ztocs.insert(layer.digest, ztoc);
+                    continue;
                 }
-                Ok(Some(ztoc)) => self.warnings.push(format!(
-                    "layer {} is not lazy: its zTOC has {} bytes, where at most {MAX_ZTOC_BYTES} are read",
-                    layer.digest, ztoc.size
-                )),
-                Err(error) => self.warnings.push(format!(
-                    "layer {} is not lazy: SOCI index {digest}: {error}",
-                    layer.digest
-                )),
-            }
+                Ok(Some(ztoc)) => format!(
+                    "its zTOC has {} bytes, where at most {MAX_ZTOC_BYTES} are read",
+                    ztoc.size
+                ),
+                Err(error) => format!("SOCI index {digest}: {error}"),
+            };
+            self.warnings
+                .push(format!("layer {} is not lazy: {why}", layer.digest));
+            unreadable.insert(layer.digest, why);
         }
         Ok(SociIndex {
             digest,
@@ -337,6 +340,7 @@ impl Search<'_> {
             },
             origin,
             ztocs,
+            unreadable,
             manifest: parsed,
             place,
         })

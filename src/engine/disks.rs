@@ -11,10 +11,10 @@ use futures_util::{StreamExt, TryStreamExt};
 use tokio::sync::Semaphore;
 
 use super::{
-    discovery::{self, IndexChoice, SociIndex},
+    discovery::{self, IndexChoice, IndexPolicy, SociIndex},
     image::Image,
     local::LocalIndexes,
-    request::Event,
+    request::{Basis, Event},
 };
 use crate::{
     error::{Error, Kind, Result, ResultExt},
@@ -40,10 +40,18 @@ pub struct OpenedImage {
     pub image: Image,
     /// The SOCI index in use.
     pub index: Option<SociIndex>,
-    /// The disks, topmost layer first. Equal layers appear once.
-    pub disks: Vec<Arc<Disk>>,
+    /// Its layers, topmost first. Equal ones appear once.
+    pub layers: Vec<OpenedLayer>,
     /// What the person should know.
     pub warnings: Vec<String>,
+}
+
+/// A layer that has a disk.
+pub struct OpenedLayer {
+    /// The disk.
+    pub disk: Arc<Disk>,
+    /// How it came to be.
+    pub basis: Basis,
 }
 
 /// Who is told what happens.
@@ -69,12 +77,12 @@ impl Disks {
         reference: &Reference,
         access: &Access,
         platform: Option<&Platform>,
-        index: &IndexChoice,
+        choice: &IndexChoice,
         event: Events<'_>,
     ) -> Result<OpenedImage> {
         let source = Source::open(reference, access).await?;
         let image = Image::resolve(&source, platform).await?;
-        let found = discovery::find(&image, index, &LocalIndexes::open(&self.root)?).await?;
+        let found = discovery::find(&image, choice, &LocalIndexes::open(&self.root)?).await?;
         let (index, mut warnings) = (found.index, found.warnings);
         let layers = topmost_first(&image.layers);
         let indexed = layers
@@ -93,13 +101,22 @@ impl Disks {
         let streams = Semaphore::new(STREAMS_AT_ONCE);
         let opening: Vec<_> = layers
             .into_iter()
-            .map(|layer| self.disk(layer, &image.source, index.as_ref(), &streams, event))
+            .map(|layer| {
+                self.layer(
+                    layer,
+                    &image.source,
+                    index.as_ref(),
+                    choice,
+                    &streams,
+                    event,
+                )
+            })
             .collect();
-        let opened: Vec<(Arc<Disk>, Option<String>)> = futures_util::stream::iter(opening)
+        let opened: Vec<(OpenedLayer, Option<String>)> = futures_util::stream::iter(opening)
             .buffered(LAYERS_AT_ONCE)
             .try_collect()
             .await?;
-        let (disks, not_lazy): (Vec<_>, Vec<_>) = opened.into_iter().unzip();
+        let (layers, not_lazy): (Vec<_>, Vec<_>) = opened.into_iter().unzip();
         warnings.extend(not_lazy.into_iter().flatten());
         warnings.iter().for_each(|message| {
             event(Event::Warning {
@@ -109,30 +126,35 @@ impl Disks {
         Ok(OpenedImage {
             image,
             index,
-            disks,
+            layers,
             warnings,
         })
     }
 
-    /// The disk of a layer, and why it is not lazy although it has a zTOC.
-    async fn disk(
+    /// Opens a layer; with a warning when it is not lazy although it has a zTOC.
+    async fn layer(
         &self,
         layer: &LayerBlob,
         source: &Source,
         index: Option<&SociIndex>,
+        choice: &IndexChoice,
         streams: &Semaphore,
         event: Events<'_>,
-    ) -> Result<(Arc<Disk>, Option<String>)> {
+    ) -> Result<(OpenedLayer, Option<String>)> {
         let context = |error: Error| error.context(format!("layer {}", layer.digest));
         if let Some(disk) = self.store.verified(layer).map_err(context)? {
-            return Ok((disk, None));
+            let basis = Basis::Verified;
+            return Ok((OpenedLayer { disk, basis }, None));
         }
-        let mut warning = None;
+        let (mut why, mut warning) = (not_indexed(layer, index, choice), None);
         if let Some(index) = index
             && let Some(table) = index.ztoc(&layer.digest)
         {
             match self.indexed(layer, &table, source, index).await {
-                Ok(disk) => return Ok((disk, None)),
+                Ok(disk) => {
+                    let basis = Basis::Ztoc;
+                    return Ok((OpenedLayer { disk, basis }, None));
+                }
                 // the table is at fault, not the layer: the layer itself can be read without one
                 Err(error)
                     if matches!(
@@ -140,11 +162,8 @@ impl Disks {
                         Kind::Corrupt | Kind::Unsupported | Kind::NotFound
                     ) =>
                 {
-                    warning = Some(format!(
-                        "layer {} is not lazy: {}",
-                        layer.digest,
-                        error.report()
-                    ));
+                    why = error.report();
+                    warning = Some(format!("layer {} is not lazy: {why}", layer.digest));
                 }
                 Err(error) => return Err(context(error)),
             }
@@ -165,7 +184,8 @@ impl Disks {
             .streamed(layer, source, &progress)
             .await
             .map_err(context)?;
-        Ok((disk, warning))
+        let basis = Basis::Whole { why };
+        Ok((OpenedLayer { disk, basis }, warning))
     }
 
     async fn indexed(
@@ -181,6 +201,19 @@ impl Disks {
             None => index.fetch_ztoc(&layer.digest).await?,
         };
         self.store.indexed(layer, table, ztoc, source).await
+    }
+}
+
+/// Why no zTOC is known for a layer.
+fn not_indexed(layer: &LayerBlob, index: Option<&SociIndex>, choice: &IndexChoice) -> String {
+    match (index, choice.policy) {
+        (Some(index), _) => index.unreadable.get(&layer.digest).map_or_else(
+            || format!("SOCI index {} has no zTOC for it", index.digest),
+            Clone::clone,
+        ),
+        (None, IndexPolicy::None) => "--index-policy none takes no SOCI index".to_owned(),
+        (None, IndexPolicy::V2) => "no SOCI index counts for the image: it names none of its own, this host has none, and --index-policy v2 takes none that was pushed to its repository".to_owned(),
+        (None, IndexPolicy::Any) => "no SOCI index counts for the image: it names none, its repository has none, and this host has none".to_owned(),
     }
 }
 

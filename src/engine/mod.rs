@@ -13,6 +13,7 @@ mod process;
 mod records;
 mod request;
 mod stack;
+mod why;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -31,9 +32,10 @@ pub use image::Image;
 pub use process::Process;
 pub use records::Records;
 pub use request::{
-    AttachRequest, AttachedLayer, Attachment, AttachmentStatus, DeviceChoice, DeviceKind, Event,
-    State, UsedIndex,
+    AttachRequest, AttachedLayer, Attachment, AttachmentStatus, Basis, DeviceChoice, DeviceKind,
+    Event, State, UsedIndex,
 };
+pub use why::{Explanation, LayerExplanation};
 
 use crate::{
     error::{Error, Kind, Result, ResultExt},

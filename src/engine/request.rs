@@ -86,6 +86,23 @@ pub struct AttachedLayer {
     pub device_path: PathBuf,
     /// Why this kind of device.
     pub why: String,
+    /// How its disk came to be.
+    pub basis: Basis,
+}
+
+/// How a layer's disk came to be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "from", rename_all = "lowercase")]
+pub enum Basis {
+    /// Laid out from the zTOC that the SOCI index has for it; data comes when it is read.
+    Ztoc,
+    /// It was here, and had been checked in full against the layer's digest.
+    Verified,
+    /// Downloaded whole, and checked.
+    Whole {
+        /// Why it is not lazy.
+        why: String,
+    },
 }
 
 /// An attached image.
@@ -161,6 +178,17 @@ pub enum State {
     Degraded,
     /// No daemon serves it: its daemon has died. `detach` cleans up.
     Dead,
+}
+
+impl std::fmt::Display for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Lazy => "lazy",
+            Self::Complete => "complete",
+            Self::Degraded => "degraded",
+            Self::Dead => "dead",
+        })
+    }
 }
 
 /// What happens while an image is being attached.

@@ -22,7 +22,7 @@ use super::{
     flight::{self, Flights},
     folder::{self, Folder},
     headers::Headers,
-    health::Health,
+    health::{Health, Reason},
     readahead::{self, ReadAhead},
     sources::Sources,
     spans::Spans,
@@ -207,6 +207,11 @@ impl Disk {
     /// Why the disk is degraded at the moment, if it is.
     pub fn degraded(&self) -> Option<String> {
         self.health.degraded()
+    }
+
+    /// All that it is degraded for.
+    pub fn reasons(&self) -> Vec<Reason> {
+        self.health.reasons()
     }
 
     /// How long [`Self::make_present`] goes on trying when the sources do not answer; `None`: for ever.

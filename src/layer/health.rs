@@ -21,6 +21,15 @@ struct Reasons {
     spans: BTreeMap<SpanId, Arc<Error>>,
 }
 
+/// One reason that a disk is degraded for.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Reason {
+    /// The span that is not what it should be; `None`: no span can be had at the moment.
+    pub span: Option<u32>,
+    /// What is wrong.
+    pub message: String,
+}
+
 /// The reasons that a disk is degraded for.
 #[derive(Default)]
 pub(super) struct Health(Mutex<Reasons>);
@@ -52,11 +61,25 @@ impl Health {
         reasons.spans.remove(&span);
     }
 
-    /// The reason, if there is one.
+    /// The first reason, if there is one.
     pub(super) fn degraded(&self) -> Option<String> {
         let reasons = self.lock();
         let first = reasons.outage.as_ref().or(reasons.spans.values().next())?;
         Some(first.report())
+    }
+
+    /// All reasons: what fails now, and then the spans in their order.
+    pub(super) fn reasons(&self) -> Vec<Reason> {
+        let reasons = self.lock();
+        let outage = reasons.outage.iter().map(|error| (None, error));
+        let spans = reasons.spans.iter();
+        outage
+            .chain(spans.map(|(span, error)| (Some(span.get()), error)))
+            .map(|(span, error)| Reason {
+                span,
+                message: error.report(),
+            })
+            .collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Reasons> {
@@ -90,5 +113,28 @@ mod tests {
         assert_eq!(health.degraded().as_deref(), Some("wrong"));
         health.fetched(SpanId(1));
         assert_eq!(health.degraded(), None);
+    }
+
+    #[test]
+    fn every_reason_is_told_with_its_span() {
+        let health = Health::default();
+        health.failed(
+            &[SpanId(7), SpanId(3)],
+            &error(Kind::Corrupt, "other bytes"),
+        );
+        health.failed(&[SpanId(9)], &error(Kind::Unavailable, "away"));
+        let reasons = health.reasons();
+        let told: Vec<_> = reasons
+            .iter()
+            .map(|reason| (reason.span, reason.message.as_str()))
+            .collect();
+        assert_eq!(
+            told,
+            [
+                (None, "away"),
+                (Some(3), "other bytes"),
+                (Some(7), "other bytes")
+            ]
+        );
     }
 }

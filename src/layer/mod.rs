@@ -30,6 +30,7 @@ mod truth;
 mod uncached;
 
 pub use disk::Disk;
+pub use health::Reason;
 pub use store::{Options, Store, StoredDisk};
 
 use crate::oci::{Digest, Packing};

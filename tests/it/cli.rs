@@ -48,6 +48,7 @@ fn the_help_of_every_command_teaches() {
         &["attach"],
         &["detach"],
         &["list"],
+        &["why"],
         &["run"],
         &["serve"],
         &["inspect"],

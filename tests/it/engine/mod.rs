@@ -2,6 +2,7 @@
 
 mod containerd;
 mod failures;
+mod hostile;
 mod images;
 mod lazy;
 mod lifecycle;

@@ -1,0 +1,131 @@
+//! `socinbd why`.
+
+use std::{path::Path, process::ExitCode};
+
+use clap::Args;
+
+use super::{Global, absolute, detach, output};
+use crate::{
+    api::client::Client,
+    engine::{Attachment, Basis, Explanation, LayerExplanation, Records, UsedIndex},
+    error::{Error, Kind, Result},
+    oci::Reference,
+};
+
+/// Say why an attached image is as it is: what is degraded, which device each layer has, and what is not lazy
+#[derive(Args)]
+#[command(after_help = "Examples:\n\
+\x20 socinbd why /mnt\n\
+\x20 socinbd why registry.example/app --json")]
+pub struct Why {
+    /// Where it is mounted, its id, or the image as it was attached
+    #[arg(value_name = "MOUNTPOINT|IMAGE")]
+    what: String,
+}
+
+impl Why {
+    pub async fn run(self, global: &Global) -> Result<ExitCode> {
+        let run_dir = absolute(&global.run_dir)?;
+        let client = Client::new(&run_dir);
+        let is_served = client.daemon().await?.is_some();
+        let attached: Vec<Attachment> = if is_served {
+            let statuses = client.attachments().await?.into_iter();
+            statuses.map(|status| status.attachment).collect()
+        } else if run_dir.exists() {
+            Records::open(&run_dir)?.all()?
+        } else {
+            Vec::new()
+        };
+        let mut explanations = Vec::new();
+        for attachment in attached.into_iter().filter(|it| self.means(it)) {
+            explanations.push(if is_served {
+                client.why(&attachment.id).await?
+            } else {
+                Explanation::dead(attachment)
+            });
+        }
+        if explanations.is_empty() {
+            return Err(Error::new(
+                Kind::NotFound,
+                format!(
+                    "{} is not attached from {}; `socinbd list` shows what is, `socinbd inspect` what an attach would use",
+                    self.what,
+                    run_dir.display()
+                ),
+            ));
+        }
+        if global.json {
+            output::json(&explanations)?;
+        } else {
+            explanations.iter().try_for_each(print)?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn means(&self, attachment: &Attachment) -> bool {
+        let is_here = || {
+            let place = detach::place(&absolute(Path::new(&self.what)).ok()?).ok()?;
+            Some(attachment.mountpoint.as_ref() == Some(&place))
+        };
+        let is_image = || {
+            let reference: Reference = self.what.parse().ok()?;
+            Some(reference == attachment.reference)
+        };
+        attachment.id == self.what || is_here() == Some(true) || is_image() == Some(true)
+    }
+}
+
+fn print(why: &Explanation) -> Result<()> {
+    let place = why
+        .mountpoint
+        .as_ref()
+        .map_or("no mount point".to_owned(), |path| {
+            path.display().to_string()
+        });
+    output::line(&format!("{} on {place}: {}", why.reference, why.state))?;
+    output::line(&format!("  manifest {}", why.manifest))?;
+    if let Some(UsedIndex {
+        digest,
+        version,
+        origin,
+    }) = &why.index
+    {
+        output::line(&format!("  index {digest} (SOCI v{version}, {origin})"))?;
+    }
+    for warning in &why.warnings {
+        output::line(&format!("  warning: {warning}"))?;
+    }
+    why.layers.iter().try_for_each(print_layer)
+}
+
+fn print_layer(why: &LayerExplanation) -> Result<()> {
+    let layer = &why.layer;
+    let spans = match why.spans {
+        Some((present, all)) if all > 0 => format!(", {present} of {all} spans are here"),
+        _ => String::new(),
+    };
+    output::line(&format!(
+        "layer {} ({}): {}{spans}",
+        layer.digest,
+        output::bytes(layer.size),
+        why.state
+    ))?;
+    output::line(&format!(
+        "  {} {}: {}",
+        layer.device,
+        layer.device_path.display(),
+        layer.why
+    ))?;
+    output::line(&match &layer.basis {
+        Basis::Ztoc => format!("  lazy, by the zTOC {}", layer.table),
+        Basis::Verified => "  it was here, and checked in full".to_owned(),
+        Basis::Whole { why } => format!("  downloaded whole: {why}"),
+    })?;
+    for reason in &why.reasons {
+        output::line(&match reason.span {
+            Some(span) => format!("  degraded, span {span}: {}", reason.message),
+            None => format!("  degraded: {}", reason.message),
+        })?;
+    }
+    Ok(())
+}

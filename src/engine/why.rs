@@ -1,0 +1,132 @@
+//! Why an attachment is as it is: of each layer its state and what is wrong, its device, and where its files come from.
+
+use std::sync::PoisonError;
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Engine, Live,
+    request::{AttachedLayer, Attachment, State, UsedIndex},
+    unknown,
+};
+use crate::{
+    error::Result,
+    layer::{Disk, Reason},
+    oci::{Digest, Reference},
+};
+
+/// An attachment, explained.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Explanation {
+    /// Its id.
+    pub id: String,
+    /// The image as it was asked for.
+    pub reference: Reference,
+    /// The digest of the image's manifest.
+    pub manifest: Digest,
+    /// Where it is mounted.
+    pub mountpoint: Option<std::path::PathBuf>,
+    /// The state of the whole.
+    pub state: State,
+    /// The SOCI index in use.
+    pub index: Option<UsedIndex>,
+    /// What was said when it was attached.
+    pub warnings: Vec<String>,
+    /// Its layers, topmost first.
+    pub layers: Vec<LayerExplanation>,
+}
+
+/// A layer of an attachment, explained.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LayerExplanation {
+    /// Its disk, where that comes from, and its device with the reason for it.
+    #[serde(flatten)]
+    pub layer: AttachedLayer,
+    /// Its state.
+    pub state: State,
+    /// Spans present and in all; `None` where no daemon can tell.
+    pub spans: Option<(u32, u32)>,
+    /// Compressed bytes fetched since the daemon opened its disk.
+    pub fetched_bytes: Option<u64>,
+    /// What it is degraded for.
+    pub reasons: Vec<Reason>,
+}
+
+impl Engine {
+    /// Explains an attachment by its id.
+    pub fn why(&self, id: &str) -> Result<Explanation> {
+        let live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(live) = live.get(id) {
+            return Ok(live.why());
+        }
+        let dead = self.records.all()?.into_iter().find(|it| it.id == id);
+        dead.map(Explanation::dead).ok_or_else(|| unknown(id))
+    }
+}
+
+impl Live {
+    fn why(&self) -> Explanation {
+        let layers = self.attachment.layers.iter().zip(&self.devices);
+        let layers = layers
+            .map(|(layer, device)| LayerExplanation::of(layer.clone(), device.disk()))
+            .collect();
+        let state = self.status().state;
+        Explanation::new(self.attachment.clone(), state, layers)
+    }
+}
+
+impl Explanation {
+    fn new(attachment: Attachment, state: State, layers: Vec<LayerExplanation>) -> Self {
+        let Attachment {
+            id,
+            reference,
+            manifest,
+            index,
+            mountpoint,
+            warnings,
+            ..
+        } = attachment;
+        Self {
+            id,
+            reference,
+            manifest,
+            mountpoint,
+            state,
+            index,
+            warnings,
+            layers,
+        }
+    }
+
+    /// What its record says of an attachment that no daemon serves.
+    pub fn dead(attachment: Attachment) -> Self {
+        let layers = attachment.layers.iter().cloned();
+        let layers = layers
+            .map(|layer| LayerExplanation {
+                layer,
+                state: State::Dead,
+                spans: None,
+                fetched_bytes: None,
+                reasons: Vec::new(),
+            })
+            .collect();
+        Self::new(attachment, State::Dead, layers)
+    }
+}
+
+impl LayerExplanation {
+    fn of(layer: AttachedLayer, disk: &Disk) -> Self {
+        let reasons = disk.reasons();
+        Self {
+            layer,
+            state: match &reasons[..] {
+                [_, ..] => State::Degraded,
+                [] if disk.is_complete() => State::Complete,
+                [] => State::Lazy,
+            },
+            spans: Some(disk.span_counts()),
+            fetched_bytes: Some(disk.counters().fetched_bytes),
+            reasons,
+        }
+    }
+}
