@@ -53,7 +53,7 @@ impl LocalIndexes {
 
     /// Adds an index and its zTOCs; the newest of its image from now on.
     pub async fn store(&self, artifact: NewArtifact) -> Result<Digest> {
-        Layout::open_or_create(&self.folder)
+        Layout::open_or_create(&self.folder, 0o700)
             .await?
             .store(artifact)
             .await
@@ -62,7 +62,7 @@ impl LocalIndexes {
     /// The version 1 indexes of an image, by its manifest's digest; the newest last.
     pub async fn of_image(&self, manifest: &Digest) -> Result<Vec<Referrer>> {
         match self.layout().await? {
-            Some(layout) => layout.referrers(manifest, V1_TYPE).await,
+            Some(layout) => layout.referrers(manifest, Some(V1_TYPE)).await,
             None => Ok(Vec::new()),
         }
     }

@@ -1,6 +1,6 @@
 //! Where blobs come from: a registry (OCI distribution 1.1) or an OCI image layout, in a folder or a tar file.
 //!
-//! [`Source`] is the one face of both. What it fetches by digest as a whole (manifests, small blobs) is verified here; ranges and
+//! [`Source`] is the one face of both, and [`Destination`] of where things are written to. What a source fetches by digest as a whole (manifests, small blobs) is verified here; ranges and
 //! streams are verified by who asked for them, who alone knows the digest of a span.
 
 use std::{collections::BTreeMap, ops::Range, sync::Arc, time::Duration};
@@ -14,15 +14,17 @@ use crate::{
 };
 
 mod access;
+mod destination;
 pub mod layout;
 mod limits;
 mod registry;
 
 pub use access::Access;
+pub use destination::{Copied, DEFAULT_UPLOADS, Destination};
 pub use limits::Limits;
 
 use layout::Layout;
-use registry::Repository;
+use registry::{Purpose, Repository};
 
 /// A manifest or index as it stands at its source, verified against its digest.
 #[derive(Clone, Debug)]
@@ -85,6 +87,7 @@ impl Source {
                 *digest,
                 access,
                 limits,
+                Purpose::Pull,
             )?),
             Reference::Layout { path, tag } => {
                 Place::Layout(Layout::open_folder(path, tag.as_deref()).await?)
@@ -173,16 +176,51 @@ impl Source {
     ) -> Result<BoxStream<'static, Result<Bytes>>> {
         match &self.0.place {
             Place::Registry(repository) => repository.stream(digest, size).await,
-            Place::Layout(layout) => layout.stream(digest, size).await,
+            Place::Layout(layout) => layout.stream(digest, 0, size).await,
+        }
+    }
+
+    /// As [`Source::stream`], from this offset on.
+    async fn stream_from(
+        &self,
+        digest: &Digest,
+        offset: u64,
+        size: u64,
+    ) -> Result<BoxStream<'static, Result<Bytes>>> {
+        match &self.0.place {
+            Place::Registry(repository) if offset == 0 => repository.stream(digest, size).await,
+            Place::Registry(repository) => Ok(repository.stream_from(digest, offset, size)),
+            Place::Layout(layout) => layout.stream(digest, offset, size).await,
         }
     }
 
     /// The referrers of a manifest with this artifact type: the API with pagination, else the tag fallback; for a layout, from its
     /// index. In the order given.
     pub async fn referrers(&self, subject: &Digest, artifact_type: &str) -> Result<Vec<Referrer>> {
+        self.referrers_of_type(subject, Some(artifact_type)).await
+    }
+
+    /// All referrers of a manifest, of any type.
+    pub async fn all_referrers(&self, subject: &Digest) -> Result<Vec<Referrer>> {
+        self.referrers_of_type(subject, None).await
+    }
+
+    async fn referrers_of_type(
+        &self,
+        subject: &Digest,
+        artifact_type: Option<&str>,
+    ) -> Result<Vec<Referrer>> {
         match &self.0.place {
             Place::Registry(repository) => repository.referrers(subject, artifact_type).await,
             Place::Layout(layout) => layout.referrers(subject, artifact_type).await,
+        }
+    }
+
+    /// All tags, sorted.
+    pub async fn tags(&self) -> Result<Vec<String>> {
+        match &self.0.place {
+            Place::Registry(repository) => repository.tags().await,
+            Place::Layout(layout) => layout.tags().await,
         }
     }
 }

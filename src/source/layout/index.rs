@@ -144,6 +144,16 @@ pub(super) fn root(entries: &[Entry], tag: Option<&str>, place: &str) -> Result<
     }
 }
 
+/// The tags that name an image or artifact, sorted.
+pub(super) fn tags(entries: &[Entry]) -> Vec<String> {
+    let tags: BTreeSet<&str> = entries
+        .iter()
+        .filter_map(Entry::ref_name)
+        .filter(|name| !is_referrers_tag(name))
+        .collect();
+    tags.into_iter().map(str::to_owned).collect()
+}
+
 /// Leaves out what lists a manifest again.
 fn distinct(entries: &mut Vec<&Entry>) {
     let mut seen = BTreeSet::new();

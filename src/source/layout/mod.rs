@@ -1,12 +1,13 @@
 //! An OCI image layout, in a folder or in a tar file that stays packed (OCI image specification 1.1, image layout).
 //!
 //! Reading takes nothing on trust: manifests and small blobs are checked against their digests, sizes against the files, and a file
-//! that is no regular file is not opened. Writing (folders only) goes through temporary files and renames, under a lock.
+//! that is no regular file is not opened. Writing goes through temporary files and renames: into a folder under a lock, or as a new
+//! archive ([`pack`]).
 
 use std::{collections::BTreeMap, ops::Range, path::Path, sync::Arc};
 
 use bytes::Bytes;
-use futures_util::{StreamExt, stream, stream::BoxStream};
+use futures_util::stream::{BoxStream, StreamExt as _, try_unfold};
 use serde::Deserialize;
 
 use super::{Manifest, Referrer};
@@ -23,8 +24,11 @@ use crate::{
 mod archive;
 mod blobs;
 mod index;
+mod pack;
+mod stream;
 mod write;
 
+pub(super) use pack::Pack;
 pub use write::{Collected, NewArtifact};
 
 use blobs::{Blob, Blobs};
@@ -141,10 +145,11 @@ impl Layout {
         .await
     }
 
-    /// A whole blob in order, not verified. Ends after exactly `size` bytes or with an error.
+    /// A blob in order from this offset on, not verified. Ends after exactly `size` bytes or with an error.
     pub async fn stream(
         &self,
         digest: &Digest,
+        offset: u64,
         size: u64,
     ) -> Result<BoxStream<'static, Result<Bytes>>> {
         let digest = *digest;
@@ -152,7 +157,7 @@ impl Layout {
             .run(move |opened| opened.open_sized(&digest, Some(size)))
             .await?;
         let place = self.0.place();
-        let pieces = stream::try_unfold((blob, 0), move |(blob, offset): (Blob, u64)| {
+        let pieces = try_unfold((blob, offset), move |(blob, offset): (Blob, u64)| {
             let place = place.clone();
             async move {
                 let left = blob.size.saturating_sub(offset);
@@ -175,11 +180,21 @@ impl Layout {
         Ok(pieces.boxed())
     }
 
-    /// The manifests whose subject is this one, of this artifact type: those that `index.json` lists, and those in the list under
+    /// The manifests whose subject is this one, of this artifact type or of any: those that `index.json` lists, and those in the list under
     /// the tag `sha256-<hex>` that a copy from a registry without the referrers API has. In the order of `index.json`.
-    pub async fn referrers(&self, subject: &Digest, artifact_type: &str) -> Result<Vec<Referrer>> {
-        let (subject, artifact_type) = (*subject, artifact_type.to_owned());
-        self.run(move |opened| opened.referrers(&subject, &artifact_type))
+    pub async fn referrers(
+        &self,
+        subject: &Digest,
+        artifact_type: Option<&str>,
+    ) -> Result<Vec<Referrer>> {
+        let (subject, artifact_type) = (*subject, artifact_type.map(str::to_owned));
+        self.run(move |opened| opened.referrers(&subject, artifact_type.as_deref()))
+            .await
+    }
+
+    /// The tags of `index.json`, sorted; those of lists of referrers left out.
+    pub async fn tags(&self) -> Result<Vec<String>> {
+        self.run(|opened| Ok(index::tags(&opened.parse_index(&opened.index_json()?)?)))
             .await
     }
 
@@ -309,7 +324,7 @@ impl Opened {
         })
     }
 
-    fn referrers(&self, subject: &Digest, artifact_type: &str) -> Result<Vec<Referrer>> {
+    fn referrers(&self, subject: &Digest, artifact_type: Option<&str>) -> Result<Vec<Referrer>> {
         let entries = self.parse_index(&self.index_json()?)?;
         let tag = index::referrers_tag(subject);
         let mut found: Vec<Referrer> = Vec::new();
@@ -324,10 +339,9 @@ impl Opened {
                 vec![entry.clone()]
             };
             for entry in list {
-                let other_type = entry
-                    .artifact_type
-                    .as_ref()
-                    .is_some_and(|stated| stated != artifact_type);
+                let other_type = artifact_type.is_some()
+                    && entry.artifact_type.is_some()
+                    && entry.artifact_type.as_deref() != artifact_type;
                 if other_type
                     || is_index(&entry.media_type)
                     || found.iter().any(|known| known.digest == entry.digest)
@@ -351,7 +365,12 @@ impl Opened {
     }
 
     /// The entry as a referrer, if its manifest is here and says that it is one.
-    fn referrer(&self, entry: &Entry, subject: &Digest, artifact_type: &str) -> Option<Referrer> {
+    fn referrer(
+        &self,
+        entry: &Entry,
+        subject: &Digest,
+        artifact_type: Option<&str>,
+    ) -> Option<Referrer> {
         #[derive(Deserialize)]
         struct Descriptor {
             #[serde(default)]
@@ -383,12 +402,14 @@ impl Opened {
             .artifact_type
             .filter(|stated| !stated.is_empty())
             .or(artifact.config.map(|config| config.media_type))?;
-        (stated == artifact_type).then(|| Referrer {
-            digest: entry.digest,
-            size: entry.size,
-            artifact_type: stated,
-            annotations: artifact.annotations.unwrap_or_default(),
-        })
+        artifact_type
+            .is_none_or(|wanted| stated == wanted)
+            .then(|| Referrer {
+                digest: entry.digest,
+                size: entry.size,
+                artifact_type: stated,
+                annotations: artifact.annotations.unwrap_or_default(),
+            })
     }
 }
 

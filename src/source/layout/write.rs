@@ -13,13 +13,17 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::stream::BoxStream;
 use serde_json::{Map, Value, json};
 use tempfile::NamedTempFile;
+use tokio::sync::mpsc;
 
 use super::{
     Layout, Opened,
     blobs::{Blobs, blob_path, open_regular},
-    blocking, read_bounded,
+    blocking,
+    index::REF_NAME,
+    read_bounded, stream,
 };
 use crate::{
     error::{Error, Kind, Result, ResultExt},
@@ -50,14 +54,43 @@ pub struct Collected {
     pub bytes: u64,
 }
 
+impl NewArtifact {
+    /// Its descriptor, as lists of referrers and `index.json` have it.
+    pub(in crate::source) fn entry(&self) -> Value {
+        let mut entry = json!({
+            "mediaType": self.media_type,
+            "digest": Digest::of(&self.manifest).to_string(),
+            "size": self.manifest.len(),
+        });
+        if !self.annotations.is_empty() {
+            entry["annotations"] = json!(self.annotations);
+        }
+        entry["artifactType"] = json!(self.artifact_type);
+        entry
+    }
+}
+
+/// The entry of a manifest in `index.json`, with its tag.
+pub(super) fn tagged_entry(media_type: &str, bytes: &Bytes, tag: Option<&str>) -> Value {
+    let mut entry = json!({
+        "mediaType": media_type,
+        "digest": Digest::of(bytes).to_string(),
+        "size": bytes.len(),
+    });
+    if let Some(tag) = tag {
+        entry["annotations"] = json!({ REF_NAME: tag });
+    }
+    entry
+}
+
 impl Layout {
-    /// Opens the layout in a folder of our own, and makes it (folders 0700) where there is none.
-    pub async fn open_or_create(path: &Path) -> Result<Self> {
+    /// Opens the layout in a folder, and makes it (its folders of this mode) where there is none.
+    pub async fn open_or_create(path: &Path, mode: u32) -> Result<Self> {
         let folder = path.to_owned();
         blocking(move || {
             let context = || format!("cannot make the layout {}", folder.display());
             let mut builder = fs::DirBuilder::new();
-            builder.recursive(true).mode(0o700);
+            builder.recursive(true).mode(mode);
             builder
                 .create(folder.join("blobs/sha256"))
                 .or_kind(Kind::Io, context)?;
@@ -66,7 +99,7 @@ impl Layout {
                 ("oci-layout", r#"{"imageLayoutVersion":"1.0.0"}"#), // last: it says that all is there
             ] {
                 // another process may be making the same layout: whose file is there first stays
-                match written(&folder, content.as_bytes(), 0o600)
+                match written(&folder, content.as_bytes(), mode & 0o666)
                     .and_then(|file| Ok(file.persist_noclobber(folder.join(name))?))
                 {
                     Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
@@ -90,20 +123,120 @@ impl Layout {
                 opened.put(folder, blob, mode)?;
             }
             let digest = Digest::of(&artifact.manifest);
-            let mut entry = json!({
-                "mediaType": artifact.media_type,
-                "digest": digest.to_string(),
-                "size": artifact.manifest.len(),
-                "artifactType": artifact.artifact_type,
-            });
-            if !artifact.annotations.is_empty() {
-                entry["annotations"] = json!(artifact.annotations);
-            }
+            let entry = artifact.entry();
             opened.change_index(folder, mode, |manifests| {
                 manifests.retain(|known| known["digest"] != entry["digest"]);
                 manifests.push(entry);
             })?;
             Ok(digest)
+        })
+        .await
+    }
+
+    /// Whether there is a blob of this size.
+    pub async fn has_blob(&self, digest: &Digest, size: u64) -> Result<bool> {
+        let digest = *digest;
+        self.run(move |opened| Ok(opened.open_sized(&digest, Some(size)).is_ok()))
+            .await
+    }
+
+    /// Adds a blob that comes in pieces; it is there only when all of it has come and its digest is right.
+    pub(in crate::source) async fn copy_blob(
+        &self,
+        digest: &Digest,
+        size: u64,
+        pieces: BoxStream<'static, Result<Bytes>>,
+        tap: Option<mpsc::Sender<Bytes>>,
+    ) -> Result<()> {
+        let context =
+            |opened: &Opened| format!("{}: blob {digest} cannot be written", opened.place());
+        let file = self
+            .run(|opened| {
+                let folder = opened.folder()?.join("blobs/sha256");
+                let mode = opened.file_mode(opened.folder()?);
+                temporary(&folder, mode)
+                    .or_kind(Kind::Io, || format!("{}: a new blob", opened.place()))
+            })
+            .await?;
+        let open = file
+            .as_file()
+            .try_clone()
+            .or_kind(Kind::Io, || context(&self.0))?;
+        stream::write(&Arc::new(open), 0, digest, size, pieces, tap)
+            .await
+            .map_err(|error| error.context(context(&self.0)))?;
+        let digest = *digest;
+        self.run(move |opened| {
+            let path = blob_path(opened.folder()?, &digest);
+            let save = || -> std::io::Result<()> {
+                file.as_file().sync_all()?;
+                file.persist(&path)?;
+                Ok(())
+            };
+            save().or_kind(Kind::Io, || path.display().to_string())
+        })
+        .await
+    }
+
+    /// Adds a manifest, and lists it in `index.json` under a tag, which no other entry has then.
+    pub(in crate::source) async fn tag(
+        &self,
+        media_type: &str,
+        bytes: &Bytes,
+        tag: Option<&str>,
+    ) -> Result<Digest> {
+        let entry = tagged_entry(media_type, bytes, tag);
+        let (bytes, tag) = (bytes.clone(), tag.map(str::to_owned));
+        self.run(move |opened| {
+            let folder = opened.folder()?;
+            let _lock = opened.lock(folder)?;
+            let mode = opened.file_mode(folder);
+            opened.put(folder, &bytes, mode)?;
+            opened.change_index(folder, mode, |manifests| {
+                let replaced = |known: &Value| match &tag {
+                    Some(tag) => known["annotations"][REF_NAME] == tag.as_str(),
+                    None => {
+                        known["digest"] == entry["digest"]
+                            && known["annotations"][REF_NAME].is_null()
+                    }
+                };
+                match manifests.iter().position(replaced) {
+                    Some(place) => {
+                        manifests[place] = entry.clone();
+                        let mut first = true;
+                        manifests.retain(|known| !replaced(known) || std::mem::take(&mut first));
+                    }
+                    None => manifests.push(entry),
+                }
+            })?;
+            Ok(Digest::of(&bytes))
+        })
+        .await
+    }
+
+    /// Adds bytes as a blob.
+    pub(in crate::source) async fn put_blob(&self, bytes: &Bytes) -> Result<()> {
+        let bytes = bytes.clone();
+        self.run(move |opened| {
+            let folder = opened.folder()?;
+            opened.put(folder, &bytes, opened.file_mode(folder))
+        })
+        .await
+    }
+
+    /// Takes a manifest out of `index.json`. Its blobs stay: other tools may know about them.
+    pub(in crate::source) async fn unlist(&self, digest: &Digest) -> Result<bool> {
+        let digest = digest.to_string();
+        self.run(move |opened| {
+            let folder = opened.folder()?;
+            let _lock = opened.lock(folder)?;
+            let mut listed = false;
+            opened.change_index(folder, opened.file_mode(folder), |manifests| {
+                let before = manifests.len();
+                manifests.retain(|known| known["digest"] != digest.as_str());
+                listed = manifests.len() != before;
+            })?;
+            Ok(listed)
         })
         .await
     }
@@ -128,6 +261,11 @@ impl Layout {
             opened.collect(folder).map(Some)
         })
         .await
+    }
+
+    /// The folder or file.
+    pub(in crate::source) fn place_path(&self) -> std::path::PathBuf {
+        self.0.blobs.path().to_owned()
     }
 
     /// Whether this can be written to: a folder, not an archive.
@@ -264,12 +402,17 @@ fn replace(path: &Path, bytes: &[u8], mode: u32) -> std::io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
-/// A temporary file with this content, which has reached the disk.
-fn written(folder: &Path, bytes: &[u8], mode: u32) -> std::io::Result<NamedTempFile> {
-    let mut file = tempfile::Builder::new()
+/// An empty temporary file.
+fn temporary(folder: &Path, mode: u32) -> std::io::Result<NamedTempFile> {
+    tempfile::Builder::new()
         .prefix(".socinbd-")
         .permissions(fs::Permissions::from_mode(mode))
-        .tempfile_in(folder)?;
+        .tempfile_in(folder)
+}
+
+/// A temporary file with this content, which has reached the disk.
+fn written(folder: &Path, bytes: &[u8], mode: u32) -> std::io::Result<NamedTempFile> {
+    let mut file = temporary(folder, mode)?;
     file.write_all(bytes)?;
     file.as_file().sync_all()?;
     Ok(file)

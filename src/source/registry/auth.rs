@@ -11,6 +11,7 @@ use url::Url;
 
 use super::{
     challenge::Challenge,
+    client::Purpose,
     credentials::{self, Credentials, Found},
     refusal::{Refusal, host_of},
     retry::Failure,
@@ -39,6 +40,7 @@ pub(super) struct Authenticator {
     is_tls: bool,
     access: Access,
     transport: Arc<Transport>,
+    purpose: Purpose,
     state: Mutex<State>,
 }
 
@@ -49,12 +51,14 @@ struct State {
     challenges: Vec<Challenge>,
     /// Where the credentials came from.
     place: Option<String>,
+    /// Other repositories of this registry that a token must let one read.
+    also_from: Vec<String>,
 }
 
 struct TokenService {
     realm: Url,
     service: Option<String>,
-    scope: String,
+    scopes: Vec<String>,
 }
 
 #[derive(serde::Deserialize)]
@@ -70,6 +74,7 @@ impl Authenticator {
         is_tls: bool,
         access: &Access,
         transport: &Arc<Transport>,
+        purpose: Purpose,
     ) -> Self {
         Self {
             host: host.to_owned(),
@@ -77,6 +82,7 @@ impl Authenticator {
             is_tls,
             access: access.clone(),
             transport: Arc::clone(transport),
+            purpose,
             state: Mutex::default(),
         }
     }
@@ -84,6 +90,14 @@ impl Authenticator {
     /// What to show now. Nobody watches a token's end: the registry's 401 tells it.
     pub(super) async fn current(&self) -> Authorization {
         self.state.lock().await.current.clone()
+    }
+
+    /// Lets the tokens from now on read another repository of the same registry.
+    pub(super) async fn also_pull_from(&self, repository: &str) {
+        let mut state = self.state.lock().await;
+        if repository != self.repository && !state.also_from.iter().any(|one| one == repository) {
+            state.also_from.push(repository.to_owned());
+        }
     }
 
     /// Answers a 401 to a request that showed `shown`. Of many at once the first does it, and the others take what it got.
@@ -113,7 +127,7 @@ impl Authenticator {
         let challenges = state.challenges.clone();
         let with = |scheme: &str| challenges.iter().find(|one| one.scheme == scheme);
         if let Some(bearer) = with("bearer") {
-            let service = self.token_service(bearer)?;
+            let service = self.token_service(bearer, &state.also_from)?;
             return self.renew(state, service).await;
         }
         if with("basic").is_some() {
@@ -187,7 +201,11 @@ impl Authenticator {
         Ok(())
     }
 
-    fn token_service(&self, bearer: &Challenge) -> Result<TokenService, Failure> {
+    fn token_service(
+        &self,
+        bearer: &Challenge,
+        also_from: &[String],
+    ) -> Result<TokenService, Failure> {
         let realm = bearer.parameter("realm").unwrap_or("");
         let realm: Url = realm
             .parse()
@@ -204,11 +222,34 @@ impl Authenticator {
         Ok(TokenService {
             realm,
             service: given("service").map(str::to_owned),
-            scope: given("scope").map_or_else(
-                || format!("repository:{}:pull", self.repository),
-                str::to_owned,
-            ),
+            scopes: self.scopes(given("scope"), also_from),
         })
+    }
+
+    /// What a token is to allow: what the registry asks for, and what is going to be done.
+    fn scopes(&self, given: Option<&str>, also_from: &[String]) -> Vec<String> {
+        let own = match self.purpose {
+            Purpose::Pull => format!("repository:{}:pull", self.repository),
+            Purpose::Push => format!("repository:{}:pull,push", self.repository),
+        };
+        let mut scopes = match (self.purpose, given) {
+            (Purpose::Pull, Some(given)) => vec![given.to_owned()],
+            (Purpose::Pull, None) => vec![own],
+            // `pull` alone is what a first GET is asked for, and `push` comes with the next request
+            (Purpose::Push, given) => std::iter::once(own.clone())
+                .chain(
+                    given
+                        .filter(|given| !own.starts_with(given))
+                        .map(str::to_owned),
+                )
+                .collect(),
+        };
+        scopes.extend(
+            also_from
+                .iter()
+                .map(|repository| format!("repository:{repository}:pull")),
+        );
+        scopes
     }
 
     /// Gets a token and shows it from now on.
@@ -277,7 +318,7 @@ impl Authenticator {
             form.append_pair("grant_type", "refresh_token");
             form.append_pair("service", service.service.as_deref().unwrap_or(""));
             form.append_pair("client_id", "socinbd");
-            form.append_pair("scope", &service.scope);
+            form.append_pair("scope", &service.scopes.join(" "));
             form.append_pair("refresh_token", token);
             let mut request = Request::new(Method::POST, service.realm.clone());
             let kind = HeaderValue::from_static("application/x-www-form-urlencoded");
@@ -291,7 +332,9 @@ impl Authenticator {
             if let Some(service) = &service.service {
                 query.append_pair("service", service);
             }
-            query.append_pair("scope", &service.scope);
+            for scope in &service.scopes {
+                query.append_pair("scope", scope);
+            }
             if let Some(Credentials::Password { user, .. }) = credentials {
                 query.append_pair("account", user);
             }

@@ -1,4 +1,4 @@
-//! One GET at a repository: credentials for the registry alone, redirects by hand, and where they led kept for each blob.
+//! One request at a repository: credentials for the registry alone, redirects by hand, and where they led kept for each blob.
 
 use std::{
     num::NonZeroUsize,
@@ -6,6 +6,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use bytes::Bytes;
 use lru::LruCache;
 use reqwest::{Method, Request, StatusCode, header, header::HeaderValue};
 use url::Url;
@@ -45,9 +46,22 @@ pub(super) struct Client {
 /// What is asked for.
 #[derive(Clone, Default)]
 pub(super) struct Wanted {
+    /// GET by default.
+    pub(super) method: Method,
     pub(super) accept: Option<&'static str>,
     /// Bytes of the body; `None` is the whole.
     pub(super) range: Option<Range<u64>>,
+    /// What is sent: media type and bytes. It may be sent more than once.
+    pub(super) content: Option<(String, Bytes)>,
+}
+
+/// What a client of a repository is for, and so what its tokens must allow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::source) enum Purpose {
+    /// Reading.
+    Pull,
+    /// Writing too.
+    Push,
 }
 
 impl Client {
@@ -56,6 +70,7 @@ impl Client {
         repository: &str,
         access: &Access,
         limits: Limits,
+        purpose: Purpose,
     ) -> Result<Self> {
         let api = match host {
             DOCKER_HUB => DOCKER_HUB_API,
@@ -77,7 +92,14 @@ impl Client {
         let transport = Transport::shared(access, limits);
         Ok(Self {
             name: format!("{host}/{repository}"),
-            auth: Authenticator::new(host, repository, scheme == "https", access, &transport),
+            auth: Authenticator::new(
+                host,
+                repository,
+                scheme == "https",
+                access,
+                &transport,
+                purpose,
+            ),
             base,
             limits,
             transport,
@@ -106,9 +128,35 @@ impl Client {
         url.origin() == self.base.origin()
     }
 
-    /// One GET at the registry, whatever its answer.
-    pub(super) async fn get(&self, url: &Url, wanted: &Wanted) -> Result<Body, Failure> {
-        Ok(self.get_with_target(url, wanted).await?.0)
+    /// One request at the registry, whatever its answer.
+    pub(super) async fn ask(&self, url: &Url, wanted: &Wanted) -> Result<Body, Failure> {
+        Ok(self.ask_with_target(url, wanted).await?.0)
+    }
+
+    /// As [`Self::ask`], with a body that can be sent only once: a 401 renews the credentials and is a failure of this try.
+    pub(super) async fn upload(
+        &self,
+        mut request: Request,
+        pulse: &super::transport::Pulse,
+    ) -> Result<Body, Failure> {
+        let is_own = self.is_own(request.url());
+        let shown = self.auth.current().await;
+        if let Some(value) = shown.header.clone().filter(|_| is_own) {
+            request.headers_mut().insert(header::AUTHORIZATION, value);
+        }
+        let body = self.transport.upload(request, pulse).await?;
+        if body.head().status() == StatusCode::UNAUTHORIZED && is_own {
+            self.auth.answer(&challenges(&body), &shown).await?;
+            return Err(Failure::passing(
+                Refusal::read(body.into_response()).await.error(),
+            ));
+        }
+        Ok(body)
+    }
+
+    /// Asks for tokens that let blobs of this repository of the same registry be mounted, too.
+    pub(super) async fn also_pull_from(&self, repository: &str) {
+        self.auth.also_pull_from(repository).await;
     }
 
     /// One GET of a blob: where the last redirect of this blob led, else at the registry.
@@ -130,7 +178,7 @@ impl Client {
         let url = self
             .url(&format!("blobs/{digest}"))
             .map_err(Failure::Final)?;
-        let (body, target) = self.get_with_target(&url, wanted).await?;
+        let (body, target) = self.ask_with_target(&url, wanted).await?;
         if let Some(target) = target
             && is_usable(body.head().status())
         {
@@ -170,8 +218,8 @@ impl Client {
         }
     }
 
-    /// The answer, and where it came from if not from the registry.
-    async fn get_with_target(
+    /// The answer, and where it came from if not from the registry. Only what is read is looked for where a redirect leads.
+    async fn ask_with_target(
         &self,
         url: &Url,
         wanted: &Wanted,
@@ -196,7 +244,7 @@ impl Client {
                 self.auth.answer_again(&shown).await?;
                 shown = self.auth.current().await;
                 renewed = true;
-            } else if is_redirect(status) {
+            } else if is_redirect(status) && wanted.method == Method::GET {
                 redirects += 1;
                 if redirects > MAX_REDIRECTS {
                     return Err(Failure::Final(Error::new(
@@ -218,7 +266,20 @@ impl Client {
         wanted: &Wanted,
         shown: Option<&Authorization>,
     ) -> Result<Body, Failure> {
-        let mut request = Request::new(Method::GET, url.clone());
+        let mut request = Request::new(wanted.method.clone(), url.clone());
+        if let Some((media_type, bytes)) = &wanted.content {
+            let media_type = HeaderValue::try_from(media_type).map_err(|error| {
+                Failure::Final(Error::with_source(
+                    Kind::InvalidArgument,
+                    "a media type",
+                    error,
+                ))
+            })?;
+            request
+                .headers_mut()
+                .insert(header::CONTENT_TYPE, media_type);
+            *request.body_mut() = Some(bytes.clone().into());
+        }
         let headers = request.headers_mut();
         // the digests are those of the bytes as they are stored
         headers.insert(
@@ -265,7 +326,7 @@ fn is_stale(status: StatusCode) -> bool {
     matches!(status.as_u16(), 400 | 401 | 403 | 404 | 410) || is_redirect(status)
 }
 
-fn is_redirect(status: StatusCode) -> bool {
+pub(super) fn is_redirect(status: StatusCode) -> bool {
     matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
 }
 
@@ -279,7 +340,8 @@ fn challenges(body: &Body) -> Vec<Challenge> {
         .collect()
 }
 
-fn next_location(body: &Body, at: &Url) -> Result<Url> {
+/// Where an answer's `Location` leads.
+pub(super) fn next_location(body: &Body, at: &Url) -> Result<Url> {
     let host = body.host();
     let location = body
         .header("location")

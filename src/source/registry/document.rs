@@ -44,7 +44,7 @@ pub(super) async fn get(
     let mut tries = Tries::new(what, client.limits.control_patience);
     let wanted = Wanted {
         accept: Some(accept),
-        range: None,
+        ..Wanted::default()
     };
     loop {
         match try_get(client, url, &wanted).await {
@@ -55,7 +55,7 @@ pub(super) async fn get(
 }
 
 async fn try_get(client: &Client, url: &Url, wanted: &Wanted) -> Result<Answer, Failure> {
-    let mut body = client.get(url, wanted).await?;
+    let mut body = client.ask(url, wanted).await?;
     match body.head().status() {
         StatusCode::OK => {}
         StatusCode::BAD_REQUEST

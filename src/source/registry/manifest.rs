@@ -1,8 +1,12 @@
 //! Manifests and indexes, by tag or digest.
 
+use bytes::Bytes;
+use reqwest::{Method, StatusCode};
+
 use super::{
-    client::Client,
+    client::{Client, Wanted},
     document::{self, Answer, Document},
+    retry::{Failure, Tries},
 };
 use crate::{
     error::{Error, Kind, Result},
@@ -114,4 +118,73 @@ fn verify(document: Document, expected: Option<&Digest>) -> Result<Manifest> {
         digest,
         bytes: document.bytes,
     })
+}
+
+/// Stores a manifest under a tag or its digest. Returns the `OCI-Subject` of the answer: a registry that sends it lists the manifest
+/// among its subject's referrers.
+pub(super) async fn put(
+    client: &Client,
+    name: &str,
+    media_type: &str,
+    bytes: &Bytes,
+) -> Result<Option<String>> {
+    let url = client.url(&format!("manifests/{name}"))?;
+    let wanted = Wanted {
+        method: Method::PUT,
+        content: Some((media_type.to_owned(), bytes.clone())),
+        ..Wanted::default()
+    };
+    let what = format!("storing manifest {name} in {}", client.name());
+    let mut tries = Tries::new(what, client.limits.control_patience);
+    loop {
+        let asked = async {
+            let body = client.ask(&url, &wanted).await?;
+            if !body.head().status().is_success() {
+                return Err(client.refuse(body).await);
+            }
+            let digest = Digest::of(bytes).to_string();
+            if let Some(said) = body.header("docker-content-digest")
+                && said.starts_with("sha256:")
+                && said != digest
+            {
+                return Err(Failure::Final(Error::new(
+                    Kind::Corrupt,
+                    format!(
+                        "{} says that it has stored {said:?}, not {digest}",
+                        body.host()
+                    ),
+                )));
+            }
+            Ok(body.header("oci-subject").map(str::to_owned))
+        };
+        match asked.await {
+            Ok(subject) => return Ok(subject),
+            Err(failure) => tries.after(failure).await?,
+        }
+    }
+}
+
+/// Removes a manifest. `false` when it was not there.
+pub(super) async fn delete(client: &Client, digest: &Digest) -> Result<bool> {
+    let url = client.url(&format!("manifests/{digest}"))?;
+    let wanted = Wanted {
+        method: Method::DELETE,
+        ..Wanted::default()
+    };
+    let what = format!("removing manifest {digest} from {}", client.name());
+    let mut tries = Tries::new(what, client.limits.control_patience);
+    loop {
+        let asked = async {
+            let body = client.ask(&url, &wanted).await?;
+            match body.head().status() {
+                status if status.is_success() => Ok(true),
+                StatusCode::NOT_FOUND => Ok(false),
+                _ => Err(client.refuse(body).await),
+            }
+        };
+        match asked.await {
+            Ok(removed) => return Ok(removed),
+            Err(failure) => tries.after(failure).await?,
+        }
+    }
 }

@@ -2,14 +2,14 @@
 //!
 //! From below: [`transport`] is HTTP; [`client`] one GET with [`auth`]orization and redirects; [`reader`] reads a range of a blob
 //! through failures ([`retry`]), and [`stream`] a whole blob by several of them; [`document`] reads small JSON, from which
-//! [`manifest`] and [`referrers`] are made.
+//! [`manifest`], [`tags`] and [`referrers`] are made. [`upload`] writes blobs, [`referrers_list`] what stands in for the referrers API.
 
 use std::{ops::Range, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
-use futures_util::stream::BoxStream;
+use futures_util::stream::{BoxStream, StreamExt as _, try_unfold};
 
-use super::{Access, Limits, Manifest, Referrer};
+use super::{Access, Copied, Limits, Manifest, Referrer, layout::NewArtifact};
 use crate::{
     error::{Error, Kind, Result},
     oci::Digest,
@@ -25,18 +25,26 @@ mod link;
 mod manifest;
 mod reader;
 mod referrers;
+mod referrers_list;
 mod refusal;
 mod retry;
 mod stream;
+mod tags;
 mod transport;
+mod upload;
 
 use client::Client;
 use reader::Reader;
+
+pub(super) use client::Purpose;
+use upload::Feed;
+pub(super) use upload::Tap;
 
 /// Bytes set aside for a range before any has come; a longer one grows as it comes.
 const FIRST_CAPACITY: u64 = 8 << 20;
 
 /// One repository, and what was asked of it.
+#[derive(Clone)]
 pub(super) struct Repository {
     client: Arc<Client>,
     tag: Option<String>,
@@ -51,9 +59,10 @@ impl Repository {
         digest: Option<Digest>,
         access: &Access,
         limits: Limits,
+        purpose: Purpose,
     ) -> Result<Self> {
         Ok(Self {
-            client: Arc::new(Client::new(host, repository, access, limits)?),
+            client: Arc::new(Client::new(host, repository, access, limits, purpose)?),
             tag: tag.map(str::to_owned),
             digest,
         })
@@ -126,12 +135,105 @@ impl Repository {
         Ok(stream::open(Arc::clone(&self.client), *digest, size))
     }
 
+    /// A blob from this offset on, in order, by one request after the other.
+    pub(super) fn stream_from(
+        &self,
+        digest: &Digest,
+        offset: u64,
+        size: u64,
+    ) -> BoxStream<'static, Result<Bytes>> {
+        let reader = Reader::new(&self.client, digest, offset..size, Some(size));
+        try_unfold(reader, async |mut reader| {
+            Ok(reader.next().await?.map(|bytes| (bytes, reader)))
+        })
+        .boxed()
+    }
+
+    /// Those of one type, or all.
     pub(super) async fn referrers(
         &self,
         subject: &Digest,
-        artifact_type: &str,
+        artifact_type: Option<&str>,
     ) -> Result<Vec<Referrer>> {
         referrers::list(&self.client, subject, artifact_type).await
+    }
+
+    pub(super) async fn tags(&self) -> Result<Vec<String>> {
+        tags::list(&self.client).await
+    }
+
+    /// The manifest that a tag names; a tag that is not there is an answer.
+    pub(super) async fn find_tag(&self, tag: &str) -> Result<Option<Manifest>> {
+        match manifest::find_tag(&self.client, tag).await? {
+            Ok(manifest) => Ok(Some(manifest)),
+            Err(refused) if refused.kind() == Kind::NotFound => Ok(None),
+            Err(refused) => Err(refused),
+        }
+    }
+
+    pub(super) async fn has_blob(&self, digest: &Digest) -> Result<bool> {
+        upload::has(&self.client, digest).await
+    }
+
+    pub(super) async fn copy_blob(
+        &self,
+        digest: &Digest,
+        size: u64,
+        mount: Option<&str>,
+        feed: Feed<'_>,
+        tap: Option<Tap<'_>>,
+    ) -> Result<Copied> {
+        upload::copy(&self.client, digest, size, mount, feed, tap).await
+    }
+
+    /// Stores a manifest, under a tag where one is given.
+    pub(super) async fn put_manifest(
+        &self,
+        media_type: &str,
+        bytes: &Bytes,
+        tag: Option<&str>,
+    ) -> Result<Digest> {
+        let digest = Digest::of(bytes);
+        let name = tag.map_or_else(|| digest.to_string(), str::to_owned);
+        manifest::put(&self.client, &name, media_type, bytes).await?;
+        Ok(digest)
+    }
+
+    /// Stores the manifest of an artifact, and sees to it that it is listed among its subject's referrers.
+    pub(super) async fn put_referrer(
+        &self,
+        artifact: &NewArtifact,
+        subject: &Digest,
+    ) -> Result<Digest> {
+        let digest = Digest::of(&artifact.manifest);
+        let listed = manifest::put(
+            &self.client,
+            &digest.to_string(),
+            &artifact.media_type,
+            &artifact.manifest,
+        )
+        .await?;
+        if listed.is_none() {
+            referrers_list::add(&self.client, subject, &artifact.entry()).await?;
+        }
+        Ok(digest)
+    }
+
+    pub(super) async fn delete_manifest(&self, digest: &Digest) -> Result<bool> {
+        manifest::delete(&self.client, digest).await
+    }
+
+    /// Removes a referrer and its entry in the list that stands in for the referrers API.
+    pub(super) async fn delete_referrer(&self, digest: &Digest, subject: &Digest) -> Result<bool> {
+        // the entry first: what is listed must be there
+        if self
+            .find_tag(&format!("sha256-{}", subject.hex()))
+            .await?
+            .is_some()
+        {
+            referrers_list::remove(&self.client, subject, digest).await?;
+        }
+        manifest::delete(&self.client, digest).await
     }
 }
 

@@ -163,8 +163,8 @@ impl Reader {
             // the whole blob needs no range, until it breaks off
             let is_all = self.position == 0 && self.size == Some(self.end);
             let wanted = Wanted {
-                accept: None,
                 range: (!self.whole && !is_all).then_some(self.position..self.end),
+                ..Wanted::default()
             };
             let body = self.client.get_blob(&self.digest, &wanted).await?;
             match body.head().status() {

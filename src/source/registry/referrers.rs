@@ -41,11 +41,11 @@ struct Entry {
     annotations: Option<BTreeMap<String, String>>,
 }
 
-/// All referrers of this artifact type, in the registry's order.
+/// All referrers of this artifact type, or of any, in the registry's order.
 pub(super) async fn list(
     client: &Client,
     subject: &Digest,
-    artifact_type: &str,
+    artifact_type: Option<&str>,
 ) -> Result<Vec<Referrer>> {
     let what = format!("listing the referrers of {subject} of {}", client.name());
     match by_api(client, subject, artifact_type, &what).await? {
@@ -58,12 +58,14 @@ pub(super) async fn list(
 async fn by_api(
     client: &Client,
     subject: &Digest,
-    artifact_type: &str,
+    artifact_type: Option<&str>,
     what: &str,
 ) -> Result<Option<Vec<Referrer>>> {
     let mut url = client.url(&format!("referrers/{subject}"))?;
-    url.query_pairs_mut()
-        .append_pair("artifactType", artifact_type);
+    if let Some(artifact_type) = artifact_type {
+        url.query_pairs_mut()
+            .append_pair("artifactType", artifact_type);
+    }
     let mut found = Vec::new();
     let mut seen = HashSet::new();
     for answers in 0..MAX_ANSWERS {
@@ -105,7 +107,7 @@ async fn by_api(
 async fn by_tag(
     client: &Client,
     subject: &Digest,
-    artifact_type: &str,
+    artifact_type: Option<&str>,
     what: &str,
 ) -> Result<Vec<Referrer>> {
     let tag = format!("sha256-{}", subject.hex());
@@ -131,7 +133,7 @@ async fn by_tag(
 fn take(
     found: &mut Vec<Referrer>,
     document: &Document,
-    artifact_type: &str,
+    artifact_type: Option<&str>,
     what: &str,
 ) -> Result<()> {
     let index: Index = serde_json::from_slice(&document.bytes)
@@ -146,9 +148,10 @@ fn take(
         .flat_map(|list| list.split(','))
         .any(|filter| filter.trim() == "artifactType");
     for entry in index.manifests.unwrap_or_default() {
-        let of_type = match entry.artifact_type.as_deref() {
-            None | Some("") => is_filtered,
-            Some(other) => other == artifact_type,
+        let of_type = match (entry.artifact_type.as_deref(), artifact_type) {
+            (_, None) => true,
+            (None | Some(""), Some(_)) => is_filtered,
+            (Some(other), Some(wanted)) => other == wanted,
         };
         let Ok(digest) = entry.digest.parse::<Digest>() else {
             tracing::debug!(what, "a referrer whose digest is not SHA-256");
@@ -163,7 +166,10 @@ fn take(
         found.push(Referrer {
             digest,
             size: entry.size,
-            artifact_type: artifact_type.to_owned(),
+            artifact_type: artifact_type
+                .map(str::to_owned)
+                .or(entry.artifact_type)
+                .unwrap_or_default(),
             annotations: entry.annotations.unwrap_or_default(),
         });
     }

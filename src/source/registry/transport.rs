@@ -2,7 +2,10 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     time::{Duration, Instant, SystemTime},
 };
 
@@ -29,6 +32,9 @@ const SYSTEM_CERTIFICATES: &[&str] = &[
 
 /// A body is to bring at least this much in each stall time.
 const LEAST_PROGRESS: u64 = 4 << 10;
+
+/// So many stall times a registry may take to answer once it has the whole of a blob: it may be moving gigabytes.
+const WHOLE_STALLS: u32 = 20;
 
 /// The connections of everybody who reaches the network in the same way.
 pub(super) struct Transport {
@@ -105,6 +111,49 @@ impl Transport {
                 Kind::Unavailable,
                 format!("no answer from {host} within {} s", stall.as_secs_f64()),
             ))),
+        }
+    }
+
+    /// Sends a request with a long body, as far as it moves: `pulse` tells how far it is. Waits for the head of the answer.
+    pub(super) async fn upload(&self, request: Request, pulse: &Pulse) -> Result<Body, Failure> {
+        let host = host_of(request.url());
+        let client = match request.url().scheme() {
+            "https" => self.tls.get_or_try_init(|| self.tls_client()).await,
+            _ => self.plain.get_or_try_init(|| self.plain_client()).await,
+        }
+        .map_err(Failure::Final)?;
+        let stall = self.way.limits.stall;
+        let answer = client.execute(request);
+        tokio::pin!(answer);
+        let mut seen = pulse.sent();
+        let mut idle_since = Instant::now();
+        loop {
+            match timeout(stall, &mut answer).await {
+                Ok(Ok(response)) => {
+                    return Ok(Body {
+                        response,
+                        host,
+                        pace: Pace::new(stall),
+                    });
+                }
+                Ok(Err(error)) => return Err(network_failure(error, &host)),
+                Err(_) => {}
+            }
+            // what waits for its source, which has time limits of its own, is not stuck at the registry
+            let sent = pulse.sent();
+            if sent != seen || pulse.is_starved() {
+                (seen, idle_since) = (sent, Instant::now());
+            }
+            let allowed = match pulse.is_whole() {
+                true => stall.saturating_mul(WHOLE_STALLS),
+                false => stall,
+            };
+            if idle_since.elapsed() >= allowed {
+                return Err(Failure::passing(Error::new(
+                    Kind::Unavailable,
+                    format!("{host} has taken nothing for {} s", allowed.as_secs_f64()),
+                )));
+            }
         }
     }
 
@@ -229,6 +278,43 @@ fn pem_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
         .or_kind(Kind::Io, unreadable)?
         .collect::<std::result::Result<Vec<_>, _>>()
         .or_kind(Kind::InvalidArgument, unreadable)
+}
+
+/// How far a request's body is.
+#[derive(Default)]
+pub(super) struct Pulse {
+    sent: AtomicU64,
+    starved: AtomicBool,
+    whole: AtomicBool,
+}
+
+impl Pulse {
+    /// So many bytes more were taken by the connection.
+    pub(super) fn add(&self, bytes: u64) {
+        self.sent.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Whether the body's own source is being waited for.
+    pub(super) fn set_starved(&self, starved: bool) {
+        self.starved.store(starved, Ordering::Relaxed);
+    }
+
+    /// The body has no more.
+    pub(super) fn set_whole(&self) {
+        self.whole.store(true, Ordering::Relaxed);
+    }
+
+    fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    fn is_starved(&self) -> bool {
+        self.starved.load(Ordering::Relaxed)
+    }
+
+    fn is_whole(&self) -> bool {
+        self.whole.load(Ordering::Relaxed)
+    }
 }
 
 /// An answer whose body is still coming.

@@ -272,7 +272,10 @@ fn an_artifact_is_stored_found_replaced_and_removed() {
     run(async {
         let layout = Layout::open_folder(made.path(), Some("one")).await.unwrap();
         let numbers = async || -> Vec<String> {
-            let found = layout.referrers(&image, "application/test").await.unwrap();
+            let found = layout
+                .referrers(&image, Some("application/test"))
+                .await
+                .unwrap();
             found
                 .iter()
                 .map(|referrer| referrer.annotations["number"].clone())
@@ -290,14 +293,14 @@ fn an_artifact_is_stored_found_replaced_and_removed() {
         );
         assert!(
             layout
-                .referrers(&image, "application/other")
+                .referrers(&image, Some("application/other"))
                 .await
                 .unwrap()
                 .is_empty()
         );
         assert!(
             layout
-                .referrers(&one, "application/test")
+                .referrers(&one, Some("application/test"))
                 .await
                 .unwrap()
                 .is_empty()
@@ -319,7 +322,7 @@ fn an_artifact_is_stored_found_replaced_and_removed() {
             .unwrap();
         assert_eq!(
             archive
-                .referrers(&image, "application/test")
+                .referrers(&image, Some("application/test"))
                 .await
                 .unwrap()
                 .len(),
@@ -354,7 +357,7 @@ fn removal_frees_what_nothing_else_needs() {
         ],
     };
     run(async {
-        let layout = Layout::open_or_create(&folder).await.unwrap();
+        let layout = Layout::open_or_create(&folder, 0o700).await.unwrap();
         let first = layout
             .store(artifact([b"shared", b"only the first's"]))
             .await
@@ -369,7 +372,7 @@ fn removal_frees_what_nothing_else_needs() {
         let collected = layout.remove(&first).await.unwrap().unwrap();
         assert_eq!((collected.blobs, count()), (3, 4));
         assert_eq!(layout.remove(&first).await.unwrap(), None);
-        let again = Layout::open_or_create(&folder).await.unwrap();
+        let again = Layout::open_or_create(&folder, 0o700).await.unwrap();
         assert!(again.manifest(&second).await.is_ok());
         assert!(again.manifest(&first).await.is_err());
         again.remove(&second).await.unwrap().unwrap();
@@ -393,7 +396,7 @@ fn writers_side_by_side_lose_nothing() {
         let writers = (0..16).map(|number: u32| {
             let path = root.path().to_owned();
             async move {
-                let layout = Layout::open_or_create(&path).await?;
+                let layout = Layout::open_or_create(&path, 0o700).await?;
                 layout
                     .store(NewArtifact {
                         media_type: MANIFEST.to_owned(),

@@ -18,6 +18,7 @@ mod peers;
 mod ranges;
 mod redirects;
 mod streams;
+mod writes;
 
 /// Short enough for a test, long enough for a busy machine.
 const LIMITS: Limits = Limits {

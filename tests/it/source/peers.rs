@@ -1,13 +1,13 @@
 //! Our client against Debian's `docker-registry`, and skopeo against the registry of these tests.
 
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
 use futures_util::TryStreamExt as _;
 use serde_json::json;
 use socinbd::error::Kind;
 
 use super::*;
-use crate::support::{registry::MANIFEST, until};
+use crate::support::{docker_registry::DockerRegistry, registry::MANIFEST};
 
 const LAYER: usize = 9 << 20;
 
@@ -121,58 +121,11 @@ async fn skopeo_pushes_to_and_pulls_from_the_registry_of_these_tests() {
     assert_eq!(pulled, layer);
 }
 
-/// Debian's registry, while this lives.
-struct DockerRegistry {
-    child: Child,
-    host: String,
-    _folder: tempfile::TempDir,
-}
-
-impl DockerRegistry {
-    async fn start() -> Self {
-        let folder = tempfile::tempdir().expect("a folder");
-        // a port that was free a moment ago
-        let host = std::net::TcpListener::bind("127.0.0.1:0")
-            .and_then(|listener| listener.local_addr())
-            .expect("a free port")
-            .to_string();
-        let config = folder.path().join("config.yml");
-        let text = format!(
-            "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {}/data\nhttp:\n  addr: {host}\nlog:\n  level: error\n",
-            folder.path().display()
-        );
-        std::fs::write(&config, text).expect("write its configuration");
-        let child = Command::new("docker-registry")
-            .arg("serve")
-            .arg(&config)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("this test needs docker-registry (apt-get install docker-registry)");
-        until("docker-registry listens", || {
-            std::net::TcpStream::connect(&host).is_ok()
-        })
-        .await;
-        Self {
-            child,
-            host,
-            _folder: folder,
-        }
-    }
-}
-
-impl Drop for DockerRegistry {
-    fn drop(&mut self) {
-        let _ = self.child.kill(); // it may have ended by itself
-        let _ = self.child.wait();
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn debians_docker_registry() {
     let folder = tempfile::tempdir().expect("a folder");
     let (blob, layer) = layout(folder.path());
-    let registry = DockerRegistry::start().await;
+    let registry = DockerRegistry::start();
     let name = format!("{}/team/app:1", registry.host);
     skopeo(
         folder.path(),

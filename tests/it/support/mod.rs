@@ -1,6 +1,7 @@
 //! What several topics use.
 
 pub mod compare;
+pub mod docker_registry;
 pub mod registry;
 pub mod tars;
 pub mod vm;

@@ -42,14 +42,18 @@ impl State {
     }
 
     pub(super) fn delete_manifest(&mut self, asked: &Asked) -> Response<Body> {
+        let mut removed = false;
         if let (Some(digest), Some(repository)) =
             (asked.digest, self.repositories.get_mut(&asked.repository))
         {
-            repository.manifests.remove(&digest);
+            removed = repository.manifests.remove(&digest).is_some();
             repository.order.retain(|other| *other != digest);
             repository.tags.retain(|_, other| *other != digest);
         }
-        whole(202, "text/plain", "")
+        match removed {
+            true => whole(202, "text/plain", ""),
+            false => refusal(404, "MANIFEST_UNKNOWN", "no such manifest"),
+        }
     }
 
     pub(super) fn list_tags(&mut self, asked: &Asked) -> Response<Body> {
@@ -113,6 +117,18 @@ impl State {
         reply.body(body).unwrap_or_else(|_| internal())
     }
 
+    /// Keeps a part of an upload's body.
+    pub(super) fn keep(&mut self, asked: &Asked, body: &[u8]) {
+        let upload = asked
+            .rest
+            .parse()
+            .ok()
+            .and_then(|id: u64| self.uploads.get_mut(&id));
+        if let Some(so_far) = upload {
+            so_far.extend_from_slice(body);
+        }
+    }
+
     pub(super) fn upload(&mut self, asked: &Asked, body: &[u8]) -> Response<Body> {
         let repository = asked.repository.clone();
         let id: Option<u64> = asked.rest.parse().ok();
@@ -139,6 +155,9 @@ impl State {
         let Some(so_far) = self.uploads.get_mut(&id) else {
             return internal();
         };
+        if asked.upload_from.is_some_and(|from| from != so_far.len()) {
+            return refusal(416, "RANGE_INVALID", "the upload is elsewhere");
+        }
         so_far.extend_from_slice(body);
         let length = so_far.len();
         if let Some(expected) = asked.query.get("digest") {

@@ -43,6 +43,13 @@ pub enum Fault {
         /// Bytes that still arrive.
         after: u64,
     },
+    /// An upload: so many bytes of the request's body are kept, and the connection ends without an answer.
+    TakePart {
+        /// Bytes kept.
+        bytes: u64,
+    },
+    /// The request does its work, and the connection ends without an answer.
+    LoseAnswer,
     /// A body that is shorter than asked, in a well-formed answer that does not admit it.
     Truncate {
         /// Bytes that it has.

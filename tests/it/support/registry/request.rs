@@ -18,6 +18,8 @@ pub(super) struct Asked {
     pub(super) rest: String,
     pub(super) digest: Option<Digest>,
     pub(super) range: Option<Range<u64>>,
+    /// The first byte that `Content-Range` of an upload names.
+    pub(super) upload_from: Option<usize>,
     pub(super) authorization: Option<String>,
     pub(super) content_type: String,
     pub(super) host: String,
@@ -77,6 +79,8 @@ impl Asked {
                 };
                 (start < end).then_some(start..end)
             }),
+            upload_from: header(header::CONTENT_RANGE)
+                .and_then(|range| range.split('-').next()?.parse().ok()),
             authorization: header(header::AUTHORIZATION),
             content_type: header(header::CONTENT_TYPE).unwrap_or_default(),
             host: header(header::HOST).unwrap_or_default(),

@@ -92,10 +92,16 @@ pub(super) async fn respond(
     body: Bytes,
 ) -> Result<Response<Body>, Closed> {
     let fault = shared.state().fault(asked);
+    let loses_answer = matches!(fault, Some(Fault::LoseAnswer));
     match &fault {
         Some(Fault::Delay(by)) => tokio::time::sleep(*by).await,
         Some(Fault::Hang) => std::future::pending().await,
         Some(Fault::Close) => return Err(Closed),
+        Some(Fault::TakePart { bytes }) => {
+            let kept = body.slice(..body.len().min(*bytes as usize));
+            shared.state().keep(asked, &kept);
+            return Err(Closed);
+        }
         Some(Fault::Status { code, retry_after }) => {
             let mut reply = refusal(*code, "FAULT", "a fault of the script");
             if let Some(value) = retry_after
@@ -156,6 +162,9 @@ pub(super) async fn respond(
         (Kind::Upload, _) => shared.state().upload(asked, &body),
         _ => refusal(404, "UNSUPPORTED", "nothing here"),
     };
+    if loses_answer {
+        return Err(Closed);
+    }
     Ok(reply)
 }
 

@@ -1,0 +1,325 @@
+//! Where images, indexes and artifacts are written to: a repository of a registry, or a layout in a folder or a new tar file.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::{
+    future::BoxFuture,
+    stream::{self, BoxStream, StreamExt as _, TryStreamExt as _},
+};
+
+use super::{
+    Access, Limits, Manifest, Opened, Place, Source,
+    layout::{Layout, NewArtifact, Pack},
+    registry::{Purpose, Repository, Tap},
+};
+use crate::{
+    error::{Error, Kind, Result},
+    oci::{Digest, Reference},
+};
+
+/// Blobs of an artifact that are sent at a time, where nothing else is asked for.
+pub const DEFAULT_UPLOADS: usize = 3;
+/// Mode of the folders of a new layout, less the umask.
+const FOLDER_MODE: u32 = 0o777;
+
+/// How a blob came to its destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Copied {
+    /// It was there.
+    Present,
+    /// The registry took it from another of its repositories.
+    Mounted,
+    /// Its bytes were sent.
+    Uploaded,
+}
+
+/// One place that takes manifests and blobs. Cheap to clone; clones write to the same place.
+///
+/// What is written in an order that keeps each state whole: blobs, then the manifests that name them, then tags. An archive is there
+/// only after [`Destination::finish`].
+#[derive(Clone)]
+pub struct Destination(Arc<Inner>);
+
+struct Inner {
+    reference: Reference,
+    access: Access,
+    place: WritePlace,
+}
+
+enum WritePlace {
+    Registry(Repository),
+    Folder(Layout),
+    Archive(Pack),
+}
+
+impl Destination {
+    /// Opens the place that a reference names, and makes the layout where there is none. Touches no network. An archive is written
+    /// anew: one of that name is replaced at the end.
+    pub async fn open(reference: &Reference, access: &Access) -> Result<Self> {
+        Self::open_with(reference, access, Limits::default()).await
+    }
+
+    /// As [`Destination::open`], with other limits than usual.
+    pub async fn open_with(reference: &Reference, access: &Access, limits: Limits) -> Result<Self> {
+        let place = match reference {
+            Reference::Registry {
+                host,
+                repository,
+                tag,
+                digest,
+            } => WritePlace::Registry(Repository::open(
+                host,
+                repository,
+                tag.as_deref(),
+                *digest,
+                access,
+                limits,
+                Purpose::Push,
+            )?),
+            Reference::Layout { path, tag: _ } => {
+                WritePlace::Folder(Layout::open_or_create(path, FOLDER_MODE).await?)
+            }
+            Reference::Archive { path, tag: _ } => WritePlace::Archive(Pack::create(path).await?),
+        };
+        Ok(Self(Arc::new(Inner {
+            reference: reference.clone(),
+            access: access.clone(),
+            place,
+        })))
+    }
+
+    /// The reference that this was opened with.
+    pub fn reference(&self) -> &Reference {
+        &self.0.reference
+    }
+
+    /// The same place to read from; `None` for an archive, which cannot be read before it is finished.
+    pub async fn source(&self) -> Result<Option<Source>> {
+        let place = match &self.0.place {
+            WritePlace::Registry(repository) => Place::Registry(repository.clone()),
+            WritePlace::Folder(_) => {
+                return Source::open(&self.0.reference, &self.0.access)
+                    .await
+                    .map(Some);
+            }
+            WritePlace::Archive(_) => return Ok(None),
+        };
+        Ok(Some(Source(Arc::new(Opened {
+            reference: self.0.reference.clone(),
+            access: self.0.access.clone(),
+            place,
+        }))))
+    }
+
+    /// The manifest that a tag names there now, if there is one.
+    pub async fn tagged(&self, tag: &str) -> Result<Option<Manifest>> {
+        match &self.0.place {
+            WritePlace::Registry(repository) => repository.find_tag(tag).await,
+            WritePlace::Folder(layout) => {
+                let path = layout.place_path();
+                let layout = Layout::open_folder(&path, Some(tag)).await?;
+                match layout.root_manifest().await {
+                    Ok(manifest) => Ok(Some(manifest)),
+                    Err(error) if error.kind() == Kind::NotFound => Ok(None),
+                    Err(error) => Err(error),
+                }
+            }
+            WritePlace::Archive(_) => Ok(None),
+        }
+    }
+
+    /// Whether a blob is there.
+    pub async fn has_blob(&self, digest: &Digest, size: u64) -> Result<bool> {
+        match &self.0.place {
+            WritePlace::Registry(repository) => repository.has_blob(digest).await,
+            WritePlace::Folder(layout) => layout.has_blob(digest, size).await,
+            WritePlace::Archive(pack) => Ok(pack.has_blob(digest)),
+        }
+    }
+
+    /// Adds bytes as a blob, unless it is there.
+    pub async fn put_blob(&self, bytes: &Bytes) -> Result<Copied> {
+        let digest = Digest::of(bytes);
+        let size = bytes.len() as u64;
+        match &self.0.place {
+            WritePlace::Registry(repository) => {
+                let feed = |offset: u64| -> BoxFuture<'_, Result<BoxStream<'static, _>>> {
+                    // at most the length, which is a usize
+                    let rest = bytes.slice(usize::try_from(offset).unwrap_or(bytes.len())..);
+                    Box::pin(async move { Ok(stream::once(async { Ok(rest) }).boxed()) })
+                };
+                repository.copy_blob(&digest, size, None, &feed, None).await
+            }
+            WritePlace::Folder(layout) => {
+                if layout.has_blob(&digest, size).await? {
+                    return Ok(Copied::Present);
+                }
+                layout.put_blob(bytes).await.map(|()| Copied::Uploaded)
+            }
+            WritePlace::Archive(pack) => {
+                if pack.has_blob(&digest) {
+                    return Ok(Copied::Present);
+                }
+                pack.put_blob(bytes).await.map(|()| Copied::Uploaded)
+            }
+        }
+    }
+
+    /// Brings a blob here: nothing moves if it is here, a registry mounts what another of its repositories has, else its bytes
+    /// stream through. Only in that last case `tap` is called, and what it gives gets all bytes, once and in order.
+    pub async fn copy_blob(
+        &self,
+        from: &Source,
+        digest: &Digest,
+        size: u64,
+        tap: Option<Tap<'_>>,
+    ) -> Result<Copied> {
+        match &self.0.place {
+            WritePlace::Registry(repository) => {
+                let feed = |offset: u64| -> BoxFuture<'_, Result<BoxStream<'static, _>>> {
+                    Box::pin(from.stream_from(digest, offset, size))
+                };
+                let mount = self.mountable(from);
+                repository.copy_blob(digest, size, mount, &feed, tap).await
+            }
+            WritePlace::Folder(layout) => {
+                if layout.has_blob(digest, size).await? {
+                    return Ok(Copied::Present);
+                }
+                let pieces = from.stream(digest, size).await?;
+                layout
+                    .copy_blob(digest, size, pieces, tap.map(|tap| tap()))
+                    .await?;
+                Ok(Copied::Uploaded)
+            }
+            WritePlace::Archive(pack) => {
+                if pack.has_blob(digest) {
+                    return Ok(Copied::Present);
+                }
+                let pieces = from.stream(digest, size).await?;
+                pack.copy_blob(digest, size, pieces, tap.map(|tap| tap()))
+                    .await?;
+                Ok(Copied::Uploaded)
+            }
+        }
+    }
+
+    /// The repository that blobs of this source can be mounted from: one of the same registry.
+    fn mountable<'a>(&self, from: &'a Source) -> Option<&'a str> {
+        match (&self.0.reference, from.reference()) {
+            (
+                Reference::Registry {
+                    host, repository, ..
+                },
+                Reference::Registry {
+                    host: from_host,
+                    repository: from_repository,
+                    ..
+                },
+            ) if host == from_host && repository != from_repository => Some(from_repository),
+            _ => None,
+        }
+    }
+
+    /// Adds a manifest whose blobs are there, without a name of its own.
+    pub async fn put_manifest(&self, media_type: &str, bytes: &Bytes) -> Result<Digest> {
+        match &self.0.place {
+            WritePlace::Registry(repository) => {
+                repository.put_manifest(media_type, bytes, None).await
+            }
+            WritePlace::Folder(layout) => layout.put_blob(bytes).await.map(|()| Digest::of(bytes)),
+            WritePlace::Archive(pack) => pack.put_blob(bytes).await.map(|()| Digest::of(bytes)),
+        }
+    }
+
+    /// Adds a manifest whose blobs are there, and gives it the tag of this destination's reference: `latest` in a registry if it names
+    /// none. By a digest in the reference nothing can be tagged: an error.
+    pub async fn tag_manifest(&self, media_type: &str, bytes: &Bytes) -> Result<Digest> {
+        let tag = match &self.0.reference {
+            Reference::Registry {
+                digest: Some(digest),
+                ..
+            } if *digest != Digest::of(bytes) => {
+                return Err(Error::new(
+                    Kind::InvalidArgument,
+                    format!(
+                        "{}: what is written there has another digest; name a tag",
+                        self.0.reference
+                    ),
+                ));
+            }
+            Reference::Registry { tag, digest, .. } => match (tag, digest) {
+                (Some(tag), _) => Some(tag.as_str()),
+                (None, Some(_)) => None,
+                (None, None) => Some("latest"),
+            },
+            Reference::Layout { tag, .. } | Reference::Archive { tag, .. } => tag.as_deref(),
+        };
+        match &self.0.place {
+            WritePlace::Registry(repository) => {
+                repository.put_manifest(media_type, bytes, tag).await
+            }
+            WritePlace::Folder(layout) => layout.tag(media_type, bytes, tag).await,
+            WritePlace::Archive(pack) => pack.tag(media_type, bytes, tag).await,
+        }
+    }
+
+    /// Adds an artifact that refers to a manifest, so that it is found among that manifest's referrers: by the registry's API, where
+    /// there is none by the list under its tag, in a layout by `index.json`. `uploads` blobs are sent at a time.
+    pub async fn put_referrer(
+        &self,
+        artifact: NewArtifact,
+        subject: &Digest,
+        uploads: usize,
+    ) -> Result<Digest> {
+        match &self.0.place {
+            WritePlace::Registry(repository) => {
+                stream::iter(artifact.blobs.clone())
+                    .map(|blob| {
+                        let to = self.clone();
+                        async move { to.put_blob(&blob).await }
+                    })
+                    .buffer_unordered(uploads.max(1))
+                    .try_for_each(|_| async { Ok(()) })
+                    .await?;
+                repository.put_referrer(&artifact, subject).await
+            }
+            WritePlace::Folder(layout) => layout.store(artifact).await,
+            WritePlace::Archive(pack) => {
+                for blob in artifact.blobs.iter().chain([&artifact.manifest]) {
+                    pack.put_blob(blob).await?;
+                }
+                pack.list(artifact.entry());
+                Ok(Digest::of(&artifact.manifest))
+            }
+        }
+    }
+
+    /// Removes a referrer and what lists it. `false` when it was not there.
+    pub async fn delete_referrer(&self, digest: &Digest, subject: &Digest) -> Result<bool> {
+        match &self.0.place {
+            WritePlace::Registry(repository) => repository.delete_referrer(digest, subject).await,
+            WritePlace::Folder(layout) => layout.unlist(digest).await,
+            WritePlace::Archive(_) => Ok(false),
+        }
+    }
+
+    /// Removes a manifest. `false` when it was not there.
+    pub async fn delete_manifest(&self, digest: &Digest) -> Result<bool> {
+        match &self.0.place {
+            WritePlace::Registry(repository) => repository.delete_manifest(digest).await,
+            WritePlace::Folder(layout) => layout.unlist(digest).await,
+            WritePlace::Archive(_) => Ok(false),
+        }
+    }
+
+    /// All is written. Makes an archive whole; a registry and a folder are so at each moment.
+    pub async fn finish(&self) -> Result<()> {
+        match &self.0.place {
+            WritePlace::Registry(_) | WritePlace::Folder(_) => Ok(()),
+            WritePlace::Archive(pack) => pack.finish().await,
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! A blob that comes in pieces, written to a file and checked on its way.
+
+use std::{fs::File, os::unix::fs::FileExt as _, sync::Arc};
+
+use bytes::Bytes;
+use futures_util::stream::{BoxStream, StreamExt as _};
+use tokio::sync::mpsc;
+
+use super::blocking;
+use crate::{
+    error::{Error, Kind, Result, ResultExt as _},
+    oci::{Digest, digest::Hasher},
+};
+
+/// Writes the pieces at this place of the file. `tap` gets them too; one that goes away is done without. An error when they have
+/// another digest or size than said.
+pub(super) async fn write(
+    file: &Arc<File>,
+    start: u64,
+    digest: &Digest,
+    size: u64,
+    mut pieces: BoxStream<'static, Result<Bytes>>,
+    mut tap: Option<mpsc::Sender<Bytes>>,
+) -> Result<()> {
+    let mut hasher = Hasher::default();
+    let mut done: u64 = 0;
+    while let Some(piece) = pieces.next().await {
+        let piece = piece?;
+        let next = done
+            .checked_add(piece.len() as u64)
+            .filter(|next| *next <= size)
+            .ok_or_else(|| {
+                Error::new(Kind::Corrupt, format!("more bytes than the {size} it has"))
+            })?;
+        if let Some(listener) = &tap
+            && listener.send(piece.clone()).await.is_err()
+        {
+            tap = None;
+        }
+        let at = start
+            .checked_add(done)
+            .ok_or_else(|| Error::new(Kind::Unsupported, "an offset that no file has"))?;
+        let file = Arc::clone(file);
+        hasher = blocking(move || {
+            let mut hasher = hasher;
+            hasher.update(&piece);
+            file.write_all_at(&piece, at)
+                .or_kind(Kind::Io, || format!("writing at byte {at}"))?;
+            Ok(hasher)
+        })
+        .await?;
+        done = next;
+    }
+    let found = hasher.finish();
+    if done != size || found != *digest {
+        return Err(Error::new(
+            Kind::Corrupt,
+            format!("its source has {done} bytes of digest {found}, where {size} are expected"),
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,523 @@
+//! Writing to registries and layouts.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+use socinbd::{
+    error::Kind,
+    source::{
+        Copied, DEFAULT_UPLOADS, Destination,
+        layout::{Layout, NewArtifact},
+    },
+};
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::support::{
+    docker_registry::DockerRegistry,
+    registry::{Auth, Fault, INDEX, Kind as Asked, MANIFEST, On, Referrers, Times},
+};
+
+const LAYER: usize = 5 << 20;
+const TYPE: &str = "application/vnd.example.thing";
+
+async fn destination(reference: &str) -> Destination {
+    destination_with(reference, &Access::default()).await
+}
+
+async fn destination_with(reference: &str, access: &Access) -> Destination {
+    Destination::open_with(&reference.parse().expect("a reference"), access, LIMITS)
+        .await
+        .expect("opening touches no network")
+}
+
+async fn source(reference: &str) -> Source {
+    Source::open_with(
+        &reference.parse().expect("a reference"),
+        &Access::default(),
+        LIMITS,
+    )
+    .await
+    .expect("open")
+}
+
+/// A small artifact that refers to a manifest.
+fn artifact(name: &str, subject: &Bytes) -> NewArtifact {
+    let blob = Bytes::from(name.to_owned());
+    let descriptor = |media_type: &str, bytes: &Bytes| json!({"mediaType": media_type, "digest": Digest::of(bytes), "size": bytes.len()});
+    let config = Bytes::from_static(b"{}");
+    let manifest = json!({
+        "schemaVersion": 2, "mediaType": MANIFEST,
+        "config": descriptor(TYPE, &config),
+        "layers": [descriptor("text/plain", &blob)],
+        "subject": descriptor(MANIFEST, subject),
+        "annotations": {"name": name},
+    });
+    NewArtifact {
+        media_type: MANIFEST.to_owned(),
+        manifest: manifest.to_string().into(),
+        artifact_type: TYPE.to_owned(),
+        annotations: [("name".to_owned(), name.to_owned())].into(),
+        blobs: vec![blob, config],
+    }
+}
+
+/// A manifest with no layers, as a subject.
+fn subject(text: &str) -> Bytes {
+    json!({"schemaVersion": 2, "mediaType": MANIFEST, "config": {"mediaType": "a/b", "digest": Digest::of(b"{}"), "size": 2}, "layers": [], "annotations": {"text": text}})
+        .to_string()
+        .into()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_is_found_mounted_or_sent() {
+    let registry = Registry::start();
+    let layer = Bytes::from(noise(LAYER, 3));
+    let digest = registry.add_blob("from/a", layer.clone());
+    let size = LAYER as u64;
+
+    let from = source(&registry.reference("from/a:1")).await;
+    let to = destination(&registry.reference("to/b:1")).await;
+    let copied = to
+        .copy_blob(&from, &digest, size, None)
+        .await
+        .expect("copy");
+    assert_eq!(copied, Copied::Mounted);
+    let copied = to
+        .copy_blob(&from, &digest, size, None)
+        .await
+        .expect("copy");
+    assert_eq!(copied, Copied::Present);
+    assert_eq!(registry.counters().blob(&digest).bytes, 0, "no byte moved");
+
+    // from another registry its bytes pass once, and the tap hears them
+    let other = Registry::start();
+    let to = destination(&other.reference("to/b:1")).await;
+    let (sender, mut heard) = mpsc::channel::<Bytes>(4);
+    let listening = tokio::spawn(async move {
+        let mut bytes = Vec::new();
+        while let Some(piece) = heard.recv().await {
+            bytes.extend_from_slice(&piece);
+        }
+        bytes
+    });
+    let mut sender = Some(sender);
+    let mut tap = || sender.take().expect("called once");
+    let copied = to
+        .copy_blob(&from, &digest, size, Some(&mut tap))
+        .await
+        .expect("copy");
+    assert_eq!(copied, Copied::Uploaded);
+    assert_eq!(listening.await.expect("the listener"), layer);
+    assert_eq!(registry.counters().blob(&digest).bytes, size);
+    let back = source(&other.reference("to/b:1")).await;
+    assert_eq!(
+        streamed(&back, &digest, LAYER).await.expect("it is there"),
+        layer
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_that_breaks_off_goes_on_where_it_was() {
+    let registry = Registry::start();
+    let layer = noise(LAYER, 4);
+    let digest = registry.add_blob("a", layer.clone());
+    let from = source(&registry.reference("a")).await;
+    for (fault, at_least) in [
+        // kept in part: the rest is sent
+        (Fault::TakePart { bytes: 3 << 20 }, LAYER - (3 << 20)),
+        // nothing kept: all again
+        (Fault::TakePart { bytes: 0 }, LAYER),
+        // it was done, and nobody heard
+        (Fault::LoseAnswer, 0),
+        (Fault::status(503), LAYER),
+    ] {
+        let other = Registry::start();
+        let to = destination(&other.reference("b:1")).await;
+        // the POST passes, the PUT does not
+        other.fail(
+            On::Kind(Asked::Upload),
+            Fault::Delay(Duration::ZERO),
+            Times::Next(1),
+        );
+        other.fail(On::Kind(Asked::Upload), fault.clone(), Times::Next(1));
+        let copied = to
+            .copy_blob(&from, &digest, LAYER as u64, None)
+            .await
+            .unwrap_or_else(|error| panic!("{fault:?}: {error:?}"));
+        assert_eq!(copied, Copied::Uploaded);
+        let log = other.counters().log;
+        let sent = log
+            .iter()
+            .filter(|entry| entry.method == "PUT")
+            .filter_map(|entry| entry.headers.get("content-length")?.parse::<usize>().ok())
+            .skip(1)
+            .sum::<usize>();
+        assert_eq!(sent, at_least, "{fault:?}: sent after the failure");
+        let back = source(&other.reference("b")).await;
+        assert!(streamed(&back, &digest, LAYER).await.expect("there") == layer);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_lies_or_fails_stores_nothing() {
+    let registry = Registry::start();
+    let digest = Digest::of(b"what was promised");
+    registry.add_blob_as("a", digest, vec![7; 17]);
+    let from = source(&registry.reference("a")).await;
+    let other = Registry::start();
+    let folder = tempfile::tempdir().expect("a folder");
+    let archive = folder.path().join("new.tar");
+    for to in [
+        other.reference("b:1"),
+        format!("oci:{}/layout:1", folder.path().display()),
+        format!("oci-archive:{}:1", archive.display()),
+    ] {
+        let to = destination(&to).await;
+        let error = to
+            .copy_blob(&from, &digest, 17, None)
+            .await
+            .expect_err("a lie");
+        assert_eq!(error.kind(), Kind::Corrupt, "{error:?}");
+        assert!(!to.has_blob(&Digest::of(&[7; 17]), 17).await.expect("ask"));
+        let missing = Digest::of(b"missing");
+        let error = to
+            .copy_blob(&from, &missing, 5, None)
+            .await
+            .expect_err("none");
+        assert_eq!(error.kind(), Kind::NotFound, "{error:?}");
+        if to.reference().to_string().starts_with("oci-archive") {
+            to.finish().await.expect_err("not whole");
+        }
+    }
+    assert!(!archive.exists(), "no archive by halves");
+    let blobs = std::fs::read_dir(folder.path().join("layout/blobs/sha256")).expect("the blobs");
+    assert_eq!(blobs.count(), 0, "no blob by halves");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_for_pushing_is_asked_for() {
+    let registry = Registry::start();
+    registry.set_auth(Auth::Bearer {
+        user: Some(("me".to_owned(), "secret".to_owned())),
+        refresh_token: None,
+        lifetime: Duration::from_secs(60),
+    });
+    let config = docker_config(&registry.host(), "me", "secret");
+    let layer = Bytes::from(noise(100_000, 1));
+    let digest = registry.add_blob("from", layer.clone());
+    let to = destination_with(&registry.reference("to:1"), &config.access).await;
+    let from = open_with(&registry, "from", &config.access, LIMITS).await;
+    let copied = to
+        .copy_blob(&from, &digest, 100_000, None)
+        .await
+        .expect("copy");
+    assert_eq!(copied, Copied::Mounted);
+    registry.revoke_tokens(); // in the middle of a job
+    to.put_blob(&Bytes::from_static(b"more"))
+        .await
+        .expect("with a new token");
+    to.tag_manifest(MANIFEST, &subject("x")).await.expect("put");
+    assert!(registry.tags("to").contains_key("1"));
+    let scopes: Vec<String> = registry
+        .counters()
+        .log
+        .iter()
+        .filter(|entry| entry.kind == Asked::Token)
+        .map(|entry| entry.query.clone())
+        .collect();
+    assert!(
+        scopes
+            .iter()
+            .any(|query| query.contains("repository%3Ato%3Apull%2Cpush")),
+        "{scopes:?}"
+    );
+
+    let stranger = destination(&registry.reference("to:2")).await;
+    let error = stranger
+        .put_blob(&Bytes::from_static(b"no"))
+        .await
+        .expect_err("no login");
+    assert_eq!(error.kind(), Kind::Unauthorized, "{error:?}");
+}
+
+/// Referrers in the order of the list.
+async fn names(source: &Source, subject: &Bytes) -> Vec<String> {
+    let list = source
+        .all_referrers(&Digest::of(subject))
+        .await
+        .expect("list");
+    list.iter()
+        .map(|referrer| {
+            assert_eq!(referrer.artifact_type, TYPE);
+            referrer.annotations["name"].clone()
+        })
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn referrers_are_listed_with_and_without_the_api() {
+    let subject = subject("x");
+    let debian = DockerRegistry::start();
+    let (with, without) = (Registry::start(), Registry::start());
+    without.set_referrers(Referrers::Absent);
+    let folder = tempfile::tempdir().expect("a folder");
+    for place in [
+        with.reference("app:1"),
+        without.reference("app:1"),
+        format!("{}/app:1", debian.host),
+        format!("oci:{}:1", folder.path().display()),
+    ] {
+        let to = destination(&place).await;
+        to.put_blob(&Bytes::from_static(b"{}"))
+            .await
+            .expect("the config");
+        to.tag_manifest(MANIFEST, &subject)
+            .await
+            .expect("the subject");
+        let of = Digest::of(&subject);
+        let mut digests = Vec::new();
+        for name in ["one", "two", "two"] {
+            let put = to.put_referrer(artifact(name, &subject), &of, DEFAULT_UPLOADS);
+            digests.push(put.await.expect("put"));
+        }
+        let source = source(&place).await;
+        assert_eq!(names(&source, &subject).await, ["one", "two"], "{place}");
+        assert_eq!(
+            source.root_manifest().await.expect("the image").bytes,
+            subject,
+            "{place}: the image is as it was"
+        );
+        assert!(
+            to.delete_referrer(&digests[0], &of).await.expect("delete"),
+            "{place}"
+        );
+        assert_eq!(names(&source, &subject).await, ["two"], "{place}");
+        assert!(
+            !to.delete_referrer(&digests[0], &of).await.expect("again"),
+            "{place}"
+        );
+    }
+    let tag = format!("sha256-{}", Digest::of(&subject).hex());
+    assert!(
+        !with.tags("app").contains_key(&tag),
+        "no list where there is the API"
+    );
+    assert!(without.tags("app").contains_key(&tag));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn referrers_that_are_added_at_once_are_all_listed() {
+    let registry = Registry::start();
+    registry.set_referrers(Referrers::Absent);
+    let subject = subject("x");
+    let place = registry.reference("app:1");
+    let mut work = Vec::new();
+    for number in 0..8 {
+        let (place, subject) = (place.clone(), subject.clone());
+        work.push(tokio::spawn(async move {
+            let to = destination(&place).await;
+            let artifact = artifact(&format!("n{number}"), &subject);
+            to.put_referrer(artifact, &Digest::of(&subject), 1).await
+        }));
+    }
+    for task in work {
+        task.await.expect("a task").expect("put");
+    }
+    let mut found = names(&source(&place).await, &subject).await;
+    found.sort();
+    assert_eq!(found, ["n0", "n1", "n2", "n3", "n4", "n5", "n6", "n7"]);
+}
+
+/// Another program, which knows nothing of our lock, writes over the list between our write and our second look.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_that_another_writes_over_is_changed_again() {
+    let registry = Arc::new(Registry::start());
+    registry.set_referrers(Referrers::Absent);
+    let subject = subject("x");
+    let tag = format!("sha256-{}", Digest::of(&subject).hex());
+    let theirs = artifact("theirs", &subject);
+    registry.add_blob("app", Bytes::from_static(b"{}"));
+    let their_digest = registry.add_manifest("app", None, MANIFEST, theirs.manifest.clone());
+    let list = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [
+        {"mediaType": MANIFEST, "digest": their_digest, "size": theirs.manifest.len(), "artifactType": TYPE, "annotations": {"name": "theirs"}},
+    ]});
+    let watching = {
+        let (registry, tag) = (Arc::clone(&registry), tag.clone());
+        tokio::task::spawn_blocking(move || {
+            crate::support::wait("our list is written", || {
+                registry.tags("app").contains_key(&tag)
+            });
+            registry.add_manifest("app", Some(&tag), INDEX, list.to_string());
+        })
+    };
+    // slow enough that the other one is in between
+    registry.fail(
+        On::Kind(Asked::Manifest),
+        Fault::Delay(Duration::from_millis(60)),
+        Times::UntilHealed,
+    );
+    let to = destination(&registry.reference("app:1")).await;
+    to.put_referrer(artifact("ours", &subject), &Digest::of(&subject), 1)
+        .await
+        .expect("put");
+    watching.await.expect("the other one");
+    registry.heal();
+    let source = source(&registry.reference("app:1")).await;
+    assert_eq!(names(&source, &subject).await, ["theirs", "ours"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn layouts_are_written_whole_and_read_back() {
+    let registry = Registry::start();
+    let layer = noise(300_000, 9);
+    let digest = registry.add_blob("a", layer.clone());
+    let from = source(&registry.reference("a")).await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let archive = folder.path().join("new.tar");
+    for place in [
+        format!("oci:{}/layout:v1", folder.path().display()),
+        format!("oci-archive:{}:v1", archive.display()),
+    ] {
+        let to = destination(&place).await;
+        let copied = to
+            .copy_blob(&from, &digest, 300_000, None)
+            .await
+            .expect("copy");
+        assert_eq!(copied, Copied::Uploaded);
+        assert_eq!(
+            to.copy_blob(&from, &digest, 300_000, None)
+                .await
+                .expect("again"),
+            Copied::Present
+        );
+        to.put_blob(&Bytes::from_static(b"{}"))
+            .await
+            .expect("config");
+        to.tag_manifest(MANIFEST, &subject("old"))
+            .await
+            .expect("tag");
+        let new = subject("new");
+        if place.starts_with("oci:") {
+            assert_eq!(
+                to.tagged("v1")
+                    .await
+                    .expect("tagged")
+                    .map(|found| found.bytes),
+                Some(subject("old"))
+            );
+            to.tag_manifest(MANIFEST, &new).await.expect("tag again");
+        }
+        to.put_referrer(artifact("one", &new), &Digest::of(&new), 1)
+            .await
+            .expect("refer");
+        to.finish().await.expect("finish");
+        let source = source(&place).await;
+        let expected = if place.starts_with("oci:") {
+            &new
+        } else {
+            &subject("old")
+        };
+        assert_eq!(source.root_manifest().await.expect("root").bytes, *expected);
+        assert_eq!(
+            streamed(&source, &digest, layer.len())
+                .await
+                .expect("the layer"),
+            layer
+        );
+        assert_eq!(names(&source, &new).await, ["one"]);
+        assert_eq!(source.tags().await.expect("tags"), ["v1"]);
+    }
+    // an independent reader of the archive
+    let output = std::process::Command::new("tar")
+        .arg("-tf")
+        .arg(&archive)
+        .output()
+        .expect("tar");
+    assert!(output.status.success(), "{output:?}");
+    let listed = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        listed.contains(&format!("blobs/sha256/{}\n", digest.hex())),
+        "{listed}"
+    );
+    let layout = Layout::open_folder(&folder.path().join("layout"), None).await;
+    layout.expect("it is one");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_registry_takes_is_a_named_error() {
+    let registry = Registry::start();
+    let to = destination(&registry.reference("a:1")).await;
+    for (code, kind) in [
+        (400, Kind::Unsupported),
+        (403, Kind::Unauthorized),
+        (409, Kind::Unsupported),
+    ] {
+        registry.fail(
+            On::Kind(Asked::Manifest),
+            Fault::status(code),
+            Times::Next(1),
+        );
+        let error = to
+            .tag_manifest(MANIFEST, &subject("x"))
+            .await
+            .expect_err("refused");
+        assert_eq!(error.kind(), kind, "{error:?}");
+    }
+    let by_digest = destination(&registry.reference(&format!("a@{}", Digest::of(b"x")))).await;
+    let error = by_digest
+        .tag_manifest(MANIFEST, &subject("x"))
+        .await
+        .expect_err("a digest");
+    assert_eq!(error.kind(), Kind::InvalidArgument, "{error:?}");
+    let immutable = Fault::Answer {
+        code: 400,
+        headers: vec![("content-type".to_owned(), "application/json".to_owned())],
+        body: Bytes::from_static(br#"{"errors":[{"code":"TAG_INVALID","message":"The image tag '1' already exists in the 'a' repository and cannot be overwritten because the tag is immutable."}]}"#),
+    };
+    registry.fail(On::Kind(Asked::Manifest), immutable, Times::Next(1));
+    let error = to
+        .tag_manifest(MANIFEST, &subject("x"))
+        .await
+        .expect_err("immutable");
+    assert!(error.report().contains("immutable"), "{error:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tags_are_listed_through_pages() {
+    let debian = DockerRegistry::start();
+    let mut expected = Vec::new();
+    for number in 0..7 {
+        let to = destination(&format!("{}/app:v{number}", debian.host)).await;
+        to.put_blob(&Bytes::from_static(b"{}"))
+            .await
+            .expect("config");
+        to.tag_manifest(MANIFEST, &subject("x")).await.expect("tag");
+        expected.push(format!("v{number}"));
+    }
+    let found = source(&format!("{}/app", debian.host))
+        .await
+        .tags()
+        .await
+        .expect("tags");
+    assert_eq!(found, expected);
+    let registry = Registry::start();
+    let first = Fault::Replace {
+        content_type: "application/json".to_owned(),
+        body: Bytes::from_static(br#"{"tags":["b","c"]}"#),
+        headers: vec![(
+            "link".to_owned(),
+            "</v2/app/tags/list?last=c>; rel=\"next\"".to_owned(),
+        )],
+    };
+    registry.fail(On::Kind(Asked::Tags), first, Times::Next(1));
+    registry.tag("app", "a", Digest::of(b"x"));
+    let found = source(&registry.reference("app"))
+        .await
+        .tags()
+        .await
+        .expect("tags");
+    assert_eq!(found, ["a", "b", "c"]);
+    let _: Value = json!(found);
+}
