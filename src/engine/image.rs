@@ -217,7 +217,7 @@ fn document(found: &Manifest) -> Result<Document> {
 
 fn not_an_image(digest: &Digest, error: manifest::Error) -> Error {
     let hint = match error {
-        manifest::Error::NotAnImage(What::SociIndex(_)) => {
+        manifest::Error::NotAnImage(What::SociIndex(_) | What::CompactIndex) => {
             " (attach the image that it belongs to; --index names an index)"
         }
         _ => "",

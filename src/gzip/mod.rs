@@ -1,8 +1,10 @@
-//! Deflate: `scan`, one pass over a layer that finds checkpoints; `inflate`, one span from its checkpoint. Pure.
+//! Deflate: `scan`, one pass over a layer that finds checkpoints; `inflate`, one span from its checkpoint; `references`, which bytes
+//! of its window a span needs. Pure.
 
 mod filler;
 pub mod header;
 pub mod inflate;
+pub mod references;
 pub mod scan;
 mod zlib;
 

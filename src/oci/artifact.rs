@@ -22,6 +22,8 @@ pub enum What {
     ImageIndex,
     /// A SOCI index of this version.
     SociIndex(u8),
+    /// A compact index, this program's own.
+    CompactIndex,
     /// The list under a tag `sha256-<hex>` where a registry has no referrers API.
     ReferrersList,
     /// A signature, and by what it was made.
@@ -61,6 +63,7 @@ impl fmt::Display for What {
             Self::Image => f.write_str("an image"),
             Self::ImageIndex => f.write_str("an image index"),
             Self::SociIndex(version) => write!(f, "a SOCI index (v{version})"),
+            Self::CompactIndex => f.write_str("a compact index"),
             Self::ReferrersList => f.write_str("a list of referrers"),
             Self::Signature(by) => write!(f, "a {by} signature"),
             Self::HelmChart => f.write_str("a Helm chart"),
@@ -177,6 +180,7 @@ fn known(media_type: &str) -> Option<What> {
     Some(match media_type {
         "application/vnd.amazon.soci.index.v1+json" => What::SociIndex(1),
         "application/vnd.amazon.soci.index.v2+json" => What::SociIndex(2),
+        "application/vnd.socinbd.compact-index.v1+json" => What::CompactIndex,
         "application/vnd.dev.cosign.simplesigning.v1+json"
         | "application/vnd.dev.cosign.artifact.sig.v1+json" => What::Signature("cosign"),
         "application/vnd.cncf.notary.signature" => What::Signature("Notary Project"),

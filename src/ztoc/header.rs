@@ -129,8 +129,8 @@ fn last_header<'a>(
         .filter(|header| header.data_offset == data_offset)
 }
 
-/// What a table can hold of a header's time.
-fn storable(mtime: Option<Timestamp>) -> Option<Timestamp> {
+/// What a zTOC can hold of a header's time.
+pub fn storable(mtime: Option<Timestamp>) -> Option<Timestamp> {
     mtime.and_then(|mtime| time::parse(time::format(mtime).as_bytes()))
 }
 

@@ -38,7 +38,7 @@ use std::ops::Range;
 
 use crate::tar::Entry;
 
-pub use header::{HeaderMismatch, check_header, fingerprint, header_fingerprint};
+pub use header::{HeaderMismatch, check_header, fingerprint, header_fingerprint, storable};
 pub use spans::{Span, SpanTable};
 pub use write::{ZtocParts, write};
 pub use zinfo::{CheckpointsBuilder, TarInfo, WINDOW_SIZE};
