@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, sync::watch};
 
 use super::request::{DeviceChoice, DeviceKind};
 use crate::{
@@ -20,7 +20,7 @@ use crate::{
         loopdev::{self, LoopDevice, LoopOptions},
         nbd::{self as kernel_nbd, DeadLinks, LinkEvent, NbdDevice, NbdOptions},
     },
-    layer::Disk,
+    layer::{Disk, Progress},
     nbd,
     oci::Digest,
 };
@@ -32,10 +32,10 @@ const CONNECTIONS: usize = 2;
 const NBD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long requests wait for a new connection when all are dead.
 const NBD_DEAD: Duration = Duration::from_secs(60);
-/// `read_ahead_kb` of an incomplete device. The layer reads ahead by span; what the kernel reads ahead costs fetches that nobody asked for.
-const READ_AHEAD_INCOMPLETE_KB: u64 = 16;
-/// `read_ahead_kb` of a complete device: the kernel's usual value.
-const READ_AHEAD_COMPLETE_KB: u64 = 128;
+/// `read_ahead_kb` of a lazy device. The layer reads ahead by span; what the kernel reads ahead costs fetches that nobody asked for.
+const READ_AHEAD_LAZY_KB: u64 = 16;
+/// `read_ahead_kb` of a device whose disk is complete, or will be without being asked: the kernel's usual value.
+const READ_AHEAD_KB: u64 = 128;
 /// The largest request of an nbd device.
 const NBD_MAX_REQUEST_KB: u64 = 1024;
 
@@ -169,12 +169,21 @@ impl Devices {
         }
         let (this, disk) = (Arc::clone(self), Arc::clone(disk));
         let made = tokio::task::spawn_blocking(move || this.make(disk, kind, why)).await;
-        let device = Arc::new(made.or_kind(Kind::Io, || "making a device".into())??);
+        let (device, progress) = made.or_kind(Kind::Io, || "making a device".into())??;
+        let device = Arc::new(device);
+        self.runtime
+            .spawn(Device::follow(Arc::downgrade(&device), progress));
         *place = Arc::downgrade(&device);
         Ok(device)
     }
 
-    fn make(&self, disk: Arc<Disk>, kind: DeviceKind, why: String) -> Result<Device> {
+    /// The device, and the progress of its disk since the read-ahead was set.
+    fn make(
+        &self,
+        disk: Arc<Disk>,
+        kind: DeviceKind,
+        why: String,
+    ) -> Result<(Device, watch::Receiver<Progress>)> {
         let backing = match kind {
             DeviceKind::Loop => self.loop_on(&disk, disk.file().as_fd()).map(Backing::Loop),
             DeviceKind::Fuse => self.make_fuse(&disk),
@@ -193,8 +202,9 @@ impl Devices {
             why,
             backing,
         };
+        let progress = device.disk.progress();
         device.set_read_ahead().map_err(context)?;
-        Ok(device)
+        Ok((device, progress))
     }
 
     fn make_fuse(&self, disk: &Arc<Disk>) -> Result<Backing> {
@@ -229,14 +239,30 @@ impl Device {
         let largest = (self.kind == DeviceKind::Nbd).then_some(NBD_MAX_REQUEST_KB);
         blockdev::set_read_ahead(&self.name(), largest, read_ahead_kb(&self.disk))
     }
+
+    /// Sets the read-ahead anew whenever the disk's progress changes, as long as the device is there.
+    async fn follow(device: Weak<Self>, mut progress: watch::Receiver<Progress>) {
+        // an error: the disk is gone, and so is the device
+        while progress.changed().await.is_ok() {
+            let Some(device) = device.upgrade() else {
+                return;
+            };
+            // the largest request stays: setting it would wait for all requests in flight, and hold up the others meanwhile
+            let set =
+                move || blockdev::set_read_ahead(&device.name(), None, read_ahead_kb(&device.disk));
+            let set = tokio::task::spawn_blocking(set).await;
+            if let Ok(Err(error)) = set {
+                tracing::warn!("a device keeps its read-ahead: {}", error.report());
+            }
+        }
+    }
 }
 
 /// The `read_ahead_kb` that a device of this disk should have.
 fn read_ahead_kb(disk: &Disk) -> u64 {
-    if disk.is_complete() {
-        READ_AHEAD_COMPLETE_KB
-    } else {
-        READ_AHEAD_INCOMPLETE_KB
+    match *disk.progress().borrow() {
+        Progress::Lazy => READ_AHEAD_LAZY_KB,
+        Progress::Filling | Progress::Complete => READ_AHEAD_KB,
     }
 }
 

@@ -40,6 +40,7 @@ pub use why::{Explanation, LayerExplanation};
 use crate::{
     error::{Error, Kind, Result, ResultExt},
     kernel::{self, loopdev, mountinfo, nbd as kernel_nbd},
+    layer::Progress,
     oci::Digest,
 };
 use devices::{Device, Devices};
@@ -397,6 +398,9 @@ impl Live {
             state: match &why {
                 Some(_) => State::Degraded,
                 None if disks().all(|disk| disk.is_complete()) => State::Complete,
+                None if disks().any(|disk| *disk.progress().borrow() == Progress::Filling) => {
+                    State::Filling
+                }
                 None => State::Lazy,
             },
             why,

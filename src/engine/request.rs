@@ -172,6 +172,8 @@ pub struct AttachmentStatus {
 pub enum State {
     /// Served, and some spans are absent.
     Lazy,
+    /// Served, and all absent spans of a layer are being fetched, for most of it was wanted.
+    Filling,
     /// Every layer is complete.
     Complete,
     /// A fetch fails at the moment; see `why`.
@@ -184,6 +186,7 @@ impl std::fmt::Display for State {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.pad(match self {
             Self::Lazy => "lazy",
+            Self::Filling => "filling",
             Self::Complete => "complete",
             Self::Degraded => "degraded",
             Self::Dead => "dead",

@@ -10,10 +10,14 @@ use std::{
 
 use tokio::sync::{Semaphore, oneshot};
 
+use super::flight::Effort;
 use crate::gzip::inflate::SpanDecoder;
 
 /// What a decoding thread does: it gets that thread's decoder.
-type Job = Box<dyn FnOnce(&mut SpanDecoder) + Send>;
+struct Job {
+    effort: Arc<Effort>,
+    run: Box<dyn FnOnce(&mut SpanDecoder) + Send>,
+}
 
 /// Jobs that may wait for a thread; who comes later waits in the async side.
 const QUEUE_LENGTH: usize = 64;
@@ -59,18 +63,22 @@ impl Decoders {
         Ok(pool)
     }
 
-    /// Runs a job on one of the threads.
+    /// Runs a job on one of the threads; before those of efforts that nobody waits for, if somebody waits for this one.
     pub(super) async fn run<T: Send + 'static>(
         &self,
+        effort: &Arc<Effort>,
         job: impl FnOnce(&mut SpanDecoder) -> T + Send + 'static,
     ) -> Result<T, Failed> {
         let (done, result) = oneshot::channel();
         let room = self.0.room.acquire().await.map_err(|_| Failed)?;
         room.forget(); // given back by the thread that takes the job
-        self.0.push(Box::new(move |decoder| {
-            // nobody waits any more: the work is done all the same
-            let _ = done.send(job(decoder));
-        }));
+        self.0.push(Job {
+            effort: Arc::clone(effort),
+            run: Box::new(move |decoder| {
+                // nobody waits any more: the work is done all the same
+                let _ = done.send(job(decoder));
+            }),
+        });
         result.await.map_err(|_| Failed)
     }
 }
@@ -96,7 +104,9 @@ impl Queue {
     fn pop(&self) -> Result<Job, bool> {
         let mut state = self.lock();
         loop {
-            if let Some(job) = state.jobs.pop_front() {
+            // at most QUEUE_LENGTH are looked at
+            let awaited = state.jobs.iter().position(|job| job.effort.is_awaited());
+            if let Some(job) = state.jobs.remove(awaited.unwrap_or(0)) {
                 self.room.add_permits(1);
                 return Ok(job);
             }
@@ -131,7 +141,7 @@ fn work(queue: &Queue) {
         let mut decoder = SpanDecoder::default();
         let closed = loop {
             // a panic costs this job and this decoder, not the thread
-            let run = AssertUnwindSafe(|| job(&mut decoder));
+            let run = AssertUnwindSafe(|| (job.run)(&mut decoder));
             if std::panic::catch_unwind(run).is_err() {
                 decoder = SpanDecoder::default();
             }
@@ -148,13 +158,18 @@ fn work(queue: &Queue) {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::flight::Purpose, *};
+
+    fn effort(purpose: Purpose) -> Arc<Effort> {
+        Effort::new(purpose, None)
+    }
 
     #[tokio::test]
     async fn jobs_run_on_the_pools_threads_and_give_their_results() {
         let pool = Decoders::start(2).unwrap();
+        let effort = effort(Purpose::Reader);
         let jobs = (0..200).map(|number| {
-            pool.run(move |_| {
+            pool.run(&effort, move |_| {
                 let name = thread::current().name().map(str::to_owned);
                 (number, name.is_some_and(|name| name.starts_with("decode-")))
             })
@@ -168,8 +183,29 @@ mod tests {
     #[tokio::test]
     async fn a_panic_fails_its_job_only() {
         let pool = Decoders::start(1).unwrap();
-        let failed: Result<(), Failed> = pool.run(|_| panic!("a bug")).await;
+        let effort = effort(Purpose::Reader);
+        let failed: Result<(), Failed> = pool.run(&effort, |_| panic!("a bug")).await;
         assert!(failed.is_err());
-        assert_eq!(pool.run(|_| 7).await.unwrap(), 7);
+        assert_eq!(pool.run(&effort, |_| 7).await.unwrap(), 7);
+    }
+
+    #[test]
+    fn what_a_reader_waits_for_goes_first() {
+        let queue = Queue {
+            jobs: Mutex::default(),
+            changed: Condvar::new(),
+            room: Semaphore::new(0),
+        };
+        let (later, reader) = (effort(Purpose::Later), effort(Purpose::Reader));
+        for effort in [&later, &reader, &later, &reader] {
+            queue.push(Job {
+                effort: Arc::clone(effort),
+                run: Box::new(|_| ()),
+            });
+        }
+        let order: Vec<bool> = (0..4)
+            .map(|_| queue.pop_or_end().unwrap().effort.is_awaited())
+            .collect();
+        assert_eq!(order, [true, true, false, false]);
     }
 }

@@ -14,12 +14,14 @@ use std::{
     time::Duration,
 };
 
+use tokio::sync::watch;
+
 use super::{
-    Allocation, Counters, LayerBlob, StackingFacts, Store,
+    Allocation, Counters, LayerBlob, Progress, StackingFacts, Store,
     allocation::{self, Extents},
     bitmap::Bitmap,
     fetch,
-    flight::{self, Flights},
+    flight::{self, Claim, Deadline, Flights, Purpose},
     folder::{self, Folder},
     headers::Headers,
     health::{Health, Reason},
@@ -28,6 +30,7 @@ use super::{
     spans::Spans,
     state::State,
     uncached::UncachedFile,
+    whole::{self, Whole},
 };
 use crate::{
     error::{Error, Kind, Result, ResultExt as _},
@@ -69,6 +72,7 @@ pub struct Disk {
     flights: Arc<Flights>,
     sources: Sources,
     readahead: ReadAhead,
+    whole: Whole,
     health: Health,
     counters: Mutex<Counters>,
     /// Spans that are in memory only, as far as is known.
@@ -126,6 +130,8 @@ impl Disk {
                 bitmap.set(span);
             }
         }
+        let absent = bitmap.count() - bitmap.present();
+        let whole = Whole::new(absent, store.options().never_whole);
         let disk = Arc::new_cyclic(|me| Self {
             me: Weak::clone(me),
             store: Arc::clone(store),
@@ -144,6 +150,7 @@ impl Disk {
             bitmap,
             flights: Arc::default(),
             readahead: ReadAhead::default(),
+            whole,
             health: Health::default(),
             counters: Mutex::default(),
             unsynced: Mutex::default(),
@@ -182,6 +189,11 @@ impl Disk {
     /// Whether every span is present (and, where that is known, verified as a whole).
     pub fn is_complete(&self) -> bool {
         self.bitmap.is_full()
+    }
+
+    /// How far the disk is, now and when that changes.
+    pub fn progress(&self) -> watch::Receiver<Progress> {
+        self.whole.progress()
     }
 
     /// Whether the disk is complete and the layer's bytes were checked in full against its digest.
@@ -285,12 +297,18 @@ impl Disk {
             self.needed(&range),
             |span| self.bitmap.get(span),
             |run| self.compressed_length(run) <= MAX_FETCH_BYTES,
+            Purpose::Reader,
             deadline,
         );
-        for claim in claims {
-            self.store.spawn(fetch::fetch(Arc::clone(self), claim));
-        }
+        let _waiting = self.store.traffic().wait();
+        let missed = claims.last().map(|claim| SpanId(claim.spans().end));
+        self.start(claims);
         self.read_ahead(&range);
+        if let Some(next) = missed
+            && self.whole.is_due_after_miss()
+        {
+            self.store.spawn(whole::fetch_all(Arc::clone(self), next));
+        }
         for waiter in waiters {
             let late = || fetch::unanswered(self, &range);
             waiter.wait(deadline, late).await?;
@@ -340,6 +358,7 @@ impl Disk {
             for span in &spans {
                 self.bitmap.clear(*span);
             }
+            self.whole.lost();
             let error = Error::with_source(
                 Kind::Io,
                 format!("cannot write {} to its disk", self.path.display()),
@@ -392,6 +411,16 @@ impl Disk {
         &self.sources
     }
 
+    /// Whether it is fetched as a whole.
+    pub(super) fn whole(&self) -> &Whole {
+        &self.whole
+    }
+
+    /// Whether a span is present.
+    pub(super) fn has(&self, span: SpanId) -> bool {
+        self.bitmap.get(span)
+    }
+
     pub(super) fn health(&self) -> &Health {
         &self.health
     }
@@ -434,6 +463,9 @@ impl Disk {
         }
         self.bitmap.set(span);
         drop(disowned);
+        if self.bitmap.is_full() {
+            self.whole.completed();
+        }
         let mut unsynced = lock(&self.unsynced);
         unsynced.push(span);
         if unsynced.len() == 1 {
@@ -445,6 +477,7 @@ impl Disk {
     /// The span before has shown that this one is not what the table says. Readers do not see it any more, now or later.
     pub(super) fn disown(&self, span: SpanId) -> io::Result<()> {
         lock(&self.disowned).insert(span);
+        self.whole.lost();
         self.bitmap.disown(span)
     }
 
@@ -475,7 +508,7 @@ impl Disk {
     }
 
     /// Compressed bytes of adjacent spans.
-    fn compressed_length(&self, run: &Range<u32>) -> u64 {
+    pub(super) fn compressed_length(&self, run: &Range<u32>) -> u64 {
         let start = self.spans.compressed(SpanId(run.start)).start;
         let end = self.spans.compressed(SpanId(run.end - 1)).end; // never empty
         end.get() - start.get()
@@ -506,12 +539,28 @@ impl Disk {
             let disk = first.disk.start..last.disk.end;
             self.readahead.mark(ahead.reader, &disk);
         }
+        let deadline = flight::deadline(Some(AHEAD_TIMEOUT));
+        self.start(self.claim(ahead.spans, MAX_AHEAD_BYTES, deadline));
+    }
+
+    /// Claims those of adjacent spans that are neither present nor on their way, in pieces of so many compressed bytes, for nobody yet.
+    pub(super) fn claim(
+        &self,
+        spans: Range<u32>,
+        most_bytes: u64,
+        deadline: Deadline,
+    ) -> Vec<Claim> {
         let (_, claims) = self.flights.claim(
-            ahead.spans.map(SpanId),
+            spans.map(SpanId),
             |span| self.bitmap.get(span),
-            |run| self.compressed_length(run) <= MAX_AHEAD_BYTES,
-            flight::deadline(Some(AHEAD_TIMEOUT)),
+            |run| self.compressed_length(run) <= most_bytes,
+            Purpose::Later,
+            deadline,
         );
+        claims
+    }
+
+    fn start(self: &Arc<Self>, claims: Vec<Claim>) {
         for claim in claims {
             self.store.spawn(fetch::fetch(Arc::clone(self), claim));
         }

@@ -2,11 +2,13 @@
 
 use std::{ops::Range, sync::Arc, time::Duration};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use futures_util::{StreamExt as _, stream::BoxStream, stream::FuturesUnordered};
+use tokio::sync::SemaphorePermit;
 
 use super::{
     Disk,
-    flight::Claim,
+    flight::{Claim, Effort},
     scatter::scatter,
     truth::{Decoded, Lie},
 };
@@ -87,36 +89,11 @@ async fn fetch_round(disk: &Arc<Disk>, claim: &Claim, missing: &mut Vec<SpanId>)
                 continue;
             }
         };
+        let from = |error: Error| error.context(format!("from {}", source.reference()));
         let mut left = Vec::new();
         for run in runs(missing) {
-            let results = match fetch_run(disk, &source, run.clone()).await {
-                Ok(results) => results,
-                Err(error) => {
-                    let place = format!("from {}", source.reference());
-                    failures.push(error.context(place));
-                    left.extend(run.map(SpanId));
-                    continue;
-                }
-            };
-            for (span, result) in results {
-                match result {
-                    Ok(()) => {
-                        disk.health().fetched(span);
-                        claim.end(span, Ok(()));
-                    }
-                    Err(Refused::Mismatch(error)) => {
-                        let place = format!("from {}", source.reference());
-                        failures.push(error.context(place));
-                        left.push(span);
-                    }
-                    Err(Refused::Lasting(error)) => {
-                        let error = Arc::new(error);
-                        tracing::warn!("{}", error.report());
-                        disk.health().failed(&[span], &error);
-                        claim.end(span, Err(error));
-                    }
-                }
-            }
+            let results = fetch_run(disk, claim, &source, run, &mut left).await;
+            failures.extend(results.into_iter().map(from));
         }
         *missing = left;
         if missing.is_empty() {
@@ -126,57 +103,147 @@ async fn fetch_round(disk: &Arc<Disk>, claim: &Claim, missing: &mut Vec<SpanId>)
     failures
 }
 
-/// One ranged GET for adjacent spans, and what became of each.
+/// One ranged GET for adjacent spans. Each is decoded as soon as its bytes are here, while those of the next ones come. Spans that are
+/// to be tried again are `left`; gives what failed.
 async fn fetch_run(
     disk: &Arc<Disk>,
+    claim: &Claim,
     source: &Source,
     run: Range<u32>,
-) -> Result<Vec<(SpanId, Result<(), Refused>)>> {
-    let spans = disk.spans();
-    let start = spans.compressed(SpanId(run.start)).start.get();
-    let end = spans.compressed(SpanId(run.end - 1)).end.get();
-    let _room = disk.store().memory(end - start).await;
-    let bytes = if start < end {
-        disk.count_fetch(|counters| counters.fetches += 1);
-        source
-            .range_within(&disk.layer().digest, start..end, PATIENCE)
-            .await?
-    } else {
-        Bytes::new()
-    };
-    if bytes.len() as u64 != end - start {
-        return Err(Error::new(
-            Kind::Corrupt,
-            format!("{} bytes came for bytes {start} to {end}", bytes.len()),
-        ));
-    }
-    disk.count_fetch(|counters| counters.fetched_bytes += bytes.len() as u64);
-    let jobs = run.map(|span| {
-        let span = SpanId(span);
-        let range = spans.compressed(span);
-        // inside `bytes`: spans follow each other in the blob
-        let part =
-            bytes.slice((range.start.get() - start) as usize..(range.end.get() - start) as usize);
-        let disk = Arc::clone(disk);
-        async move {
-            let worker = Arc::clone(&disk);
-            let result = disk
-                .store()
-                .decoders()
-                .run(move |decoder| place(&worker, span, &part, decoder))
-                .await;
-            let failed = |failed| {
-                let context = format!("span {span} of layer {}", disk.layer().digest);
-                Err(Refused::Lasting(Error::with_source(
-                    Kind::Io,
-                    context,
-                    failed,
-                )))
-            };
-            (span, result.unwrap_or_else(failed))
+    left: &mut Vec<SpanId>,
+) -> Vec<Error> {
+    let mut bytes = Arrivals::new(disk, source, run.clone()).await;
+    let mut decoding = FuturesUnordered::new();
+    let mut failures = Vec::new();
+    let mut arriving = run.clone();
+    loop {
+        tokio::select! {
+            part = bytes.next(arriving.start), if !arriving.is_empty() => match part {
+                Ok(part) => {
+                    decoding.push(decode(disk, claim.effort(), SpanId(arriving.start), part));
+                    arriving.start += 1;
+                }
+                Err(error) => {
+                    failures.push(error);
+                    left.extend(arriving.map(SpanId));
+                    arriving = run.end..run.end;
+                }
+            },
+            Some((span, result)) = decoding.next(), if !decoding.is_empty() => match result {
+                Ok(()) => {
+                    disk.health().fetched(span);
+                    claim.end(span, Ok(()));
+                }
+                Err(Refused::Mismatch(error)) => {
+                    failures.push(error);
+                    left.push(span);
+                }
+                Err(Refused::Lasting(error)) => {
+                    let error = Arc::new(error);
+                    tracing::warn!("{}", error.report());
+                    disk.health().failed(&[span], &error);
+                    claim.end(span, Err(error));
+                }
+            },
+            else => break,
         }
-    });
-    Ok(futures_util::future::join_all(jobs).await)
+    }
+    left.sort_unstable();
+    failures
+}
+
+/// The bytes of adjacent spans as they come. The spans overlap where one ends inside a byte.
+struct Arrivals<'a> {
+    disk: &'a Arc<Disk>,
+    pieces: BoxStream<'a, Result<Bytes>>,
+    /// Bytes of the blob from `start` on.
+    bytes: BytesMut,
+    start: u64,
+    /// The end of the last span.
+    end: u64,
+    _room: Option<SemaphorePermit<'a>>,
+}
+
+impl<'a> Arrivals<'a> {
+    /// Waits for room in memory, and asks the source.
+    async fn new(disk: &'a Arc<Disk>, source: &'a Source, run: Range<u32>) -> Self {
+        let start = disk.spans().compressed(SpanId(run.start)).start.get();
+        let end = disk.spans().compressed(SpanId(run.end - 1)).end.get(); // a run is not empty
+        let room = disk.store().memory(end - start).await;
+        let pieces = if start < end {
+            disk.count_fetch(|counters| counters.fetches += 1);
+            source.pieces(&disk.layer().digest, start..end, PATIENCE)
+        } else {
+            futures_util::stream::empty().boxed()
+        };
+        Self {
+            disk,
+            pieces,
+            bytes: BytesMut::new(),
+            start,
+            end,
+            _room: room,
+        }
+    }
+
+    /// The bytes of a span; each is asked for in its turn. May be dropped while it waits, and called again.
+    async fn next(&mut self, span: u32) -> Result<Bytes> {
+        let range = self.disk.spans().compressed(SpanId(span));
+        let (start, end) = (range.start.get(), range.end.get());
+        while self.start + (self.bytes.len() as u64) < end {
+            let Some(piece) = self.pieces.next().await.transpose()? else {
+                let at = self.start + self.bytes.len() as u64;
+                return Err(Error::new(
+                    Kind::Corrupt,
+                    format!("byte {at} of a range to {} is the last that came", self.end),
+                ));
+            };
+            self.disk
+                .count_fetch(|counters| counters.fetched_bytes += piece.len() as u64);
+            if self.bytes.is_empty() {
+                self.bytes.reserve((end - self.start) as usize); // at most MAX_SPAN_BYTES
+            }
+            self.bytes.extend_from_slice(&piece);
+        }
+        let whole = self.bytes.split().freeze();
+        // inside `whole`: spans follow each other in the blob
+        let part = whole.slice((start - self.start) as usize..(end - self.start) as usize);
+        let next = match span + 1 {
+            next if next < self.disk.spans().count() => {
+                self.disk.spans().compressed(SpanId(next)).start.get()
+            }
+            _ => end,
+        };
+        let next = next.clamp(start, self.start + whole.len() as u64);
+        self.bytes
+            .extend_from_slice(&whole[(next - self.start) as usize..]);
+        self.start = next;
+        Ok(part)
+    }
+}
+
+/// Has a span placed by one of the decoding threads.
+async fn decode(
+    disk: &Arc<Disk>,
+    effort: &Arc<Effort>,
+    span: SpanId,
+    bytes: Bytes,
+) -> (SpanId, Result<(), Refused>) {
+    let worker = Arc::clone(disk);
+    let result = disk
+        .store()
+        .decoders()
+        .run(effort, move |decoder| place(&worker, span, &bytes, decoder))
+        .await;
+    let failed = |failed| {
+        let context = format!("span {span} of layer {}", disk.layer().digest);
+        Err(Refused::Lasting(Error::with_source(
+            Kind::Io,
+            context,
+            failed,
+        )))
+    };
+    (span, result.unwrap_or_else(failed))
 }
 
 /// Verifies, inflates and scatters one span, and sets its bit. On a decoding thread.

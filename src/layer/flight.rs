@@ -3,7 +3,10 @@
 use std::{
     collections::{HashMap, hash_map::Entry},
     ops::Range,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -25,21 +28,41 @@ pub(super) fn deadline(timeout: Option<Duration>) -> Deadline {
     Instant::now().checked_add(timeout?)
 }
 
-/// What the spans of one fetch share: one deadline, and what has gone wrong so far.
+/// What a span is fetched for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// A reader waits for it.
+    Reader,
+    /// Nobody does yet.
+    Later,
+}
+
+/// What the spans of one fetch share: one deadline, whether somebody waits, and what has gone wrong so far.
 pub(super) struct Effort {
     deadline: watch::Sender<Deadline>,
+    awaited: AtomicBool,
     last_error: Mutex<Option<Arc<Error>>>,
 }
 
 impl Effort {
-    pub(super) fn new(deadline: Deadline) -> Arc<Self> {
+    pub(super) fn new(purpose: Purpose, deadline: Deadline) -> Arc<Self> {
         Arc::new(Self {
             deadline: watch::Sender::new(deadline),
+            awaited: AtomicBool::new(purpose == Purpose::Reader),
             last_error: Mutex::new(None),
         })
     }
 
-    fn extend(&self, deadline: Deadline) {
+    /// Whether a reader waits for one of the spans.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.awaited.load(Ordering::Relaxed)
+    }
+
+    /// Another one asks for one of the spans.
+    fn join(&self, purpose: Purpose, deadline: Deadline) {
+        if purpose == Purpose::Reader {
+            self.awaited.store(true, Ordering::Relaxed);
+        }
         self.deadline.send_if_modified(|current| {
             let later = match (*current, deadline) {
                 (Some(current), Some(new)) => new > current,
@@ -143,6 +166,7 @@ impl Flights {
         spans: impl Iterator<Item = SpanId>,
         present: impl Fn(SpanId) -> bool,
         fit: impl Fn(&Range<u32>) -> bool,
+        purpose: Purpose,
         deadline: Deadline,
     ) -> (Vec<Waiter>, Vec<Claim>) {
         let mut waiters = Vec::new();
@@ -154,7 +178,7 @@ impl Flights {
                 continue;
             }
             if let Some(flight) = flights.get(&span) {
-                flight.effort.extend(deadline);
+                flight.effort.join(purpose, deadline);
                 waiters.push(flight.waiter());
                 continue;
             }
@@ -165,7 +189,7 @@ impl Flights {
                     Arc::clone(&claim.effort)
                 }
                 _ => {
-                    let effort = Effort::new(deadline);
+                    let effort = Effort::new(purpose, deadline);
                     claims.push(Claim {
                         spans: span.get()..next,
                         effort: Arc::clone(&effort),
@@ -234,6 +258,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::*;
 
+    const READER: Purpose = Purpose::Reader;
+
     fn spans(range: Range<u32>) -> impl Iterator<Item = SpanId> {
         range.map(SpanId)
     }
@@ -246,26 +272,27 @@ mod tests {
     async fn the_second_who_asks_waits_for_the_first() {
         let flights = Arc::new(Flights::default());
         let fit = |run: &Range<u32>| run.len() <= 3;
-        let (first, claims) = flights.claim(spans(0..5), |span| span.get() == 1, fit, soon());
+        let (first, claims) =
+            flights.claim(spans(0..5), |span| span.get() == 1, fit, READER, soon());
         let ranges: Vec<_> = claims.iter().map(Claim::spans).collect();
         assert_eq!(ranges, [0..1, 2..5]);
         assert_eq!(first.len(), 4);
 
-        let (second, none) = flights.claim(spans(3..4), |_| false, fit, soon());
+        let (second, none) = flights.claim(spans(3..4), |_| false, fit, READER, soon());
         assert!(none.is_empty());
         claims[1].end(SpanId(3), Ok(()));
         for waiter in second {
             assert!(waiter.wait(soon(), stopped).await.is_ok());
         }
         // it has ended: who asks now starts anew
-        let (_, again) = flights.claim(spans(3..4), |_| false, fit, soon());
+        let (_, again) = flights.claim(spans(3..4), |_| false, fit, READER, soon());
         assert_eq!(again.len(), 1);
     }
 
     #[tokio::test]
     async fn a_dropped_claim_is_an_error_and_not_a_hang() {
         let flights = Arc::new(Flights::default());
-        let (mut waiters, claims) = flights.claim(spans(0..2), |_| false, |_| true, soon());
+        let (mut waiters, claims) = flights.claim(spans(0..2), |_| false, |_| true, READER, soon());
         claims[0].end(SpanId(0), Ok(()));
         drop(claims);
         let last = waiters.pop().unwrap().wait(None, stopped).await;
@@ -276,10 +303,10 @@ mod tests {
     #[tokio::test]
     async fn a_claim_ends_its_own_flights_only() {
         let flights = Arc::new(Flights::default());
-        let (_, first) = flights.claim(spans(0..1), |_| false, |_| true, soon());
+        let (_, first) = flights.claim(spans(0..1), |_| false, |_| true, READER, soon());
         first[0].end(SpanId(0), Err(stopped()));
         // who saw the error asks again before the first claim is dropped
-        let (mut waiters, second) = flights.claim(spans(0..1), |_| false, |_| true, soon());
+        let (mut waiters, second) = flights.claim(spans(0..1), |_| false, |_| true, READER, soon());
         drop(first);
         second[0].end(SpanId(0), Ok(()));
         assert!(waiters.pop().unwrap().wait(None, stopped).await.is_ok());
@@ -290,9 +317,9 @@ mod tests {
         let flights = Arc::new(Flights::default());
         let short = deadline(Some(Duration::from_millis(20)));
         let long = deadline(Some(Duration::from_millis(120)));
-        let (mut first, claims) = flights.claim(spans(0..1), |_| false, |_| true, short);
+        let (mut first, claims) = flights.claim(spans(0..1), |_| false, |_| true, READER, short);
         let effort = Arc::clone(claims[0].effort());
-        let (mut second, _) = flights.claim(spans(0..1), |_| false, |_| true, long);
+        let (mut second, _) = flights.claim(spans(0..1), |_| false, |_| true, READER, long);
         effort.note(&Arc::new(Error::new(Kind::Unauthorized, "refused")));
 
         let error = first.pop().unwrap().wait(short, stopped).await.unwrap_err();
@@ -302,5 +329,17 @@ mod tests {
         assert!(Some(Instant::now()) >= long);
         claims[0].end(SpanId(0), Ok(()));
         assert!(second.pop().unwrap().wait(None, stopped).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_reader_who_joins_makes_the_fetch_awaited() {
+        let flights = Arc::new(Flights::default());
+        let claim = |purpose| flights.claim(spans(0..1), |_| false, |_| true, purpose, soon());
+        let (_, ahead) = claim(Purpose::Later);
+        assert!(!ahead[0].effort().is_awaited());
+        claim(Purpose::Later);
+        assert!(!ahead[0].effort().is_awaited());
+        claim(Purpose::Reader);
+        assert!(ahead[0].effort().is_awaited());
     }
 }

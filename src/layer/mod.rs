@@ -26,8 +26,10 @@ mod store;
 mod stream;
 mod stream_sink;
 mod sync;
+mod traffic;
 mod truth;
 mod uncached;
+mod whole;
 
 pub use disk::Disk;
 pub use health::Reason;
@@ -57,6 +59,17 @@ pub enum Allocation {
     Absent,
     /// Zero, and stays so.
     Zero,
+}
+
+/// How far a disk is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Some spans are absent; what is asked for is fetched.
+    Lazy,
+    /// Most of the layer is wanted: all absent spans are being fetched.
+    Filling,
+    /// Every span is present.
+    Complete,
 }
 
 /// Paths of a layer that matter for stacking, kept with the disk.

@@ -22,6 +22,7 @@ use super::{
     decode::Decoders,
     folder::{self, Draft, Folder},
     import, sync,
+    traffic::Traffic,
 };
 use crate::{
     error::{Error, Kind, Result, ResultExt as _},
@@ -38,6 +39,8 @@ pub struct Options {
     pub decoders: usize,
     /// Compressed bytes that may be on their way at once, in all disks.
     pub fetch_memory: u64,
+    /// Fetch what is asked for and no more, also when that is most of a layer.
+    pub never_whole: bool,
 }
 
 impl Default for Options {
@@ -46,6 +49,7 @@ impl Default for Options {
             io_timeout: Some(Duration::from_secs(60)),
             decoders: thread::available_parallelism().map_or(1, usize::from),
             fetch_memory: 128 << 20,
+            never_whole: false,
         }
     }
 }
@@ -66,6 +70,7 @@ pub struct Store {
     making: Mutex<HashMap<Key, Weak<Mutex<()>>>>,
     decoders: Decoders,
     memory: Semaphore,
+    traffic: Traffic,
     runtime: OnceLock<Handle>,
     /// The sender ends the thread.
     sync: Mutex<Option<mpsc::Sender<Weak<Disk>>>>,
@@ -124,6 +129,7 @@ impl Store {
             making: Mutex::default(),
             decoders,
             memory: Semaphore::new(permits(options.fetch_memory) as usize),
+            traffic: Traffic::default(),
             runtime: OnceLock::new(),
             sync: Mutex::new(Some(sender)),
             sync_thread: Mutex::new(Some(thread)),
@@ -321,6 +327,10 @@ impl Store {
 
     pub(super) fn decoders(&self) -> &Decoders {
         &self.decoders
+    }
+
+    pub(super) fn traffic(&self) -> &Traffic {
+        &self.traffic
     }
 
     /// Waits for room for a fetch of so many bytes; it is given back when the permit is dropped. One that is larger than all room

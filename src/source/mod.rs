@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, ops::Range, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use futures_util::stream::BoxStream;
+use futures_util::{StreamExt as _, stream::BoxStream};
 
 use crate::{
     error::Result,
@@ -148,22 +148,26 @@ impl Source {
     /// A range of a blob: exactly these bytes. Not verified: the caller has the span's digest. Retries inside.
     pub async fn range(&self, digest: &Digest, range: Range<u64>) -> Result<Bytes> {
         match &self.0.place {
-            Place::Registry(repository) => repository.range(digest, range, None).await,
+            Place::Registry(repository) => repository.range(digest, range).await,
             Place::Layout(layout) => layout.range(digest, range).await,
         }
     }
 
-    /// As [`Source::range`], with a time of its own for what fails without any progress: for who has another source, or goes on trying
-    /// by itself.
-    pub async fn range_within(
+    /// The same bytes in pieces, as they come; `patience` is how long what fails without any progress is tried again: for who has
+    /// another source, or goes on trying by itself. Ends after exactly the range or with an error.
+    pub fn pieces(
         &self,
         digest: &Digest,
         range: Range<u64>,
         patience: Duration,
-    ) -> Result<Bytes> {
+    ) -> BoxStream<'_, Result<Bytes>> {
         match &self.0.place {
-            Place::Registry(repository) => repository.range(digest, range, Some(patience)).await,
-            Place::Layout(layout) => layout.range(digest, range).await,
+            Place::Registry(repository) => repository.pieces(digest, range, patience),
+            Place::Layout(layout) => {
+                let digest = *digest;
+                futures_util::stream::once(async move { layout.range(&digest, range).await })
+                    .boxed()
+            }
         }
     }
 

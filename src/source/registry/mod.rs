@@ -112,19 +112,24 @@ impl Repository {
         ))
     }
 
-    /// `patience`: other than the limit for blobs.
-    pub(super) async fn range(
+    pub(super) async fn range(&self, digest: &Digest, range: Range<u64>) -> Result<Bytes> {
+        let length = range.end.saturating_sub(range.start);
+        collect(Reader::new(&self.client, digest, range, None), length).await
+    }
+
+    pub(super) fn pieces(
         &self,
         digest: &Digest,
         range: Range<u64>,
-        patience: Option<Duration>,
-    ) -> Result<Bytes> {
-        let length = range.end.saturating_sub(range.start);
+        patience: Duration,
+    ) -> BoxStream<'static, Result<Bytes>> {
         let mut reader = Reader::new(&self.client, digest, range, None);
-        if let Some(patience) = patience {
-            reader.set_patience(patience);
-        }
-        collect(reader, length).await
+        reader.set_patience(patience);
+        try_unfold(reader, |mut reader| async move {
+            let piece = reader.next().await?;
+            Ok(piece.map(|piece| (piece, reader)))
+        })
+        .boxed()
     }
 
     pub(super) async fn stream(

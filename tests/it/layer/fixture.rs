@@ -226,26 +226,26 @@ pub struct Lab {
 }
 
 impl Lab {
+    /// Fetches what is asked for, and never the whole layer: so that it can be counted.
     pub fn new(layer: Layer) -> Self {
+        let options = Options {
+            never_whole: true,
+            ..Options::default()
+        };
+        Self::with_options(layer, options)
+    }
+
+    pub fn with_options(layer: Layer, options: Options) -> Self {
         let registry = Registry::start();
         registry.add_blob(REPOSITORY, layer.blob.clone());
         let root = tempfile::tempdir().unwrap();
-        let store = Store::open(root.path()).unwrap();
+        let store = Store::open_with(root.path(), options).unwrap();
         Self {
             layer,
             registry,
             root,
             store,
         }
-    }
-
-    /// With another time that a read may wait.
-    pub fn with_options(layer: Layer, options: Options) -> Self {
-        let mut lab = Self::new(layer);
-        // nothing has used it yet: it is free at once
-        drop(lab.store);
-        lab.store = Store::open_with(lab.root.path(), options).unwrap();
-        lab
     }
 
     pub async fn source(&self) -> Source {

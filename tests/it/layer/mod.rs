@@ -7,3 +7,4 @@ mod hostile;
 mod lazy;
 mod restart;
 mod streamed;
+mod whole;

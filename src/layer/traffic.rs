@@ -1,0 +1,109 @@
+//! Who may use the link: readers at once, and what nobody waits for yet in what they leave.
+//!
+//! Background fetches take turns, over all disks of a store. While no reader waits there are enough of them to fill a fast link over a
+//! long distance; while one does there is one, so that the reader has at least half of the link, and the link is not idle while the
+//! reader's request is on its way or its span is being decoded.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+/// Background fetches at a time while no reader waits: with [`super::whole::FETCH_BYTES`] each, 32 MiB on their way, twice what
+/// 1 Gbit/s and 100 ms hold.
+const TURNS: usize = 8;
+/// The same while one does.
+const TURNS_BESIDE_READERS: usize = 1;
+
+#[derive(Default)]
+struct State {
+    waiting: usize,
+    running: usize,
+}
+
+impl State {
+    fn has_turn(&self) -> bool {
+        let turns = match self.waiting {
+            0 => TURNS,
+            _ => TURNS_BESIDE_READERS,
+        };
+        self.running < turns
+    }
+}
+
+/// Those who fetch, in all disks of a store.
+#[derive(Clone, Default)]
+pub(super) struct Traffic(Arc<watch::Sender<State>>);
+
+/// A reader that waits, as long as this lives.
+pub(super) struct Waiting(Traffic);
+
+/// A background fetch, as long as this lives.
+pub(super) struct Turn(Traffic);
+
+impl Traffic {
+    /// A reader waits from now on.
+    pub(super) fn wait(&self) -> Waiting {
+        self.0.send_modify(|state| state.waiting += 1);
+        Waiting(self.clone())
+    }
+
+    /// Waits for a turn of a background fetch.
+    pub(super) async fn turn(&self) -> Turn {
+        let mut state = self.0.subscribe();
+        loop {
+            // the sender is in `self`: it is not closed
+            let _ = state.wait_for(State::has_turn).await;
+            let taken = self.0.send_if_modified(|state| {
+                let free = state.has_turn();
+                state.running += usize::from(free);
+                free
+            });
+            if taken {
+                return Turn(self.clone());
+            }
+        }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.0.send_modify(|state| state.waiting -= 1);
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.0.0.send_modify(|state| state.running -= 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn beside_a_reader_one_fetch_has_a_turn() {
+        let traffic = Traffic::default();
+        let reader = traffic.wait();
+        let first = traffic.turn().await;
+        assert!(traffic.turn().now_or_never().is_none());
+        let second_reader = traffic.wait();
+        drop(reader);
+        assert!(traffic.turn().now_or_never().is_none());
+        drop(first);
+        let first = traffic.turn().await;
+        let waits = tokio::spawn({
+            let traffic = traffic.clone();
+            async move { traffic.turn().await }
+        });
+        drop(second_reader);
+        let second = waits.await.unwrap();
+        let rest: Vec<Turn> =
+            futures_util::future::join_all((2..TURNS).map(|_| traffic.turn())).await;
+        assert!(traffic.turn().now_or_never().is_none());
+        drop((first, second, rest));
+        assert!(traffic.turn().now_or_never().is_some());
+    }
+}
