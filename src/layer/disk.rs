@@ -540,7 +540,10 @@ impl Disk {
             self.readahead.mark(ahead.reader, &disk);
         }
         let deadline = flight::deadline(Some(AHEAD_TIMEOUT));
-        self.start(self.claim(ahead.spans, MAX_AHEAD_BYTES, deadline));
+        let claims = self.claim(ahead.spans, MAX_AHEAD_BYTES, deadline);
+        let spans = claims.iter().map(|claim| claim.spans().len() as u32); // of `count`
+        self.whole.note_ahead(spans.sum());
+        self.start(claims);
     }
 
     /// Claims those of adjacent spans that are neither present nor on their way, in pieces of so many compressed bytes, for nobody yet.

@@ -2,8 +2,9 @@
 //!
 //! Single spans suit a program that reads a part of its image. One that goes on to read most of it would wait for a round trip a span,
 //! and end later than after a pull. So a disk counts its misses: reads that had to ask for a span which nothing had brought on its way,
-//! not the read-ahead either. When they are a share of the spans that were absent at first, the rest is fetched in the background: many
-//! ranged GETs side by side, and each absent span once. Readers go before it (see [`super::traffic`]).
+//! not the read-ahead either. Each is taken as a sign that several spans are wanted, and a span that was read ahead as a sign of itself.
+//! When they amount to what was absent at first, the rest is fetched in the background: many ranged GETs side by side, and each absent
+//! span once. Readers go before it (see [`super::traffic`]).
 //!
 //! This is the one place that decides it. `docs/architecture.md` has the reasons for the numbers.
 
@@ -21,9 +22,9 @@ use tokio::{sync::watch, task::JoinSet};
 use super::{Disk, Progress, fetch, flight};
 use crate::units::SpanId;
 
-/// One miss for so many spans that were absent, and the rest follows.
+/// The spans that a miss stands for.
 const SPANS_A_MISS: u32 = 4;
-/// And at least so many misses.
+/// Misses without which a layer is not fetched as a whole.
 const LEAST: u32 = 3;
 
 /// Compressed bytes of one background GET, unless a single span has more.
@@ -38,6 +39,8 @@ pub(super) struct Whole {
     absent: u32,
     /// Misses since.
     misses: AtomicU32,
+    /// Spans read ahead since.
+    ahead: AtomicU32,
     /// It is never begun.
     off: bool,
     progress: watch::Sender<Progress>,
@@ -53,6 +56,7 @@ impl Whole {
         Self {
             absent,
             misses: AtomicU32::new(0),
+            ahead: AtomicU32::new(0),
             off,
             progress: watch::Sender::new(progress),
         }
@@ -69,8 +73,17 @@ impl Whole {
             .misses
             .fetch_add(1, Ordering::Relaxed)
             .saturating_add(1);
-        let many = misses >= LEAST && misses.saturating_mul(SPANS_A_MISS) >= self.absent;
-        !self.off && many && self.turn(Progress::Lazy, Progress::Filling)
+        let wanted = misses
+            .saturating_mul(SPANS_A_MISS)
+            .saturating_add(self.ahead.load(Ordering::Relaxed));
+        let most = misses >= LEAST && wanted >= self.absent;
+        !self.off && most && self.turn(Progress::Lazy, Progress::Filling)
+    }
+
+    /// Takes note of spans that are fetched ahead of a reader.
+    pub(super) fn note_ahead(&self, spans: u32) {
+        // at most as many as there are, and again only those that were lost
+        self.ahead.fetch_add(spans, Ordering::Relaxed);
     }
 
     /// Every span is present.
@@ -177,6 +190,14 @@ mod tests {
         assert!(!misses(&whole, 1));
         // the disk could not be synced
         whole.lost();
+        assert!(misses(&whole, 1));
+    }
+
+    #[test]
+    fn what_was_read_ahead_counts_after_three_misses() {
+        let whole = Whole::new(40, false);
+        whole.note_ahead(28);
+        assert!(!misses(&whole, 2));
         assert!(misses(&whole, 1));
     }
 

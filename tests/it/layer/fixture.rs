@@ -15,7 +15,7 @@ use socinbd::{
     tar::Entry,
     tree::Tree,
     units::{DiskOffset, SpanId},
-    ztoc::{SpanTable, Ztoc},
+    ztoc::{Span, SpanTable, Ztoc},
 };
 
 use crate::support::registry::Registry;
@@ -201,6 +201,15 @@ impl Layer {
             }
         }
         needed
+    }
+
+    /// How many spans hold no file's data, and so are never fetched.
+    pub fn empty_spans(&self) -> usize {
+        let is_empty = |span: &&Span| {
+            let mut regions = self.regions.iter();
+            !regions.any(|region| region.clip_layer(&span.uncompressed).is_some())
+        };
+        self.spans.spans.iter().filter(is_empty).count()
     }
 
     /// Compressed bytes of these spans, each counted once.

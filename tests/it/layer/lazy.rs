@@ -102,16 +102,7 @@ async fn a_file_read_in_small_steps_costs_its_spans_and_no_more() {
         "{misses} reads had to wait"
     );
     let (present, _) = disk.span_counts();
-    let empty = (0..lab.layer.spans.spans.len())
-        .filter(|index| {
-            let span = &lab.layer.spans.spans[*index].uncompressed;
-            !lab.layer
-                .regions
-                .iter()
-                .any(|region| region.clip_layer(span).is_some())
-        })
-        .count();
-    assert_eq!(present as usize, spans.len() + empty);
+    assert_eq!(present as usize, spans.len() + lab.layer.empty_spans());
 }
 
 #[tokio::test(flavor = "multi_thread")]
