@@ -33,6 +33,12 @@ pub struct Create {
     /// Skip layers whose blob has fewer bytes
     #[arg(long, value_name = "BYTES", default_value_t = create::DEFAULT_MIN_LAYER_SIZE)]
     min_layer_size: u64,
+    /// Make a compact index too: finer spans, and little to fetch before the first read
+    #[arg(long)]
+    compact: bool,
+    /// Bytes of a layer between checkpoints of the compact index, at least
+    #[arg(long, value_name = "BYTES", requires = "compact", default_value_t = create::DEFAULT_COMPACT_SPAN_SIZE)]
+    compact_span_size: u64,
 }
 
 impl Index {
@@ -51,6 +57,7 @@ impl Create {
         let options = create::CreateOptions {
             span_size: self.span_size,
             min_layer_size: self.min_layer_size,
+            compact_span_size: self.compact.then_some(self.compact_span_size),
             ..create::CreateOptions::default()
         };
         let progress = Progress::new(global.json);

@@ -135,6 +135,7 @@ impl Create {
             span_size: self.span_size,
             build_tool: self.build_tool.clone(),
             ztoc: true,
+            compact_span_size: None,
         };
         let corrupt = |error: build::Error<std::convert::Infallible>| {
             let kind = error.kind();

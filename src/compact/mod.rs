@@ -42,6 +42,9 @@ pub use header::HEADER_SIZE;
 pub use spans::NewSpan;
 pub use write::{NewTable, write};
 
+/// The span size where none is asked for, in bytes: `docs/compact.md` has the measurements.
+pub const DEFAULT_SPAN_SIZE: u64 = 128 << 10;
+
 /// The longest table that is read, in bytes as it is stored. The largest image of the lab (20,000 files, 1.7 GB) needs half a MiB.
 pub const MAX_TABLE_SIZE: u64 = 64 << 20;
 

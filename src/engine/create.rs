@@ -1,7 +1,7 @@
 //! Makes a SOCI index (version 1) for an image: each layer passes once, several side by side.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     fmt,
     thread::available_parallelism,
 };
@@ -11,15 +11,17 @@ use futures_util::{StreamExt, TryStreamExt};
 use serde::Serialize;
 use tokio::sync::mpsc;
 
+pub use crate::compact::DEFAULT_SPAN_SIZE as DEFAULT_COMPACT_SPAN_SIZE;
 pub use crate::soci::index::{DEFAULT_BUILD_TOOL, DEFAULT_MIN_LAYER_SIZE, DEFAULT_SPAN_SIZE};
 
 use super::{image::Image, local::LocalIndexes};
 use crate::{
+    compact::manifest as compact,
     error::{Error, Kind, Result, ResultExt},
     layer::LayerBlob,
     oci::{Digest, Packing, media_type::OCI_MANIFEST},
     soci::{
-        build::{Indexed, LayerIndexer, NoSink, Options},
+        build::{CompactBlob, Indexed, LayerIndexer, NoSink, Options},
         index::{BUILD_TOOL, Descriptor, EMPTY_CONFIG, IndexManifest, Version},
     },
     source::layout::NewArtifact,
@@ -37,6 +39,8 @@ pub struct CreateOptions {
     pub min_layer_size: u64,
     /// What the index says that it was made by.
     pub build_tool: String,
+    /// Whether a compact index is made in the same pass, and its bytes of a layer between checkpoints, at least.
+    pub compact_span_size: Option<u64>,
 }
 
 impl Default for CreateOptions {
@@ -45,6 +49,7 @@ impl Default for CreateOptions {
             span_size: DEFAULT_SPAN_SIZE,
             min_layer_size: DEFAULT_MIN_LAYER_SIZE,
             build_tool: DEFAULT_BUILD_TOOL.to_owned(),
+            compact_span_size: None,
         }
     }
 }
@@ -54,6 +59,9 @@ impl Default for CreateOptions {
 pub struct CreateReport {
     /// The index.
     pub index: Digest,
+    /// The compact index, if one was made too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compact_index: Option<Digest>,
     /// The manifest of the image that it belongs to.
     pub image: Digest,
     /// The image's platform.
@@ -76,6 +84,22 @@ pub struct LayerReport {
     /// The outcome.
     #[serde(flatten)]
     pub outcome: Outcome,
+    /// What the compact index has of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compact: Option<CompactReport>,
+}
+
+/// What a compact index has of a layer.
+#[derive(Clone, Debug, Serialize)]
+pub struct CompactReport {
+    /// The table.
+    pub table: Digest,
+    /// Bytes of the table: what is fetched before the first read.
+    pub table_size: u64,
+    /// Bytes of the table and of all windows.
+    pub blob_size: u64,
+    /// Spans.
+    pub spans: usize,
 }
 
 /// What became of a layer.
@@ -141,19 +165,20 @@ pub async fn create(
             media_type: media_type.clone(),
             size: layer.size,
             outcome: made.outcome(),
+            compact: made.compact_report(),
         })
         .collect();
     let descriptors: Vec<Descriptor> = layers
         .iter()
-        .filter_map(|(layer, media_type, made)| match made {
-            Made::Ztoc { digest, bytes } => Some(Descriptor::of_ztoc(
+        .filter_map(|(layer, media_type, made)| {
+            let (digest, bytes) = made.ztoc.as_ref().ok()?;
+            Some(Descriptor::of_ztoc(
                 digest,
                 bytes.len() as u64,
                 &layer.digest,
                 media_type,
                 options.span_size,
-            )),
-            Made::Skipped(_) => None,
+            ))
         })
         .collect();
     if descriptors.is_empty() {
@@ -171,13 +196,47 @@ pub async fn create(
         }),
         annotations: [(BUILD_TOOL.to_owned(), options.build_tool.clone())].into(),
     };
-    let ztocs = made.into_values().filter_map(|made| match made {
-        Made::Ztoc { bytes, .. } => Some(bytes),
-        Made::Skipped(_) => None,
-    });
-    let (index, stored_in) = store(image, &manifest, ztocs.collect(), local).await?;
+    let mut compact = compact_manifest(image, options, &layers);
+    let (mut ztocs, mut tables) = (Vec::new(), Vec::new());
+    for made in made.into_values() {
+        ztocs.extend(made.ztoc.ok().map(|(_, bytes)| bytes));
+        tables.extend(
+            made.compact
+                .and_then(Result::ok)
+                .map(|(_, blob)| blob.bytes.into()),
+        );
+    }
+    let bytes = manifest
+        .to_bytes()
+        .or_kind(Kind::Io, || "the SOCI index".to_owned())?;
+    // first, so that the SOCI index stays the newest of the artifacts for who knows no other
+    let compact_index = match compact.take() {
+        Some(manifest) => {
+            let bytes = manifest
+                .to_bytes()
+                .or_kind(Kind::Io, || "the compact index".to_owned())?;
+            let artifact = NewArtifact {
+                media_type: OCI_MANIFEST.to_owned(),
+                manifest: bytes.into(),
+                artifact_type: compact::ARTIFACT_TYPE.to_owned(),
+                annotations: BTreeMap::new(),
+                blobs: with_config(tables, compact::CONFIG),
+            };
+            Some(store(image, artifact, local).await?.0)
+        }
+        None => None,
+    };
+    let artifact = NewArtifact {
+        media_type: OCI_MANIFEST.to_owned(),
+        manifest: bytes.into(),
+        artifact_type: manifest.version.artifact_type().to_owned(),
+        annotations: manifest.annotations.clone(),
+        blobs: with_config(ztocs, EMPTY_CONFIG),
+    };
+    let (index, stored_in) = store(image, artifact, local).await?;
     Ok(CreateReport {
         index,
+        compact_index,
         image: image.digest,
         platform: image.platform.to_string(),
         stored_in,
@@ -185,23 +244,80 @@ pub async fn create(
     })
 }
 
+/// The manifest of the compact index; `None` where no layer has a part of one.
+fn compact_manifest(
+    image: &Image,
+    options: &CreateOptions,
+    layers: &[(&LayerBlob, String, &Made)],
+) -> Option<compact::Manifest> {
+    let mut seen = HashSet::new();
+    let layers: Vec<compact::LayerIndex> = layers
+        .iter()
+        .filter(|(layer, ..)| seen.insert(layer.digest))
+        .filter_map(|(layer, _, made)| {
+            let (digest, blob) = made.compact.as_ref()?.as_ref().ok()?;
+            Some(compact::LayerIndex {
+                layer: layer.digest,
+                blob: *digest,
+                size: blob.bytes.len() as u64,
+                table: blob.table,
+                table_size: blob.table_size as u64,
+                span_size: blob.span_size,
+            })
+        })
+        .collect();
+    (!layers.is_empty()).then(|| compact::Manifest {
+        layers,
+        subject: Some(compact::Subject {
+            media_type: image.media_type.clone(),
+            digest: image.digest,
+            size: image.manifest_bytes.len() as u64,
+        }),
+        build_tool: Some(options.build_tool.clone()),
+    })
+}
+
+fn with_config(mut blobs: Vec<Bytes>, config: &'static [u8]) -> Vec<Bytes> {
+    blobs.push(Bytes::from_static(config));
+    blobs
+}
+
 /// What was made of a layer.
-enum Made {
-    Ztoc { digest: Digest, bytes: Bytes },
-    Skipped(String),
+struct Made {
+    /// The zTOC, or why there is none.
+    ztoc: Result<(Digest, Bytes), String>,
+    /// Its part of the compact index, if one is wanted, or why there is none.
+    compact: Option<Result<(Digest, CompactBlob), String>>,
 }
 
 impl Made {
+    fn skipped(reason: String) -> Self {
+        Self {
+            ztoc: Err(reason),
+            compact: None,
+        }
+    }
+
     fn outcome(&self) -> Outcome {
-        match self {
-            Self::Ztoc { digest, bytes } => Outcome::Indexed {
+        match &self.ztoc {
+            Ok((digest, bytes)) => Outcome::Indexed {
                 ztoc: *digest,
                 ztoc_size: bytes.len() as u64,
             },
-            Self::Skipped(reason) => Outcome::Skipped {
+            Err(reason) => Outcome::Skipped {
                 skipped: reason.clone(),
             },
         }
+    }
+
+    fn compact_report(&self) -> Option<CompactReport> {
+        let (_, blob) = self.compact.as_ref()?.as_ref().ok()?;
+        Some(CompactReport {
+            table: blob.table,
+            table_size: blob.table_size as u64,
+            blob_size: blob.bytes.len() as u64,
+            spans: blob.spans,
+        })
     }
 }
 
@@ -212,13 +328,13 @@ async fn one_layer(
     progress: Progress<'_>,
 ) -> Result<Made> {
     if layer.size < options.min_layer_size {
-        return Ok(Made::Skipped(format!(
+        return Ok(Made::skipped(format!(
             "size {} is less than min-layer-size {}",
             layer.size, options.min_layer_size
         )));
     }
     if layer.packing == Packing::Zstd {
-        return Ok(Made::Skipped(
+        return Ok(Made::skipped(
             "zstd: a zTOC can describe gzip and plain tar only".to_owned(),
         ));
     }
@@ -234,13 +350,15 @@ async fn one_layer(
             ));
         }
     }
-    Ok(match indexed.ztoc {
-        Some(Ok(bytes)) => Made::Ztoc {
-            digest: Digest::of(&bytes),
-            bytes: bytes.into(),
+    Ok(Made {
+        ztoc: match indexed.ztoc {
+            Some(Ok(bytes)) => Ok((Digest::of(&bytes), bytes.into())),
+            Some(Err(reason)) => Err(reason),
+            None => Err("no zTOC was made".to_owned()),
         },
-        Some(Err(reason)) => Made::Skipped(reason),
-        None => Made::Skipped("no zTOC was made".to_owned()),
+        compact: indexed
+            .compact
+            .map(|made| made.map(|blob| (Digest::of(&blob.bytes), blob))),
     })
 }
 
@@ -258,6 +376,7 @@ async fn index(
             span_size: options.span_size,
             build_tool: options.build_tool.clone(),
             ztoc: true,
+            compact_span_size: options.compact_span_size,
         },
         NoSink,
     );
@@ -288,23 +407,12 @@ async fn index(
     }
 }
 
+/// Stores an artifact of the image; gives its digest, and where it is.
 async fn store(
     image: &Image,
-    manifest: &IndexManifest,
-    mut blobs: Vec<Bytes>,
+    artifact: NewArtifact,
     local: &LocalIndexes,
 ) -> Result<(Digest, String)> {
-    let bytes = manifest
-        .to_bytes()
-        .or_kind(Kind::Io, || "the SOCI index".to_owned())?;
-    blobs.push(Bytes::from_static(EMPTY_CONFIG));
-    let artifact = NewArtifact {
-        media_type: OCI_MANIFEST.to_owned(),
-        manifest: bytes.into(),
-        artifact_type: manifest.version.artifact_type().to_owned(),
-        annotations: manifest.annotations.clone(),
-        blobs,
-    };
     match image.source.layout() {
         Some(layout) if layout.is_writable() => Ok((
             layout.store(artifact).await?,
@@ -332,12 +440,20 @@ impl fmt::Display for LayerReport {
     /// As AWS's tool says it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.outcome {
-            Outcome::Indexed { ztoc, .. } => write!(f, "layer {} -> ztoc {ztoc}", self.layer),
+            Outcome::Indexed { ztoc, .. } => write!(f, "layer {} -> ztoc {ztoc}", self.layer)?,
             Outcome::Skipped { skipped } => write!(
                 f,
                 "ztoc skipped - layer {} ({}): {skipped}",
                 self.layer, self.media_type
+            )?,
+        }
+        match &self.compact {
+            Some(compact) => write!(
+                f,
+                ", compact table of {} bytes ({} spans, {} bytes with their windows)",
+                compact.table_size, compact.spans, compact.blob_size
             ),
+            None => Ok(()),
         }
     }
 }
@@ -346,6 +462,9 @@ impl fmt::Display for CreateReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for layer in &self.layers {
             writeln!(f, "{layer}")?;
+        }
+        if let Some(compact) = &self.compact_index {
+            writeln!(f, "compact index {compact}")?;
         }
         write!(f, "index {} in {}", self.index, self.stored_in)
     }

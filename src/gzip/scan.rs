@@ -38,6 +38,8 @@ pub struct Checkpoint<'a> {
     pub bits: u8,
     /// The 32 KiB of output before it, oldest first; zeros before the stream's start.
     pub window: &'a [u8],
+    /// For which of the scanner's span sizes it stands here.
+    pub due: [bool; 2],
 }
 
 /// Takes a gzip blob's bytes as they come. Its memory does not depend on the input.
@@ -47,7 +49,7 @@ pub struct Checkpoint<'a> {
 /// unpacks with where they are installed.
 #[derive(Debug)]
 pub struct Scanner {
-    span_size: u64,
+    rhythms: [Rhythm; 2],
     state: State,
     inflater: BlockInflater,
     /// The last [`WINDOW_SIZE`] bytes of output or more, up to `end`; behind it free room.
@@ -58,12 +60,35 @@ pub struct Scanner {
     taken: u64,
     /// Bytes of output.
     output: u64,
-    /// Of the latest checkpoint.
-    last: Option<u64>,
-    /// A checkpoint that stands here and has not been told: its bits.
-    pending: Option<u8>,
+    /// A checkpoint that stands here and has not been told: its bits, and what it is due for.
+    pending: Option<(u8, [bool; 2])>,
     /// Bytes behind the last member.
     ignored: u64,
+}
+
+/// How often checkpoints stand.
+#[derive(Debug)]
+struct Rhythm {
+    /// `None`: there are none.
+    span_size: Option<u64>,
+    /// The output before the latest one.
+    last: Option<u64>,
+}
+
+impl Rhythm {
+    fn new(span_size: Option<u64>) -> Self {
+        Self {
+            span_size,
+            last: None,
+        }
+    }
+
+    /// Whether one stands at the end of a block here. Strictly more, as zlib's loop has it. A second checkpoint at the stream's start
+    /// (the first block or member is empty) is not made: AWS's tool makes it, and AWS's daemon then refuses the zTOC for its empty span.
+    fn is_due(&self, output: u64) -> bool {
+        self.span_size
+            .is_some_and(|size| self.last.is_none_or(|last| output - last > size))
+    }
 }
 
 #[derive(Debug)]
@@ -81,8 +106,13 @@ enum State {
 impl Scanner {
     /// At the start of a blob. `u64::MAX` makes one checkpoint only.
     pub fn new(span_size: u64) -> Self {
+        Self::with_sizes([Some(span_size), None])
+    }
+
+    /// As [`Self::new`], with checkpoints for two sizes of spans, each as if it were alone; `None`: none.
+    pub fn with_sizes(span_sizes: [Option<u64>; 2]) -> Self {
         Self {
-            span_size,
+            rhythms: span_sizes.map(Rhythm::new),
             state: State::Header(HeaderReader::default()),
             inflater: BlockInflater::new(),
             buffer: vec![0; WINDOW_SIZE + ROOM].into_boxed_slice(),
@@ -90,7 +120,6 @@ impl Scanner {
             crc: Crc::new(),
             taken: 0,
             output: 0,
-            last: None,
             pending: None,
             ignored: 0,
         }
@@ -99,13 +128,18 @@ impl Scanner {
     /// The next event in `input`, which is moved past what was taken; `None` when all is taken and more is needed. After an error
     /// the scanner is of no more use.
     pub fn next(&mut self, input: &mut &[u8]) -> Result<Option<Event<'_>>, Error> {
-        if let Some(bits) = self.pending.take() {
-            self.last = Some(self.output);
+        if let Some((bits, due)) = self.pending.take() {
+            for (rhythm, due) in self.rhythms.iter_mut().zip(due) {
+                if due {
+                    rhythm.last = Some(self.output);
+                }
+            }
             return Ok(Some(Event::Checkpoint(Checkpoint {
                 input: CompressedOffset(self.taken),
                 output: LayerOffset(self.output),
                 bits,
                 window: &self.buffer[self.end - WINDOW_SIZE..self.end],
+                due,
             })));
         }
         while !input.is_empty() {
@@ -244,13 +278,9 @@ impl Scanner {
 
     /// Between two blocks, or before a member's first.
     fn boundary(&mut self, bits: u8) {
-        // strictly more, as zlib's loop has it. A second checkpoint at the stream's start (the first block or member is empty) is
-        // not made: AWS's tool makes it, and AWS's daemon then refuses the zTOC for its empty span.
-        let wanted = self
-            .last
-            .is_none_or(|last| self.output - last > self.span_size);
-        if wanted {
-            self.pending = Some(bits);
+        let due = [0, 1].map(|rhythm: usize| self.rhythms[rhythm].is_due(self.output));
+        if due.contains(&true) {
+            self.pending = Some((bits, due));
         }
     }
 
@@ -417,6 +447,30 @@ mod tests {
         for piece in [1, 7, 4096, 65_536] {
             assert!(scan(&blob, 0, piece).unwrap() == whole, "pieces of {piece}");
         }
+    }
+
+    #[test]
+    fn two_sizes_are_as_each_alone() {
+        let bytes = text(900_000);
+        let blob = gzip(&bytes, 6);
+        let places = |sizes: [Option<u64>; 2], which: usize| {
+            let mut scanner = Scanner::with_sizes(sizes);
+            let mut rest = &blob[..];
+            let mut places = Vec::new();
+            while let Some(event) = scanner.next(&mut rest).unwrap() {
+                if let Event::Checkpoint(at) = event
+                    && at.due[which]
+                {
+                    places.push((at.input, at.output, at.bits));
+                }
+            }
+            places
+        };
+        let (coarse, fine) = (Some(200_000), Some(50_000));
+        assert_eq!(places([coarse, fine], 0), places([coarse, None], 0));
+        assert_eq!(places([coarse, fine], 1), places([fine, None], 0));
+        assert_ne!(places([coarse, fine], 0), places([coarse, fine], 1));
+        assert_eq!(places([None, coarse], 0), []);
     }
 
     #[test]

@@ -192,6 +192,7 @@ fn unpack(
         span_size: 4 << 20,
         build_tool: String::new(),
         ztoc: false,
+        compact_span_size: None,
     };
     let sink = DiskSink::new(folder.create(folder::DISK)?);
     let mut indexer = LayerIndexer::new(layer.packing, options, sink);

@@ -1,6 +1,7 @@
 //! One pass over a layer's blob: digest, diff ID, checkpoints, tar table, span digests, and the files' data as it passes. Pure:
 //! bytes are pushed in.
 
+mod compact;
 mod spans;
 mod unpack;
 
@@ -12,8 +13,11 @@ use crate::{
     ztoc::{self, ZtocParts},
 };
 
+use compact::CompactSpans;
 use spans::Spans;
 use unpack::Unpacker;
+
+pub use compact::CompactBlob;
 
 /// `version` of the zTOCs that are made: the only one there is.
 const ZTOC_VERSION: &str = "0.9";
@@ -64,6 +68,8 @@ pub struct Options {
     pub build_tool: String,
     /// Whether a zTOC is wanted at all (a layer that is only streamed to its disk needs none).
     pub ztoc: bool,
+    /// Whether a compact index is wanted too, and its bytes of the layer between checkpoints, at least.
+    pub compact_span_size: Option<u64>,
 }
 
 impl Default for Options {
@@ -72,6 +78,7 @@ impl Default for Options {
             span_size: DEFAULT_SPAN_SIZE,
             build_tool: BUILD_TOOL.to_owned(),
             ztoc: true,
+            compact_span_size: None,
         }
     }
 }
@@ -95,6 +102,8 @@ pub struct Indexed {
     pub ztoc: Option<Result<Vec<u8>, String>>,
     /// How many spans the zTOC has; 0 without one.
     pub spans: usize,
+    /// The layer's part of a compact index, or why it cannot have one. `None` when none was wanted.
+    pub compact: Option<Result<CompactBlob, String>>,
 }
 
 /// Takes a blob's bytes as they come. Holds the entries and the zTOC's windows; the rest of its memory (1 MiB, with zstd the frame's
@@ -108,6 +117,7 @@ pub struct LayerIndexer<S> {
     head: Vec<u8>,
     unpacker: Option<Unpacker>,
     spans: Spans,
+    compact: Option<CompactSpans>,
     stream: Stream<S>,
 }
 
@@ -122,6 +132,7 @@ impl<S: LayerSink> LayerIndexer<S> {
             head: Vec::new(),
             unpacker: None,
             spans: Spans::None,
+            compact: None,
             stream: Stream {
                 sink,
                 diff_id: Hasher::default(),
@@ -200,6 +211,16 @@ impl<S: LayerSink> LayerIndexer<S> {
                 checkpoints: &checkpoints,
             }))
         });
+        let compact = self.options.compact_span_size.map(|_| {
+            let spans = self.compact.take().ok_or_else(|| match packing {
+                Packing::Zstd => "a zstd layer cannot be read from its middle".to_owned(),
+                Packing::Gzip | Packing::Plain => "it is empty".to_owned(),
+            })?;
+            if let Some(reason) = &archive.no_ztoc {
+                return Err(reason.to_string());
+            }
+            spans.finish(digest, self.size, &archive.entries)
+        });
         let indexed = Indexed {
             packing,
             digest,
@@ -209,6 +230,7 @@ impl<S: LayerSink> LayerIndexer<S> {
             entries: archive.entries,
             ztoc,
             spans,
+            compact,
         };
         Ok((indexed, self.stream.sink))
     }
@@ -223,11 +245,17 @@ impl<S: LayerSink> LayerIndexer<S> {
                 Packing::Zstd => Spans::None,
             };
         }
-        let span_size = match self.spans {
-            Spans::None => u64::MAX,
-            _ => self.options.span_size,
+        let compact_size = self.options.compact_span_size;
+        self.compact = match packing {
+            Packing::Gzip => compact_size.map(CompactSpans::checkpoints),
+            Packing::Plain if self.size > 0 => compact_size.map(CompactSpans::fixed),
+            Packing::Plain | Packing::Zstd => None,
         };
-        self.unpacker = Some(Unpacker::new(packing, span_size)?);
+        let span_size = match self.spans {
+            Spans::None => None,
+            _ => Some(self.options.span_size),
+        };
+        self.unpacker = Some(Unpacker::new(packing, [span_size, compact_size])?);
         let head = std::mem::take(&mut self.head);
         self.unpack(&head)
     }
@@ -241,18 +269,38 @@ impl<S: LayerSink> LayerIndexer<S> {
         loop {
             let before = rest;
             let event = unpacker.next(&mut rest)?;
-            self.spans.take(&before[..before.len() - rest.len()]);
+            let taken = &before[..before.len() - rest.len()];
+            self.spans.take(taken);
+            if let Some(compact) = &mut self.compact {
+                compact.take(taken);
+            }
             match event {
                 Some(scan::Event::Data(data)) => {
+                    let start = self.stream.size;
                     self.stream.write(data).map_err(|error| match error {
                         Error::Tar(source) => tar_error(self.declared, packing, source),
                         error => error,
-                    })?
+                    })?;
+                    if let Some(compact) = &mut self.compact {
+                        // what stands behind the tar's end is in no span
+                        let end = self.stream.end.map_or(u64::MAX, |end| end.get());
+                        let length = usize::try_from(end.saturating_sub(start))
+                            .map_or(data.len(), |length| length.min(data.len()));
+                        compact.data(&data[..length]);
+                    }
                 }
                 // a span that starts behind the tar's end has nothing for anybody
                 Some(scan::Event::Checkpoint(at))
                     if self.stream.end.is_some_and(|end| at.output > end) => {}
-                Some(scan::Event::Checkpoint(at)) => self.spans.start(&at),
+                Some(scan::Event::Checkpoint(at)) => {
+                    let [ztoc, compact] = at.due;
+                    if ztoc {
+                        self.spans.start(&at);
+                    }
+                    if let (true, Some(spans)) = (compact, &mut self.compact) {
+                        spans.start(&at);
+                    }
+                }
                 None => return Ok(()),
             }
         }

@@ -1,6 +1,7 @@
 //! The integration tests: one binary, a module a topic.
 
 mod cli;
+mod compact;
 mod engine;
 mod ext4;
 mod gzip;

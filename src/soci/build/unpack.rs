@@ -46,10 +46,10 @@ pub(super) enum Unpacker {
 }
 
 impl Unpacker {
-    /// At the start of a blob. The span size matters to gzip only.
-    pub(super) fn new<E>(packing: Packing, span_size: u64) -> Result<Self, Error<E>> {
+    /// At the start of a blob. The span sizes ([`Scanner::with_sizes`]) matter to gzip only.
+    pub(super) fn new<E>(packing: Packing, span_sizes: [Option<u64>; 2]) -> Result<Self, Error<E>> {
         Ok(match packing {
-            Packing::Gzip => Self::Gzip(Box::new(Scanner::new(span_size))),
+            Packing::Gzip => Self::Gzip(Box::new(Scanner::with_sizes(span_sizes))),
             Packing::Zstd => Self::Zstd(Box::new(Zstd::new()?)),
             Packing::Plain => Self::Plain,
         })

@@ -3,7 +3,7 @@
 mod command;
 mod damage;
 mod layers;
-mod random;
+pub mod random;
 mod vectors;
 
 use socinbd::{

@@ -177,7 +177,7 @@ pub fn gzip(random: &mut Random, bytes: &[u8]) -> Vec<u8> {
 }
 
 /// Spans of every size, from one that no block is shorter than.
-fn span_size(random: &mut Random) -> u64 {
+pub fn span_size(random: &mut Random) -> u64 {
     64 << random.below(16)
 }
 

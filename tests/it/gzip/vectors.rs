@@ -144,6 +144,7 @@ fn every_layer_is_indexed_as_aws_does_or_by_a_rule() {
     for case in vectors.layers().flat_map(Layer::ztocs) {
         let name = case.name();
         let options = Options {
+            compact_span_size: None,
             span_size: case.case["span_size"].as_u64().expect("a span size"),
             build_tool: text(&case.case["build_tool_identifier"]).to_owned(),
             ztoc: true,

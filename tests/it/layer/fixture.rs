@@ -140,6 +140,7 @@ impl Layer {
 
     pub fn of(files: Files, blob: Vec<u8>, packing: Packing, span_size: u64) -> Self {
         let options = IndexOptions {
+            compact_span_size: None,
             span_size,
             build_tool: "test".to_owned(),
             ztoc: true,

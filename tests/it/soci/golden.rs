@@ -69,6 +69,7 @@ async fn create(
     min_layer_size: u64,
 ) -> Result<CreateReport> {
     let options = CreateOptions {
+        compact_span_size: None,
         span_size,
         min_layer_size,
         build_tool: AWS_TOOL.to_owned(),

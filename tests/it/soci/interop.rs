@@ -101,6 +101,7 @@ async fn assert_reads(image: &Image, reference: &str, index: &SociIndex, layers:
 
 async fn make(image: &Image, root: &Path, build_tool: &str) -> create::CreateReport {
     let options = CreateOptions {
+        compact_span_size: None,
         span_size: SPAN_SIZE,
         min_layer_size: 0,
         build_tool: build_tool.to_owned(),

@@ -1,0 +1,3 @@
+//! The compact index: made beside the zTOC, read, attached.
+
+mod spans;
