@@ -1,8 +1,8 @@
 //! Which range of the layer goes where on the disk, and that table's own small file format.
 //!
-//! The table is written beside the disk when the disk is laid out, and read at every later start: a disk is served by the layout that
-//! it was made with, whatever a newer version of this program would choose. So its encoding has a version and a check sum, and
-//! decoding trusts nothing.
+//! The table is written beside the disk when the disk is laid out, and read at every later start ([`super::RegionTable`]): a disk is
+//! served by the layout that it was made with, whatever a newer version of this program would choose. So its encoding has a version and
+//! a check sum, and decoding trusts nothing.
 //!
 //! ```text
 //! "SOCINBDR"  u32 version  u64 size  u64 count                  (little-endian)
@@ -14,12 +14,10 @@ use std::ops::Range;
 
 use crate::units::{DiskOffset, LayerOffset};
 
-const MAGIC: &[u8; 8] = b"SOCINBDR";
-const VERSION: u32 = 1;
+pub(super) const MAGIC: &[u8; 8] = b"SOCINBDR";
+pub(super) const VERSION: u32 = 1;
 const HEADER_BYTES: usize = 8 + 4 + 8 + 8;
-const CRC_BYTES: usize = 4;
-/// The fewest bytes that a region takes: three numbers of one byte.
-const MIN_REGION_BYTES: u64 = 3;
+pub(super) const CRC_BYTES: usize = 4;
 
 /// A contiguous range of a disk whose bytes are a contiguous range of the layer. Sorted by `disk` these do not overlap; sorted by
 /// `layer` they are in the same order (tar order).
@@ -172,14 +170,6 @@ impl Regions {
         rest.get(..count).unwrap_or_default()
     }
 
-    /// The regions that share at least one byte with `range` of the layer. What of `range` no region has is tar headers and padding.
-    pub fn in_layer(&self, range: &Range<LayerOffset>) -> &[DataRegion] {
-        let first = self.data.partition_point(|r| r.layer.end <= range.start);
-        let rest = self.data.get(first..).unwrap_or_default();
-        let count = rest.partition_point(|r| r.layer.start < range.end);
-        rest.get(..count).unwrap_or_default()
-    }
-
     /// The table's file format.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(HEADER_BYTES + CRC_BYTES + self.data.len() * 8);
@@ -200,57 +190,9 @@ impl Regions {
         out.extend_from_slice(&crc32(&out).to_le_bytes());
         out
     }
-
-    /// Reads what [`Regions::encode`] wrote.
-    pub fn decode(bytes: &[u8]) -> Result<Self, RegionError> {
-        let mut input = Reader { bytes, at: 0 };
-        if input.array::<8>()? != *MAGIC {
-            return Err(RegionError::Magic);
-        }
-        let found = u32::from_le_bytes(input.array()?);
-        if found != VERSION {
-            return Err(RegionError::Version { found });
-        }
-        let Some((body, tail)) = bytes.split_last_chunk::<CRC_BYTES>() else {
-            return Err(RegionError::Truncated { at: bytes.len() });
-        };
-        let found = u32::from_le_bytes(*tail);
-        let computed = crc32(body);
-        if found != computed {
-            return Err(RegionError::Checksum { found, computed });
-        }
-        input.bytes = body;
-        let size = u64::from_le_bytes(input.array()?);
-        let count = u64::from_le_bytes(input.array()?);
-        let room = input.left() as u64 / MIN_REGION_BYTES;
-        if count > room {
-            return Err(RegionError::Truncated { at: body.len() });
-        }
-        let mut data = Vec::with_capacity(count as usize);
-        let mut disk_end = DiskOffset(0);
-        let mut layer_end = LayerOffset(0);
-        for index in 0..count as usize {
-            let disk = disk_end.checked_add(input.leb128()?);
-            let layer = layer_end.checked_add(input.leb128()?);
-            let length = input.leb128()?;
-            let region = disk
-                .zip(layer)
-                .and_then(|(disk, layer)| DataRegion::new(disk, layer, length))
-                .ok_or(RegionError::Region { index })?;
-            disk_end = region.disk.end;
-            layer_end = region.layer.end;
-            data.push(region);
-        }
-        if input.left() > 0 {
-            return Err(RegionError::TrailingBytes {
-                count: input.left(),
-            });
-        }
-        Self::new(size, data)
-    }
 }
 
-fn crc32(bytes: &[u8]) -> u32 {
+pub(super) fn crc32(bytes: &[u8]) -> u32 {
     let mut crc = flate2::Crc::new();
     crc.update(bytes);
     crc.sum()
@@ -264,50 +206,9 @@ fn put_leb128(out: &mut Vec<u8>, mut value: u64) {
     out.push(value as u8);
 }
 
-struct Reader<'a> {
-    bytes: &'a [u8],
-    at: usize,
-}
-
-impl Reader<'_> {
-    fn left(&self) -> usize {
-        self.bytes.len().saturating_sub(self.at)
-    }
-
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], RegionError> {
-        let field = self
-            .bytes
-            .get(self.at..)
-            .and_then(|rest| rest.first_chunk::<N>())
-            .ok_or(RegionError::Truncated {
-                at: self.bytes.len(),
-            })?;
-        self.at += N;
-        Ok(*field)
-    }
-
-    fn leb128(&mut self) -> Result<u64, RegionError> {
-        let mut value = 0;
-        for shift in (0..64).step_by(7) {
-            let [byte] = self.array()?;
-            let bits = u64::from(byte & 0x7f);
-            // the tenth byte has room for one bit only
-            if shift == 63 && bits > 1 {
-                break;
-            }
-            value |= bits << shift;
-            if byte & 0x80 == 0 {
-                return Ok(value);
-            }
-        }
-        Err(RegionError::Truncated { at: self.at })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
 
     fn region(disk: u64, layer: u64, length: u64) -> DataRegion {
         DataRegion::new(DiskOffset(disk), LayerOffset(layer), length).unwrap()
@@ -326,13 +227,6 @@ mod tests {
     }
 
     #[test]
-    fn a_table_comes_back_from_its_bytes() {
-        for table in [sample(), Regions::new(0, vec![]).unwrap()] {
-            assert_eq!(Regions::decode(&table.encode()), Ok(table));
-        }
-    }
-
-    #[test]
     fn lookups_give_exactly_the_regions_that_overlap() {
         let table = sample();
         let disk = |a, b| table.in_disk(&(DiskOffset(a)..DiskOffset(b))).to_vec();
@@ -343,11 +237,6 @@ mod tests {
         assert_eq!(disk(4105, 8193).len(), 2);
         assert_eq!(disk(12287, 12289).len(), 2);
         assert_eq!(disk(12289, u64::MAX), []);
-        let layer = |a, b| table.in_layer(&(LayerOffset(a)..LayerOffset(b))).to_vec();
-        assert_eq!(layer(0, 512), []);
-        assert_eq!(layer(521, 1537).len(), 2);
-        assert_eq!(layer(522, 1536), []);
-        assert_eq!(layer(0, u64::MAX).len(), 3);
     }
 
     #[test]
@@ -379,42 +268,5 @@ mod tests {
         let mut two_lengths = region(0, 0, 9);
         two_lengths.layer.end = LayerOffset(8);
         assert_eq!(bad(vec![two_lengths]), of(0));
-    }
-
-    #[test]
-    fn every_changed_or_missing_byte_is_noticed() {
-        let bytes = sample().encode();
-        for at in 0..bytes.len() {
-            let mut changed = bytes.clone();
-            changed[at] ^= 0x10;
-            assert!(Regions::decode(&changed).is_err(), "byte {at}");
-            assert!(Regions::decode(&bytes[..at]).is_err(), "cut at {at}");
-        }
-        let mut newer = bytes;
-        newer[8] = 2;
-        assert_eq!(
-            Regions::decode(&newer),
-            Err(RegionError::Version { found: 2 })
-        );
-    }
-
-    proptest! {
-        #[test]
-        fn hostile_bodies_with_a_right_check_sum_give_an_error_or_a_sound_table(
-            body in proptest::collection::vec(any::<u8>(), 0..64),
-            count in prop_oneof![0u64..8, any::<u64>()],
-        ) {
-            let mut bytes = MAGIC.to_vec();
-            bytes.extend_from_slice(&VERSION.to_le_bytes());
-            bytes.extend_from_slice(&u64::MAX.to_le_bytes());
-            bytes.extend_from_slice(&count.to_le_bytes());
-            bytes.extend_from_slice(&body);
-            let crc = crc32(&bytes);
-            bytes.extend_from_slice(&crc.to_le_bytes());
-            if let Ok(table) = Regions::decode(&bytes) {
-                prop_assert_eq!(table.data().len() as u64, count);
-                prop_assert_eq!(Regions::decode(&table.encode()), Ok(table));
-            }
-        }
     }
 }

@@ -20,34 +20,24 @@ use super::{
     Allocation, Counters, LayerBlob, Progress, StackingFacts, Store,
     allocation::{self, Extents},
     bitmap::Bitmap,
-    fetch,
-    flight::{self, Claim, Deadline, Flights, Purpose},
+    flight::Flights,
     folder::{self, Folder},
     headers::Headers,
     health::{Health, Reason},
-    readahead::{self, ReadAhead},
+    readahead::ReadAhead,
     sources::Sources,
     spans::Spans,
     state::State,
     uncached::UncachedFile,
-    whole::{self, Whole},
+    whole::Whole,
 };
 use crate::{
     error::{Error, Kind, Result, ResultExt as _},
-    ext4::Regions,
+    ext4::{DataRegion, RegionTable},
     oci::Digest,
     units::{DiskOffset, LayerOffset, SpanId},
     ztoc::Span,
 };
-
-/// Compressed bytes that one GET asks for at most, unless a single span has more.
-const MAX_FETCH_BYTES: u64 = 8 << 20;
-
-/// The same when nobody waits yet: smaller, so that several run side by side.
-const MAX_AHEAD_BYTES: u64 = 2 << 20;
-
-/// How long a fetch goes on that nobody waits for.
-const AHEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// One layer's disk, open.
 pub struct Disk {
@@ -62,7 +52,7 @@ pub struct Disk {
     file: UncachedFile,
     /// `disk.ext4`, to write.
     data: File,
-    regions: Regions,
+    regions: RegionTable,
     spans: Spans,
     ztoc: Option<File>,
     headers: Option<Headers>,
@@ -99,7 +89,7 @@ impl Disk {
         if length != state.disk_size {
             return Err(damaged(folder::DISK));
         }
-        let regions = Regions::decode(&folder.read(folder::LAYOUT)?)
+        let regions = RegionTable::decode(&folder.read(folder::LAYOUT)?)
             .or_kind(Kind::Corrupt, || folder.path().display().to_string())?;
         if regions.size() != state.disk_size {
             return Err(damaged(folder::LAYOUT));
@@ -126,7 +116,7 @@ impl Disk {
             .ok_or_else(|| damaged(folder::SPANS))?;
         for span in (0..state.spans).map(SpanId) {
             // nothing of the disk is in a span without a region (tar headers, the end of the tar): it is not worth a fetch
-            if state.complete || regions.in_layer(&spans.uncompressed(span)).is_empty() {
+            if state.complete || regions.in_layer(&spans.uncompressed(span)).next().is_none() {
                 bitmap.set(span);
             }
         }
@@ -233,11 +223,6 @@ impl Disk {
         self.io_timeout_ms.store(millis, Ordering::Relaxed);
     }
 
-    /// Whether a read of this range needs no fetch. Cheap: no lock, no system call.
-    pub fn is_present(&self, range: Range<DiskOffset>) -> bool {
-        self.bitmap.is_full() || self.needed(&range).all(|span| self.bitmap.get(span))
-    }
-
     /// Reads a range that is present, without leaving it in the page cache where the kernel can do that.
     pub fn read_present(&self, offset: DiskOffset, buffer: &mut [u8]) -> io::Result<()> {
         self.notice(offset, buffer.len());
@@ -266,54 +251,6 @@ impl Disk {
                 }
             }
         }
-    }
-
-    /// Makes a range present: one fetch a span however many wait, adjacent missing spans in one GET. Goes on trying for the disk's
-    /// [`Self::set_io_timeout`].
-    pub async fn make_present(
-        self: &Arc<Self>,
-        range: Range<DiskOffset>,
-    ) -> Result<(), Arc<Error>> {
-        let timeout = match self.io_timeout_ms.load(Ordering::Relaxed) {
-            u64::MAX => None,
-            millis => Some(Duration::from_millis(millis)),
-        };
-        self.make_present_within(range, timeout).await
-    }
-
-    /// As [`Self::make_present`], with a time of its own; `None`: for ever. When it has passed the error is that of the last try, and
-    /// the next call tries anew.
-    pub async fn make_present_within(
-        self: &Arc<Self>,
-        range: Range<DiskOffset>,
-        timeout: Option<Duration>,
-    ) -> Result<(), Arc<Error>> {
-        if self.is_present(range.clone()) {
-            return Ok(());
-        }
-        self.store.enter();
-        let deadline = flight::deadline(timeout);
-        let (waiters, claims) = self.flights.claim(
-            self.needed(&range),
-            |span| self.bitmap.get(span),
-            |run| self.compressed_length(run) <= MAX_FETCH_BYTES,
-            Purpose::Reader,
-            deadline,
-        );
-        let _waiting = self.store.traffic().wait();
-        let missed = claims.last().map(|claim| SpanId(claim.spans().end));
-        self.start(claims);
-        self.read_ahead(&range);
-        if let Some(next) = missed
-            && self.whole.is_due_after_miss()
-        {
-            self.store.spawn(whole::fetch_all(Arc::clone(self), next));
-        }
-        for waiter in waiters {
-            let late = || fetch::unanswered(self, &range);
-            waiter.wait(deadline, late).await?;
-        }
-        Ok(())
     }
 
     /// The extents of a range, merged, in whole blocks but for the range's own ends.
@@ -403,8 +340,28 @@ impl Disk {
         &self.spans
     }
 
-    pub(super) fn regions(&self) -> &Regions {
+    pub(super) fn regions(&self) -> &RegionTable {
         &self.regions
+    }
+
+    pub(super) fn bitmap(&self) -> &Bitmap {
+        &self.bitmap
+    }
+
+    pub(super) fn flights(&self) -> &Arc<Flights> {
+        &self.flights
+    }
+
+    pub(super) fn readahead(&self) -> &ReadAhead {
+        &self.readahead
+    }
+
+    /// What [`Self::set_io_timeout`] has set.
+    pub(super) fn io_timeout(&self) -> Option<Duration> {
+        match self.io_timeout_ms.load(Ordering::Relaxed) {
+            u64::MAX => None,
+            millis => Some(Duration::from_millis(millis)),
+        }
     }
 
     pub(super) fn sources(&self) -> &Sources {
@@ -486,93 +443,11 @@ impl Disk {
         lock(&self.disowned).contains(&span)
     }
 
-    /// The first span that a read of this range has to wait for.
-    pub(super) fn missing(&self, range: &Range<DiskOffset>) -> Option<SpanId> {
-        self.needed(range).find(|span| !self.bitmap.get(*span))
-    }
-
-    /// The spans under a range of the disk, ascending, each once.
-    fn needed(&self, range: &Range<DiskOffset>) -> impl Iterator<Item = SpanId> {
-        let mut next = 0;
-        self.regions
-            .in_disk(range)
-            .iter()
-            .filter_map(|region| region.clip_disk(range))
-            .flat_map(move |part| {
-                let spans = self.spans.covering(part.layer);
-                let start = spans.start.max(next);
-                next = next.max(spans.end);
-                start..spans.end.max(start)
-            })
-            .map(SpanId)
-    }
-
-    /// Compressed bytes of adjacent spans.
-    pub(super) fn compressed_length(&self, run: &Range<u32>) -> u64 {
-        let start = self.spans.compressed(SpanId(run.start)).start;
-        let end = self.spans.compressed(SpanId(run.end - 1)).end; // never empty
-        end.get() - start.get()
-    }
-
-    /// Takes note of an access, and starts the fetch of what its reader will want next.
-    fn read_ahead(self: &Arc<Self>, range: &Range<DiskOffset>) {
-        let regions = self.regions.in_disk(range);
-        let (Some(first), Some(last)) = (regions.first(), regions.last()) else {
-            return;
-        };
-        let (Some(first), Some(end)) = (first.clip_disk(range), last.clip_disk(range)) else {
-            return;
-        };
-        let access = readahead::Access {
-            spans: self.spans.covering(first.layer.start..end.layer.end),
-            file: last.disk.start.get(),
-            file_end: self.spans.covering(last.layer.clone()).end,
-        };
-        let length = |span| self.compressed_length(&(span..span + 1));
-        let Some(ahead) = self.readahead.access(&access, self.spans.count(), length) else {
-            return;
-        };
-        let layer = self.spans.uncompressed(SpanId(ahead.spans.start)).start
-            ..self.spans.uncompressed(SpanId(ahead.spans.end - 1)).end;
-        let regions = self.regions.in_layer(&layer);
-        if let (Some(first), Some(last)) = (regions.first(), regions.last()) {
-            let disk = first.disk.start..last.disk.end;
-            self.readahead.mark(ahead.reader, &disk);
-        }
-        let deadline = flight::deadline(Some(AHEAD_TIMEOUT));
-        let claims = self.claim(ahead.spans, MAX_AHEAD_BYTES, deadline);
-        let spans = claims.iter().map(|claim| claim.spans().len() as u32); // of `count`
-        self.whole.note_ahead(spans.sum());
-        self.start(claims);
-    }
-
-    /// Claims those of adjacent spans that are neither present nor on their way, in pieces of so many compressed bytes, for nobody yet.
-    pub(super) fn claim(
-        &self,
-        spans: Range<u32>,
-        most_bytes: u64,
-        deadline: Deadline,
-    ) -> Vec<Claim> {
-        let (_, claims) = self.flights.claim(
-            spans.map(SpanId),
-            |span| self.bitmap.get(span),
-            |run| self.compressed_length(run) <= most_bytes,
-            Purpose::Later,
-            deadline,
-        );
-        claims
-    }
-
-    fn start(self: &Arc<Self>, claims: Vec<Claim>) {
-        for claim in claims {
-            self.store.spawn(fetch::fetch(Arc::clone(self), claim));
-        }
-    }
-
     /// Drops a span's data from the page cache; it is on the disk.
     fn drop_behind(&self, span: SpanId) {
-        let regions = self.regions.in_layer(&self.spans.uncompressed(span));
-        if let (Some(first), Some(last)) = (regions.first(), regions.last()) {
+        let layer = self.spans.uncompressed(span);
+        let regions = self.regions.in_layer(&layer);
+        if let Some((first, last)) = first_and_last(regions) {
             let start = first.disk.start.get();
             self.file.forget(start, last.disk.end.get() - start);
         }
@@ -598,6 +473,15 @@ impl Drop for Disk {
             tracing::warn!(layer = %self.layer.digest, "the layer's disk could not be synced: {}", error.report());
         }
     }
+}
+
+/// The two ends of a run of regions, which may be one.
+pub(super) fn first_and_last(
+    mut regions: impl Iterator<Item = DataRegion>,
+) -> Option<(DataRegion, DataRegion)> {
+    let first = regions.next()?;
+    let last = regions.last().unwrap_or_else(|| first.clone());
+    Some((first, last))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -1,7 +1,7 @@
 //! The disk folder of a layer, `<root>/layers/sha256/<layer>/<table>/`: spans, bitmap, fetch, verify, inflate, scatter; and the stream
 //! that fills the disk of a layer without a zTOC.
 //!
-//! The way of a read that misses: [`Disk::make_present`] finds the spans under the range (`regions`, `spans`), joins or starts their
+//! The way of a read that misses: [`Disk::make_present`] (`demand`) finds the spans under the range (`regions`, `spans`), joins or starts their
 //! fetches (`flight`), which take the compressed bytes from one of the layer's sources (`fetch`, `sources`), verify and inflate them
 //! on threads of their own (`decode`), hold them against what else the table says (`truth`, `headers`), and write them where they belong in `disk.ext4` (`scatter`). The span's bit is set in memory at
 //! once, and in the file after the data is on the disk (`bitmap`, `sync`).
@@ -9,6 +9,7 @@
 mod allocation;
 mod bitmap;
 mod decode;
+mod demand;
 mod disk;
 mod entry_table;
 mod fetch;

@@ -20,7 +20,7 @@ const MAX_SLICES: usize = 1024;
 /// Small files lie one after another both in the layer and on the disk, so many of them go into one system call.
 pub(super) fn scatter(
     disk: &File,
-    regions: &[DataRegion],
+    regions: impl Iterator<Item = DataRegion>,
     start: LayerOffset,
     bytes: &[u8],
 ) -> io::Result<()> {
@@ -118,6 +118,7 @@ mod tests {
         disk.write_all_at(&vec![0xee; size], 0).unwrap();
         for span in spans {
             let start = LayerOffset(span.start as u64);
+            let regions = regions.iter().cloned();
             scatter(&disk, regions, start, &layer[span.clone()]).unwrap();
         }
         let mut bytes = vec![0; size];

@@ -7,7 +7,7 @@ use socinbd::{
     units::DiskOffset,
 };
 
-use super::fixture::{Lab, Layer, Random, assert_holds, complete, open_when_free, range, read};
+use super::fixture::{Lab, Layer, Random, assert_holds, range, read};
 use crate::support::registry::{Fault, On, Times};
 
 fn lab(seed: u64) -> Lab {

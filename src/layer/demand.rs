@@ -1,0 +1,158 @@
+//! What a reader asks for, and how it comes: the spans under a range, who fetches them, and what is fetched ahead.
+
+use std::{ops::Range, sync::Arc, time::Duration};
+
+use super::{
+    Disk,
+    disk::first_and_last,
+    fetch,
+    flight::{self, Claim, Deadline, Purpose},
+    readahead, whole,
+};
+use crate::{
+    error::{Error, Result},
+    units::{DiskOffset, SpanId},
+};
+
+/// Compressed bytes that one GET asks for at most, unless a single span has more.
+const MAX_FETCH_BYTES: u64 = 8 << 20;
+
+/// The same when nobody waits yet: smaller, so that several run side by side.
+const MAX_AHEAD_BYTES: u64 = 2 << 20;
+
+/// How long a fetch goes on that nobody waits for.
+const AHEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+impl Disk {
+    /// Whether a read of this range needs no fetch. Cheap: no lock, no system call.
+    pub fn is_present(&self, range: Range<DiskOffset>) -> bool {
+        self.bitmap().is_full() || self.needed(&range).all(|span| self.has(span))
+    }
+
+    /// Makes a range present: one fetch a span however many wait, adjacent missing spans in one GET. Goes on trying for the disk's
+    /// [`Self::set_io_timeout`].
+    pub async fn make_present(
+        self: &Arc<Self>,
+        range: Range<DiskOffset>,
+    ) -> Result<(), Arc<Error>> {
+        self.make_present_within(range, self.io_timeout()).await
+    }
+
+    /// As [`Self::make_present`], with a time of its own; `None`: for ever. When it has passed the error is that of the last try, and
+    /// the next call tries anew.
+    pub async fn make_present_within(
+        self: &Arc<Self>,
+        range: Range<DiskOffset>,
+        timeout: Option<Duration>,
+    ) -> Result<(), Arc<Error>> {
+        if self.is_present(range.clone()) {
+            return Ok(());
+        }
+        self.store().enter();
+        let deadline = flight::deadline(timeout);
+        let (waiters, claims) = self.flights().claim(
+            self.needed(&range),
+            |span| self.has(span),
+            |run| self.compressed_length(run) <= MAX_FETCH_BYTES,
+            Purpose::Reader,
+            deadline,
+        );
+        let _waiting = self.store().traffic().wait();
+        let missed = claims.last().map(|claim| SpanId(claim.spans().end));
+        self.start(claims);
+        self.read_ahead(&range);
+        if let Some(next) = missed
+            && self.whole().is_due_after_miss()
+        {
+            self.store().spawn(whole::fetch_all(Arc::clone(self), next));
+        }
+        for waiter in waiters {
+            let late = || fetch::unanswered(self, &range);
+            waiter.wait(deadline, late).await?;
+        }
+        Ok(())
+    }
+
+    /// The first span that a read of this range has to wait for.
+    pub(super) fn missing(&self, range: &Range<DiskOffset>) -> Option<SpanId> {
+        self.needed(range).find(|span| !self.has(*span))
+    }
+
+    /// The spans under a range of the disk, ascending, each once.
+    fn needed(&self, range: &Range<DiskOffset>) -> impl Iterator<Item = SpanId> {
+        let mut next = 0;
+        self.regions()
+            .in_disk(range)
+            .filter_map(|region| region.clip_disk(range))
+            .flat_map(move |part| {
+                let spans = self.spans().covering(part.layer);
+                let start = spans.start.max(next);
+                next = next.max(spans.end);
+                start..spans.end.max(start)
+            })
+            .map(SpanId)
+    }
+
+    /// Compressed bytes of adjacent spans.
+    pub(super) fn compressed_length(&self, run: &Range<u32>) -> u64 {
+        let start = self.spans().compressed(SpanId(run.start)).start;
+        let end = self.spans().compressed(SpanId(run.end - 1)).end; // never empty
+        end.get() - start.get()
+    }
+
+    /// Takes note of an access, and starts the fetch of what its reader will want next.
+    pub(super) fn read_ahead(self: &Arc<Self>, range: &Range<DiskOffset>) {
+        let Some((first, last)) = first_and_last(self.regions().in_disk(range)) else {
+            return;
+        };
+        let (Some(first), Some(end)) = (first.clip_disk(range), last.clip_disk(range)) else {
+            return;
+        };
+        let access = readahead::Access {
+            spans: self.spans().covering(first.layer.start..end.layer.end),
+            file: last.disk.start.get(),
+            file_end: self.spans().covering(last.layer.clone()).end,
+        };
+        let length = |span| self.compressed_length(&(span..span + 1));
+        let Some(ahead) = self
+            .readahead()
+            .access(&access, self.spans().count(), length)
+        else {
+            return;
+        };
+        let layer = self.spans().uncompressed(SpanId(ahead.spans.start)).start
+            ..self.spans().uncompressed(SpanId(ahead.spans.end - 1)).end;
+        if let Some((first, last)) = first_and_last(self.regions().in_layer(&layer)) {
+            let disk = first.disk.start..last.disk.end;
+            self.readahead().mark(ahead.reader, &disk);
+        }
+        let deadline = flight::deadline(Some(AHEAD_TIMEOUT));
+        let claims = self.claim(ahead.spans, MAX_AHEAD_BYTES, deadline);
+        let spans = claims.iter().map(|claim| claim.spans().len() as u32); // of `count`
+        self.whole().note_ahead(spans.sum());
+        self.start(claims);
+    }
+
+    /// Claims those of adjacent spans that are neither present nor on their way, in pieces of so many compressed bytes, for nobody yet.
+    pub(super) fn claim(
+        &self,
+        spans: Range<u32>,
+        most_bytes: u64,
+        deadline: Deadline,
+    ) -> Vec<Claim> {
+        let (_, claims) = self.flights().claim(
+            spans.map(SpanId),
+            |span| self.has(span),
+            |run| self.compressed_length(run) <= most_bytes,
+            Purpose::Later,
+            deadline,
+        );
+        claims
+    }
+
+    fn start(self: &Arc<Self>, claims: Vec<Claim>) {
+        for claim in claims {
+            self.store().spawn(fetch::fetch(Arc::clone(self), claim));
+        }
+    }
+}
