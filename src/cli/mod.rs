@@ -1,12 +1,14 @@
 //! The command line.
 
 mod attach;
+mod convert;
 mod daemon;
 mod detach;
 mod doctor;
 mod index;
 mod inspect;
 mod list;
+mod making;
 mod output;
 mod progress;
 mod run;
@@ -44,6 +46,7 @@ Images are named as elsewhere: nginx:1.27, registry.example/team/app@sha256:...,
 
 Examples:
   socinbd index create oci:./app:latest        make a SOCI index for an image in an OCI layout
+  socinbd convert app:1 registry.example/app:1  make an image with its SOCI index in it
   socinbd attach registry.example/app /mnt     mount an image's root file system, fetched as it is read
   socinbd run registry.example/app -- sh       run a program in an image
   socinbd detach /mnt                          unmount it and give its devices back
@@ -98,6 +101,7 @@ enum Command {
     Inspect(inspect::Inspect),
     #[command(subcommand)]
     Index(index::Index),
+    Convert(convert::Convert),
     Ztoc(ztoc::Args),
     Doctor(doctor::Doctor),
     Daemon(daemon::Daemon),
@@ -215,6 +219,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
             Command::Serve(command) => command.run(&global).await,
             Command::Inspect(command) => command.run(&global).await,
             Command::Index(command) => command.run(&global).await,
+            Command::Convert(command) => command.run(&global).await,
             Command::Ztoc(command) => command.run(&global).await,
             Command::Doctor(command) => command.run(&global).await,
             Command::Daemon(command) => command.run(&global).await,

@@ -9,26 +9,28 @@ use std::{
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
 use serde::Serialize;
-use tokio::sync::mpsc;
 
 pub use crate::compact::DEFAULT_SPAN_SIZE as DEFAULT_COMPACT_SPAN_SIZE;
 pub use crate::soci::index::{DEFAULT_BUILD_TOOL, DEFAULT_MIN_LAYER_SIZE, DEFAULT_SPAN_SIZE};
 
-use super::{image::Image, local::LocalIndexes};
+use super::{
+    image::Image,
+    known::Known,
+    local::LocalIndexes,
+    ztocs::{Made, Maker},
+};
 use crate::{
     compact::manifest as compact,
     error::{Error, Kind, Result, ResultExt},
     layer::LayerBlob,
-    oci::{Digest, Packing, media_type::OCI_MANIFEST},
+    oci::{Digest, media_type::OCI_MANIFEST},
     soci::{
-        build::{CompactBlob, Indexed, LayerIndexer, NoSink, Options},
+        files,
         index::{BUILD_TOOL, Descriptor, EMPTY_CONFIG, IndexManifest, Version},
     },
-    source::layout::NewArtifact,
+    source::{Destination, layout::NewArtifact},
+    ztoc::Ztoc,
 };
-
-/// Pieces of a layer that are on their way from the source to the indexer.
-const PIECES_AHEAD: usize = 4;
 
 /// How an index is made.
 #[derive(Clone, Debug)]
@@ -41,6 +43,12 @@ pub struct CreateOptions {
     pub build_tool: String,
     /// Whether a compact index is made in the same pass, and its bytes of a layer between checkpoints, at least.
     pub compact_span_size: Option<u64>,
+    /// Say of layers without any xattr that they have none (`--optimizations xattr`).
+    pub disable_xattrs: bool,
+    /// Make each zTOC anew, also where there is one of the same layer and span size.
+    pub force: bool,
+    /// Files whose spans a prefetch artifact lists.
+    pub prefetch_files: Vec<String>,
 }
 
 impl Default for CreateOptions {
@@ -50,6 +58,9 @@ impl Default for CreateOptions {
             min_layer_size: DEFAULT_MIN_LAYER_SIZE,
             build_tool: DEFAULT_BUILD_TOOL.to_owned(),
             compact_span_size: None,
+            disable_xattrs: false,
+            force: false,
+            prefetch_files: Vec::new(),
         }
     }
 }
@@ -70,6 +81,8 @@ pub struct CreateReport {
     pub stored_in: String,
     /// The image's layers, the lowest first.
     pub layers: Vec<LayerReport>,
+    /// What the person should know: files to prefetch that are nowhere.
+    pub warnings: Vec<String>,
 }
 
 /// What became of a layer.
@@ -112,6 +125,8 @@ pub enum Outcome {
         ztoc: Digest,
         /// Its bytes.
         ztoc_size: u64,
+        /// An index had it already.
+        reused: bool,
     },
     /// It has none: it will be streamed whole.
     Skipped {
@@ -130,6 +145,65 @@ pub async fn create(
     local: &LocalIndexes,
     progress: Progress<'_>,
 ) -> Result<CreateReport> {
+    let (report, artifacts) = make(image, options, local, progress).await?;
+    let beside = image.source.layout().filter(|layout| layout.is_writable());
+    for artifact in artifacts {
+        match beside {
+            Some(layout) => layout.store(artifact).await?,
+            None => local.store(artifact).await?,
+        };
+    }
+    let stored_in = match beside {
+        Some(_) => image.source.reference().to_string(),
+        None => "the local root".to_owned(),
+    };
+    Ok(CreateReport {
+        stored_in,
+        ..report
+    })
+}
+
+/// Makes the index of an image and stores it among the image's referrers at a destination, which must have the image.
+pub async fn create_at(
+    image: &Image,
+    options: &CreateOptions,
+    local: &LocalIndexes,
+    destination: &Destination,
+    uploads: usize,
+    progress: Progress<'_>,
+) -> Result<CreateReport> {
+    let (report, artifacts) = make(image, options, local, progress).await?;
+    for artifact in artifacts {
+        destination
+            .put_referrer(artifact, &image.digest, uploads)
+            .await
+            .map_err(|error| error.context(format!("pushing the SOCI index {}", report.index)))?;
+    }
+    Ok(CreateReport {
+        stored_in: destination.reference().to_string(),
+        ..report
+    })
+}
+
+/// Makes an index of version 1, and stores it nowhere. Its artifacts are in the order in which they are to be stored: the SOCI index is
+/// the newest for who knows no other.
+async fn make(
+    image: &Image,
+    options: &CreateOptions,
+    local: &LocalIndexes,
+    progress: Progress<'_>,
+) -> Result<(CreateReport, Vec<NewArtifact>)> {
+    let mut known = Known::default();
+    if !options.force {
+        known.add_local(local).await;
+        known.add_image(image).await;
+    }
+    let maker = Maker {
+        options,
+        known,
+        destination: None,
+        progress,
+    };
     let cores = available_parallelism().map_or(1, usize::from);
     let mut seen = HashSet::new();
     let distinct = image
@@ -138,135 +212,68 @@ pub async fn create(
         .filter(|layer| seen.insert(layer.digest));
     let made: HashMap<Digest, Made> = futures_util::stream::iter(distinct)
         .map(async |layer| -> Result<_> {
-            let made = one_layer(image, layer, options, progress)
-                .await
-                .map_err(|error| error.context(format!("layer {}", layer.digest)))?;
+            let (made, _) = maker.layer(&image.source, layer).await?;
             Ok((layer.digest, made))
         })
         .buffer_unordered(cores)
         .try_collect()
         .await?;
-
-    let media_types = image
-        .manifest
-        .layers()
-        .iter()
-        .map(|layer| layer.media_type().to_string());
-    let layers: Vec<(&LayerBlob, String, &Made)> = image
-        .layers
-        .iter()
-        .zip(media_types)
-        .filter_map(|(layer, media_type)| Some((layer, media_type, made.get(&layer.digest)?)))
-        .collect();
-    let report: Vec<LayerReport> = layers
-        .iter()
-        .map(|(layer, media_type, made)| LayerReport {
-            layer: layer.digest,
-            media_type: media_type.clone(),
-            size: layer.size,
-            outcome: made.outcome(),
-            compact: made.compact_report(),
-        })
-        .collect();
-    let descriptors: Vec<Descriptor> = layers
-        .iter()
-        .filter_map(|(layer, media_type, made)| {
-            let (digest, bytes) = made.ztoc.as_ref().ok()?;
-            Some(Descriptor::of_ztoc(
-                digest,
-                bytes.len() as u64,
-                &layer.digest,
-                media_type,
-                options.span_size,
-            ))
-        })
-        .collect();
-    if descriptors.is_empty() {
-        return Err(nothing_made(&report));
-    }
-
-    let manifest = IndexManifest {
-        version: Version::V1,
-        layers: descriptors,
-        subject: Some(Descriptor {
-            media_type: image.media_type.clone(),
-            digest: image.digest.to_string(),
-            size: i64::try_from(image.manifest_bytes.len()).unwrap_or(i64::MAX), // it is in memory
-            ..Descriptor::default()
-        }),
-        annotations: [(BUILD_TOOL.to_owned(), options.build_tool.clone())].into(),
-    };
-    let mut compact = compact_manifest(image, options, &layers);
-    let (mut ztocs, mut tables) = (Vec::new(), Vec::new());
-    for made in made.into_values() {
-        ztocs.extend(made.ztoc.ok().map(|(_, bytes)| bytes));
-        tables.extend(
-            made.compact
-                .and_then(Result::ok)
-                .map(|(_, blob)| blob.bytes.into()),
-        );
-    }
-    let bytes = manifest
-        .to_bytes()
-        .or_kind(Kind::Io, || "the SOCI index".to_owned())?;
-    // first, so that the SOCI index stays the newest of the artifacts for who knows no other
-    let compact_index = match compact.take() {
-        Some(manifest) => {
-            let bytes = manifest
-                .to_bytes()
-                .or_kind(Kind::Io, || "the compact index".to_owned())?;
-            let artifact = NewArtifact {
-                media_type: OCI_MANIFEST.to_owned(),
-                manifest: bytes.into(),
-                artifact_type: compact::ARTIFACT_TYPE.to_owned(),
-                annotations: BTreeMap::new(),
-                blobs: with_config(tables, compact::CONFIG),
-            };
-            Some(store(image, artifact, local).await?.0)
-        }
-        None => None,
-    };
-    let artifact = NewArtifact {
-        media_type: OCI_MANIFEST.to_owned(),
-        manifest: bytes.into(),
-        artifact_type: manifest.version.artifact_type().to_owned(),
-        annotations: manifest.annotations.clone(),
-        blobs: with_config(ztocs, EMPTY_CONFIG),
-    };
-    let (index, stored_in) = store(image, artifact, local).await?;
-    Ok(CreateReport {
-        index,
-        compact_index,
+    let mut index = NewIndex::of(image, &made, options)?;
+    index.manifest.subject = Some(Descriptor {
+        media_type: image.media_type.clone(),
+        digest: image.digest.to_string(),
+        size: i64::try_from(image.manifest_bytes.len()).unwrap_or(i64::MAX), // it is in memory
+        ..Descriptor::default()
+    });
+    let compact = compact_artifact(image, &made, options)?;
+    let artifact = index.artifact()?;
+    let report = CreateReport {
+        index: Digest::of(&artifact.manifest),
+        compact_index: compact
+            .as_ref()
+            .map(|compact| Digest::of(&compact.manifest)),
         image: image.digest,
         platform: image.platform.to_string(),
-        stored_in,
-        layers: report,
-    })
+        stored_in: String::new(),
+        layers: index.layers,
+        warnings: index.warnings,
+    };
+    Ok((report, compact.into_iter().chain([artifact]).collect()))
 }
 
-/// The manifest of the compact index; `None` where no layer has a part of one.
-fn compact_manifest(
+/// The compact index of an image; `None` where no layer has a part of one.
+fn compact_artifact(
     image: &Image,
+    made: &HashMap<Digest, Made>,
     options: &CreateOptions,
-    layers: &[(&LayerBlob, String, &Made)],
-) -> Option<compact::Manifest> {
+) -> Result<Option<NewArtifact>> {
+    let (mut layers, mut blobs) = (Vec::new(), Vec::new());
     let mut seen = HashSet::new();
-    let layers: Vec<compact::LayerIndex> = layers
+    for layer in image
+        .layers
         .iter()
-        .filter(|(layer, ..)| seen.insert(layer.digest))
-        .filter_map(|(layer, _, made)| {
-            let (digest, blob) = made.compact.as_ref()?.as_ref().ok()?;
-            Some(compact::LayerIndex {
-                layer: layer.digest,
-                blob: *digest,
-                size: blob.bytes.len() as u64,
-                table: blob.table,
-                table_size: blob.table_size as u64,
-                span_size: blob.span_size,
-            })
-        })
-        .collect();
-    (!layers.is_empty()).then(|| compact::Manifest {
+        .filter(|layer| seen.insert(layer.digest))
+    {
+        let Some(Ok((digest, blob))) = made
+            .get(&layer.digest)
+            .and_then(|made| made.compact.as_ref())
+        else {
+            continue;
+        };
+        layers.push(compact::LayerIndex {
+            layer: layer.digest,
+            blob: *digest,
+            size: blob.bytes.len() as u64,
+            table: blob.table,
+            table_size: blob.table_size as u64,
+            span_size: blob.span_size,
+        });
+        blobs.push(blob.bytes.clone().into());
+    }
+    if layers.is_empty() {
+        return Ok(None);
+    }
+    let manifest = compact::Manifest {
         layers,
         subject: Some(compact::Subject {
             media_type: image.media_type.clone(),
@@ -274,35 +281,157 @@ fn compact_manifest(
             size: image.manifest_bytes.len() as u64,
         }),
         build_tool: Some(options.build_tool.clone()),
-    })
+    };
+    let bytes = manifest
+        .to_bytes()
+        .or_kind(Kind::Io, || "the compact index".to_owned())?;
+    blobs.push(Bytes::from_static(compact::CONFIG));
+    Ok(Some(NewArtifact {
+        media_type: OCI_MANIFEST.to_owned(),
+        manifest: bytes.into(),
+        artifact_type: compact::ARTIFACT_TYPE.to_owned(),
+        annotations: BTreeMap::new(),
+        blobs,
+    }))
 }
 
-fn with_config(mut blobs: Vec<Bytes>, config: &'static [u8]) -> Vec<Bytes> {
-    blobs.push(Bytes::from_static(config));
-    blobs
+/// An index that was made: its manifest (of version 2, until it gets a subject), its blobs, and what became of each layer.
+pub(super) struct NewIndex {
+    pub(super) manifest: IndexManifest,
+    pub(super) blobs: Vec<Bytes>,
+    pub(super) layers: Vec<LayerReport>,
+    pub(super) warnings: Vec<String>,
 }
 
-/// What was made of a layer.
-struct Made {
-    /// The zTOC, or why there is none.
-    ztoc: Result<(Digest, Bytes), String>,
-    /// Its part of the compact index, if one is wanted, or why there is none.
-    compact: Option<Result<(Digest, CompactBlob), String>>,
+impl NewIndex {
+    /// The index of an image, from what was made of its layers.
+    pub(super) fn of(
+        image: &Image,
+        made: &HashMap<Digest, Made>,
+        options: &CreateOptions,
+    ) -> Result<Self> {
+        let media_types = image
+            .manifest
+            .layers()
+            .iter()
+            .map(|layer| layer.media_type().to_string());
+        let layers: Vec<(&LayerBlob, String, &Made)> = image
+            .layers
+            .iter()
+            .zip(media_types)
+            .filter_map(|(layer, media_type)| Some((layer, media_type, made.get(&layer.digest)?)))
+            .collect();
+        let report: Vec<LayerReport> = layers
+            .iter()
+            .map(|(layer, media_type, made)| LayerReport {
+                layer: layer.digest,
+                media_type: media_type.clone(),
+                size: layer.size,
+                outcome: made.outcome(),
+                compact: made.compact_report(),
+            })
+            .collect();
+        let mut descriptors = Vec::new();
+        let mut blobs = BTreeMap::new();
+        for (layer, media_type, made) in &layers {
+            if let Ok(table) = &made.ztoc {
+                descriptors.push(table.descriptor(&layer.digest, media_type, options)?);
+                blobs.insert(table.digest, table.bytes.clone());
+            }
+        }
+        if descriptors.is_empty() {
+            return Err(nothing_made(&report));
+        }
+        let mut warnings = Vec::new();
+        if !options.prefetch_files.is_empty() {
+            let layers: Vec<(Digest, &Made)> = layers
+                .iter()
+                .map(|(layer, _, made)| (layer.digest, *made))
+                .collect();
+            prefetch(
+                &layers,
+                options,
+                &mut descriptors,
+                &mut blobs,
+                &mut warnings,
+            )?;
+        }
+        let config = Bytes::from_static(EMPTY_CONFIG);
+        blobs.insert(Digest::of(&config), config);
+        Ok(Self {
+            manifest: IndexManifest {
+                version: Version::V2,
+                layers: descriptors,
+                subject: None,
+                annotations: [(BUILD_TOOL.to_owned(), options.build_tool.clone())].into(),
+            },
+            blobs: blobs.into_values().collect(),
+            layers: report,
+            warnings,
+        })
+    }
+
+    /// The index as it is stored: of version 1 where it has a subject.
+    pub(super) fn artifact(&mut self) -> Result<NewArtifact> {
+        if self.manifest.subject.is_some() {
+            self.manifest.version = Version::V1;
+        }
+        let bytes = self
+            .manifest
+            .to_bytes()
+            .or_kind(Kind::Io, || "the SOCI index".to_owned())?;
+        Ok(NewArtifact {
+            media_type: OCI_MANIFEST.to_owned(),
+            manifest: bytes.into(),
+            artifact_type: self.manifest.version.artifact_type().to_owned(),
+            annotations: self.manifest.annotations.clone(),
+            blobs: self.blobs.clone(),
+        })
+    }
+}
+
+/// Adds the prefetch artifacts of the listed files.
+fn prefetch(
+    layers: &[(Digest, &Made)],
+    options: &CreateOptions,
+    descriptors: &mut Vec<Descriptor>,
+    blobs: &mut BTreeMap<Digest, Bytes>,
+    warnings: &mut Vec<String>,
+) -> Result<()> {
+    let tables = layers
+        .iter()
+        .map(|(layer, made)| match &made.ztoc {
+            Ok(table) => table.parse(layer).map(Some),
+            Err(_) => Ok(None),
+        })
+        .collect::<Result<Vec<Option<Ztoc>>>>()?;
+    let tables: Vec<Option<&Ztoc>> = tables.iter().map(Option::as_ref).collect();
+    let listed = files::spans_of(&options.prefetch_files, &tables);
+    for (found, (layer, _)) in listed.layers.iter().zip(layers) {
+        let Some(found) = found else { continue };
+        let bytes = found
+            .to_bytes()
+            .or_kind(Kind::Io, || "a prefetch artifact".to_owned())?;
+        let digest = Digest::of(&bytes);
+        descriptors.push(Descriptor::of_prefetch(&digest, bytes.len() as u64, layer));
+        blobs.insert(digest, bytes.into());
+    }
+    warnings.extend(
+        listed
+            .missing
+            .iter()
+            .map(|file| format!("prefetch file {file} is in no layer that has a zTOC")),
+    );
+    Ok(())
 }
 
 impl Made {
-    fn skipped(reason: String) -> Self {
-        Self {
-            ztoc: Err(reason),
-            compact: None,
-        }
-    }
-
     fn outcome(&self) -> Outcome {
         match &self.ztoc {
-            Ok((digest, bytes)) => Outcome::Indexed {
-                ztoc: *digest,
-                ztoc_size: bytes.len() as u64,
+            Ok(table) => Outcome::Indexed {
+                ztoc: table.digest,
+                ztoc_size: table.bytes.len() as u64,
+                reused: table.reused,
             },
             Err(reason) => Outcome::Skipped {
                 skipped: reason.clone(),
@@ -318,107 +447,6 @@ impl Made {
             blob_size: blob.bytes.len() as u64,
             spans: blob.spans,
         })
-    }
-}
-
-async fn one_layer(
-    image: &Image,
-    layer: &LayerBlob,
-    options: &CreateOptions,
-    progress: Progress<'_>,
-) -> Result<Made> {
-    if layer.size < options.min_layer_size {
-        return Ok(Made::skipped(format!(
-            "size {} is less than min-layer-size {}",
-            layer.size, options.min_layer_size
-        )));
-    }
-    if layer.packing == Packing::Zstd {
-        return Ok(Made::skipped(
-            "zstd: a zTOC can describe gzip and plain tar only".to_owned(),
-        ));
-    }
-    let indexed = index(image, layer, options, progress).await?;
-    for (what, actual, expected) in [
-        ("digest", indexed.digest, layer.digest),
-        ("diff ID", indexed.diff_id, layer.diff_id),
-    ] {
-        if actual != expected {
-            return Err(Error::new(
-                Kind::Corrupt,
-                format!("its content has the {what} {actual}, where the image says {expected}"),
-            ));
-        }
-    }
-    Ok(Made {
-        ztoc: match indexed.ztoc {
-            Some(Ok(bytes)) => Ok((Digest::of(&bytes), bytes.into())),
-            Some(Err(reason)) => Err(reason),
-            None => Err("no zTOC was made".to_owned()),
-        },
-        compact: indexed
-            .compact
-            .map(|made| made.map(|blob| (Digest::of(&blob.bytes), blob))),
-    })
-}
-
-/// Streams a layer through an indexer, which has a thread of its own.
-async fn index(
-    image: &Image,
-    layer: &LayerBlob,
-    options: &CreateOptions,
-    progress: Progress<'_>,
-) -> Result<Indexed> {
-    let mut pieces = image.source.stream(&layer.digest, layer.size).await?;
-    let mut indexer = LayerIndexer::new(
-        layer.packing,
-        Options {
-            span_size: options.span_size,
-            build_tool: options.build_tool.clone(),
-            ztoc: true,
-            compact_span_size: options.compact_span_size,
-        },
-        NoSink,
-    );
-    let (sender, mut receiver) = mpsc::channel::<Bytes>(PIECES_AHEAD);
-    let thread = tokio::task::spawn_blocking(move || {
-        while let Some(piece) = receiver.blocking_recv() {
-            indexer.write(&piece)?;
-        }
-        indexer.finish()
-    });
-    let mut done: u64 = 0;
-    while let Some(piece) = pieces.next().await {
-        let piece = piece?; // the thread ends when the channel does
-        done = done.saturating_add(piece.len() as u64);
-        if sender.send(piece).await.is_err() {
-            break; // the indexer has failed: its error follows
-        }
-        progress(layer.digest, done, layer.size);
-    }
-    drop(sender);
-    match thread.await {
-        Ok(Ok((indexed, NoSink))) => Ok(indexed),
-        Ok(Err(error)) => Err(Error::with_source(error.kind(), "it cannot be read", error)),
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            Err(_) => Err(Error::new(Kind::Io, "the program is shutting down")),
-        },
-    }
-}
-
-/// Stores an artifact of the image; gives its digest, and where it is.
-async fn store(
-    image: &Image,
-    artifact: NewArtifact,
-    local: &LocalIndexes,
-) -> Result<(Digest, String)> {
-    match image.source.layout() {
-        Some(layout) if layout.is_writable() => Ok((
-            layout.store(artifact).await?,
-            image.source.reference().to_string(),
-        )),
-        _ => Ok((local.store(artifact).await?, "the local root".to_owned())),
     }
 }
 
@@ -440,7 +468,10 @@ impl fmt::Display for LayerReport {
     /// As AWS's tool says it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.outcome {
-            Outcome::Indexed { ztoc, .. } => write!(f, "layer {} -> ztoc {ztoc}", self.layer)?,
+            Outcome::Indexed { ztoc, reused, .. } => {
+                let known = if *reused { " (already exists)" } else { "" };
+                write!(f, "layer {} -> ztoc {ztoc}{known}", self.layer)?;
+            }
             Outcome::Skipped { skipped } => write!(
                 f,
                 "ztoc skipped - layer {} ({}): {skipped}",

@@ -98,9 +98,19 @@ pub struct SociIndex {
 
 /// Where an index and its zTOCs are.
 #[derive(Clone)]
-enum Place {
+pub(super) enum Place {
     Source(Source),
     Local(LocalIndexes),
+}
+
+impl Place {
+    /// A blob of an index there, verified.
+    pub(super) async fn blob(&self, blob: &BlobRef, limit: u64) -> Result<Bytes> {
+        match self {
+            Self::Source(source) => source.blob(&blob.digest, blob.size, limit).await,
+            Self::Local(local) => local.blob(&blob.digest, blob.size, limit).await,
+        }
+    }
 }
 
 /// The outcome of a search.
@@ -124,10 +134,7 @@ impl SociIndex {
         let Some(ztoc) = self.ztocs.get(layer) else {
             return Err(Error::new(Kind::NotFound, context()));
         };
-        let fetched = match &self.place {
-            Place::Source(source) => source.blob(&ztoc.digest, ztoc.size, MAX_ZTOC_BYTES).await,
-            Place::Local(local) => local.blob(&ztoc.digest, ztoc.size, MAX_ZTOC_BYTES).await,
-        };
+        let fetched = self.place.blob(ztoc, MAX_ZTOC_BYTES).await;
         fetched.map_err(|error| error.context(context()))
     }
 }

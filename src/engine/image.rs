@@ -56,6 +56,36 @@ impl Image {
     }
 }
 
+impl Image {
+    /// The image of a manifest that was found at the source. `stated` is its platform where its configuration names none.
+    pub async fn of_manifest(
+        source: &Source,
+        found: Manifest,
+        stated: Option<&Platform>,
+        index_digest: Option<Digest>,
+    ) -> Result<Self> {
+        let digest = found.digest;
+        let of = async {
+            match document(&found)? {
+                Document::Image(manifest) => {
+                    let unstated = stated.cloned().unwrap_or_else(Platform::unknown);
+                    let search = Search::new(source, stated);
+                    search
+                        .image(found, *manifest, index_digest, &unstated)
+                        .await
+                }
+                Document::Index(_) => Err(Error::new(
+                    Kind::Corrupt,
+                    "it is an index, where a manifest is expected",
+                )),
+            }
+        };
+        of.await.map_err(|error| {
+            error.context(format!("image {}, manifest {digest}", source.reference()))
+        })
+    }
+}
+
 /// A walk from the root to the image.
 struct Search<'a> {
     source: &'a Source,
@@ -211,7 +241,7 @@ impl<'a> Search<'a> {
     }
 }
 
-fn document(found: &Manifest) -> Result<Document> {
+pub(super) fn document(found: &Manifest) -> Result<Document> {
     parse(&found.bytes, &found.media_type).map_err(|error| not_an_image(&found.digest, error))
 }
 

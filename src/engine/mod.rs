@@ -3,17 +3,23 @@
 //! image reference -> manifest for the platform -> SOCI index -> zTOC of each layer -> disk -> device -> ext4 mount -> overlay
 
 mod attach;
+mod chosen;
+pub mod companions;
+pub mod convert;
 pub mod create;
 mod devices;
 pub mod discovery;
 pub mod disks;
+mod graph;
 pub mod image;
+mod known;
 pub mod local;
 mod process;
 mod records;
 mod request;
 mod stack;
 mod why;
+mod ztocs;
 
 use std::{
     collections::{HashMap, HashSet},

@@ -175,6 +175,11 @@ fn of_manifest(document: &Value, artifact_type: &str) -> What {
     }
 }
 
+/// What an artifact of this type is.
+pub fn what_is_type(artifact_type: &str) -> What {
+    known(artifact_type).unwrap_or_else(|| artifact(artifact_type, ""))
+}
+
 /// Types that say by themselves what they are.
 fn known(media_type: &str) -> Option<What> {
     Some(match media_type {

@@ -7,6 +7,7 @@ pub mod config;
 pub mod digest;
 pub mod manifest;
 pub mod media_type;
+pub mod pattern;
 pub mod platform;
 pub mod reference;
 

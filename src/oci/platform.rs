@@ -171,11 +171,18 @@ pub struct Choice<'a> {
     pub offered: Vec<Platform>,
 }
 
-/// Sorts the entries of an image index by how well they suit a platform. Entries that are marked as artifacts are left out.
-pub fn choose<'a>(index: &'a ImageIndex, wanted: &Platform) -> Choice<'a> {
-    let mut ranked = Vec::new();
-    let mut unnamed = Vec::new();
-    let mut offered = Vec::new();
+/// The images that an index lists.
+#[derive(Debug, Default)]
+pub struct Images<'a> {
+    /// Manifests whose platform is named.
+    pub named: Vec<(Platform, &'a Descriptor)>,
+    /// Entries that name no platform and might hold one: nested indexes, and manifests.
+    pub unnamed: Vec<&'a Descriptor>,
+}
+
+/// The entries of an image index that are, or may hold, images. What is marked as an artifact or an attestation is left out.
+pub fn images(index: &ImageIndex) -> Images<'_> {
+    let mut images = Images::default();
     for descriptor in index.manifests() {
         if descriptor.artifact_type().is_some() || is_attestation(descriptor) {
             continue;
@@ -183,18 +190,29 @@ pub fn choose<'a>(index: &'a ImageIndex, wanted: &Platform) -> Choice<'a> {
         let stated = descriptor.media_type().to_string();
         match Platform::of_descriptor(descriptor) {
             Some(platform) if media_type::is_manifest(&stated) => {
-                if let Some(rank) = wanted.rank(&platform) {
-                    ranked.push((rank, descriptor));
-                }
-                if !offered.contains(&platform) {
-                    offered.push(platform);
-                }
+                images.named.push((platform, descriptor));
             }
             None if descriptor.platform().is_some() => {} // unknown/unknown
             _ if media_type::is_manifest(&stated) || media_type::is_index(&stated) => {
-                unnamed.push(descriptor);
+                images.unnamed.push(descriptor);
             }
             _ => {}
+        }
+    }
+    images
+}
+
+/// Sorts the entries of an image index by how well they suit a platform.
+pub fn choose<'a>(index: &'a ImageIndex, wanted: &Platform) -> Choice<'a> {
+    let Images { named, unnamed } = images(index);
+    let mut ranked = Vec::new();
+    let mut offered = Vec::new();
+    for (platform, descriptor) in named {
+        if let Some(rank) = wanted.rank(&platform) {
+            ranked.push((rank, descriptor));
+        }
+        if !offered.contains(&platform) {
+            offered.push(platform);
         }
     }
     ranked.sort_by_key(|(rank, _)| *rank); // stable

@@ -89,6 +89,40 @@ impl FromStr for Reference {
     }
 }
 
+impl Reference {
+    /// The same repository or layout with another tag, and no digest.
+    pub fn with_tag(&self, tag: &str) -> Result<Self, Error> {
+        if !is_tag(tag) {
+            return Err(Error::new(
+                Kind::InvalidArgument,
+                format!(
+                    "{tag:?} is no tag: at most 128 of A-Z a-z 0-9 _ . - are expected, no . or - first"
+                ),
+            ));
+        }
+        let mut other = self.clone();
+        match &mut other {
+            Self::Registry {
+                tag: own, digest, ..
+            } => (*own, *digest) = (Some(tag.to_owned()), None),
+            Self::Layout { tag: own, .. } | Self::Archive { tag: own, .. } => {
+                *own = Some(tag.to_owned());
+            }
+        }
+        Ok(other)
+    }
+
+    /// The repository or layout, without tag and digest.
+    pub fn place(&self) -> Self {
+        let mut place = self.clone();
+        match &mut place {
+            Self::Registry { tag, digest, .. } => (*tag, *digest) = (None, None),
+            Self::Layout { tag, .. } | Self::Archive { tag, .. } => *tag = None,
+        }
+        place
+    }
+}
+
 impl fmt::Display for Reference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -194,6 +194,16 @@ impl IndexManifest {
         self.blob_of(layer, ZTOC_TYPE)
     }
 
+    /// The span size that the zTOC of a layer was made with, where that is said.
+    pub fn span_size_of(&self, layer: &Digest) -> Option<u64> {
+        let layer = layer.to_string();
+        let of_layer = self.layers.iter().find(|descriptor| {
+            descriptor.media_type == ZTOC_TYPE
+                && descriptor.annotations.get(LAYER_DIGEST) == Some(&layer)
+        })?;
+        of_layer.annotations.get(SPAN_SIZE)?.parse().ok()
+    }
+
     /// The prefetch artifact of a layer, if there is one.
     pub fn prefetch_of(&self, layer: &Digest) -> Result<Option<BlobRef>, Error> {
         self.blob_of(layer, PREFETCH_TYPE)
@@ -246,6 +256,16 @@ impl Descriptor {
                 (LAYER_MEDIA_TYPE.to_owned(), layer_media_type.to_owned()),
                 (SPAN_SIZE.to_owned(), span_size.to_string()),
             ]),
+        }
+    }
+
+    /// The descriptor of a layer's prefetch artifact.
+    pub fn of_prefetch(digest: &Digest, size: u64, layer: &Digest) -> Self {
+        Self {
+            media_type: PREFETCH_TYPE.to_owned(),
+            digest: digest.to_string(),
+            size: i64::try_from(size).unwrap_or(i64::MAX), // it is the length of bytes in memory
+            annotations: BTreeMap::from([(LAYER_DIGEST.to_owned(), layer.to_string())]),
         }
     }
 

@@ -9,7 +9,7 @@ use futures_util::{
 };
 
 use super::{
-    Access, Limits, Manifest, Opened, Place, Source,
+    Access, Limits, Opened, Place, Source,
     layout::{Layout, NewArtifact, Pack},
     registry::{Purpose, Repository, Tap},
 };
@@ -111,23 +111,6 @@ impl Destination {
             access: self.0.access.clone(),
             place,
         }))))
-    }
-
-    /// The manifest that a tag names there now, if there is one.
-    pub async fn tagged(&self, tag: &str) -> Result<Option<Manifest>> {
-        match &self.0.place {
-            WritePlace::Registry(repository) => repository.find_tag(tag).await,
-            WritePlace::Folder(layout) => {
-                let path = layout.place_path();
-                let layout = Layout::open_folder(&path, Some(tag)).await?;
-                match layout.root_manifest().await {
-                    Ok(manifest) => Ok(Some(manifest)),
-                    Err(error) if error.kind() == Kind::NotFound => Ok(None),
-                    Err(error) => Err(error),
-                }
-            }
-            WritePlace::Archive(_) => Ok(None),
-        }
     }
 
     /// Whether a blob is there.

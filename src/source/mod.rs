@@ -129,6 +129,14 @@ impl Source {
         }
     }
 
+    /// The manifest or index that another tag of this place names, if there is one.
+    pub async fn tagged(&self, tag: &str) -> Result<Option<Manifest>> {
+        match &self.0.place {
+            Place::Registry(repository) => repository.find_tag(tag).await,
+            Place::Layout(layout) => layout.tagged(tag).await,
+        }
+    }
+
     /// A manifest by digest, verified.
     pub async fn manifest(&self, digest: &Digest) -> Result<Manifest> {
         match &self.0.place {

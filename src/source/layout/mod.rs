@@ -99,6 +99,23 @@ impl Layout {
         .await
     }
 
+    /// The manifest or index that another tag names, if there is one. Verified.
+    pub async fn tagged(&self, tag: &str) -> Result<Option<Manifest>> {
+        let tag = tag.to_owned();
+        self.run(move |opened| {
+            let entries = opened.parse_index(&opened.index_json()?)?;
+            match index::root(&entries, Some(&tag), &opened.place()) {
+                Ok(Root::Entry(entry)) => opened
+                    .manifest(&entry.digest, &entry.media_type, Some(entry.size))
+                    .map(Some),
+                Ok(Root::Whole) => Ok(None),
+                Err(error) if error.kind() == Kind::NotFound => Ok(None),
+                Err(error) => Err(error),
+            }
+        })
+        .await
+    }
+
     /// A manifest by digest, verified.
     pub async fn manifest(&self, digest: &Digest) -> Result<Manifest> {
         let digest = *digest;

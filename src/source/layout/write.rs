@@ -263,11 +263,6 @@ impl Layout {
         .await
     }
 
-    /// The folder or file.
-    pub(in crate::source) fn place_path(&self) -> std::path::PathBuf {
-        self.0.blobs.path().to_owned()
-    }
-
     /// Whether this can be written to: a folder, not an archive.
     pub fn is_writable(&self) -> bool {
         matches!(self.0.blobs, Blobs::Folder(_))

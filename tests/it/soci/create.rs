@@ -15,7 +15,7 @@ use socinbd::{
 use tempfile::TempDir;
 
 use super::{
-    make::{GZIP_LAYER, MadeLayout, PLAIN_LAYER, digest, tar_of},
+    make::{GZIP_LAYER, MadeLayout, PLAIN_LAYER, digest, noise, tar_of},
     open, run,
 };
 use crate::support::registry::Registry;
@@ -33,19 +33,6 @@ async fn create(reference: &str, root: &TempDir, min_layer_size: u64) -> Result<
     let image = Image::resolve(&open(reference).await?, None).await?;
     let local = LocalIndexes::open(root.path())?;
     create::create(&image, &options(min_layer_size), &local, &|_, _, _| {}).await
-}
-
-/// Content that gzip cannot shrink.
-fn noise(length: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    (0..length)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 32) as u8
-        })
-        .collect()
 }
 
 #[test]

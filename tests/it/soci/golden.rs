@@ -23,11 +23,11 @@ use tempfile::TempDir;
 use super::{open, run};
 use crate::vectors::{Vectors, list, number, text};
 
-const AWS_TOOL: &str = "AWS SOCI CLI v0.2";
+pub(super) const AWS_TOOL: &str = "AWS SOCI CLI v0.2";
 const PLATFORMS: [&str; 2] = ["linux/amd64", "linux/arm64"];
 
 /// A case's layout, with the blobs that it should have.
-fn layout(vectors: &Vectors, case: &Value) -> TempDir {
+pub(super) fn layout(vectors: &Vectors, case: &Value) -> TempDir {
     let folder = TempDir::new().unwrap();
     for name in ["oci-layout", "index.json"] {
         let path = json!(format!("{}/{name}", text(&case["layout"])));
@@ -43,7 +43,7 @@ fn layout(vectors: &Vectors, case: &Value) -> TempDir {
     folder
 }
 
-fn case<'a>(vectors: &'a Vectors, id: &str) -> &'a Value {
+pub(super) fn case<'a>(vectors: &'a Vectors, id: &str) -> &'a Value {
     vectors
         .images()
         .iter()
@@ -58,7 +58,7 @@ async fn resolve(folder: &TempDir, platform: &str) -> Result<Image> {
 }
 
 /// Some local root with nothing in it.
-fn no_local() -> LocalIndexes {
+pub(super) fn no_local() -> LocalIndexes {
     LocalIndexes::open(std::path::Path::new("/nonexistent")).unwrap()
 }
 
@@ -73,6 +73,7 @@ async fn create(
         span_size,
         min_layer_size,
         build_tool: AWS_TOOL.to_owned(),
+        ..CreateOptions::default()
     };
     let image = resolve(folder, platform).await?;
     create::create(&image, &options, &no_local(), &|_, _, _| {}).await

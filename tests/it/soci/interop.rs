@@ -105,6 +105,7 @@ async fn make(image: &Image, root: &Path, build_tool: &str) -> create::CreateRep
         span_size: SPAN_SIZE,
         min_layer_size: 0,
         build_tool: build_tool.to_owned(),
+        ..CreateOptions::default()
     };
     let local = LocalIndexes::open(root).unwrap();
     create::create(image, &options, &local, &|_, _, _| {})

@@ -169,3 +169,16 @@ pub fn tar_of(files: &[(&str, &[u8])]) -> Vec<u8> {
     }
     archive.into_inner().unwrap()
 }
+
+/// Content that gzip cannot shrink.
+pub fn noise(length: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    (0..length)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 32) as u8
+        })
+        .collect()
+}

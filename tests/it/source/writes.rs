@@ -401,7 +401,11 @@ async fn layouts_are_written_whole_and_read_back() {
         let new = subject("new");
         if place.starts_with("oci:") {
             assert_eq!(
-                to.tagged("v1")
+                to.source()
+                    .await
+                    .expect("source")
+                    .expect("a folder")
+                    .tagged("v1")
                     .await
                     .expect("tagged")
                     .map(|found| found.bytes),

@@ -1,0 +1,250 @@
+//! `socinbd convert`.
+
+use std::{path::Path, process::ExitCode};
+
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+
+use super::{
+    AccessArgs, Global, absolute,
+    making::{MakeArgs, UploadArgs},
+    output,
+    progress::Progress,
+};
+use crate::{
+    engine::{
+        convert::{self, ConvertOptions, ConvertReport},
+        local::LocalIndexes,
+    },
+    error::{Error, Kind, Result},
+    oci::{Digest, Reference, pattern},
+    source::{Access, Destination, Source},
+};
+
+/// Make an image with its SOCI index (v2) of an image
+///
+/// The result is an image index that binds image and SOCI index: its digest covers both. Registries, OCI layouts in folders and in tar
+/// files are read and written; no daemon, no root. What the destination has is not sent, what its registry has elsewhere is mounted,
+/// and zTOCs that an index of the image has are used again. Other platforms, attestations and what is unknown stay as they are.
+#[derive(Args)]
+#[command(after_help = "Examples:\n\
+\x20 socinbd convert registry.example/app:1.0 registry.example/app:1.0-soci\n\
+\x20 socinbd convert oci:./app:1.0 registry.example/app:1.0 --all-platforms\n\
+\x20 socinbd convert app.tar app-soci.tar --format oci-archive\n\
+\x20 socinbd convert registry.example/app registry.example/app --tags 'v*' --suffix -soci")]
+pub struct Convert {
+    /// The image
+    source: String,
+    /// The name of the new image; a tag, not a digest
+    destination: String,
+    #[command(flatten)]
+    access: AccessArgs,
+    #[command(flatten)]
+    make: MakeArgs,
+    #[command(flatten)]
+    uploads: UploadArgs,
+    /// SOURCE and DESTINATION are paths, and DESTINATION becomes this; without it they are references
+    #[arg(long, value_enum, value_name = "FORMAT", conflicts_with = "tags")]
+    format: Option<Format>,
+    /// Convert each tag of the repository that matches this pattern (`*` and `?`); what is converted already is left alone
+    #[arg(long, value_name = "PATTERN")]
+    tags: Option<String>,
+    /// What the new tags end with, with --tags [default: -soci within one repository, nothing else]
+    #[arg(long, value_name = "TEXT", requires = "tags")]
+    suffix: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// A tar file.
+    OciArchive,
+    /// A folder.
+    OciDir,
+}
+
+/// What `--tags --json` prints.
+#[derive(Serialize)]
+struct TagReport {
+    tag: String,
+    to: String,
+    /// The image that is there now.
+    digest: Option<Digest>,
+    outcome: &'static str,
+    error: Option<String>,
+}
+
+impl Convert {
+    pub async fn run(self, global: &Global) -> Result<ExitCode> {
+        let access = self.access.access()?;
+        let options = ConvertOptions {
+            create: self.make.options()?,
+            platforms: self.make.platforms.platforms(),
+            uploads: self.uploads.max_concurrent_uploads,
+        };
+        let local = LocalIndexes::open(&absolute(&global.root)?)?;
+        let (from, to) = (self.source()?, self.destination()?);
+        if let Some(pattern) = &self.tags {
+            return self
+                .all(global, pattern, &from, &to, &access, &options, &local)
+                .await;
+        }
+        let report = one(global, &from, &to, &access, &options, &local).await?;
+        for warning in &report.warnings {
+            tracing::warn!("{warning}");
+        }
+        if global.json {
+            output::json(&report)?
+        } else {
+            output::line(&report.to_string())?
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn source(&self) -> Result<Reference> {
+        let path = Path::new(&self.source);
+        match self.format {
+            Some(_) if path.is_dir() => format!("oci:{}", self.source).parse(),
+            Some(_) if path.is_file() => format!("oci-archive:{}", self.source).parse(),
+            _ => self.source.parse(),
+        }
+    }
+
+    fn destination(&self) -> Result<Reference> {
+        let reference: Reference = match self.format {
+            Some(Format::OciArchive) => format!("oci-archive:{}", self.destination).parse()?,
+            Some(Format::OciDir) => format!("oci:{}", self.destination).parse()?,
+            None => self.destination.parse()?,
+        };
+        match reference {
+            Reference::Registry {
+                digest: Some(_), ..
+            } => Err(Error::new(
+                Kind::InvalidArgument,
+                format!("{reference}: the new image has another digest: name a tag"),
+            )),
+            reference => Ok(reference),
+        }
+    }
+
+    /// Converts the tags of a repository, one after the other. One that fails does not stop the others.
+    #[expect(clippy::too_many_arguments, reason = "all that one conversion takes")]
+    async fn all(
+        &self,
+        global: &Global,
+        wanted: &str,
+        from: &Reference,
+        to: &Reference,
+        access: &Access,
+        options: &ConvertOptions,
+        local: &LocalIndexes,
+    ) -> Result<ExitCode> {
+        let same = from.place() == to.place();
+        let suffix = match &self.suffix {
+            Some(suffix) => suffix,
+            None if same => "-soci",
+            None => "",
+        };
+        if same && suffix.is_empty() {
+            return Err(Error::new(
+                Kind::InvalidArgument,
+                "tags are not replaced by the dozen: give a --suffix, or another repository",
+            ));
+        }
+        let source = Source::open(from, access).await?;
+        let tags = source.tags().await?;
+        let chosen = tags.iter().filter(|tag| {
+            pattern::matches(wanted, tag)
+                && !tag.starts_with("sha256-")
+                && !(same && tag.ends_with(suffix))
+        });
+        let mut reports = Vec::new();
+        for tag in chosen {
+            let (from, to) = (from.with_tag(tag)?, to.with_tag(&format!("{tag}{suffix}"))?);
+            let mut report = TagReport {
+                tag: tag.clone(),
+                to: to.to_string(),
+                digest: None,
+                outcome: "unchanged",
+                error: None,
+            };
+            match unless_done(global, &from, &to, access, options, local).await {
+                Ok(Ok(done)) => report.digest = Some(done),
+                Ok(Err(made)) => {
+                    for warning in &made.warnings {
+                        tracing::warn!("{from}: {warning}");
+                    }
+                    report.digest = Some(made.digest);
+                    report.outcome = "converted";
+                }
+                Err(error) => {
+                    report.outcome = "failed";
+                    report.error = Some(error.report());
+                }
+            }
+            if !global.json {
+                let what = match (&report.digest, &report.error) {
+                    (Some(digest), _) => digest.to_string(),
+                    (None, error) => error.clone().unwrap_or_default(),
+                };
+                output::line(&format!(
+                    "{} -> {}: {} {what}",
+                    report.tag, report.to, report.outcome
+                ))?;
+            }
+            reports.push(report);
+        }
+        if global.json {
+            output::json(&reports)?;
+        } else if reports.is_empty() {
+            output::line(&format!("no tag of {from} matches {wanted:?}"))?;
+        }
+        Ok(match reports.iter().any(|report| report.error.is_some()) {
+            true => ExitCode::FAILURE,
+            false => ExitCode::SUCCESS,
+        })
+    }
+}
+
+async fn one(
+    global: &Global,
+    from: &Reference,
+    to: &Reference,
+    access: &Access,
+    options: &ConvertOptions,
+    local: &LocalIndexes,
+) -> Result<ConvertReport> {
+    let source = Source::open(from, access).await?;
+    let destination = Destination::open(to, access).await?;
+    let progress = Progress::new(global.json);
+    let report = convert::convert(
+        &source,
+        &destination,
+        options,
+        local,
+        &|layer, done, size| progress.layer(layer, done, size),
+    )
+    .await;
+    progress.finish();
+    report
+}
+
+/// Converts an image, unless its name has the conversion of just that image already: then its digest.
+async fn unless_done(
+    global: &Global,
+    from: &Reference,
+    to: &Reference,
+    access: &Access,
+    options: &ConvertOptions,
+    local: &LocalIndexes,
+) -> Result<std::result::Result<Digest, ConvertReport>> {
+    if !options.create.force
+        && let Some(there) = Destination::open(to, access).await?.source().await?
+        && let Ok(found) = there.root_manifest().await
+    {
+        let source = Source::open(from, access).await?;
+        if convert::is_converted(&source, &there, &found, &options.platforms).await? {
+            return Ok(Ok(found.digest));
+        }
+    }
+    one(global, from, to, access, options, local).await.map(Err)
+}

@@ -1,0 +1,479 @@
+//! Makes an image with its SOCI index (version 2) of an image: each layer passes once at most, and what the destination has, or can
+//! mount, does not move.
+//!
+//! Blobs are written first, then SOCI indexes and manifests, the image index with its tag last: a conversion that is broken off
+//! leaves nothing that is named, and one that is made again finds most of it done.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+    thread::available_parallelism,
+};
+
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+pub use super::chosen::Platforms;
+
+use super::{
+    chosen::chosen,
+    companions::{self, Companion},
+    create::{CreateOptions, LayerReport, NewIndex, Progress},
+    graph::{Counts, Graph, Tally},
+    image::Image,
+    known::Known,
+    local::LocalIndexes,
+    ztocs::{Made, Maker},
+};
+use crate::{
+    error::{Error, Kind, Result, ResultExt as _},
+    layer::LayerBlob,
+    oci::{
+        Digest,
+        manifest::{Document, parse},
+        media_type::{OCI_INDEX, OCI_MANIFEST},
+        platform::images,
+    },
+    soci::convert::{Converted, image_index, image_manifest, named_index},
+    source::{DEFAULT_UPLOADS, Destination, Manifest, Source},
+};
+
+/// How an image is converted.
+#[derive(Clone, Debug)]
+pub struct ConvertOptions {
+    /// How its SOCI indexes are made.
+    pub create: CreateOptions,
+    /// Which images get one.
+    pub platforms: Platforms,
+    /// Blobs that are sent at a time.
+    pub uploads: usize,
+}
+
+impl Default for ConvertOptions {
+    fn default() -> Self {
+        Self {
+            create: CreateOptions::default(),
+            platforms: Platforms::default(),
+            uploads: DEFAULT_UPLOADS,
+        }
+    }
+}
+
+/// What was made.
+#[derive(Clone, Debug, Serialize)]
+pub struct ConvertReport {
+    /// What was converted.
+    pub source: String,
+    /// The digest that the source's reference names.
+    pub source_digest: Digest,
+    /// Where it went.
+    pub destination: String,
+    /// The image index there.
+    pub digest: Digest,
+    /// The images that got a SOCI index.
+    pub images: Vec<ConvertedImage>,
+    /// How the blobs went.
+    pub blobs: Counts,
+    /// Signatures and attestations of the source.
+    pub vouchers: Vec<Voucher>,
+    /// What the person should know.
+    pub warnings: Vec<String>,
+}
+
+/// An image that was converted.
+#[derive(Clone, Debug, Serialize)]
+pub struct ConvertedImage {
+    /// Its platform.
+    pub platform: String,
+    /// The digest of its manifest before.
+    pub old: Digest,
+    /// The digest of its manifest now.
+    pub manifest: Digest,
+    /// Its SOCI index.
+    pub index: Digest,
+    /// Its layers.
+    pub layers: Vec<LayerReport>,
+}
+
+/// A signature or attestation of the source, and what it is worth for what was made of it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Voucher {
+    /// What vouches.
+    #[serde(flatten)]
+    pub companion: Companion,
+    /// Whether its subject is part of the new image, byte for byte.
+    pub covers: bool,
+}
+
+/// Converts the image that a source's reference names, and gives it the name of the destination's.
+pub async fn convert(
+    source: &Source,
+    destination: &Destination,
+    options: &ConvertOptions,
+    local: &LocalIndexes,
+    progress: Progress<'_>,
+) -> Result<ConvertReport> {
+    let work = async {
+        let root = source.root_manifest().await?;
+        let (images, mut warnings) = chosen(source, &root, &options.platforms).await?;
+        let tally = Tally::default();
+        let known = known(source, destination, &images, options, local).await?;
+        let made = layers(
+            source,
+            destination,
+            &images,
+            known,
+            options,
+            &tally,
+            progress,
+        )
+        .await?;
+        let mut converted = Vec::new();
+        let mut reports = Vec::new();
+        for image in &images {
+            let (one, report, noted) = one_image(image, destination, &made, options, &tally)
+                .await
+                .map_err(|error| {
+                    error.context(format!("{} image {}", image.platform, image.digest))
+                })?;
+            converted.push(one);
+            reports.push(report);
+            warnings.extend(noted);
+        }
+        let is_list = images.iter().all(|image| image.digest != root.digest);
+        if is_list {
+            others(
+                source,
+                destination,
+                &root,
+                &images,
+                options,
+                &tally,
+                &mut warnings,
+            )
+            .await?;
+        }
+        let index = image_index(is_list.then_some(&root.bytes[..]), &converted)
+            .or_kind(Kind::Corrupt, || "the image index".to_owned())?;
+        let index = index.into();
+        let digest = destination.tag_manifest(OCI_INDEX, &index).await?;
+        destination.finish().await?;
+        Ok(ConvertReport {
+            source: source.reference().to_string(),
+            source_digest: root.digest,
+            destination: destination.reference().to_string(),
+            digest,
+            vouchers: vouchers(source, &root, &images, digest, &mut warnings).await,
+            images: reports,
+            blobs: tally.counts(),
+            warnings,
+        })
+    };
+    work.await
+        .map_err(|error: Error| error.context(format!("converting {}", source.reference())))
+}
+
+/// Whether what a tag of the destination names is a conversion of what the source has now, for these platforms.
+pub async fn is_converted(
+    source: &Source,
+    there: &Source,
+    found: &Manifest,
+    platforms: &Platforms,
+) -> Result<bool> {
+    let root = source.root_manifest().await?;
+    let (wanted, _) = chosen(source, &root, platforms).await?;
+    let Ok(Document::Index(index)) = parse(&found.bytes, &found.media_type) else {
+        return Ok(false);
+    };
+    let mut digests = HashSet::new();
+    for (_, descriptor) in images(&index).named {
+        digests.insert(descriptor.digest().to_string());
+    }
+    for image in &wanted {
+        let mut is_there = false;
+        for digest in &digests {
+            let Ok(manifest) = there.manifest(&digest.parse()?).await else {
+                continue;
+            };
+            let named = named_index(&manifest.bytes).and_then(|named| named.parse().ok());
+            let made = named.and_then(|named| image_manifest(&image.manifest_bytes, &named).ok());
+            is_there |= made.is_some_and(|made| made == manifest.bytes);
+        }
+        if !is_there {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// The zTOCs that exist already.
+async fn known(
+    source: &Source,
+    destination: &Destination,
+    images: &[Image],
+    options: &ConvertOptions,
+    local: &LocalIndexes,
+) -> Result<Known> {
+    let mut known = Known::default();
+    if options.create.force {
+        return Ok(known);
+    }
+    for image in images {
+        known.add_image(image).await;
+    }
+    known.add_local(local).await;
+    // what an earlier conversion to the same name has made
+    if let Some(there) = destination.source().await?
+        && there.reference() != source.reference()
+        && let Ok(before) = there.root_manifest().await
+    {
+        known.add_listed(&there, &before).await;
+    }
+    Ok(known)
+}
+
+/// Makes the zTOCs of all layers, and brings the layers to the destination.
+async fn layers(
+    source: &Source,
+    destination: &Destination,
+    images: &[Image],
+    known: Known,
+    options: &ConvertOptions,
+    tally: &Tally,
+    progress: Progress<'_>,
+) -> Result<HashMap<Digest, Made>> {
+    let maker = Maker {
+        options: &options.create,
+        known,
+        destination: Some(destination),
+        progress,
+    };
+    let maker = &maker;
+    let mut seen = HashSet::new();
+    let distinct: Vec<&LayerBlob> = images
+        .iter()
+        .flat_map(|image| &image.layers)
+        .filter(|layer| seen.insert(layer.digest))
+        .collect();
+    let cores = available_parallelism().map_or(1, usize::from);
+    futures_util::stream::iter(distinct)
+        .map(|layer| async move {
+            let (made, copied) = maker.layer(source, layer).await?;
+            if let Some(copied) = copied {
+                tally.count(copied, layer.size);
+            }
+            Ok((layer.digest, made))
+        })
+        .buffer_unordered(cores.max(options.uploads))
+        .try_collect()
+        .await
+}
+
+/// Writes an image's SOCI index and its new manifest.
+async fn one_image(
+    image: &Image,
+    destination: &Destination,
+    made: &HashMap<Digest, Made>,
+    options: &ConvertOptions,
+    tally: &Tally,
+) -> Result<(Converted, ConvertedImage, Vec<String>)> {
+    let mut index = NewIndex::of(image, made, &options.create)?;
+    let artifact = index.artifact()?;
+    let sent: Vec<_> = futures_util::stream::iter(artifact.blobs.clone())
+        .map(|blob| async move {
+            let copied = destination.put_blob(&blob).await?;
+            Ok::<_, Error>((copied, blob.len() as u64))
+        })
+        .buffer_unordered(options.uploads.max(1))
+        .try_collect()
+        .await?;
+    let config = image.manifest.config();
+    let config_digest: Digest = config.digest().as_ref().parse()?;
+    let copied = destination
+        .copy_blob(&image.source, &config_digest, config.size(), None)
+        .await?;
+    for (copied, size) in sent.into_iter().chain([(copied, config.size())]) {
+        tally.count(copied, size);
+    }
+    let soci = destination
+        .put_manifest(&artifact.media_type, &artifact.manifest)
+        .await?;
+    let manifest = image_manifest(&image.manifest_bytes, &soci)
+        .or_kind(Kind::Corrupt, || format!("manifest {}", image.digest))?;
+    let manifest = manifest.into();
+    let digest = destination.put_manifest(OCI_MANIFEST, &manifest).await?;
+    let converted = Converted {
+        old: image.digest,
+        manifest: digest,
+        manifest_size: manifest.len(),
+        index: soci,
+        index_size: artifact.manifest.len(),
+        replaces: named_index(&image.manifest_bytes),
+        platform: platform_of(image),
+        index_platform: match options.platforms {
+            Platforms::All => None,
+            Platforms::Host | Platforms::These(_) => normal_platform(image),
+        },
+    };
+    let report = ConvertedImage {
+        platform: image.platform.to_string(),
+        old: image.digest,
+        manifest: digest,
+        index: soci,
+        layers: index.layers,
+    };
+    Ok((converted, report, index.warnings))
+}
+
+/// AWS's tool writes the platform that it was asked for: the image's, in normal form (arm64, not arm64/v8).
+fn normal_platform(image: &Image) -> Option<Value> {
+    let platform = &image.platform;
+    // a version is part of what Windows images are for
+    (platform.os() == "linux").then(|| {
+        let mut stated = json!({"architecture": platform.architecture(), "os": platform.os()});
+        if !platform.variant().is_empty() {
+            stated["variant"] = json!(platform.variant());
+        }
+        stated
+    })
+}
+
+/// The platform as the configuration states it, for an entry that has none.
+fn platform_of(image: &Image) -> Value {
+    let config: Value = serde_json::from_slice(&image.config_bytes).unwrap_or_default();
+    let stated = ["architecture", "os", "os.version", "os.features", "variant"]
+        .into_iter()
+        .filter_map(|key| Some((key.to_owned(), config.get(key)?.clone())));
+    let mut platform: Map<String, Value> = stated.collect();
+    for (key, value) in [
+        ("architecture", image.platform.architecture()),
+        ("os", image.platform.os()),
+    ] {
+        let fields = platform.entry(key).or_insert_with(|| value.into());
+        if fields.as_str().is_none_or(str::is_empty) {
+            *fields = value.into();
+        }
+    }
+    platform.into()
+}
+
+/// Copies what the index lists besides the converted images, unchanged.
+async fn others(
+    source: &Source,
+    destination: &Destination,
+    root: &Manifest,
+    converted: &[Image],
+    options: &ConvertOptions,
+    tally: &Tally,
+    warnings: &mut Vec<String>,
+) -> Result<()> {
+    let index: Value = serde_json::from_slice(&root.bytes).unwrap_or_default();
+    let graph = Graph::new(source, destination, options.uploads, tally);
+    // the SOCI index of an image that gets a new one is replaced
+    let replaced: HashSet<String> = converted
+        .iter()
+        .filter_map(|image| named_index(&image.manifest_bytes))
+        .collect();
+    for entry in index["manifests"].as_array().into_iter().flatten() {
+        let text = entry["digest"].as_str().unwrap_or_default();
+        let is_done = converted
+            .iter()
+            .any(|image| image.digest.to_string() == text);
+        if is_done || replaced.contains(text) {
+            continue;
+        }
+        match source.manifest(&text.parse()?).await {
+            Ok(manifest) => graph.copy(&manifest).await?,
+            Err(error) if error.kind() == Kind::NotFound => warnings.push(format!(
+                "{text} is listed and not there, and stays as it is"
+            )),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// The signatures and attestations of the source, and whether what they vouch for is part of the new image.
+async fn vouchers(
+    source: &Source,
+    root: &Manifest,
+    converted: &[Image],
+    digest: Digest,
+    warnings: &mut Vec<String>,
+) -> Vec<Voucher> {
+    let mut subjects = vec![root.digest];
+    subjects.extend(converted.iter().map(|image| image.digest));
+    let mut unchanged = HashSet::from([digest]);
+    let index: Value = serde_json::from_slice(&root.bytes).unwrap_or_default();
+    for entry in index["manifests"].as_array().into_iter().flatten() {
+        let Some(digest) = entry["digest"].as_str().and_then(|text| text.parse().ok()) else {
+            continue;
+        };
+        if !subjects.contains(&digest) && entry.get("artifactType").is_none() {
+            subjects.push(digest);
+            unchanged.insert(digest);
+        }
+    }
+    let mut found = Vec::new();
+    let mut seen = HashSet::new();
+    for subject in subjects {
+        match companions::of(source, &subject).await {
+            Ok(list) => found.extend(
+                list.into_iter()
+                    .filter(|companion| companion.vouches && seen.insert(companion.digest))
+                    .map(|companion| Voucher {
+                        covers: unchanged.contains(&companion.subject),
+                        companion,
+                    }),
+            ),
+            Err(error) => {
+                warnings.push(format!(
+                    "its signatures cannot be looked for: {}",
+                    error.report()
+                ));
+                break;
+            }
+        }
+    }
+    found
+}
+
+impl fmt::Display for ConvertReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for image in &self.images {
+            for layer in &image.layers {
+                writeln!(f, "{layer}")?;
+            }
+            writeln!(
+                f,
+                "{} {} -> {}, SOCI index {}",
+                image.platform, image.old, image.manifest, image.index
+            )?;
+        }
+        for voucher in &self.vouchers {
+            let Companion {
+                what,
+                digest,
+                subject,
+                ..
+            } = &voucher.companion;
+            let covers = match voucher.covers {
+                true => "still covers its part of the new image",
+                false => "does not cover the new image: sign that anew",
+            };
+            writeln!(f, "{what} ({digest}) of {subject} {covers}")?;
+        }
+        let Counts {
+            present,
+            mounted,
+            uploaded,
+            uploaded_bytes,
+        } = self.blobs;
+        writeln!(
+            f,
+            "blobs: {present} were there, {mounted} mounted, {uploaded} sent ({uploaded_bytes} bytes)"
+        )?;
+        write!(f, "{} is {}", self.destination, self.digest)
+    }
+}

@@ -1,0 +1,279 @@
+//! A layer passes once: to its indexer, and on the same way to where it is copied.
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use tokio::{sync::mpsc, task::JoinHandle};
+
+use super::{
+    create::{CreateOptions, Progress},
+    known::Known,
+};
+use crate::{
+    error::{Error, Kind, Result},
+    layer::LayerBlob,
+    oci::{Digest, Packing},
+    soci::{
+        build::{self, CompactBlob, Indexed, LayerIndexer, NoSink, Options},
+        index::{DISABLE_XATTRS, Descriptor},
+    },
+    source::{Copied, Destination, Source},
+    ztoc::Ztoc,
+};
+
+/// Pieces of a layer that are on their way from the source to the indexer.
+const PIECES_AHEAD: usize = 4;
+
+/// What was made of a layer.
+pub(super) struct Made {
+    /// The zTOC, or why there is none.
+    pub(super) ztoc: std::result::Result<LayerTable, String>,
+    /// Its part of the compact index, if one is wanted, or why there is none.
+    pub(super) compact: Option<std::result::Result<(Digest, CompactBlob), String>>,
+}
+
+impl Made {
+    fn without_pass(ztoc: std::result::Result<LayerTable, String>) -> Self {
+        Self {
+            ztoc,
+            compact: None,
+        }
+    }
+}
+
+/// A layer's zTOC.
+#[derive(Clone)]
+pub(super) struct LayerTable {
+    pub(super) digest: Digest,
+    pub(super) bytes: Bytes,
+    /// An index had it already.
+    pub(super) reused: bool,
+}
+
+/// Makes zTOCs.
+pub(super) struct Maker<'a> {
+    pub(super) options: &'a CreateOptions,
+    pub(super) known: Known,
+    /// Where the layers go as well.
+    pub(super) destination: Option<&'a Destination>,
+    pub(super) progress: Progress<'a>,
+}
+
+impl Maker<'_> {
+    /// Makes the zTOC of a layer, and copies the layer where there is a destination.
+    pub(super) async fn layer(
+        &self,
+        source: &Source,
+        layer: &LayerBlob,
+    ) -> Result<(Made, Option<Copied>)> {
+        self.one(source, layer)
+            .await
+            .map_err(|error| error.context(format!("layer {}", layer.digest)))
+    }
+
+    async fn one(&self, source: &Source, layer: &LayerBlob) -> Result<(Made, Option<Copied>)> {
+        if let Some(reason) = self.no_ztoc(layer) {
+            let made = Made::without_pass(Err(reason));
+            return Ok((made, self.copy(source, layer).await?));
+        }
+        let needs_pass = self.options.force || self.options.compact_span_size.is_some();
+        let known = match needs_pass {
+            true => None,
+            false => self.known.ztoc(layer, self.options.span_size).await,
+        };
+        if let Some(bytes) = known {
+            let table = LayerTable {
+                digest: Digest::of(&bytes),
+                bytes,
+                reused: true,
+            };
+            let made = Made::without_pass(Ok(table));
+            return Ok((made, self.copy(source, layer).await?));
+        }
+        let (indexed, copied) = self.index(source, layer).await?;
+        for (what, actual, expected) in [
+            ("digest", indexed.digest, layer.digest),
+            ("diff ID", indexed.diff_id, layer.diff_id),
+        ] {
+            if actual != expected {
+                return Err(Error::new(
+                    Kind::Corrupt,
+                    format!("its content has the {what} {actual}, where the image says {expected}"),
+                ));
+            }
+        }
+        let made = Made {
+            ztoc: match indexed.ztoc {
+                Some(Ok(bytes)) => Ok(LayerTable {
+                    digest: Digest::of(&bytes),
+                    bytes: bytes.into(),
+                    reused: false,
+                }),
+                Some(Err(reason)) => Err(reason),
+                None => Err("no zTOC was made".to_owned()),
+            },
+            compact: indexed
+                .compact
+                .map(|made| made.map(|blob| (Digest::of(&blob.bytes), blob))),
+        };
+        Ok((made, copied))
+    }
+
+    /// Why a layer gets no zTOC, as far as it can be told without reading it.
+    fn no_ztoc(&self, layer: &LayerBlob) -> Option<String> {
+        if layer.size < self.options.min_layer_size {
+            return Some(format!(
+                "size {} is less than min-layer-size {}",
+                layer.size, self.options.min_layer_size
+            ));
+        }
+        (layer.packing == Packing::Zstd)
+            .then(|| "zstd: a zTOC can describe gzip and plain tar only".to_owned())
+    }
+
+    async fn copy(&self, source: &Source, layer: &LayerBlob) -> Result<Option<Copied>> {
+        match self.destination {
+            None => Ok(None),
+            Some(to) => to
+                .copy_blob(source, &layer.digest, layer.size, None)
+                .await
+                .map(Some),
+        }
+    }
+
+    /// Streams a layer through an indexer, and through to the destination if that needs its bytes.
+    async fn index(&self, source: &Source, layer: &LayerBlob) -> Result<(Indexed, Option<Copied>)> {
+        let mut copied = None;
+        if let Some(to) = self.destination {
+            let (sender, receiver) = mpsc::channel::<Bytes>(PIECES_AHEAD);
+            let copy = async {
+                let mut sender = Some(sender);
+                // called once at most; a closed channel is one that nobody listens to
+                let mut tap = || sender.take().unwrap_or_else(|| mpsc::channel(1).0);
+                to.copy_blob(source, &layer.digest, layer.size, Some(&mut tap))
+                    .await
+            };
+            let (done, indexed) = tokio::join!(copy, self.listen(layer, receiver));
+            let done = done?;
+            if done == Copied::Uploaded {
+                return Ok((indexed?, Some(done)));
+            }
+            copied = Some(done);
+        }
+        let mut pieces = source.stream(&layer.digest, layer.size).await?;
+        let (sender, receiver) = mpsc::channel::<Bytes>(PIECES_AHEAD);
+        let read = async {
+            while let Some(piece) = pieces.next().await {
+                if sender.send(piece?).await.is_err() {
+                    break; // the indexer has failed: its error follows
+                }
+            }
+            drop(sender);
+            Ok(())
+        };
+        let (read, indexed) = tokio::join!(read, self.listen(layer, receiver));
+        read?;
+        Ok((indexed?, copied))
+    }
+
+    /// Gives the pieces to an indexer, which has a thread of its own, and tells how far it is.
+    async fn listen(
+        &self,
+        layer: &LayerBlob,
+        mut pieces: mpsc::Receiver<Bytes>,
+    ) -> Result<Indexed> {
+        let Some(mut piece) = pieces.recv().await else {
+            return Err(Error::new(Kind::Io, "nothing came"));
+        };
+        let (sender, thread) = self.indexer(layer);
+        let mut done: u64 = 0;
+        loop {
+            done = done.saturating_add(piece.len() as u64);
+            if sender.send(piece).await.is_err() {
+                break;
+            }
+            (self.progress)(layer.digest, done, layer.size);
+            match pieces.recv().await {
+                Some(next) => piece = next,
+                None => break,
+            }
+        }
+        drop(sender);
+        drop(pieces); // who sends is not held up by an indexer that has failed
+        match thread.await {
+            Ok(Ok(indexed)) => Ok(indexed),
+            Ok(Err(error)) => Err(Error::with_source(error.kind(), "it cannot be read", error)),
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_) => Err(Error::new(Kind::Io, "the program is shutting down")),
+            },
+        }
+    }
+
+    #[expect(clippy::type_complexity, reason = "a channel and what it ends in")]
+    fn indexer(
+        &self,
+        layer: &LayerBlob,
+    ) -> (
+        mpsc::Sender<Bytes>,
+        JoinHandle<Result<Indexed, build::Error<std::convert::Infallible>>>,
+    ) {
+        let options = Options {
+            span_size: self.options.span_size,
+            build_tool: self.options.build_tool.clone(),
+            ztoc: true,
+            compact_span_size: self.options.compact_span_size,
+        };
+        let mut indexer = LayerIndexer::new(layer.packing, options, NoSink);
+        let (sender, mut receiver) = mpsc::channel::<Bytes>(PIECES_AHEAD);
+        let thread = tokio::task::spawn_blocking(move || {
+            while let Some(piece) = receiver.blocking_recv() {
+                indexer.write(&piece)?;
+            }
+            indexer.finish().map(|(indexed, NoSink)| indexed)
+        });
+        (sender, thread)
+    }
+}
+
+impl LayerTable {
+    /// Its descriptor in an index. A table that is asked to be optimized is parsed for that.
+    pub(super) fn descriptor(
+        &self,
+        layer: &Digest,
+        media_type: &str,
+        options: &CreateOptions,
+    ) -> Result<Descriptor> {
+        let mut descriptor = Descriptor::of_ztoc(
+            &self.digest,
+            self.bytes.len() as u64,
+            layer,
+            media_type,
+            options.span_size,
+        );
+        if options.disable_xattrs && !has_xattrs(&self.parse(layer)?) {
+            descriptor
+                .annotations
+                .insert(DISABLE_XATTRS.to_owned(), "true".to_owned());
+        }
+        Ok(descriptor)
+    }
+
+    /// What it says.
+    pub(super) fn parse(&self, layer: &Digest) -> Result<Ztoc> {
+        Ztoc::parse(&self.bytes).map_err(|error| {
+            Error::with_source(
+                Kind::Corrupt,
+                format!("the zTOC {} of layer {layer}", self.digest),
+                error,
+            )
+        })
+    }
+}
+
+/// Whether a file of the layer has an xattr, or will get one: an opaque directory's.
+fn has_xattrs(table: &Ztoc) -> bool {
+    table.entries.iter().any(|entry| {
+        let is_xattr = |(key, _): &(Vec<u8>, Vec<u8>)| key.starts_with(b"SCHILY.xattr.");
+        entry.name.ends_with(b".wh..wh..opq") || entry.pax.iter().any(is_xattr)
+    })
+}

@@ -1,0 +1,439 @@
+//! From an image to an image with its SOCI index (version 2): the manifest that names the index, and the image index that holds both.
+//! Pure.
+//!
+//! What AWS's tool gets right comes out with its bytes: Go's order of fields, sorted annotations, `<`, `>` and `&` escaped. What it
+//! drops (fields that it does not know, annotations of attestations) stays. Entries that nobody asked to convert are not touched.
+
+use serde_json::{Map, Value, json};
+
+use super::{
+    index::{IMAGE_MANIFEST_DIGEST, INDEX_DIGEST, V2_TYPE},
+    json,
+};
+use crate::oci::{
+    Digest,
+    manifest::MAX_MANIFEST_BYTES,
+    media_type::{OCI_CONFIG, OCI_INDEX, OCI_MANIFEST},
+};
+
+/// The fields of a manifest, in Go's order.
+const MANIFEST_FIELDS: &[&str] = &[
+    "schemaVersion",
+    "mediaType",
+    "artifactType",
+    "config",
+    "layers",
+    "subject",
+    "annotations",
+];
+/// The fields of an image index.
+const INDEX_FIELDS: &[&str] = &[
+    "schemaVersion",
+    "mediaType",
+    "artifactType",
+    "manifests",
+    "subject",
+    "annotations",
+];
+/// The fields of a descriptor.
+const DESCRIPTOR_FIELDS: &[&str] = &[
+    "mediaType",
+    "digest",
+    "size",
+    "urls",
+    "annotations",
+    "data",
+    "platform",
+    "artifactType",
+];
+/// The fields of a platform.
+const PLATFORM_FIELDS: &[&str] = &["architecture", "os", "os.version", "os.features", "variant"];
+
+/// Why something cannot be converted.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Not JSON.
+    #[error("not JSON")]
+    NotJson(#[from] serde_json::Error),
+    /// Something else where an object or a list must be.
+    #[error("{field} is not {expected}")]
+    Malformed {
+        /// Where.
+        field: &'static str,
+        /// `an object` or `a list`.
+        expected: &'static str,
+    },
+    /// An image that was converted is not listed by the index.
+    #[error("the index does not list {0}")]
+    NotListed(Digest),
+    /// What comes out is longer than registries take.
+    #[error("{0} bytes long, where registries take at most {MAX_MANIFEST_BYTES}")]
+    TooLong(usize),
+}
+
+/// A converted image: what it was, and what came of it.
+#[derive(Clone, Debug)]
+pub struct Converted {
+    /// The digest of its manifest before.
+    pub old: Digest,
+    /// The digest of its manifest now.
+    pub manifest: Digest,
+    /// The length of its manifest now.
+    pub manifest_size: usize,
+    /// The digest of its SOCI index.
+    pub index: Digest,
+    /// The length of its SOCI index.
+    pub index_size: usize,
+    /// The SOCI index that its old manifest named, if it named one.
+    pub replaces: Option<String>,
+    /// Its platform, for entries that do not state one.
+    pub platform: Value,
+    /// The platform of its SOCI index's entry, where that is not the image's own entry's.
+    pub index_platform: Option<Value>,
+}
+
+/// The manifest of an image that names its SOCI index: of OCI's types, and all else as it was.
+pub fn image_manifest(bytes: &[u8], index: &Digest) -> Result<Vec<u8>, Error> {
+    let mut manifest = object(serde_json::from_slice(bytes)?, "the manifest")?;
+    manifest.insert("schemaVersion".to_owned(), json!(2));
+    manifest.insert("mediaType".to_owned(), json!(OCI_MANIFEST));
+    let mut config = object(manifest.remove("config").unwrap_or_default(), "config")?;
+    config.insert("mediaType".to_owned(), json!(OCI_CONFIG));
+    manifest.insert("config".to_owned(), descriptor(config).into());
+    let layers = list(manifest.remove("layers").unwrap_or_default(), "layers")?;
+    let layers = layers
+        .into_iter()
+        .map(|layer| Ok(descriptor(object(layer, "a layer")?).into()))
+        .collect::<Result<Vec<Value>, Error>>()?;
+    manifest.insert("layers".to_owned(), layers.into());
+    if let Some(Value::Object(subject)) = manifest.remove("subject") {
+        manifest.insert("subject".to_owned(), descriptor(subject).into());
+    }
+    annotate(&mut manifest, INDEX_DIGEST, index)?;
+    written(ordered(manifest, MANIFEST_FIELDS))
+}
+
+/// The SOCI index (version 2) that an image's manifest names, as it stands there.
+pub fn named_index(manifest: &[u8]) -> Option<String> {
+    let manifest: Value = serde_json::from_slice(manifest).ok()?;
+    let named = manifest.get("annotations")?.get(INDEX_DIGEST)?.as_str()?;
+    Some(named.to_owned())
+}
+
+/// The image index of converted images. `source` is the index that they came from; without one there is a single image, and the
+/// index is new.
+pub fn image_index(source: Option<&[u8]>, converted: &[Converted]) -> Result<Vec<u8>, Error> {
+    let mut index = match source {
+        Some(bytes) => object(serde_json::from_slice(bytes)?, "the image index")?,
+        None => {
+            let entries: Vec<Value> = converted
+                .iter()
+                .map(|image| json!({"digest": image.old.to_string(), "size": 0}))
+                .collect();
+            Map::from_iter([("manifests".to_owned(), entries.into())])
+        }
+    };
+    index.insert("schemaVersion".to_owned(), json!(2));
+    index.insert("mediaType".to_owned(), json!(OCI_INDEX));
+    let mut entries = list(index.remove("manifests").unwrap_or_default(), "manifests")?;
+    for image in converted {
+        convert_entry(&mut entries, image)?;
+    }
+    index.insert("manifests".to_owned(), entries.into());
+    if let Some(Value::Object(annotations)) = index.remove("annotations")
+        && !annotations.is_empty()
+    {
+        index.insert("annotations".to_owned(), sorted(annotations).into());
+    }
+    written(ordered(index, INDEX_FIELDS))
+}
+
+/// Replaces an image's entries by its new ones, and puts its SOCI index where its old one was, or at the end.
+fn convert_entry(entries: &mut Vec<Value>, image: &Converted) -> Result<(), Error> {
+    let old = image.old.to_string();
+    let mut platform = None;
+    for entry in entries.iter_mut().filter(|entry| entry["digest"] == *old) {
+        let mut fields = object(entry.take(), "an entry")?;
+        fields.insert("mediaType".to_owned(), json!(OCI_MANIFEST));
+        fields.insert("digest".to_owned(), json!(image.manifest));
+        fields.insert("size".to_owned(), json!(image.manifest_size));
+        fields.remove("data"); // the old manifest's bytes
+        if fields.get("platform").is_none_or(Value::is_null) {
+            fields.insert("platform".to_owned(), image.platform.clone());
+        }
+        annotate(&mut fields, INDEX_DIGEST, &image.index)?;
+        let fields = descriptor(fields);
+        platform = fields.get("platform").cloned();
+        *entry = fields.into();
+    }
+    let Some(platform) = platform else {
+        return Err(Error::NotListed(image.old));
+    };
+    let soci: Value = descriptor(Map::from_iter([
+        ("mediaType".to_owned(), json!(OCI_MANIFEST)),
+        ("digest".to_owned(), json!(image.index)),
+        ("size".to_owned(), json!(image.index_size)),
+        (
+            "annotations".to_owned(),
+            json!({ IMAGE_MANIFEST_DIGEST: image.manifest }),
+        ),
+        (
+            "platform".to_owned(),
+            image.index_platform.clone().unwrap_or(platform),
+        ),
+        ("artifactType".to_owned(), json!(V2_TYPE)),
+    ]))
+    .into();
+    let is_replaced = |entry: &Value| {
+        let of_image = &entry["annotations"][IMAGE_MANIFEST_DIGEST];
+        entry["artifactType"] == V2_TYPE
+            && (*of_image == *old
+                || of_image.is_null()
+                    && image
+                        .replaces
+                        .as_ref()
+                        .is_some_and(|named| entry["digest"] == **named))
+    };
+    match entries.iter().position(is_replaced) {
+        Some(place) => {
+            entries.retain({
+                let mut at = 0_usize;
+                move |entry| {
+                    let keep = at <= place || !is_replaced(entry);
+                    at = at.saturating_add(1);
+                    keep
+                }
+            });
+            if let Some(entry) = entries.get_mut(place) {
+                *entry = soci;
+            }
+        }
+        None => entries.push(soci),
+    }
+    Ok(())
+}
+
+fn annotate(fields: &mut Map<String, Value>, key: &str, digest: &Digest) -> Result<(), Error> {
+    let mut annotations = match fields.remove("annotations") {
+        None | Some(Value::Null) => Map::new(),
+        Some(annotations) => object(annotations, "annotations")?,
+    };
+    annotations.insert(key.to_owned(), json!(digest));
+    fields.insert("annotations".to_owned(), sorted(annotations).into());
+    Ok(())
+}
+
+/// A descriptor as Go writes it: its fields in order, and no empty ones.
+fn descriptor(mut fields: Map<String, Value>) -> Map<String, Value> {
+    if let Some(Value::Object(annotations)) = fields.remove("annotations") {
+        fields.insert("annotations".to_owned(), sorted(annotations).into());
+    }
+    if let Some(Value::Object(platform)) = fields.remove("platform") {
+        fields.insert(
+            "platform".to_owned(),
+            ordered(platform, PLATFORM_FIELDS).into(),
+        );
+    }
+    ordered(fields, DESCRIPTOR_FIELDS)
+}
+
+/// The known fields in their order, then the others in theirs; optional ones that say nothing are left out.
+fn ordered(mut fields: Map<String, Value>, order: &[&str]) -> Map<String, Value> {
+    let says_nothing = |key: &str, value: &Value| match value {
+        Value::Null => key != "config",
+        Value::String(text) => {
+            text.is_empty() && !matches!(key, "mediaType" | "digest" | "architecture" | "os")
+        }
+        Value::Array(elements) => elements.is_empty() && !matches!(key, "layers" | "manifests"),
+        Value::Object(map) => map.is_empty() && key == "annotations",
+        _ => false,
+    };
+    let known: Vec<(String, Value)> = order
+        .iter()
+        .filter_map(|key| fields.shift_remove_entry(*key))
+        .collect();
+    known
+        .into_iter()
+        .filter(|(key, value)| !says_nothing(key, value))
+        .chain(fields)
+        .collect()
+}
+
+fn sorted(map: Map<String, Value>) -> Map<String, Value> {
+    let mut entries: Vec<(String, Value)> = map.into_iter().collect();
+    entries.sort_by(|(one, _), (other, _)| one.cmp(other));
+    entries.into_iter().collect()
+}
+
+fn object(value: Value, field: &'static str) -> Result<Map<String, Value>, Error> {
+    match value {
+        Value::Object(fields) => Ok(fields),
+        _ => Err(Error::Malformed {
+            field,
+            expected: "an object",
+        }),
+    }
+}
+
+fn list(value: Value, field: &'static str) -> Result<Vec<Value>, Error> {
+    match value {
+        Value::Array(elements) => Ok(elements),
+        Value::Null => Ok(Vec::new()),
+        _ => Err(Error::Malformed {
+            field,
+            expected: "a list",
+        }),
+    }
+}
+
+fn written(document: Map<String, Value>) -> Result<Vec<u8>, Error> {
+    let bytes = json::to_vec(&document)?;
+    if u64::try_from(bytes.len()).is_ok_and(|length| length <= MAX_MANIFEST_BYTES) {
+        Ok(bytes)
+    } else {
+        Err(Error::TooLong(bytes.len()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn digest(name: &str) -> Digest {
+        Digest::of(name.as_bytes())
+    }
+
+    fn converted(old: &str) -> Converted {
+        Converted {
+            old: digest(old),
+            manifest: digest(&format!("{old}'")),
+            manifest_size: 100,
+            index: digest(&format!("{old} soci")),
+            index_size: 50,
+            replaces: None,
+            platform: json!({"architecture": "amd64", "os": "linux"}),
+            index_platform: None,
+        }
+    }
+
+    fn parsed(bytes: &[u8]) -> Value {
+        serde_json::from_slice(bytes).unwrap()
+    }
+
+    #[test]
+    fn a_manifest_keeps_what_it_says_and_names_its_index() {
+        // Docker's order of fields, a field of the future, annotations that are not sorted
+        let source = json!({
+            "mediaType": "application/vnd.docker.distribution.manifest.v2+json",
+            "schemaVersion": 2,
+            "future": {"b": 1, "a": 2},
+            "annotations": {"z": "<&>", "a": "1"},
+            "config": {"size": 5, "mediaType": "application/vnd.docker.container.image.v1+json", "digest": "sha256:x"},
+            "layers": [{"mediaType": "l", "size": 7, "digest": "sha256:y", "urls": [], "annotations": {}}],
+        });
+        let index = digest("soci");
+        let bytes = image_manifest(source.to_string().as_bytes(), &index).unwrap();
+        assert_eq!(
+            String::from_utf8(bytes.clone()).unwrap(),
+            format!(
+                r#"{{"schemaVersion":2,"mediaType":"{OCI_MANIFEST}","config":{{"mediaType":"{OCI_CONFIG}","digest":"sha256:x","size":5}},"layers":[{{"mediaType":"l","digest":"sha256:y","size":7}}],"annotations":{{"a":"1","{INDEX_DIGEST}":"{index}","z":"\u003c\u0026\u003e"}},"future":{{"b":1,"a":2}}}}"#
+            )
+        );
+        assert_eq!(named_index(&bytes), Some(index.to_string()));
+        assert_eq!(
+            image_manifest(&bytes, &index).unwrap(),
+            bytes,
+            "twice is once"
+        );
+    }
+
+    #[test]
+    fn an_index_keeps_the_entries_of_others_as_they_are() {
+        let attestation = json!({"size": 3, "digest": "sha256:att", "mediaType": OCI_MANIFEST,
+            "annotations": {"vnd.docker.reference.type": "attestation-manifest", "a": "b"},
+            "platform": {"os": "unknown", "architecture": "unknown"}, "x-unknown": [1, 2]});
+        let other = json!({"mediaType": "application/vnd.docker.distribution.manifest.v2+json", "digest": digest("arm"), "size": 9,
+            "platform": {"architecture": "arm64", "os": "linux", "variant": "v8"}});
+        let source = json!({"schemaVersion": 2, "manifests": [
+            {"mediaType": "m", "digest": digest("amd"), "size": 1, "platform": {"os": "linux", "architecture": "amd64"}},
+            other, attestation], "annotations": {"k": "v"}});
+        let one = image_index(Some(source.to_string().as_bytes()), &[converted("amd")]).unwrap();
+        let entries = parsed(&one)["manifests"].as_array().unwrap().clone();
+        assert_eq!(entries.len(), 4);
+        assert_eq!(entries[0]["digest"], json!(digest("amd'")));
+        assert_eq!(
+            entries[0]["annotations"][INDEX_DIGEST],
+            json!(digest("amd soci"))
+        );
+        assert_eq!(entries[1].to_string(), other.to_string());
+        assert_eq!(entries[2].to_string(), attestation.to_string());
+        assert_eq!(entries[3]["artifactType"], V2_TYPE);
+        assert_eq!(parsed(&one)["annotations"], json!({"k": "v"}));
+
+        // the other platform afterwards: the first one's entries stay
+        let two = image_index(Some(&one), &[converted("arm")]).unwrap();
+        let two = parsed(&two)["manifests"].as_array().unwrap().clone();
+        assert_eq!(two.len(), 5);
+        assert_eq!(two[0], entries[0]);
+        assert_eq!(two[3], entries[3]);
+        assert_eq!(two[4]["platform"]["variant"], "v8");
+
+        // the first one again, with another index: in place of the old one
+        let mut again = converted("amd'");
+        again.replaces = Some(digest("amd soci").to_string());
+        let three = image_index(Some(&one), &[again]).unwrap();
+        let three = parsed(&three)["manifests"].as_array().unwrap().clone();
+        assert_eq!(three.len(), 4);
+        assert_eq!(three[3]["digest"], json!(digest("amd' soci")));
+        assert_eq!(
+            three[3]["annotations"][IMAGE_MANIFEST_DIGEST],
+            json!(digest("amd''"))
+        );
+    }
+
+    #[test]
+    fn a_single_image_gets_an_index() {
+        let bytes = image_index(None, &[converted("amd")]).unwrap();
+        let entries = parsed(&bytes)["manifests"].as_array().unwrap().clone();
+        assert_eq!(entries.len(), 2);
+        assert_eq!(
+            entries[0]["platform"],
+            json!({"architecture": "amd64", "os": "linux"})
+        );
+        assert_eq!(entries[1]["platform"], entries[0]["platform"]);
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        let index = digest("x");
+        for text in [
+            "",
+            "[]",
+            "7",
+            r#"{"config":7}"#,
+            r#"{"config":{},"layers":{}}"#,
+            r#"{"config":{},"layers":[1]}"#,
+            r#"{"config":{},"annotations":[]}"#,
+        ] {
+            assert!(image_manifest(text.as_bytes(), &index).is_err(), "{text}");
+        }
+        for text in [
+            "",
+            "[]",
+            r#"{"manifests":{}}"#,
+            r#"{"manifests":[7,null,[]]}"#,
+            "{}",
+        ] {
+            assert!(
+                image_index(Some(text.as_bytes()), &[converted("a")]).is_err(),
+                "{text}"
+            );
+        }
+        let long = format!(r#"{{"manifests":[],"x":"{}"}}"#, "y".repeat(5 << 20));
+        assert!(matches!(
+            image_index(Some(long.as_bytes()), &[]),
+            Err(Error::TooLong(_))
+        ));
+    }
+}
