@@ -35,7 +35,7 @@ use crate::{
         media_type::{OCI_INDEX, OCI_MANIFEST},
         platform::images,
     },
-    soci::convert::{Converted, image_index, image_manifest, named_index},
+    soci::convert::{Converted, annotations, image_index, image_manifest, named_index},
     source::{DEFAULT_UPLOADS, Destination, Manifest, Source},
 };
 
@@ -301,12 +301,14 @@ async fn one_image(
         .await?;
     let manifest = image_manifest(&image.manifest_bytes, &soci)
         .or_kind(Kind::Corrupt, || format!("manifest {}", image.digest))?;
+    let annotations = annotations(&manifest);
     let manifest = manifest.into();
     let digest = destination.put_manifest(OCI_MANIFEST, &manifest).await?;
     let converted = Converted {
         old: image.digest,
         manifest: digest,
         manifest_size: manifest.len(),
+        annotations,
         index: soci,
         index_size: artifact.manifest.len(),
         replaces: named_index(&image.manifest_bytes),

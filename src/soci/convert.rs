@@ -81,6 +81,8 @@ pub struct Converted {
     pub manifest: Digest,
     /// The length of its manifest now.
     pub manifest_size: usize,
+    /// The annotations of its manifest now, which its entry gets too.
+    pub annotations: Map<String, Value>,
     /// The digest of its SOCI index.
     pub index: Digest,
     /// The length of its SOCI index.
@@ -114,11 +116,23 @@ pub fn image_manifest(bytes: &[u8], index: &Digest) -> Result<Vec<u8>, Error> {
     written(ordered(manifest, MANIFEST_FIELDS))
 }
 
+/// The annotations of a manifest; none where it cannot be read.
+pub fn annotations(manifest: &[u8]) -> Map<String, Value> {
+    let manifest: Value = serde_json::from_slice(manifest).unwrap_or_default();
+    match manifest.get("annotations") {
+        Some(Value::Object(annotations)) => annotations.clone(),
+        _ => Map::new(),
+    }
+}
+
 /// The SOCI index (version 2) that an image's manifest names, as it stands there.
 pub fn named_index(manifest: &[u8]) -> Option<String> {
-    let manifest: Value = serde_json::from_slice(manifest).ok()?;
-    let named = manifest.get("annotations")?.get(INDEX_DIGEST)?.as_str()?;
-    Some(named.to_owned())
+    Some(
+        annotations(manifest)
+            .get(INDEX_DIGEST)?
+            .as_str()?
+            .to_owned(),
+    )
 }
 
 /// The image index of converted images. `source` is the index that they came from; without one there is a single image, and the
@@ -162,6 +176,16 @@ fn convert_entry(entries: &mut Vec<Value>, image: &Converted) -> Result<(), Erro
         if fields.get("platform").is_none_or(Value::is_null) {
             fields.insert("platform".to_owned(), image.platform.clone());
         }
+        let mut annotations = match fields.remove("annotations") {
+            None | Some(Value::Null) => Map::new(),
+            Some(annotations) => object(annotations, "annotations")?,
+        };
+        for (key, value) in &image.annotations {
+            annotations
+                .entry(key.clone())
+                .or_insert_with(|| value.clone());
+        }
+        fields.insert("annotations".to_owned(), annotations.into());
         annotate(&mut fields, INDEX_DIGEST, &image.index)?;
         let fields = descriptor(fields);
         platform = fields.get("platform").cloned();
@@ -309,6 +333,7 @@ mod tests {
             old: digest(old),
             manifest: digest(&format!("{old}'")),
             manifest_size: 100,
+            annotations: Map::from_iter([("of the manifest".to_owned(), json!("yes"))]),
             index: digest(&format!("{old} soci")),
             index_size: 50,
             replaces: None,
