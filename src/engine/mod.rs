@@ -305,7 +305,7 @@ impl Engine {
                 format!(
                     "{}: {} is still in use: the image is mounted in another mount namespace, or a file in it is open",
                     attachment.reference,
-                    busy.path().display()
+                    busy.display()
                 ),
             );
             let live = Live {
@@ -446,14 +446,14 @@ fn is_mounted(mountpoint: &Path, id: &str) -> bool {
         .is_some_and(|mount| mount.source == mount_source(id).as_str())
 }
 
-/// A device that no other attachment has, and that something still uses.
-fn in_use(devices: &[Arc<Device>]) -> Option<Arc<Device>> {
+/// The path of a device that no other attachment has, and that something still uses.
+fn in_use(devices: &[Arc<Device>]) -> Option<PathBuf> {
     let own = devices
         .iter()
         .filter(|device| Arc::strong_count(device) == 1);
     own.into_iter()
         .find(|device| kernel::blockdev::is_in_use(device.path()))
-        .cloned()
+        .map(|device| Path::new("/dev").join(device.name()))
 }
 
 /// What /proc/self/mountinfo shows as the source of an attachment's mount.
