@@ -91,22 +91,32 @@ async fn give_back(
 ) -> Result<()> {
     if client.daemon().await?.is_some() {
         for attachment in attachments {
-            match client.release(&attachment.id).await {
-                // whoever had it has seen that it is unmounted, and was faster
-                Err(error) if error.kind() == Kind::NotFound => {}
-                other => other?,
-            }
+            gone_is_fine(client.release(&attachment.id).await)?;
         }
         return Ok(());
     }
     // opening the engine clears away what has no daemon and no mount
-    match Engine::open(&absolute(&global.root)?, run_dir).await {
-        Err(error) if error.kind() == Kind::Busy => Err(Error::with_source(
-            Kind::Unavailable,
-            "the process that has the devices does not answer",
-            error,
-        )),
-        opened => opened.map(drop),
+    let engine = match Engine::open(&absolute(&global.root)?, run_dir).await {
+        Err(error) if error.kind() == Kind::Busy => {
+            return Err(Error::with_source(
+                Kind::Unavailable,
+                "the process that has the devices does not answer",
+                error,
+            ));
+        }
+        opened => opened?,
+    };
+    for attachment in attachments {
+        gone_is_fine(engine.release(&attachment.id).await)?;
+    }
+    Ok(())
+}
+
+/// Whoever had it may have seen that it is unmounted, and have been faster.
+fn gone_is_fine(released: Result<()>) -> Result<()> {
+    match released {
+        Err(error) if error.kind() == Kind::NotFound => Ok(()),
+        other => other,
     }
 }
 

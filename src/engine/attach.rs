@@ -93,10 +93,16 @@ impl Engine {
         };
         self.records.write(&attachment)?;
         let mount = self.stack(&id, &devices, request).await?;
+        let stat =
+            rustix::fs::fstat(&mount).or_kind(Kind::Kernel, || "looking at the mount".into())?;
         undo.disarm();
         let live = Live {
             attachment: attachment.clone(),
             devices,
+            mount_device: (
+                rustix::fs::major(stat.st_dev),
+                rustix::fs::minor(stat.st_dev),
+            ),
             mounted: Arc::new(Notify::new()),
             is_mounted: false,
         };

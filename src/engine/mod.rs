@@ -45,7 +45,7 @@ pub use why::{Explanation, LayerExplanation};
 
 use crate::{
     error::{Error, Kind, Result, ResultExt},
-    kernel::{self, loopdev, mountinfo, nbd as kernel_nbd},
+    kernel::{self, busy, loopdev, mountinfo, nbd as kernel_nbd},
     layer::Progress,
     oci::Digest,
 };
@@ -76,6 +76,8 @@ pub struct Engine {
 struct Live {
     attachment: Attachment,
     devices: Vec<Arc<Device>>,
+    /// The number of the overlay's file system (`st_dev`), major and minor.
+    mount_device: (u32, u32),
     /// Told when the caller has mounted it.
     mounted: Arc<Notify>,
     is_mounted: bool,
@@ -138,7 +140,7 @@ impl Engine {
         let mut kept = HashSet::new();
         for record in self.records.all()? {
             // in any namespace: what was written there must not be lost
-            if mountinfo::is_anywhere(&mount_source(&record.id))? {
+            if mountinfo::find_anywhere(&mount_source(&record.id))?.is_some() {
                 tracing::warn!(id = record.id, image = %record.reference, "its daemon has died; `socinbd detach` cleans up");
                 kept.extend(record.layers.into_iter().map(|layer| layer.device_path));
                 continue;
@@ -162,12 +164,14 @@ impl Engine {
 
     /// Clears away an attachment of an engine that died. It is not mounted any more, so its loop devices have freed themselves.
     fn clear(&self, record: &Attachment) -> Result<()> {
-        if mountinfo::is_anywhere(&mount_source(&record.id))? {
+        if let Some(mount) = mountinfo::find_anywhere(&mount_source(&record.id))? {
             return Err(Error::new(
                 Kind::Busy,
                 format!(
-                    "{} is still mounted, in another mount namespace",
-                    record.reference
+                    "{} is still mounted at {} in another mount namespace, and in use {}",
+                    record.reference,
+                    mount.mount_point.display(),
+                    who_uses(mount.device)
                 ),
             ));
         }
@@ -285,6 +289,7 @@ impl Engine {
         let Live {
             attachment,
             devices,
+            mount_device,
             mounted,
             is_mounted,
         } = live;
@@ -300,10 +305,11 @@ impl Engine {
         })
         .await?;
         if let Some(busy) = busy {
+            let who = blocking(move || Ok(who_uses(mount_device))).await?;
             let error = Error::new(
                 Kind::Busy,
                 format!(
-                    "{}: {} is still in use: the image is mounted in another mount namespace, or a file in it is open",
+                    "{}: {} is still in use {who}",
                     attachment.reference,
                     busy.display()
                 ),
@@ -311,6 +317,7 @@ impl Engine {
             let live = Live {
                 attachment,
                 devices,
+                mount_device,
                 mounted,
                 is_mounted,
             };
@@ -454,6 +461,15 @@ fn in_use(devices: &[Arc<Device>]) -> Option<PathBuf> {
     own.into_iter()
         .find(|device| kernel::blockdev::is_in_use(device.path()))
         .map(|device| Path::new("/dev").join(device.name()))
+}
+
+/// The processes that use a file system, in words.
+fn who_uses(device: (u32, u32)) -> String {
+    match busy::users_of_device(device) {
+        Ok(users) if !users.is_empty() => format!("by {}", busy::names(&users)),
+        // one that ended just now, or that is in another pid namespace than this process
+        _ => "by a process that cannot be seen from here".to_owned(),
+    }
 }
 
 /// What /proc/self/mountinfo shows as the source of an attachment's mount.

@@ -6,8 +6,11 @@ use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
 use crate::{
     error::{Error, Kind, Result, ResultExt},
-    kernel::mountinfo::{self, Mount},
+    kernel::mountinfo,
 };
+
+/// Of more users than this, the rest is counted.
+const MAX_NAMES: usize = 20;
 
 /// What of a process is on a mount.
 #[derive(
@@ -60,6 +63,26 @@ pub fn users(path: &Path) -> Result<Vec<User>> {
             format!("nothing is mounted at {}", path.display()),
         )
     })?;
+    find(mount.device, Some(mount.id))
+}
+
+/// The processes that keep the file system with this device number in use, by number, in whatever mount namespaces it is mounted, or
+/// in none any more.
+pub fn users_of_device(device: (u32, u32)) -> Result<Vec<User>> {
+    find(device, None)
+}
+
+/// The names of users in one line.
+pub fn names(users: &[User]) -> String {
+    let shown = users.iter().take(MAX_NAMES).map(ToString::to_string);
+    let mut names = shown.collect::<Vec<_>>().join(", ");
+    if let Some(more @ 1..) = users.len().checked_sub(MAX_NAMES) {
+        names.push_str(&format!(" and {more} more"));
+    }
+    names
+}
+
+fn find(device: (u32, u32), mount: Option<u64>) -> Result<Vec<User>> {
     let own_namespace = fs::read_link("/proc/thread-self/ns/mnt").ok();
     let mut users = Vec::new();
     let processes = fs::read_dir("/proc").or_kind(Kind::Kernel, || "listing /proc".into())?;
@@ -71,10 +94,10 @@ pub fn users(path: &Path) -> Result<Vec<User>> {
         else {
             continue;
         };
-        let mut uses = uses(&entry.path(), &mount);
+        let mut uses = uses(&entry.path(), device, mount);
         if fs::read_link(entry.path().join("ns/mnt")).ok() != own_namespace
             && mountinfo::of(pid)
-                .is_ok_and(|mounts| mounts.iter().any(|other| other.device == mount.device))
+                .is_ok_and(|mounts| mounts.iter().any(|mount| mount.device == device))
         {
             uses.insert(Use::Namespace);
         }
@@ -91,14 +114,14 @@ pub fn users(path: &Path) -> Result<Vec<User>> {
     Ok(users)
 }
 
-fn uses(process: &Path, mount: &Mount) -> BTreeSet<Use> {
+fn uses(process: &Path, device: (u32, u32), mount: Option<u64>) -> BTreeSet<Use> {
     let mut uses = BTreeSet::new();
     for (link, what) in [
         ("cwd", Use::WorkingDirectory),
         ("root", Use::Root),
         ("exe", Use::Mapping),
     ] {
-        if is_on(&process.join(link), mount) {
+        if is_on(&process.join(link), device, mount) {
             uses.insert(what);
         }
     }
@@ -108,7 +131,7 @@ fn uses(process: &Path, mount: &Mount) -> BTreeSet<Use> {
             .into_iter()
             .flatten()
             .filter_map(io::Result::ok)
-            .any(|link| is_on(&link.path(), mount))
+            .any(|link| is_on(&link.path(), device, mount))
         {
             uses.insert(what);
         }
@@ -116,13 +139,13 @@ fn uses(process: &Path, mount: &Mount) -> BTreeSet<Use> {
     uses
 }
 
-/// Whether the file that one of /proc's links leads to is on the mount, or on a copy of it. The link is followed by the kernel
-/// without a look-up, so it works across namespaces; no file system is asked (AT_STATX_DONT_SYNC).
-fn is_on(link: &Path, mount: &Mount) -> bool {
+/// Whether the file that one of /proc's links leads to is on the mount, or on the file system in any mount. The link is followed by the
+/// kernel without a look-up, so it works across namespaces; no file system is asked (AT_STATX_DONT_SYNC).
+fn is_on(link: &Path, device: (u32, u32), mount: Option<u64>) -> bool {
     let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
     statx(CWD, link, flags, StatxFlags::MNT_ID).is_ok_and(|stat| {
         let has_id = stat.stx_mask & StatxFlags::MNT_ID.bits() != 0;
-        (has_id && stat.stx_mnt_id == mount.id)
-            || (stat.stx_dev_major, stat.stx_dev_minor) == mount.device
+        (has_id && Some(stat.stx_mnt_id) == mount)
+            || (stat.stx_dev_major, stat.stx_dev_minor) == device
     })
 }

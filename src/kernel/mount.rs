@@ -87,11 +87,11 @@ fn busy_error(path: &Path) -> Error {
         .map(|point| point.display().to_string())
         .collect();
     let users = busy::users(path).unwrap_or_default();
-    let mut who: Vec<_> = users
-        .iter()
-        .filter(|user| user.holds_mount())
-        .map(ToString::to_string)
-        .collect();
+    let users: Vec<_> = users.into_iter().filter(busy::User::holds_mount).collect();
+    let mut who = Vec::new();
+    if !users.is_empty() {
+        who.push(busy::names(&users));
+    }
     who.extend(below.into_iter().map(|point| format!("a mount at {point}")));
     let who = if who.is_empty() {
         "a process that cannot be seen from here".to_owned()

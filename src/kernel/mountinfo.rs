@@ -50,8 +50,8 @@ fn read(who: &str) -> Result<Vec<Mount>> {
     Ok(parse(&text))
 }
 
-/// Whether a mount with this source is in the mount namespace of any process.
-pub fn is_anywhere(source: &str) -> Result<bool> {
+/// A mount with this source, in the mount namespace of any process.
+pub fn find_anywhere(source: &str) -> Result<Option<Mount>> {
     let processes = fs::read_dir("/proc").or_kind(Kind::Kernel, || "listing /proc".into())?;
     let mut seen = HashSet::new();
     for process in processes.filter_map(io::Result::ok) {
@@ -63,12 +63,13 @@ pub fn is_anywhere(source: &str) -> Result<bool> {
         if let Some(pid) = pid
             && let Ok(namespace) = fs::read_link(process.path().join("ns/mnt"))
             && seen.insert(namespace)
-            && of(pid).is_ok_and(|mounts| mounts.iter().any(|mount| mount.source == source))
+            && let Ok(mounts) = of(pid)
+            && let Some(mount) = mounts.into_iter().find(|mount| mount.source == source)
         {
-            return Ok(true);
+            return Ok(Some(mount));
         }
     }
-    Ok(false)
+    Ok(None)
 }
 
 /// The topmost mount whose mount point is this path.

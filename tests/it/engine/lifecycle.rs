@@ -45,7 +45,7 @@ fn index(host: &Host, layout: &MadeLayout) {
     host.run(&[&["index", "create", &image], &small[..]].concat());
 }
 
-fn one_file() -> Vec<Layer> {
+pub fn one_file() -> Vec<Layer> {
     vec![Layer::new().file("hello", b"hello\n")]
 }
 
@@ -64,27 +64,43 @@ fn state(host: &Host) -> String {
     host.list()[0]["state"].as_str().unwrap().to_owned()
 }
 
+/// A program that does nothing, and is ended when this is dropped.
+pub struct Sleeper(Child);
+
+impl Sleeper {
+    pub fn id(&self) -> u32 {
+        self.0.id()
+    }
+}
+
+impl Drop for Sleeper {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
 /// A program whose working directory is on the mount. It runs once it has said so.
-fn sitting_in(folder: &Path) -> Child {
-    let mut child = Command::new("sh")
-        .args(["-c", "echo here; exec sleep 600"])
-        .current_dir(folder)
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+pub fn sitting_in(folder: &Path) -> Sleeper {
+    let mut command = Command::new("sh");
+    command.args(["-c", SLEEP]).current_dir(folder);
+    asleep(command)
+}
+
+/// Says that it runs, and sleeps.
+pub const SLEEP: &str = "echo here; exec sleep 600";
+
+/// Starts a command that ends in [`SLEEP`]; it sleeps when this returns.
+pub fn asleep(mut command: Command) -> Sleeper {
+    let mut child = Sleeper(command.stdout(Stdio::piped()).spawn().unwrap());
     let mut line = String::new();
-    BufReader::new(child.stdout.as_mut().unwrap())
+    BufReader::new(child.0.stdout.as_mut().unwrap())
         .read_line(&mut line)
         .unwrap();
     wait("the program is sleep", || {
         fs::read_to_string(format!("/proc/{}/comm", child.id())).is_ok_and(|name| name == "sleep\n")
     });
     child
-}
-
-fn end(mut child: Child) {
-    child.kill().unwrap();
-    child.wait().unwrap();
 }
 
 #[test]
@@ -132,7 +148,7 @@ fn a_busy_mount_is_not_detached_and_its_user_is_named() {
     assert!(error.contains(&format!("{} (sleep)", user.id())), "{error}");
     // it goes on working
     assert_eq!(fs::read(mountpoint.join("hello")).unwrap(), b"hello\n");
-    end(user);
+    drop(user);
     host.detach(&mountpoint);
     assert_eq!(host.left_over(), [""; 0]);
 }
@@ -461,84 +477,8 @@ fn a_daemon_that_is_ended_unmounts_what_is_idle() {
         (&json!("dead"), busy.to_str())
     );
     assert!(!host.run_dir().join("socinbd.sock").exists());
-    end(user);
+    drop(user);
     host.detach(&busy);
-    assert_eq!(host.left_over(), [""; 0]);
-}
-
-#[test]
-fn the_daemon_survives_the_session_that_started_it() {
-    let host = Host::new();
-    let layout = indexed(&host, one_file());
-    let mountpoint = host.mountpoint("mnt");
-    // its own session with a hang-up of the whole group at the end, as a login ends
-    let attach = host.command(&[
-        "attach",
-        &layout.reference(""),
-        mountpoint.to_str().unwrap(),
-    ]);
-    let words: Vec<_> = std::iter::once(attach.get_program())
-        .chain(attach.get_args())
-        .collect();
-    let status = Command::new("setsid")
-        .args(["--wait", "sh", "-c", "\"$@\" && kill -HUP 0", "sh"])
-        .args(words)
-        .env("DOCKER_CONFIG", host.root())
-        .stdout(Stdio::null())
-        .status()
-        .unwrap();
-    assert!(!status.success(), "the shell ends by its own hang-up");
-    assert_eq!(fs::read(mountpoint.join("hello")).unwrap(), b"hello\n");
-    let daemon = host.daemon().unwrap();
-    let session = |pid: u32| -> String {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-        stat.rsplit(") ")
-            .next()
-            .unwrap()
-            .split(' ')
-            .nth(3)
-            .unwrap()
-            .to_owned()
-    };
-    assert_ne!(session(daemon), session(std::process::id()));
-    host.detach(&mountpoint);
-}
-
-#[test]
-fn attaching_works_in_another_mount_namespace() {
-    let host = Host::new();
-    let layout = indexed(&host, one_file());
-    // the daemon is in ours
-    let ours = host.mountpoint("ours");
-    host.attach(&layout.reference(""), &ours, &[]);
-    let theirs = host.mountpoint("theirs");
-    let program = |arguments: &[&str]| -> String {
-        let command = host.command(arguments);
-        let words = std::iter::once(command.get_program()).chain(command.get_args());
-        words
-            .map(|word| format!("'{}' ", word.to_str().unwrap()))
-            .collect()
-    };
-    let path = theirs.to_str().unwrap();
-    let image = layout.reference("");
-    let script = format!(
-        "set -e; {}; cat {path}/hello; {}",
-        program(&["attach", &image, path]),
-        program(&["detach", path])
-    );
-    let output = Command::new("unshare")
-        .args(["-m", "sh", "-c", &script])
-        .output()
-        .expect("this test needs unshare (util-linux)");
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(
-        output.status.success() && text.contains("hello\n"),
-        "{text} {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    assert!(!theirs.join("hello").exists());
-    assert_eq!(host.list().len(), 1);
-    host.detach(&ours);
     assert_eq!(host.left_over(), [""; 0]);
 }
 

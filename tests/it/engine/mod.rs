@@ -1,6 +1,7 @@
 //! Images attached by the program itself, as a person would, and compared with what an independent unpack makes of them.
 
 mod containerd;
+mod daemon;
 mod failures;
 mod hostile;
 mod images;
