@@ -48,6 +48,9 @@ impl Engine {
     }
 
     async fn attach_steps(&self, request: &AttachRequest, event: Events<'_>) -> Result<Attached> {
+        if let Some(mountpoint) = &request.mountpoint {
+            self.check_mountpoint(mountpoint)?;
+        }
         let AttachRequest {
             reference,
             access,
@@ -111,6 +114,28 @@ impl Engine {
             .unwrap_or_else(PoisonError::into_inner)
             .insert(id, live);
         Ok(Attached { attachment, mount })
+    }
+
+    /// A mount in a folder of this engine's own, or over one, would hide what the engine works with.
+    fn check_mountpoint(&self, mountpoint: &Path) -> Result<()> {
+        for (folder, flag) in [(&self.root, "--root"), (&self.run_dir, "--run-dir")] {
+            let place = if mountpoint.starts_with(folder) {
+                "in"
+            } else if folder.starts_with(mountpoint) {
+                "over"
+            } else {
+                continue;
+            };
+            return Err(Error::new(
+                Kind::InvalidArgument,
+                format!(
+                    "the mount point {} is {place} the daemon's own folder {} ({flag}); mount it elsewhere",
+                    mountpoint.display(),
+                    folder.display()
+                ),
+            ));
+        }
+        Ok(())
     }
 
     /// Mounts each device's ext4, and an overlay over all of them.

@@ -483,6 +483,34 @@ fn a_daemon_that_is_ended_unmounts_what_is_idle() {
 }
 
 #[test]
+fn a_mount_point_in_or_over_the_daemons_folders_is_refused() {
+    let host = Host::new();
+    let layout = indexed(&host, one_file());
+    let image = layout.reference("");
+    let inside = [host.root().join("mnt"), host.run_dir().join("mnt")];
+    for folder in &inside {
+        fs::create_dir_all(folder).unwrap();
+    }
+    let around = host.root().parent().unwrap().to_owned();
+    for (place, words) in [
+        (&inside[0], "--root"),
+        (&inside[1], "--run-dir"),
+        (&host.root(), "--root"),
+        (&around, "over the daemon's own folder"),
+    ] {
+        for options in [&["attach"][..], &["attach", "--foreground"]] {
+            let place = place.to_str().unwrap();
+            let error = host.fail(&[options, &[&image, place]].concat(), 2);
+            assert!(error.contains(words), "{place}: {error}");
+            if host.daemon().is_some() {
+                host.end_daemon();
+            }
+        }
+    }
+    assert_eq!(host.left_over(), [""; 0]);
+}
+
+#[test]
 fn credentials_come_with_each_request() {
     let host = Host::new();
     let layout = indexed(&host, one_file());
