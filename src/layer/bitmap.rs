@@ -130,6 +130,11 @@ impl Bitmap {
         }
         Ok(())
     }
+
+    /// Brings the file's bits to the disk.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
 }
 
 fn place(span: SpanId) -> (usize, u64) {

@@ -1,7 +1,6 @@
 //! One layer's disk, open.
 
 use std::{
-    collections::BTreeSet,
     fs::File,
     io,
     ops::Range,
@@ -20,6 +19,7 @@ use super::{
     Allocation, Counters, LayerBlob, Progress, StackingFacts, Store,
     allocation::{self, Extents},
     bitmap::Bitmap,
+    disowned::Disowned,
     flight::Flights,
     folder::{self, Folder},
     headers::Headers,
@@ -28,6 +28,7 @@ use super::{
     sources::Sources,
     spans::Spans,
     state::State,
+    truth,
     uncached::UncachedFile,
     whole::Whole,
 };
@@ -57,7 +58,7 @@ pub struct Disk {
     ztoc: Option<File>,
     headers: Option<Headers>,
     /// Spans that do not fit to the one before them: they are not what the table says.
-    disowned: Mutex<BTreeSet<SpanId>>,
+    disowned: Disowned,
     bitmap: Bitmap,
     flights: Arc<Flights>,
     sources: Sources,
@@ -120,6 +121,11 @@ impl Disk {
                 bitmap.set(span);
             }
         }
+        let disowned = Disowned::open(&folder, state.spans)?;
+        for span in disowned.spans() {
+            // the machine may have gone down before the bit did; in memory it counts whatever becomes of the file
+            let _ = bitmap.disown(span);
+        }
         let absent = bitmap.count() - bitmap.present();
         let whole = Whole::new(absent, store.options().never_whole);
         let disk = Arc::new_cyclic(|me| Self {
@@ -136,7 +142,7 @@ impl Disk {
             spans,
             ztoc,
             headers,
-            disowned: Mutex::default(),
+            disowned,
             bitmap,
             flights: Arc::default(),
             readahead: ReadAhead::default(),
@@ -147,6 +153,9 @@ impl Disk {
             io_timeout_ms: AtomicU64::new(u64::MAX),
             state: Mutex::new(state),
         });
+        for span in disk.disowned.spans() {
+            disk.health.failed(&[span], &truth::taken_back(&disk, span));
+        }
         disk.set_io_timeout(store.options().io_timeout);
         Ok(disk)
     }
@@ -414,12 +423,9 @@ impl Disk {
 
     /// A span's data is in the file: readers see it from now on. False, and they do not, when the span was disowned meanwhile.
     pub(super) fn set_present(self: &Arc<Self>, span: SpanId) -> bool {
-        let disowned = lock(&self.disowned);
-        if disowned.contains(&span) {
+        if !self.disowned.unless(span, || self.bitmap.set(span)) {
             return false;
         }
-        self.bitmap.set(span);
-        drop(disowned);
         if self.bitmap.is_full() {
             self.whole.completed();
         }
@@ -433,14 +439,15 @@ impl Disk {
 
     /// The span before has shown that this one is not what the table says. Readers do not see it any more, now or later.
     pub(super) fn disown(&self, span: SpanId) -> io::Result<()> {
-        lock(&self.disowned).insert(span);
+        self.health.failed(&[span], &truth::taken_back(self, span));
+        let remembered = self.disowned.insert(span);
         self.whole.lost();
-        self.bitmap.disown(span)
+        self.bitmap.disown(span).and(remembered)
     }
 
     /// Whether [`Self::disown`] was called for it.
     pub(super) fn is_disowned(&self, span: SpanId) -> bool {
-        lock(&self.disowned).contains(&span)
+        self.disowned.contains(span)
     }
 
     /// Drops a span's data from the page cache; it is on the disk.

@@ -285,7 +285,7 @@ fn place(
     let decoded = decoded.map_err(refused)?;
     if let Some(lie) = decoded.check(disk, span).map_err(Refused::Lasting)? {
         if let Lie::Window { next } = lie {
-            disown(disk, next).map_err(local)?;
+            disk.disown(next).map_err(local)?;
         }
         return Err(refused(lie));
     }
@@ -296,18 +296,6 @@ fn place(
         return Err(refused(Lie::Disowned));
     }
     Ok(())
-}
-
-/// Takes back a span that the one before has shown to be wrong, and says so.
-fn disown(disk: &Disk, span: SpanId) -> std::io::Result<()> {
-    let context = format!(
-        "span {span} of layer {} is not what its table {} says",
-        disk.layer().digest,
-        disk.table()
-    );
-    let error = Error::with_source(Kind::Corrupt, context, Lie::Disowned);
-    disk.health().failed(&[span], &Arc::new(error));
-    disk.disown(span)
 }
 
 /// Adjacent spans, as ranges.

@@ -28,6 +28,8 @@ pub(super) const LAYOUT: &str = "layout";
 pub(super) const DISK: &str = "disk.ext4";
 /// One bit a span.
 pub(super) const SPANS: &str = "spans";
+/// One bit a span: was it taken back? Only where one was.
+pub(super) const DISOWNED: &str = "disowned";
 /// Where the layer can be had.
 pub(super) const SOURCES: &str = "sources.json";
 /// What stacking has to know.

@@ -11,6 +11,7 @@ mod bitmap;
 mod decode;
 mod demand;
 mod disk;
+mod disowned;
 mod entry_table;
 mod fetch;
 mod flight;

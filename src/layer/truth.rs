@@ -3,6 +3,8 @@
 //!
 //! What is found is a lie of the table: no other source helps.
 
+use std::sync::Arc;
+
 use super::Disk;
 use crate::{
     error::{Error, Kind, Result},
@@ -122,6 +124,16 @@ impl<'a> Decoded<'a> {
             window_follows(self.window, self.bytes, meaningful)
         }))
     }
+}
+
+/// The reason that a disk is degraded for when it takes a span back.
+pub(super) fn taken_back(disk: &Disk, span: SpanId) -> Arc<Error> {
+    let context = format!(
+        "span {span} of layer {} is not what its table {} says",
+        disk.layer().digest,
+        disk.table()
+    );
+    Arc::new(Error::with_source(Kind::Corrupt, context, Lie::Disowned))
 }
 
 /// The bytes of the layer that a span has by its table.

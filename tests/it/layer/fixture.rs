@@ -1,7 +1,12 @@
 //! A generated layer, its zTOC, a registry that has it, and a store.
 
 use std::{
-    collections::BTreeMap, io::Write as _, ops::Range, path::Path, process::Command, sync::Arc,
+    collections::BTreeMap,
+    io::Write as _,
+    ops::Range,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Arc,
 };
 
 use bytes::Bytes;
@@ -274,6 +279,33 @@ impl Lab {
         self.store
             .indexed(layer, table, ztoc.clone(), &source)
             .await
+    }
+
+    /// Closes the store, and opens it again.
+    pub async fn reopen(&mut self, disk: Arc<Disk>) {
+        drop(disk);
+        let other = tempfile::tempdir().unwrap();
+        drop(std::mem::replace(
+            &mut self.store,
+            Store::open(other.path()).unwrap(),
+        ));
+        self.store = open_when_free(self.root.path()).await;
+    }
+
+    /// Where the disk is.
+    pub fn folder(&self) -> PathBuf {
+        self.root
+            .path()
+            .join("layers/sha256")
+            .join(self.layer.layer.digest.hex())
+            .join(self.layer.table.hex())
+    }
+
+    /// The disk as it is in the store.
+    pub fn stored(&self) -> Option<Arc<Disk>> {
+        self.store
+            .stored(&self.layer.layer.digest, &self.layer.table)
+            .unwrap()
     }
 
     /// GETs of the layer's bytes, and their bytes.

@@ -250,18 +250,27 @@ async fn a_span_is_taken_back_when_the_one_before_shows_its_window_to_be_a_lie()
     let honest = Layer::new(66);
     let span = middle(&honest);
     let ztoc = with_window(&honest, span);
-    let (lab, disk) = lying(Layer::new(66), ztoc).await;
+    let (mut lab, disk) = lying(Layer::new(66), ztoc).await;
     let (before, range) = (inside(&honest, span - 1), inside(&honest, span));
     // alone it shows nothing
     read(&disk, range.clone()).await.unwrap();
     disk.sync().unwrap();
     assert_eq!(disk.degraded(), None);
     assert_lie(&lab, &disk, before, span - 1, NOT_THE_END).await;
-    assert_lie(&lab, &disk, range, span, NOT_THE_START).await;
+    assert_lie(&lab, &disk, range.clone(), span, NOT_THE_START).await;
     disk.sync().unwrap();
     // nor in the file
     let stored = std::fs::read(disk.path().with_file_name("spans")).unwrap();
     assert_eq!(stored[span / 8] & (1 << (span % 8)), 0);
+    // nor after a restart, also when that came before the bit was cleared
+    lab.reopen(disk).await;
+    let spans = lab.folder().join("spans");
+    let mut bits = std::fs::read(&spans).unwrap();
+    bits[span / 8] |= 1 << (span % 8);
+    std::fs::write(&spans, bits).unwrap();
+    let disk = lab.stored().unwrap();
+    assert!(disk.degraded().unwrap().contains(NOT_THE_START));
+    assert_lie(&lab, &disk, range, span, NOT_THE_START).await;
     assert_honest(&lab, &honest).await;
 }
 

@@ -1,48 +1,19 @@
 //! A store that is opened again.
 
-use std::{os::unix::fs::FileExt as _, path::PathBuf, sync::Arc};
+use std::os::unix::fs::FileExt as _;
 
-use socinbd::layer::{Disk, Store};
-
-use super::fixture::{Lab, Layer, assert_holds, complete, open_when_free, range, read};
-
-/// Closes the store, and opens it again.
-async fn reopen(lab: &mut Lab, disk: Arc<Disk>) {
-    drop(disk);
-    let root = lab.root.path().to_owned();
-    let other = tempfile::tempdir().unwrap();
-    drop(std::mem::replace(
-        &mut lab.store,
-        Store::open(other.path()).unwrap(),
-    ));
-    lab.store = open_when_free(&root).await;
-}
-
-fn folder(lab: &Lab) -> PathBuf {
-    let layer = &lab.layer;
-    lab.root
-        .path()
-        .join("layers/sha256")
-        .join(layer.layer.digest.hex())
-        .join(layer.table.hex())
-}
-
-fn stored(lab: &Lab) -> Option<Arc<Disk>> {
-    lab.store
-        .stored(&lab.layer.layer.digest, &lab.layer.table)
-        .unwrap()
-}
+use super::fixture::{Lab, Layer, assert_holds, complete, range, read};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_complete_disk_needs_no_registry() {
     let mut lab = Lab::new(Layer::new(40));
     let disk = lab.disk().await;
     complete(&disk).await;
-    reopen(&mut lab, disk).await;
+    lab.reopen(disk).await;
     lab.registry
         .remove(super::fixture::REPOSITORY, &lab.layer.layer.digest);
     lab.registry.reset_counters();
-    let disk = stored(&lab).unwrap();
+    let disk = lab.stored().unwrap();
     assert!(disk.is_complete());
     let bytes = read(&disk, lab.layer.place("data/big")).await.unwrap();
     assert!(bytes == lab.layer.files["data/big"]);
@@ -58,9 +29,9 @@ async fn what_is_present_stays_so_and_the_rest_comes_from_the_remembered_source(
     let big = lab.layer.place("data/big");
     read(&disk, big.clone()).await.unwrap();
     let counts = disk.span_counts();
-    reopen(&mut lab, disk).await;
+    lab.reopen(disk).await;
     lab.registry.reset_counters();
-    let disk = stored(&lab).unwrap();
+    let disk = lab.stored().unwrap();
     assert_eq!(disk.span_counts(), counts);
     read(&disk, big).await.unwrap();
     assert_eq!(lab.fetched().0, 0);
@@ -74,21 +45,21 @@ async fn data_without_its_bit_is_fetched_again() {
     let mut lab = Lab::new(Layer::new(42));
     let disk = lab.disk().await;
     complete(&disk).await;
-    reopen(&mut lab, disk).await;
+    lab.reopen(disk).await;
     // as a kill between the data and its bit leaves it: the bits are behind, and the state says nothing yet
     let spans = std::fs::OpenOptions::new()
         .write(true)
-        .open(folder(&lab).join("spans"))
+        .open(lab.folder().join("spans"))
         .unwrap();
     spans.write_all_at(&[0], 0).unwrap();
-    let state = folder(&lab).join("state.json");
+    let state = lab.folder().join("state.json");
     let text = std::fs::read_to_string(&state).unwrap();
     let changed = text.replace("\"complete\": true", "\"complete\": false");
     assert_ne!(text, changed);
     std::fs::write(&state, changed).unwrap();
 
     lab.registry.reset_counters();
-    let disk = stored(&lab).unwrap();
+    let disk = lab.stored().unwrap();
     assert!(!disk.is_complete());
     complete(&disk).await;
     let (requests, bytes) = lab.fetched();
@@ -118,14 +89,14 @@ async fn leftovers_and_damaged_folders_are_removed() {
     // whole but for one that is read when its spans come
     let damaged = files[1..].iter().map(|name| (*name, Some("{")));
     for (name, content) in missing.into_iter().chain(damaged) {
-        reopen(&mut lab, disk).await;
-        let path = folder(&lab).join(name);
+        lab.reopen(disk).await;
+        let path = lab.folder().join(name);
         match content {
             Some(content) => std::fs::write(&path, content).unwrap(),
             None => std::fs::remove_file(&path).unwrap(),
         }
-        assert!(stored(&lab).is_none(), "{name} {content:?}");
-        assert!(!folder(&lab).exists());
+        assert!(lab.stored().is_none(), "{name} {content:?}");
+        assert!(!lab.folder().exists());
         disk = lab.disk().await;
     }
     complete(&disk).await;
@@ -134,7 +105,7 @@ async fn leftovers_and_damaged_folders_are_removed() {
     let left = lab.root.path().join("layers/new/1-1");
     std::fs::create_dir(&left).unwrap();
     std::fs::write(left.join("disk.ext4"), "half").unwrap();
-    reopen(&mut lab, disk).await;
+    lab.reopen(disk).await;
     assert!(!left.exists());
 }
 
@@ -143,13 +114,13 @@ async fn a_folder_that_the_machine_may_have_lost_is_not_served() {
     let mut lab = Lab::new(Layer::new(44));
     let disk = lab.disk().await;
     disk.sync().unwrap();
-    reopen(&mut lab, disk).await;
-    let state = folder(&lab).join("state.json");
+    lab.reopen(disk).await;
+    let state = lab.folder().join("state.json");
     let text = std::fs::read_to_string(&state).unwrap();
     assert!(!text.contains("boot"), "synced");
     let text = text.replacen('{', "{\n  \"unsynced_since_boot\": \"another\",", 1);
     std::fs::write(&state, text).unwrap();
-    assert!(stored(&lab).is_none());
+    assert!(lab.stored().is_none());
     assert!(lab.store.list().unwrap().is_empty());
 }
 
