@@ -1,9 +1,11 @@
 //! One request at a repository: credentials for the registry alone, redirects by hand, and where they led kept for each blob.
 
 use std::{
+    collections::HashMap,
     num::NonZeroUsize,
     ops::Range,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -15,7 +17,7 @@ use super::{
     auth::{Authenticator, Authorization},
     challenge::Challenge,
     refusal::{Refusal, host_of},
-    retry::Failure,
+    retry::{Failure, LONGEST_RETRY_AFTER},
     transport::{Body, Transport},
 };
 use crate::{
@@ -41,6 +43,8 @@ pub(super) struct Client {
     auth: Authenticator,
     /// Where the registry's redirect of a blob led. Signed URLs: they reach no log.
     targets: Mutex<LruCache<Digest, Url>>,
+    /// Hosts that have asked not to be asked before a time (`Retry-After`).
+    resting: Mutex<HashMap<String, Instant>>,
 }
 
 /// What is asked for.
@@ -104,6 +108,7 @@ impl Client {
             limits,
             transport,
             targets: Mutex::new(LruCache::new(MAX_TARGETS)),
+            resting: Mutex::default(),
         })
     }
 
@@ -195,7 +200,11 @@ impl Client {
     /// What a refusal means here, with advice where it is about credentials.
     pub(super) async fn refuse(&self, body: Body) -> Failure {
         let by_registry = self.is_own(body.head().url());
+        let host = host_of(body.head().url());
         let refusal = Refusal::read(body.into_response()).await;
+        if let Some(after) = refusal.retry_after() {
+            self.let_rest(host, after);
+        }
         match by_registry {
             true => self.refuse_at_registry(refusal).await,
             false => refusal.into_failure(),
@@ -266,6 +275,7 @@ impl Client {
         wanted: &Wanted,
         shown: Option<&Authorization>,
     ) -> Result<Body, Failure> {
+        self.may_ask(&host_of(url))?;
         let mut request = Request::new(wanted.method.clone(), url.clone());
         if let Some((media_type, bytes)) = &wanted.content {
             let media_type = HeaderValue::try_from(media_type).map_err(|error| {
@@ -300,6 +310,40 @@ impl Client {
             headers.insert(header::AUTHORIZATION, value);
         }
         self.transport.send(request).await
+    }
+
+    /// Notes that a host is not to be asked for a while, by whatever reader of this repository.
+    fn let_rest(&self, host: String, after: Duration) {
+        let now = Instant::now();
+        let mut resting = self.resting();
+        resting.retain(|_, until| *until > now);
+        resting.insert(host, now + after.min(LONGEST_RETRY_AFTER));
+    }
+
+    /// An error while a host is not to be asked.
+    fn may_ask(&self, host: &str) -> Result<(), Failure> {
+        let left = self
+            .resting()
+            .get(host)
+            .and_then(|until| until.checked_duration_since(Instant::now()))
+            .filter(|left| !left.is_zero());
+        let Some(left) = left else {
+            return Ok(());
+        };
+        Err(Failure::Passing {
+            error: Error::new(
+                Kind::Unavailable,
+                format!(
+                    "{host} has asked not to be asked for {:.1} s",
+                    left.as_secs_f64()
+                ),
+            ),
+            after: Some(left),
+        })
+    }
+
+    fn resting(&self) -> MutexGuard<'_, HashMap<String, Instant>> {
+        self.resting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn targets(&self) -> MutexGuard<'_, LruCache<Digest, Url>> {

@@ -98,6 +98,11 @@ impl Refusal {
         self.status == StatusCode::FORBIDDEN && self.message.contains("expired")
     }
 
+    /// How long the server asks to be left alone before the same request may work.
+    pub(super) fn retry_after(&self) -> Option<Duration> {
+        self.retry_after.filter(|_| self.is_passing())
+    }
+
     fn kind(&self) -> Kind {
         match self.status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Kind::Unauthorized,

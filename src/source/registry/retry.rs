@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// A server that asks for more is taken to be down.
-const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(60);
+pub(super) const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(60);
 
 /// Why one try came to nothing.
 pub(super) enum Failure {

@@ -1,6 +1,9 @@
 //! Registries that fail, and disks that are full.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use socinbd::{
     error::Kind,
@@ -52,6 +55,43 @@ async fn wrong_bytes_are_fetched_again_and_never_reach_the_disk() {
     assert_eq!(disk.degraded(), None);
     complete(&disk).await;
     assert_holds(disk.path(), &lab.layer.files);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_is_not_asked_before_the_time_that_it_names() {
+    let lab = Lab::with_options(Layer::new(20), patient(60));
+    let disk = lab.disk().await;
+    let busy = Fault::Status {
+        code: 429,
+        retry_after: Some("4".to_owned()),
+    };
+    lab.registry.fail(On::Data, busy, Times::Next(1));
+    let began = Instant::now();
+    let (big, small) = (lab.layer.place("data/big"), lab.layer.place("data/001"));
+    // two readers of different spans, and only one of them has heard of it
+    let first = start_read(&lab, &disk);
+    until(|| disk.degraded().is_some()).await;
+    let second = read(&disk, small).await.unwrap();
+    assert!(began.elapsed() >= Duration::from_secs(4));
+    assert!(first.await.unwrap().unwrap() == lab.layer.files["data/big"]);
+    assert!(second == lab.layer.files["data/001"]);
+    let refused = lab.registry.counters().log;
+    let refused = refused.iter().filter(|request| request.status == 429);
+    assert_eq!(refused.count(), 1);
+    assert_eq!(disk.degraded(), None);
+
+    // for longer than a read may wait
+    let lab = Lab::with_options(Layer::new(20), patient(1));
+    let disk = lab.disk().await;
+    let busy = Fault::Status {
+        code: 503,
+        retry_after: Some("50".to_owned()),
+    };
+    lab.registry.fail(On::Data, busy, Times::Next(1));
+    let error = read(&disk, big).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Unavailable);
+    assert_eq!(lab.fetched().0, 1);
+    assert!(disk.degraded().is_some());
 }
 
 #[tokio::test(flavor = "multi_thread")]
