@@ -1,8 +1,12 @@
 //! Starting the daemon where none runs.
 
 use std::{
+    ffi::{OsStr, OsString},
     fs::{self, File, OpenOptions},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::{
+        ffi::{OsStrExt, OsStringExt},
+        fs::{DirBuilderExt, OpenOptionsExt},
+    },
     path::Path,
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -105,24 +109,31 @@ fn start(root: &Path, run_dir: &Path, log: &Path, filter: &str) -> Result<std::p
         .mode(0o600)
         .open(log);
     let output = open.or_kind(Kind::Io, || format!("opening the log {}", log.display()))?;
+    let mut arguments: Vec<OsString> = vec!["daemon".into()];
+    for (flag, folder) in [("--root", root), ("--run-dir", run_dir)] {
+        arguments.extend([flag.into(), folder.into()]);
+    }
+    let filter = if filter == "warn" { "info" } else { filter };
+    arguments.extend(["--log".into(), filter.into()]);
     let mut command = if Path::new("/run/systemd/system").is_dir() {
+        let file = |kind: &str| {
+            let mut property = OsString::from(format!("--property=Standard{kind}=append:"));
+            property.push(log);
+            property
+        };
         let mut command = Command::new("systemd-run");
-        let file = |kind: &str| format!("--property=Standard{kind}=append:{}", log.display());
         command
             .args(["--quiet", "--collect", "--description=socinbd daemon"])
             .args([file("Output"), file("Error")])
-            .arg(program);
+            .arg("--")
+            .arg(program)
+            .args(arguments.iter().map(|argument| without_variables(argument)));
         command
     } else {
-        Command::new(program)
+        let mut command = Command::new(program);
+        command.args(arguments);
+        command
     };
-    command
-        .arg("daemon")
-        .arg("--root")
-        .arg(root)
-        .arg("--run-dir")
-        .arg(run_dir)
-        .args(["--log", if filter == "warn" { "info" } else { filter }]);
     for (name, _) in std::env::vars_os().filter(|(name, _)| {
         name.to_string_lossy()
             .to_ascii_uppercase()
@@ -145,6 +156,15 @@ fn start(root: &Path, run_dir: &Path, log: &Path, filter: &str) -> Result<std::p
         .or_kind(Kind::Io, || "starting the daemon".into())
 }
 
+/// The argument as the service manager has to get it: it replaces `$NAME` and `${NAME}`, and reads `$$` as `$`.
+fn without_variables(argument: &OsStr) -> OsString {
+    let mut escaped = Vec::with_capacity(argument.len());
+    for &byte in argument.as_bytes() {
+        escaped.extend(std::iter::repeat_n(byte, if byte == b'$' { 2 } else { 1 }));
+    }
+    OsString::from_vec(escaped)
+}
+
 /// The last lines of the daemon's log.
 fn tail(log: &Path) -> String {
     let text = fs::read(log).unwrap_or_default();
@@ -158,4 +178,16 @@ fn tail(log: &Path) -> String {
         log.display(),
         lines.into_iter().rev().collect::<Vec<_>>().join(" | ")
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_service_manager_finds_no_variables() {
+        let escaped = |text: &str| without_variables(OsStr::new(text));
+        assert_eq!(escaped("/var/lib/socinbd"), "/var/lib/socinbd");
+        assert_eq!(escaped("/$HOME/${x}$"), "/$$HOME/$${x}$$");
+    }
 }

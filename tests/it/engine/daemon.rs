@@ -72,6 +72,58 @@ fn the_daemon_survives_the_session_that_started_it() {
     host.detach(&mountpoint);
 }
 
+/// systemd-run(1) as far as the daemon needs it: notes its arguments, and starts what follows its options in the background.
+const SYSTEMD_RUN: &str = r#"#!/bin/sh
+printf '%s\n' "$@" >"${0%/*}/arguments"
+while [ "$1" != -- ]; do shift; done
+shift
+setsid "$@" </dev/null >/dev/null 2>&1 &
+"#;
+
+#[test]
+fn where_systemd_runs_the_daemon_is_a_transient_service() {
+    let host = Host::new();
+    let layout = indexed(&host, one_file());
+    let (mountpoint, tools) = (host.mountpoint("mnt"), host.mountpoint("tools"));
+    let image = layout.reference("");
+    let (path, tools) = (mountpoint.to_str().unwrap(), tools.to_str().unwrap());
+    // /run/systemd/system is how sd_booted(3) knows it
+    let script = format!(
+        "set -e
+        mount -t tmpfs none /run; mkdir -p /run/systemd/system
+        cat >{tools}/systemd-run <<'END'\n{SYSTEMD_RUN}END
+        chmod +x {tools}/systemd-run; PATH={tools}:$PATH
+        {}; cat {path}/hello; {}",
+        shell_words(&host, &["attach", &image, path]),
+        shell_words(&host, &["detach", path]),
+    );
+    let text = in_a_namespace(&script);
+    assert!(text.contains("hello\n"), "{text}");
+    let log = host.run_dir().join("daemon.log");
+    let log = log.display();
+    let (root, run_dir) = (host.root(), host.run_dir());
+    let expected = [
+        "--quiet",
+        "--collect",
+        "--description=socinbd daemon",
+        &format!("--property=StandardOutput=append:{log}"),
+        &format!("--property=StandardError=append:{log}"),
+        "--",
+        env!("CARGO_BIN_EXE_socinbd"),
+        "daemon",
+        "--root",
+        root.to_str().unwrap(),
+        "--run-dir",
+        run_dir.to_str().unwrap(),
+        "--log",
+        "info",
+    ];
+    let arguments = fs::read_to_string(format!("{tools}/arguments")).unwrap();
+    assert_eq!(arguments.lines().collect::<Vec<_>>(), expected);
+    host.end_daemon();
+    assert_eq!(host.left_over(), [""; 0]);
+}
+
 #[test]
 fn attaching_works_in_another_mount_namespace() {
     let host = Host::new();
