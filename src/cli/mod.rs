@@ -116,6 +116,9 @@ struct AccessArgs {
     /// Speak plain HTTP to the registry (loopback addresses need no flag)
     #[arg(long)]
     plain_http: bool,
+    /// Speak TLS to the registry also at a loopback address
+    #[arg(long, conflicts_with = "plain_http")]
+    tls: bool,
     /// Trust the certificates in this PEM file as well; may be repeated
     #[arg(long, value_name = "FILE")]
     ca_cert: Vec<PathBuf>,
@@ -129,6 +132,7 @@ impl AccessArgs {
             access.docker_config = Some(absolute(file)?);
         }
         access.plain_http = self.plain_http;
+        access.tls = self.tls;
         for file in &self.ca_cert {
             access.ca_certificates.push(absolute(file)?);
         }

@@ -21,6 +21,8 @@ pub struct Access {
     pub helper_environment: BTreeMap<String, String>,
     /// Plain HTTP also for hosts that are not loopback.
     pub plain_http: bool,
+    /// TLS also for hosts that are loopback, which get plain HTTP otherwise.
+    pub tls: bool,
     /// Further CA certificates, PEM files.
     pub ca_certificates: Vec<PathBuf>,
     /// `HTTPS_PROXY` of the person who asked. A proxy's URL may hold a password, the one secret here; it is left out of `Debug`.
@@ -99,6 +101,7 @@ impl Access {
                 .filter_map(|name| Some(((*name).to_owned(), text(name)?)))
                 .collect(),
             plain_http: false,
+            tls: false,
             ca_certificates: path("SSL_CERT_FILE").map(absolute).into_iter().collect(),
             https_proxy: either("https_proxy", "HTTPS_PROXY")
                 .or_else(|| either("all_proxy", "ALL_PROXY")),
@@ -117,6 +120,7 @@ impl fmt::Debug for Access {
             .field("docker_config", &self.docker_config)
             .field("podman_auth", &self.podman_auth)
             .field("plain_http", &self.plain_http)
+            .field("tls", &self.tls)
             .field("ca_certificates", &self.ca_certificates)
             .field("https_proxy", &shown(&self.https_proxy))
             .field("http_proxy", &shown(&self.http_proxy))

@@ -80,7 +80,7 @@ impl Client {
             DOCKER_HUB => DOCKER_HUB_API,
             host => host,
         };
-        let scheme = match access.plain_http || is_loopback(host) {
+        let scheme = match access.plain_http || (is_loopback(host) && !access.tls) {
             true => "http",
             false => "https",
         };
@@ -222,6 +222,15 @@ impl Client {
                     self.auth.advice().await,
                     error,
                 ))
+            }
+            // what Go's and nginx's servers answer; it would be rare for another reason
+            Failure::Final(error)
+                if status == StatusCode::BAD_REQUEST && self.base.scheme() == "http" =>
+            {
+                Failure::Final(error.context(format!(
+                    "{} was asked by plain HTTP; if it speaks TLS, ask for that",
+                    self.name
+                )))
             }
             failure => failure,
         }
@@ -420,7 +429,7 @@ pub(super) fn next_location(body: &Body, at: &Url) -> Result<Url> {
     Ok(next)
 }
 
-/// Whether a reference's host is this machine: there, plain HTTP is the custom.
+/// Whether a reference's host is this machine: there, plain HTTP is the custom, and TLS is asked for ([`Access::tls`]).
 fn is_loopback(host: &str) -> bool {
     let bare = match host.strip_prefix('[') {
         Some(inner) => inner.split(']').next().unwrap_or(inner),

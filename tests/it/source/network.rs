@@ -20,8 +20,8 @@ fn ca_file() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/it/source/tls/ca.pem")
 }
 
-/// A proxy that takes CONNECT for any host, speaks TLS as `registry.test`, and passes what is inside to the registry.
-async fn tls_proxy(registry: &Registry) -> String {
+/// Speaks TLS as `registry.test` and as 127.0.0.1.
+fn acceptor() -> TlsAcceptor {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let certificates: Vec<_> = CertificateDer::pem_slice_iter(CERTIFICATE)
         .map(|one| one.expect("a certificate"))
@@ -33,7 +33,34 @@ async fn tls_proxy(registry: &Registry) -> String {
         .with_no_client_auth()
         .with_single_cert(certificates, key)
         .expect("a server's configuration");
-    let acceptor = TlsAcceptor::from(Arc::new(configuration));
+    TlsAcceptor::from(Arc::new(configuration))
+}
+
+/// A registry that speaks TLS on a loopback address: passes what is inside to the registry.
+async fn tls_front(registry: &Registry) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let address = listener.local_addr().expect("an address");
+    let target = registry.host();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let target = target.clone();
+            tokio::spawn(async move {
+                let Ok(mut inside) = acceptor().accept(stream).await else {
+                    return; // a client that does not speak TLS
+                };
+                let Ok(mut registry) = TcpStream::connect(target).await else {
+                    return;
+                };
+                let _ = tokio::io::copy_bidirectional(&mut inside, &mut registry).await;
+            });
+        }
+    });
+    address.to_string()
+}
+
+/// A proxy that takes CONNECT for any host, speaks TLS, and passes what is inside to the registry.
+async fn tls_proxy(registry: &Registry) -> String {
+    let acceptor = acceptor();
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
     let address = listener.local_addr().expect("an address");
     let target = registry.host();
@@ -100,6 +127,42 @@ async fn tls_through_a_proxy_with_a_ca_of_ones_own() {
     );
     assert!(!error.report().contains("gave up"), "{error:?}");
     assert_eq!(registry.counters().total().requests, 0);
+}
+
+#[tokio::test]
+async fn tls_at_a_loopback_address_when_it_is_asked_for() {
+    let registry = Registry::start();
+    let blob = registry.add_blob("app", "hello");
+    let front = tls_front(&registry).await;
+    let open = |access: Access| {
+        let reference = format!("{front}/app").parse().expect("a reference");
+        async move {
+            Source::open_with(&reference, &access, IMPATIENT)
+                .await
+                .expect("opening touches no network")
+        }
+    };
+    let access = Access {
+        tls: true,
+        ca_certificates: vec![ca_file()],
+        ..Access::default()
+    };
+    let source = open(access).await;
+    assert_eq!(source.range(&blob, 0..5).await.expect("the blob"), "hello");
+    assert_eq!(registry.counters().total().requests, 1);
+    let error = open(Access::default()).await.range(&blob, 0..5).await;
+    assert_eq!(error.expect_err("plain HTTP").kind(), Kind::Unavailable);
+    assert_eq!(registry.counters().total().requests, 1);
+}
+
+#[tokio::test]
+async fn an_answer_to_plain_http_that_may_come_from_tls_says_so() {
+    let registry = Registry::start();
+    let blob = registry.add_blob("app", "hello");
+    registry.fail(On::Any, Fault::status(400), Times::Next(1));
+    let source = open_with(&registry, "app", &Access::default(), IMPATIENT).await;
+    let error = source.range(&blob, 0..5).await.expect_err("refused");
+    assert!(error.report().contains("if it speaks TLS"), "{error:?}");
 }
 
 #[tokio::test]
