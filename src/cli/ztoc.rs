@@ -57,7 +57,6 @@ struct Report<'a> {
     layer: Digest,
     size: u64,
     packing: Packing,
-    diff_id: Digest,
     uncompressed_size: u64,
     entries: usize,
     spans: usize,
@@ -106,7 +105,6 @@ impl Create {
             layer: indexed.digest,
             size: indexed.size,
             packing: indexed.packing,
-            diff_id: indexed.diff_id,
             uncompressed_size: indexed.uncompressed_size,
             entries: indexed.entries.len(),
             spans: indexed.spans,
@@ -136,6 +134,7 @@ impl Create {
             build_tool: self.build_tool.clone(),
             ztoc: true,
             compact_span_size: None,
+            diff_id: false,
         };
         let corrupt = |error: build::Error<std::convert::Infallible>| {
             let kind = error.kind();

@@ -212,6 +212,7 @@ impl Place {
             uncompressed: self.take_output(index, length)?,
             digest: Digest::new(*digest),
             bits,
+            end_bits: next_bits,
             window,
         };
         self.start = next;
@@ -235,6 +236,7 @@ impl Place {
             uncompressed,
             digest: Digest::new(*digest),
             bits: 0,
+            end_bits: 0,
             window: None,
         })
     }

@@ -34,6 +34,11 @@ pub struct SpanDecoder {
     /// So many of them.
     length: usize,
     surplus: bool,
+    #[cfg(feature = "libdeflater")]
+    splicer: super::splice::Splicer,
+    /// The last span's bytes are the splicer's, and not the buffer's.
+    #[cfg(feature = "libdeflater")]
+    spliced: bool,
 }
 
 impl Default for SpanDecoder {
@@ -43,6 +48,10 @@ impl Default for SpanDecoder {
             buffer: Vec::new(),
             length: 0,
             surplus: false,
+            #[cfg(feature = "libdeflater")]
+            splicer: super::splice::Splicer::default(),
+            #[cfg(feature = "libdeflater")]
+            spliced: false,
         }
     }
 }
@@ -64,6 +73,15 @@ impl SpanDecoder {
         if length == 0 {
             return Ok(&[]);
         }
+        #[cfg(feature = "libdeflater")]
+        {
+            let window = window.unwrap_or(&ZEROS);
+            self.spliced = self.splicer.decode(span, compressed, window, length);
+            if self.spliced {
+                self.length = length;
+                return Ok(self.bytes());
+            }
+        }
         let mut run = Run {
             start: span.uncompressed.start.get(),
             compressed_start: span.compressed.start.get(),
@@ -81,6 +99,10 @@ impl SpanDecoder {
 
     /// What the last [`Self::decode`] gave; nothing when it failed.
     pub fn bytes(&self) -> &[u8] {
+        #[cfg(feature = "libdeflater")]
+        if self.spliced {
+            return self.splicer.bytes(self.length);
+        }
         self.buffer.get(..self.length).unwrap_or_default() // the buffer has grown to it
     }
 
@@ -397,6 +419,7 @@ mod tests {
             uncompressed: LayerOffset(5000)..LayerOffset(5000 + uncompressed as u64),
             digest: Digest::new([0; 32]),
             bits,
+            end_bits: 0,
             window: None,
         }
     }

@@ -6,6 +6,8 @@ pub mod header;
 pub mod inflate;
 pub mod references;
 pub mod scan;
+#[cfg(feature = "libdeflater")]
+mod splice;
 mod zlib;
 
 /// Bytes of output that a deflate stream may refer back to, and so the size of a checkpoint's window.

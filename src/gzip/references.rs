@@ -498,6 +498,7 @@ mod tests {
                     uncompressed: LayerOffset(output)..LayerOffset(output_end),
                     digest: Digest::of(b""),
                     bits,
+                    end_bits: 0,
                     window: None,
                 };
                 (span, window)

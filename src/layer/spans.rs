@@ -16,7 +16,7 @@ use crate::{
 /// block of a deflate writer in use adds a few MiB to that.
 pub(super) const MAX_SPAN_BYTES: u64 = 128 << 20;
 
-const MAGIC: &[u8; 8] = b"spans 1\n";
+const MAGIC: &[u8; 8] = b"spans 2\n";
 const HEADER_BYTES: usize = 16;
 const RECORD_BYTES: usize = 80;
 const NO_WINDOW: u64 = u64::MAX;
@@ -93,7 +93,7 @@ pub(super) fn encode(table: &SpanTable) -> Result<Vec<u8>, Error> {
         // a window is 32 KiB; it lies inside the zTOC, so its length fits
         let length = window.map_or(0, |window| window.len());
         bytes.extend_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_le_bytes());
-        bytes.extend_from_slice(&[span.bits, 0, 0, 0]);
+        bytes.extend_from_slice(&[span.bits, span.end_bits, 0, 0]);
         bytes.extend_from_slice(span.digest.bytes());
         before = Some(span);
     }
@@ -243,6 +243,7 @@ fn decode(record: &[u8]) -> Span {
         uncompressed: LayerOffset(u64_at(record, 16))..LayerOffset(u64_at(record, 24)),
         digest: Digest::new(digest),
         bits: record[44],
+        end_bits: record[45],
         window: (window != NO_WINDOW).then(|| {
             let start = window as usize;
             start..start.saturating_add(u32_at(record, 40) as usize)
@@ -278,6 +279,7 @@ mod tests {
             uncompressed: LayerOffset(uncompressed.start)..LayerOffset(uncompressed.end),
             digest: Digest::of(&compressed.start.to_le_bytes()),
             bits: (compressed.start % 8) as u8,
+            end_bits: (compressed.end % 8) as u8,
             window: (compressed.start > 100).then_some(1000..1000 + 32768),
         }
     }

@@ -193,6 +193,7 @@ fn unpack(
         build_tool: String::new(),
         ztoc: false,
         compact_span_size: None,
+        diff_id: true,
     };
     let sink = DiskSink::new(folder.create(folder::DISK)?);
     let mut indexer = LayerIndexer::new(layer.packing, options, sink);
@@ -245,10 +246,10 @@ fn check(layer: &LayerBlob, found: &Indexed) -> Result<()> {
     if found.digest != layer.digest {
         return wrong("digest", &found.digest, &layer.digest);
     }
-    if found.diff_id != layer.diff_id {
-        return wrong("diff ID", &found.diff_id, &layer.diff_id);
+    match &found.diff_id {
+        Some(diff_id) if *diff_id != layer.diff_id => wrong("diff ID", diff_id, &layer.diff_id),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 fn unpack_error(error: build::Error<stream_sink::Error>, write: impl FnOnce() -> String) -> Error {

@@ -70,6 +70,8 @@ pub struct Options {
     pub ztoc: bool,
     /// Whether a compact index is wanted too, and its bytes of the layer between checkpoints, at least.
     pub compact_span_size: Option<u64>,
+    /// Whether the diff ID is wanted. It is a third of the work, and says nothing of a blob whose digest is known.
+    pub diff_id: bool,
 }
 
 impl Default for Options {
@@ -79,6 +81,7 @@ impl Default for Options {
             build_tool: BUILD_TOOL.to_owned(),
             ztoc: true,
             compact_span_size: None,
+            diff_id: true,
         }
     }
 }
@@ -92,8 +95,8 @@ pub struct Indexed {
     pub digest: Digest,
     /// Bytes of the blob.
     pub size: u64,
-    /// SHA-256 of the whole uncompressed stream.
-    pub diff_id: Digest,
+    /// SHA-256 of the whole uncompressed stream, where it was wanted.
+    pub diff_id: Option<Digest>,
     /// Bytes of the uncompressed stream.
     pub uncompressed_size: u64,
     /// The entries in tar order.
@@ -126,7 +129,6 @@ impl<S: LayerSink> LayerIndexer<S> {
     pub fn new(packing: Packing, options: Options, sink: S) -> Self {
         Self {
             declared: packing,
-            options,
             blob: Hasher::default(),
             size: 0,
             head: Vec::new(),
@@ -135,11 +137,12 @@ impl<S: LayerSink> LayerIndexer<S> {
             compact: None,
             stream: Stream {
                 sink,
-                diff_id: Hasher::default(),
+                diff_id: options.diff_id.then(Hasher::default),
                 size: 0,
                 tar: tar::Reader::new(),
                 end: None,
             },
+            options,
         }
     }
 
@@ -225,7 +228,7 @@ impl<S: LayerSink> LayerIndexer<S> {
             packing,
             digest,
             size: self.size,
-            diff_id: self.stream.diff_id.finish(),
+            diff_id: self.stream.diff_id.map(Hasher::finish),
             uncompressed_size: self.stream.size,
             entries: archive.entries,
             ztoc,
@@ -310,7 +313,7 @@ impl<S: LayerSink> LayerIndexer<S> {
 /// The uncompressed side: the diff ID, the tar in it, and who takes what it holds.
 struct Stream<S> {
     sink: S,
-    diff_id: Hasher,
+    diff_id: Option<Hasher>,
     size: u64,
     tar: tar::Reader,
     /// Right behind the tar's end blocks, once they have passed.
@@ -319,7 +322,9 @@ struct Stream<S> {
 
 impl<S: LayerSink> Stream<S> {
     fn write(&mut self, bytes: &[u8]) -> Result<(), Error<S::Error>> {
-        self.diff_id.update(bytes);
+        if let Some(diff_id) = &mut self.diff_id {
+            diff_id.update(bytes);
+        }
         self.size += bytes.len() as u64;
         let mut rest = bytes;
         while let Some(event) = self.tar.next(&mut rest).map_err(Error::Tar)? {

@@ -29,6 +29,8 @@ pub struct Span {
     pub digest: Digest,
     /// 0 to 7: bits of the first byte that belong to this span; 0 means that it starts on a whole byte.
     pub bits: u8,
+    /// 0 to 7: bits of the last byte that belong to the next span; 0 where the next one starts on a whole byte, or there is none.
+    pub end_bits: u8,
     /// Where the 32 KiB window stands in the zTOC's own bytes. `None`: all zero, or not needed (uncompressed).
     pub window: Option<Range<usize>>,
 }
@@ -146,6 +148,7 @@ impl SpanTable {
                 uncompressed: LayerOffset(start)..LayerOffset(tar_end),
                 digest: *digest,
                 bits: 0,
+                end_bits: 0,
                 window: None,
             });
             start = end;
@@ -250,6 +253,7 @@ impl Start {
             uncompressed: LayerOffset(self.output)..LayerOffset(end),
             digest: *digest,
             bits: self.bits,
+            end_bits: next.map_or(0, |next| next.bits),
             window,
         })
     }
@@ -276,6 +280,7 @@ mod tests {
                     uncompressed: LayerOffset(std::mem::replace(&mut start, end))..LayerOffset(end),
                     digest,
                     bits: 0,
+                    end_bits: 0,
                     window: None,
                 })
                 .collect(),

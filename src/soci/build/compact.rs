@@ -284,6 +284,7 @@ fn makes(decoder: &mut SpanDecoder, bits: u8, whole: &Whole, stored: &[u8]) -> b
         uncompressed: LayerOffset(0)..LayerOffset(whole.output.len() as u64),
         digest: Digest::new([0; 32]), // the decoder does not look at it
         bits,
+        end_bits: 0, // these may be the span's first bytes only
         window: None,
     };
     // compressed bytes that were not kept: what is unknown is taken whole, and there is nothing to compare

@@ -6,4 +6,3 @@ mod odd;
 mod random;
 mod reader;
 mod reference;
-mod scale;

@@ -35,7 +35,6 @@ fn a_layer_file_gets_its_ztoc_beside_it() {
     assert_eq!(ztoc.spans.span_size, 5000);
     assert_eq!(report["path"], path.to_str().unwrap());
     assert_eq!(report["layer"], Digest::of(&blob).to_string());
-    assert_eq!(report["diff_id"], Digest::of(&tar).to_string());
     assert_eq!(report["ztoc"], Digest::of(&bytes).to_string());
     assert_eq!(report["packing"], "gzip");
     assert_eq!(report["entries"], files.len());

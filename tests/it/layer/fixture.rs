@@ -145,10 +145,9 @@ impl Layer {
 
     pub fn of(files: Files, blob: Vec<u8>, packing: Packing, span_size: u64) -> Self {
         let options = IndexOptions {
-            compact_span_size: None,
             span_size,
             build_tool: "test".to_owned(),
-            ztoc: true,
+            ..IndexOptions::default()
         };
         let mut indexer = LayerIndexer::new(packing, options, NoSink);
         indexer.write(&blob).unwrap();
@@ -164,7 +163,7 @@ impl Layer {
                 digest: indexed.digest,
                 size: indexed.size,
                 packing,
-                diff_id: indexed.diff_id,
+                diff_id: indexed.diff_id.unwrap(),
             },
             blob: blob.into(),
             ztoc,
