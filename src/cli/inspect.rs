@@ -7,11 +7,20 @@ use serde::Serialize;
 
 use super::{Global, ImageArgs, IndexArgs, absolute, output};
 use crate::{
-    engine::{Process, UsedIndex, discovery, image::Image, local::LocalIndexes},
-    error::Result,
+    compact::Table,
+    engine::{
+        Process, UsedIndex,
+        compact::CompactIndex,
+        discovery::{self, Origin, SociIndex},
+        image::Image,
+        local::LocalIndexes,
+    },
+    error::{Kind, Result, ResultExt},
+    layer::LayerBlob,
     oci::{Digest, Packing},
     source::Source,
-    ztoc::Ztoc,
+    tar::Entry,
+    ztoc::{SpanTable, Ztoc},
 };
 
 /// Show an image's layers and SOCI index, and what would be fetched before the first read
@@ -35,6 +44,7 @@ struct Report {
     /// The image's program, as its configuration says.
     config: Process,
     index: Option<UsedIndex>,
+    compact_index: Option<CompactReport>,
     /// Lowest first.
     layers: Vec<LayerReport>,
     /// Bytes of all layers' blobs.
@@ -50,12 +60,29 @@ struct LayerReport {
     diff_id: Digest,
     size: u64,
     packing: Packing,
-    ztoc: Option<ZtocReport>,
+    /// By the zTOC; only read where no compact table is used.
+    ztoc: Option<TableReport>,
+    /// By the compact index.
+    compact: Option<TableReport>,
+}
+
+impl LayerReport {
+    /// What an attach goes by.
+    fn table(&self) -> Option<&TableReport> {
+        self.compact.as_ref().or(self.ztoc.as_ref())
+    }
 }
 
 #[derive(Serialize)]
-struct ZtocReport {
+struct CompactReport {
     digest: Digest,
+    origin: Origin,
+}
+
+#[derive(Serialize)]
+struct TableReport {
+    digest: Digest,
+    /// Bytes that are fetched before the first read.
     size: u64,
     span_size: u64,
     spans: usize,
@@ -68,41 +95,35 @@ impl Inspect {
         let source = Source::open(&self.image.image, &self.image.access.access()?).await?;
         let image = Image::resolve(&source, self.image.platform.as_ref()).await?;
         let local = LocalIndexes::open(&absolute(&global.root)?)?;
-        let discovery::Found { index, warnings } =
-            discovery::find(&image, &self.index.choice(), &local).await?;
+        let discovery::Found {
+            index,
+            compact,
+            mut warnings,
+        } = discovery::find(&image, &self.index.choice(), &local).await?;
         let mut layers = Vec::with_capacity(image.layers.len());
         for layer in &image.layers {
-            let ztoc = match index
-                .as_ref()
-                .and_then(|index| Some((index, index.ztoc(&layer.digest)?)))
-            {
-                None => None,
-                Some((index, digest)) => {
-                    let bytes = index.fetch_ztoc(&layer.digest).await?;
-                    let ztoc = Ztoc::parse(&bytes).map_err(|error| {
-                        crate::error::Error::with_source(
-                            crate::error::Kind::Corrupt,
-                            format!("the zTOC {digest} of layer {}", layer.digest),
-                            error,
-                        )
-                    })?;
-                    Some(ZtocReport {
-                        digest,
-                        size: bytes.len() as u64,
-                        span_size: ztoc.spans.span_size,
-                        spans: ztoc.spans.spans.len(),
-                        entries: ztoc.entries.len(),
-                        uncompressed_size: ztoc.spans.uncompressed_size,
-                    })
-                }
-            };
-            layers.push(LayerReport {
+            let mut report = LayerReport {
                 digest: layer.digest,
                 diff_id: layer.diff_id,
                 size: layer.size,
                 packing: layer.packing,
-                ztoc,
-            });
+                ztoc: None,
+                compact: None,
+            };
+            if let Some(compact) = &compact {
+                match compact_table(compact, layer).await {
+                    Ok(found) => report.compact = found,
+                    // as attach does
+                    Err(error) if error.kind() != Kind::Unavailable => {
+                        warnings.push(error.report());
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            if let (None, Some(index)) = (&report.compact, &index) {
+                report.ztoc = ztoc(index, layer).await?;
+            }
+            layers.push(report);
         }
         let report = Report {
             reference: image.source.reference().to_string(),
@@ -110,10 +131,14 @@ impl Inspect {
             platform: image.platform.to_string(),
             config: Process::of(&image.config),
             index: index.as_ref().map(UsedIndex::of),
+            compact_index: compact.as_ref().map(|compact| CompactReport {
+                digest: compact.digest,
+                origin: compact.origin,
+            }),
             size: layers.iter().map(|layer| layer.size).sum(),
             before_first_read: layers
                 .iter()
-                .map(|layer| layer.ztoc.as_ref().map_or(layer.size, |ztoc| ztoc.size))
+                .map(|layer| layer.table().map_or(layer.size, |table| table.size))
                 .sum(),
             layers,
             warnings,
@@ -124,6 +149,56 @@ impl Inspect {
             report.print()?
         }
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// What the SOCI index has of a layer.
+async fn ztoc(index: &SociIndex, layer: &LayerBlob) -> Result<Option<TableReport>> {
+    let Some(digest) = index.ztoc(&layer.digest) else {
+        return Ok(None);
+    };
+    let bytes = index.fetch_ztoc(&layer.digest).await?;
+    let ztoc = Ztoc::parse(&bytes).or_kind(Kind::Corrupt, || {
+        format!("the zTOC {digest} of layer {}", layer.digest)
+    })?;
+    Ok(Some(TableReport::of(
+        digest,
+        &bytes,
+        &ztoc.spans,
+        &ztoc.entries,
+    )))
+}
+
+/// What the compact index has of a layer.
+async fn compact_table(compact: &CompactIndex, layer: &LayerBlob) -> Result<Option<TableReport>> {
+    let Some(index) = compact.layer(&layer.digest) else {
+        return Ok(None);
+    };
+    let bytes = compact.fetch_table(index).await?;
+    let table = Table::parse(&bytes).or_kind(Kind::Corrupt, || {
+        format!(
+            "the compact table {} of layer {}",
+            index.table, layer.digest
+        )
+    })?;
+    Ok(Some(TableReport::of(
+        index.table,
+        &bytes,
+        &table.spans,
+        &table.entries,
+    )))
+}
+
+impl TableReport {
+    fn of(digest: Digest, bytes: &[u8], spans: &SpanTable, entries: &[Entry]) -> Self {
+        Self {
+            digest,
+            size: bytes.len() as u64,
+            span_size: spans.span_size,
+            spans: spans.spans.len(),
+            entries: entries.len(),
+            uncompressed_size: spans.uncompressed_size,
+        }
     }
 }
 
@@ -141,19 +216,25 @@ impl Report {
                     .to_owned()
             }
         })?;
+        if let Some(compact) = &self.compact_index {
+            let CompactReport { digest, origin } = compact;
+            output::line(&format!(
+                "          {digest} (compact, {origin}), which goes before it"
+            ))?;
+        }
         let rows = self.layers.iter().enumerate().map(|(number, layer)| {
             let packing = match layer.packing {
                 Packing::Gzip => "gzip",
                 Packing::Zstd => "zstd",
                 Packing::Plain => "plain",
             };
-            let (ztoc, spans, files) = layer.ztoc.as_ref().map_or_else(
+            let (table, spans, files) = layer.table().map_or_else(
                 || ("-".to_owned(), "-".to_owned(), "-".to_owned()),
-                |ztoc| {
+                |table| {
                     (
-                        output::bytes(ztoc.size),
-                        ztoc.spans.to_string(),
-                        ztoc.entries.to_string(),
+                        output::bytes(table.size),
+                        table.spans.to_string(),
+                        table.entries.to_string(),
                     )
                 },
             );
@@ -162,14 +243,14 @@ impl Report {
                 layer.digest.hex()[..12].to_owned(),
                 output::bytes(layer.size),
                 packing.to_owned(),
-                ztoc,
+                table,
                 spans,
                 files,
             ]
         });
         output::table(
             [
-                "LAYER", "DIGEST", "SIZE", "PACKING", "ZTOC", "SPANS", "ENTRIES",
+                "LAYER", "DIGEST", "SIZE", "PACKING", "TABLE", "SPANS", "ENTRIES",
             ],
             rows,
         )?;

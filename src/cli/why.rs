@@ -92,6 +92,9 @@ fn print(why: &Explanation) -> Result<()> {
     {
         output::line(&format!("  index {digest} (SOCI v{version}, {origin})"))?;
     }
+    if let Some(compact) = &why.compact_index {
+        output::line(&format!("  compact index {compact}"))?;
+    }
     for warning in &why.warnings {
         output::line(&format!("  warning: {warning}"))?;
     }
@@ -117,6 +120,7 @@ fn print_layer(why: &LayerExplanation) -> Result<()> {
         layer.why
     ))?;
     output::line(&match &layer.basis {
+        Basis::Compact => format!("  lazy, by the compact table {}", layer.table),
         Basis::Ztoc => format!("  lazy, by the zTOC {}", layer.table),
         Basis::Verified => "  it was here, and checked in full".to_owned(),
         Basis::Whole { why } => format!("  downloaded whole: {why}"),

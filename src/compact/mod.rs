@@ -71,6 +71,23 @@ impl Table {
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
         read::parse(bytes)
     }
+
+    /// Checks that the table is about a layer of this digest and size, and in a blob of a compact index of this size. What imports it
+    /// must ask: whoever made the manifest has said so, not who made the table.
+    pub fn check(&self, layer: &Digest, layer_size: u64, blob_size: u64) -> Result<(), Error> {
+        if self.layer != *layer || self.spans.compressed_size != layer_size {
+            return Err(Error::OtherLayer {
+                layer: self.layer,
+                size: self.spans.compressed_size,
+            });
+        }
+        if self.blob_size != blob_size {
+            return Err(Error::OtherBlob {
+                size: self.blob_size,
+            });
+        }
+        Ok(())
+    }
 }
 
 /// What is wrong with a table. Entries and spans are counted from zero.
@@ -211,6 +228,12 @@ pub enum Error {
     TooLarge {
         /// The entry at which it was seen.
         index: usize,
+    },
+    /// The windows behind the table are more or fewer than those that the blob has.
+    #[error("the table is of a compact index's blob of {size} bytes")]
+    OtherBlob {
+        /// By the table.
+        size: u64,
     },
     /// The table is about another layer, or about a blob of another size.
     #[error("the table is about the layer {layer} of {size} bytes")]

@@ -4,7 +4,7 @@ use super::wire::{Cursor, put};
 use crate::gzip::{WINDOW_SIZE, references::Used};
 
 /// The longest stored window that is read.
-pub const MAX_STORED_SIZE: u64 = 64 << 10;
+pub const MAX_STORED_SIZE: u64 = 36 << 10;
 
 /// The most that a stored window unpacks to: all bytes, and two numbers of three bytes for each of its runs.
 const MAX_PAYLOAD_SIZE: usize = 3 * WINDOW_SIZE;
@@ -25,6 +25,16 @@ pub struct Window {
 impl std::fmt::Debug for Window {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("Window").field(&self.used).finish()
+    }
+}
+
+impl Default for Window {
+    /// Nothing is known.
+    fn default() -> Self {
+        Self {
+            bytes: vec![0; WINDOW_SIZE].into_boxed_slice(),
+            used: Used::default(),
+        }
     }
 }
 
@@ -72,10 +82,7 @@ pub fn encode(window: &[u8], used: &Used) -> std::io::Result<Vec<u8>> {
 impl Window {
     /// Reads a stored window, untrusted bytes; time and memory are bounded.
     pub fn parse(stored: &[u8]) -> Result<Self, Error> {
-        let mut window = Self {
-            bytes: vec![0; WINDOW_SIZE].into_boxed_slice(),
-            used: Used::default(),
-        };
+        let mut window = Self::default();
         if stored.is_empty() {
             return Ok(window);
         }
@@ -120,6 +127,11 @@ impl Window {
     /// Which of the bytes are known.
     pub fn used(&self) -> &Used {
         &self.used
+    }
+
+    /// Whether all bytes are known.
+    pub fn is_whole(&self) -> bool {
+        self.used == Used::all()
     }
 
     /// Whether the known bytes are those of the true window.

@@ -77,6 +77,7 @@ impl Engine {
             reference: request.reference.clone(),
             manifest: opened.image.digest,
             index: opened.index.as_ref().map(UsedIndex::of),
+            compact_index: opened.compact.as_ref().map(|compact| compact.digest),
             mountpoint: request.mountpoint.clone(),
             writable: request.writable,
             process: Process::of(&opened.image.config),

@@ -8,6 +8,8 @@
 //! 3. version 1: of the referrers of the image manifest the newest (the last listed) that can be read;
 //! 4. one in the local root, made by this host's operator; the newest.
 //!
+//! The compact index is looked for at the same time, by the same rules ([`super::compact`]), and goes before the SOCI index.
+//!
 //! [`IndexPolicy`] says whose word counts: step 3 is left out unless it is `any`, and all of them where it is `none`.
 //!
 //! An error of the registry (`Unavailable`) is an error here, never "there is none": whoever asks decides, and asks again later.
@@ -17,10 +19,17 @@ use std::{collections::BTreeMap, fmt};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{image::Image, local::LocalIndexes};
+use super::{
+    compact::{self, CompactIndex},
+    image::Image,
+    local::LocalIndexes,
+};
 use crate::{
     error::{Error, Kind, Result, ResultExt},
-    oci::Digest,
+    oci::{
+        Digest,
+        artifact::{What, what_is},
+    },
     soci::index::{BlobRef, INDEX_DIGEST, IndexManifest, V1_TYPE, Version},
     source::{Manifest, Referrer, Source},
 };
@@ -116,8 +125,10 @@ impl Place {
 /// The outcome of a search.
 #[derive(Default)]
 pub struct Found {
-    /// The index, if there is one.
+    /// The SOCI index, if there is one.
     pub index: Option<SociIndex>,
+    /// The compact index, if there is one: it goes before the SOCI index, layer by layer.
+    pub compact: Option<CompactIndex>,
     /// What the person should know: an index that could not be used, and why.
     pub warnings: Vec<String>,
 }
@@ -146,14 +157,35 @@ pub async fn find(image: &Image, choice: &IndexChoice, local: &LocalIndexes) -> 
         local,
         warnings: Vec::new(),
     };
-    let index = search.run(choice).await?;
+    let (index, compact) = match &choice.digest {
+        // this one, whichever it is
+        Some(digest) => match search.given_by_digest(digest, choice.policy).await? {
+            Given::Soci(index) => (Some(*index), None),
+            Given::Compact(compact) => (None, Some(compact)),
+        },
+        None => {
+            let (index, compact) = tokio::try_join!(
+                search.run(choice.policy),
+                compact::find(image, choice.policy, local)
+            )?;
+            search.warnings.extend(compact.1);
+            (index, compact.0)
+        }
+    };
     for warning in &search.warnings {
         tracing::warn!(image = %image.reference, "{warning}");
     }
     Ok(Found {
         index,
+        compact,
         warnings: search.warnings,
     })
+}
+
+/// What a digest has led to.
+enum Given {
+    Soci(Box<SociIndex>),
+    Compact(CompactIndex),
 }
 
 struct Search<'a> {
@@ -163,24 +195,25 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
-    async fn run(&mut self, choice: &IndexChoice) -> Result<Option<SociIndex>> {
-        if let Some(digest) = &choice.digest {
-            if choice.policy == IndexPolicy::None {
-                return Err(Error::new(
-                    Kind::InvalidArgument,
-                    format!("--index names {digest}, and --index-policy none takes no index"),
-                ));
-            }
-            return self.given(digest).await.map(Some);
+    async fn given_by_digest(&mut self, digest: &Digest, policy: IndexPolicy) -> Result<Given> {
+        if policy == IndexPolicy::None {
+            return Err(Error::new(
+                Kind::InvalidArgument,
+                format!("--index names {digest}, and --index-policy none takes no index"),
+            ));
         }
-        if choice.policy == IndexPolicy::None {
+        self.given(digest).await
+    }
+
+    async fn run(&mut self, policy: IndexPolicy) -> Result<Option<SociIndex>> {
+        if policy == IndexPolicy::None {
             return Ok(None);
         }
         if let Some(annotation) = self.annotation() {
             if let Some(index) = self.annotated(&annotation).await? {
                 return Ok(Some(index));
             }
-        } else if choice.policy == IndexPolicy::Any
+        } else if policy == IndexPolicy::Any
             && let Some(index) = self.referred().await?
         {
             return Ok(Some(index));
@@ -188,7 +221,7 @@ impl Search<'_> {
         self.local().await
     }
 
-    async fn given(&mut self, digest: &Digest) -> Result<SociIndex> {
+    async fn given(&mut self, digest: &Digest) -> Result<Given> {
         let source = &self.image.source;
         let found = match source.manifest(digest).await {
             Ok(manifest) => Ok((manifest, Place::Source(source.clone()))),
@@ -203,14 +236,29 @@ impl Search<'_> {
         };
         let (manifest, place) =
             found.map_err(|error| error.context(format!("SOCI index {digest}, as given")))?;
+        if what_is(&manifest.bytes, &manifest.media_type) == What::CompactIndex {
+            let source = match place {
+                Place::Source(source) => source,
+                Place::Local(local) => local.source().await?,
+            };
+            let compact = CompactIndex::read(&manifest, Origin::Given, &source)?;
+            if !compact.is_of(self.image) {
+                self.warn_of_another_image("compact", digest);
+            }
+            return Ok(Given::Compact(compact));
+        }
         let index = self.read(&manifest, Origin::Given, place)?;
         if !self.is_of_this_image(&index.manifest) {
-            self.warnings.push(format!(
-                "SOCI index {digest} was made for another image than {}",
-                self.image.digest
-            ));
+            self.warn_of_another_image("SOCI", digest);
         }
-        Ok(index)
+        Ok(Given::Soci(Box::new(index)))
+    }
+
+    fn warn_of_another_image(&mut self, kind: &str, digest: &Digest) {
+        self.warnings.push(format!(
+            "{kind} index {digest} was made for another image than {}",
+            self.image.digest
+        ));
     }
 
     fn annotation(&self) -> Option<String> {
@@ -260,7 +308,7 @@ impl Search<'_> {
     }
 
     async fn local(&mut self) -> Result<Option<SociIndex>> {
-        match self.local.of_image(&self.image.digest).await {
+        match self.local.of_image(&self.image.digest, V1_TYPE).await {
             Ok(list) => {
                 self.newest(&list, Origin::Local, &Place::Local(self.local.clone()))
                     .await

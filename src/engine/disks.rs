@@ -11,12 +11,14 @@ use futures_util::{StreamExt, TryStreamExt};
 use tokio::sync::Semaphore;
 
 use super::{
-    discovery::{self, IndexChoice, IndexPolicy, SociIndex},
+    compact::CompactIndex,
+    discovery::{self, Found, IndexChoice, IndexPolicy, SociIndex},
     image::Image,
     local::LocalIndexes,
     request::{Basis, Event},
 };
 use crate::{
+    compact::manifest::LayerIndex,
     error::{Error, Kind, Result, ResultExt},
     layer::{Disk, LayerBlob, Store},
     oci::{Digest, Platform, Reference},
@@ -40,6 +42,8 @@ pub struct OpenedImage {
     pub image: Image,
     /// The SOCI index in use.
     pub index: Option<SociIndex>,
+    /// The compact index in use, which goes before it.
+    pub compact: Option<CompactIndex>,
     /// Its layers, topmost first. Equal ones appear once.
     pub layers: Vec<OpenedLayer>,
     /// What the person should know.
@@ -71,7 +75,8 @@ impl Disks {
         &self.store
     }
 
-    /// Resolves an image and opens or makes a disk for each of its layers: from its zTOC where a SOCI index has one, else by streaming it.
+    /// Resolves an image and opens or makes a disk for each of its layers: from its table where a compact index has one, from its zTOC
+    /// where a SOCI index has one, else by streaming it.
     pub async fn open_image(
         &self,
         reference: &Reference,
@@ -82,15 +87,16 @@ impl Disks {
     ) -> Result<OpenedImage> {
         let source = Source::open(reference, access).await?;
         let image = Image::resolve(&source, platform).await?;
-        let found = discovery::find(&image, choice, &LocalIndexes::open(&self.root)?).await?;
-        let (index, mut warnings) = (found.index, found.warnings);
+        let mut found = discovery::find(&image, choice, &LocalIndexes::open(&self.root)?).await?;
+        let mut warnings = std::mem::take(&mut found.warnings);
         let layers = topmost_first(&image.layers);
         let indexed = layers
             .iter()
             .filter(|layer| {
-                index
-                    .as_ref()
-                    .is_some_and(|index| index.ztoc(&layer.digest).is_some())
+                let compact = found.compact.as_ref();
+                let compact = compact.and_then(|compact| compact.layer(&layer.digest));
+                let index = found.index.as_ref();
+                compact.is_some() || index.is_some_and(|it| it.ztoc(&layer.digest).is_some())
             })
             .count();
         event(Event::Resolved {
@@ -101,16 +107,7 @@ impl Disks {
         let streams = Semaphore::new(STREAMS_AT_ONCE);
         let opening: Vec<_> = layers
             .into_iter()
-            .map(|layer| {
-                self.layer(
-                    layer,
-                    &image.source,
-                    index.as_ref(),
-                    choice,
-                    &streams,
-                    event,
-                )
-            })
+            .map(|layer| self.layer(layer, &image.source, &found, choice, &streams, event))
             .collect();
         let opened: Vec<(OpenedLayer, Option<String>)> = futures_util::stream::iter(opening)
             .buffered(LAYERS_AT_ONCE)
@@ -125,7 +122,8 @@ impl Disks {
         });
         Ok(OpenedImage {
             image,
-            index,
+            index: found.index,
+            compact: found.compact,
             layers,
             warnings,
         })
@@ -136,7 +134,7 @@ impl Disks {
         &self,
         layer: &LayerBlob,
         source: &Source,
-        index: Option<&SociIndex>,
+        found: &Found,
         choice: &IndexChoice,
         streams: &Semaphore,
         event: Events<'_>,
@@ -146,22 +144,35 @@ impl Disks {
             let basis = Basis::Verified;
             return Ok((OpenedLayer { disk, basis }, None));
         }
+        let index = found.index.as_ref();
         let (mut why, mut warning) = (not_indexed(layer, index, choice), None);
+        if let Some(compact) = &found.compact
+            && let Some(part) = compact.layer(&layer.digest)
+        {
+            match self.compact(layer, part, source, compact).await {
+                Ok(disk) => {
+                    let basis = Basis::Compact;
+                    return Ok((OpenedLayer { disk, basis }, None));
+                }
+                Err(error) if is_the_table(&error) => {
+                    why = error.report();
+                    warning = Some(format!(
+                        "layer {} does without its compact index: {why}",
+                        layer.digest
+                    ));
+                }
+                Err(error) => return Err(context(error)),
+            }
+        }
         if let Some(index) = index
             && let Some(table) = index.ztoc(&layer.digest)
         {
             match self.indexed(layer, &table, source, index).await {
                 Ok(disk) => {
                     let basis = Basis::Ztoc;
-                    return Ok((OpenedLayer { disk, basis }, None));
+                    return Ok((OpenedLayer { disk, basis }, warning));
                 }
-                // the table is at fault, not the layer: the layer itself can be read without one
-                Err(error)
-                    if matches!(
-                        error.kind(),
-                        Kind::Corrupt | Kind::Unsupported | Kind::NotFound
-                    ) =>
-                {
+                Err(error) if is_the_table(&error) => {
                     why = error.report();
                     warning = Some(format!("layer {} is not lazy: {why}", layer.digest));
                 }
@@ -188,6 +199,23 @@ impl Disks {
         Ok((OpenedLayer { disk, basis }, warning))
     }
 
+    async fn compact(
+        &self,
+        layer: &LayerBlob,
+        part: &LayerIndex,
+        source: &Source,
+        compact: &CompactIndex,
+    ) -> Result<Arc<Disk>> {
+        let table = match self.store.stored(&layer.digest, &part.table)? {
+            // what is there needs no table; the sources are noted
+            Some(_) => Bytes::new(),
+            None => compact.fetch_table(part).await?,
+        };
+        self.store
+            .compact(layer, part, table, &compact.source, source)
+            .await
+    }
+
     async fn indexed(
         &self,
         layer: &LayerBlob,
@@ -202,6 +230,14 @@ impl Disks {
         };
         self.store.indexed(layer, table, ztoc, source).await
     }
+}
+
+/// Whether the table is at fault, and not the layer: the layer itself can be read without one.
+fn is_the_table(error: &Error) -> bool {
+    matches!(
+        error.kind(),
+        Kind::Corrupt | Kind::Unsupported | Kind::NotFound
+    )
 }
 
 /// Why no zTOC is known for a layer.

@@ -10,10 +10,10 @@ use serde::Serialize;
 
 use crate::{
     error::{Error, Kind, Result, ResultExt},
-    oci::Digest,
+    oci::{Digest, Reference},
     soci::index::{IndexManifest, V1_TYPE},
     source::{
-        Manifest, Referrer,
+        Access, Manifest, Referrer, Source,
         layout::{Collected, Layout, NewArtifact},
     },
 };
@@ -59,12 +59,21 @@ impl LocalIndexes {
             .await
     }
 
-    /// The version 1 indexes of an image, by its manifest's digest; the newest last.
-    pub async fn of_image(&self, manifest: &Digest) -> Result<Vec<Referrer>> {
+    /// The artifacts of this type of an image, by its manifest's digest; the newest last.
+    pub async fn of_image(&self, manifest: &Digest, artifact_type: &str) -> Result<Vec<Referrer>> {
         match self.layout().await? {
-            Some(layout) => layout.referrers(manifest, Some(V1_TYPE)).await,
+            Some(layout) => layout.referrers(manifest, Some(artifact_type)).await,
             None => Ok(Vec::new()),
         }
+    }
+
+    /// The local root's content as a place of blobs. There must be some.
+    pub async fn source(&self) -> Result<Source> {
+        let reference = Reference::Layout {
+            path: self.folder.clone(),
+            tag: None,
+        };
+        Source::open(&reference, &Access::default()).await
     }
 
     /// An index by its digest, verified.

@@ -4,6 +4,7 @@
 
 mod attach;
 mod chosen;
+pub mod compact;
 pub mod companions;
 pub mod convert;
 pub mod create;

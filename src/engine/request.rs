@@ -94,6 +94,8 @@ pub struct AttachedLayer {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "from", rename_all = "lowercase")]
 pub enum Basis {
+    /// Laid out from the table that the compact index has for it; data comes when it is read, in fine spans.
+    Compact,
     /// Laid out from the zTOC that the SOCI index has for it; data comes when it is read.
     Ztoc,
     /// It was here, and had been checked in full against the layer's digest.
@@ -116,6 +118,9 @@ pub struct Attachment {
     pub manifest: Digest,
     /// The SOCI index in use.
     pub index: Option<UsedIndex>,
+    /// The compact index in use, which goes before it.
+    #[serde(default)]
+    pub compact_index: Option<Digest>,
     /// Where it is mounted, once it is.
     pub mountpoint: Option<PathBuf>,
     /// Whether there is a writable upper layer.

@@ -30,6 +30,8 @@ pub struct Explanation {
     pub state: State,
     /// The SOCI index in use.
     pub index: Option<UsedIndex>,
+    /// The compact index in use, which goes before it.
+    pub compact_index: Option<Digest>,
     /// What was said when it was attached.
     pub warnings: Vec<String>,
     /// Its layers, topmost first.
@@ -82,6 +84,7 @@ impl Explanation {
             reference,
             manifest,
             index,
+            compact_index,
             mountpoint,
             warnings,
             ..
@@ -93,6 +96,7 @@ impl Explanation {
             mountpoint,
             state,
             index,
+            compact_index,
             warnings,
             layers,
         }

@@ -31,13 +31,16 @@ use super::{
     truth,
     uncached::UncachedFile,
     whole::Whole,
+    windows::Windows,
 };
 use crate::{
+    compact::Table,
     error::{Error, Kind, Result, ResultExt as _},
     ext4::{DataRegion, RegionTable},
     oci::Digest,
+    tar::Entry,
     units::{DiskOffset, LayerOffset, SpanId},
-    ztoc::Span,
+    ztoc::{Compression, Span, Ztoc},
 };
 
 /// One layer's disk, open.
@@ -56,6 +59,8 @@ pub struct Disk {
     regions: RegionTable,
     spans: Spans,
     ztoc: Option<File>,
+    /// Of a gzip layer whose table is that of a compact index.
+    windows: Option<Windows>,
     headers: Option<Headers>,
     /// Spans that do not fit to the one before them: they are not what the table says.
     disowned: Disowned,
@@ -97,9 +102,13 @@ impl Disk {
         }
         folder.stacking()?; // is read at each attach
         let spans = Spans::open(folder.open(folder::SPAN_TABLE)?)?;
-        let ztoc = match state.spans {
-            0 => None,
+        let ztoc = match (state.spans, state.compact) {
+            (0, _) | (_, Some(_)) => None,
             _ => Some(folder.open(folder::ZTOC)?),
+        };
+        let windows = match (state.compact, spans.compression()) {
+            (Some(blob), Compression::Gzip) => Some(Windows::open(&folder, blob)?),
+            _ => None,
         };
         let headers = match state.spans {
             0 => None,
@@ -134,13 +143,14 @@ impl Disk {
             path,
             layer: state.layer.clone(),
             table: state.table,
-            sources: Sources::open(&folder),
+            sources: Sources::open(&folder, folder::SOURCES),
             folder,
             file: UncachedFile::new(file),
             data,
             regions,
             spans,
             ztoc,
+            windows,
             headers,
             disowned,
             bitmap,
@@ -314,6 +324,13 @@ impl Disk {
                 .failed_locally(&Arc::new(Error::new(error.kind(), error.report())));
             return Err(error);
         }
+        if let Some(windows) = &self.windows {
+            // before the bits: what a span has shown about its neighbours is there when the span is
+            windows.sync().or_kind(Kind::Io, || {
+                let path = self.folder.path().join(folder::WINDOWS);
+                format!("cannot write {} to its disk", path.display())
+            })?;
+        }
         self.bitmap.save(&spans).or_kind(Kind::Io, || {
             format!(
                 "cannot write {}",
@@ -416,9 +433,20 @@ impl Disk {
         self.headers.as_ref()
     }
 
-    /// The zTOC's bytes.
-    pub(super) fn read_ztoc(&self) -> Result<Vec<u8>> {
-        self.folder.read(folder::ZTOC)
+    /// What stands before the spans, where their table does not have it: a zTOC does, and a plain tar's spans need none.
+    pub(super) fn windows(&self) -> Option<&Windows> {
+        self.windows.as_ref()
+    }
+
+    /// The table's entries, from the local files. Reads and parses all of it.
+    pub(super) fn read_entries(&self) -> Result<Vec<Entry>> {
+        let damaged = || "the stored table is damaged".to_owned();
+        if self.lock_state().compact.is_some() {
+            let table = Table::parse(&self.folder.read(folder::COMPACT)?);
+            return Ok(table.or_kind(Kind::Io, damaged)?.entries);
+        }
+        let ztoc = Ztoc::parse(&self.folder.read(folder::ZTOC)?);
+        Ok(ztoc.or_kind(Kind::Io, damaged)?.entries)
     }
 
     /// A span's data is in the file: readers see it from now on. False, and they do not, when the span was disowned meanwhile.

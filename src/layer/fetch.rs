@@ -4,18 +4,16 @@ use std::{ops::Range, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt as _, stream::BoxStream, stream::FuturesUnordered};
-use tokio::sync::SemaphorePermit;
+use tokio::sync::{SemaphorePermit, mpsc};
 
 use super::{
     Disk,
     flight::{Claim, Effort},
-    scatter::scatter,
-    truth::{Decoded, Lie},
+    place::{Joint, Refused, place},
+    windows::{Before, Windows},
 };
 use crate::{
-    error::{Error, Kind, Result},
-    gzip::inflate::SpanDecoder,
-    oci::Digest,
+    error::{Error, Kind, Result, ResultExt as _},
     source::Source,
     units::{DiskOffset, SpanId},
 };
@@ -29,14 +27,6 @@ const LAST_PAUSE: Duration = Duration::from_secs(5);
 
 /// How long one source is tried without any progress, before the next one, and before the disk says that it is degraded.
 const PATIENCE: Duration = Duration::from_secs(2);
-
-/// Why a span whose compressed bytes have come is not present.
-enum Refused {
-    /// The bytes are not the span's: another source, or another try, may have them.
-    Mismatch(Error),
-    /// They are, and no try will help: the table lies, or the local disk fails.
-    Lasting(Error),
-}
 
 /// Brings the spans of a claim to the disk. Whatever happens, all its flights end.
 pub(super) async fn fetch(disk: Arc<Disk>, claim: Claim) {
@@ -112,44 +102,185 @@ async fn fetch_run(
     run: Range<u32>,
     left: &mut Vec<SpanId>,
 ) -> Vec<Error> {
+    let mut outcome = Outcome {
+        disk,
+        claim,
+        left,
+        failures: Vec::new(),
+    };
+    match disk.windows() {
+        None => fetch_apart(&mut outcome, source, run).await,
+        Some(windows) => fetch_in_order(&mut outcome, windows, source, run).await,
+    }
+    let Outcome { left, failures, .. } = outcome;
+    left.sort_unstable();
+    failures
+}
+
+/// As [`fetch_run`], for spans that each have a window of their own: several are decoded at a time.
+async fn fetch_apart(outcome: &mut Outcome<'_>, source: &Source, run: Range<u32>) {
+    let (disk, effort) = (outcome.disk, outcome.claim.effort());
     let mut bytes = Arrivals::new(disk, source, run.clone()).await;
     let mut decoding = FuturesUnordered::new();
-    let mut failures = Vec::new();
     let mut arriving = run.clone();
     loop {
         tokio::select! {
             part = bytes.next(arriving.start), if !arriving.is_empty() => match part {
                 Ok(part) => {
-                    decoding.push(decode(disk, claim.effort(), SpanId(arriving.start), part));
+                    decoding.push(decode(disk, effort, SpanId(arriving.start), part, None));
                     arriving.start += 1;
                 }
                 Err(error) => {
-                    failures.push(error);
-                    left.extend(arriving.map(SpanId));
+                    outcome.failed(arriving, error);
                     arriving = run.end..run.end;
                 }
             },
-            Some((span, result)) = decoding.next(), if !decoding.is_empty() => match result {
-                Ok(()) => {
-                    disk.health().fetched(span);
-                    claim.end(span, Ok(()));
-                }
-                Err(Refused::Mismatch(error)) => {
-                    failures.push(error);
-                    left.push(span);
-                }
-                Err(Refused::Lasting(error)) => {
-                    let error = Arc::new(error);
-                    tracing::warn!("{}", error.report());
-                    disk.health().failed(&[span], &error);
-                    claim.end(span, Err(error));
-                }
-            },
+            Some((span, result)) = decoding.next(), if !decoding.is_empty() => {
+                outcome.settle(span, result.map(drop));
+            }
             else => break,
         }
     }
-    left.sort_unstable();
-    failures
+}
+
+/// As [`fetch_run`], for spans that take their window from the span before: one is decoded after another. The window of the first, and
+/// of one whose predecessor failed or was too short, is fetched.
+async fn fetch_in_order(
+    outcome: &mut Outcome<'_>,
+    windows: &Windows,
+    source: &Source,
+    run: Range<u32>,
+) {
+    let (disk, effort) = (outcome.disk, outcome.claim.effort());
+    let mut bytes = Arrivals::new(disk, source, run.clone()).await;
+    let (arrived, mut parts) = mpsc::unbounded_channel();
+    let arrive = async {
+        for span in run.clone() {
+            let part = bytes.next(span).await;
+            let failed = part.is_err();
+            // the other side ends after this one
+            let _ = arrived.send((span, part));
+            if failed {
+                break;
+            }
+        }
+        drop(arrived);
+    };
+    let decode_all = async {
+        let mut before = seek(disk, windows, SpanId(run.start)).await;
+        while let Some((number, part)) = parts.recv().await {
+            let span = SpanId(number);
+            let part = match part {
+                Ok(part) => part,
+                Err(error) => {
+                    if let (true, Ok(before)) = (number > run.start, &before) {
+                        keep(windows, span, before);
+                    }
+                    return outcome.failed(number..run.end, error);
+                }
+            };
+            let known = match before {
+                Ok(before) => before,
+                Err(error) => {
+                    outcome.failed(number..number + 1, error);
+                    before = seek_next(disk, windows, number + 1, &run).await;
+                    continue;
+                }
+            };
+            let joint = Joint {
+                before: known,
+                is_followed: number + 1 < run.end,
+            };
+            let (_, placed) = decode(disk, effort, span, part, Some(joint.clone())).await;
+            before = match &placed {
+                Ok(Some(tail)) => Ok(Before::True(tail.clone())),
+                Ok(None) => seek_next(disk, windows, number + 1, &run).await,
+                Err(_) => {
+                    if number > run.start {
+                        keep(windows, span, &joint.before);
+                    }
+                    seek_next(disk, windows, number + 1, &run).await
+                }
+            };
+            outcome.settle(span, placed.map(drop));
+        }
+    };
+    tokio::join!(arrive, decode_all);
+}
+
+/// Keeps what the span before has left to a span that comes again later.
+fn keep(windows: &Windows, span: SpanId, before: &Before) {
+    if let Before::True(window) = before
+        && let Err(error) = windows.joints().leave_known(span, window)
+    {
+        // it is fetched then
+        tracing::debug!("the window of span {span} is not kept: {error}");
+    }
+}
+
+/// As [`seek`], for a span of the run; there is none at its end, and nobody asks.
+async fn seek_next(disk: &Disk, windows: &Windows, span: u32, run: &Range<u32>) -> Result<Before> {
+    if span >= run.end {
+        return Ok(Before::unknown());
+    }
+    seek(disk, windows, SpanId(span)).await
+}
+
+/// What stands before a span: known here, or fetched.
+async fn seek(disk: &Disk, windows: &Windows, span: SpanId) -> Result<Before> {
+    if span == SpanId(0) {
+        return Ok(Before::start());
+    }
+    let local = || format!("the window of span {span} cannot be read");
+    if let Some(window) = windows.known(span).or_kind(Kind::Io, local)? {
+        return Ok(Before::True(window));
+    }
+    let record = disk.spans().read(span).or_kind(Kind::Io, local)?;
+    let Some(range) = record.window else {
+        return Ok(Before::unknown()); // it refers to nothing
+    };
+    disk.count_fetch(|counters| counters.fetches += 1);
+    let range = range.start as u64..range.end as u64;
+    let stored = windows.fetch(range, PATIENCE).await?;
+    disk.count_fetch(|counters| counters.fetched_bytes += stored.len() as u64);
+    Before::stated(stored)
+}
+
+/// What becomes of the spans of a run.
+struct Outcome<'a> {
+    disk: &'a Arc<Disk>,
+    claim: &'a Claim,
+    /// Spans that are to be tried again.
+    left: &'a mut Vec<SpanId>,
+    failures: Vec<Error>,
+}
+
+impl Outcome<'_> {
+    /// A span was placed, or refused.
+    fn settle(&mut self, span: SpanId, result: Result<(), Refused>) {
+        match result {
+            Ok(()) => {
+                self.disk.health().fetched(span);
+                self.claim.end(span, Ok(()));
+            }
+            Err(Refused::Mismatch(error)) => {
+                self.failures.push(error);
+                self.left.push(span);
+            }
+            Err(Refused::Lasting(error)) => {
+                let error = Arc::new(error);
+                tracing::warn!("{}", error.report());
+                self.disk.health().failed(&[span], &error);
+                self.claim.end(span, Err(error));
+            }
+        }
+    }
+
+    /// What these spans need did not come.
+    fn failed(&mut self, spans: Range<u32>, error: Error) {
+        self.failures.push(error);
+        self.left.extend(spans.map(SpanId));
+    }
 }
 
 /// The bytes of adjacent spans as they come. The spans overlap where one ends inside a byte.
@@ -222,18 +353,21 @@ impl<'a> Arrivals<'a> {
     }
 }
 
-/// Has a span placed by one of the decoding threads.
+/// Has a span placed by one of the decoding threads. Gives the window of the span after it, as [`place`].
 async fn decode(
     disk: &Arc<Disk>,
     effort: &Arc<Effort>,
     span: SpanId,
     bytes: Bytes,
-) -> (SpanId, Result<(), Refused>) {
+    joint: Option<Joint>,
+) -> (SpanId, Result<Option<Bytes>, Refused>) {
     let worker = Arc::clone(disk);
     let result = disk
         .store()
         .decoders()
-        .run(effort, move |decoder| place(&worker, span, &bytes, decoder))
+        .run(effort, move |decoder| {
+            place(&worker, span, &bytes, joint.as_ref(), decoder)
+        })
         .await;
     let failed = |failed| {
         let context = format!("span {span} of layer {}", disk.layer().digest);
@@ -244,58 +378,6 @@ async fn decode(
         )))
     };
     (span, result.unwrap_or_else(failed))
-}
-
-/// Verifies, inflates and scatters one span, and sets its bit. On a decoding thread.
-fn place(
-    disk: &Arc<Disk>,
-    span: SpanId,
-    compressed: &[u8],
-    decoder: &mut SpanDecoder,
-) -> Result<(), Refused> {
-    let name = || format!("span {span} of layer {}", disk.layer().digest);
-    let local = |error: std::io::Error| {
-        Refused::Lasting(Error::with_source(
-            Kind::Io,
-            format!("{} cannot be kept in {}", name(), disk.path().display()),
-            error,
-        ))
-    };
-    let record = disk.spans().read(span).map_err(local)?;
-    let found = Digest::of(compressed);
-    if found != record.digest {
-        return Err(Refused::Mismatch(Error::new(
-            Kind::Corrupt,
-            format!("its bytes have digest {found}, and not {}", record.digest),
-        )));
-    }
-    let refused = |lie: Lie| {
-        let context = format!(
-            "{} has the digest that its table {} states, and is not what the table says",
-            name(),
-            disk.table()
-        );
-        Refused::Lasting(Error::with_source(Kind::Corrupt, context, lie))
-    };
-    if disk.is_disowned(span) {
-        return Err(refused(Lie::Disowned));
-    }
-    let window = disk.window(&record).map_err(local)?;
-    let decoded = Decoded::new(disk, &record, compressed, window.as_deref(), decoder);
-    let decoded = decoded.map_err(refused)?;
-    if let Some(lie) = decoded.check(disk, span).map_err(Refused::Lasting)? {
-        if let Lie::Window { next } = lie {
-            disk.disown(next).map_err(local)?;
-        }
-        return Err(refused(lie));
-    }
-    let (start, bytes) = (record.uncompressed.start, decoded.bytes);
-    let regions = disk.regions().in_layer(&record.uncompressed);
-    scatter(disk.data(), regions, start, bytes).map_err(local)?;
-    if !disk.set_present(span) {
-        return Err(refused(Lie::Disowned));
-    }
-    Ok(())
 }
 
 /// Adjacent spans, as ranges.

@@ -18,6 +18,12 @@ use crate::error::{Error, Kind, Result, ResultExt as _};
 
 /// The verified zTOC.
 pub(super) const ZTOC: &str = "ztoc";
+/// The verified table of a compact index, in a zTOC's place.
+pub(super) const COMPACT: &str = "compact";
+/// What is known of the windows of spans, where a compact index has them.
+pub(super) const WINDOWS: &str = "windows";
+/// Where the compact index can be had.
+pub(super) const WINDOW_SOURCES: &str = "windows.json";
 /// The spans, without the file metadata.
 pub(super) const SPAN_TABLE: &str = "spans.table";
 /// What the zTOC says of each entry, as a fingerprint to hold the tar's headers against.

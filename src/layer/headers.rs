@@ -1,4 +1,4 @@
-//! What a zTOC says of each entry, as the disk keeps it to hold the tar's headers against: 32 bytes an entry in the file `headers`, in
+//! What a table says of each entry, as the disk keeps it to hold the tar's headers against: 32 bytes an entry in the file `headers`, in
 //! tar order, and nothing in memory. A record is where the entry's headers start in the layer, where they end, and their fingerprint.
 
 use std::{fs::File, io, ops::Range, os::unix::fs::FileExt as _};
@@ -7,7 +7,7 @@ use crate::{
     error::{Error, Kind, Result, ResultExt as _},
     tar::{Entry, EntryKind},
     units::LayerOffset,
-    ztoc::{self, HeaderMismatch, Ztoc},
+    ztoc::{self, HeaderMismatch},
 };
 
 const RECORD_BYTES: usize = 32;
@@ -55,23 +55,21 @@ impl Headers {
         Ok(whole.then_some(Self { file, count }))
     }
 
-    /// Holds the headers that lie whole in these bytes of the layer, which start at `start`, against the table; `ztoc` reads its zTOC.
+    /// Holds the headers that lie whole in these bytes of the layer, which start at `start`, against the table; `entries` reads it.
     /// Gives the first that differs.
     pub(super) fn check(
         &self,
         start: LayerOffset,
         bytes: &[u8],
-        ztoc: impl FnOnce() -> Result<Vec<u8>>,
+        entries: impl FnOnce() -> Result<Vec<Entry>>,
     ) -> Result<Option<HeaderMismatch>> {
         let unread = || "the stored table of headers cannot be read".to_owned();
         let Some(headers) = self.differing(start, bytes).or_kind(Kind::Io, unread)? else {
             return Ok(None);
         };
-        // rare, and the zTOC has the last word: its fields are compared one by one, and the one that differs gets its name
-        let ztoc =
-            Ztoc::parse(&ztoc()?).or_kind(Kind::Io, || "the stored zTOC is damaged".to_owned())?;
-        let entry = ztoc
-            .entries
+        // rare, and the table has the last word: its fields are compared one by one, and the one that differs gets its name
+        let entries = entries()?;
+        let entry = entries
             .iter()
             .find(|entry| entry.data_offset == headers.end);
         let (Some(entry), Some(before)) = (entry, part(bytes, start, &headers)) else {

@@ -1,6 +1,8 @@
-//! A new disk from a zTOC: all checks first, then the folder.
+//! A new disk from a zTOC or a compact index's table: all checks first, then the folder.
 
 use std::{os::unix::fs::FileExt as _, path::Path};
+
+use bytes::Bytes;
 
 use super::{
     LayerBlob, StackingFacts, bitmap,
@@ -11,6 +13,7 @@ use super::{
     state::State,
 };
 use crate::{
+    compact::{self, Table, manifest::LayerIndex},
     error::{Error, Kind, Result, ResultExt as _},
     ext4::{DataRegion, Layout, Regions},
     oci::Digest,
@@ -21,53 +24,112 @@ use crate::{
     ztoc::{SpanTable, Ztoc},
 };
 
-/// Makes the folder of a layer's disk from its zTOC, untrusted bytes. Nothing is written before all has been checked.
+/// What a disk is laid out from: untrusted bytes.
+pub(super) enum NewTable {
+    /// A zTOC.
+    Ztoc(Bytes),
+    /// The table of a compact index, what its manifest says of it, and where its windows are.
+    Compact(Bytes, LayerIndex, Source),
+}
+
+impl NewTable {
+    pub(super) fn bytes(&self) -> &Bytes {
+        match self {
+            Self::Ztoc(bytes) | Self::Compact(bytes, ..) => bytes,
+        }
+    }
+
+    /// What it is, for errors.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::Ztoc(_) => "zTOC",
+            Self::Compact(..) => "compact table",
+        }
+    }
+
+    /// Parses and checks it.
+    fn parse(&self, layer: &LayerBlob) -> Result<(Vec<Entry>, SpanTable)> {
+        match self {
+            Self::Ztoc(bytes) => {
+                let parsed =
+                    Ztoc::parse(bytes).or_kind(Kind::Corrupt, || "it is not valid".to_owned())?;
+                let sizes = parsed.spans.check_blob_size(layer.size);
+                sizes.or_kind(Kind::Corrupt, || "it is not about this layer".to_owned())?;
+                Ok((parsed.entries, parsed.spans))
+            }
+            Self::Compact(bytes, index, _) => {
+                let parsed = Table::parse(bytes).map_err(|error| {
+                    let kind = match error {
+                        compact::Error::Version { .. } => Kind::Unsupported,
+                        _ => Kind::Corrupt,
+                    };
+                    Error::with_source(kind, "it is not valid", error)
+                })?;
+                parsed
+                    .check(&layer.digest, layer.size, index.size)
+                    .or_kind(Kind::Corrupt, || "it is not about this layer".to_owned())?;
+                Ok((parsed.entries, parsed.spans))
+            }
+        }
+    }
+
+    /// Writes it, and what is known of its windows.
+    fn write(&self, folder: &Folder) -> Result<()> {
+        match self {
+            Self::Ztoc(bytes) => folder.write(folder::ZTOC, bytes),
+            Self::Compact(bytes, _, source) => {
+                folder.write(folder::COMPACT, bytes)?;
+                folder.write(folder::WINDOWS, &[])?;
+                folder.write(folder::WINDOW_SOURCES, &Sources::encode_one(source))
+            }
+        }
+    }
+}
+
+/// Makes the folder of a layer's disk from its table. Nothing is written before all has been checked.
 pub(super) fn indexed(
     new: &Path,
     layer: &LayerBlob,
     table: &Digest,
-    ztoc: &[u8],
+    from: &NewTable,
     source: &Source,
 ) -> Result<Draft> {
-    let found = Digest::of(ztoc);
+    let found = Digest::of(from.bytes());
     if found != *table {
         return Err(Error::new(
             Kind::Corrupt,
-            format!("the zTOC's bytes have digest {found}"),
+            format!("its bytes have digest {found}"),
         ));
     }
-    let parsed = Ztoc::parse(ztoc).or_kind(Kind::Corrupt, || "the zTOC is not valid".to_owned())?;
-    parsed
-        .spans
-        .check_blob_size(layer.size)
-        .or_kind(Kind::Corrupt, || {
-            "the zTOC is not about this layer".to_owned()
-        })?;
-    let span_table = spans::encode(&parsed.spans).or_kind(Kind::Corrupt, || {
-        "the zTOC's spans cannot be served".to_owned()
-    })?;
-    let tree = Tree::build(&parsed.entries)
-        .or_kind(Kind::Unsupported, || "its files make no tree".to_owned())?;
-    let layout = Layout::new(&tree, &parsed.entries, table.bytes())
+    let (entries, span_table) = from.parse(layer)?;
+    let stored_spans = spans::encode(&span_table)
+        .or_kind(Kind::Corrupt, || "its spans cannot be served".to_owned())?;
+    let tree =
+        Tree::build(&entries).or_kind(Kind::Unsupported, || "its files make no tree".to_owned())?;
+    let layout = Layout::new(&tree, &entries, table.bytes())
         .or_kind(Kind::Unsupported, || "its files do not fit ext4".to_owned())?;
-    let regions = used_regions(&layout, &tree, &parsed.entries)?;
-    let headers = headers::encode(&parsed.entries);
-    drop(parsed.entries);
+    let regions = used_regions(&layout, &tree, &entries)?;
+    let headers = headers::encode(&entries);
+    drop(entries);
     let facts = stacking_facts(tree);
-    check_coverage(&regions, &parsed.spans)?;
+    check_coverage(&regions, &span_table)?;
 
-    let count = parsed.spans.spans.len() as u32; // `spans::encode` has checked it
+    let count = span_table.spans.len() as u32; // `spans::encode` has checked it
     let draft = Draft::new(new)?;
     let folder = draft.folder();
     let disk = folder.create(folder::DISK)?;
     write_metadata(&disk, &layout).or_kind(Kind::Io, || cannot_write(folder, folder::DISK))?;
-    folder.write(folder::ZTOC, ztoc)?;
-    folder.write(folder::SPAN_TABLE, &span_table)?;
+    from.write(folder)?;
+    folder.write(folder::SPAN_TABLE, &stored_spans)?;
     folder.write(folder::HEADERS, &headers)?;
     folder.write(folder::SPANS, &vec![0; bitmap::file_size(count) as usize])?;
     folder.write(folder::SOURCES, &Sources::encode_one(source))?;
     write_common(folder, &regions, &facts)?;
-    let state = State::new(layer, *table, layout.size, count);
+    let mut state = State::new(layer, *table, layout.size, count);
+    state.compact = match from {
+        NewTable::Ztoc(_) => None,
+        NewTable::Compact(_, index, _) => Some(index.blob),
+    };
     folder.write(folder::STATE, &state.encode())?;
     Ok(draft)
 }

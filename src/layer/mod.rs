@@ -19,6 +19,7 @@ mod folder;
 mod headers;
 mod health;
 mod import;
+mod place;
 mod readahead;
 mod scatter;
 mod sources;
@@ -32,6 +33,7 @@ mod traffic;
 mod truth;
 mod uncached;
 mod whole;
+mod windows;
 
 pub use disk::Disk;
 pub use health::Reason;

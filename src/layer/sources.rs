@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-use super::folder::{self, Folder};
+use super::folder::Folder;
 use crate::{
     error::{Error, Kind, Result},
     oci::Reference,
@@ -15,7 +15,7 @@ use crate::{
 /// More places than this are not remembered; the one added first is forgotten.
 const MAX_SOURCES: usize = 16;
 
-/// One place, as `sources.json` holds it.
+/// One place, as `sources.json` (and `windows.json`, of the compact index) holds it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Record {
     reference: Reference,
@@ -56,19 +56,22 @@ struct Known {
 /// The places of one layer; the one added last is tried first, for its credentials are the newest.
 pub(super) struct Sources {
     folder: Folder,
+    /// The file that remembers them.
+    name: &'static str,
     known: Mutex<Vec<Known>>,
 }
 
 impl Sources {
-    /// What the folder remembers. A list that cannot be read is an empty one: the next attach adds its source.
-    pub(super) fn open(folder: &Folder) -> Self {
+    /// What a file of the folder remembers. A list that cannot be read is an empty one: the next attach adds its source.
+    pub(super) fn open(folder: &Folder, name: &'static str) -> Self {
         let records: Vec<Record> = folder
-            .read(folder::SOURCES)
+            .read(name)
             .ok()
             .and_then(|bytes| serde_json::from_slice(&bytes).ok())
             .unwrap_or_default();
         Self {
             folder: folder.clone(),
+            name,
             known: Mutex::new(
                 records
                     .into_iter()
@@ -81,7 +84,7 @@ impl Sources {
         }
     }
 
-    /// The bytes of `sources.json` with this one source.
+    /// The bytes of such a file with this one source.
     pub(super) fn encode_one(source: &Source) -> Vec<u8> {
         encode(&[&Record {
             reference: source.reference().clone(),
@@ -115,7 +118,7 @@ impl Sources {
         );
         known.truncate(MAX_SOURCES);
         let bytes = encode(&known.iter().map(|known| &known.record).collect::<Vec<_>>());
-        self.folder.replace(folder::SOURCES, &bytes)
+        self.folder.replace(self.name, &bytes)
     }
 
     /// How many there are.

@@ -16,6 +16,9 @@ pub(super) struct State {
     pub layer: LayerBlob,
     /// The digest of the table that the disk was laid out from.
     pub table: Digest,
+    /// The blob of the compact index that has the layer's windows; none when the table is a zTOC.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compact: Option<Digest>,
     /// Bytes of the disk.
     pub disk_size: u64,
     /// Spans of the layer; 0 when it has been streamed.
@@ -37,6 +40,7 @@ impl State {
             version: VERSION,
             layer: layer.clone(),
             table,
+            compact: None,
             disk_size,
             spans,
             complete: false,

@@ -21,10 +21,12 @@ use super::{
     Disk, LayerBlob,
     decode::Decoders,
     folder::{self, Draft, Folder},
-    import, sync,
+    import::{self, NewTable},
+    sync,
     traffic::Traffic,
 };
 use crate::{
+    compact::manifest::LayerIndex,
     error::{Error, Kind, Result, ResultExt as _},
     oci::Digest,
     source::Source,
@@ -148,6 +150,30 @@ impl Store {
         ztoc: Bytes,
         source: &Source,
     ) -> Result<Arc<Disk>> {
+        self.laid_out(layer, table, NewTable::Ztoc(ztoc), source)
+            .await
+    }
+
+    /// As [`Self::indexed`], for the table of a compact index; `windows` is where the index's own blob is.
+    pub async fn compact(
+        self: &Arc<Self>,
+        layer: &LayerBlob,
+        index: &LayerIndex,
+        table: Bytes,
+        windows: &Source,
+        source: &Source,
+    ) -> Result<Arc<Disk>> {
+        let new = NewTable::Compact(table, *index, windows.clone());
+        self.laid_out(layer, &index.table, new, source).await
+    }
+
+    async fn laid_out(
+        self: &Arc<Self>,
+        layer: &LayerBlob,
+        table: &Digest,
+        new: NewTable,
+        source: &Source,
+    ) -> Result<Arc<Disk>> {
         self.enter();
         let store = Arc::clone(self);
         let (layer, table, source) = (layer.clone(), *table, source.clone());
@@ -156,13 +182,17 @@ impl Store {
             let _making = locked(&making);
             if let Some(disk) = store.find(&layer.digest, &table)? {
                 disk.sources().add(&source)?;
+                if let (Some(known), NewTable::Compact(.., windows)) = (disk.windows(), &new) {
+                    known.sources().add(windows)?;
+                }
                 return Ok(disk);
             }
-            let draft = import::indexed(&store.new_folder(), &layer, &table, &ztoc, &source)
+            let draft = import::indexed(&store.new_folder(), &layer, &table, &new, &source)
                 .map_err(|error| {
                     error.context(format!(
-                        "layer {} cannot be laid out from the zTOC {table}",
-                        layer.digest
+                        "layer {} cannot be laid out from the {} {table}",
+                        layer.digest,
+                        new.name()
                     ))
                 })?;
             store.name(draft, &layer.digest, &table)

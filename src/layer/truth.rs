@@ -34,6 +34,9 @@ pub(super) enum Lie {
     /// The same, seen from the other side.
     #[error("the span before it does not end with the window that the table has for it")]
     Disowned,
+    /// It refers to bytes before it that the stated window does not have.
+    #[error("it refers to bytes before it that its stored window does not have")]
+    Reference,
     /// A tar header says something else.
     #[error(transparent)]
     Header(HeaderMismatch),
@@ -102,7 +105,7 @@ impl<'a> Decoded<'a> {
             return Ok(None);
         };
         let start = self.record.uncompressed.start;
-        let found = headers.check(start, self.bytes, || disk.read_ztoc())?;
+        let found = headers.check(start, self.bytes, || disk.read_entries())?;
         Ok(found.map(Lie::Header))
     }
 

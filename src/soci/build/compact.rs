@@ -289,7 +289,7 @@ fn makes(decoder: &mut SpanDecoder, bits: u8, whole: &Whole, stored: &[u8]) -> b
     };
     // compressed bytes that were not kept: what is unknown is taken whole, and there is nothing to compare
     if whole.compressed.len() > MAX_READ {
-        return *window.used() == Used::all();
+        return window.is_whole();
     }
     decoder
         .decode(&span, &whole.compressed, Some(window.bytes()))

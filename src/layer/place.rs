@@ -1,0 +1,159 @@
+//! A span's compressed bytes to its place in the disk: verified, inflated, held against what else is known, scattered.
+
+use std::{io, sync::Arc};
+
+use bytes::Bytes;
+
+use super::{
+    Disk,
+    scatter::scatter,
+    truth::{Decoded, Lie},
+    windows::{Before, Windows},
+};
+use crate::{
+    error::{Error, Kind},
+    gzip::{inflate::SpanDecoder, references::references},
+    oci::Digest,
+    units::SpanId,
+    ztoc::Span,
+};
+
+/// Why a span whose compressed bytes have come is not present.
+pub(super) enum Refused {
+    /// The bytes are not the span's: another source, or another try, may have them.
+    Mismatch(Error),
+    /// They are, and no try will help: the table lies, or the local disk fails.
+    Lasting(Error),
+}
+
+/// A span between its neighbours.
+#[derive(Clone)]
+pub(super) struct Joint {
+    /// What stands before it.
+    pub before: Before,
+    /// The next span is decoded right after it, with the window that is given for it: that need not be kept.
+    pub is_followed: bool,
+}
+
+/// Verifies, inflates and scatters one span, and sets its bit. On a decoding thread.
+///
+/// `joint` says what stands before the span where its table does not have it; then the window of the next span is given too, if all of
+/// it is known.
+pub(super) fn place(
+    disk: &Arc<Disk>,
+    span: SpanId,
+    compressed: &[u8],
+    joint: Option<&Joint>,
+    decoder: &mut SpanDecoder,
+) -> Result<Option<Bytes>, Refused> {
+    let name = || format!("span {span} of layer {}", disk.layer().digest);
+    let local = |error: io::Error| {
+        Refused::Lasting(Error::with_source(
+            Kind::Io,
+            format!("{} cannot be kept in {}", name(), disk.path().display()),
+            error,
+        ))
+    };
+    let record = disk.spans().read(span).map_err(local)?;
+    if joint.is_none() {
+        check_digest("bytes have", compressed, &record)?;
+    }
+    let refused = |lie: Lie| {
+        let context = format!(
+            "{} has the digest that its table {} states, and is not what the table says",
+            name(),
+            disk.table()
+        );
+        Refused::Lasting(Error::with_source(Kind::Corrupt, context, lie))
+    };
+    if disk.is_disowned(span) {
+        return Err(refused(Lie::Disowned));
+    }
+    let from_table = disk.window(&record).map_err(local)?;
+    let window = joint.map(|joint| joint.before.bytes());
+    let window = window.or(from_table.as_deref());
+    let decoded = Decoded::new(disk, &record, compressed, window, decoder);
+    let decoded = match joint {
+        None => decoded.map_err(refused)?,
+        Some(_) => {
+            // the digest is of the output: until it has been seen, the bytes themselves are in doubt
+            let decoded = decoded.map_err(|lie| {
+                let context = format!("{} does not decode", name());
+                Refused::Mismatch(Error::with_source(Kind::Corrupt, context, lie))
+            })?;
+            check_digest("output has", decoded.bytes, &record)?;
+            decoded
+        }
+    };
+    if let Some(Before::Stated(window, _)) = joint.map(|joint| &joint.before) {
+        let length = decoded.bytes.len() as u64;
+        // what is not known to refer to less refers to all
+        let is_covered = references(compressed, record.bits, length)
+            .map_or_else(|_| window.is_whole(), |used| window.used().contains(&used));
+        if !is_covered {
+            return Err(refused(Lie::Reference));
+        }
+    }
+    let mut lie = decoded.check(disk, span).map_err(Refused::Lasting)?;
+    let after = joint.and_then(|joint| joint.before.after(decoded.bytes));
+    if let (None, Some(joint), Some(windows)) = (&lie, joint, disk.windows()) {
+        lie = join(disk, windows, span, joint, after.as_deref()).map_err(local)?;
+    }
+    if let Some(lie) = lie {
+        if let Lie::Window { next } = lie {
+            disk.disown(next).map_err(local)?;
+        }
+        return Err(refused(lie));
+    }
+    let (start, bytes) = (record.uncompressed.start, decoded.bytes);
+    let regions = disk.regions().in_layer(&record.uncompressed);
+    scatter(disk.data(), regions, start, bytes).map_err(local)?;
+    if !disk.set_present(span) {
+        return Err(refused(Lie::Disowned));
+    }
+    Ok(after)
+}
+
+fn check_digest(what: &str, bytes: &[u8], record: &Span) -> Result<(), Refused> {
+    let found = Digest::of(bytes);
+    if found == record.digest {
+        return Ok(());
+    }
+    Err(Refused::Mismatch(Error::new(
+        Kind::Corrupt,
+        format!("its {what} digest {found}, and not {}", record.digest),
+    )))
+}
+
+/// Holds a span and its neighbours against each other where one was decoded with a window that the compact index states, and leaves what
+/// they will need for it. `after` is the true window of the next span.
+fn join(
+    disk: &Disk,
+    windows: &Windows,
+    span: SpanId,
+    joint: &Joint,
+    after: Option<&[u8]>,
+) -> io::Result<Option<Lie>> {
+    let joints = windows.joints();
+    match &joint.before {
+        Before::True(_) => joints.forget(span)?,
+        Before::Stated(window, stored) => match joints.known(span)? {
+            // the span before has come meanwhile
+            Some(known) if !window.agrees_with(&known) => return Ok(Some(Lie::Disowned)),
+            Some(_) => joints.forget(span)?,
+            None if stored.is_empty() => {}
+            None => joints.leave_stated(span, stored)?,
+        },
+    }
+    let next = SpanId(span.get() + 1); // there are fewer than u32::MAX
+    let Some(after) = after.filter(|_| next.get() < disk.spans().count()) else {
+        return Ok(None);
+    };
+    match joints.stated(next)? {
+        Some(stated) if !stated.agrees_with(after) => return Ok(Some(Lie::Window { next })),
+        Some(_) => joints.forget(next)?,
+        None if joint.is_followed || disk.has(next) => {}
+        None => joints.leave_known(next, after)?,
+    }
+    Ok(None)
+}

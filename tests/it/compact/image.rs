@@ -1,0 +1,362 @@
+//! Images with a compact index: which one counts, and what is fetched.
+
+use std::fs;
+
+use serde_json::{Value, json};
+use socinbd::{
+    compact::manifest::{ARTIFACT_TYPE, INDEX_DIGEST},
+    engine::{
+        Basis, Image,
+        create::{self, CreateOptions, CreateReport},
+        discovery::{self, Found, IndexChoice, IndexPolicy, Origin},
+        disks::{Disks, OpenedImage},
+        local::LocalIndexes,
+    },
+    error::{Kind, Result},
+    oci::Digest,
+    source::{Access, Source},
+};
+use tempfile::TempDir;
+
+use crate::{
+    soci::make::{GZIP_LAYER, MANIFEST, MadeLayout, PLAIN_LAYER, digest, tar_of},
+    support::registry::Registry,
+};
+
+/// Text with references near and far.
+fn text(length: usize) -> Vec<u8> {
+    let mut random = crate::layer::fixture::Random::new(9);
+    random.text(length)
+}
+
+/// An image of a gzip and a plain layer in a layout, with both kinds of index.
+struct Fixture {
+    made: MadeLayout,
+    report: CreateReport,
+    root: TempDir,
+}
+
+async fn open(reference: &str) -> Source {
+    Source::open(&reference.parse().unwrap(), &Access::default())
+        .await
+        .unwrap()
+}
+
+impl Fixture {
+    async fn new() -> Self {
+        let mut made = MadeLayout::new();
+        let image = made.image(
+            "amd64",
+            &[
+                (GZIP_LAYER, tar_of(&[("etc/text", &text(1_500_000))])),
+                (PLAIN_LAYER, tar_of(&[("plain", &text(300_000))])),
+                (GZIP_LAYER, tar_of(&[("small", b"small")])),
+            ],
+        );
+        made.tag(&image, "x");
+        let source = open(&made.reference("x")).await;
+        let image = Image::resolve(&source, None).await.unwrap();
+        let root = TempDir::new().unwrap();
+        let local = LocalIndexes::open(root.path()).unwrap();
+        let options = CreateOptions {
+            min_layer_size: 10_000,
+            compact_span_size: Some(64 << 10),
+            ..CreateOptions::default()
+        };
+        let report = create::create(&image, &options, &local, &|_, _, _| {}).await;
+        Self {
+            made,
+            report: report.unwrap(),
+            root,
+        }
+    }
+
+    fn registry(&self) -> Registry {
+        let registry = Registry::start();
+        registry.add_layout("app", self.made.path()).unwrap();
+        registry
+    }
+
+    fn compact(&self) -> Digest {
+        self.report.compact_index.unwrap()
+    }
+
+    fn manifest(&self, digest: &Digest) -> Value {
+        serde_json::from_slice(&fs::read(self.made.blob_path(digest)).unwrap()).unwrap()
+    }
+}
+
+async fn find(reference: &str, choice: &IndexChoice, root: &TempDir) -> Result<Found> {
+    let image = Image::resolve(&open(reference).await, None).await?;
+    discovery::find(&image, choice, &LocalIndexes::open(root.path())?).await
+}
+
+async fn open_image(reference: &str, root: &TempDir) -> OpenedImage {
+    let disks = Disks::open(root.path()).unwrap();
+    let reference = reference.parse().unwrap();
+    let choice = IndexChoice::default();
+    disks
+        .open_image(&reference, &Access::default(), None, &choice, &|_| {})
+        .await
+        .unwrap()
+}
+
+fn bases(opened: &OpenedImage) -> Vec<&Basis> {
+    opened.layers.iter().map(|layer| &layer.basis).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_is_made_beside_the_soci_index_and_goes_before_it() {
+    let fixture = Fixture::new().await;
+    let manifest = fixture.manifest(&fixture.compact());
+    assert_eq!(manifest["artifactType"], ARTIFACT_TYPE);
+    assert_eq!(manifest["subject"]["digest"], json!(fixture.report.image));
+    assert_eq!(manifest["layers"].as_array().unwrap().len(), 2);
+    let report = json!(fixture.report);
+    assert!(report["layers"][0]["compact"]["table_size"].is_u64());
+    assert!(report["layers"][2].get("compact").is_none());
+    let text = fixture.report.to_string();
+    assert!(
+        text.contains(&format!("compact index {}", fixture.compact())),
+        "{text}"
+    );
+    // nothing of it is in the SOCI index
+    let soci = fixture.manifest(&fixture.report.index).to_string();
+    assert!(!soci.contains("socinbd.compact") && !soci.contains(&fixture.compact().hex()));
+
+    let registry = fixture.registry();
+    let reference = registry.reference("app:x");
+    let found = find(&reference, &IndexChoice::default(), &fixture.root)
+        .await
+        .unwrap();
+    let compact = found.compact.unwrap();
+    assert_eq!(
+        (compact.digest, compact.origin),
+        (fixture.compact(), Origin::Referrer)
+    );
+    assert_eq!(found.index.unwrap().digest, fixture.report.index);
+    assert_eq!(found.warnings, [""; 0]);
+
+    registry.reset_counters();
+    let opened = open_image(&reference, &fixture.root).await;
+    assert_eq!(opened.compact.as_ref().unwrap().digest, fixture.compact());
+    let small = |basis: &Basis| matches!(basis, Basis::Whole { .. });
+    assert!(small(bases(&opened)[0]), "{:?}", bases(&opened));
+    assert_eq!(bases(&opened)[1..], [&Basis::Compact, &Basis::Compact]);
+    assert_eq!(opened.warnings, [""; 0]);
+    // of the compact index the tables, by range, and of the zTOCs nothing
+    for layer in &fixture.report.layers[..2] {
+        let layer = json!(layer);
+        let digest: Digest = layer["ztoc"].as_str().unwrap().parse().unwrap();
+        assert_eq!(registry.counters().blob(&digest).requests, 0);
+    }
+    for blob in manifest["layers"].as_array().unwrap() {
+        let size = &blob["annotations"]["vnd.socinbd.table-size"];
+        let fetched = registry.counters().blob(&digest(blob));
+        assert_eq!(fetched.bytes.to_string(), size.as_str().unwrap());
+        assert_eq!(fetched.requests, 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn its_spans_hold_the_files() {
+    let fixture = Fixture::new().await;
+    let registry = fixture.registry();
+    let opened = open_image(&registry.reference("app:x"), &fixture.root).await;
+    for layer in &opened.layers {
+        let size = layer.disk.size();
+        let all = socinbd::units::DiskOffset(0)..socinbd::units::DiskOffset(size);
+        layer.disk.make_present(all).await.unwrap();
+        assert!(layer.disk.is_complete());
+    }
+    let disk = opened.layers.last().unwrap().disk.path();
+    let ext4 = ext4_view::Ext4::load(Box::new(fs::read(disk).unwrap())).unwrap();
+    assert!(ext4.read("/etc/text").unwrap() == text(1_500_000));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_cannot_be_used_gives_way_to_the_ztoc() {
+    let fixture = Fixture::new().await;
+    let manifest = fixture.manifest(&fixture.compact());
+    let first = digest(&manifest["layers"][0]);
+    // a bit of the table flipped, and the other table's blob gone
+    let mut blob = fs::read(fixture.made.blob_path(&first)).unwrap();
+    blob[100] ^= 1;
+    let registry = fixture.registry();
+    registry.add_blob_as("app", first, blob);
+    registry.remove("app", &digest(&manifest["layers"][1]));
+    let opened = open_image(&registry.reference("app:x"), &fixture.root).await;
+    assert_eq!(bases(&opened)[1..], [&Basis::Ztoc, &Basis::Ztoc]);
+    assert_eq!(opened.warnings.len(), 2, "{:?}", opened.warnings);
+    for warning in &opened.warnings {
+        assert!(
+            warning.contains("does without its compact index"),
+            "{warning}"
+        );
+    }
+    assert!(
+        opened.warnings[1].contains("have the digest"),
+        "{:?}",
+        opened.warnings
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manifest_that_cannot_be_used_gives_way_to_the_soci_index() {
+    let fixture = Fixture::new().await;
+    // an artifact of the type, newer, that is no compact index of this image
+    let mut made = MadeLayout::new();
+    let config = made.blob("application/vnd.oci.empty.v1+json", b"{}");
+    let other = json!({
+        "schemaVersion": 2, "mediaType": MANIFEST, "artifactType": ARTIFACT_TYPE, "config": config, "layers": [],
+        "subject": {"mediaType": MANIFEST, "digest": fixture.report.image, "size": 1},
+    });
+    let mut other = made.blob(MANIFEST, other.to_string().as_bytes());
+    other["artifactType"] = json!(ARTIFACT_TYPE);
+    made.list(&other);
+    let registry = fixture.registry();
+    registry.add_layout("app", made.path()).unwrap();
+    let reference = registry.reference("app:x");
+    let found = find(&reference, &IndexChoice::default(), &fixture.root)
+        .await
+        .unwrap();
+    // the one before it counts
+    assert_eq!(found.compact.unwrap().digest, fixture.compact());
+    assert_eq!(found.warnings.len(), 1, "{:?}", found.warnings);
+    assert!(
+        found.warnings[0].contains("for no layer"),
+        "{:?}",
+        found.warnings
+    );
+
+    registry.remove("app", &fixture.compact());
+    let found = find(&reference, &IndexChoice::default(), &fixture.root)
+        .await
+        .unwrap();
+    assert!(found.compact.is_none());
+    assert!(found.index.is_some());
+    assert!(!found.warnings.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whose_word_counts_is_asked_as_for_the_soci_index() {
+    let fixture = Fixture::new().await;
+    let registry = fixture.registry();
+    let reference = registry.reference("app:x");
+    let choose = async |digest, policy| {
+        let choice = IndexChoice { digest, policy };
+        find(&reference, &choice, &fixture.root).await
+    };
+    for policy in [IndexPolicy::V2, IndexPolicy::None] {
+        assert!(choose(None, policy).await.unwrap().compact.is_none());
+    }
+    // by its digest, and then nothing else
+    let found = choose(Some(fixture.compact()), IndexPolicy::V2)
+        .await
+        .unwrap();
+    assert_eq!(found.compact.unwrap().origin, Origin::Given);
+    assert!(found.index.is_none());
+    let found = choose(Some(fixture.report.index), IndexPolicy::Any)
+        .await
+        .unwrap();
+    assert!(found.compact.is_none() && found.index.is_some());
+    let refused = choose(Some(fixture.compact()), IndexPolicy::None).await;
+    assert_eq!(refused.err().unwrap().kind(), Kind::InvalidArgument);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_names_an_index_has_no_use_for_referrers() {
+    for name in [INDEX_DIGEST, "com.amazon.soci.index-digest"] {
+        let fixture = Fixture::new().await;
+        // the same image, which names an index; whoever can push puts another beside it
+        let mut manifest = fixture.manifest(&fixture.report.image);
+        manifest["annotations"] = json!({name: fixture.compact()});
+        let mut made = MadeLayout::new();
+        let image = made.blob(MANIFEST, manifest.to_string().as_bytes());
+        made.tag(&image, "y");
+        let mut pushed = fixture.manifest(&fixture.compact());
+        pushed["subject"] = image;
+        let mut pushed = made.blob(MANIFEST, pushed.to_string().as_bytes());
+        pushed["artifactType"] = json!(ARTIFACT_TYPE);
+        made.list(&pushed);
+        let registry = fixture.registry();
+        registry.add_layout("app", made.path()).unwrap();
+        let reference = registry.reference("app:y");
+        let found = find(&reference, &IndexChoice::default(), &fixture.root)
+            .await
+            .unwrap();
+        match name {
+            INDEX_DIGEST => {
+                let compact = found.compact.unwrap();
+                assert_eq!(compact.digest, fixture.compact());
+                assert_eq!(compact.origin, Origin::Annotation);
+            }
+            _ => assert!(found.compact.is_none()),
+        }
+        // and where the name leads nowhere, that is said
+        registry.remove("app", &fixture.compact());
+        let found = find(&reference, &IndexChoice::default(), &fixture.root)
+            .await
+            .unwrap();
+        assert!(found.compact.is_none());
+        assert!(!found.warnings.is_empty());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_in_the_local_root_is_read_from_there() {
+    let fixture = Fixture::new().await;
+    // an archive cannot be written to, so the local root is
+    let packed = fixture.made.packed("");
+    let source = open(&format!("oci-archive:{}:x", packed.path().display())).await;
+    let image = Image::resolve(&source, None).await.unwrap();
+    let root = TempDir::new().unwrap();
+    let local = LocalIndexes::open(root.path()).unwrap();
+    let options = CreateOptions {
+        min_layer_size: 10_000,
+        compact_span_size: Some(64 << 10),
+        ..CreateOptions::default()
+    };
+    let report = create::create(&image, &options, &local, &|_, _, _| {})
+        .await
+        .unwrap();
+    // a registry that has the image and no index
+    let registry = fixture.registry();
+    registry.remove("app", &fixture.compact());
+    registry.remove("app", &fixture.report.index);
+    let opened = open_image(&registry.reference("app:x"), &root).await;
+    assert_eq!(
+        opened.compact.as_ref().unwrap().digest,
+        report.compact_index.unwrap()
+    );
+    assert_eq!(opened.compact.as_ref().unwrap().origin, Origin::Local);
+    let disk = &opened.layers.last().unwrap().disk;
+    // from the end on, until a span has to be fetched: its window comes from the local root
+    let mut end = disk.size();
+    while disk.span_counts().0 == 0 {
+        let start = end - 4096;
+        let block = socinbd::units::DiskOffset(start)..socinbd::units::DiskOffset(end);
+        disk.make_present(block).await.unwrap();
+        end = start;
+    }
+    let (present, all) = disk.span_counts();
+    assert!(present < all, "{present} of {all}");
+    // one of the layer, one of the window
+    assert_eq!(disk.counters().fetches, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn attaching_the_index_itself_says_what_it_is() {
+    let fixture = Fixture::new().await;
+    let registry = fixture.registry();
+    let reference = registry.reference(&format!("app@{}", fixture.compact()));
+    let error = Image::resolve(&open(&reference).await, None)
+        .await
+        .err()
+        .unwrap();
+    assert!(
+        error.report().contains("a compact index"),
+        "{}",
+        error.report()
+    );
+}
