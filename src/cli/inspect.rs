@@ -11,6 +11,7 @@ use crate::{
     engine::{
         Process, UsedIndex,
         compact::CompactIndex,
+        describe::{self, Description},
         discovery::{self, Origin, SociIndex},
         image::Image,
         local::LocalIndexes,
@@ -23,7 +24,10 @@ use crate::{
     ztoc::{SpanTable, Ztoc},
 };
 
-/// Show an image's layers and SOCI index, and what would be fetched before the first read
+/// Show what a reference is, what refers to it, and of an image its layers and what would be fetched before the first read
+///
+/// Of any reference: an image, an image index, a SOCI index, a signature, a chart. What refers to it, or to what an index lists, is
+/// shown by artifact type.
 #[derive(Args)]
 #[command(after_help = "Examples:\n\
 \x20 socinbd inspect nginx:1.27\n\
@@ -38,6 +42,8 @@ pub struct Inspect {
 /// What `inspect --json` prints.
 #[derive(Serialize)]
 struct Report {
+    /// What the reference leads to, and what refers to it.
+    described: Description,
     reference: String,
     manifest: Digest,
     platform: String,
@@ -93,6 +99,14 @@ struct TableReport {
 impl Inspect {
     pub async fn run(self, global: &Global) -> Result<ExitCode> {
         let source = Source::open(&self.image.image, &self.image.access.access()?).await?;
+        let described = describe::describe(&source).await?;
+        if !described.is_image {
+            match global.json {
+                true => output::json(&described)?,
+                false => print_described(&described)?,
+            }
+            return Ok(ExitCode::SUCCESS);
+        }
         let image = Image::resolve(&source, self.image.platform.as_ref()).await?;
         let local = LocalIndexes::open(&absolute(&global.root)?)?;
         let discovery::Found {
@@ -125,7 +139,9 @@ impl Inspect {
             }
             layers.push(report);
         }
+        warnings.extend(described.warnings.iter().cloned());
         let report = Report {
+            described: described.clone(),
             reference: image.source.reference().to_string(),
             manifest: image.digest,
             platform: image.platform.to_string(),
@@ -146,6 +162,7 @@ impl Inspect {
         if global.json {
             output::json(&report)?
         } else {
+            print_described(&described)?;
             report.print()?
         }
         Ok(ExitCode::SUCCESS)
@@ -200,6 +217,48 @@ impl TableReport {
             uncompressed_size: spans.uncompressed_size,
         }
     }
+}
+
+/// What any reference is.
+fn print_described(described: &Description) -> Result<()> {
+    let Description {
+        digest,
+        media_type,
+        what,
+        ..
+    } = described;
+    output::line(&format!("{} is {what}", described.reference))?;
+    output::line(&format!("digest    {digest} ({media_type})"))?;
+    if let Some(kind) = &described.artifact_type {
+        output::line(&format!("artifact  {kind}"))?;
+    }
+    if let Some(subject) = &described.subject {
+        output::line(&format!("subject   {subject}"))?;
+    }
+    for entry in &described.entries {
+        let platform = entry.platform.as_deref().unwrap_or("-");
+        let gone = if entry.is_there { "" } else { " (not there)" };
+        output::line(&format!(
+            "lists     {} {platform} {}{gone}",
+            entry.digest, entry.what
+        ))?;
+    }
+    for companion in &described.referrers {
+        let by = companion.tag.as_ref().map_or_else(
+            || companion.artifact_type.clone(),
+            |tag| format!("tag {tag}"),
+        );
+        output::line(&format!(
+            "referrer  {} {} ({by}) of {}",
+            companion.digest, companion.what, companion.subject
+        ))?;
+    }
+    if !described.is_image {
+        for warning in &described.warnings {
+            output::line(&format!("warning: {warning}"))?;
+        }
+    }
+    Ok(())
 }
 
 impl Report {

@@ -7,7 +7,9 @@ use clap::{Args, ValueEnum};
 use crate::{
     engine::{
         convert::Platforms,
-        create::{CreateOptions, DEFAULT_MIN_LAYER_SIZE, DEFAULT_SPAN_SIZE},
+        create::{
+            CreateOptions, DEFAULT_COMPACT_SPAN_SIZE, DEFAULT_MIN_LAYER_SIZE, DEFAULT_SPAN_SIZE,
+        },
     },
     error::{Error, Kind, Result, ResultExt},
     oci::Platform,
@@ -31,6 +33,12 @@ pub struct MakeArgs {
     /// Say of layers without xattrs that they have none; may be repeated
     #[arg(long, value_enum, value_name = "WHAT")]
     optimizations: Vec<Optimization>,
+    /// Make a compact index too: finer spans, and little to fetch before the first read
+    #[arg(long)]
+    compact: bool,
+    /// Bytes of a layer between checkpoints of the compact index, at least
+    #[arg(long, value_name = "BYTES", requires = "compact", default_value_t = DEFAULT_COMPACT_SPAN_SIZE)]
+    compact_span_size: u64,
     /// Make each zTOC anew, also where an index has one of the same layer and span size
     #[arg(long, short)]
     force: bool,
@@ -99,6 +107,7 @@ impl MakeArgs {
             span_size: self.span_size,
             min_layer_size: self.min_layer_size,
             disable_xattrs: self.optimizations.contains(&Optimization::Xattr),
+            compact_span_size: self.compact.then_some(self.compact_span_size),
             force: self.force,
             prefetch_files,
             ..CreateOptions::default()

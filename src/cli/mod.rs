@@ -1,7 +1,9 @@
 //! The command line.
 
 mod attach;
+mod cat;
 mod convert;
+mod copy;
 mod daemon;
 mod detach;
 mod doctor;
@@ -10,10 +12,12 @@ mod inspect;
 mod list;
 mod making;
 mod output;
+mod prefetch;
 mod progress;
 mod run;
 mod serve;
 mod start;
+mod tables;
 mod why;
 mod ztoc;
 
@@ -102,6 +106,10 @@ enum Command {
     #[command(subcommand)]
     Index(index::Index),
     Convert(convert::Convert),
+    Copy(copy::Copy),
+    Cat(cat::Cat),
+    #[command(subcommand)]
+    Prefetch(prefetch::PrefetchCommand),
     Ztoc(ztoc::Args),
     Doctor(doctor::Doctor),
     Daemon(daemon::Daemon),
@@ -167,13 +175,17 @@ struct IndexArgs {
         hide_possible_values = true
     )]
     index_policy: IndexPolicy,
+    /// Fail rather than start without a SOCI index, or without the one of this digest
+    #[arg(long, value_name = "DIGEST", num_args = 0..=1, require_equals = true, conflicts_with = "index")]
+    require_index: Option<Option<Digest>>,
 }
 
 impl IndexArgs {
     fn choice(&self) -> IndexChoice {
         IndexChoice {
-            digest: self.index,
+            digest: self.index.or(self.require_index.flatten()),
             policy: self.index_policy,
+            is_required: self.require_index.is_some(),
         }
     }
 }
@@ -224,6 +236,9 @@ fn run(cli: Cli) -> Result<ExitCode> {
             Command::Inspect(command) => command.run(&global).await,
             Command::Index(command) => command.run(&global).await,
             Command::Convert(command) => command.run(&global).await,
+            Command::Copy(command) => command.run(&global).await,
+            Command::Cat(command) => command.run(&global).await,
+            Command::Prefetch(command) => command.run(&global).await,
             Command::Ztoc(command) => command.run(&global).await,
             Command::Doctor(command) => command.run(&global).await,
             Command::Daemon(command) => command.run(&global).await,

@@ -1,4 +1,4 @@
-//! `socinbd ztoc create`: one layer file to its zTOC.
+//! `socinbd ztoc`: one layer file to its zTOC, and what zTOCs say.
 
 use std::{
     fs::File,
@@ -8,11 +8,18 @@ use std::{
     process::ExitCode,
 };
 
-use super::Global;
+use super::{Global, output, tables, tables::TablesArgs};
 use crate::{
+    engine::{
+        cat,
+        tables::{Table, TableKind},
+    },
     error::{Error, Kind, Result, ResultExt as _},
     oci::{Digest, Packing},
     soci::build::{self, BUILD_TOOL, DEFAULT_SPAN_SIZE, Indexed, LayerIndexer, NoSink, Options},
+    source::Source,
+    tar::EntryKind,
+    ztoc::Ztoc,
 };
 
 /// Bytes that are read at a time.
@@ -34,6 +41,77 @@ enum Command {
                       Example: socinbd ztoc create layer.tar.gz --span-size 1048576"
     )]
     Create(Create),
+    /// Lists the zTOCs of the local root's indexes, or of an image's
+    #[command(visible_alias = "ls")]
+    List(List),
+    /// Shows what a zTOC says, as JSON
+    Info(Info),
+    /// Prints one file of a layer, found by its zTOC alone
+    #[command(
+        after_help = "The layer is read where its image is: at --at IMAGE, or where it was when the index was made here.\n\n\
+                      Example: socinbd ztoc get-file sha256:... etc/os-release"
+    )]
+    GetFile(GetFile),
+}
+
+#[derive(Debug, clap::Args)]
+struct List {
+    #[command(flatten)]
+    tables: TablesArgs,
+    /// Only this one
+    #[arg(long, value_name = "DIGEST")]
+    ztoc_digest: Option<Digest>,
+    /// Only those of indexes made for this image
+    #[arg(long, value_name = "IMAGE")]
+    image_ref: Option<crate::oci::Reference>,
+    /// Print digests only
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+#[derive(Debug, clap::Args)]
+struct Info {
+    /// The zTOC: its digest, or a file
+    ztoc: String,
+    #[command(flatten)]
+    tables: TablesArgs,
+}
+
+#[derive(Debug, clap::Args)]
+struct GetFile {
+    /// The zTOC
+    digest: Digest,
+    /// The file's path in the layer
+    file: String,
+    /// Where to write the file [default: standard output]
+    #[arg(short, long, value_name = "OUT")]
+    output: Option<PathBuf>,
+    #[command(flatten)]
+    tables: TablesArgs,
+}
+
+/// What `ztoc info` prints: the fields of AWS's tool.
+#[derive(serde::Serialize)]
+struct InfoReport {
+    version: String,
+    build_tool: String,
+    size: u64,
+    span_size: u64,
+    num_spans: usize,
+    num_files: usize,
+    num_multi_span_files: usize,
+    files: Vec<FileReport>,
+}
+
+#[derive(serde::Serialize)]
+struct FileReport {
+    filename: String,
+    offset: u64,
+    size: u64,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    start_span: u32,
+    end_span: u32,
 }
 
 #[derive(Debug, clap::Args)]
@@ -69,12 +147,124 @@ impl Args {
     /// Runs the command.
     pub async fn run(self, global: &Global) -> Result<ExitCode> {
         let json = global.json;
-        let work = move || match self.command {
-            Command::Create(create) => create.run(json),
+        let create = match self.command {
+            Command::Create(create) => create,
+            Command::List(list) => return list.run(global).await,
+            Command::Info(info) => return info.run(global).await,
+            Command::GetFile(get) => return get.run(global).await,
         };
+        let work = move || create.run(json);
         tokio::task::spawn_blocking(work)
             .await
             .or_kind(Kind::Io, || "a worker thread".into())??;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl List {
+    async fn run(self, global: &Global) -> Result<ExitCode> {
+        let mut found = self.tables.find(global, TableKind::Ztoc).await?;
+        let image = self.image_ref.map(|image| image.to_string());
+        found.retain(|table| {
+            self.ztoc_digest.is_none_or(|digest| table.digest == digest)
+                && (image.is_none() || table.image == image)
+        });
+        tables::print(global, &found, self.quiet)?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Info {
+    async fn run(self, global: &Global) -> Result<ExitCode> {
+        let bytes = match self.ztoc.parse::<Digest>() {
+            Ok(digest) => {
+                let found = self.tables.find(global, TableKind::Ztoc).await?;
+                tables::of_digest(&found, &digest)?.fetch().await?
+            }
+            Err(error) if self.ztoc.starts_with("sha") => return Err(error),
+            Err(_) => std::fs::read(&self.ztoc)
+                .or_kind(Kind::NotFound, || format!("the zTOC {}", self.ztoc))?
+                .into(),
+        };
+        let ztoc =
+            Ztoc::parse(&bytes).or_kind(Kind::Corrupt, || format!("the zTOC {}", self.ztoc))?;
+        output::json(&InfoReport::of(&ztoc, bytes.len()))?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl InfoReport {
+    fn of(ztoc: &Ztoc, size: usize) -> Self {
+        let files: Vec<FileReport> = ztoc
+            .entries
+            .iter()
+            .map(|entry| {
+                let start = entry.data_offset;
+                // what has no data is where its data would begin
+                let length = entry.size.max(1);
+                let spans = ztoc
+                    .spans
+                    .covering(start..start.checked_add(length).unwrap_or(start));
+                FileReport {
+                    filename: String::from_utf8_lossy(&entry.name).into_owned(),
+                    offset: start.get(),
+                    size: entry.size,
+                    kind: match entry.kind {
+                        EntryKind::Regular => "reg",
+                        EntryKind::Directory => "dir",
+                        EntryKind::Symlink => "symlink",
+                        EntryKind::Hardlink => "hardlink",
+                        EntryKind::Char => "char",
+                        EntryKind::Block => "block",
+                        EntryKind::Fifo => "fifo",
+                    },
+                    start_span: spans.start.get(),
+                    end_span: spans.end.get().saturating_sub(1).max(spans.start.get()),
+                }
+            })
+            .collect();
+        Self {
+            version: ztoc.version.clone(),
+            build_tool: ztoc.build_tool.clone(),
+            size: size as u64,
+            span_size: ztoc.spans.span_size,
+            num_spans: ztoc.spans.spans.len(),
+            num_files: files.len(),
+            num_multi_span_files: files
+                .iter()
+                .filter(|file| file.end_span > file.start_span)
+                .count(),
+            files,
+        }
+    }
+}
+
+impl GetFile {
+    async fn run(self, global: &Global) -> Result<ExitCode> {
+        let found = self.tables.find(global, TableKind::Ztoc).await?;
+        let table = tables::of_digest(&found, &self.digest)?;
+        let Table { layer, image, .. } = table;
+        let (Some(layer), Some(image)) = (layer, image) else {
+            return Err(Error::new(
+                Kind::InvalidArgument,
+                format!(
+                    "where the layer of {} is, is not known: name its image with --at",
+                    self.digest
+                ),
+            ));
+        };
+        let source = Source::open(&image.parse()?, &self.tables.access.access()?).await?;
+        let file = cat::open_in_layer(&source, *layer, table.fetch().await?, &self.file).await?;
+        match &self.output {
+            None => cat::write(file, &mut io::stdout()).await?,
+            Some(path) => {
+                let mut out = Vec::new();
+                let size = cat::write(file, &mut out).await?;
+                write(path, &out)
+                    .or_kind(Kind::Io, || format!("writing the file {}", path.display()))?;
+                size
+            }
+        };
         Ok(ExitCode::SUCCESS)
     }
 }

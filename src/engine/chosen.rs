@@ -24,7 +24,7 @@ pub enum Platforms {
 }
 
 /// The images that are meant of what `root` is, and warnings.
-pub(super) async fn chosen(
+pub async fn chosen(
     source: &Source,
     root: &Manifest,
     platforms: &Platforms,

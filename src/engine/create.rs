@@ -150,7 +150,7 @@ pub async fn create(
     for artifact in artifacts {
         match beside {
             Some(layout) => layout.store(artifact).await?,
-            None => local.store(artifact).await?,
+            None => local.store(artifact, image).await?,
         };
     }
     let stored_in = match beside {

@@ -59,7 +59,11 @@ pub struct IndexChoice {
     /// This one and no other, by its digest: then any failure is an error.
     pub digest: Option<Digest>,
     /// Whose counts where none is named.
+    #[serde(default)]
     pub policy: IndexPolicy,
+    /// Whether to fail rather than go on without one, or with one that cannot be read for a layer.
+    #[serde(default)]
+    pub is_required: bool,
 }
 
 /// How an index was found.
@@ -120,6 +124,14 @@ impl Place {
             Self::Local(local) => local.blob(&blob.digest, blob.size, limit).await,
         }
     }
+
+    /// A manifest there, verified.
+    pub(super) async fn manifest(&self, digest: &Digest) -> Result<Manifest> {
+        match self {
+            Self::Source(source) => source.manifest(digest).await,
+            Self::Local(local) => local.manifest(digest).await,
+        }
+    }
 }
 
 /// The outcome of a search.
@@ -134,6 +146,11 @@ pub struct Found {
 }
 
 impl SociIndex {
+    /// Where its blobs are.
+    pub(super) fn place(&self) -> &Place {
+        &self.place
+    }
+
     /// The digest of a layer's zTOC, if it has one.
     pub fn ztoc(&self, layer: &Digest) -> Option<Digest> {
         self.ztocs.get(layer).map(|ztoc| ztoc.digest)
@@ -172,6 +189,14 @@ pub async fn find(image: &Image, choice: &IndexChoice, local: &LocalIndexes) -> 
             (index, compact.0)
         }
     };
+    if choice.is_required {
+        let unreadable = index
+            .as_ref()
+            .is_some_and(|index| !index.unreadable.is_empty());
+        if index.is_none() && compact.is_none() || unreadable {
+            return Err(required(image, &search.warnings));
+        }
+    }
     for warning in &search.warnings {
         tracing::warn!(image = %image.reference, "{warning}");
     }
@@ -180,6 +205,21 @@ pub async fn find(image: &Image, choice: &IndexChoice, local: &LocalIndexes) -> 
         compact,
         warnings: search.warnings,
     })
+}
+
+/// The error where an index is required and there is none.
+fn required(image: &Image, warnings: &[String]) -> Error {
+    let why = match warnings.is_empty() {
+        true => "none is in its repository or on this host".to_owned(),
+        false => warnings.join("; "),
+    };
+    Error::new(
+        Kind::NotFound,
+        format!(
+            "{} ({}): a SOCI index is required: {why}",
+            image.reference, image.digest
+        ),
+    )
 }
 
 /// What a digest has led to.
@@ -328,10 +368,7 @@ impl Search<'_> {
         place: &Place,
     ) -> Result<Option<SociIndex>> {
         for referrer in list.iter().rev().take(MAX_TRIED) {
-            let fetched = match place {
-                Place::Source(source) => source.manifest(&referrer.digest).await,
-                Place::Local(local) => local.manifest(&referrer.digest).await,
-            };
+            let fetched = place.manifest(&referrer.digest).await;
             let read = fetched.and_then(|manifest| self.of_version_1(&manifest, origin, place));
             match read {
                 Ok(index) => return Ok(Some(index)),

@@ -106,6 +106,16 @@ impl<'a> Graph<'a> {
         Ok(())
     }
 
+    /// Copies the blobs that a manifest names, and not the manifest.
+    pub(super) async fn copy_blobs(&self, manifest: &Manifest) -> Result<()> {
+        let digest = manifest.digest;
+        let document: Value = serde_json::from_slice(&manifest.bytes)
+            .or_kind(Kind::Corrupt, || format!("manifest {digest}"))?;
+        self.blobs(&document)
+            .await
+            .map_err(|error| error.context(format!("manifest {digest}")))
+    }
+
     fn children<'b>(&'b self, manifest: &'b Manifest, depth: usize) -> BoxFuture<'b, Result<()>> {
         Box::pin(async move {
             let digest = manifest.digest;

@@ -3,22 +3,28 @@
 //! image reference -> manifest for the platform -> SOCI index -> zTOC of each layer -> disk -> device -> ext4 mount -> overlay
 
 mod attach;
-mod chosen;
+pub mod cat;
+pub mod chosen;
 pub mod compact;
 pub mod companions;
 pub mod convert;
 pub mod create;
+pub mod describe;
 mod devices;
 pub mod discovery;
 pub mod disks;
+pub mod gc;
 mod graph;
 pub mod image;
 mod known;
 pub mod local;
 mod process;
+pub mod promote;
+pub mod push;
 mod records;
 mod request;
 mod stack;
+pub mod tables;
 mod why;
 mod ztocs;
 

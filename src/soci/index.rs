@@ -4,7 +4,10 @@
 //! artifacts. Version 1 names the image as its `subject`; version 2 has no subject, because the image names it. Reading accepts what
 //! AWS's tool accepts; making gives the same bytes that it makes.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use serde::{Serialize, Serializer, ser::SerializeStruct};
 
@@ -218,6 +221,16 @@ impl IndexManifest {
         found
             .map(|(index, descriptor)| descriptor.checked(index))
             .transpose()
+    }
+
+    /// All blobs that it lists, each once.
+    pub fn blobs(&self) -> impl Iterator<Item = Result<BlobRef, Error>> {
+        let mut seen = BTreeSet::new();
+        self.layers
+            .iter()
+            .enumerate()
+            .map(|(index, descriptor)| descriptor.checked(index))
+            .filter(move |blob| blob.as_ref().map_or(true, |blob| seen.insert(blob.digest)))
     }
 
     /// What made this index, by its own word.

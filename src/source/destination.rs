@@ -249,6 +249,17 @@ impl Destination {
         }
     }
 
+    /// Adds a manifest whose blobs are there, under another tag of this place.
+    pub async fn tag_as(&self, media_type: &str, bytes: &Bytes, tag: &str) -> Result<Digest> {
+        match &self.0.place {
+            WritePlace::Registry(repository) => {
+                repository.put_manifest(media_type, bytes, Some(tag)).await
+            }
+            WritePlace::Folder(layout) => layout.tag(media_type, bytes, Some(tag)).await,
+            WritePlace::Archive(pack) => pack.tag(media_type, bytes, Some(tag)).await,
+        }
+    }
+
     /// Adds an artifact that refers to a manifest, so that it is found among that manifest's referrers: by the registry's API, where
     /// there is none by the list under its tag, in a layout by `index.json`. `uploads` blobs are sent at a time.
     pub async fn put_referrer(

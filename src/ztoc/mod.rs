@@ -40,6 +40,7 @@ use crate::tar::Entry;
 
 pub use header::{HeaderMismatch, check_header, fingerprint, header_fingerprint, storable};
 pub use spans::{Span, SpanTable};
+pub use time::format as rfc3339;
 pub use write::{ZtocParts, write};
 pub use zinfo::{CheckpointsBuilder, TarInfo, WINDOW_SIZE};
 

@@ -5,7 +5,7 @@ use crate::tar::Timestamp;
 const SECONDS_PER_DAY: i64 = 86_400;
 
 /// `2023-11-14T22:13:20.5Z`: UTC, without trailing zeros. Empty for years that four digits cannot say, as AWS's tool does.
-pub(super) fn format(time: Timestamp) -> String {
+pub fn format(time: Timestamp) -> String {
     let days = time.seconds.div_euclid(SECONDS_PER_DAY);
     let second = time.seconds.rem_euclid(SECONDS_PER_DAY);
     let Some((year, month, day)) = civil(days) else {

@@ -215,13 +215,19 @@ impl Layout {
             .await
     }
 
-    /// The digests of the manifests that `index.json` lists with this artifact type, in its order.
-    pub async fn manifests(&self, artifact_type: &str) -> Result<Vec<Digest>> {
+    /// The manifests that `index.json` lists with this artifact type, with the annotations of their entries, in its order.
+    pub async fn listed(&self, artifact_type: &str) -> Result<Vec<Referrer>> {
         let artifact_type = artifact_type.to_owned();
         self.run(move |opened| {
             let mut entries = opened.parse_index(&opened.index_json()?)?;
             entries.retain(|entry| entry.artifact_type.as_ref() == Some(&artifact_type));
-            Ok(entries.iter().map(|entry| entry.digest).collect())
+            let listed = entries.into_iter().map(|entry| Referrer {
+                digest: entry.digest,
+                size: entry.size,
+                artifact_type: artifact_type.clone(),
+                annotations: entry.annotations.unwrap_or_default(),
+            });
+            Ok(listed.collect())
         })
         .await
     }

@@ -244,7 +244,11 @@ async fn whose_word_counts_is_asked_as_for_the_soci_index() {
     let registry = fixture.registry();
     let reference = registry.reference("app:x");
     let choose = async |digest, policy| {
-        let choice = IndexChoice { digest, policy };
+        let choice = IndexChoice {
+            digest,
+            policy,
+            ..Default::default()
+        };
         find(&reference, &choice, &fixture.root).await
     };
     for policy in [IndexPolicy::V2, IndexPolicy::None] {

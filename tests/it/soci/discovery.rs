@@ -113,6 +113,7 @@ impl Fixture {
         let choice = IndexChoice {
             digest: given.copied(),
             policy,
+            ..Default::default()
         };
         discovery::find(&self.image().await, &choice, &self.local()).await
     }
@@ -349,6 +350,7 @@ fn a_policy_keeps_the_registry_out_of_it() {
             let choice = IndexChoice {
                 digest: None,
                 policy,
+                ..Default::default()
             };
             let found = discovery::find(&image, &choice, &fixture.local()).await;
             assert_eq!(found.unwrap().index.is_some(), requests > 0);

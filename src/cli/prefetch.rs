@@ -1,0 +1,106 @@
+//! `socinbd prefetch`.
+
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+use serde::Serialize;
+
+use super::{Global, output, tables::TablesArgs};
+use crate::{
+    engine::tables::{Table, TableKind},
+    error::{Error, Kind, Result, ResultExt},
+    oci::Digest,
+    soci::prefetch::Prefetch,
+};
+
+/// Show prefetch artifacts: the spans that a start needs
+#[derive(Subcommand)]
+pub enum PrefetchCommand {
+    #[command(visible_alias = "ls")]
+    List(List),
+    Info(Info),
+}
+
+/// List the prefetch artifacts of the local root's indexes, or of an image's
+#[derive(Args)]
+pub struct List {
+    #[command(flatten)]
+    tables: TablesArgs,
+    /// Print digests only
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+/// Show the spans that a prefetch artifact lists
+#[derive(Args)]
+pub struct Info {
+    /// The artifact
+    digest: Digest,
+    #[command(flatten)]
+    tables: TablesArgs,
+}
+
+/// What `prefetch info --json` prints.
+#[derive(Serialize)]
+struct Report {
+    digest: Digest,
+    layer: Option<Digest>,
+    size: u64,
+    spans: Vec<crate::soci::prefetch::PrefetchSpan>,
+}
+
+impl PrefetchCommand {
+    pub async fn run(self, global: &Global) -> Result<ExitCode> {
+        match self {
+            Self::List(command) => command.run(global).await,
+            Self::Info(command) => command.run(global).await,
+        }?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl List {
+    async fn run(self, global: &Global) -> Result<()> {
+        let tables = self.tables.find(global, TableKind::Prefetch).await?;
+        super::tables::print(global, &tables, self.quiet)
+    }
+}
+
+impl Info {
+    async fn run(self, global: &Global) -> Result<()> {
+        let tables = self.tables.find(global, TableKind::Prefetch).await?;
+        let table = super::tables::of_digest(&tables, &self.digest)?;
+        let Table {
+            digest,
+            layer,
+            size,
+            ..
+        } = table;
+        let bytes = table.fetch().await?;
+        let prefetch = Prefetch::parse(&bytes)
+            .or_kind(Kind::Corrupt, || format!("prefetch artifact {digest}"))?;
+        let report = Report {
+            digest: *digest,
+            layer: *layer,
+            size: *size,
+            spans: prefetch.spans,
+        };
+        if global.json {
+            return output::json(&report);
+        }
+        let layer = report
+            .layer
+            .ok_or_else(|| Error::new(Kind::Corrupt, format!("{digest} names no layer")))?;
+        output::line(&format!("prefetch artifact {digest} of layer {layer}"))?;
+        output::table(
+            ["FIRST SPAN", "LAST SPAN", "PRIORITY"],
+            report.spans.iter().map(|span| {
+                [
+                    span.start_span.to_string(),
+                    span.end_span.to_string(),
+                    span.priority.to_string(),
+                ]
+            }),
+        )
+    }
+}

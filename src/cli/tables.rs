@@ -1,0 +1,94 @@
+//! Which zTOCs or prefetch artifacts a command is about.
+
+use clap::Args;
+
+use super::{AccessArgs, Global, IndexArgs, absolute, output};
+use crate::{
+    engine::{
+        discovery,
+        image::Image,
+        local::LocalIndexes,
+        tables::{self, Table, TableKind},
+    },
+    error::{Error, Kind, Result},
+    oci::{Digest, Platform, Reference},
+    source::Source,
+};
+
+/// Where tables are looked for.
+#[derive(Args, Clone, Debug)]
+pub struct TablesArgs {
+    /// Look in this image's index, where the image is [default: all indexes of the local root]
+    #[arg(long, value_name = "IMAGE")]
+    pub at: Option<Reference>,
+    /// Platform of a multi-platform image, with --at
+    #[arg(long, short, value_name = "OS/ARCH[/VARIANT]", requires = "at")]
+    platform: Option<Platform>,
+    #[command(flatten)]
+    index: IndexArgs,
+    #[command(flatten)]
+    pub access: AccessArgs,
+}
+
+impl TablesArgs {
+    /// The tables.
+    pub async fn find(&self, global: &Global, kind: TableKind) -> Result<Vec<Table>> {
+        let local = LocalIndexes::open(&absolute(&global.root)?)?;
+        let Some(at) = &self.at else {
+            return tables::local(&local, kind).await;
+        };
+        let source = Source::open(at, &self.access.access()?).await?;
+        let image = Image::resolve(&source, self.platform.as_ref()).await?;
+        let found = discovery::find(&image, &self.index.choice(), &local).await?;
+        let index = found.index.ok_or_else(|| {
+            Error::new(
+                Kind::NotFound,
+                format!("image {at} has no SOCI index: `socinbd index create` makes one"),
+            )
+        })?;
+        Ok(tables::of_index(&index, &at.to_string(), kind))
+    }
+}
+
+/// Prints tables, each once.
+pub fn print(global: &Global, tables: &[Table], quiet: bool) -> Result<()> {
+    if global.json {
+        return output::json(&tables);
+    }
+    if quiet {
+        let mut digests: Vec<Digest> = tables.iter().map(|table| table.digest).collect();
+        digests.sort();
+        digests.dedup();
+        return digests
+            .iter()
+            .try_for_each(|digest| output::line(&digest.to_string()));
+    }
+    let layer = |table: &Table| {
+        table
+            .layer
+            .map_or("-".to_owned(), |layer| layer.to_string())
+    };
+    output::table(
+        ["DIGEST", "SIZE", "LAYER DIGEST"],
+        tables.iter().map(|table| {
+            [
+                table.digest.to_string(),
+                output::bytes(table.size),
+                layer(table),
+            ]
+        }),
+    )
+}
+
+/// The table with this digest.
+pub fn of_digest<'a>(tables: &'a [Table], digest: &Digest) -> Result<&'a Table> {
+    tables
+        .iter()
+        .find(|table| table.digest == *digest)
+        .ok_or_else(|| {
+            Error::new(
+                Kind::NotFound,
+                format!("no index has {digest}; --at IMAGE looks where an image is"),
+            )
+        })
+}

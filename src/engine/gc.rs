@@ -1,0 +1,131 @@
+//! Removes version 1 indexes from a repository whose image is gone, and the entries that list what is gone.
+//!
+//! A registry cannot be asked for all its manifests. What can be found: the lists that stand in for the referrers API, by their tags,
+//! and the referrers of images that the caller names.
+
+use std::{collections::BTreeSet, fmt};
+
+use serde::Serialize;
+
+use crate::{
+    error::{Error, Kind, Result},
+    oci::Digest,
+    soci::index::V1_TYPE,
+    source::{Destination, Referrer, Source},
+};
+
+/// What was removed, or would be.
+#[derive(Clone, Debug, Serialize)]
+pub struct GcReport {
+    /// The repository.
+    pub repository: String,
+    /// Whether nothing was done.
+    pub dry_run: bool,
+    /// Lists that were looked at.
+    pub lists: usize,
+    /// What was removed.
+    pub removed: Vec<Removed>,
+}
+
+/// Something that was removed.
+#[derive(Clone, Debug, Serialize)]
+pub struct Removed {
+    /// The index, or what the entry listed.
+    pub digest: Digest,
+    /// The image that it belonged to.
+    pub image: Digest,
+    /// `index`: the image is gone; `entry`: what it lists is gone.
+    pub what: &'static str,
+}
+
+/// Cleans a repository. `images` are looked at besides those that lists are about.
+pub async fn collect(
+    destination: &Destination,
+    images: &[Digest],
+    dry_run: bool,
+) -> Result<GcReport> {
+    let source = destination.source().await?.ok_or_else(|| {
+        Error::new(
+            Kind::InvalidArgument,
+            "an archive has no indexes that could be removed",
+        )
+    })?;
+    let mut subjects: BTreeSet<Digest> = images.iter().copied().collect();
+    let listed: BTreeSet<Digest> = source
+        .tags()
+        .await?
+        .iter()
+        .filter_map(|tag| {
+            format!("sha256:{}", tag.strip_prefix("sha256-")?)
+                .parse()
+                .ok()
+        })
+        .collect();
+    subjects.extend(&listed);
+    let mut removed = Vec::new();
+    for image in &subjects {
+        let is_gone = !exists(&source, image).await?;
+        for referrer in source.all_referrers(image).await? {
+            let what = if is_gone && referrer.artifact_type == V1_TYPE {
+                "index"
+            } else if is_dangling(&source, &referrer).await? {
+                "entry"
+            } else {
+                continue;
+            };
+            if !dry_run {
+                destination.delete_referrer(&referrer.digest, image).await?;
+            }
+            removed.push(Removed {
+                digest: referrer.digest,
+                image: *image,
+                what,
+            });
+        }
+    }
+    Ok(GcReport {
+        repository: source.reference().to_string(),
+        dry_run,
+        lists: listed.len(),
+        removed,
+    })
+}
+
+async fn is_dangling(source: &Source, referrer: &Referrer) -> Result<bool> {
+    Ok(!exists(source, &referrer.digest).await?)
+}
+
+async fn exists(source: &Source, digest: &Digest) -> Result<bool> {
+    match source.manifest(digest).await {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == Kind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+impl fmt::Display for GcReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verb = match self.dry_run {
+            true => "would remove",
+            false => "removed",
+        };
+        for one in &self.removed {
+            let (what, why) = match one.what {
+                "index" => ("SOCI index", "its image is gone"),
+                _ => ("the entry of", "it is gone"),
+            };
+            writeln!(
+                f,
+                "{verb} {what} {} of image {}: {why}",
+                one.digest, one.image
+            )?;
+        }
+        write!(
+            f,
+            "{}: {} lists of referrers, {verb} {}",
+            self.repository,
+            self.lists,
+            self.removed.len()
+        )
+    }
+}

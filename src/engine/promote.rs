@@ -1,0 +1,181 @@
+//! Copies an image from one place to another with its SOCI indexes and the other artifacts that refer to it.
+
+use std::{collections::HashSet, fmt};
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::{
+    companions::{self, Companion},
+    graph::{Counts, Graph, Tally},
+};
+use crate::{
+    compact::manifest::ARTIFACT_TYPE as COMPACT_TYPE,
+    error::{Error, Kind, Result, ResultExt as _},
+    oci::{Digest, pattern},
+    soci::index::V1_TYPE,
+    source::{DEFAULT_UPLOADS, Destination, Manifest, Source, layout::NewArtifact},
+};
+
+/// What goes along with an image.
+#[derive(Clone, Debug)]
+pub struct CopyOptions {
+    /// Patterns of the artifact types of referrers that go along; SOCI's always do.
+    pub referrers: Vec<String>,
+    /// Blobs that are sent at a time.
+    pub uploads: usize,
+}
+
+impl Default for CopyOptions {
+    fn default() -> Self {
+        Self {
+            referrers: Vec::new(),
+            uploads: DEFAULT_UPLOADS,
+        }
+    }
+}
+
+/// What was copied.
+#[derive(Clone, Debug, Serialize)]
+pub struct CopyReport {
+    /// From where.
+    pub source: String,
+    /// To where.
+    pub destination: String,
+    /// The image, the same at both.
+    pub digest: Digest,
+    /// What went along.
+    pub referrers: Vec<Companion>,
+    /// What refers to it and stayed behind.
+    pub left: Vec<Companion>,
+    /// How the blobs went.
+    pub blobs: Counts,
+}
+
+/// Copies what the source's reference names, unchanged, and what refers to it and to the images that it lists.
+pub async fn copy(
+    source: &Source,
+    destination: &Destination,
+    options: &CopyOptions,
+) -> Result<CopyReport> {
+    let work = async {
+        let root = source.root_manifest().await?;
+        let tally = Tally::default();
+        let graph = Graph::new(source, destination, options.uploads, &tally);
+        graph.copy(&root).await?;
+        let (mut referrers, mut left) = (Vec::new(), Vec::new());
+        let mut seen = HashSet::new();
+        for subject in subjects(&root) {
+            for companion in companions::of(source, &subject).await? {
+                if !seen.insert(companion.digest) {
+                    continue;
+                }
+                if !is_wanted(&companion, options) {
+                    left.push(companion);
+                    continue;
+                }
+                along(source, destination, &graph, &companion).await?;
+                referrers.push(companion);
+            }
+        }
+        // the name last: who finds the image finds its index
+        destination
+            .tag_manifest(&root.media_type, &root.bytes)
+            .await?;
+        destination.finish().await?;
+        Ok(CopyReport {
+            source: source.reference().to_string(),
+            destination: destination.reference().to_string(),
+            digest: root.digest,
+            referrers,
+            left,
+            blobs: tally.counts(),
+        })
+    };
+    work.await.map_err(|error: Error| {
+        error.context(format!(
+            "copying {} to {}",
+            source.reference(),
+            destination.reference()
+        ))
+    })
+}
+
+fn is_wanted(companion: &Companion, options: &CopyOptions) -> bool {
+    let kind = companion.artifact_type.as_str();
+    matches!(kind, V1_TYPE | COMPACT_TYPE)
+        || options
+            .referrers
+            .iter()
+            .any(|wanted| pattern::matches(wanted, kind))
+}
+
+/// The root, and the manifests that it lists.
+fn subjects(root: &Manifest) -> Vec<Digest> {
+    let document: Value = serde_json::from_slice(&root.bytes).unwrap_or_default();
+    let listed = document["manifests"].as_array().into_iter().flatten();
+    std::iter::once(root.digest)
+        .chain(listed.filter_map(|entry| entry["digest"].as_str()?.parse().ok()))
+        .collect()
+}
+
+/// Copies what refers to the image, its blobs first.
+async fn along(
+    source: &Source,
+    destination: &Destination,
+    graph: &Graph<'_>,
+    companion: &Companion,
+) -> Result<()> {
+    let manifest = source.manifest(&companion.digest).await?;
+    if let Some(tag) = &companion.tag {
+        graph.copy(&manifest).await?;
+        return destination
+            .tag_as(&manifest.media_type, &manifest.bytes, tag)
+            .await
+            .map(drop);
+    }
+    graph.copy_blobs(&manifest).await?;
+    let annotations = serde_json::from_slice::<Value>(&manifest.bytes)
+        .or_kind(Kind::Corrupt, || format!("manifest {}", manifest.digest))?
+        .get("annotations")
+        .and_then(|annotations| serde_json::from_value(annotations.clone()).ok())
+        .unwrap_or_default();
+    let artifact = NewArtifact {
+        media_type: manifest.media_type,
+        manifest: manifest.bytes,
+        artifact_type: companion.artifact_type.clone(),
+        annotations,
+        blobs: Vec::new(), // they are there
+    };
+    destination
+        .put_referrer(artifact, &companion.subject, 1)
+        .await
+        .map(drop)
+}
+
+impl fmt::Display for CopyReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (list, verb) in [(&self.referrers, "with"), (&self.left, "without")] {
+            for Companion {
+                what,
+                digest,
+                subject,
+                ..
+            } in list
+            {
+                writeln!(f, "{verb} {what} ({digest}) of {subject}")?;
+            }
+        }
+        let Counts {
+            present,
+            mounted,
+            uploaded,
+            uploaded_bytes,
+        } = self.blobs;
+        writeln!(
+            f,
+            "blobs: {present} were there, {mounted} mounted, {uploaded} sent ({uploaded_bytes} bytes)"
+        )?;
+        write!(f, "{} is {}", self.destination, self.digest)
+    }
+}
