@@ -1,5 +1,6 @@
 //! OCI layouts and images as sources, SOCI indexes found and made.
 
+mod commands;
 mod convert;
 mod create;
 mod discovery;
