@@ -2,7 +2,7 @@
 //!
 //! Modules stand in levels; one uses only what stands below it (`tests/it/levels.rs` checks this):
 //! 0 `units`, `error` | 1 `oci`, `tar`, `ztoc`, `ext4::format`, `nbd::protocol` | 2 `gzip`, `compact`, `tree`, `ext4`, `soci` |
-//! 3 `source`, `layer` | 4 `nbd`, `kernel` | 5 `engine` | 6 `config`, `api`, `cli`.
+//! 3 `source`, `layer` | 4 `nbd`, `kernel` | 5 `engine` | 6 `builder`, `api`, `cli`.
 //! Levels 0 to 2 are pure: no I/O, no clock, no async. Within a level the order of this table counts. `docs/architecture.md` tells the two flows.
 
 #![warn(missing_docs)]
@@ -34,4 +34,5 @@ pub mod nbd;
 pub mod engine;
 
 pub mod api;
+pub mod builder;
 pub mod cli;

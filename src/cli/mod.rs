@@ -2,6 +2,7 @@
 
 mod attach;
 mod cat;
+mod builder;
 mod convert;
 mod copy;
 mod daemon;
@@ -111,6 +112,7 @@ enum Command {
     #[command(subcommand)]
     Prefetch(prefetch::PrefetchCommand),
     Ztoc(ztoc::Args),
+    Builder(builder::Builder),
     Doctor(doctor::Doctor),
     Daemon(daemon::Daemon),
 }
@@ -240,6 +242,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
             Command::Cat(command) => command.run(&global).await,
             Command::Prefetch(command) => command.run(&global).await,
             Command::Ztoc(command) => command.run(&global).await,
+            Command::Builder(command) => command.run(&global).await,
             Command::Doctor(command) => command.run(&global).await,
             Command::Daemon(command) => command.run(&global).await,
         }

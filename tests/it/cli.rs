@@ -58,6 +58,7 @@ fn the_help_of_every_command_teaches() {
         &["copy"],
         &["cat"],
         &["ztoc", "create"],
+        &["builder"],
         &["doctor"],
         &["daemon"],
     ] {

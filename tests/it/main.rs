@@ -1,5 +1,6 @@
 //! The integration tests: one binary, a module a topic.
 
+mod builder;
 mod cli;
 mod compact;
 mod engine;

@@ -15,6 +15,11 @@ pub struct DockerRegistry {
 impl DockerRegistry {
     /// Starts it with an empty folder; it lets manifests be removed.
     pub fn start() -> Self {
+        Self::start_with("")
+    }
+
+    /// With more of a configuration (YAML).
+    pub fn start_with(more: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         // a port that was free a moment ago
         let host = std::net::TcpListener::bind("127.0.0.1:0")
@@ -23,7 +28,7 @@ impl DockerRegistry {
             .to_string();
         let config = folder.path().join("config.yml");
         let text = format!(
-            "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {}/data\n  delete:\n    enabled: true\nhttp:\n  addr: {host}\nlog:\n  level: error\n",
+            "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {}/data\n  delete:\n    enabled: true\nhttp:\n  addr: {host}\nlog:\n  level: error\n{more}",
             folder.path().display()
         );
         std::fs::write(&config, text).expect("write its configuration");

@@ -1,0 +1,340 @@
+//! The builder's HTTP side, and its workers.
+
+use std::{convert::Infallible, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::{Body, Incoming},
+    header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::json;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    time::{Instant, sleep, timeout},
+};
+
+use super::{
+    Build, event,
+    metrics::Metrics,
+    queue::{Job, Queue},
+    rules::{self, Rules, Verdict},
+};
+use crate::{
+    error::{Error, Kind, Result},
+    oci::Digest,
+};
+
+/// Bytes of an event, at most.
+const BODY_LIMIT: usize = 1 << 20;
+/// How long a sender may take for a request.
+const REQUEST_TIME: Duration = Duration::from_secs(30);
+/// Connections at once; more wait.
+const MAX_CONNECTIONS: usize = 256;
+/// How often a tag that is not there is looked for.
+const LOOKS: u32 = 4;
+
+/// What those that may post have in their `Authorization` header, alone (as Harbor sends it) or after `Bearer `.
+///
+/// Its digest is kept: so its comparison takes the same time whatever is wrong.
+pub struct Secret(Digest);
+
+impl Secret {
+    /// From its text; spaces and line ends around it do not count.
+    pub fn new(text: &str) -> Result<Self> {
+        match text.trim() {
+            "" => Err(Error::new(Kind::InvalidArgument, "the secret is empty")),
+            text => Ok(Self(Digest::of(text.as_bytes()))),
+        }
+    }
+
+    fn is_in(&self, header: Option<&HeaderValue>) -> bool {
+        let Some(text) = header.and_then(|value| value.to_str().ok()) else {
+            return false;
+        };
+        let text = text.strip_prefix("Bearer ").unwrap_or(text).trim();
+        Digest::of(text.as_bytes()) == self.0
+    }
+}
+
+/// The builder.
+pub struct Service {
+    rules: Rules,
+    queue: Queue,
+    secret: Option<Secret>,
+    metrics: Metrics,
+}
+
+/// What is answered to a request.
+struct Answer {
+    status: StatusCode,
+    content_type: &'static str,
+    body: String,
+}
+
+impl Service {
+    /// Posts are taken from everybody where there is no secret.
+    pub fn new(rules: Rules, queue: Queue, secret: Option<Secret>) -> Arc<Self> {
+        Arc::new(Self {
+            rules,
+            queue,
+            secret,
+            metrics: Metrics::new(),
+        })
+    }
+
+    /// What is built.
+    pub fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
+    /// What waits.
+    pub fn queue(&self) -> &Queue {
+        &self.queue
+    }
+
+    /// Answers until it is dropped.
+    pub async fn serve(self: Arc<Self>, listener: TcpListener) -> Infallible {
+        let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        loop {
+            let Ok(permit) = Arc::clone(&connections).acquire_owned().await else {
+                continue; // it is never closed
+            };
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let service = Arc::clone(&self);
+                    tokio::spawn(async move {
+                        service.connection(stream).await;
+                        drop(permit);
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "accepting a connection");
+                    sleep(Duration::from_millis(100)).await; // mostly no descriptor is free
+                }
+            }
+        }
+    }
+
+    /// One image after another, for ever. Several workers may run side by side.
+    pub async fn work(&self, build: &Build) -> Infallible {
+        loop {
+            let job = self.queue.next().await;
+            let image = format!("{}:{}", job.repository, job.tag);
+            let begun = Instant::now();
+            let result = build.image(&self.rules, &job).await;
+            let time = begun.elapsed();
+            let stored = match result {
+                Ok(done) => {
+                    tracing::info!(image, seconds = time.as_secs_f64(), "{done}");
+                    self.metrics.image("made", time);
+                    self.queue.done(&job)
+                }
+                Err(error) => self.failed(&job, &image, &error, time),
+            };
+            if let Err(error) = stored {
+                // the job is made once more after a restart, and finds its index there
+                tracing::error!(image, error = error.report(), "the queue cannot be written");
+                self.queue.later(&job);
+            }
+        }
+    }
+
+    /// What may pass is tried again, also a tag that is not to be seen yet. What is no image (a chart, a signature), or one that no index
+    /// is for, is done with; for all else the reason is kept.
+    fn failed(&self, job: &Job, image: &str, error: &Error, time: Duration) -> Result<()> {
+        let passes = match error.kind() {
+            Kind::Unavailable | Kind::Io | Kind::Unauthorized => true,
+            Kind::NotFound => self.queue.attempts(job) < LOOKS,
+            _ => false,
+        };
+        let report = error.report();
+        if passes {
+            tracing::warn!(
+                image,
+                error = report,
+                "no index was made; it is tried again"
+            );
+            self.metrics.image("delayed", time);
+            self.queue.later(job);
+            Ok(())
+        } else if matches!(error.kind(), Kind::Unsupported | Kind::NotFound) {
+            tracing::info!(image, "no index is made: {report}");
+            self.metrics.image("skipped", time);
+            self.queue.done(job)
+        } else {
+            tracing::error!(image, error = report, "no index can be made");
+            self.metrics.image("failed", time);
+            self.queue.give_up(job, &report)
+        }
+    }
+
+    async fn connection(self: Arc<Self>, stream: TcpStream) {
+        let service = service_fn(move |request| {
+            let service = Arc::clone(&self);
+            async move { service.answer(request).await }
+        });
+        let mut http = http1::Builder::new();
+        http.timer(TokioTimer::new())
+            .header_read_timeout(REQUEST_TIME);
+        if let Err(error) = http.serve_connection(TokioIo::new(stream), service).await {
+            tracing::debug!(%error, "a client went away");
+        }
+    }
+
+    async fn answer(
+        &self,
+        request: Request<Incoming>,
+    ) -> Result<Response<Full<Bytes>>, Infallible> {
+        let answer = self.route(request).await;
+        let unauthorized = answer.status == StatusCode::UNAUTHORIZED;
+        let mut response = Response::new(Full::new(Bytes::from(answer.body)));
+        *response.status_mut() = answer.status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(answer.content_type));
+        if unauthorized {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        Ok(response)
+    }
+
+    async fn route<B>(&self, request: Request<B>) -> Answer
+    where
+        B: Body<Data: Send, Error: Into<Box<dyn std::error::Error + Send + Sync>>>,
+    {
+        match (request.method(), request.uri().path()) {
+            (&Method::GET, "/healthz") => Answer::json(StatusCode::OK, &json!(self.queue.counts())),
+            (&Method::GET, "/metrics") => Answer {
+                status: StatusCode::OK,
+                content_type: "application/openmetrics-text; version=1.0.0; charset=utf-8",
+                body: self.metrics.text(self.queue.counts()),
+            },
+            (&Method::POST, "/" | "/events") => self.post(request).await,
+            (_, "/" | "/events" | "/healthz" | "/metrics") => Answer::error(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "events are posted to /events; /healthz and /metrics are read",
+            ),
+            _ => Answer::error(StatusCode::NOT_FOUND, "events are posted to /events"),
+        }
+    }
+
+    async fn post<B>(&self, request: Request<B>) -> Answer
+    where
+        B: Body<Data: Send, Error: Into<Box<dyn std::error::Error + Send + Sync>>>,
+    {
+        if let Some(secret) = &self.secret
+            && !secret.is_in(request.headers().get(AUTHORIZATION))
+        {
+            return self.refuse(
+                StatusCode::UNAUTHORIZED,
+                "the Authorization header does not hold this builder's secret",
+            );
+        }
+        let body = Limited::new(request.into_body(), BODY_LIMIT).collect();
+        let body = match timeout(REQUEST_TIME, body).await {
+            Ok(Ok(body)) => body.to_bytes(),
+            Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
+                return self.refuse(
+                    StatusCode::PAYLOAD_TOO_LARGE,
+                    &format!("an event has at most {BODY_LIMIT} bytes"),
+                );
+            }
+            Ok(Err(error)) => {
+                return self.refuse(
+                    StatusCode::BAD_REQUEST,
+                    &format!("the event broke off: {error}"),
+                );
+            }
+            Err(_) => {
+                return self.refuse(
+                    StatusCode::REQUEST_TIMEOUT,
+                    "the event did not arrive in time",
+                );
+            }
+        };
+        self.take(&body)
+    }
+
+    /// Takes an event. One that is in order and one that is not may stand in the same body: a sender would send both again for ever.
+    fn take(&self, body: &[u8]) -> Answer {
+        let pushes = match event::parse(body) {
+            Ok(pushes) => pushes,
+            Err(error) => return self.refuse(StatusCode::BAD_REQUEST, &report(&error)),
+        };
+        let (mut jobs, mut ignored, mut refused) = (Vec::new(), 0, None);
+        for push in &pushes {
+            match self.rules.judge(push) {
+                Ok(Verdict::Wanted(job)) => jobs.push(job),
+                Ok(Verdict::Ignored(why)) => {
+                    tracing::debug!(
+                        repository = push.repository,
+                        tag = push.tag,
+                        "ignored: {why}"
+                    );
+                    ignored += 1;
+                }
+                Err(error) => {
+                    let status = match error {
+                        rules::Error::OtherRegistry { .. } => StatusCode::FORBIDDEN,
+                        rules::Error::NoImage(_) => StatusCode::UNPROCESSABLE_ENTITY,
+                    };
+                    refused = Some((status, report(&error)));
+                }
+            }
+        }
+        if let (Some((status, why)), true) = (refused, jobs.is_empty()) {
+            return self.refuse(status, &why);
+        }
+        if let Err(error) = self.queue.add(&jobs) {
+            tracing::error!(error = error.report(), "an event cannot be queued");
+            return Answer::error(StatusCode::SERVICE_UNAVAILABLE, &error.report());
+        }
+        let outcome = if jobs.is_empty() {
+            "ignored"
+        } else {
+            "accepted"
+        };
+        self.metrics.event(outcome);
+        Answer::json(
+            StatusCode::ACCEPTED,
+            &json!({ "queued": jobs, "ignored": ignored }),
+        )
+    }
+
+    fn refuse(&self, status: StatusCode, why: &str) -> Answer {
+        self.metrics.event("refused");
+        tracing::warn!(status = status.as_u16(), "an event was refused: {why}");
+        Answer::error(status, why)
+    }
+}
+
+impl Answer {
+    fn json(status: StatusCode, value: &serde_json::Value) -> Self {
+        Self {
+            status,
+            content_type: "application/json",
+            body: value.to_string(),
+        }
+    }
+
+    fn error(status: StatusCode, text: &str) -> Self {
+        Self::json(status, &json!({ "error": text }))
+    }
+}
+
+/// An error with its sources.
+fn report(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(error) = next {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        next = error.source();
+    }
+    text
+}

@@ -1,0 +1,174 @@
+//! `socinbd builder`.
+
+use std::{fs, net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc};
+
+use clap::{Args, ValueEnum};
+use futures_util::future::join_all;
+use tokio::net::TcpListener;
+
+use super::{
+    AccessArgs, Global, absolute,
+    daemon::stop_signal,
+    making::{MakeArgs, UploadArgs},
+    output,
+};
+use crate::{
+    builder::{
+        Build, Secret, Service,
+        queue::Queue,
+        rules::{Rules, Target},
+    },
+    engine::{convert::ConvertOptions, local::LocalIndexes},
+    error::{Error, Kind, Result, ResultExt},
+    soci::index::Version,
+};
+
+/// Make SOCI indexes for images as they are pushed
+///
+/// A registry posts its push events to http://ADDR/events: notifications of a distribution registry, webhooks of Harbor (both of its
+/// formats), ECR's events through EventBridge. An event that was answered with 202 is in the queue on disk and survives a crash; one
+/// that is delivered twice makes one index. /healthz and /metrics say how things are. For TLS put a proxy in front.
+#[derive(Args)]
+#[command(after_help = "Examples:\n\
+\x20 socinbd builder --registry registry.example --listen 127.0.0.1:8080\n\
+\x20 socinbd builder --registry harbor.example --listen 0.0.0.0:8080 --secret-file secret --repository 'team/*' --tag 'v*'\n\
+\x20 socinbd builder --registry registry.example --listen 127.0.0.1:8080 --index-version v1 --backfill team/app")]
+pub struct Builder {
+    /// The registry that is read and pushed to, HOST[:PORT]; an event leads to no other
+    #[arg(long, value_name = "HOST")]
+    registry: String,
+    /// Address to listen on
+    #[arg(long, value_name = "ADDR:PORT")]
+    listen: SocketAddr,
+    /// File with the secret that senders have in their Authorization header, alone or after `Bearer`; needed off loopback
+    #[arg(long, value_name = "FILE")]
+    secret_file: Option<PathBuf>,
+    /// Folder of the queue [default: ROOT/builder]
+    #[arg(long, value_name = "DIR")]
+    queue: Option<PathBuf>,
+    /// Only repositories that match this pattern (`*` and `?`); may be repeated
+    #[arg(long, value_name = "PATTERN")]
+    repository: Vec<String>,
+    /// Only tags that match this pattern; may be repeated
+    #[arg(long, value_name = "PATTERN")]
+    tag: Vec<String>,
+    /// Version of the indexes: v2 pushes a new image, v1 adds a referrer to the image
+    #[arg(long, value_enum, default_value_t = IndexVersion::V2)]
+    index_version: IndexVersion,
+    /// What the tag of a v2 image ends with
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "-soci",
+        allow_hyphen_values = true,
+        conflicts_with = "replace"
+    )]
+    suffix: String,
+    /// Give the v2 image the tag that the image has
+    #[arg(long)]
+    replace: bool,
+    /// Leave images alone whose layers have fewer bytes together
+    #[arg(long, value_name = "BYTES", default_value_t = 0)]
+    min_image_size: u64,
+    /// Queue all tags of this repository at the start; may be repeated
+    #[arg(long, value_name = "REPOSITORY")]
+    backfill: Vec<String>,
+    /// Images that are worked on at a time
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
+    workers: u8,
+    #[command(flatten)]
+    access: AccessArgs,
+    #[command(flatten)]
+    make: MakeArgs,
+    #[command(flatten)]
+    uploads: UploadArgs,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum IndexVersion {
+    V1,
+    V2,
+}
+
+impl Builder {
+    pub async fn run(self, global: &Global) -> Result<ExitCode> {
+        let rules = self.rules()?;
+        let secret = self.secret()?;
+        let root = absolute(&global.root)?;
+        let folder = match &self.queue {
+            Some(folder) => absolute(folder)?,
+            None => root.join("builder"),
+        };
+        let build = Build {
+            access: self.access.access()?,
+            options: ConvertOptions {
+                create: self.make.options()?,
+                platforms: self.make.platforms.platforms(),
+                uploads: self.uploads.max_concurrent_uploads,
+            },
+            min_image_size: self.min_image_size,
+            local: LocalIndexes::open(&root)?,
+        };
+        let service = Service::new(rules, Queue::open(&folder)?, secret);
+        let listening = || format!("listening on {}", self.listen);
+        let listener = TcpListener::bind(self.listen)
+            .await
+            .or_kind(Kind::InvalidArgument, listening)?;
+        let address = listener.local_addr().or_kind(Kind::Io, listening)?;
+        output::line(&format!("listening on http://{address}/events"))?;
+
+        tokio::spawn(Arc::clone(&service).serve(listener));
+        let backlog = async {
+            for repository in &self.backfill {
+                let jobs = build.backlog(service.rules(), repository).await?;
+                tracing::info!(repository, tags = jobs.len(), "queued");
+                service.queue().add(&jobs)?;
+            }
+            Ok(())
+        };
+        let workers = join_all((0..self.workers).map(|_| service.work(&build)));
+        let work = async { tokio::try_join!(backlog, async { Ok(workers.await) }) };
+        // what is being worked on stays in the queue
+        tokio::select! {
+            signal = stop_signal() => signal?,
+            ended = work => drop(ended?),
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn secret(&self) -> Result<Option<Secret>> {
+        let Some(file) = &self.secret_file else {
+            return match self.listen.ip().is_loopback() {
+                true => Ok(None),
+                false => Err(Error::new(
+                    Kind::InvalidArgument,
+                    format!(
+                        "{}: others reach this address: give a --secret-file",
+                        self.listen
+                    ),
+                )),
+            };
+        };
+        let context = || format!("the secret in {}", file.display());
+        let text = fs::read_to_string(file).or_kind(Kind::InvalidArgument, context)?;
+        Secret::new(&text).map(Some)
+    }
+
+    fn rules(&self) -> Result<Rules> {
+        let rules = Rules {
+            registry: self.registry.clone(),
+            repositories: self.repository.clone(),
+            tags: self.tag.clone(),
+            version: match self.index_version {
+                IndexVersion::V1 => Version::V1,
+                IndexVersion::V2 => Version::V2,
+            },
+            target: match self.replace {
+                true => Target::Replace,
+                false => Target::Suffix(self.suffix.clone()),
+            },
+        };
+        rules.check()?;
+        Ok(rules)
+    }
+}
