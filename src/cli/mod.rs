@@ -1,8 +1,8 @@
 //! The command line.
 
 mod attach;
-mod cat;
 mod builder;
+mod cat;
 mod convert;
 mod copy;
 mod daemon;
