@@ -75,6 +75,9 @@ impl Serve {
             )
             .await?;
         progress.finish();
+        for warning in &opened.warnings {
+            tracing::warn!("{warning}");
+        }
         let exports: Vec<String> = opened
             .layers
             .iter()

@@ -125,6 +125,14 @@ fn print_layer(why: &LayerExplanation) -> Result<()> {
         Basis::Verified => "  it was here, and checked in full".to_owned(),
         Basis::Whole { why } => format!("  downloaded whole: {why}"),
     })?;
+    match (why.verified, &why.check_error) {
+        (Some(true), _) => output::line("  checked as a whole")?,
+        (_, Some(error)) => output::line(&format!("  not checked as a whole: {error}"))?,
+        (Some(false), None) => {
+            output::line("  not checked as a whole yet: that is done when all its spans are here")?;
+        }
+        (None, None) => {}
+    }
     for reason in &why.reasons {
         output::line(&match reason.span {
             Some(span) => format!("  degraded, span {span}: {}", reason.message),

@@ -269,19 +269,31 @@ fn read_ahead_kb(disk: &Disk) -> u64 {
 fn choose(disk: &Disk, choice: DeviceChoice) -> Result<(DeviceKind, String)> {
     let (kind, why) = match choice {
         DeviceChoice::Auto if disk.is_complete() => (DeviceKind::Loop, "the disk is complete"),
-        DeviceChoice::Auto if kernel_nbd::is_available() => {
-            (DeviceKind::Nbd, "spans are absent, and this kernel has nbd")
-        }
-        DeviceChoice::Auto => (
-            DeviceKind::Fuse,
-            "spans are absent, and this kernel has no nbd",
-        ),
+        DeviceChoice::Auto => match (disk.is_full(), kernel_nbd::is_available()) {
+            (false, true) => (DeviceKind::Nbd, "spans are absent, and this kernel has nbd"),
+            (false, false) => (
+                DeviceKind::Fuse,
+                "spans are absent, and this kernel has no nbd",
+            ),
+            (true, true) => (
+                DeviceKind::Nbd,
+                "the layer has not been checked as a whole, and this kernel has nbd",
+            ),
+            (true, false) => (
+                DeviceKind::Fuse,
+                "the layer has not been checked as a whole, and this kernel has no nbd",
+            ),
+        },
         DeviceChoice::Loop if !disk.is_complete() => {
             let (present, all) = disk.span_counts();
+            let checked = match disk.is_full() {
+                true => ", and the layer has not been checked as a whole",
+                false => "",
+            };
             return Err(Error::new(
                 Kind::InvalidArgument,
                 format!(
-                    "layer {}: {present} of {all} spans are present, and a loop device needs a complete disk; use --device auto",
+                    "layer {}: {present} of {all} spans are present{checked}; a loop device needs a complete disk; use --device auto",
                     disk.layer().digest
                 ),
             ));

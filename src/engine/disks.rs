@@ -223,7 +223,7 @@ impl Disks {
         source: &Source,
         index: &SociIndex,
     ) -> Result<Arc<Disk>> {
-        let ztoc = match self.store.stored(&layer.digest, table)? {
+        let ztoc = match self.store.stored_for(layer, table)? {
             // what is there needs no table; the source is noted
             Some(_) => Bytes::new(),
             None => index.fetch_ztoc(&layer.digest).await?,

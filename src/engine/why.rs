@@ -50,6 +50,10 @@ pub struct LayerExplanation {
     pub spans: Option<(u32, u32)>,
     /// Compressed bytes fetched since the daemon opened its disk.
     pub fetched_bytes: Option<u64>,
+    /// Whether the layer has been checked as a whole, against its digest or diff ID; `None` where no daemon can tell.
+    pub verified: Option<bool>,
+    /// Why a layer whose spans are all present could not be checked.
+    pub check_error: Option<String>,
     /// What it is degraded for.
     pub reasons: Vec<Reason>,
 }
@@ -111,6 +115,8 @@ impl Explanation {
                 state: State::Dead,
                 spans: None,
                 fetched_bytes: None,
+                verified: None,
+                check_error: None,
                 reasons: Vec::new(),
             })
             .collect();
@@ -130,6 +136,8 @@ impl LayerExplanation {
             },
             spans: Some(disk.span_counts()),
             fetched_bytes: Some(disk.counters().fetched_bytes),
+            verified: Some(disk.is_verified()),
+            check_error: disk.check_error(),
             reasons,
         }
     }

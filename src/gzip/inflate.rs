@@ -33,7 +33,8 @@ pub struct SpanDecoder {
     buffer: Vec<u8>,
     /// So many of them.
     length: usize,
-    surplus: bool,
+    /// And so many behind them that the table does not know of.
+    surplus: usize,
     #[cfg(feature = "libdeflater")]
     splicer: super::splice::Splicer,
     /// The last span's bytes are the splicer's, and not the buffer's.
@@ -47,7 +48,7 @@ impl Default for SpanDecoder {
             inflater: Decompress::new(false),
             buffer: Vec::new(),
             length: 0,
-            surplus: false,
+            surplus: 0,
             #[cfg(feature = "libdeflater")]
             splicer: super::splice::Splicer::default(),
             #[cfg(feature = "libdeflater")]
@@ -68,15 +69,36 @@ impl SpanDecoder {
         compressed: &[u8],
         window: Option<&[u8]>,
     ) -> Result<&[u8], Error> {
-        (self.length, self.surplus) = (0, false);
+        self.decode_with(span, compressed, window, 1)
+    }
+
+    /// As [`Self::decode`], and goes on behind the span's end for at most `limit` bytes, which [`Self::beyond`] then gives.
+    pub fn decode_beyond(
+        &mut self,
+        span: &Span,
+        compressed: &[u8],
+        window: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<&[u8], Error> {
+        self.decode_with(span, compressed, window, limit)
+    }
+
+    fn decode_with(
+        &mut self,
+        span: &Span,
+        compressed: &[u8],
+        window: Option<&[u8]>,
+        beyond: usize,
+    ) -> Result<&[u8], Error> {
+        (self.length, self.surplus) = (0, 0);
         let length = self.prepare(span, compressed, window)?;
-        if length == 0 {
+        if length == 0 && beyond <= 1 {
             return Ok(&[]);
         }
         #[cfg(feature = "libdeflater")]
         {
             let window = window.unwrap_or(&ZEROS);
-            self.spliced = self.splicer.decode(span, compressed, window, length);
+            self.spliced = beyond <= 1 && self.splicer.decode(span, compressed, window, length);
             if self.spliced {
                 self.length = length;
                 return Ok(self.bytes());
@@ -88,6 +110,7 @@ impl SpanDecoder {
             compressed,
             taken: 0,
             length,
+            beyond,
             written: 0,
             member: None,
         };
@@ -109,7 +132,14 @@ impl SpanDecoder {
     /// Whether the last span's compressed bytes hold more than its length. Usual for a layer's last span (padding of the tar after
     /// its end blocks); in any other the table's offsets are wrong.
     pub fn surplus(&self) -> bool {
-        self.surplus
+        self.surplus > 0
+    }
+
+    /// What [`Self::decode_beyond`] found behind the span's end.
+    pub fn beyond(&self) -> &[u8] {
+        self.buffer
+            .get(self.length..self.length + self.surplus)
+            .unwrap_or_default() // the buffer has grown to it
     }
 
     /// Checks what can be checked without inflating, and makes the buffer's size sensible. Returns the length of the output.
@@ -182,6 +212,8 @@ struct Run<'a> {
     taken: usize,
     /// Bytes of output wanted.
     length: usize,
+    /// And so many more if there are.
+    beyond: usize,
     /// Bytes of output made.
     written: usize,
     /// The member that is being decoded, when its start was in this span.
@@ -214,9 +246,9 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Fills the buffer up to the span's length, and tries for one byte more; returns whether there was one.
-    fn inflate(&mut self, inflater: &mut Decompress, buffer: &mut Vec<u8>) -> Result<bool, Error> {
-        let goal = self.length + 1;
+    /// Fills the buffer up to the span's length, and tries for what is beyond; returns how much of it there was.
+    fn inflate(&mut self, inflater: &mut Decompress, buffer: &mut Vec<u8>) -> Result<usize, Error> {
+        let goal = self.length.saturating_add(self.beyond);
         loop {
             if self.written == buffer.len() {
                 let more = (goal - self.written).min(self.written.max(GROWTH));
@@ -238,23 +270,23 @@ impl Run<'_> {
             }
             self.taken += took;
             self.written += made;
-            if self.written == goal {
-                return Ok(true);
+            let surplus = self.written.checked_sub(self.length);
+            if let Some(surplus) = surplus.filter(|_| self.written == goal) {
+                return Ok(surplus);
             }
-            let complete = self.written == self.length;
             match result {
                 Ok(Status::StreamEnd) => match self.next_member(inflater) {
                     Ok(true) => {}
                     // the layer's end, and what may stand behind it
-                    Ok(false) | Err(Error::Header { .. }) if complete => return Ok(false),
-                    Ok(false) => return Err(self.truncated()),
+                    Ok(false) => return surplus.ok_or_else(|| self.truncated()),
+                    Err(error @ Error::Header { .. }) => return surplus.ok_or(error),
                     Err(error) => return Err(error),
                 },
-                // all is there: the input ends where the next span starts, or what is behind the layer's end is no deflate
-                Ok(_) if complete && took == 0 && made == 0 => return Ok(false),
-                Err(_) if complete => return Ok(false),
-                Err(source) => return Err(self.deflate(&source)),
-                Ok(_) if took == 0 && made == 0 => return Err(self.truncated()),
+                // where all is there, the input ends where the next span starts, or what is behind the layer's end is no deflate
+                Err(source) => return surplus.ok_or_else(|| self.deflate(&source)),
+                Ok(_) if took == 0 && made == 0 => {
+                    return surplus.ok_or_else(|| self.truncated());
+                }
                 Ok(_) => {}
             }
         }
@@ -639,6 +671,23 @@ mod tests {
         let mut zeros_first = vec![0; WINDOW_SIZE - 5000];
         zeros_first.extend(rest);
         assert!(window_follows(None, rest, &zeros_first));
+    }
+
+    #[test]
+    fn what_stands_behind_a_span_is_decoded_up_to_a_limit() {
+        let bytes = text(9000, 12);
+        let stream = deflate(&[0; WINDOW_SIZE], &bytes);
+        let mut decoder = SpanDecoder::default();
+        for length in [0, 1, 5000, 8999, 9000] {
+            let span = span(stream.len(), length, 0);
+            for limit in [2, 100, 10_000] {
+                let decoded = decoder.decode_beyond(&span, &stream, None, limit);
+                assert_eq!(decoded.unwrap(), &bytes[..length]);
+                let end = bytes.len().min(length + limit);
+                assert_eq!(decoder.beyond(), &bytes[length..end]);
+                assert_eq!(decoder.surplus(), end > length);
+            }
+        }
     }
 
     #[test]

@@ -99,18 +99,20 @@ impl Bitmap {
         }
     }
 
-    /// Takes a span back, in memory and in the file: its data is not what it was taken for.
-    pub(super) fn disown(&self, span: SpanId) -> io::Result<()> {
+    /// Takes spans back, in memory and in the file: their data is not what it was taken for.
+    pub(super) fn disown(&self, spans: &[SpanId]) -> io::Result<()> {
         // in this order: `save` looks at the bit in memory under the lock
-        self.clear(span);
+        spans.iter().for_each(|span| self.clear(*span));
         let mut saved = self.saved.lock().unwrap_or_else(PoisonError::into_inner);
-        let (word, mask) = place(span);
-        if saved[word] & mask == 0 {
-            return Ok(());
+        let mut words = Vec::new();
+        for span in spans {
+            let (word, mask) = place(*span);
+            if saved[word] & mask != 0 {
+                saved[word] &= !mask;
+                words.push(word);
+            }
         }
-        saved[word] &= !mask;
-        self.file
-            .write_all_at(&saved[word].to_le_bytes(), (word * WORD_BYTES) as u64)
+        self.write(&saved, words)
     }
 
     /// Writes these spans' bits to the file, where they are still set. Their data is on the disk by now. The bits themselves reach it when they do: a bit lost
@@ -121,7 +123,12 @@ impl Bitmap {
             let (word, mask) = place(*span);
             saved[word] |= mask;
         }
-        let mut words: Vec<usize> = spans.iter().map(|span| place(*span).0).collect();
+        let words = spans.iter().map(|span| place(*span).0).collect();
+        self.write(&saved, words)
+    }
+
+    /// Writes these words to the file, each once.
+    fn write(&self, saved: &[u64], mut words: Vec<usize>) -> io::Result<()> {
         words.sort_unstable();
         words.dedup();
         for word in words {
@@ -192,8 +199,8 @@ mod tests {
             bitmap.set(SpanId(span));
         }
         bitmap.save(&[SpanId(0), SpanId(1)]).unwrap();
-        bitmap.disown(SpanId(1)).unwrap();
-        bitmap.disown(SpanId(2)).unwrap();
+        bitmap.disown(&[SpanId(1)]).unwrap();
+        bitmap.disown(&[SpanId(2)]).unwrap();
         // a sync that began before
         bitmap.save(&[SpanId(1), SpanId(2)]).unwrap();
         let again = Bitmap::open(file.reopen().unwrap(), 3).unwrap().unwrap();

@@ -1,6 +1,7 @@
 //! One layer's disk, open.
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     io,
     ops::Range,
@@ -19,16 +20,19 @@ use super::{
     Allocation, Counters, LayerBlob, Progress, StackingFacts, Store,
     allocation::{self, Extents},
     bitmap::Bitmap,
+    check,
     disowned::Disowned,
     flight::Flights,
     folder::{self, Folder},
     headers::Headers,
     health::{Health, Reason},
+    proof::Proof,
     readahead::ReadAhead,
+    rest::Rest,
     sources::Sources,
     spans::Spans,
     state::State,
-    truth,
+    truth::{self, Refutation},
     uncached::UncachedFile,
     whole::Whole,
     windows::Windows,
@@ -62,7 +66,8 @@ pub struct Disk {
     /// Of a gzip layer whose table is that of a compact index.
     windows: Option<Windows>,
     headers: Option<Headers>,
-    /// Spans that do not fit to the one before them: they are not what the table says.
+    proof: Proof,
+    /// Spans that are not what the table says, as others have shown.
     disowned: Disowned,
     bitmap: Bitmap,
     flights: Arc<Flights>,
@@ -124,17 +129,27 @@ impl Disk {
         let bitmap = Bitmap::open(folder.open(folder::SPANS)?, state.spans)
             .or_kind(Kind::Io, || format!("cannot read {}", path.display()))?
             .ok_or_else(|| damaged(folder::SPANS))?;
+        let mut bare = BTreeSet::new();
         for span in (0..state.spans).map(SpanId) {
-            // nothing of the disk is in a span without a region (tar headers, the end of the tar): it is not worth a fetch
-            if state.complete || regions.in_layer(&spans.uncompressed(span)).next().is_none() {
+            // nothing of the disk is in a span without a region (tar headers, the end of the tar): no reader waits for it
+            let has_none = || regions.in_layer(&spans.uncompressed(span)).next().is_none();
+            if state.complete {
+                bitmap.set(span);
+            } else if !bitmap.get(span) && has_none() {
+                bare.insert(span);
                 bitmap.set(span);
             }
         }
+        let rest = if state.verified {
+            folder.remove(folder::REST)?; // where the death of the daemon has left it
+            None
+        } else {
+            let file = folder.open(folder::REST)?;
+            Some(Rest::new(file, &spans, &regions))
+        };
         let disowned = Disowned::open(&folder, state.spans)?;
-        for span in disowned.spans() {
-            // the machine may have gone down before the bit did; in memory it counts whatever becomes of the file
-            let _ = bitmap.disown(span);
-        }
+        // the machine may have gone down before the bits did; in memory they count whatever becomes of the file
+        let _ = bitmap.disown(&disowned.spans());
         let absent = bitmap.count() - bitmap.present();
         let whole = Whole::new(absent, store.options().never_whole);
         let disk = Arc::new_cyclic(|me| Self {
@@ -152,6 +167,7 @@ impl Disk {
             ztoc,
             windows,
             headers,
+            proof: Proof::new(rest, bare),
             disowned,
             bitmap,
             flights: Arc::default(),
@@ -164,7 +180,9 @@ impl Disk {
             state: Mutex::new(state),
         });
         for span in disk.disowned.spans() {
-            disk.health.failed(&[span], &truth::taken_back(&disk, span));
+            let refutation = disk.refutation(span).unwrap_or(Refutation::Window); // there is one
+            let reason = truth::taken_back(&disk, Some(span), refutation);
+            disk.health.failed(&[span], &reason);
         }
         disk.set_io_timeout(store.options().io_timeout);
         Ok(disk)
@@ -195,8 +213,14 @@ impl Disk {
         self.file.get()
     }
 
-    /// Whether every span is present (and, where that is known, verified as a whole).
+    /// Whether every span is present and the layer has been checked as a whole: then it is an ordinary ext4 image, and no fetch or lie
+    /// can show up any more.
     pub fn is_complete(&self) -> bool {
+        self.is_full() && self.is_verified()
+    }
+
+    /// Whether every span is present.
+    pub fn is_full(&self) -> bool {
         self.bitmap.is_full()
     }
 
@@ -205,9 +229,15 @@ impl Disk {
         self.whole.progress()
     }
 
-    /// Whether the disk is complete and the layer's bytes were checked in full against its digest.
+    /// Whether the layer, as the table lays it out, has been checked in full against its digest or diff ID: the disk may then serve any
+    /// image that has the layer.
     pub fn is_verified(&self) -> bool {
-        self.lock_state().verified
+        self.proof.is_verified()
+    }
+
+    /// Why the check of a disk with every span present came to no end, if so. The next attach tries again.
+    pub fn check_error(&self) -> Option<String> {
+        self.proof.check_error()
     }
 
     /// Spans present, and spans in all. A disk that was streamed has none.
@@ -309,7 +339,12 @@ impl Disk {
     pub fn sync(&self) -> Result<()> {
         let mut state = self.lock_state();
         let spans = std::mem::take(&mut *lock(&self.unsynced));
-        if let Err(error) = self.data.sync_data() {
+        let rest = self.proof.rest();
+        let synced = self
+            .data
+            .sync_data()
+            .and_then(|()| rest.map_or(Ok(()), |rest| rest.sync()));
+        if let Err(error) = synced {
             // what the kernel could not write it may drop: these spans have to come again
             for span in &spans {
                 self.bitmap.clear(*span);
@@ -347,7 +382,7 @@ impl Disk {
             })?;
         }
         let mut next = state.clone();
-        next.complete |= complete;
+        next.complete |= complete && next.verified;
         next.unsynced_since_boot = None;
         if next != *state {
             self.folder.replace(folder::STATE, &next.encode())?;
@@ -449,33 +484,69 @@ impl Disk {
         Ok(ztoc.or_kind(Kind::Io, damaged)?.entries)
     }
 
-    /// A span's data is in the file: readers see it from now on. False, and they do not, when the span was disowned meanwhile.
-    pub(super) fn set_present(self: &Arc<Self>, span: SpanId) -> bool {
+    /// A span's data is in the file: readers see it from now on. They do not when the span was refuted meanwhile.
+    pub(super) fn set_present(self: &Arc<Self>, span: SpanId) -> Result<(), Refutation> {
         if !self.disowned.unless(span, || self.bitmap.set(span)) {
-            return false;
+            return Err(self.refutation(span).unwrap_or(Refutation::Window)); // there is one
         }
+        self.proof.came(span);
         if self.bitmap.is_full() {
             self.whole.completed();
         }
-        let mut unsynced = lock(&self.unsynced);
-        unsynced.push(span);
-        if unsynced.len() == 1 {
-            self.store.sync_later(self);
+        {
+            let mut unsynced = lock(&self.unsynced);
+            unsynced.push(span);
+            if unsynced.len() == 1 {
+                self.store.sync_later(self);
+            }
         }
-        true
+        check::start(self);
+        Ok(())
     }
 
-    /// The span before has shown that this one is not what the table says. Readers do not see it any more, now or later.
-    pub(super) fn disown(&self, span: SpanId) -> io::Result<()> {
-        self.health.failed(&[span], &truth::taken_back(self, span));
-        let remembered = self.disowned.insert(span);
+    /// Spans are wrong, also where they were present. Readers do not see them any more, now or later.
+    pub(super) fn take_back(&self, spans: Range<u32>) -> io::Result<()> {
+        let spans: Vec<SpanId> = spans.map(SpanId).collect();
+        let remembered = self.disowned.insert(&spans);
         self.whole.lost();
-        self.bitmap.disown(span).and(remembered)
+        self.bitmap.disown(&spans).and(remembered)
     }
 
-    /// Whether [`Self::disown`] was called for it.
-    pub(super) fn is_disowned(&self, span: SpanId) -> bool {
-        self.disowned.contains(span)
+    /// Spans that are not what the table says, as others have shown.
+    pub(super) fn disowned(&self) -> &Disowned {
+        &self.disowned
+    }
+
+    /// What is known of the table's truth.
+    pub(super) fn proof(&self) -> &Proof {
+        &self.proof
+    }
+
+    /// Changes the state, in memory and in the folder.
+    pub(super) fn change_state(&self, change: impl FnOnce(&mut State)) -> Result<()> {
+        let mut state = self.lock_state();
+        let mut next = state.clone();
+        change(&mut next);
+        if next != *state {
+            self.folder.replace(folder::STATE, &next.encode())?;
+            *state = next;
+        }
+        Ok(())
+    }
+
+    /// The layer has been checked as a whole, and all is as it should be.
+    pub(super) fn prove(&self) -> Result<()> {
+        self.change_state(|state| {
+            state.verified = true;
+            state.complete = self.bitmap.is_full() && lock(&self.unsynced).is_empty();
+        })?;
+        self.proof.verified();
+        self.folder.remove(folder::REST)
+    }
+
+    /// Reads from `disk.ext4`, past the page cache where the kernel can.
+    pub(super) fn read_file(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.file.read(offset, buffer)
     }
 
     /// Drops a span's data from the page cache; it is on the disk.
@@ -492,7 +563,7 @@ impl Disk {
         self.spans.covering(layer.clone()).map(SpanId)
     }
 
-    fn lock_state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock_state(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
     }
 }

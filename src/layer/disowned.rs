@@ -75,17 +75,17 @@ impl Disowned {
         free
     }
 
-    /// Takes a span back, for as long as there is the folder. On an error for as long as the disk is open.
-    pub(super) fn insert(&self, span: SpanId) -> io::Result<()> {
+    /// Takes spans back, for as long as there is the folder. On an error for as long as the disk is open.
+    pub(super) fn insert(&self, spans: &[SpanId]) -> io::Result<()> {
         let mut known = self.lock();
-        known.spans.insert(span);
+        known.spans.extend(spans);
         let file = match known.file.take() {
             Some(file) => file,
             None => self.create()?,
         };
         let file = known.file.insert(file);
-        file.set(span);
-        file.save(&[span])?;
+        spans.iter().for_each(|span| file.set(*span));
+        file.save(spans)?;
         file.sync()
     }
 

@@ -30,6 +30,8 @@ pub(super) const SPAN_TABLE: &str = "spans.table";
 pub(super) const HEADERS: &str = "headers";
 /// Which range of the layer goes where in the disk.
 pub(super) const LAYOUT: &str = "layout";
+/// What of the layer is in no file, until the layer has been checked.
+pub(super) const REST: &str = "rest";
 /// The layer's ext4 image.
 pub(super) const DISK: &str = "disk.ext4";
 /// One bit a span.
@@ -114,6 +116,17 @@ impl Folder {
             .and_then(|()| fs::rename(&next, self.0.join(name)))
             .and_then(|()| File::open(&self.0)?.sync_all());
         written.or_kind(Kind::Io, || self.cannot_write(name))
+    }
+
+    /// Removes a file that is not needed any more.
+    pub(super) fn remove(&self, name: &str) -> Result<()> {
+        let path = self.0.join(name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(error).or_kind(Kind::Io, || format!("cannot remove {}", path.display()))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Reads a whole file. As with [`Self::open`], one that is not there is damage.

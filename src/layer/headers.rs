@@ -1,5 +1,6 @@
 //! What a table says of each entry, as the disk keeps it to hold the tar's headers against: 32 bytes an entry in the file `headers`, in
-//! tar order, and nothing in memory. A record is where the entry's headers start in the layer, where they end, and their fingerprint.
+//! tar order, and nothing in memory. A record is where the entry's headers start in the layer, where they end, and their fingerprint. The
+//! last record is of what stands behind all entries.
 
 use std::{fs::File, io, ops::Range, os::unix::fs::FileExt as _};
 
@@ -7,13 +8,22 @@ use crate::{
     error::{Error, Kind, Result, ResultExt as _},
     tar::{Entry, EntryKind},
     units::LayerOffset,
-    ztoc::{self, HeaderMismatch},
+    ztoc::{self, EndCheck, HeaderMismatch},
 };
 
 const RECORD_BYTES: usize = 32;
 
 /// Records read at once.
 const BATCH: u64 = 64;
+
+/// Bytes that one entry's headers have at most: those of a long name, a long link and PAX records, each of at most 1 MiB, and their own.
+const MAX_HEADERS: u64 = 4 << 20;
+
+/// Bytes that are looked at at once behind the last entry.
+const PIECE: u64 = 1 << 20;
+
+/// The end of what stands behind the last entry, in the last record.
+const AFTER_ALL: LayerOffset = LayerOffset(u64::MAX);
 
 /// Bytes of a tar's block.
 const TAR_BLOCK: u64 = 512;
@@ -37,6 +47,9 @@ pub(super) fn encode(entries: &[Entry]) -> Vec<u8> {
             .checked_next_multiple_of(TAR_BLOCK)
             .unwrap_or(u64::MAX);
     }
+    bytes.extend_from_slice(&start.to_le_bytes());
+    bytes.extend_from_slice(&AFTER_ALL.get().to_le_bytes());
+    bytes.extend_from_slice(&[0; 16]);
     bytes
 }
 
@@ -50,9 +63,13 @@ impl Headers {
     /// `None`: the file is not one that [`encode`] made.
     pub(super) fn open(file: File) -> io::Result<Option<Self>> {
         let length = file.metadata()?.len();
-        let whole = length.is_multiple_of(RECORD_BYTES as u64);
         let count = length / RECORD_BYTES as u64;
-        Ok(whole.then_some(Self { file, count }))
+        if count == 0 || !length.is_multiple_of(RECORD_BYTES as u64) {
+            return Ok(None);
+        }
+        let headers = Self { file, count };
+        let last = headers.batch(count - 1)?;
+        Ok((record(&last).0.end == AFTER_ALL).then_some(headers))
     }
 
     /// Holds the headers that lie whole in these bytes of the layer, which start at `start`, against the table; `entries` reads it.
@@ -67,18 +84,38 @@ impl Headers {
         let Some(headers) = self.differing(start, bytes).or_kind(Kind::Io, unread)? else {
             return Ok(None);
         };
-        // rare, and the table has the last word: its fields are compared one by one, and the one that differs gets its name
-        let entries = entries()?;
-        let entry = entries
-            .iter()
-            .find(|entry| entry.data_offset == headers.end);
-        let (Some(entry), Some(before)) = (entry, part(bytes, start, &headers)) else {
-            return Err(Error::new(
-                Kind::Io,
-                "the stored table of headers is damaged",
-            ));
-        };
-        Ok(ztoc::check_header(entry, headers.start, before).err())
+        let before = part(bytes, start, &headers).ok_or_else(damaged)?;
+        mismatch(&headers, before, entries)
+    }
+
+    /// Holds all headers of the layer, which ends at `end`, against the table: each entry's lead from the end of the one before to its
+    /// data, and behind the last there is none. `read` gives bytes of the layer that are no file's data, at offsets that ascend. Gives
+    /// the first difference, and where it is.
+    pub(super) fn check_whole(
+        &self,
+        end: LayerOffset,
+        mut read: impl FnMut(&Range<LayerOffset>) -> io::Result<Vec<u8>>,
+        entries: impl FnOnce() -> Result<Vec<Entry>>,
+    ) -> Result<Option<(Range<LayerOffset>, HeaderMismatch)>> {
+        let unread = || "the stored headers cannot be read".to_owned();
+        for first in (0..self.count).step_by(BATCH as usize) {
+            let batch = self.batch(first).or_kind(Kind::Io, unread)?;
+            for (headers, fingerprint) in batch.chunks_exact(RECORD_BYTES).map(record) {
+                if headers.end == AFTER_ALL {
+                    return check_end(headers.start, end, read).or_kind(Kind::Io, unread);
+                }
+                let bytes = match headers.end.get().saturating_sub(headers.start.get()) {
+                    ..=MAX_HEADERS => read(&headers).or_kind(Kind::Io, unread)?,
+                    _ => Vec::new(), // no entry has so many: none is found in them
+                };
+                let found = ztoc::header_fingerprint(headers.end, headers.start, &bytes);
+                if found.is_none_or(|found| found[..] != *fingerprint) {
+                    let mismatch = mismatch(&headers, &bytes, entries)?.ok_or_else(damaged)?;
+                    return Ok(Some((headers, mismatch)));
+                }
+            }
+        }
+        Err(damaged())
     }
 
     /// The first headers that do not have their fingerprint.
@@ -89,12 +126,8 @@ impl Headers {
     ) -> io::Result<Option<Range<LayerOffset>>> {
         let mut next = self.first_after(start)?;
         while next < self.count {
-            let count = (self.count - next).min(BATCH);
-            let mut batch = vec![0; count as usize * RECORD_BYTES]; // at most BATCH
-            self.file
-                .read_exact_at(&mut batch, next * RECORD_BYTES as u64)?;
-            for record in batch.chunks_exact(RECORD_BYTES) {
-                let headers = LayerOffset(u64_at(record, 0))..LayerOffset(u64_at(record, 8));
+            let batch = self.batch(next)?;
+            for (headers, fingerprint) in batch.chunks_exact(RECORD_BYTES).map(record) {
                 if headers.end.get() - start.get() > bytes.len() as u64 {
                     return Ok(None);
                 }
@@ -102,13 +135,22 @@ impl Headers {
                     continue; // it starts in the span before
                 };
                 let found = ztoc::header_fingerprint(headers.end, headers.start, before);
-                if found.is_none_or(|found| found[..] != record[16..]) {
+                if found.is_none_or(|found| found[..] != *fingerprint) {
                     return Ok(Some(headers));
                 }
             }
-            next += count;
+            next += BATCH;
         }
         Ok(None)
+    }
+
+    /// The records from the `first`-th on, at most [`BATCH`].
+    fn batch(&self, first: u64) -> io::Result<Vec<u8>> {
+        let count = (self.count - first).min(BATCH);
+        let mut batch = vec![0; count as usize * RECORD_BYTES]; // at most BATCH
+        self.file
+            .read_exact_at(&mut batch, first * RECORD_BYTES as u64)?;
+        Ok(batch)
     }
 
     /// The first record whose headers end after `start`.
@@ -127,6 +169,49 @@ impl Headers {
         }
         Ok(range.start)
     }
+}
+
+/// What a record says: where the headers are, and their fingerprint.
+fn record(bytes: &[u8]) -> (Range<LayerOffset>, &[u8]) {
+    let headers = LayerOffset(u64_at(bytes, 0))..LayerOffset(u64_at(bytes, 8));
+    (headers, &bytes[16..])
+}
+
+/// What the table says and these headers do not. That is rare, and the table has the last word: its fields are compared one by one, and
+/// the one that differs gets its name.
+fn mismatch(
+    headers: &Range<LayerOffset>,
+    before: &[u8],
+    entries: impl FnOnce() -> Result<Vec<Entry>>,
+) -> Result<Option<HeaderMismatch>> {
+    let entries = entries()?;
+    let entry = entries
+        .iter()
+        .find(|entry| entry.data_offset == headers.end);
+    let entry = entry.ok_or_else(damaged)?;
+    Ok(ztoc::check_header(entry, headers.start, before).err())
+}
+
+/// Whether another entry stands behind the last one's data, in whole blocks, up to the layer's end.
+fn check_end(
+    start: LayerOffset,
+    end: LayerOffset,
+    mut read: impl FnMut(&Range<LayerOffset>) -> io::Result<Vec<u8>>,
+) -> io::Result<Option<(Range<LayerOffset>, HeaderMismatch)>> {
+    let mut check = EndCheck::new(start);
+    let mut position = start;
+    while position < end {
+        let next = end.min(LayerOffset(position.get().saturating_add(PIECE)));
+        if let Err(mismatch) = check.read(&read(&(position..next))?) {
+            return Ok(Some((start..next, mismatch)));
+        }
+        position = next;
+    }
+    Ok(None)
+}
+
+fn damaged() -> Error {
+    Error::new(Kind::Io, "the stored table of headers is damaged")
 }
 
 /// The bytes of a range of the layer, of those that start at `start`; `None` where they are not all there.

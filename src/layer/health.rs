@@ -17,6 +17,8 @@ const MAX_SPANS: usize = 64;
 struct Reasons {
     /// The sources do not answer, or the local disk does not take the data: any success ends it.
     outage: Option<Arc<Error>>,
+    /// The layer as a whole is not what it should be. That stays.
+    whole: Option<Arc<Error>>,
     /// Spans whose bytes are wrong: ended for each when it comes right.
     spans: BTreeMap<SpanId, Arc<Error>>,
 }
@@ -24,7 +26,7 @@ struct Reasons {
 /// One reason that a disk is degraded for.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Reason {
-    /// The span that is not what it should be; `None`: no span can be had at the moment.
+    /// The span that is not what it should be; `None`: no span can be had at the moment, or all are wrong.
     pub span: Option<u32>,
     /// What is wrong.
     pub message: String,
@@ -54,6 +56,16 @@ impl Health {
         self.lock().outage = Some(Arc::clone(error));
     }
 
+    /// The layer as a whole is wrong.
+    pub(super) fn failed_as_a_whole(&self, error: &Arc<Error>) {
+        self.lock().whole = Some(Arc::clone(error));
+    }
+
+    /// All that readers want is here: whether the sources answer is of no concern to them.
+    pub(super) fn needs_no_source(&self) {
+        self.lock().outage = None;
+    }
+
     /// A span has come.
     pub(super) fn fetched(&self, span: SpanId) {
         let mut reasons = self.lock();
@@ -64,16 +76,17 @@ impl Health {
     /// The first reason, if there is one.
     pub(super) fn degraded(&self) -> Option<String> {
         let reasons = self.lock();
-        let first = reasons.outage.as_ref().or(reasons.spans.values().next())?;
+        let lies = reasons.whole.iter().chain(reasons.spans.values());
+        let first = reasons.outage.iter().chain(lies).next()?;
         Some(first.report())
     }
 
-    /// All reasons: what fails now, and then the spans in their order.
+    /// All reasons: what fails now, what is wrong with the whole, and then the spans in their order.
     pub(super) fn reasons(&self) -> Vec<Reason> {
         let reasons = self.lock();
-        let outage = reasons.outage.iter().map(|error| (None, error));
+        let all = reasons.outage.iter().chain(&reasons.whole);
         let spans = reasons.spans.iter();
-        outage
+        all.map(|error| (None, error))
             .chain(spans.map(|(span, error)| (Some(span.get()), error)))
             .map(|(span, error)| Reason {
                 span,

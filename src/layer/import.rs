@@ -122,6 +122,7 @@ pub(super) fn indexed(
     from.write(folder)?;
     folder.write(folder::SPAN_TABLE, &stored_spans)?;
     folder.write(folder::HEADERS, &headers)?;
+    folder.write(folder::REST, &[])?;
     folder.write(folder::SPANS, &vec![0; bitmap::file_size(count) as usize])?;
     folder.write(folder::SOURCES, &Sources::encode_one(source))?;
     write_common(folder, &regions, &facts)?;

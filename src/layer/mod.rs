@@ -3,11 +3,13 @@
 //!
 //! The way of a read that misses: [`Disk::make_present`] (`demand`) finds the spans under the range (`regions`, `spans`), joins or starts their
 //! fetches (`flight`), which take the compressed bytes from one of the layer's sources (`fetch`, `sources`), verify and inflate them
-//! on threads of their own (`decode`), hold them against what else the table says (`truth`, `headers`), and write them where they belong in `disk.ext4` (`scatter`). The span's bit is set in memory at
-//! once, and in the file after the data is on the disk (`bitmap`, `sync`).
+//! on threads of their own (`decode`), hold them against what else the table says (`truth`, `headers`), and write them where they belong
+//! in `disk.ext4` (`scatter`). The span's bit is set in memory at once, and in the file after the data is on the disk (`bitmap`, `sync`).
+//! When all are there the layer is checked as a whole (`check`), for which what is in no file was kept (`rest`).
 
 mod allocation;
 mod bitmap;
+mod check;
 mod decode;
 mod demand;
 mod disk;
@@ -20,7 +22,9 @@ mod headers;
 mod health;
 mod import;
 mod place;
+mod proof;
 mod readahead;
+mod rest;
 mod scatter;
 mod sources;
 mod spans;

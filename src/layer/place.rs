@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::{
     Disk,
     scatter::scatter,
-    truth::{Decoded, Lie},
+    truth::{Decoded, Lie, Refutation},
     windows::{Before, Windows},
 };
 use crate::{
@@ -64,15 +64,17 @@ pub(super) fn place(
             name(),
             disk.table()
         );
-        Refused::Lasting(Error::with_source(Kind::Corrupt, context, lie))
+        let error = Error::with_source(Kind::Corrupt, context, lie);
+        disk.convict(&error);
+        Refused::Lasting(error)
     };
-    if disk.is_disowned(span) {
-        return Err(refused(Lie::Disowned));
+    if let Some(refutation) = disk.refutation(span) {
+        return Err(refused(Lie::Refuted(refutation)));
     }
     let from_table = disk.window(&record).map_err(local)?;
     let window = joint.map(|joint| joint.before.bytes());
     let window = window.or(from_table.as_deref());
-    let decoded = Decoded::new(disk, &record, compressed, window, decoder);
+    let decoded = Decoded::new(disk, span, &record, compressed, window, decoder);
     let decoded = match joint {
         None => decoded.map_err(refused)?,
         Some(_) => {
@@ -101,16 +103,21 @@ pub(super) fn place(
     }
     if let Some(lie) = lie {
         if let Lie::Window { next } = lie {
-            disk.disown(next).map_err(local)?;
+            disk.refute(next.get()..next.get() + 1, &Refutation::Window)
+                .map_err(Refused::Lasting)?;
         }
         return Err(refused(lie));
     }
     let (start, bytes) = (record.uncompressed.start, decoded.bytes);
     let regions = disk.regions().in_layer(&record.uncompressed);
     scatter(disk.data(), regions, start, bytes).map_err(local)?;
-    if !disk.set_present(span) {
-        return Err(refused(Lie::Disowned));
+    if let Some(rest) = disk.proof().rest() {
+        let regions = disk.regions().in_layer(&record.uncompressed);
+        let kept = rest.write(span, start, bytes, regions, decoded.tail);
+        kept.map_err(local)?;
     }
+    let present = disk.set_present(span);
+    present.map_err(|refutation| refused(Lie::Refuted(refutation)))?;
     Ok(after)
 }
 
@@ -139,7 +146,9 @@ fn join(
         Before::True(_) => joints.forget(span)?,
         Before::Stated(window, stored) => match joints.known(span)? {
             // the span before has come meanwhile
-            Some(known) if !window.agrees_with(&known) => return Ok(Some(Lie::Disowned)),
+            Some(known) if !window.agrees_with(&known) => {
+                return Ok(Some(Lie::Refuted(Refutation::Window)));
+            }
             Some(_) => joints.forget(span)?,
             None if stored.is_empty() => {}
             None => joints.leave_stated(span, stored)?,

@@ -194,6 +194,11 @@ impl Spans {
         self.places.len() as u32 // `encode` counted them in a u32
     }
 
+    /// Where the last one ends in the layer.
+    pub(super) fn end(&self) -> LayerOffset {
+        LayerOffset(self.uncompressed_size)
+    }
+
     /// The spans that hold this range of the layer; empty for an empty range, and never with an empty span at either end.
     pub(super) fn covering(&self, range: Range<LayerOffset>) -> Range<u32> {
         if range.start >= range.end {

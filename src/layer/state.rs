@@ -23,10 +23,13 @@ pub(super) struct State {
     pub disk_size: u64,
     /// Spans of the layer; 0 when it has been streamed.
     pub spans: u32,
-    /// Every span is on the disk.
+    /// Every span is on the disk, and it is verified.
     pub complete: bool,
-    /// The layer's bytes were checked in full against its digest.
+    /// The layer's bytes, as the table lays them out, were checked in full against the layer's digest or diff ID.
     pub verified: bool,
+    /// What has shown that the table is not the layer's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refuted: Option<String>,
     /// The boot in which the folder was made, as long as it is not known to be on the disk: the death of the daemon does not hurt such
     /// a folder, a loss of power may.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -45,6 +48,7 @@ impl State {
             spans,
             complete: false,
             verified: false,
+            refuted: None,
             unsynced_since_boot: Some(boot()),
         }
     }

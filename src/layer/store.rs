@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use super::{
-    Disk, LayerBlob,
+    Disk, LayerBlob, check,
     decode::Decoders,
     folder::{self, Draft, Folder},
     import::{self, NewTable},
@@ -73,6 +73,8 @@ pub struct Store {
     decoders: Decoders,
     memory: Semaphore,
     traffic: Traffic,
+    /// Of the checks of whole layers, which read all of a disk: one at a time.
+    checks: Semaphore,
     runtime: OnceLock<Handle>,
     /// The sender ends the thread.
     sync: Mutex<Option<mpsc::Sender<Weak<Disk>>>>,
@@ -91,9 +93,9 @@ pub struct StoredDisk {
     pub table: Digest,
     /// Bytes of the ext4 image.
     pub size: u64,
-    /// Every span is present.
+    /// Every span is present, and it is verified.
     pub complete: bool,
-    /// And the layer's bytes were checked in full.
+    /// The layer was checked in full against its digest or diff ID.
     pub verified: bool,
     /// Spans present; of a disk that is not open, as far as was noted.
     pub spans_present: u32,
@@ -132,6 +134,7 @@ impl Store {
             decoders,
             memory: Semaphore::new(permits(options.fetch_memory) as usize),
             traffic: Traffic::default(),
+            checks: Semaphore::new(1),
             runtime: OnceLock::new(),
             sync: Mutex::new(Some(sender)),
             sync_thread: Mutex::new(Some(thread)),
@@ -180,11 +183,12 @@ impl Store {
         blocking(move || {
             let making = store.making((layer.digest, table));
             let _making = locked(&making);
-            if let Some(disk) = store.find(&layer.digest, &table)? {
+            if let Some(disk) = store.find_for(&layer, &table)? {
                 disk.sources().add(&source)?;
                 if let (Some(known), NewTable::Compact(.., windows)) = (disk.windows(), &new) {
                     known.sources().add(windows)?;
                 }
+                check::start(&disk);
                 return Ok(disk);
             }
             let draft = import::indexed(&store.new_folder(), &layer, &table, &new, &source)
@@ -205,6 +209,47 @@ impl Store {
         let making = self.making((*layer, *table));
         let _making = locked(&making);
         self.find(layer, table)
+    }
+
+    /// As [`Self::stored`], for an image that has the layer. A table that has been shown to lie is an error of kind `Corrupt`; so is a
+    /// disk in use that was made for an image which says other things of the blob: one of the two lies, and they share nothing.
+    pub fn stored_for(
+        self: &Arc<Self>,
+        layer: &LayerBlob,
+        table: &Digest,
+    ) -> Result<Option<Arc<Disk>>> {
+        let making = self.making((layer.digest, *table));
+        let _making = locked(&making);
+        self.find_for(layer, table)
+    }
+
+    /// As [`Self::stored_for`]; the caller holds the lock of the key.
+    fn find_for(self: &Arc<Self>, layer: &LayerBlob, table: &Digest) -> Result<Option<Arc<Disk>>> {
+        let Some(disk) = self.find(&layer.digest, table)? else {
+            return Ok(None);
+        };
+        if disk.layer() != layer {
+            if Arc::strong_count(&disk) > 1 {
+                return Err(Error::new(
+                    Kind::Corrupt,
+                    format!(
+                        "an image in use says that the layer has the diff ID {}, and this one {}",
+                        disk.layer().diff_id,
+                        layer.diff_id
+                    ),
+                ));
+            }
+            drop(disk);
+            folder::discard(&self.new_folder(), &self.place(&layer.digest, table))?;
+            return Ok(None);
+        }
+        if let Some(why) = disk.refuted() {
+            return Err(Error::new(
+                Kind::Corrupt,
+                format!("its table {table} has been shown to lie: {why}"),
+            ));
+        }
+        Ok(Some(disk))
     }
 
     /// As [`Self::stored`]; the caller holds the lock of the key.
@@ -228,8 +273,7 @@ impl Store {
         }
     }
 
-    /// A complete disk of this layer whose bytes were checked in full against the layer's digest, if there is one: it may serve any
-    /// image. Blocks on local files.
+    /// A disk of this layer that was checked in full against the layer's digest or diff ID, if there is one: it may serve any image. Blocks on local files.
     pub fn verified(self: &Arc<Self>, layer: &LayerBlob) -> Result<Option<Arc<Disk>>> {
         for stored in self.disks_of(&layer.digest)? {
             // another diff ID for the same blob is a lie of one of the two images
@@ -276,8 +320,10 @@ impl Store {
             disks.push(StoredDisk {
                 table,
                 size: state.disk_size,
-                complete: open.map_or(state.complete, |disk| disk.is_complete()),
-                verified: state.verified,
+                complete: open
+                    .as_ref()
+                    .map_or(state.complete, |disk| disk.is_complete()),
+                verified: open.map_or(state.verified, |disk| disk.is_verified()),
                 spans_present: present,
                 spans: state.spans,
                 layer: state.layer,
@@ -368,6 +414,11 @@ impl Store {
     pub(super) async fn memory(&self, bytes: u64) -> Option<SemaphorePermit<'_>> {
         let count = permits(bytes.min(self.options.fetch_memory));
         self.memory.acquire_many(count).await.ok() // never closed
+    }
+
+    /// Waits for the turn to check a layer as a whole.
+    pub(super) async fn check_turn(&self) -> Option<SemaphorePermit<'_>> {
+        self.checks.acquire().await.ok() // never closed
     }
 
     /// Remembers the runtime that fetches run on, for threads outside of it.

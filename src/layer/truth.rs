@@ -5,13 +5,14 @@
 
 use std::sync::Arc;
 
-use super::Disk;
+use super::{Disk, rest::MAX_TAIL};
 use crate::{
     error::{Error, Kind, Result},
     gzip::{
         WINDOW_SIZE,
         inflate::{self, SpanDecoder, window_follows},
     },
+    oci::Digest,
     units::SpanId,
     ztoc::{Compression, HeaderMismatch, Span},
 };
@@ -31,15 +32,32 @@ pub(super) enum Lie {
     /// The 32 KiB before the next span are others than those that the table has for it.
     #[error("it does not end with the window that the table has for span {next}")]
     Window { next: SpanId },
-    /// The same, seen from the other side.
-    #[error("the span before it does not end with the window that the table has for it")]
-    Disowned,
+    /// What was found elsewhere.
+    #[error(transparent)]
+    Refuted(Refutation),
     /// It refers to bytes before it that the stated window does not have.
     #[error("it refers to bytes before it that its stored window does not have")]
     Reference,
     /// A tar header says something else.
     #[error(transparent)]
     Header(HeaderMismatch),
+}
+
+/// What shows that a span is not what the table says, though it decodes well by itself.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(super) enum Refutation {
+    /// See [`Lie::Window`], from the other side.
+    #[error("the span before it does not end with the window that the table has for it")]
+    Window,
+    /// A header that lies in several spans says something else, or none is where one should be.
+    #[error(transparent)]
+    Header(HeaderMismatch),
+    /// All spans together are another layer.
+    #[error("by its table the layer has the diff ID {found}, and the image states {expected}")]
+    DiffId { found: Digest, expected: Digest },
+    /// What was found before the daemon was started again.
+    #[error("it was taken back before: {0}")]
+    Earlier(String),
 }
 
 /// A span's bytes, and what was there to decode them.
@@ -49,35 +67,41 @@ pub(super) struct Decoded<'a> {
     record: &'a Span,
     window: Option<&'a [u8]>,
     surplus: bool,
+    /// What stands behind the last span.
+    pub tail: &'a [u8],
 }
 
 impl<'a> Decoded<'a> {
     /// Decodes a span; it has the length that the table states.
     pub(super) fn new(
         disk: &Disk,
+        span: SpanId,
         record: &'a Span,
         compressed: &'a [u8],
         window: Option<&'a [u8]>,
         decoder: &'a mut SpanDecoder,
     ) -> Result<Self, Lie> {
-        let (bytes, surplus) = match disk.spans().compression() {
+        let is_last = span.get().saturating_add(1) == disk.spans().count();
+        let (bytes, beyond, surplus) = match disk.spans().compression() {
             Compression::Uncompressed => {
                 let expected = length(record);
                 // the last span's bytes go on behind the tar's end
-                let bytes = usize::try_from(expected)
+                let (bytes, beyond) = usize::try_from(expected)
                     .ok()
-                    .and_then(|length| compressed.get(..length))
+                    .and_then(|length| compressed.split_at_checked(length))
                     .ok_or(Lie::Length {
                         expected,
                         found: compressed.len(),
                     })?;
-                (bytes, bytes.len() < compressed.len())
+                (bytes, beyond, !beyond.is_empty())
             }
             Compression::Gzip => {
-                decoder
-                    .decode(record, compressed, window)
-                    .map_err(Lie::Data)?;
-                (decoder.bytes(), decoder.surplus())
+                let decoded = match is_last {
+                    true => decoder.decode_beyond(record, compressed, window, MAX_TAIL + 1),
+                    false => decoder.decode(record, compressed, window),
+                };
+                decoded.map_err(Lie::Data)?;
+                (decoder.bytes(), decoder.beyond(), decoder.surplus())
             }
         };
         Ok(Self {
@@ -85,6 +109,11 @@ impl<'a> Decoded<'a> {
             record,
             window,
             surplus,
+            // one byte too many shows that it was cut
+            tail: match is_last {
+                true => &beyond[..beyond.len().min(MAX_TAIL + 1)],
+                false => &[],
+            },
         })
     }
 
@@ -129,14 +158,15 @@ impl<'a> Decoded<'a> {
     }
 }
 
-/// The reason that a disk is degraded for when it takes a span back.
-pub(super) fn taken_back(disk: &Disk, span: SpanId) -> Arc<Error> {
-    let context = format!(
-        "span {span} of layer {} is not what its table {} says",
-        disk.layer().digest,
-        disk.table()
-    );
-    Arc::new(Error::with_source(Kind::Corrupt, context, Lie::Disowned))
+/// The reason that a disk is degraded for when it takes a span back; without a span, all of them.
+pub(super) fn taken_back(disk: &Disk, span: Option<SpanId>, refutation: Refutation) -> Arc<Error> {
+    let (layer, table) = (disk.layer().digest, disk.table());
+    let what = match span {
+        Some(span) => format!("span {span} of layer {layer}"),
+        None => format!("layer {layer}"),
+    };
+    let context = format!("{what} is not what its table {table} says");
+    Arc::new(Error::with_source(Kind::Corrupt, context, refutation))
 }
 
 /// The bytes of the layer that a span has by its table.

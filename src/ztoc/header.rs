@@ -17,6 +17,18 @@ pub enum HeaderMismatch {
         /// Where the table says that the data starts.
         data_offset: u64,
     },
+    /// Entries lead there that the table does not have.
+    #[error("the zTOC leaves out an entry of the tar before {data_offset} of the layer")]
+    LeftOut {
+        /// Where the table says that the data starts.
+        data_offset: u64,
+    },
+    /// The tar goes on behind the table's last entry.
+    #[error("the tar goes on at {at} of the layer, and the zTOC ends there")]
+    Continued {
+        /// Where the last entry's data ends.
+        at: u64,
+    },
     /// The header says something else.
     #[error("the tar header before {data_offset} of the layer has another {field} than the zTOC")]
     Field {
@@ -39,8 +51,7 @@ pub fn check_header(
 ) -> Result<(), HeaderMismatch> {
     let data_offset = entry.data_offset.get();
     let mut reader = Reader::starting_at(start);
-    let header = last_header(&mut reader, entry.data_offset, before)
-        .ok_or(HeaderMismatch::NoHeader { data_offset })?;
+    let header = only_header(&mut reader, entry.data_offset, before)?;
     match difference(entry, header) {
         None => Ok(()),
         Some(field) => Err(HeaderMismatch::Field { data_offset, field }),
@@ -98,35 +109,69 @@ pub fn fingerprint(entry: &Entry) -> [u8; 16] {
 }
 
 /// The [`fingerprint`] of the header that leads to the data at `data_offset`; the other arguments as for [`check_header`]. `None`
-/// where no header leads there.
+/// where no header leads there, or several do.
 pub fn header_fingerprint(
     data_offset: LayerOffset,
     start: LayerOffset,
     before: &[u8],
 ) -> Option<[u8; 16]> {
     let mut reader = Reader::starting_at(start);
-    last_header(&mut reader, data_offset, before)
+    only_header(&mut reader, data_offset, before)
+        .ok()
         .filter(|header| header.sparse.is_none())
         .map(fingerprint)
 }
 
-/// The last entry in `before`, if its data starts at `data_offset`.
-fn last_header<'a>(
+/// Takes what stands behind the data of a table's last entry, piece by piece: no header is there.
+#[derive(Debug)]
+pub struct EndCheck {
+    reader: Reader,
+    start: LayerOffset,
+}
+
+impl EndCheck {
+    /// `start` is the end of the last entry's data, in whole blocks.
+    pub fn new(start: LayerOffset) -> Self {
+        Self {
+            reader: Reader::starting_at(start),
+            start,
+        }
+    }
+
+    /// Takes the next piece.
+    pub fn read(&mut self, mut piece: &[u8]) -> Result<(), HeaderMismatch> {
+        let at = self.start.get();
+        loop {
+            match self.reader.next(&mut piece) {
+                Ok(None) => return Ok(()),
+                Ok(Some(Event::End)) => {}
+                Ok(Some(_)) | Err(_) => return Err(HeaderMismatch::Continued { at }),
+            }
+        }
+    }
+}
+
+/// The one entry in `before`, if its data starts at `data_offset`.
+fn only_header<'a>(
     reader: &'a mut Reader,
     data_offset: LayerOffset,
     before: &[u8],
-) -> Option<&'a Entry> {
+) -> Result<&'a Entry, HeaderMismatch> {
+    let at = data_offset.get();
+    let none = || HeaderMismatch::NoHeader { data_offset: at };
     let mut rest = before;
     let mut found = None;
-    while let Some(event) = reader.next(&mut rest).ok()? {
-        if let Event::Entry { index } = event {
-            found = Some(index);
+    while let Some(event) = reader.next(&mut rest).map_err(|_| none())? {
+        if let Event::Entry { index } = event
+            && found.replace(index).is_some()
+        {
+            return Err(HeaderMismatch::LeftOut { data_offset: at });
         }
     }
-    reader
-        .entries()
-        .get(found?)
+    let header = found.and_then(|index| reader.entries().get(index));
+    header
         .filter(|header| header.data_offset == data_offset)
+        .ok_or_else(none)
 }
 
 /// What a zTOC can hold of a header's time.

@@ -38,7 +38,9 @@ use std::ops::Range;
 
 use crate::tar::Entry;
 
-pub use header::{HeaderMismatch, check_header, fingerprint, header_fingerprint, storable};
+pub use header::{
+    EndCheck, HeaderMismatch, check_header, fingerprint, header_fingerprint, storable,
+};
 pub use spans::{Span, SpanTable};
 pub use time::format as rfc3339;
 pub use write::{ZtocParts, write};

@@ -328,7 +328,7 @@ fn what_is_served_is_the_layers_disk() {
     let mountpoint = other.mountpoint("mnt");
     let attachment = other.attach(&image, &mountpoint, &[]);
     fs::read(mountpoint.join("f")).unwrap();
-    assert_eq!(other.list()[0]["state"], "complete");
+    other.wait_complete(&mountpoint);
     other.detach(&mountpoint);
     let layer = &attachment["layers"][0];
     let hex = |name: &str| {

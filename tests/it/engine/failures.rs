@@ -196,6 +196,7 @@ fn a_loop_device_needs_a_complete_disk() {
     // read once, it is complete
     host.attach(&layout.reference(""), &mountpoint, &[]);
     fs::read(mountpoint.join("f")).unwrap();
+    host.wait_complete(&mountpoint);
     host.detach(&mountpoint);
     let attachment = host.attach(&layout.reference(""), &mountpoint, &["--device", "loop"]);
     assert_eq!(attachment["layers"][0]["device"], "loop");
@@ -311,7 +312,7 @@ fn a_read_outlasts_a_registry_that_fails_for_a_while() {
     assert!(!reading.is_finished());
     registry.heal();
     assert_eq!(reading.join().unwrap().unwrap(), content);
-    assert_eq!(state()["state"], "complete");
+    host.wait_complete(&mountpoint);
     host.detach(&mountpoint);
     assert_eq!(host.left_over(), [""; 0]);
 }

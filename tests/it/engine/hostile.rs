@@ -1,12 +1,13 @@
 //! Images whose SOCI index lies.
 
-use std::{fs, os::unix::fs::MetadataExt, path::Path};
+use std::{fs, os::unix::fs::MetadataExt, path::Path, process::Command};
 
 use serde_json::{Value, json};
 use socinbd::{
     oci::{Digest, Packing},
     soci::build::{LayerIndexer, NoSink, Options},
-    tar::Entry,
+    tar::{Entry, EntryKind},
+    units::LayerOffset,
     ztoc::{self, Ztoc, ZtocParts},
 };
 
@@ -164,6 +165,84 @@ fn an_honest_image_with_the_layer_of_a_lying_index_is_right() {
         host.detach(&mountpoint);
     }
     assert_eq!(host.left_over(), [""; 0]);
+}
+
+/// An entry of no size behind all others.
+fn add(entries: &mut Vec<Entry>, kind: EntryKind, name: String, target: &str) {
+    let last = entries.last().unwrap();
+    entries.push(Entry {
+        name: name.into_bytes(),
+        kind,
+        linkname: target.as_bytes().to_vec(),
+        data_offset: LayerOffset(last.data_offset.get() + 512),
+        size: 0,
+        ..last.clone()
+    });
+}
+
+/// A table that costs little to write and would cost much to lay out: a gigabyte of address space and a minute of one core are enough to
+/// refuse it, and to unpack the layer without it.
+#[test]
+fn a_table_that_is_a_bomb_costs_no_more_than_the_layer() {
+    type Bomb = fn(&mut Vec<Entry>);
+    let bombs: [(&str, Bomb); 3] = [
+        ("the layer implies more than", |entries| {
+            for number in 0..2000 {
+                let path = format!("{number:03}/").repeat(1000);
+                add(entries, EntryKind::Fifo, path + "x", "");
+            }
+        }),
+        ("hard links; the limit is", |entries| {
+            for number in 0..70_000 {
+                add(entries, EntryKind::Hardlink, format!("l{number}"), "big");
+            }
+        }),
+        ("symlinks takes more than", |entries| {
+            for number in 0..39 {
+                // 800 steps each
+                let next = format!("{}s{}", "s39/../".repeat(400), number + 1);
+                add(entries, EntryKind::Symlink, format!("s{number}"), &next);
+            }
+            add(entries, EntryKind::Directory, "s39".to_owned(), "");
+            for number in 0..800 {
+                add(entries, EntryKind::Fifo, format!("s0/{number}"), "");
+            }
+        }),
+    ];
+    // as much layer as the entries would need
+    let tar = tar_of(&[("big", &vec![0; 40_000_000])]);
+    let blob = gzip(&tar);
+    for (why, bomb) in bombs {
+        let (_, lying) = ztocs(&blob, |entries| {
+            entries[0].size = 512;
+            add(entries, EntryKind::Fifo, "first".to_owned(), "");
+            entries[1].data_offset = LayerOffset(2048);
+            bomb(entries);
+        });
+        let layout = layout(&tar, &lying);
+        let host = Host::new();
+        let socket = host.mountpoint("run").join("nbd.sock");
+        let program = host.command(&[
+            "serve",
+            &layout.reference("latest"),
+            "--socket",
+            socket.to_str().unwrap(),
+            "--run",
+            "nbdinfo --size \"$uri\"",
+        ]);
+        let mut limited = Command::new("prlimit");
+        limited.args(["--as=1073741824", "--cpu=60", "--"]);
+        limited.arg(program.get_program()).args(program.get_args());
+        // the C library would reserve address space for each thread
+        let output = limited.env("MALLOC_ARENA_MAX", "1").output();
+        let output = output.expect("this test needs prlimit (util-linux)");
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{why}: {} {error}", output.status);
+        assert!(
+            error.contains("is not lazy") && error.contains(why),
+            "{why}: {error}"
+        );
+    }
 }
 
 #[test]

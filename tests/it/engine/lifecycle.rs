@@ -60,10 +60,6 @@ fn mount_options(mountpoint: &Path) -> String {
     line.split(' ').nth(5).unwrap().to_owned()
 }
 
-fn state(host: &Host) -> String {
-    host.list()[0]["state"].as_str().unwrap().to_owned()
-}
-
 /// A program that does nothing, and is ended when this is dropped.
 pub struct Sleeper(Child);
 
@@ -289,7 +285,7 @@ fn a_foreground_attachment_ends_with_its_process_or_its_mount() {
     for how in ["signal", "umount", "detach"] {
         let mut child = foreground(&host, &layout.reference(""), &mountpoint);
         assert_eq!(fs::read(mountpoint.join("hello")).unwrap(), b"hello\n");
-        assert_eq!(state(&host), "complete", "{how}");
+        host.wait_complete(&mountpoint);
         // it takes no other attachment
         let other = host.mountpoint("other");
         let error = host.fail(
@@ -363,6 +359,7 @@ fn list_shows_what_is_attached_and_how_much_of_it_is_here() {
     assert_eq!(a["index"]["version"], json!(1));
     assert_eq!(a["spans"], json!([0, 1]));
     fs::read(lazy.join("hello")).unwrap();
+    host.wait_complete(&lazy);
     let row = &by_place(&host)[lazy.to_str().unwrap()];
     assert_eq!(
         (&row["spans"], &row["state"]),

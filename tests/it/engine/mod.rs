@@ -107,6 +107,18 @@ impl Host {
         serde_json::from_str(&self.run(&["--json", "list"])).unwrap()
     }
 
+    /// Waits until all of what is attached there is present and has been checked.
+    pub fn wait_complete(&self, mountpoint: &Path) {
+        let is_complete = || {
+            let all = self.list();
+            let here = all
+                .iter()
+                .find(|it| it["mountpoint"] == *mountpoint.to_str().unwrap());
+            here.unwrap()["state"] == "complete"
+        };
+        crate::support::wait("the layers are checked", is_complete);
+    }
+
     /// The daemon's process, if one runs.
     pub fn daemon(&self) -> Option<u32> {
         let root = self.root();

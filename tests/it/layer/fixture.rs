@@ -23,7 +23,7 @@ use socinbd::{
     ztoc::{Span, SpanTable, Ztoc},
 };
 
-use crate::support::registry::Registry;
+use crate::support::{registry::Registry, until};
 
 pub const REPOSITORY: &str = "app";
 
@@ -335,10 +335,14 @@ pub fn range(start: u64, length: u64) -> Range<DiskOffset> {
     DiskOffset(start)..DiskOffset(start + length)
 }
 
-/// Makes everything present.
+/// Makes everything present, and waits until the layer has been checked.
 pub async fn complete(disk: &Arc<Disk>) {
     disk.make_present(range(0, disk.size())).await.unwrap();
-    assert!(disk.is_complete());
+    assert!(disk.is_full());
+    let ended = || disk.is_complete() || disk.check_error().is_some() || disk.degraded().is_some();
+    until("the layer is checked", ended).await;
+    let error = disk.check_error().or(disk.degraded());
+    assert!(disk.is_complete(), "{error:?}");
 }
 
 /// The disk is an ext4 file system without a fault, and holds these files.

@@ -16,7 +16,7 @@ use socinbd::{
 use super::fixture::{Lab, Layer, assert_holds, complete, read};
 
 /// The error that the import of this zTOC gives; nothing stays of it.
-async fn refused(lab: &Lab, table: Digest, ztoc: Vec<u8>) -> Error {
+pub async fn refused(lab: &Lab, table: Digest, ztoc: Vec<u8>) -> Error {
     let source = lab.source().await;
     let result = lab
         .store
@@ -127,7 +127,7 @@ async fn a_checkpoint_that_lies_is_found_when_its_span_is_decoded() {
 }
 
 /// A lab with a zTOC in place of the true one, and its disk.
-async fn lying(layer: Layer, ztoc: Vec<u8>) -> (Lab, Arc<Disk>) {
+pub async fn lying(layer: Layer, ztoc: Vec<u8>) -> (Lab, Arc<Disk>) {
     let mut lab = Lab::new(layer);
     lab.layer.table = Digest::of(&ztoc);
     lab.layer.ztoc = ztoc.into();
@@ -172,7 +172,7 @@ fn is_blank(disk: &Disk, range: &Range<DiskOffset>) -> bool {
 }
 
 /// The true table gives the true files, in the same store.
-async fn assert_honest(lab: &Lab, honest: &Layer) {
+pub async fn assert_honest(lab: &Lab, honest: &Layer) {
     let source = lab.source().await;
     let disk = lab
         .store
@@ -312,7 +312,7 @@ async fn offsets_that_are_moved_together_are_found_by_the_headers() {
 }
 
 /// The layer's zTOC with other entries.
-fn with_entries(layer: &Layer, change: impl FnOnce(&mut Vec<Entry>)) -> Vec<u8> {
+pub fn with_entries(layer: &Layer, change: impl FnOnce(&mut Vec<Entry>)) -> Vec<u8> {
     let parsed = Ztoc::parse(&layer.ztoc).unwrap();
     let mut entries = parsed.entries;
     change(&mut entries);

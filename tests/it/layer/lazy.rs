@@ -113,7 +113,7 @@ async fn a_sequential_reader_of_the_whole_costs_the_layer_once_in_few_requests()
         let length = (128 << 10).min(disk.size() - start);
         read(&disk, range(start, length)).await.unwrap();
     }
-    assert!(disk.is_complete());
+    complete(&disk).await;
     let (requests, bytes) = lab.fetched();
     assert!(bytes * 100 <= lab.layer.layer.size * 102, "{bytes} bytes");
     let spans = lab.layer.spans.spans.len() as u64;

@@ -1,5 +1,6 @@
 //! The layer's disk: fetched by span, or filled by a stream.
 
+mod check;
 mod failures;
 pub mod fixture;
 mod full;
@@ -7,4 +8,5 @@ mod hostile;
 mod lazy;
 mod restart;
 mod streamed;
+mod structure;
 mod whole;

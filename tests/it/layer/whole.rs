@@ -7,7 +7,7 @@ use socinbd::{
     units::DiskOffset,
 };
 
-use super::fixture::{Lab, Layer, Random, assert_holds, range, read};
+use super::fixture::{Lab, Layer, Random, assert_holds, complete, range, read};
 use crate::support::registry::{Fault, On, Times};
 
 fn lab(seed: u64) -> Lab {
@@ -56,7 +56,7 @@ async fn all_files_in_random_order_cost_the_layer_once_in_few_requests() {
             assert!(bytes == lab.layer.files[&path], "{path}");
         }
         reaches(&disk, Progress::Complete).await;
-        assert!(disk.is_complete());
+        complete(&disk).await;
         assert_holds(disk.path(), &lab.layer.files);
         let (requests, bytes) = lab.fetched();
         assert!(

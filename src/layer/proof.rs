@@ -1,0 +1,105 @@
+//! What is known of a table's truth: whether its layer has been checked as a whole, what that check still wants, and why spans were taken
+//! back.
+
+use std::{
+    collections::BTreeSet,
+    ops::Range,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use super::{rest::Rest, truth::Refutation};
+use crate::{error::Error, units::SpanId};
+
+/// What is known.
+pub(super) struct Proof {
+    is_verified: AtomicBool,
+    is_checking: AtomicBool,
+    /// Why the last check came to no end.
+    check_error: Mutex<Option<String>>,
+    /// Until the layer has been checked.
+    rest: Mutex<Option<Arc<Rest>>>,
+    /// Spans without anything of a file that have not come yet: only the check wants them.
+    bare: Mutex<BTreeSet<SpanId>>,
+    /// Why spans were taken back since the disk was opened.
+    refutations: Mutex<Vec<(Range<u32>, Refutation)>>,
+}
+
+impl Proof {
+    /// Without a rest the layer has been checked.
+    pub(super) fn new(rest: Option<Rest>, bare: BTreeSet<SpanId>) -> Self {
+        Self {
+            is_verified: AtomicBool::new(rest.is_none()),
+            is_checking: AtomicBool::new(false),
+            check_error: Mutex::default(),
+            rest: Mutex::new(rest.map(Arc::new)),
+            bare: Mutex::new(bare),
+            refutations: Mutex::default(),
+        }
+    }
+
+    pub(super) fn is_verified(&self) -> bool {
+        self.is_verified.load(Ordering::Acquire)
+    }
+
+    /// The layer has been checked: what was kept for that is let go.
+    pub(super) fn verified(&self) {
+        self.is_verified.store(true, Ordering::Release);
+        lock(&self.rest).take();
+    }
+
+    pub(super) fn check_error(&self) -> Option<String> {
+        lock(&self.check_error).clone()
+    }
+
+    /// Whether the caller is to check the layer now; [`Self::end_check`] must follow.
+    pub(super) fn begin_check(&self) -> bool {
+        !self.is_verified() && !self.is_checking.swap(true, Ordering::AcqRel)
+    }
+
+    /// The check has come to an end, or could not.
+    pub(super) fn end_check(&self, error: Option<&Error>) {
+        *lock(&self.check_error) = error.map(Error::report);
+        self.is_checking.store(false, Ordering::Release);
+    }
+
+    /// What of the layer is in no file; `None` once the layer has been checked.
+    pub(super) fn rest(&self) -> Option<Arc<Rest>> {
+        lock(&self.rest).clone()
+    }
+
+    /// The spans that only the check wants.
+    pub(super) fn bare(&self) -> BTreeSet<SpanId> {
+        lock(&self.bare).clone()
+    }
+
+    /// Whether it is one of [`Self::bare`].
+    pub(super) fn is_bare(&self, span: SpanId) -> bool {
+        lock(&self.bare).contains(&span)
+    }
+
+    /// A span has come.
+    pub(super) fn came(&self, span: SpanId) {
+        lock(&self.bare).remove(&span);
+    }
+
+    /// Notes why spans are taken back.
+    pub(super) fn refute(&self, spans: Range<u32>, refutation: Refutation) {
+        lock(&self.refutations).push((spans, refutation));
+    }
+
+    /// Why a span was taken back, if it was since the disk was opened.
+    pub(super) fn refutation(&self, span: SpanId) -> Option<Refutation> {
+        let refutations = lock(&self.refutations);
+        let of_it = refutations
+            .iter()
+            .rfind(|(spans, _)| spans.contains(&span.get()));
+        of_it.map(|(_, refutation)| refutation.clone())
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

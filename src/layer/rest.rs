@@ -1,0 +1,154 @@
+//! What of a layer is in no file: tar headers, padding, the data of entries that later ones replace, the tar's end.
+//!
+//! The disk has no place for it, and the layer's diff ID is over it. So it is kept in a file of its own, `rest`, packed in the layer's
+//! order, until the whole layer has been checked ([`super::check`]); then it goes. It is about a kilobyte for each entry.
+
+use std::{fs::File, io, os::unix::fs::FileExt as _};
+
+use super::spans::Spans;
+use crate::{
+    ext4::{DataRegion, RegionTable},
+    units::{LayerOffset, SpanId},
+};
+
+/// What may stand behind the layer's last span: padding that the table does not count. GNU tar fills up to 10 KiB.
+pub(super) const MAX_TAIL: usize = 1 << 20;
+
+/// The file, and where in it the spans' parts are.
+pub(super) struct Rest {
+    file: File,
+    /// Where each span's part starts; and the end of the last one, behind which there is the tail.
+    starts: Box<[u64]>,
+}
+
+impl Rest {
+    pub(super) fn new(file: File, spans: &Spans, regions: &RegionTable) -> Self {
+        let mut packed = Packed::new(all(regions));
+        let spans = (0..spans.count()).map(|span| spans.uncompressed(SpanId(span)));
+        let mut end = LayerOffset(0);
+        let mut starts: Vec<u64> = spans
+            .map(|bytes| {
+                end = bytes.end;
+                packed.place(bytes.start)
+            })
+            .collect();
+        starts.push(packed.place(end));
+        Self {
+            file,
+            starts: starts.into(),
+        }
+    }
+
+    /// Keeps what of a span's bytes no region has; `tail` is what stands behind the last span.
+    pub(super) fn write(
+        &self,
+        span: SpanId,
+        start: LayerOffset,
+        bytes: &[u8],
+        regions: impl Iterator<Item = DataRegion>,
+        tail: &[u8],
+    ) -> io::Result<()> {
+        let end = LayerOffset(start.get().saturating_add(bytes.len() as u64));
+        let mut rest = Vec::new();
+        let mut position = 0;
+        for region in regions {
+            let Some(part) = region.clip_layer(&(start..end)) else {
+                continue;
+            };
+            // inside `bytes`, for it is clipped to them
+            let from = (part.layer.start.get() - start.get()) as usize;
+            rest.extend_from_slice(&bytes[position..from]);
+            position = (part.layer.end.get() - start.get()) as usize;
+        }
+        rest.extend_from_slice(&bytes[position..]);
+        rest.extend_from_slice(tail);
+        self.file
+            .write_all_at(&rest, self.starts[span.get() as usize])
+    }
+
+    pub(super) fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    /// Bytes of the file; once the last span has come, with the tail.
+    pub(super) fn length(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+
+    /// Bytes of the tail; the last span has come.
+    pub(super) fn tail(&self) -> io::Result<u64> {
+        let end = self.starts.last().copied().unwrap_or(0);
+        Ok(self.length()?.saturating_sub(end))
+    }
+
+    /// Reads bytes that stand at this place in the file; see [`Packed`].
+    pub(super) fn read(&self, place: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(buffer, place)
+    }
+}
+
+/// All regions.
+pub(super) fn all(regions: &RegionTable) -> impl Iterator<Item = DataRegion> {
+    regions.in_layer(&(LayerOffset(0)..LayerOffset(u64::MAX)))
+}
+
+/// Places in the file for offsets in the layer, which must ascend.
+pub(super) struct Packed<I> {
+    regions: I,
+    current: Option<DataRegion>,
+    /// Bytes of the regions before the current one.
+    data: u64,
+}
+
+impl<I: Iterator<Item = DataRegion>> Packed<I> {
+    /// `regions` are all, as [`all`] gives them.
+    pub(super) fn new(mut regions: I) -> Self {
+        Self {
+            current: regions.next(),
+            regions,
+            data: 0,
+        }
+    }
+
+    /// The place of the first byte at or behind `offset` that is in no region.
+    pub(super) fn place(&mut self, offset: LayerOffset) -> u64 {
+        while let Some(region) = self.current.take_if(|it| it.layer.end <= offset) {
+            self.data += region.length();
+            self.current = self.regions.next();
+        }
+        let inside = self.current.as_ref().map_or(0, |region| {
+            offset.get().saturating_sub(region.layer.start.get())
+        });
+        // regions do not overlap: no more of them are before an offset than it has bytes before it
+        offset.get() - self.data - inside
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::DiskOffset;
+
+    fn regions() -> Vec<DataRegion> {
+        let region = |disk: u64, layer: u64, length| {
+            DataRegion::new(DiskOffset(disk), LayerOffset(layer), length).unwrap()
+        };
+        vec![
+            region(4096, 512, 100),
+            region(8192, 1536, 4000),
+            region(12288, 5536, 8),
+        ]
+    }
+
+    #[test]
+    fn places_count_what_no_region_has() {
+        let regions = regions();
+        let mut slow = 0;
+        let mut packed = Packed::new(regions.iter().cloned());
+        for offset in 0..6000 {
+            assert_eq!(packed.place(LayerOffset(offset)), slow, "{offset}");
+            let inside = |region: &DataRegion| region.layer.contains(&LayerOffset(offset));
+            slow += u64::from(!regions.iter().any(inside));
+        }
+    }
+}
