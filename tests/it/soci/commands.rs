@@ -913,3 +913,44 @@ fn a_file_is_printed_as_the_mounted_image_would_have_it() {
         0
     );
 }
+
+/// Two hosts that use one v2 reference while its v1 index is deleted, replaced or pushed again get the same index.
+#[test]
+fn what_happens_to_a_v1_index_changes_nothing_for_v2() {
+    let (made, images) = multi();
+    let registry = Registry::start();
+    registry.add_layout("app", made.path()).unwrap();
+    let image = registry.reference("app:1");
+    let converted = registry.reference("app:1-soci");
+    let options = ["--platform", "linux/amd64"];
+    let host = Host::new();
+    let v1 = create(&host, &image, &[&options[..], &["--push"]].concat());
+    host.run(&[&["convert", &image, &converted][..], &SMALL, &options].concat());
+    let index_of = || {
+        let found = json_of(
+            &Host::new(),
+            &[&["inspect", &converted][..], &options].concat(),
+        );
+        assert_eq!(found["index"]["version"], 2);
+        found["index"]["digest"].clone()
+    };
+    let first = index_of();
+    let v1: Digest = v1["index"].as_str().unwrap().parse().unwrap();
+    registry.remove("app", &v1);
+    assert_eq!(index_of(), first);
+    create(
+        &Host::new(),
+        &image,
+        &[&options[..], &["--push", "--optimizations", "xattr"]].concat(),
+    );
+    assert_eq!(index_of(), first);
+    // one that claims to belong to the converted image itself
+    let found = json_of(&host, &[&["inspect", &converted][..], &options].concat());
+    let manifest: Digest = found["manifest"].as_str().unwrap().parse().unwrap();
+    assert_ne!(manifest, images[0]);
+    let by_digest = registry.reference(&format!("app@{manifest}"));
+    let error = host.fail(&["index", "push", &by_digest], 3);
+    assert!(error.contains("(v2)"), "{error}");
+    create(&host, &by_digest, &["--push", "--force"]);
+    assert_eq!(index_of(), first);
+}

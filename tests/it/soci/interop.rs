@@ -11,11 +11,14 @@ use serde_json::Value;
 use socinbd::{
     engine::{
         Image,
+        convert::{self, ConvertOptions, Platforms},
         create::{self, CreateOptions},
         discovery::{self, IndexChoice, Origin, SociIndex},
         local::LocalIndexes,
+        promote, push,
     },
     layer::Store,
+    source::{Access, Destination},
 };
 use tempfile::TempDir;
 
@@ -24,6 +27,7 @@ use super::{
     open, run,
 };
 use crate::layer::fixture::{Files, assert_holds, complete, files, tar};
+use crate::support::docker_registry::DockerRegistry;
 
 /// What AWS's tool says that its indexes are made by.
 const AWS_BUILD_TOOL: &str = "AWS SOCI CLI v0.2";
@@ -271,5 +275,164 @@ fn each_reads_the_other_s_index_in_the_local_root() {
         // and it is the one that ours writes under its name
         let same = make(&image, again.path(), AWS_BUILD_TOOL).await;
         assert_eq!(same.index, index.digest);
+    });
+}
+
+/// Two conversions of one layout, theirs and ours, and each converted again by the other.
+#[test]
+fn each_converts_as_the_other_and_takes_the_others_for_converted() {
+    let Some(soci) = soci() else {
+        return;
+    };
+    let (made, _) = image();
+    let folder = TempDir::new().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let theirs = |from: &Path, to: &str| -> Value {
+        output(
+            Command::new(&soci)
+                .env("TZ", "UTC")
+                .args(["--root"])
+                .arg(at(&format!("{to}.root")))
+                .args(["convert", "--standalone", "--format", "oci-dir"])
+                .args(["--min-layer-size", "0", "--span-size"])
+                .arg(SPAN_SIZE.to_string())
+                .args(["--platform", "linux/amd64"])
+                .arg(from)
+                .arg(at(to)),
+        );
+        let index = std::fs::read(at(to).join("index.json")).unwrap();
+        let index: Value = serde_json::from_slice(&index).unwrap();
+        index["manifests"][0]["digest"].clone()
+    };
+    let ours = |from: &Path, to: &str| -> Value {
+        let options = ConvertOptions {
+            create: CreateOptions {
+                span_size: SPAN_SIZE,
+                min_layer_size: 0,
+                build_tool: AWS_BUILD_TOOL.to_owned(),
+                ..CreateOptions::default()
+            },
+            platforms: Platforms::These(vec!["linux/amd64".parse().unwrap()]),
+            ..ConvertOptions::default()
+        };
+        let (from, to) = (
+            format!("oci:{}", from.display()),
+            format!("oci:{}", at(to).display()),
+        );
+        let report = run(async {
+            let source = open(&from).await.unwrap();
+            let to = Destination::open(&to.parse().unwrap(), &Access::default())
+                .await
+                .unwrap();
+            let local = LocalIndexes::open(&at("ours.root")).unwrap();
+            convert::convert(&source, &to, &options, &local, &|_, _, _| {})
+                .await
+                .unwrap()
+        });
+        report.digest.to_string().into()
+    };
+    let one = theirs(made.path(), "theirs");
+    assert_eq!(ours(made.path(), "ours"), one);
+    assert_eq!(theirs(&at("ours"), "again-theirs"), one);
+    assert_eq!(ours(&at("theirs"), "again-ours"), one);
+}
+
+/// Their `push` sends an index that ours made to a registry without the referrers API, and ours finds it there; and the reverse.
+#[test]
+fn each_pushes_what_the_other_made() {
+    if soci().is_none() {
+        return;
+    }
+    let (made, layers) = image();
+    let registry = DockerRegistry::start();
+    let containerd = Containerd::start();
+    let archive = made.packed("");
+    let path = archive.path().to_str().unwrap().to_owned();
+    let name = format!("{}/lab/x", registry.host);
+    output(&mut containerd.ctr(&[
+        "images",
+        "import",
+        "--no-unpack",
+        "--base-name",
+        &name,
+        &path,
+    ]));
+    let tagged = format!("{name}:x");
+    // the image itself
+    run(async {
+        let source = open(&made.reference("x")).await.unwrap();
+        let to = Destination::open(&tagged.parse().unwrap(), &Access::default())
+            .await
+            .unwrap();
+        promote::copy(&source, &to, &Default::default())
+            .await
+            .unwrap();
+    });
+    let [ours, theirs] = [(); 2].map(|()| TempDir::new().unwrap());
+    let platform = ["--platform", "linux/amd64"];
+
+    // made by ours, pushed by theirs
+    let reference = format!("oci-archive:{path}:x");
+    let image = run(resolve(&reference));
+    let report = run(make(&image, ours.path(), "socinbd"));
+    containerd.soci(ours.path(), &["rebuild-db"]);
+    containerd.soci(
+        ours.path(),
+        &[&["push", "--plain-http"][..], &platform, &[&tagged]].concat(),
+    );
+    run(async {
+        let image = resolve(&tagged).await;
+        let index = find(&image, theirs.path()).await;
+        assert_eq!(
+            (index.digest, index.origin),
+            (report.index, Origin::Referrer)
+        );
+        assert_reads(&image, &tagged, &index, &layers).await;
+    });
+
+    // made by theirs, pushed by ours: their content store is a layout as the local root's is
+    let span_size = SPAN_SIZE.to_string();
+    containerd.soci(
+        theirs.path(),
+        &[
+            &[
+                "create",
+                "--force",
+                "--min-layer-size",
+                "0",
+                "--span-size",
+                &span_size,
+            ][..],
+            &platform,
+            &[&tagged],
+        ]
+        .concat(),
+    );
+    run(async {
+        let image = resolve(&tagged).await;
+        let source = open(&tagged).await.unwrap();
+        let to = Destination::open(&tagged.parse().unwrap(), &Access::default())
+            .await
+            .unwrap();
+        let local = LocalIndexes::open(theirs.path()).unwrap();
+        let options = push::PushOptions {
+            platforms: Platforms::These(vec!["linux/amd64".parse().unwrap()]),
+            ..Default::default()
+        };
+        let report = push::push(&source, &to, &options, &local).await.unwrap();
+        assert_eq!(report.images[0].outcome, "pushed");
+        assert_eq!(
+            report.warnings.len(),
+            1,
+            "ours is there: {:?}",
+            report.warnings
+        );
+        let index = find(&image, ours.path()).await;
+        assert_eq!(
+            Some(index.digest),
+            report.images[0].index,
+            "the newest counts"
+        );
+        assert_reads(&image, &tagged, &index, &layers).await;
     });
 }

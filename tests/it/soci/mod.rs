@@ -9,6 +9,7 @@ mod image;
 mod interop;
 mod layout;
 pub mod make;
+mod pipeline;
 
 /// Runs async code in a test, on a runtime of its own.
 fn run<T>(work: impl Future<Output = T>) -> T {
