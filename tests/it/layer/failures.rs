@@ -95,6 +95,29 @@ async fn a_registry_is_not_asked_before_the_time_that_it_names() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_will_be_the_same_is_believed_soon_and_the_next_read_asks_anew() {
+    let waits = Options {
+        io_timeout: None,
+        ..Options::default()
+    };
+    let lab = Lab::with_options(Layer::new(20), waits);
+    let disk = lab.disk().await;
+    for (status, kind) in [(404, Kind::NotFound), (403, Kind::Unauthorized)] {
+        lab.registry.reset_counters();
+        lab.registry
+            .fail(On::Data, Fault::status(status), Times::UntilHealed);
+        let error = read(&disk, lab.layer.place("data/001")).await.unwrap_err();
+        assert_eq!(error.kind(), kind, "{}", error.report());
+        assert_eq!(lab.fetched().0, 3);
+        assert_eq!(disk.degraded(), Some(error.report()));
+        lab.registry.heal();
+    }
+    let bytes = read(&disk, lab.layer.place("data/001")).await.unwrap();
+    assert!(bytes == lab.layer.files["data/001"]);
+    assert_eq!(disk.degraded(), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn bytes_that_stay_wrong_are_an_error_and_a_reason() {
     let lab = Lab::new(Layer::new(21));
     let disk = lab.disk().await;
