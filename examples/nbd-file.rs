@@ -16,8 +16,8 @@ use std::{
 use futures_util::future::BoxFuture;
 use socinbd::{
     error::Error,
-    layer::Allocation,
-    nbd::{Export, Exports, Limits, Server},
+    layer::{Allocation, ServedDisk},
+    nbd::{Exports, Limits, Server},
     units::DiskOffset,
 };
 
@@ -26,7 +26,7 @@ struct Plain {
     size: u64,
 }
 
-impl Export for Plain {
+impl ServedDisk for Plain {
     fn size(&self) -> u64 {
         self.size
     }

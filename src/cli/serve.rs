@@ -16,6 +16,7 @@ use super::{
 use crate::{
     engine::{Disks, disks::OpenedLayer},
     error::{Error, Kind, Result, ResultExt},
+    layer::ServedDisk,
     nbd,
 };
 
@@ -89,7 +90,7 @@ impl Serve {
             table.add(
                 disk.layer().digest.to_string(),
                 format!("a layer of {}", self.image.image),
-                Arc::clone(disk) as Arc<dyn nbd::Export>,
+                Arc::clone(disk) as Arc<dyn ServedDisk>,
             )?;
         }
         let (table, runtime, limits) = (

@@ -26,6 +26,7 @@ mod proof;
 mod readahead;
 mod rest;
 mod scatter;
+mod served;
 mod sources;
 mod spans;
 mod state;
@@ -41,6 +42,7 @@ mod windows;
 
 pub use disk::Disk;
 pub use health::Reason;
+pub use served::ServedDisk;
 pub use store::{Options, Store, StoredDisk};
 
 use crate::oci::{Digest, Packing};

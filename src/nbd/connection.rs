@@ -5,12 +5,13 @@ use std::{io, os::unix::net::UnixStream, sync::Arc, time::Duration};
 use tokio::runtime::Handle;
 
 use super::{
-    export::{Export, Exports, Shared},
+    export::{Exports, Shared},
     handshake::{self, Session},
     protocol::options::Malformed,
     stream::Stream,
     transmission::Transmission,
 };
+use crate::layer::ServedDisk;
 
 /// How long a client may take from connecting to the transmission.
 pub(super) const HANDSHAKE_LIMIT: Duration = Duration::from_secs(30);
@@ -118,7 +119,7 @@ pub(super) fn serve(
 /// The driver has to be told the export's size and [`TRANSMISSION_FLAGS`](super::TRANSMISSION_FLAGS).
 pub fn transmission(
     stream: UnixStream,
-    export: Arc<dyn Export>,
+    export: Arc<dyn ServedDisk>,
     runtime: &Handle,
 ) -> Result<(), ConnectionError> {
     let stream = Stream::from(stream);

@@ -4,13 +4,10 @@ use std::{ops::Range, sync::Arc};
 
 use tokio::runtime::Handle;
 
-use super::{
-    export::Export,
-    protocol::{BlockDescriptor, NBD_STATE_HOLE, NBD_STATE_ZERO},
-};
+use super::protocol::{BlockDescriptor, NBD_STATE_HOLE, NBD_STATE_ZERO};
 use crate::{
     error::{Error, Kind},
-    layer::Allocation,
+    layer::{Allocation, ServedDisk},
     units::DiskOffset,
 };
 
@@ -47,7 +44,7 @@ pub(super) enum Failure {
 
 /// Where the data of replies comes from.
 pub(super) struct Source<'a> {
-    pub(super) export: &'a Arc<dyn Export>,
+    pub(super) export: &'a Arc<dyn ServedDisk>,
     pub(super) runtime: &'a Handle,
 }
 
@@ -115,7 +112,7 @@ impl Source<'_> {
 ///
 /// What is absent is data that has not come yet, not a hole: a client that took it for one would read zeroes.
 pub(super) fn status(
-    export: &dyn Export,
+    export: &dyn ServedDisk,
     range: Range<DiskOffset>,
     limit: usize,
 ) -> Vec<BlockDescriptor> {

@@ -1,81 +1,23 @@
-//! What is exported: the view of a disk that the transmission needs, and the names under which clients ask for it.
+//! What is exported, and the names under which clients ask for it.
 
-use std::{io, ops::Range, sync::Arc};
+use std::sync::Arc;
 
-use futures_util::future::BoxFuture;
 use tokio::sync::Semaphore;
 
 use super::{counters::Counters, protocol::MAX_STRING};
 use crate::{
     error::{Error, Kind, Result},
-    layer::{Allocation, Disk},
-    units::DiskOffset,
+    layer::ServedDisk,
 };
 
 /// `NBD_CMD_CACHE` requests that may be at work at one time over all connections. It is a hint: what goes beyond is left undone.
 const MAX_PREFETCHES: usize = 64;
 
-/// A disk as the transmission sees it.
-pub trait Export: Send + Sync + 'static {
-    /// Bytes of the disk; does not change.
-    fn size(&self) -> u64;
-
-    /// Whether a read of this range needs no fetch. Called for every request: cheap, and does not block.
-    fn is_present(&self, range: Range<DiskOffset>) -> bool;
-
-    /// Reads a range that is present. May block on the local disk, not on the network.
-    fn read_present(&self, offset: DiskOffset, buffer: &mut [u8]) -> io::Result<()>;
-
-    /// As [`Export::read_present`] where that need not wait for the local disk; false where it must, and then nothing is read. An
-    /// export may begin the reading with this, so that the waits of several overlap.
-    fn try_read_present(&self, offset: DiskOffset, buffer: &mut [u8]) -> io::Result<bool> {
-        self.read_present(offset, buffer).map(|()| true)
-    }
-
-    /// Makes a range present. Dropped when nobody waits any more.
-    fn make_present(
-        self: Arc<Self>,
-        range: Range<DiskOffset>,
-    ) -> BoxFuture<'static, Result<(), Arc<Error>>>;
-
-    /// The extents of a range, in order, none empty, together as long as the range.
-    fn allocation(&self, range: Range<DiskOffset>) -> Vec<(u64, Allocation)>;
-}
-
-impl Export for Disk {
-    fn size(&self) -> u64 {
-        Disk::size(self)
-    }
-
-    fn is_present(&self, range: Range<DiskOffset>) -> bool {
-        Disk::is_present(self, range)
-    }
-
-    fn read_present(&self, offset: DiskOffset, buffer: &mut [u8]) -> io::Result<()> {
-        Disk::read_present(self, offset, buffer)
-    }
-
-    fn try_read_present(&self, offset: DiskOffset, buffer: &mut [u8]) -> io::Result<bool> {
-        Disk::try_read_present(self, offset, buffer)
-    }
-
-    fn make_present(
-        self: Arc<Self>,
-        range: Range<DiskOffset>,
-    ) -> BoxFuture<'static, Result<(), Arc<Error>>> {
-        Box::pin(async move { Disk::make_present(&self, range).await })
-    }
-
-    fn allocation(&self, range: Range<DiskOffset>) -> Vec<(u64, Allocation)> {
-        Disk::allocation(self, range)
-    }
-}
-
 /// One export with its names.
 pub(super) struct Named {
     pub(super) name: String,
     pub(super) description: String,
-    pub(super) export: Arc<dyn Export>,
+    pub(super) export: Arc<dyn ServedDisk>,
 }
 
 /// The exports of a server, in the order of the image's layers.
@@ -110,7 +52,7 @@ impl Exports {
     }
 
     /// The export of one disk under the empty name and `0`.
-    pub fn single(export: Arc<dyn Export>) -> Self {
+    pub fn single(export: Arc<dyn ServedDisk>) -> Self {
         let mut exports = Self::new();
         exports.list.push(Named {
             name: String::new(),
@@ -126,7 +68,7 @@ impl Exports {
         &mut self,
         name: impl Into<String>,
         description: impl Into<String>,
-        export: Arc<dyn Export>,
+        export: Arc<dyn ServedDisk>,
     ) -> Result<()> {
         let (name, description) = (name.into(), description.into());
         if [&name, &description]

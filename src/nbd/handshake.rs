@@ -11,13 +11,14 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::{
     MAX_PAYLOAD, TRANSMISSION_FLAGS,
     connection::ConnectionError,
-    export::{Export, Exports, Named},
+    export::{Exports, Named},
     protocol::{
         options::{InfoRequest, Malformed, MetaContextRequest, text},
         *,
     },
     stream::Stream,
 };
+use crate::layer::ServedDisk;
 
 /// Bytes of option data that are read. The longest that makes sense are a name and a few queries.
 const MAX_OPTION_DATA: u32 = 16 << 10;
@@ -30,7 +31,7 @@ pub(super) const ALLOCATION_CONTEXT: u32 = 1;
 
 /// What was agreed on.
 pub(super) struct Session {
-    pub(super) export: Arc<dyn Export>,
+    pub(super) export: Arc<dyn ServedDisk>,
     /// Replies to reads are structured.
     pub(super) structured: bool,
     /// `base:allocation` was chosen for this export.

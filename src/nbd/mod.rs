@@ -26,7 +26,7 @@ mod transmission;
 pub use self::{
     connection::{ConnectionError, serve_connection, transmission},
     counters::{Counters, Counts},
-    export::{Export, Exports},
+    export::Exports,
     server::{Address, Limits, Server},
     stream::Stream,
 };

@@ -8,14 +8,13 @@
 mod protocol;
 
 use std::{
-    io::{self, IoSlice},
+    io::IoSlice,
     ops::Range,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     sync::Arc,
     thread::JoinHandle,
 };
 
-use futures_util::future::BoxFuture;
 use rustix::{
     event::{EventfdFlags, PollFd, PollFlags, eventfd, poll},
     fs::{CWD, Mode, OFlags, openat},
@@ -32,47 +31,11 @@ use self::protocol::{
     KERNEL_VERSION, OpenOut, OutHeader, ReadIn, StatfsOut,
 };
 use crate::{
-    error::{Error, Kind, Result, ResultExt},
+    error::{Kind, Result, ResultExt},
     kernel::mount::FsContext,
-    layer::Disk,
+    layer::ServedDisk,
     units::DiskOffset,
 };
-
-/// What is served.
-pub trait FuseDisk: Send + Sync + 'static {
-    /// Its size in bytes.
-    fn size(&self) -> u64;
-    /// Whether a read of this range needs no fetch. Cheap.
-    fn is_present(&self, range: Range<DiskOffset>) -> bool;
-    /// Reads a range that is present.
-    fn read_present(&self, offset: DiskOffset, buffer: &mut [u8]) -> io::Result<()>;
-    /// Makes a range present.
-    fn make_present(
-        self: Arc<Self>,
-        range: Range<DiskOffset>,
-    ) -> BoxFuture<'static, Result<(), Arc<Error>>>;
-}
-
-impl FuseDisk for Disk {
-    fn size(&self) -> u64 {
-        Disk::size(self)
-    }
-
-    fn is_present(&self, range: Range<DiskOffset>) -> bool {
-        Disk::is_present(self, range)
-    }
-
-    fn read_present(&self, offset: DiskOffset, buffer: &mut [u8]) -> io::Result<()> {
-        Disk::read_present(self, offset, buffer)
-    }
-
-    fn make_present(
-        self: Arc<Self>,
-        range: Range<DiskOffset>,
-    ) -> BoxFuture<'static, Result<(), Arc<Error>>> {
-        Box::pin(async move { Disk::make_present(&self, range).await })
-    }
-}
 
 /// Threads that take requests of one file: a copy of present data keeps one busy for a moment.
 const THREADS: usize = 2;
@@ -132,7 +95,7 @@ impl Drop for Server {
 }
 
 /// Serves a disk as a file. `name` is what the mount table of a debugger would show. Fetches run on `runtime`.
-pub fn serve(disk: Arc<dyn FuseDisk>, name: &str, runtime: &Handle) -> Result<FuseFile> {
+pub fn serve(disk: Arc<dyn ServedDisk>, name: &str, runtime: &Handle) -> Result<FuseFile> {
     let device = openat(
         CWD,
         "/dev/fuse",
@@ -165,7 +128,7 @@ pub fn serve(disk: Arc<dyn FuseDisk>, name: &str, runtime: &Handle) -> Result<Fu
     Ok(FuseFile { file, server })
 }
 
-fn start(device: Arc<OwnedFd>, disk: Arc<dyn FuseDisk>, runtime: &Handle) -> Result<Server> {
+fn start(device: Arc<OwnedFd>, disk: Arc<dyn ServedDisk>, runtime: &Handle) -> Result<Server> {
     let stop =
         eventfd(0, EventfdFlags::CLOEXEC).or_kind(Kind::Io, || "making an eventfd".into())?;
     let mut server = Server {
@@ -191,7 +154,7 @@ fn start(device: Arc<OwnedFd>, disk: Arc<dyn FuseDisk>, runtime: &Handle) -> Res
 struct Worker {
     device: Arc<OwnedFd>,
     stop: Arc<OwnedFd>,
-    disk: Arc<dyn FuseDisk>,
+    disk: Arc<dyn ServedDisk>,
     runtime: Handle,
 }
 
@@ -358,7 +321,7 @@ fn init_out(init: &InitIn) -> InitOut {
 fn read_and_reply(
     device: &OwnedFd,
     unique: u64,
-    disk: &dyn FuseDisk,
+    disk: &dyn ServedDisk,
     range: Range<DiskOffset>,
     data: &mut Vec<u8>,
 ) {

@@ -13,10 +13,11 @@ use futures_util::future::BoxFuture;
 use socinbd::{
     error::{Error, Kind},
     kernel::{
-        fuse::{self, FuseDisk},
+        fuse,
         loopdev::{self, LoopOptions},
         mount,
     },
+    layer::{Allocation, ServedDisk},
     units::DiskOffset,
 };
 use tokio::{runtime::Runtime, sync::watch};
@@ -42,7 +43,7 @@ impl MemoryDisk {
     }
 }
 
-impl FuseDisk for MemoryDisk {
+impl ServedDisk for MemoryDisk {
     fn size(&self) -> u64 {
         self.data.len() as u64
     }
@@ -74,6 +75,10 @@ impl FuseDisk for MemoryDisk {
             }
             Ok(())
         })
+    }
+
+    fn allocation(&self, _: Range<DiskOffset>) -> Vec<(u64, Allocation)> {
+        unreachable!("FUSE does not ask")
     }
 }
 

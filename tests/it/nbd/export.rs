@@ -12,8 +12,8 @@ use std::{
 use futures_util::future::BoxFuture;
 use socinbd::{
     error::{Error, Kind},
-    layer::Allocation,
-    nbd::{Address, Export, Exports, Limits, Server},
+    layer::{Allocation, ServedDisk},
+    nbd::{Address, Exports, Limits, Server},
     units::DiskOffset,
 };
 use tokio::{runtime::Runtime, sync::watch};
@@ -102,7 +102,7 @@ impl Memory {
     }
 }
 
-impl Export for Memory {
+impl ServedDisk for Memory {
     fn size(&self) -> u64 {
         self.data.len() as u64
     }
@@ -191,7 +191,7 @@ impl Served {
     /// One export, with the empty name.
     pub(super) fn one(export: &Arc<Memory>) -> Self {
         Self::new(
-            Exports::single(Arc::clone(export) as Arc<dyn Export>),
+            Exports::single(Arc::clone(export) as Arc<dyn ServedDisk>),
             Limits::default(),
         )
     }
