@@ -9,7 +9,7 @@ use super::{Global, ImageArgs, IndexArgs, absolute, output};
 use crate::{
     compact::Table,
     engine::{
-        Process, UsedIndex,
+        UsedIndex,
         compact::CompactIndex,
         describe::{self, Description},
         discovery::{self, Origin, SociIndex},
@@ -18,7 +18,7 @@ use crate::{
     },
     error::{Kind, Result, ResultExt},
     layer::LayerBlob,
-    oci::{Digest, Packing},
+    oci::{Digest, Packing, Process},
     source::Source,
     tar::Entry,
     ztoc::{SpanTable, Ztoc},
@@ -32,7 +32,7 @@ use crate::{
 #[command(after_help = "Examples:\n\
 \x20 socinbd inspect nginx:1.27\n\
 \x20 socinbd inspect oci:./app:latest --json")]
-pub struct Inspect {
+pub(super) struct Inspect {
     #[command(flatten)]
     image: ImageArgs,
     #[command(flatten)]
@@ -97,7 +97,7 @@ struct TableReport {
 }
 
 impl Inspect {
-    pub async fn run(self, global: &Global) -> Result<ExitCode> {
+    pub(super) async fn run(self, global: &Global) -> Result<ExitCode> {
         let source = Source::open(&self.image.image, &self.image.access.access()?).await?;
         let described = describe::describe(&source).await?;
         if !described.is_image {
@@ -145,7 +145,7 @@ impl Inspect {
             reference: image.source.reference().to_string(),
             manifest: image.digest,
             platform: image.platform.to_string(),
-            config: Process::of(&image.config),
+            config: image.config.process.clone(),
             index: index.as_ref().map(UsedIndex::of),
             compact_index: compact.as_ref().map(|compact| CompactReport {
                 digest: compact.digest,

@@ -18,7 +18,6 @@ use super::{
     devices::Device,
     disks::{Events, LAYERS_AT_ONCE},
     mount_source,
-    process::Process,
     records::Records,
     remove_tree,
     request::{AttachRequest, AttachedLayer, Attachment, Basis, UsedIndex},
@@ -80,7 +79,7 @@ impl Engine {
             compact_index: opened.compact.as_ref().map(|compact| compact.digest),
             mountpoint: request.mountpoint.clone(),
             writable: request.writable,
-            process: Process::of(&opened.image.config),
+            process: opened.image.config.process,
             layers: devices
                 .iter()
                 .zip(opened.layers)

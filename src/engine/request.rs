@@ -4,12 +4,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{
-    discovery::{IndexChoice, SociIndex},
-    process::Process,
-};
+use super::discovery::{IndexChoice, SociIndex};
 use crate::{
-    oci::{Digest, Platform, Reference},
+    oci::{Digest, Platform, Process, Reference},
     source::Access,
 };
 

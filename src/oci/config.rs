@@ -6,30 +6,20 @@
 use serde::Deserialize;
 
 use super::{
-    Digest, Platform,
+    Digest, Platform, Process,
     artifact::What,
     manifest::{Error, MAX_CONFIG_BYTES, bounded},
 };
 
-/// What an image says of its layers and its program. Strings and lists that are not there are empty.
+/// What an image says of its layers and its program.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ImageConfig {
     /// What it runs on; none where the configuration names no architecture.
     pub platform: Option<Platform>,
     /// Digests of the uncompressed layers, the lowest first.
     pub diff_ids: Vec<Digest>,
-    /// `Entrypoint`.
-    pub entrypoint: Vec<String>,
-    /// `Cmd`.
-    pub cmd: Vec<String>,
-    /// `Env`.
-    pub env: Vec<String>,
-    /// `User`.
-    pub user: String,
-    /// `WorkingDir`.
-    pub working_dir: String,
-    /// `StopSignal`.
-    pub stop_signal: String,
+    /// Its program.
+    pub process: Process,
 }
 
 #[derive(Deserialize)]
@@ -86,12 +76,14 @@ impl ImageConfig {
         Ok(Self {
             platform,
             diff_ids,
-            entrypoint: config.entrypoint.unwrap_or_default(),
-            cmd: config.cmd.unwrap_or_default(),
-            env: config.env.unwrap_or_default(),
-            user: config.user.unwrap_or_default(),
-            working_dir: config.working_dir.unwrap_or_default(),
-            stop_signal: config.stop_signal.unwrap_or_default(),
+            process: Process {
+                entrypoint: config.entrypoint.unwrap_or_default(),
+                cmd: config.cmd.unwrap_or_default(),
+                env: config.env.unwrap_or_default(),
+                user: config.user.unwrap_or_default(),
+                working_dir: config.working_dir.unwrap_or_default(),
+                stop_signal: config.stop_signal.unwrap_or_default(),
+            },
         })
     }
 }
@@ -153,13 +145,14 @@ mod tests {
             let config = format!("{{{start}{}}}", rootfs());
             let parsed = ImageConfig::parse(config.as_bytes(), 2).unwrap();
             assert_eq!(parsed.platform, platform.map(|text| text.parse().unwrap()));
-            assert!(parsed.cmd.is_empty() && parsed.user.is_empty());
+            assert_eq!(parsed.process, Process::default());
         }
         let config = format!(
             r#"{{"config":{{"Cmd":["a"],"Env":null,"User":"u","Volumes":7}},{}}}"#,
             rootfs()
         );
         let parsed = ImageConfig::parse(config.as_bytes(), 2).unwrap();
-        assert_eq!((parsed.cmd, parsed.user), (vec!["a".into()], "u".into()));
+        assert_eq!(parsed.process.cmd, ["a"]);
+        assert_eq!(parsed.process.user, "u");
     }
 }

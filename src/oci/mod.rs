@@ -9,10 +9,12 @@ pub mod manifest;
 pub mod media_type;
 pub mod pattern;
 pub mod platform;
+mod process;
 pub mod reference;
 
 pub use config::ImageConfig;
 pub use digest::Digest;
 pub use media_type::Packing;
 pub use platform::Platform;
+pub use process::Process;
 pub use reference::Reference;

@@ -51,7 +51,7 @@ fn an_image_has_its_layers_and_configuration() {
     assert_eq!(image.digest, digest(&manifest));
     assert_eq!(image.index_digest, None);
     assert_eq!(image.platform.to_string(), "linux/amd64");
-    assert_eq!(image.config.cmd, ["/bin/true"]);
+    assert_eq!(image.config.process.cmd, ["/bin/true"]);
     assert_eq!(image.layers.len(), 3);
     assert_eq!(
         image.layers[0], image.layers[2],

@@ -2,10 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    error::{Error, Kind, Result},
-    oci::ImageConfig,
-};
+use crate::error::{Error, Kind, Result};
 
 /// An image's program and its surroundings.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,18 +23,6 @@ pub struct Process {
 }
 
 impl Process {
-    /// What a configuration says.
-    pub fn of(config: &ImageConfig) -> Self {
-        Self {
-            entrypoint: config.entrypoint.clone(),
-            cmd: config.cmd.clone(),
-            env: config.env.clone(),
-            user: config.user.clone(),
-            working_dir: config.working_dir.clone(),
-            stop_signal: config.stop_signal.clone(),
-        }
-    }
-
     /// The command: the entrypoint, then `given` or, where that is empty, the image's own arguments.
     pub fn command(&self, given: &[String]) -> Result<Vec<String>> {
         let rest = if given.is_empty() { &self.cmd } else { given };
