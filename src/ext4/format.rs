@@ -1,6 +1,12 @@
 //! On-disk structures of ext4, little-endian, with the kernel's names (Documentation/filesystems/ext4 of the kernel, `fs/ext4/ext4.h`,
 //! `fs/ext4/xattr.h`). Sizes and the offsets that other structures rely on are asserted at compile time.
 
+#![warn(
+    clippy::arithmetic_side_effects,
+    clippy::as_conversions,
+    clippy::indexing_slicing
+)]
+
 use std::mem::{offset_of, size_of};
 
 use zerocopy::{
@@ -239,10 +245,12 @@ const _: () = {
     assert!(size_of::<Inode>() == INODE_SIZE);
     assert!(offset_of!(Inode, i_block) == 0x28);
     assert!(offset_of!(Inode, i_extra_isize) == GOOD_OLD_INODE_SIZE);
+    // `EXTRA_ISIZE`
+    assert!(offset_of!(Inode, body) == GOOD_OLD_INODE_SIZE + 32);
 };
 
 /// `i_extra_isize`: the bytes from that field itself to the body.
-pub const EXTRA_ISIZE: u16 = (offset_of!(Inode, body) - GOOD_OLD_INODE_SIZE) as u16;
+pub const EXTRA_ISIZE: u16 = 32;
 
 /// `eh_magic`.
 pub const EXTENT_MAGIC: u16 = 0xF30A;

@@ -10,6 +10,21 @@
 //! u32 CRC-32 of all that
 //! ```
 
+#![warn(
+    clippy::arithmetic_side_effects,
+    clippy::as_conversions,
+    clippy::indexing_slicing
+)]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::arithmetic_side_effects,
+        clippy::as_conversions,
+        clippy::indexing_slicing,
+        reason = "a test may fail"
+    )
+)]
+
 use std::ops::Range;
 
 use crate::units::{DiskOffset, LayerOffset};
@@ -172,11 +187,12 @@ impl Regions {
 
     /// The table's file format.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(HEADER_BYTES + CRC_BYTES + self.data.len() * 8);
+        let regions = self.data.len().saturating_mul(8);
+        let mut out = Vec::with_capacity(regions.saturating_add(HEADER_BYTES + CRC_BYTES));
         out.extend_from_slice(MAGIC);
         out.extend_from_slice(&VERSION.to_le_bytes());
         out.extend_from_slice(&self.size.to_le_bytes());
-        out.extend_from_slice(&(self.data.len() as u64).to_le_bytes());
+        out.extend_from_slice(&length_u64(self.data.len()).to_le_bytes());
         let mut disk_end = 0;
         let mut layer_end = 0;
         for region in &self.data {
@@ -192,6 +208,11 @@ impl Regions {
     }
 }
 
+/// A length in memory, which is never longer than this.
+pub(super) fn length_u64(length: usize) -> u64 {
+    u64::try_from(length).unwrap_or(u64::MAX)
+}
+
 pub(super) fn crc32(bytes: &[u8]) -> u32 {
     let mut crc = flate2::Crc::new();
     crc.update(bytes);
@@ -199,11 +220,14 @@ pub(super) fn crc32(bytes: &[u8]) -> u32 {
 }
 
 fn put_leb128(out: &mut Vec<u8>, mut value: u64) {
-    while value >= 0x80 {
-        out.push(value as u8 | 0x80);
+    loop {
+        let [low, ..] = value.to_le_bytes();
         value >>= 7;
+        if value == 0 {
+            return out.push(low);
+        }
+        out.push(low | 0x80);
     }
-    out.push(value as u8);
 }
 
 #[cfg(test)]

@@ -3,9 +3,24 @@
 //! An open disk keeps the bytes of the file, six or so a region, and the place of every sixteenth region in them. A lookup finds the
 //! place by bisection and decodes from there. (A hundred layers of 10,000 files are 8 MB so; as [`DataRegion`]s they are 32.)
 
+#![warn(
+    clippy::arithmetic_side_effects,
+    clippy::as_conversions,
+    clippy::indexing_slicing
+)]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::arithmetic_side_effects,
+        clippy::as_conversions,
+        clippy::indexing_slicing,
+        reason = "a test may fail"
+    )
+)]
+
 use std::ops::Range;
 
-use super::region::{CRC_BYTES, DataRegion, MAGIC, RegionError, VERSION, crc32};
+use super::region::{CRC_BYTES, DataRegion, MAGIC, RegionError, VERSION, crc32, length_u64};
 use crate::units::{DiskOffset, LayerOffset};
 
 /// The fewest bytes that a region takes: three numbers of one byte.
@@ -54,7 +69,7 @@ impl RegionTable {
         input.bytes = body;
         let size = u64::from_le_bytes(input.array()?);
         let count = u64::from_le_bytes(input.array()?);
-        let room = input.left() as u64 / MIN_REGION_BYTES;
+        let room = length_u64(input.left()) / MIN_REGION_BYTES;
         if count > room {
             return Err(RegionError::Truncated { at: body.len() });
         }
@@ -70,7 +85,7 @@ impl RegionTable {
         };
         let mut marks = Vec::new();
         // at most as many as there are bytes
-        for index in 0..count as usize {
+        for index in 0..usize::try_from(count).unwrap_or(usize::MAX) {
             if index.is_multiple_of(STRIDE) {
                 marks.push(mark);
             }
@@ -176,7 +191,7 @@ impl Reader<'_> {
             .ok_or(RegionError::Truncated {
                 at: self.bytes.len(),
             })?;
-        self.at += N;
+        self.at = self.at.saturating_add(N);
         Ok(*field)
     }
 

@@ -1,5 +1,20 @@
 //! The header of a gzip member (RFC 1952, section 2.3), read as it comes.
 
+#![warn(
+    clippy::arithmetic_side_effects,
+    clippy::as_conversions,
+    clippy::indexing_slicing
+)]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::arithmetic_side_effects,
+        clippy::as_conversions,
+        clippy::indexing_slicing,
+        reason = "a test may fail"
+    )
+)]
+
 use flate2::Crc;
 
 /// What every member starts with: ID1, ID2 and CM (deflate is the only method there is).
