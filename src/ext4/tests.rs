@@ -7,31 +7,11 @@ use crate::{
     units::LayerOffset,
 };
 
-fn entry(kind: EntryKind, name: &str) -> Entry {
-    Entry {
-        name: name.into(),
-        kind,
-        data_offset: LayerOffset(0),
-        size: 0,
-        linkname: vec![],
-        mode: 0o644,
-        uid: 0,
-        gid: 0,
-        uname: vec![],
-        gname: vec![],
-        mtime: None,
-        devmajor: 0,
-        devminor: 0,
-        pax: vec![],
-        sparse: None,
-    }
-}
-
 fn file(name: &str, data_offset: u64, size: u64) -> Entry {
     Entry {
         data_offset: LayerOffset(data_offset),
         size,
-        ..entry(EntryKind::Regular, name)
+        ..Entry::bare(EntryKind::Regular, name)
     }
 }
 
@@ -45,7 +25,7 @@ fn a_file_with_too_many_names_is_refused() {
     for n in 1..65_001 {
         entries.push(Entry {
             linkname: b"d/first".into(),
-            ..entry(EntryKind::Hardlink, &format!("d/{n}"))
+            ..Entry::bare(EntryKind::Hardlink, &format!("d/{n}"))
         });
     }
     assert!(layout(&entries[..65_000]).is_ok());
@@ -63,7 +43,7 @@ fn a_file_with_too_many_names_is_refused() {
 fn long_symlinks_and_large_devices_are_refused() {
     let symlink = |length| Entry {
         linkname: vec![b'x'; length],
-        ..entry(EntryKind::Symlink, "l")
+        ..Entry::bare(EntryKind::Symlink, "l")
     };
     assert!(layout(&[symlink(4095)]).is_ok());
     assert_eq!(
@@ -76,7 +56,7 @@ fn long_symlinks_and_large_devices_are_refused() {
     );
     let device = Entry {
         devmajor: 4096,
-        ..entry(EntryKind::Block, "d/b")
+        ..Entry::bare(EntryKind::Block, "d/b")
     };
     assert_eq!(
         layout(&[device]).unwrap_err(),
@@ -228,7 +208,7 @@ mod hostile {
                         .into_iter()
                         .map(|(name, value)| (format!("SCHILY.xattr.{name}").into(), value))
                         .collect(),
-                    ..entry(kind, &name)
+                    ..Entry::bare(kind, &name)
                 }
             })
     }

@@ -109,6 +109,30 @@ pub struct Entry {
     pub sparse: Option<Vec<Segment>>,
 }
 
+#[cfg(test)]
+impl Entry {
+    /// An entry without data, owned by root, for tests.
+    pub(crate) fn bare(kind: EntryKind, name: &str) -> Self {
+        Self {
+            name: name.into(),
+            kind,
+            data_offset: crate::units::LayerOffset(0),
+            size: 0,
+            linkname: vec![],
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            uname: vec![],
+            gname: vec![],
+            mtime: None,
+            devmajor: 0,
+            devminor: 0,
+            pax: vec![],
+            sparse: None,
+        }
+    }
+}
+
 impl Entry {
     /// The value of one of the entry's PAX records; empty when it has none.
     pub fn pax_record(&self, key: &[u8]) -> &[u8] {

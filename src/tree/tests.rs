@@ -3,31 +3,17 @@
 use std::collections::BTreeMap;
 
 use super::{Error, Node, NodeKind, ROOT, Tree};
-use crate::{
-    tar::{Entry, EntryKind, Timestamp},
-    units::LayerOffset,
-};
+use crate::tar::{Entry, EntryKind, Timestamp};
 
 fn entry(kind: EntryKind, name: &str) -> Entry {
     Entry {
-        name: name.into(),
-        kind,
-        data_offset: LayerOffset(0),
-        size: 0,
-        linkname: vec![],
-        mode: 0o644,
         uid: 1,
         gid: 2,
-        uname: vec![],
-        gname: vec![],
         mtime: Some(Timestamp {
             seconds: 9,
             nanoseconds: 0,
         }),
-        devmajor: 0,
-        devminor: 0,
-        pax: vec![],
-        sparse: None,
+        ..Entry::bare(kind, name)
     }
 }
 

@@ -12,33 +12,11 @@ use crate::{
     engine::Host,
     soci::make::{GZIP_LAYER, MadeLayout},
     support::{
+        noise,
         registry::{Auth, Registry},
         tars::Layer,
     },
 };
-
-/// Bytes that do not compress.
-fn noise(length: usize) -> Vec<u8> {
-    let mut state = 0x2545_f491_4f6c_dd1d_u64;
-    let next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 32) as u8
-    };
-    std::iter::repeat_with(next).take(length).collect()
-}
-
-fn layout_of(layers: Vec<Layer>) -> MadeLayout {
-    let mut layout = MadeLayout::new();
-    let layers: Vec<_> = layers
-        .into_iter()
-        .map(|layer| (GZIP_LAYER, layer.tar()))
-        .collect();
-    let image = layout.image("amd64", &layers);
-    layout.tag(&image, "latest");
-    layout
-}
 
 #[test]
 fn the_help_of_every_command_teaches() {
@@ -98,7 +76,7 @@ fn wrong_usage_is_told_apart() {
 #[test]
 fn each_kind_of_error_has_its_status_and_says_what_to_do() {
     let host = Host::new();
-    let layout = layout_of(vec![Layer::new().file("f", b"f")]);
+    let layout = MadeLayout::of(vec![Layer::new().file("f", b"f")]);
     let (closed, private) = (Registry::start(), Registry::start());
     let away = closed.reference("app");
     drop(closed);
@@ -107,7 +85,7 @@ fn each_kind_of_error_has_its_status_and_says_what_to_do() {
         user: "me".into(),
         password: "secret".into(),
     });
-    let broken = layout_of(vec![Layer::new().file("f", &noise(5000))]);
+    let broken = MadeLayout::of(vec![Layer::new().file("f", &noise(5000))]);
     let index: Value =
         serde_json::from_slice(&fs::read(broken.path().join("index.json")).unwrap()).unwrap();
     let manifest = broken.blob_path(&crate::soci::make::digest(&index["manifests"][0]));
@@ -165,7 +143,7 @@ fn each_kind_of_error_has_its_status_and_says_what_to_do() {
 #[test]
 fn index_create_tells_what_it_makes_and_what_it_skips() {
     let host = Host::new();
-    let layout = layout_of(vec![
+    let layout = MadeLayout::of(vec![
         Layer::new().file("large", &noise(200_000)),
         Layer::new().file("small", b"small"),
     ]);
@@ -202,7 +180,7 @@ fn index_create_tells_what_it_makes_and_what_it_skips() {
 #[test]
 fn inspect_says_what_an_attach_then_fetches() {
     let host = Host::new();
-    let layout = layout_of(vec![
+    let layout = MadeLayout::of(vec![
         Layer::new().file("large", &noise(300_000)),
         Layer::new().file("small", b"small"),
     ]);
@@ -285,7 +263,7 @@ fn doctor_tells_what_is_there_and_what_to_do() {
 #[test]
 fn what_is_served_is_the_layers_disk() {
     let (host, other) = (Host::new(), Host::new());
-    let layout = layout_of(vec![
+    let layout = MadeLayout::of(vec![
         Layer::new()
             .file("f", &noise(300_000))
             .directory("d", 0o700),
@@ -355,7 +333,7 @@ fn what_is_served_is_the_layers_disk() {
 #[test]
 fn a_pipe_gets_no_escape_codes_and_no_progress() {
     let host = Host::new();
-    let layout = layout_of(vec![Layer::new().file("f", &noise(100_000))]);
+    let layout = MadeLayout::of(vec![Layer::new().file("f", &noise(100_000))]);
     let mountpoint = host.mountpoint("mnt");
     let (image, place) = (layout.reference(""), mountpoint.to_str().unwrap());
     let output = host.output(&["--log", "debug", "attach", &image, place]);

@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     Host,
-    lifecycle::{SLEEP, asleep, indexed, one_file, sitting_in},
+    lifecycle::{SLEEP, asleep, indexed, one_file, one_file_host, sitting_in},
 };
 
 /// A command of the program, for a shell.
@@ -36,9 +36,7 @@ fn in_a_namespace(script: &str) -> String {
 
 #[test]
 fn the_daemon_survives_the_session_that_started_it() {
-    let host = Host::new();
-    let layout = indexed(&host, one_file());
-    let mountpoint = host.mountpoint("mnt");
+    let (host, layout, mountpoint) = one_file_host();
     // its own session with a hang-up of the whole group at the end, as a login ends
     let attach = host.command(&[
         "attach",
@@ -149,9 +147,7 @@ fn attaching_works_in_another_mount_namespace() {
 
 #[test]
 fn what_is_used_in_another_mount_namespace_is_not_detached_and_its_user_is_named() {
-    let host = Host::new();
-    let layout = indexed(&host, one_file());
-    let mountpoint = host.mountpoint("mnt");
+    let (host, layout, mountpoint) = one_file_host();
     host.attach(&layout.reference(""), &mountpoint, &[]);
     // a namespace with a copy of the mount, and no file of it in use
     let mut command = Command::new("unshare");

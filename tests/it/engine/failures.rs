@@ -15,30 +15,16 @@ use socinbd::{
     source::Access,
 };
 
-use super::{
-    Host,
-    lifecycle::{indexed, plain},
-};
+use super::{Host, lifecycle::indexed};
 use crate::{
     soci::make::{MadeLayout, digest},
     support::{
+        noise,
         registry::{Auth, Fault, On, Redirects, Registry, Times, base64},
         tars::Layer,
         wait,
     },
 };
-
-/// Bytes that do not compress, so that a file has many spans.
-fn noise(length: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 32) as u8
-    };
-    std::iter::repeat_with(next).take(length).collect()
-}
 
 /// The digest of a layout's image's only layer.
 fn layer_of(layout: &MadeLayout) -> Digest {
@@ -130,7 +116,7 @@ fn what_is_no_image_leaves_nothing() {
         3,
     );
     assert!(error.contains("no/such"), "{error}");
-    let layout = plain(vec![Layer::new().file("f", b"f")]);
+    let layout = MadeLayout::of(vec![Layer::new().file("f", b"f")]);
     let error = in_vain(
         &host,
         &layout.reference(""),
@@ -155,7 +141,7 @@ fn what_is_no_image_leaves_nothing() {
 #[test]
 fn a_layer_with_other_bytes_leaves_nothing() {
     let host = Host::new();
-    let layout = plain(vec![Layer::new().file("f", &noise(100_000))]);
+    let layout = MadeLayout::of(vec![Layer::new().file("f", &noise(100_000))]);
     let layer = layer_of(&layout);
     let mut bytes = fs::read(layout.blob_path(&layer)).unwrap();
     bytes[50_000] ^= 1;
@@ -169,7 +155,7 @@ fn a_layer_with_other_bytes_leaves_nothing() {
 fn a_layer_that_ext4_cannot_hold_is_refused_by_path_and_limit() {
     let host = Host::new();
     let name = format!("d/{}", "n".repeat(256));
-    let layout = plain(vec![Layer::new().file(&name, b"f")]);
+    let layout = MadeLayout::of(vec![Layer::new().file(&name, b"f")]);
     let error = in_vain(
         &host,
         &layout.reference(""),
@@ -238,7 +224,7 @@ fn tables_that_are_none_or_of_another_layer_are_streamed_around() {
 #[test]
 fn a_registry_that_is_away_leaves_nothing() {
     let host = Host::new();
-    let layout = plain(vec![Layer::new().file("f", b"f")]);
+    let layout = MadeLayout::of(vec![Layer::new().file("f", b"f")]);
     let registry = Registry::start();
     registry.add_layout("app", layout.path()).unwrap();
     let mountpoint = host.mountpoint("mnt");

@@ -8,13 +8,12 @@ use socinbd::{
     soci::build::{LayerIndexer, NoSink, Options},
     tar::{Entry, EntryKind},
     units::LayerOffset,
-    ztoc::{self, Ztoc, ZtocParts},
 };
 
 use super::Host;
 use crate::{
     soci::make::{GZIP_LAYER, MANIFEST, MadeLayout, gzip, tar_of},
-    support::registry::Registry,
+    support::{registry::Registry, ztocs::with_entries},
 };
 
 const SOCI_V1: &str = "application/vnd.amazon.soci.index.v1+json";
@@ -37,20 +36,7 @@ fn ztocs(blob: &[u8], change: impl FnOnce(&mut Vec<Entry>)) -> (Vec<u8>, Vec<u8>
     let mut indexer = LayerIndexer::new(Packing::Gzip, options, NoSink);
     indexer.write(blob).unwrap();
     let honest = indexer.finish().unwrap().0.ztoc.unwrap().unwrap();
-    let parsed = Ztoc::parse(&honest).unwrap();
-    let mut entries = parsed.entries;
-    change(&mut entries);
-    let digests: Vec<_> = parsed.spans.spans.iter().map(|span| span.digest).collect();
-    let lying = ztoc::write(&ZtocParts {
-        version: &parsed.version,
-        build_tool: &parsed.build_tool,
-        entries: &entries,
-        compressed_size: parsed.spans.compressed_size,
-        uncompressed_size: parsed.spans.uncompressed_size,
-        compression: parsed.spans.compression,
-        digests: &digests,
-        checkpoints: &honest[parsed.checkpoints],
-    });
+    let lying = with_entries(&honest, change);
     (honest, lying)
 }
 

@@ -5,21 +5,8 @@ use std::{fs, io::Read, process::Command};
 use super::Host;
 use crate::{
     soci::make::{GZIP_LAYER, MadeLayout, digest, tar_of},
-    support::registry::Registry,
+    support::{registry::Registry, seeded_noise as noise},
 };
-
-/// Bytes that do not compress, so that spans are about as long as what they hold.
-fn noise(length: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    std::iter::repeat_with(|| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 32) as u8
-    })
-    .take(length)
-    .collect()
-}
 
 #[test]
 fn an_attach_fetches_tables_and_a_read_fetches_its_spans() {

@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{BufRead, BufReader},
     os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
 
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::Host;
 use crate::{
-    soci::make::{GZIP_LAYER, MadeLayout, digest},
+    soci::make::{MadeLayout, digest},
     support::{
         registry::{Auth, Fault, On, Registry, Times, base64},
         tars::Layer,
@@ -22,20 +22,8 @@ use crate::{
 
 /// A layout with an image of these layers, the lowest first, each with a zTOC.
 pub fn indexed(host: &Host, layers: Vec<Layer>) -> MadeLayout {
-    let layout = plain(layers);
+    let layout = MadeLayout::of(layers);
     index(host, &layout);
-    layout
-}
-
-/// A layout with an image of these layers, without an index.
-pub fn plain(layers: Vec<Layer>) -> MadeLayout {
-    let mut layout = MadeLayout::new();
-    let layers: Vec<_> = layers
-        .into_iter()
-        .map(|layer| (GZIP_LAYER, layer.tar()))
-        .collect();
-    let image = layout.image("amd64", &layers);
-    layout.tag(&image, "latest");
     layout
 }
 
@@ -43,6 +31,14 @@ fn index(host: &Host, layout: &MadeLayout) {
     let image = layout.reference("");
     let small = ["--min-layer-size", "0", "--span-size", "65536"];
     host.run(&[&["index", "create", &image], &small[..]].concat());
+}
+
+/// A host, an indexed image of [`one_file`], and an empty folder to mount it on.
+pub fn one_file_host() -> (Host, MadeLayout, PathBuf) {
+    let host = Host::new();
+    let layout = indexed(&host, one_file());
+    let mountpoint = host.mountpoint("mnt");
+    (host, layout, mountpoint)
 }
 
 pub fn one_file() -> Vec<Layer> {
@@ -135,9 +131,7 @@ fn a_writable_attachment_takes_writes_and_forgets_them() {
 
 #[test]
 fn a_busy_mount_is_not_detached_and_its_user_is_named() {
-    let host = Host::new();
-    let layout = indexed(&host, one_file());
-    let mountpoint = host.mountpoint("mnt");
+    let (host, layout, mountpoint) = one_file_host();
     host.attach(&layout.reference(""), &mountpoint, &[]);
     let user = sitting_in(&mountpoint);
     let error = host.fail(&["detach", mountpoint.to_str().unwrap()], 6);
@@ -151,9 +145,7 @@ fn a_busy_mount_is_not_detached_and_its_user_is_named() {
 
 #[test]
 fn device_files_work_only_when_asked() {
-    let host = Host::new();
-    let layout = indexed(&host, one_file());
-    let mountpoint = host.mountpoint("mnt");
+    let (host, layout, mountpoint) = one_file_host();
     for (options, nodev) in [(&[][..], true), (&["--dev"], false)] {
         host.attach(&layout.reference(""), &mountpoint, options);
         let found = mount_options(&mountpoint);
@@ -204,9 +196,7 @@ fn hosts_do_not_meet() {
 
 #[test]
 fn what_is_kept_is_for_its_owner_only() {
-    let host = Host::new();
-    let layout = indexed(&host, one_file());
-    let mountpoint = host.mountpoint("mnt");
+    let (host, layout, mountpoint) = one_file_host();
     host.attach(&layout.reference(""), &mountpoint, &["--rw"]);
     let mut wrong = Vec::new();
     let mut kinds = std::collections::BTreeSet::new();
@@ -274,9 +264,7 @@ fn foreground(host: &Host, image: &str, mountpoint: &Path) -> Child {
 
 #[test]
 fn a_foreground_attachment_ends_with_its_process_or_its_mount() {
-    let host = Host::new();
-    let layout = indexed(&host, one_file());
-    let mountpoint = host.mountpoint("mnt");
+    let (host, layout, mountpoint) = one_file_host();
     let run = |program: &str, arguments: &[&str]| {
         let status = Command::new(program).args(arguments).status().unwrap();
         assert!(status.success(), "{program} {arguments:?}: {status}");
@@ -306,9 +294,7 @@ fn a_foreground_attachment_ends_with_its_process_or_its_mount() {
 
 #[test]
 fn a_second_daemon_is_refused() {
-    let host = Host::new();
-    let layout = indexed(&host, one_file());
-    let mountpoint = host.mountpoint("mnt");
+    let (host, layout, mountpoint) = one_file_host();
     host.attach(&layout.reference(""), &mountpoint, &[]);
     let error = host.fail(&["daemon"], 6);
     assert!(error.contains("--run-dir"), "{error}");
@@ -332,7 +318,7 @@ fn list_shows_what_is_attached_and_how_much_of_it_is_here() {
     let host = Host::new();
     assert_eq!(host.list(), [json!(null); 0]);
     let indexed = indexed(&host, one_file());
-    let streamed = plain(vec![Layer::new().file("other", b"other")]);
+    let streamed = MadeLayout::of(vec![Layer::new().file("other", b"other")]);
     let (lazy, complete) = (host.mountpoint("lazy"), host.mountpoint("complete"));
     host.attach(&indexed.reference(""), &lazy, &[]);
     host.attach(&streamed.reference(""), &complete, &[]);
@@ -429,7 +415,7 @@ fn after_a_kill_of_the_daemon_everything_can_be_cleared_away() {
 #[test]
 fn a_killed_client_leaves_nothing() {
     let host = Host::new();
-    let layout = plain(one_file());
+    let layout = MadeLayout::of(one_file());
     let registry = Registry::start();
     registry.add_layout("app", layout.path()).unwrap();
     let mountpoint = host.mountpoint("mnt");

@@ -9,7 +9,7 @@ use std::{
 
 use super::Host;
 use crate::{
-    soci::make::{GZIP_LAYER, MadeLayout},
+    soci::make::MadeLayout,
     support::{
         compare::{Options, assert_same},
         tars::Layer,
@@ -19,13 +19,7 @@ use crate::{
 /// Attaches an image of these layers, the lowest first, once streamed and once lazily, and holds it against umoci's unpack of it.
 fn check(layers: Vec<Layer>, look: impl Fn(&Path)) {
     let host = Host::new();
-    let mut layout = MadeLayout::new();
-    let layers: Vec<_> = layers
-        .into_iter()
-        .map(|layer| (GZIP_LAYER, layer.tar()))
-        .collect();
-    let image = layout.image("amd64", &layers);
-    layout.tag(&image, "latest");
+    let layout = MadeLayout::of(layers);
     let bundle = host.mountpoint("bundles").join("bundle");
     let unpacked = Command::new("umoci")
         .args(["--log=error", "unpack", "--image"])

@@ -10,10 +10,11 @@ use socinbd::{
     oci::Digest,
     tar::{Entry, EntryKind, Timestamp},
     units::DiskOffset,
-    ztoc::{self, Ztoc, ZtocParts},
+    ztoc::{self, Ztoc},
 };
 
 use super::fixture::{Lab, Layer, assert_holds, complete, read};
+use crate::support::ztocs;
 
 /// The error that the import of this zTOC gives; nothing stays of it.
 pub async fn refused(lab: &Lab, table: Digest, ztoc: Vec<u8>) -> Error {
@@ -313,20 +314,7 @@ async fn offsets_that_are_moved_together_are_found_by_the_headers() {
 
 /// The layer's zTOC with other entries.
 pub fn with_entries(layer: &Layer, change: impl FnOnce(&mut Vec<Entry>)) -> Vec<u8> {
-    let parsed = Ztoc::parse(&layer.ztoc).unwrap();
-    let mut entries = parsed.entries;
-    change(&mut entries);
-    let digests: Vec<_> = parsed.spans.spans.iter().map(|span| span.digest).collect();
-    ztoc::write(&ZtocParts {
-        version: &parsed.version,
-        build_tool: &parsed.build_tool,
-        entries: &entries,
-        compressed_size: parsed.spans.compressed_size,
-        uncompressed_size: parsed.spans.uncompressed_size,
-        compression: parsed.spans.compression,
-        digests: &digests,
-        checkpoints: &layer.ztoc[parsed.checkpoints],
-    })
+    ztocs::with_entries(&layer.ztoc, change)
 }
 
 #[tokio::test(flavor = "multi_thread")]

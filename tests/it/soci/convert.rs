@@ -17,12 +17,13 @@ use tempfile::TempDir;
 
 use super::{
     golden::{AWS_TOOL, case, layout, no_local},
-    make::{GZIP_LAYER, MadeLayout, PLAIN_LAYER, digest, noise, tar_of},
+    make::{GZIP_LAYER, MadeLayout, PLAIN_LAYER, digest, tar_of},
     open, run,
 };
 use crate::{
     support::{
         docker_registry::DockerRegistry,
+        noise,
         registry::{Fault, Kind as Asked, On, Referrers, Registry, Times},
     },
     vectors::{Vectors, list, text},

@@ -15,10 +15,10 @@ use socinbd::{
 use tempfile::TempDir;
 
 use super::{
-    make::{GZIP_LAYER, MadeLayout, PLAIN_LAYER, digest, noise, tar_of},
+    make::{GZIP_LAYER, MadeLayout, PLAIN_LAYER, digest, tar_of},
     open, run,
 };
-use crate::support::registry::Registry;
+use crate::support::{noise, registry::Registry};
 
 const ZSTD_LAYER: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
 

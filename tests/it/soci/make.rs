@@ -10,6 +10,8 @@ use serde_json::{Value, json};
 use socinbd::oci::Digest;
 use tempfile::TempDir;
 
+use crate::support::tars::Layer;
+
 pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 pub const GZIP_LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
@@ -87,6 +89,18 @@ impl MadeLayout {
             ),
             &layers,
         )
+    }
+
+    /// A layout with an image of these gzip layers, the lowest first, tagged `latest`.
+    pub fn of(layers: Vec<Layer>) -> Self {
+        let mut layout = Self::new();
+        let layers: Vec<_> = layers
+            .into_iter()
+            .map(|layer| (GZIP_LAYER, layer.tar()))
+            .collect();
+        let image = layout.image("amd64", &layers);
+        layout.tag(&image, "latest");
+        layout
     }
 
     pub fn manifest(&self, config: &Value, layers: &[Value]) -> Value {
@@ -168,17 +182,4 @@ pub fn tar_of(files: &[(&str, &[u8])]) -> Vec<u8> {
         archive.append_data(&mut header, name, *bytes).unwrap();
     }
     archive.into_inner().unwrap()
-}
-
-/// Content that gzip cannot shrink.
-pub fn noise(length: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    (0..length)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 32) as u8
-        })
-        .collect()
 }

@@ -9,7 +9,7 @@ use socinbd::{
     source::{Access, Limits, Source},
 };
 
-use crate::support::registry::Registry;
+use crate::support::{registry::Registry, seeded_noise as noise};
 
 mod auth;
 mod documents;
@@ -48,19 +48,6 @@ async fn open_with(registry: &Registry, rest: &str, access: &Access, limits: Lim
     Source::open_with(&reference, access, limits)
         .await
         .expect("opening touches no network")
-}
-
-/// Bytes that differ at each offset's neighbourhood, so that a shifted range is seen.
-fn noise(length: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed | 1;
-    (0..length)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state.to_le_bytes()[3]
-        })
-        .collect()
 }
 
 /// All of a blob, as a stream gives it.

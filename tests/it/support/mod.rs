@@ -5,6 +5,24 @@ pub mod docker_registry;
 pub mod registry;
 pub mod tars;
 pub mod vm;
+pub mod ztocs;
+
+/// Bytes that do not compress, the same at each run and others for another seed.
+pub fn seeded_noise(length: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 32) as u8
+    };
+    std::iter::repeat_with(next).take(length).collect()
+}
+
+/// Bytes that do not compress.
+pub fn noise(length: usize) -> Vec<u8> {
+    seeded_noise(length, 1)
+}
 
 /// Waits for a condition, and says which did not come within ten seconds.
 pub async fn until(what: &str, condition: impl Fn() -> bool) {

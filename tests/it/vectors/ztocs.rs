@@ -2,12 +2,12 @@
 
 use serde_json::Value;
 use socinbd::{
-    oci::Digest,
     tar::Timestamp,
-    ztoc::{self, Compression, Error, Ztoc, ZtocParts},
+    ztoc::{self, Compression, Error, Ztoc},
 };
 
 use super::{Vectors, ZtocCase, dumped_entry, list, number, sha256, text};
+use crate::support::ztocs::rewritten;
 
 #[test]
 fn every_field_is_what_aws_s_reader_says() {
@@ -195,7 +195,7 @@ fn what_is_read_is_written_to_the_same_bytes() {
         }
         let bytes = case.bytes();
         let ztoc = Ztoc::parse(&bytes).unwrap_or_else(|error| panic!("{}: {error}", case.name()));
-        let written = write(&ztoc, &bytes);
+        let written = rewritten(&ztoc, &ztoc.entries, &bytes[ztoc.checkpoints.clone()]);
         if lists_size_without_data(&case.dump()) {
             // 0 here; AWS's tool repeats what the header says
             assert_eq!(Ztoc::parse(&written), Ok(ztoc), "{}", case.name());
@@ -205,20 +205,6 @@ fn what_is_read_is_written_to_the_same_bytes() {
         compared += 1;
     }
     assert!(compared > 70, "only {compared} zTOCs were compared");
-}
-
-fn write(ztoc: &Ztoc, bytes: &[u8]) -> Vec<u8> {
-    let digests: Vec<Digest> = ztoc.spans.spans.iter().map(|span| span.digest).collect();
-    ztoc::write(&ZtocParts {
-        version: &ztoc.version,
-        build_tool: &ztoc.build_tool,
-        entries: &ztoc.entries,
-        compressed_size: ztoc.spans.compressed_size,
-        uncompressed_size: ztoc.spans.uncompressed_size,
-        compression: ztoc.spans.compression,
-        digests: &digests,
-        checkpoints: &bytes[ztoc.checkpoints.clone()],
-    })
 }
 
 fn lists_size_without_data(dump: &Value) -> bool {
