@@ -5,7 +5,7 @@
 //! 3 `source`, `layer` | 4 `nbd`, `kernel` | 5 `engine` | 6 `builder`, `api`, `cli`.
 //! Levels 0 to 2 are pure: no I/O, no clock, no async. Within a level the order of this table counts. `docs/architecture.md` tells the two flows.
 
-#![warn(missing_docs)]
+#![warn(missing_docs, unreachable_pub)]
 #![warn(
     clippy::allow_attributes_without_reason,
     clippy::undocumented_unsafe_blocks,

@@ -15,7 +15,10 @@ use super::{
     require_root, start,
 };
 use crate::{
-    api::{client::Client, server::Server},
+    api::{
+        client::{Client, Offer},
+        server::Server,
+    },
     engine::{AttachRequest, Attachment, DeviceChoice, Engine},
     error::{Error, Kind, Result, ResultExt},
     kernel,
@@ -32,7 +35,7 @@ const RELEASE_TURN: Duration = Duration::from_millis(100);
 \x20 socinbd attach nginx:1.27 /mnt\n\
 \x20 socinbd attach oci:./app:latest /mnt --rw\n\
 \x20 socinbd attach registry.example/app /mnt --foreground")]
-pub struct Attach {
+pub(super) struct Attach {
     #[command(flatten)]
     image: ImageArgs,
     /// Where to mount it; an existing folder
@@ -51,7 +54,7 @@ pub struct Attach {
 
 /// How an image is mounted.
 #[derive(Args, Clone, Debug)]
-pub struct MountArgs {
+pub(super) struct MountArgs {
     /// How the kernel gets the layers
     #[arg(long, value_enum, default_value_t)]
     pub device: DeviceChoice,
@@ -61,7 +64,7 @@ pub struct MountArgs {
 }
 
 impl Attach {
-    pub async fn run(self, global: &Global) -> Result<ExitCode> {
+    pub(super) async fn run(self, global: &Global) -> Result<ExitCode> {
         require_root("attach")?;
         let mountpoint = self
             .mountpoint
@@ -88,13 +91,8 @@ impl Attach {
         if self.foreground {
             return foreground(global, request, mountpoint).await;
         }
-        let client = start::daemon(global).await?;
-        let progress = Progress::new(global.json);
-        let offer = client
-            .attach(&request, &|event| progress.event(event))
-            .await?;
+        let (client, offer) = by_daemon(global, &request).await?;
         let attachment = &offer.attachment;
-        progress.finish();
         let mounted = mount(&client, attachment, mountpoint).await;
         if let Err(error) = mounted {
             // the caller's own error is the one that counts
@@ -107,7 +105,7 @@ impl Attach {
 }
 
 /// The request that these arguments make.
-pub fn request(
+pub(super) fn request(
     image: &ImageArgs,
     index: &IndexArgs,
     options: &MountArgs,
@@ -124,6 +122,17 @@ pub fn request(
         allow_devices: options.dev,
         mountpoint,
     })
+}
+
+/// Has a daemon attach an image, and shows how that goes on. It is taken back unless the caller mounts it.
+pub(super) async fn by_daemon(global: &Global, request: &AttachRequest) -> Result<(Client, Offer)> {
+    let client = start::daemon(global).await?;
+    let progress = Progress::new(global.json);
+    let offer = client
+        .attach(request, &|event| progress.event(event))
+        .await?;
+    progress.finish();
+    Ok((client, offer))
 }
 
 async fn mount(client: &Client, attachment: &Attachment, mountpoint: PathBuf) -> Result<()> {

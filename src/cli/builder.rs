@@ -33,7 +33,7 @@ use crate::{
 \x20 socinbd builder --registry registry.example --listen 127.0.0.1:8080\n\
 \x20 socinbd builder --registry harbor.example --listen 0.0.0.0:8080 --secret-file secret --repository 'team/*' --tag 'v*'\n\
 \x20 socinbd builder --registry registry.example --listen 127.0.0.1:8080 --index-version v1 --backfill team/app")]
-pub struct Builder {
+pub(super) struct Builder {
     /// The registry that is read and pushed to, HOST[:PORT]; an event leads to no other
     #[arg(long, value_name = "HOST")]
     registry: String,
@@ -91,7 +91,7 @@ enum IndexVersion {
 }
 
 impl Builder {
-    pub async fn run(self, global: &Global) -> Result<ExitCode> {
+    pub(super) async fn run(self, global: &Global) -> Result<ExitCode> {
         let rules = self.rules()?;
         let secret = self.secret()?;
         let root = absolute(&global.root)?;

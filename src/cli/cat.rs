@@ -19,7 +19,7 @@ use crate::{
 #[command(after_help = "Examples:\n\
 \x20 socinbd cat nginx:1.27 /etc/nginx/nginx.conf\n\
 \x20 socinbd cat oci:./app:latest /etc/os-release")]
-pub struct Cat {
+pub(super) struct Cat {
     #[command(flatten)]
     image: ImageArgs,
     /// The file's path in the image; symbolic links are followed in the image
@@ -29,7 +29,7 @@ pub struct Cat {
 }
 
 impl Cat {
-    pub async fn run(self, global: &Global) -> Result<ExitCode> {
+    pub(super) async fn run(self, global: &Global) -> Result<ExitCode> {
         let source = Source::open(&self.image.image, &self.image.access.access()?).await?;
         let image = Image::resolve(&source, self.image.platform.as_ref()).await?;
         let local = LocalIndexes::open(&absolute(&global.root)?)?;

@@ -32,7 +32,7 @@ use crate::{
 \x20 socinbd convert oci:./app:1.0 registry.example/app:1.0 --all-platforms\n\
 \x20 socinbd convert app.tar app-soci.tar --format oci-archive\n\
 \x20 socinbd convert registry.example/app registry.example/app --tags 'v*' --suffix -soci")]
-pub struct Convert {
+pub(super) struct Convert {
     /// The image
     source: String,
     /// The name of the new image; a tag, not a digest
@@ -74,7 +74,7 @@ struct TagReport {
 }
 
 impl Convert {
-    pub async fn run(self, global: &Global) -> Result<ExitCode> {
+    pub(super) async fn run(self, global: &Global) -> Result<ExitCode> {
         let access = self.access.access()?;
         let options = ConvertOptions {
             create: self.make.options()?,

@@ -21,7 +21,7 @@ use crate::{
 \x20 socinbd copy staging.example/app:1 registry.example/app:1\n\
 \x20 socinbd copy registry.example/app:1 oci:./app:1 --referrers '*'\n\
 \x20 socinbd copy registry.example/app:1 oci-archive:app.tar --referrers application/vnd.cncf.notary.signature")]
-pub struct Copy {
+pub(super) struct Copy {
     /// The image
     source: Reference,
     /// Its new place and name
@@ -36,7 +36,7 @@ pub struct Copy {
 }
 
 impl Copy {
-    pub async fn run(self, global: &Global) -> Result<ExitCode> {
+    pub(super) async fn run(self, global: &Global) -> Result<ExitCode> {
         let access = self.access.access()?;
         let source = Source::open(&self.source, &access).await?;
         let destination = Destination::open(&self.destination, &access).await?;

@@ -18,10 +18,10 @@ use crate::{
 #[derive(Args)]
 #[command(after_help = "Examples:\n\
 \x20 socinbd daemon --root /srv/socinbd --run-dir /run/socinbd-2")]
-pub struct Daemon {}
+pub(super) struct Daemon {}
 
 impl Daemon {
-    pub async fn run(self, global: &Global) -> Result<ExitCode> {
+    pub(super) async fn run(self, global: &Global) -> Result<ExitCode> {
         require_root("the daemon")?;
         let engine = std::sync::Arc::new(
             Engine::open(&absolute(&global.root)?, &absolute(&global.run_dir)?).await?,
@@ -41,7 +41,7 @@ impl Daemon {
 }
 
 /// Returns at SIGTERM or SIGINT.
-pub async fn stop_signal() -> Result<()> {
+pub(super) async fn stop_signal() -> Result<()> {
     let setup = || "waiting for signals".to_owned();
     let mut terminate = signal(SignalKind::terminate()).or_kind(Kind::Io, setup)?;
     let mut interrupt = signal(SignalKind::interrupt()).or_kind(Kind::Io, setup)?;

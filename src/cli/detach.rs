@@ -22,13 +22,13 @@ const ENDING_TIME: Duration = Duration::from_secs(10);
 #[derive(Args)]
 #[command(after_help = "Examples:\n\
 \x20 socinbd detach /mnt")]
-pub struct Detach {
+pub(super) struct Detach {
     /// Where it is mounted; or the attachment's id, as `list --json` shows it
     mountpoint: PathBuf,
 }
 
 impl Detach {
-    pub async fn run(self, global: &Global) -> Result<ExitCode> {
+    pub(super) async fn run(self, global: &Global) -> Result<ExitCode> {
         require_root("detach")?;
         let mountpoint = place(&absolute(&self.mountpoint)?)?;
         let run_dir = absolute(&global.run_dir)?;
@@ -121,7 +121,7 @@ fn gone_is_fine(released: Result<()>) -> Result<()> {
 }
 
 /// The mount point as `attach` has noted it: without symlinks. Its own folder is not looked at: a dead mount does not answer.
-pub fn place(path: &Path) -> Result<PathBuf> {
+pub(super) fn place(path: &Path) -> Result<PathBuf> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         let path = path.canonicalize();
         return path.or_kind(Kind::NotFound, || "the mount point".into());

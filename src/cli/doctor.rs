@@ -12,10 +12,10 @@ use crate::{error::Result, kernel::probe};
 #[command(after_help = "Examples:\n\
 \x20 socinbd doctor\n\
 \x20 socinbd doctor --json")]
-pub struct Doctor {}
+pub(super) struct Doctor {}
 
 impl Doctor {
-    pub async fn run(self, global: &Global) -> Result<ExitCode> {
+    pub(super) async fn run(self, global: &Global) -> Result<ExitCode> {
         let report = probe::probe();
         if global.json {
             output::json(&report)?;

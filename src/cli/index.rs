@@ -25,7 +25,7 @@ use crate::{
 
 /// Make, push, show and remove SOCI indexes (v1)
 #[derive(Subcommand)]
-pub enum Index {
+pub(super) enum Index {
     Create(Create),
     Push(Push),
     #[command(visible_alias = "ls")]
@@ -45,7 +45,7 @@ pub enum Index {
 \x20 socinbd index create oci:./app:latest\n\
 \x20 socinbd index create registry.example/app --span-size 1048576\n\
 \x20 socinbd index create registry.example/app --all-platforms --push")]
-pub struct Create {
+pub(super) struct Create {
     /// The image: NAME[:TAG][@DIGEST], oci:DIR[:TAG] or oci-archive:FILE[:TAG]
     image: Reference,
     #[command(flatten)]
@@ -66,7 +66,7 @@ pub struct Create {
 #[command(after_help = "Examples:\n\
 \x20 socinbd index push registry.example/app:1\n\
 \x20 socinbd index push oci:./app:1 registry.example/app:1 --all-platforms")]
-pub struct Push {
+pub(super) struct Push {
     /// The image
     image: Reference,
     /// Where to push index and image to [default: where the image is]
@@ -87,7 +87,7 @@ pub struct Push {
 
 /// List the indexes of the local root, or those of an image where it is
 #[derive(Args)]
-pub struct List {
+pub(super) struct List {
     /// The image whose indexes are listed from its registry or layout
     image: Option<Reference>,
     #[command(flatten)]
@@ -105,7 +105,7 @@ pub struct List {
 
 /// Show an index as JSON
 #[derive(Args)]
-pub struct Info {
+pub(super) struct Info {
     /// The index
     digest: Digest,
     /// Look for it in this repository or layout [default: the local root]
@@ -117,7 +117,7 @@ pub struct Info {
 
 /// Remove indexes, and the zTOCs that no other index has
 #[derive(Args)]
-pub struct Rm {
+pub(super) struct Rm {
     /// The indexes
     #[arg(required_unless_present = "ref")]
     digests: Vec<Digest>,
@@ -136,7 +136,7 @@ pub struct Rm {
 /// What is looked at: the lists that stand in for the referrers API (tags sha256-...), and the images named by --image. A registry with
 /// the referrers API cannot be asked for images that it no longer has: name them.
 #[derive(Args)]
-pub struct Gc {
+pub(super) struct Gc {
     /// The repository
     #[arg(long, value_name = "REPOSITORY")]
     remote: Reference,
@@ -151,7 +151,7 @@ pub struct Gc {
 }
 
 impl Index {
-    pub async fn run(self, global: &Global) -> Result<ExitCode> {
+    pub(super) async fn run(self, global: &Global) -> Result<ExitCode> {
         match self {
             Self::Create(command) => command.run(global).await,
             Self::Push(command) => command.run(global).await,

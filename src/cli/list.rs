@@ -16,10 +16,10 @@ use crate::{
 #[command(after_help = "Examples:\n\
 \x20 socinbd list\n\
 \x20 socinbd list --json")]
-pub struct List {}
+pub(super) struct List {}
 
 impl List {
-    pub async fn run(self, global: &Global) -> Result<ExitCode> {
+    pub(super) async fn run(self, global: &Global) -> Result<ExitCode> {
         let run_dir = absolute(&global.run_dir)?;
         let client = Client::new(&run_dir);
         let attachments = if client.daemon().await?.is_some() {

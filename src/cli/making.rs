@@ -21,7 +21,7 @@ const MAX_LIST_BYTES: u64 = 16 << 20;
 
 /// How an index is made.
 #[derive(Args, Clone, Debug)]
-pub struct MakeArgs {
+pub(super) struct MakeArgs {
     #[command(flatten)]
     pub platforms: PlatformsArgs,
     /// Bytes of a layer between checkpoints, at least
@@ -52,7 +52,7 @@ pub struct MakeArgs {
 
 /// Which images of a multi-platform image are meant.
 #[derive(Args, Clone, Debug)]
-pub struct PlatformsArgs {
+pub(super) struct PlatformsArgs {
     /// Platform of a multi-platform image, e.g. linux/arm64; may be repeated [default: this machine's]
     #[arg(
         long,
@@ -68,7 +68,7 @@ pub struct PlatformsArgs {
 
 /// How many uploads there are at a time.
 #[derive(Args, Clone, Debug)]
-pub struct UploadArgs {
+pub(super) struct UploadArgs {
     /// Blobs that are sent at a time
     #[arg(long, value_name = "N", default_value_t = DEFAULT_UPLOADS, value_parser = uploads)]
     pub max_concurrent_uploads: usize,
@@ -88,7 +88,7 @@ enum Optimization {
 }
 
 impl PlatformsArgs {
-    pub fn platforms(&self) -> Platforms {
+    pub(super) fn platforms(&self) -> Platforms {
         match (self.all_platforms, &self.platform[..]) {
             (true, _) => Platforms::All,
             (false, []) => Platforms::Host,
@@ -98,7 +98,7 @@ impl PlatformsArgs {
 }
 
 impl MakeArgs {
-    pub fn options(&self) -> Result<CreateOptions> {
+    pub(super) fn options(&self) -> Result<CreateOptions> {
         let mut prefetch_files = self.prefetch_file.clone();
         if let Some(file) = &self.prefetch_files_json {
             prefetch_files.extend(list_of(file)?);

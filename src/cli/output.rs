@@ -8,19 +8,19 @@ use crate::{
 };
 
 /// One line.
-pub fn line(text: &str) -> Result<()> {
+pub(super) fn line(text: &str) -> Result<()> {
     print(format!("{text}\n").as_bytes())
 }
 
 /// A value as indented JSON.
-pub fn json<T: serde::Serialize>(value: &T) -> Result<()> {
+pub(super) fn json<T: serde::Serialize>(value: &T) -> Result<()> {
     let mut bytes = serde_json::to_vec_pretty(value).or_kind(Kind::Io, || "writing JSON".into())?;
     bytes.push(b'\n');
     print(&bytes)
 }
 
 /// Rows under a heading, in columns.
-pub fn table<const N: usize>(
+pub(super) fn table<const N: usize>(
     heading: [&str; N],
     rows: impl IntoIterator<Item = [String; N]>,
 ) -> Result<()> {
@@ -47,12 +47,12 @@ pub fn table<const N: usize>(
 }
 
 /// Bytes with a binary unit, e.g. `3.2 MiB`.
-pub fn bytes(count: u64) -> String {
+pub(super) fn bytes(count: u64) -> String {
     indicatif::BinaryBytes(count).to_string()
 }
 
 /// An attached image.
-pub fn attached(as_json: bool, attachment: &Attachment) -> Result<()> {
+pub(super) fn attached(as_json: bool, attachment: &Attachment) -> Result<()> {
     for warning in &attachment.warnings {
         tracing::warn!("{warning}");
     }

@@ -15,7 +15,7 @@ use crate::{
 
 /// Show prefetch artifacts: the spans that a start needs
 #[derive(Subcommand)]
-pub enum PrefetchCommand {
+pub(super) enum PrefetchCommand {
     #[command(visible_alias = "ls")]
     List(List),
     Info(Info),
@@ -23,7 +23,7 @@ pub enum PrefetchCommand {
 
 /// List the prefetch artifacts of the local root's indexes, or of an image's
 #[derive(Args)]
-pub struct List {
+pub(super) struct List {
     #[command(flatten)]
     tables: TablesArgs,
     /// Print digests only
@@ -33,7 +33,7 @@ pub struct List {
 
 /// Show the spans that a prefetch artifact lists
 #[derive(Args)]
-pub struct Info {
+pub(super) struct Info {
     /// The artifact
     digest: Digest,
     #[command(flatten)]
@@ -50,7 +50,7 @@ struct Report {
 }
 
 impl PrefetchCommand {
-    pub async fn run(self, global: &Global) -> Result<ExitCode> {
+    pub(super) async fn run(self, global: &Global) -> Result<ExitCode> {
         match self {
             Self::List(command) => command.run(global).await,
             Self::Info(command) => command.run(global).await,

@@ -7,14 +7,14 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use crate::{engine::Event, oci::Digest};
 
 /// Shows what happens on standard error, if that is a terminal.
-pub struct Progress {
+pub(super) struct Progress {
     bars: MultiProgress,
     by_layer: Mutex<HashMap<Digest, ProgressBar>>,
 }
 
 impl Progress {
     /// `quiet` shows nothing at all.
-    pub fn new(quiet: bool) -> Self {
+    pub(super) fn new(quiet: bool) -> Self {
         let target = if quiet {
             ProgressDrawTarget::hidden()
         } else {
@@ -27,7 +27,7 @@ impl Progress {
     }
 
     /// Takes an event.
-    pub fn event(&self, event: Event) {
+    pub(super) fn event(&self, event: Event) {
         match event {
             Event::Resolved { layers, indexed } => {
                 tracing::info!(layers, indexed, "the image is resolved");
@@ -38,7 +38,7 @@ impl Progress {
     }
 
     /// A layer of `size` bytes has come to `done`.
-    pub fn layer(&self, layer: Digest, done: u64, size: u64) {
+    pub(super) fn layer(&self, layer: Digest, done: u64, size: u64) {
         let mut by_layer = self
             .by_layer
             .lock()
@@ -63,7 +63,7 @@ impl Progress {
     }
 
     /// Clears what is shown.
-    pub fn finish(&self) {
+    pub(super) fn finish(&self) {
         let _ = self.bars.clear(); // a terminal that is gone
     }
 }

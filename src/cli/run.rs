@@ -6,10 +6,7 @@ use clap::Args;
 use rustix::process::Signal;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{
-    Global, ImageArgs, IndexArgs, attach, attach::MountArgs, progress::Progress, require_root,
-    start,
-};
+use super::{Global, ImageArgs, IndexArgs, attach, attach::MountArgs, require_root};
 use crate::{
     api::client::Client,
     engine::Attachment,
@@ -28,7 +25,7 @@ use crate::{
 #[command(after_help = "Examples:\n\
 \x20 socinbd run nginx:1.27\n\
 \x20 socinbd run --user nobody --env LANG=C registry.example/app -- sh -c id")]
-pub struct Run {
+pub(super) struct Run {
     #[command(flatten)]
     image: ImageArgs,
     #[command(flatten)]
@@ -53,16 +50,11 @@ pub struct Run {
 }
 
 impl Run {
-    pub async fn run(self, global: &Global) -> Result<ExitCode> {
+    pub(super) async fn run(self, global: &Global) -> Result<ExitCode> {
         require_root("run")?;
         let request = attach::request(&self.image, &self.index, &self.options, true, None)?;
-        let client = start::daemon(global).await?;
-        let progress = Progress::new(global.json);
-        let offer = client
-            .attach(&request, &|event| progress.event(event))
-            .await?;
+        let (client, offer) = attach::by_daemon(global, &request).await?;
         let attachment = &offer.attachment;
-        progress.finish();
         let ended = self.inside(&client, attachment).await;
         let released = client.release(&attachment.id).await;
         let status = ended?;

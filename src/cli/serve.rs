@@ -29,7 +29,7 @@ use crate::{
 #[command(after_help = "Examples:\n\
 \x20 socinbd serve oci:./app --socket /tmp/app.sock\n\
 \x20 socinbd serve oci:./app --socket /tmp/app.sock --run 'nbdcopy $uri disk.ext4'")]
-pub struct Serve {
+pub(super) struct Serve {
     #[command(flatten)]
     image: ImageArgs,
     #[command(flatten)]
@@ -50,7 +50,7 @@ pub struct Serve {
 }
 
 impl Serve {
-    pub async fn run(self, global: &Global) -> Result<ExitCode> {
+    pub(super) async fn run(self, global: &Global) -> Result<ExitCode> {
         if let Some(address) = self.listen
             && !address.ip().is_loopback()
             && !self.allow_remote

@@ -22,7 +22,7 @@ use crate::{
 const START_TIME: Duration = Duration::from_secs(20);
 
 /// A client of the daemon of `--run-dir`, which is started where none runs.
-pub async fn daemon(global: &Global) -> Result<Client> {
+pub(super) async fn daemon(global: &Global) -> Result<Client> {
     let (root, run_dir) = (absolute(&global.root)?, absolute(&global.run_dir)?);
     let client = Client::new(&run_dir);
     fs::DirBuilder::new()
@@ -80,7 +80,7 @@ pub async fn daemon(global: &Global) -> Result<Client> {
 }
 
 /// The lock of who starts a daemon, or cleans up after one: of two at once, the second finds what the first has done.
-pub async fn lock(run_dir: &Path) -> Result<File> {
+pub(super) async fn lock(run_dir: &Path) -> Result<File> {
     let path = run_dir.join("starting");
     let work = move || {
         let take = || -> std::io::Result<File> {

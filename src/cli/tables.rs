@@ -17,7 +17,7 @@ use crate::{
 
 /// Where tables are looked for.
 #[derive(Args, Clone, Debug)]
-pub struct TablesArgs {
+pub(super) struct TablesArgs {
     /// Look in this image's index, where the image is [default: all indexes of the local root]
     #[arg(long, value_name = "IMAGE")]
     pub at: Option<Reference>,
@@ -32,7 +32,7 @@ pub struct TablesArgs {
 
 impl TablesArgs {
     /// The tables.
-    pub async fn find(&self, global: &Global, kind: TableKind) -> Result<Vec<Table>> {
+    pub(super) async fn find(&self, global: &Global, kind: TableKind) -> Result<Vec<Table>> {
         let local = LocalIndexes::open(&absolute(&global.root)?)?;
         let Some(at) = &self.at else {
             return tables::local(&local, kind).await;
@@ -51,7 +51,7 @@ impl TablesArgs {
 }
 
 /// Prints tables, each once.
-pub fn print(global: &Global, tables: &[Table], quiet: bool) -> Result<()> {
+pub(super) fn print(global: &Global, tables: &[Table], quiet: bool) -> Result<()> {
     if global.json {
         return output::json(&tables);
     }
@@ -81,7 +81,7 @@ pub fn print(global: &Global, tables: &[Table], quiet: bool) -> Result<()> {
 }
 
 /// The table with this digest.
-pub fn of_digest<'a>(tables: &'a [Table], digest: &Digest) -> Result<&'a Table> {
+pub(super) fn of_digest<'a>(tables: &'a [Table], digest: &Digest) -> Result<&'a Table> {
     tables
         .iter()
         .find(|table| table.digest == *digest)

@@ -17,14 +17,14 @@ use crate::{
 #[command(after_help = "Examples:\n\
 \x20 socinbd why /mnt\n\
 \x20 socinbd why registry.example/app --json")]
-pub struct Why {
+pub(super) struct Why {
     /// Where it is mounted, its id, or the image as it was attached
     #[arg(value_name = "MOUNTPOINT|IMAGE")]
     what: String,
 }
 
 impl Why {
-    pub async fn run(self, global: &Global) -> Result<ExitCode> {
+    pub(super) async fn run(self, global: &Global) -> Result<ExitCode> {
         let run_dir = absolute(&global.run_dir)?;
         let client = Client::new(&run_dir);
         let is_served = client.daemon().await?.is_some();

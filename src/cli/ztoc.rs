@@ -27,7 +27,7 @@ const READ_SIZE: usize = 1 << 20;
 
 /// Work on zTOCs, the tables of contents of single layers.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     #[command(subcommand)]
     command: Command,
 }
@@ -145,7 +145,7 @@ struct Report<'a> {
 
 impl Args {
     /// Runs the command.
-    pub async fn run(self, global: &Global) -> Result<ExitCode> {
+    pub(super) async fn run(self, global: &Global) -> Result<ExitCode> {
         let json = global.json;
         let create = match self.command {
             Command::Create(create) => create,

@@ -45,7 +45,7 @@ const WATCH_TURN: Duration = Duration::from_secs(5);
 type Key = (Digest, Digest, DeviceKind);
 
 /// All devices of an engine.
-pub struct Devices {
+pub(super) struct Devices {
     /// Names the engine in the identifiers of its devices, so that what is left over after a kill is known as its own.
     tag: String,
     runtime: Handle,
@@ -54,7 +54,7 @@ pub struct Devices {
 }
 
 /// A block device with a layer's disk behind it. It goes when this is dropped; dropping blocks for a few system calls.
-pub struct Device {
+pub(super) struct Device {
     disk: Arc<Disk>,
     kind: DeviceKind,
     why: String,
@@ -73,22 +73,22 @@ enum Backing {
 
 impl Device {
     /// The disk behind it.
-    pub fn disk(&self) -> &Arc<Disk> {
+    pub(super) fn disk(&self) -> &Arc<Disk> {
         &self.disk
     }
 
     /// Its kind.
-    pub fn kind(&self) -> DeviceKind {
+    pub(super) fn kind(&self) -> DeviceKind {
         self.kind
     }
 
     /// Why it is of this kind.
-    pub fn why(&self) -> &str {
+    pub(super) fn why(&self) -> &str {
         &self.why
     }
 
     /// The kernel's name of it, e.g. `nbd3`.
-    pub fn name(&self) -> String {
+    pub(super) fn name(&self) -> String {
         match &self.backing {
             Backing::Loop(device) | Backing::Fuse(device, _) => device.name(),
             Backing::Nbd(link) => link.device.name(),
@@ -96,7 +96,7 @@ impl Device {
     }
 
     /// A path that opens it.
-    pub fn path(&self) -> &Path {
+    pub(super) fn path(&self) -> &Path {
         match &self.backing {
             Backing::Loop(device) | Backing::Fuse(device, _) => device.path(),
             Backing::Nbd(link) => link.device.path(),
@@ -106,7 +106,7 @@ impl Device {
 
 impl Devices {
     /// No devices yet. `tag` is part of their identifiers.
-    pub fn new(tag: String, runtime: Handle) -> Self {
+    pub(super) fn new(tag: String, runtime: Handle) -> Self {
         Self {
             tag,
             runtime,
@@ -116,12 +116,12 @@ impl Devices {
     }
 
     /// The start of the identifiers of all devices of engines with this root.
-    pub fn identifier_prefix(&self) -> String {
+    pub(super) fn identifier_prefix(&self) -> String {
         format!("socinbd-{}-", self.tag)
     }
 
     /// The paths of the devices that are there now.
-    pub fn paths(&self) -> HashSet<PathBuf> {
+    pub(super) fn paths(&self) -> HashSet<PathBuf> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         // one that is being made is locked; no record names it yet
         let devices = known
@@ -143,7 +143,7 @@ impl Devices {
     }
 
     /// The device of a disk: the one that is there, or a new one.
-    pub async fn get(
+    pub(super) async fn get(
         self: &Arc<Self>,
         disk: &Arc<Disk>,
         choice: DeviceChoice,

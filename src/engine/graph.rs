@@ -25,7 +25,7 @@ const MAX_MANIFESTS: usize = 4096;
 
 /// How the blobs of a copy came to their destination.
 #[derive(Debug, Default)]
-pub struct Tally {
+pub(super) struct Tally {
     present: AtomicU64,
     mounted: AtomicU64,
     uploaded: AtomicU64,

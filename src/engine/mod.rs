@@ -18,7 +18,6 @@ mod graph;
 pub mod image;
 mod known;
 pub mod local;
-mod process;
 pub mod promote;
 pub mod push;
 mod records;
@@ -42,7 +41,6 @@ use tokio::{runtime::Handle, sync::Notify};
 pub use attach::Attached;
 pub use disks::Disks;
 pub use image::Image;
-pub use process::Process;
 pub use records::Records;
 pub use request::{
     AttachRequest, AttachedLayer, Attachment, AttachmentStatus, Basis, DeviceChoice, DeviceKind,

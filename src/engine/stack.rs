@@ -35,7 +35,7 @@ type LayerPath = Vec<u8>;
 
 /// What stands at a path of one layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Found {
+pub(super) struct Found {
     directory: bool,
     opaque: bool,
     attributes: Attributes,
@@ -43,7 +43,7 @@ pub struct Found {
 
 /// What a directory of the tree on top takes over.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Attributes {
+pub(super) struct Attributes {
     mode: u32,
     uid: u32,
     gid: u32,
@@ -52,7 +52,7 @@ pub struct Attributes {
 }
 
 /// One layer's tree, as far as stacking asks.
-pub trait LayerTree {
+pub(super) trait LayerTree {
     /// What stacking has to know of the layer.
     fn facts(&self) -> &StackingFacts;
     /// What stands at `path`; no symlink is followed on the way. `None`: nothing.
@@ -61,7 +61,7 @@ pub trait LayerTree {
 
 /// What is to be stacked.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Plan {
+pub(super) struct Plan {
     /// How many layers, from the topmost, are stacked.
     pub layers: usize,
     /// Directories of the tree on top with their attributes; parents come before children. Empty: no such tree.
@@ -70,7 +70,7 @@ pub struct Plan {
 
 impl Plan {
     /// The attributes of the merged root.
-    pub fn root_attributes<T: LayerTree>(&self, layers: &[T]) -> io::Result<Attributes> {
+    pub(super) fn root_attributes<T: LayerTree>(&self, layers: &[T]) -> io::Result<Attributes> {
         if let Some(attributes) = self.top.get(&[][..]) {
             return Ok(attributes.clone());
         }
@@ -84,7 +84,7 @@ impl Plan {
 }
 
 /// Plans the stack of these layers, topmost first. Equal layers have been taken out.
-pub fn plan<T: LayerTree>(layers: &[T]) -> io::Result<Plan> {
+pub(super) fn plan<T: LayerTree>(layers: &[T]) -> io::Result<Plan> {
     let opaque = layers.iter().position(|layer| layer.facts().opaque_root);
     let kept = opaque.map_or(layers.len(), |opaque| opaque + 1);
     let mut merged = Merged::new(&layers[..kept]);
@@ -194,7 +194,7 @@ impl<'a, T: LayerTree> Merged<'a, T> {
 }
 
 /// A layer's tree on its mount.
-pub struct MountedLayer<'a> {
+pub(super) struct MountedLayer<'a> {
     /// The root of the mount.
     pub root: BorrowedFd<'a>,
     /// See [`LayerTree::facts`].
@@ -266,7 +266,7 @@ fn xattrs(fd: &OwnedFd) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
 }
 
 /// Makes the tree on top in `folder`, which does not exist yet.
-pub fn make_top(folder: &Path, plan: &Plan) -> Result<()> {
+pub(super) fn make_top(folder: &Path, plan: &Plan) -> Result<()> {
     let make = || -> io::Result<()> {
         make_directory(folder)?;
         for path in plan.top.keys().filter(|path| !path.is_empty()) {
@@ -292,7 +292,7 @@ fn make_directory(path: &Path) -> io::Result<()> {
 
 impl Attributes {
     /// Gives them to the directory at `path`.
-    pub fn apply(&self, path: &Path) -> io::Result<()> {
+    pub(super) fn apply(&self, path: &Path) -> io::Result<()> {
         let directory = rustix::fs::open(
             path,
             OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,

@@ -3,11 +3,12 @@
 use serde_json::{Value, json};
 use socinbd::oci::Digest;
 
-use super::make::{GZIP_LAYER, MANIFEST, MadeLayout, digest, noise, tar_of};
+use super::make::{GZIP_LAYER, MANIFEST, MadeLayout, digest, tar_of};
 use crate::{
     engine::Host,
     support::{
         docker_registry::DockerRegistry,
+        noise,
         registry::{Fault, Kind, On, Referrers, Registry, Times},
         tars::Layer,
     },
