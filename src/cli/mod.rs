@@ -15,6 +15,7 @@ mod making;
 mod output;
 mod prefetch;
 mod progress;
+mod record;
 mod run;
 mod serve;
 mod start;
@@ -111,6 +112,7 @@ enum Command {
     Cat(cat::Cat),
     #[command(subcommand)]
     Prefetch(prefetch::PrefetchCommand),
+    Record(record::Record),
     Ztoc(ztoc::Args),
     Builder(builder::Builder),
     Doctor(doctor::Doctor),
@@ -240,6 +242,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
             Command::Convert(command) => command.run(&global).await,
             Command::Copy(command) => command.run(&global).await,
             Command::Cat(command) => command.run(&global).await,
+            Command::Record(command) => command.run(&global).await,
             Command::Prefetch(command) => command.run(&global).await,
             Command::Ztoc(command) => command.run(&global).await,
             Command::Builder(command) => command.run(&global).await,

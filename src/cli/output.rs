@@ -12,6 +12,17 @@ pub(super) fn line(text: &str) -> Result<()> {
     print(format!("{text}\n").as_bytes())
 }
 
+/// What was done, as lines or as JSON.
+pub(super) fn report<T: serde::Serialize + std::fmt::Display>(
+    as_json: bool,
+    report: &T,
+) -> Result<()> {
+    match as_json {
+        true => json(report),
+        false => line(&report.to_string()),
+    }
+}
+
 /// A value as indented JSON.
 pub(super) fn json<T: serde::Serialize>(value: &T) -> Result<()> {
     let mut bytes = serde_json::to_vec_pretty(value).or_kind(Kind::Io, || "writing JSON".into())?;

@@ -1,6 +1,6 @@
 //! `socinbd run`.
 
-use std::{ffi::OsString, io::IsTerminal, path::Path, process::ExitCode};
+use std::{ffi::OsString, io::IsTerminal, os::fd::OwnedFd, path::Path, process::ExitCode};
 
 use clap::Args;
 use rustix::process::Signal;
@@ -8,7 +8,6 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Global, ImageArgs, IndexArgs, attach, attach::MountArgs, require_root};
 use crate::{
-    api::client::Client,
     engine::Attachment,
     error::{Error, Kind, Result, ResultExt},
     kernel::{
@@ -32,6 +31,13 @@ pub(super) struct Run {
     index: IndexArgs,
     #[command(flatten)]
     options: MountArgs,
+    #[command(flatten)]
+    program: ProgramArgs,
+}
+
+/// The program that is run in an image's root.
+#[derive(Args, Clone, Debug)]
+pub(super) struct ProgramArgs {
     /// Set an environment variable; may be repeated
     #[arg(long, short, value_name = "NAME=VALUE")]
     env: Vec<String>,
@@ -55,22 +61,28 @@ impl Run {
         let request = attach::request(&self.image, &self.index, &self.options, true, None)?;
         let (client, offer) = attach::by_daemon(global, &request).await?;
         let attachment = &offer.attachment;
-        let ended = self.inside(&client, attachment).await;
+        let ended = async {
+            let root = client.mount(&attachment.id)?;
+            client.mounted(&attachment.id).await?;
+            self.program.run(root, attachment).await
+        };
+        let ended = ended.await;
         let released = client.release(&attachment.id).await;
         let status = ended?;
         released?;
         Ok(ExitCode::from(status))
     }
+}
 
-    async fn inside(self, client: &Client, attachment: &Attachment) -> Result<u8> {
+impl ProgramArgs {
+    /// Runs the image's program, or the one that was asked for, and gives its status. The root is let go of when it has ended.
+    pub(super) async fn run(self, root: OwnedFd, attachment: &Attachment) -> Result<u8> {
         let mut process = attachment.process.clone();
         if let Some(entrypoint) = self.entrypoint {
             process.entrypoint = vec![entrypoint];
             process.cmd.clear();
         }
         let command = process.command(&self.command)?;
-        let root = client.mount(&attachment.id)?;
-        client.mounted(&attachment.id).await?;
         let user = self.user.unwrap_or(process.user);
         let env = process.env.into_iter().chain(self.env).collect();
         let cwd = self.workdir.unwrap_or(process.working_dir);

@@ -22,13 +22,15 @@ use super::{
 use crate::{
     compact::manifest as compact,
     error::{Error, Kind, Result, ResultExt},
-    layer::LayerBlob,
+    layer::{LayerBlob, Touch},
     oci::{Digest, media_type::OCI_MANIFEST},
     soci::{
         files,
         index::{BUILD_TOOL, Descriptor, EMPTY_CONFIG, IndexManifest, Version},
+        prefetch::Prefetch,
     },
     source::{Destination, layout::NewArtifact},
+    units::SpanId,
     ztoc::Ztoc,
 };
 
@@ -49,6 +51,8 @@ pub struct CreateOptions {
     pub force: bool,
     /// Files whose spans a prefetch artifact lists.
     pub prefetch_files: Vec<String>,
+    /// What a recorded start has read, in order: its spans are listed in prefetch artifacts.
+    pub uses: Vec<Touch>,
 }
 
 impl Default for CreateOptions {
@@ -61,6 +65,7 @@ impl Default for CreateOptions {
             disable_xattrs: false,
             force: false,
             prefetch_files: Vec::new(),
+            uses: Vec::new(),
         }
     }
 }
@@ -356,6 +361,11 @@ impl NewIndex {
                 &mut warnings,
             )?;
         }
+        if !options.uses.is_empty() {
+            for (layer, _, made) in &layers {
+                recorded(&layer.digest, made, options, &mut descriptors, &mut blobs)?;
+            }
+        }
         let config = Bytes::from_static(EMPTY_CONFIG);
         blobs.insert(Digest::of(&config), config);
         Ok(Self {
@@ -422,6 +432,36 @@ fn prefetch(
             .iter()
             .map(|file| format!("prefetch file {file} is in no layer that has a zTOC")),
     );
+    Ok(())
+}
+
+/// Adds the prefetch artifact of what a recorded start has read of a layer.
+fn recorded(
+    layer: &Digest,
+    made: &Made,
+    options: &CreateOptions,
+    descriptors: &mut Vec<Descriptor>,
+    blobs: &mut BTreeMap<Digest, Bytes>,
+) -> Result<()> {
+    let uses = (1..)
+        .zip(&options.uses)
+        .filter(|(_, touch)| touch.layer == *layer);
+    let Ok(table) = &made.ztoc else {
+        return Ok(());
+    };
+    let spans = table.parse(layer)?.spans;
+    let uses = uses.flat_map(|(order, touch)| {
+        let covering = spans.covering(touch.bytes.clone());
+        (covering.start.get()..covering.end.get()).map(move |span| (order, SpanId(span)))
+    });
+    if let Some(list) = Prefetch::of_uses(uses) {
+        let bytes = list
+            .to_bytes()
+            .or_kind(Kind::Io, || "a prefetch artifact".to_owned())?;
+        let digest = Digest::of(&bytes);
+        descriptors.push(Descriptor::of_prefetch(&digest, bytes.len() as u64, layer));
+        blobs.insert(digest, bytes.into());
+    }
     Ok(())
 }
 

@@ -15,12 +15,13 @@ use super::{
     discovery::{self, Found, IndexChoice, IndexPolicy, SociIndex},
     image::Image,
     local::LocalIndexes,
+    prefetch,
     request::{Basis, Event},
 };
 use crate::{
     compact::manifest::LayerIndex,
     error::{Error, Kind, Result, ResultExt},
-    layer::{Disk, LayerBlob, Store},
+    layer::{Disk, LayerBlob, Options, Store},
     oci::{Digest, Platform, Reference},
     source::{Access, Source},
 };
@@ -64,9 +65,14 @@ pub type Events<'a> = &'a (dyn Fn(Event) + Send + Sync);
 impl Disks {
     /// Opens a root; `Busy` when another process has it.
     pub fn open(root: &Path) -> Result<Self> {
+        Self::open_with(root, Options::default())
+    }
+
+    /// As [`Disks::open`], with options of the store.
+    pub fn open_with(root: &Path, options: Options) -> Result<Self> {
         Ok(Self {
             root: root.to_owned(),
-            store: Store::open(root)?,
+            store: Store::open_with(root, options)?,
         })
     }
 
@@ -120,6 +126,9 @@ impl Disks {
                 message: message.clone(),
             })
         });
+        if let Some(index) = &found.index {
+            prefetch::start(&self.store, index, &layers);
+        }
         Ok(OpenedImage {
             image,
             index: found.index,

@@ -18,6 +18,7 @@ mod graph;
 pub mod image;
 mod known;
 pub mod local;
+mod prefetch;
 pub mod promote;
 pub mod push;
 mod records;
@@ -51,7 +52,7 @@ pub use why::{Explanation, LayerExplanation};
 use crate::{
     error::{Error, Kind, Result, ResultExt},
     kernel::{self, busy, loopdev, mountinfo, nbd as kernel_nbd},
-    layer::Progress,
+    layer::{self, Progress},
     oci::Digest,
 };
 use devices::{Device, Devices};
@@ -91,6 +92,11 @@ struct Live {
 impl Engine {
     /// Opens root and run directory (made 0700 where missing), and clears away what an engine that died has left and nobody uses.
     pub async fn open(root: &Path, run_dir: &Path) -> Result<Self> {
+        Self::open_with(root, run_dir, layer::Options::default()).await
+    }
+
+    /// As [`Engine::open`], with a store that works otherwise.
+    pub async fn open_with(root: &Path, run_dir: &Path, options: layer::Options) -> Result<Self> {
         let (root, run_dir) = (folder(root)?, folder(run_dir)?);
         let lock_path = run_dir.join("lock");
         let lock = fs::File::options()
@@ -108,7 +114,7 @@ impl Engine {
                 ),
             ));
         }
-        let disks = Disks::open(&root)?;
+        let disks = Disks::open_with(&root, options)?;
         let tag = Digest::of(root.as_os_str().as_encoded_bytes()).hex()[..8].to_owned();
         let records = Records::open(&run_dir)?;
         let engine = Self {
@@ -128,6 +134,11 @@ impl Engine {
     /// The root.
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// What was read of which layers, in order, where the store records it.
+    pub fn touches(&self) -> Vec<layer::Touch> {
+        self.disks.store().touches()
     }
 
     /// The run directory.

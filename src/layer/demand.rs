@@ -7,7 +7,9 @@ use super::{
     disk::first_and_last,
     fetch,
     flight::{self, Claim, Deadline, Purpose},
-    readahead, whole,
+    readahead,
+    touches::Touch,
+    whole,
 };
 use crate::{
     error::{Error, Result},
@@ -45,6 +47,8 @@ impl Disk {
         range: Range<DiskOffset>,
         timeout: Option<Duration>,
     ) -> Result<(), Arc<Error>> {
+        // in the order in which they are asked for, not that in which they come
+        self.record(&range);
         if self.is_present(range.clone()) {
             return Ok(());
         }
@@ -71,6 +75,16 @@ impl Disk {
             waiter.wait(deadline, late).await?;
         }
         Ok(())
+    }
+
+    /// Notes the spans under a range, where that is wanted.
+    pub(super) fn record(&self, range: &Range<DiskOffset>) {
+        if let Some(touches) = self.store().recording() {
+            touches.note(self.needed(range).map(|span| Touch {
+                layer: self.layer().digest,
+                bytes: self.spans().uncompressed(span),
+            }));
+        }
     }
 
     /// The first span that a read of this range has to wait for.

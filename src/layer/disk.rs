@@ -289,8 +289,12 @@ impl Disk {
         Ok(true)
     }
 
-    /// Tells a read to the read-ahead.
+    /// Tells a read to the recording and to the read-ahead.
     fn notice(&self, offset: DiskOffset, length: usize) {
+        if self.store.recording().is_some() {
+            let end = offset.get().saturating_add(length as u64);
+            self.record(&(offset..DiskOffset(end)));
+        }
         if !self.bitmap.is_full() {
             let range = offset..DiskOffset(offset.get().saturating_add(length as u64));
             if self.readahead.reaches(&range) {

@@ -22,6 +22,7 @@ mod headers;
 mod health;
 mod import;
 mod place;
+mod prefetch;
 mod proof;
 mod readahead;
 mod rest;
@@ -34,6 +35,7 @@ mod store;
 mod stream;
 mod stream_sink;
 mod sync;
+mod touches;
 mod traffic;
 mod truth;
 mod uncached;
@@ -42,8 +44,10 @@ mod windows;
 
 pub use disk::Disk;
 pub use health::Reason;
+pub use prefetch::Listed;
 pub use served::ServedDisk;
 pub use store::{Options, Store, StoredDisk};
+pub use touches::Touch;
 
 use crate::oci::{Digest, Packing};
 

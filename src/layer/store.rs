@@ -23,6 +23,7 @@ use super::{
     folder::{self, Draft, Folder},
     import::{self, NewTable},
     sync,
+    touches::{Touch, Touches},
     traffic::Traffic,
 };
 use crate::{
@@ -43,6 +44,8 @@ pub struct Options {
     pub fetch_memory: u64,
     /// Fetch what is asked for and no more, also when that is most of a layer.
     pub never_whole: bool,
+    /// Note which spans are read, for [`Store::touches`].
+    pub record: bool,
 }
 
 impl Default for Options {
@@ -52,6 +55,7 @@ impl Default for Options {
             decoders: thread::available_parallelism().map_or(1, usize::from),
             fetch_memory: 128 << 20,
             never_whole: false,
+            record: false,
         }
     }
 }
@@ -75,6 +79,7 @@ pub struct Store {
     traffic: Traffic,
     /// Of the checks of whole layers, which read all of a disk: one at a time.
     checks: Semaphore,
+    touches: Option<Touches>,
     runtime: OnceLock<Handle>,
     /// The sender ends the thread.
     sync: Mutex<Option<mpsc::Sender<Weak<Disk>>>>,
@@ -135,6 +140,7 @@ impl Store {
             memory: Semaphore::new(permits(options.fetch_memory) as usize),
             traffic: Traffic::default(),
             checks: Semaphore::new(1),
+            touches: options.record.then(Touches::default),
             runtime: OnceLock::new(),
             sync: Mutex::new(Some(sender)),
             sync_thread: Mutex::new(Some(thread)),
@@ -285,6 +291,18 @@ impl Store {
             }
         }
         Ok(None)
+    }
+
+    /// The spans that were read, in the order of their first use; none without [`Options::record`].
+    pub fn touches(&self) -> Vec<Touch> {
+        self.touches
+            .as_ref()
+            .map_or_else(Vec::new, Touches::in_order)
+    }
+
+    /// Where reads are noted, if they are.
+    pub(super) fn recording(&self) -> Option<&Touches> {
+        self.touches.as_ref()
     }
 
     /// All disks, open or not, ordered by layer and table. Blocks on local files.

@@ -31,7 +31,7 @@ const LEAST: u32 = 3;
 pub(super) const FETCH_BYTES: u64 = 4 << 20;
 
 /// How long such a GET goes on when nobody waits for it: [`FETCH_BYTES`] over half a megabit a second.
-const TIMEOUT: Duration = Duration::from_secs(60);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Whether a disk is fetched as a whole, and what speaks for it.
 pub(super) struct Whole {
@@ -159,7 +159,7 @@ pub(super) async fn fetch_all(disk: Arc<Disk>, first: SpanId) {
 }
 
 /// The first absent spans of `rest`, adjacent ones, for one GET.
-fn next_run(disk: &Disk, rest: Range<u32>) -> Option<Range<u32>> {
+pub(super) fn next_run(disk: &Disk, rest: Range<u32>) -> Option<Range<u32>> {
     let start = rest.clone().find(|span| !disk.has(SpanId(*span)))?;
     let more = (start + 1..rest.end).take_while(|span| {
         !disk.has(SpanId(*span)) && disk.compressed_length(&(start..span + 1)) <= FETCH_BYTES

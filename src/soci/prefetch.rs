@@ -1,6 +1,6 @@
 //! Prefetch artifacts: the spans of a layer that a container's start needs.
 
-use std::ops::Range;
+use std::{collections::BTreeMap, ops::Range};
 
 use serde::Serialize;
 
@@ -9,6 +9,9 @@ use crate::{oci::manifest::MAX_MANIFEST_BYTES, units::SpanId};
 
 /// The only version there is.
 const VERSION: &str = "1.0";
+
+/// Spans of one entry were first used within so many uses of each other.
+const NEAR: i64 = 16;
 
 /// Some spans of a layer, as an artifact states them: AWS's tool accepts any order and any sign here. [`Prefetch::runs`] is checked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -107,17 +110,54 @@ impl Prefetch {
         (!spans.is_empty()).then_some(Self { spans })
     }
 
+    /// The artifact of spans in the order of their first use, which goes into `priority`: sorted by number, as AWS's tool sorts; spans
+    /// that follow each other in both are one entry. `None` without any.
+    pub fn of_uses(uses: impl IntoIterator<Item = (i64, SpanId)>) -> Option<Self> {
+        let mut first: BTreeMap<SpanId, i64> = BTreeMap::new();
+        for (order, span) in uses {
+            let at = first.entry(span).or_insert(order);
+            *at = order.min(*at);
+        }
+        let mut spans: Vec<PrefetchSpan> = Vec::new();
+        let mut last_order = None;
+        for (span, order) in first {
+            let number = i32::try_from(span.get()).ok()?;
+            match spans.last_mut() {
+                Some(last)
+                    if last.end_span.checked_add(1) == Some(number)
+                        && last_order.is_some_and(|before: i64| before <= order)
+                        && order.saturating_sub(last.priority) <= NEAR =>
+                {
+                    last.end_span = number;
+                }
+                _ => spans.push(PrefetchSpan {
+                    start_span: number,
+                    end_span: number,
+                    priority: order,
+                }),
+            }
+            last_order = Some(order);
+        }
+        (!spans.is_empty()).then_some(Self { spans })
+    }
+
+    /// The spans that a layer with `count` spans has of these, with their priorities: those with the lowest first, else as they
+    /// stand. What lies beyond, or ends before it starts, is left out.
+    pub fn in_order(&self, count: u32) -> Vec<(i64, Range<SpanId>)> {
+        let mut runs: Vec<(i64, Range<SpanId>)> = self
+            .spans
+            .iter()
+            .filter_map(|span| Some((span.priority, span.clipped(count)?)))
+            .filter(|(_, run)| run.start < run.end)
+            .collect();
+        runs.sort_by_key(|(priority, _)| *priority);
+        runs
+    }
+
     /// The spans that a layer with `count` spans has of these: sorted, merged, none twice. What lies beyond, or ends before it
     /// starts, is left out.
     pub fn runs(&self, count: u32) -> Vec<Range<SpanId>> {
-        merged(self.spans.iter().filter_map(|span| {
-            let start = u32::try_from(span.start_span.max(0)).ok()?;
-            let end = u32::try_from(span.end_span)
-                .ok()?
-                .saturating_add(1)
-                .min(count);
-            Some(SpanId(start)..SpanId(end))
-        }))
+        merged(self.spans.iter().filter_map(|span| span.clipped(count)))
     }
 
     /// The artifact's bytes.
@@ -135,6 +175,16 @@ impl Prefetch {
 }
 
 impl PrefetchSpan {
+    /// Those that a layer with `count` spans has; may be empty or reversed.
+    fn clipped(&self, count: u32) -> Option<Range<SpanId>> {
+        let start = u32::try_from(self.start_span.max(0)).ok()?;
+        let end = u32::try_from(self.end_span)
+            .ok()?
+            .saturating_add(1)
+            .min(count);
+        Some(SpanId(start)..SpanId(end))
+    }
+
     fn read(node: &Node, index: usize) -> Result<Self, Error> {
         let mut span = Self::default();
         for (key, value) in node.fields("prefetch_spans")? {
@@ -215,6 +265,23 @@ mod tests {
         let read = Prefetch::parse(text.as_bytes()).unwrap();
         assert_eq!(read.spans[1].priority, 1);
         assert_eq!(read.to_bytes().unwrap(), text.as_bytes());
+    }
+
+    #[test]
+    fn uses_make_an_artifact_with_their_order() {
+        let uses = [(1, 7), (2, 8), (3, 2), (4, 9), (5, 7), (40, 10), (41, 3)];
+        let made = Prefetch::of_uses(uses.map(|(order, span)| (order, SpanId(span)))).unwrap();
+        assert_eq!(
+            made.to_bytes().unwrap(),
+            br#"{"version":"1.0","prefetch_spans":[{"start_span":2,"end_span":2,"priority":3},{"start_span":3,"end_span":3,"priority":41},{"start_span":7,"end_span":9,"priority":1},{"start_span":10,"end_span":10,"priority":40}]}"#
+        );
+        let order: Vec<_> = made
+            .in_order(10)
+            .into_iter()
+            .map(|(priority, run)| (priority, run.start.get(), run.end.get()))
+            .collect();
+        assert_eq!(order, [(1, 7, 10), (3, 2, 3), (41, 3, 4)]);
+        assert!(Prefetch::of_uses([]).is_none());
     }
 
     #[test]

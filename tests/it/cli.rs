@@ -37,6 +37,7 @@ fn the_help_of_every_command_teaches() {
         &["cat"],
         &["ztoc", "create"],
         &["builder"],
+        &["record"],
         &["doctor"],
         &["daemon"],
     ] {

@@ -8,6 +8,7 @@ mod images;
 mod lazy;
 mod lifecycle;
 mod real;
+mod record;
 mod stacking;
 mod vm;
 

@@ -1,0 +1,173 @@
+//! `socinbd record`.
+
+use std::{fs, os::unix::fs::DirBuilderExt as _, process::ExitCode};
+
+use clap::Args;
+
+use super::{
+    Global, ImageArgs, IndexArgs, absolute, attach, attach::MountArgs, making::UploadArgs, output,
+    progress::Progress, require_root, run::ProgramArgs,
+};
+use crate::{
+    engine::{
+        Engine,
+        chosen::Platforms,
+        convert::{self, ConvertOptions},
+        create::{self, CreateOptions},
+        discovery::{self, SociIndex},
+        image::Image,
+        local::LocalIndexes,
+    },
+    error::{Error, Kind, Result, ResultExt},
+    layer,
+    oci::Reference,
+    soci::index::DEFAULT_SPAN_SIZE,
+    source::{Destination, Source},
+};
+
+/// Run an image once, and write down what its start reads
+///
+/// The spans that the program has read go into prefetch artifacts, one a layer, with the order of their first use; `attach` and `run`
+/// then fetch them ahead of the program. A new SOCI index (v1) with the old one's zTOCs is stored as `index create` stores one; with
+/// --to an image with its index (v2) is made instead, under a new name, because its digest is another one. End the program when it
+/// is ready: what it reads later is recorded too.
+#[derive(Args)]
+#[command(after_help = "Examples:\n\
+\x20 socinbd record registry.example/app:1 --push -- python3 -c 'import app'\n\
+\x20 socinbd record registry.example/app:1 --to registry.example/app:1-fast")]
+pub(super) struct Record {
+    #[command(flatten)]
+    image: ImageArgs,
+    #[command(flatten)]
+    index: IndexArgs,
+    #[command(flatten)]
+    options: MountArgs,
+    /// Store the index in the registry that the image is in
+    #[arg(long, conflicts_with = "to")]
+    push: bool,
+    /// Make an image with its index (v2) of this name
+    #[arg(long, value_name = "IMAGE")]
+    to: Option<Reference>,
+    #[command(flatten)]
+    uploads: UploadArgs,
+    #[command(flatten)]
+    program: ProgramArgs,
+}
+
+impl Record {
+    pub(super) async fn run(self, global: &Global) -> Result<ExitCode> {
+        require_root("record")?;
+        let root = absolute(&global.root)?;
+        let local = LocalIndexes::open(&root)?;
+        let access = self.image.access.access()?;
+        let source = Source::open(&self.image.image, &access).await?;
+        let image = Image::resolve(&source, self.image.platform.as_ref()).await?;
+        let found = discovery::find(&image, &self.index.choice(), &local).await?;
+        let Some(index) = found.index else {
+            return Err(Error::new(
+                Kind::NotFound,
+                format!(
+                    "{} has no SOCI index whose spans could be listed; `socinbd index create` makes one",
+                    self.image.image
+                ),
+            ));
+        };
+        let mut options = options_of(&index, &image);
+        let (status, uses) = self.record(global).await?;
+        options.uses = uses;
+        let spans = options.uses.len();
+        let progress = Progress::new(global.json);
+        let told = |layer, done, size| progress.layer(layer, done, size);
+        let uploads = self.uploads.max_concurrent_uploads;
+        match &self.to {
+            Some(to) => {
+                let destination = Destination::open(to, &access).await?;
+                let options = ConvertOptions {
+                    create: options,
+                    platforms: Platforms::These(vec![image.platform.clone()]),
+                    uploads,
+                };
+                let report =
+                    convert::convert(&source, &destination, &options, &local, &told).await?;
+                progress.finish();
+                output::report(global.json, &report)?;
+            }
+            None => {
+                let report = match self.push {
+                    true => {
+                        let destination = Destination::open(&self.image.image, &access).await?;
+                        create::create_at(&image, &options, &local, &destination, uploads, &told)
+                            .await?
+                    }
+                    false => create::create(&image, &options, &local, &told).await?,
+                };
+                progress.finish();
+                output::report(global.json, &report)?;
+            }
+        }
+        if !global.json {
+            output::line(&format!(
+                "the program ended with status {status} and has read {spans} spans"
+            ))?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// Runs the program on disks of its own, with nothing in them: its status, and what was read.
+    async fn record(&self, global: &Global) -> Result<(u8, Vec<layer::Touch>)> {
+        let root = absolute(&global.root)?;
+        let making = || format!("making a folder in {}", root.display());
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&root)
+            .or_kind(Kind::Io, making)?;
+        let folder = tempfile::Builder::new()
+            .prefix("recording.")
+            .tempdir_in(&root)
+            .or_kind(Kind::Io, making)?;
+        let store = layer::Options {
+            record: true,
+            never_whole: true,
+            ..layer::Options::default()
+        };
+        let engine = Engine::open_with(
+            &folder.path().join("root"),
+            &folder.path().join("run"),
+            store,
+        )
+        .await?;
+        let request = attach::request(&self.image, &self.index, &self.options, true, None)?;
+        let progress = Progress::new(global.json);
+        let attached = engine
+            .attach(request, &|event| progress.event(event))
+            .await?;
+        progress.finish();
+        let id = attached.attachment.id.clone();
+        engine.mounted(&id)?;
+        let ended = self
+            .program
+            .clone()
+            .run(attached.mount, &attached.attachment)
+            .await;
+        let uses = engine.touches();
+        engine.release(&id).await?;
+        Ok((ended?, uses))
+    }
+}
+
+/// The options that make an index of the same zTOCs, so that no layer passes again.
+fn options_of(index: &SociIndex, image: &Image) -> CreateOptions {
+    let indexed = || {
+        image
+            .layers
+            .iter()
+            .filter(|layer| index.ztoc(&layer.digest).is_some())
+    };
+    let span_size = indexed().find_map(|layer| index.manifest.span_size_of(&layer.digest));
+    CreateOptions {
+        span_size: span_size.unwrap_or(DEFAULT_SPAN_SIZE),
+        min_layer_size: indexed().map(|layer| layer.size).min().unwrap_or(0),
+        ..CreateOptions::default()
+    }
+}
