@@ -204,7 +204,6 @@ impl Maker<'_> {
         }
     }
 
-    #[expect(clippy::type_complexity, reason = "a channel and what it ends in")]
     fn indexer(
         &self,
         layer: &LayerBlob,

@@ -342,6 +342,10 @@ mod tests {
         }
     }
 
+    fn image_manifest_of(bytes: &[u8]) -> Result<Vec<u8>, Error> {
+        image_manifest(bytes, &digest("soci"))
+    }
+
     fn parsed(bytes: &[u8]) -> Value {
         serde_json::from_slice(bytes).unwrap()
     }
@@ -460,5 +464,61 @@ mod tests {
             image_index(Some(long.as_bytes()), &[]),
             Err(Error::TooLong(_))
         ));
+    }
+
+    /// Any JSON, with the keys that matter.
+    fn documents() -> impl proptest::strategy::Strategy<Value = Value> {
+        use proptest::prelude::*;
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<u64>().prop_map(Value::from),
+            "[a-z<>&]{0,6}".prop_map(Value::from),
+            Just(json!(digest("amd"))),
+            Just(json!(V2_TYPE)),
+        ];
+        leaf.prop_recursive(5, 64, 6, |inner| {
+            let key = proptest::sample::select(vec![
+                "schemaVersion",
+                "mediaType",
+                "config",
+                "layers",
+                "manifests",
+                "annotations",
+                "platform",
+                "digest",
+                "size",
+                "subject",
+                "artifactType",
+                "future",
+                IMAGE_MANIFEST_DIGEST,
+                INDEX_DIGEST,
+            ]);
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..5).prop_map(Value::from),
+                prop::collection::vec((key, inner), 0..8).prop_map(|fields| {
+                    let fields = fields
+                        .into_iter()
+                        .map(|(key, value)| (key.to_owned(), value));
+                    Value::Object(fields.collect())
+                }),
+            ]
+        })
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_document_is_converted_or_refused_and_twice_is_once(document in documents()) {
+            let bytes = document.to_string();
+            if let Ok(once) = image_manifest_of(bytes.as_bytes()) {
+                proptest::prop_assert_eq!(&image_manifest_of(&once).unwrap(), &once);
+            }
+            if let Ok(once) = image_index(Some(bytes.as_bytes()), &[converted("amd")]) {
+                // what was converted is named by its new digest
+                let mut again = converted("amd");
+                again.old = again.manifest;
+                proptest::prop_assert_eq!(&image_index(Some(&once), &[again]).unwrap(), &once);
+            }
+        }
     }
 }

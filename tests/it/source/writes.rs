@@ -525,3 +525,126 @@ async fn tags_are_listed_through_pages() {
     assert_eq!(found, ["a", "b", "c"]);
     let _: Value = json!(found);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_lies_about_an_upload_is_not_believed() {
+    let registry = Registry::start();
+    let layer = noise(LAYER, 5);
+    let digest = registry.add_blob("a", layer.clone());
+    let from = source(&registry.reference("a")).await;
+    let status = |range: &str| Fault::Answer {
+        code: 204,
+        headers: vec![("range".to_owned(), range.to_owned())],
+        body: Bytes::new(),
+    };
+    for range in [
+        "0-99999999999",
+        "0-0",
+        "nonsense",
+        "0-18446744073709551615",
+        "",
+    ] {
+        let other = Registry::start();
+        let to = destination(&other.reference("b:1")).await;
+        let pass = |times| {
+            other.fail(
+                On::Kind(Asked::Upload),
+                Fault::Delay(Duration::ZERO),
+                Times::Next(times),
+            )
+        };
+        pass(1); // POST
+        other.fail(
+            On::Kind(Asked::Upload),
+            Fault::TakePart { bytes: 1 << 20 },
+            Times::Next(1),
+        );
+        other.fail(On::Kind(Asked::Upload), status(range), Times::Next(1));
+        let copied = to
+            .copy_blob(&from, &digest, LAYER as u64, None)
+            .await
+            .unwrap_or_else(|error| panic!("{range:?}: {error:?}"));
+        assert_eq!(copied, Copied::Uploaded);
+        let back = source(&other.reference("b")).await;
+        assert!(
+            streamed(&back, &digest, LAYER).await.expect("there") == layer,
+            "{range:?}"
+        );
+    }
+    // an upload that is to go on elsewhere gets no credentials there, and what is less safe is refused
+    let other = Registry::start();
+    other.set_auth(Auth::Basic {
+        user: "me".to_owned(),
+        password: "secret".to_owned(),
+    });
+    let config = docker_config(&other.host(), "me", "secret");
+    let elsewhere = Registry::start();
+    let to = destination_with(&other.reference("b:1"), &config.access).await;
+    to.put_blob(&Bytes::from_static(b"first"))
+        .await
+        .expect("logged in");
+    let away = Fault::Answer {
+        code: 202,
+        headers: vec![(
+            "location".to_owned(),
+            format!("http://{}/v2/b/blobs/uploads/7", elsewhere.host()),
+        )],
+        body: Bytes::new(),
+    };
+    other.fail(On::Kind(Asked::Upload), away, Times::UntilHealed);
+    let failed = to.copy_blob(&from, &digest, LAYER as u64, None).await;
+    assert_eq!(
+        failed.expect_err("no such upload there").kind(),
+        Kind::NotFound
+    );
+    let log = elsewhere.counters().log;
+    assert!(!log.is_empty());
+    assert!(
+        log.iter()
+            .all(|entry| !entry.headers.contains_key("authorization"))
+    );
+
+    let wrong = Fault::Answer {
+        code: 201,
+        headers: vec![(
+            "docker-content-digest".to_owned(),
+            Digest::of(b"other").to_string(),
+        )],
+        body: Bytes::new(),
+    };
+    let to = destination(&registry.reference("b:1")).await;
+    registry.fail(On::Kind(Asked::Manifest), wrong, Times::Next(1));
+    let error = to
+        .tag_manifest(MANIFEST, &subject("x"))
+        .await
+        .expect_err("another digest");
+    assert_eq!(error.kind(), Kind::Corrupt, "{error:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_that_nobody_takes_ends() {
+    let registry = Registry::start();
+    let limits = Limits {
+        stall: Duration::from_millis(50),
+        ..IMPATIENT
+    };
+    let to = Destination::open_with(
+        &registry.reference("a:1").parse().expect("a reference"),
+        &Access::default(),
+        limits,
+    )
+    .await
+    .expect("open");
+    registry.fail(
+        On::Kind(Asked::Upload),
+        Fault::Delay(Duration::ZERO),
+        Times::Next(1),
+    );
+    registry.fail(On::Kind(Asked::Upload), Fault::Hang, Times::UntilHealed);
+    let error = to
+        .put_blob(&Bytes::from(noise(200_000, 2)))
+        .await
+        .expect_err("no answer");
+    assert_eq!(error.kind(), Kind::Unavailable, "{error:?}");
+    assert!(error.report().contains("uploading blob"), "{error:?}");
+}
