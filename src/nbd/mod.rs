@@ -2,7 +2,7 @@
 //!
 //! One thread a connection reads requests and writes replies; nothing else touches the socket, so replies cannot mix and a client
 //! that stops reading holds up nobody but itself. What is present is answered at once on that thread. What has to be fetched is
-//! waited for on the async side, and its completion comes back through a queue ([`pending`]); replies are then out of order.
+//! waited for on the async side, and its completion comes back through a queue (`pending`); replies are then out of order.
 //!
 //! - [`serve_connection`]: handshake, then transmission, for clients that connect to a [`Server`];
 //! - [`transmission`]: no handshake, for the kernel's end of a socket pair.

@@ -8,12 +8,12 @@ use crate::units::LayerOffset;
 pub enum Event<'a> {
     /// A new entry, all its headers merged: `Reader::entries()[index]`. Indexes count from zero without gaps. Its data follows.
     Entry {
-        /// Index into [`Reader::entries`].
+        /// Index into [`Reader::entries`](super::Reader::entries).
         index: usize,
     },
     /// Bytes of the latest entry's data. A sparse file's holes are left out; its data comes at its true offsets.
     Data {
-        /// Index into [`Reader::entries`].
+        /// Index into [`Reader::entries`](super::Reader::entries).
         index: usize,
         /// Where in the file.
         file_offset: u64,

@@ -57,7 +57,7 @@ pub struct Ztoc {
     pub entries: Vec<Entry>,
     /// The spans.
     pub spans: SpanTable,
-    /// Where `checkpoints` stands in the zTOC's own bytes; for [`write`] and for tests.
+    /// Where `checkpoints` stands in the zTOC's own bytes; for [`write()`] and for tests.
     pub checkpoints: Range<usize>,
 }
 

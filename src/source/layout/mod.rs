@@ -2,7 +2,7 @@
 //!
 //! Reading takes nothing on trust: manifests and small blobs are checked against their digests, sizes against the files, and a file
 //! that is no regular file is not opened. Writing goes through temporary files and renames: into a folder under a lock, or as a new
-//! archive ([`pack`]).
+//! archive (`pack`).
 
 use std::{collections::BTreeMap, ops::Range, path::Path, sync::Arc};
 
