@@ -117,6 +117,7 @@ pub fn gzip(bytes: &[u8]) -> Vec<u8> {
 }
 
 /// A layer with a zTOC.
+#[derive(Clone)]
 pub struct Layer {
     pub files: Files,
     pub blob: Bytes,

@@ -2,6 +2,7 @@
 
 mod check;
 mod failures;
+mod faults;
 pub mod fixture;
 mod full;
 mod hostile;

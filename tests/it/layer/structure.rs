@@ -12,7 +12,7 @@ use socinbd::{
 
 use super::{
     fixture::{Lab, Layer},
-    hostile::{refused, with_entries},
+    hostile::{lying, refused, with_entries},
 };
 
 /// A link of this kind behind all else.
@@ -160,4 +160,20 @@ async fn counts_that_lie_are_refused() {
     }
     // of the entries, of the spans' digests and of the checkpoints
     assert!(refusals >= 12, "{refusals}");
+}
+
+/// As containerd does it: `..` at the root is the root.
+#[tokio::test(flavor = "multi_thread")]
+async fn dots_end_at_the_root() {
+    let ztoc = with_entries(&Layer::new(93), |entries| {
+        at(entries, "data/020").name = b"../../../over/the/../top".to_vec();
+        at(entries, "data/hardlink").linkname = b"/../data/../../data/021".to_vec();
+    });
+    let (lab, disk) = lying(Layer::new(93), ztoc).await;
+    let disk = std::fs::read(disk.path()).unwrap();
+    let ext4 = ext4_view::Ext4::load(Box::new(disk)).unwrap();
+    assert!(ext4.exists("/over/top").unwrap());
+    let length = ext4.metadata("/data/hardlink").unwrap().len();
+    assert_eq!(length, lab.layer.files["data/021"].len() as u64);
+    assert!(!ext4.exists("/the").unwrap());
 }
