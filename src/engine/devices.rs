@@ -32,8 +32,10 @@ const CONNECTIONS: usize = 2;
 const NBD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long requests wait for a new connection when all are dead.
 const NBD_DEAD: Duration = Duration::from_secs(60);
-/// `read_ahead_kb` of a lazy device. The layer reads ahead by span; what the kernel reads ahead costs fetches that nobody asked for.
-const READ_AHEAD_LAZY_KB: u64 = 16;
+/// `read_ahead_kb` of a lazy device: its spans by this number, so that one read in so many costs a span that nobody asked for; and no less
+/// than the least.
+const SPANS_BY_READ_AHEAD: u64 = 32;
+const LEAST_READ_AHEAD_KB: u64 = 16;
 /// `read_ahead_kb` of a device whose disk is complete, or will be without being asked: the kernel's usual value.
 const READ_AHEAD_KB: u64 = 128;
 /// The largest request of an nbd device.
@@ -261,7 +263,8 @@ impl Device {
 /// The `read_ahead_kb` that a device of this disk should have.
 fn read_ahead_kb(disk: &Disk) -> u64 {
     match *disk.progress().borrow() {
-        Progress::Lazy => READ_AHEAD_LAZY_KB,
+        Progress::Lazy => (disk.mean_span_bytes() / SPANS_BY_READ_AHEAD / 1024)
+            .clamp(LEAST_READ_AHEAD_KB, READ_AHEAD_KB),
         Progress::Filling | Progress::Complete => READ_AHEAD_KB,
     }
 }

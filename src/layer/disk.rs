@@ -245,6 +245,11 @@ impl Disk {
         (self.bitmap.present(), self.bitmap.count())
     }
 
+    /// The layer's bytes that a span has, on average.
+    pub fn mean_span_bytes(&self) -> u64 {
+        self.spans.uncompressed_size() / u64::from(self.spans.count()).max(1)
+    }
+
     /// Counters since the disk was opened.
     pub fn counters(&self) -> Counters {
         *lock(&self.counters)

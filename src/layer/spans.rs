@@ -199,6 +199,11 @@ impl Spans {
         LayerOffset(self.uncompressed_size)
     }
 
+    /// Bytes of the layer that the spans have.
+    pub(super) fn uncompressed_size(&self) -> u64 {
+        self.uncompressed_size
+    }
+
     /// The spans that hold this range of the layer; empty for an empty range, and never with an empty span at either end.
     pub(super) fn covering(&self, range: Range<LayerOffset>) -> Range<u32> {
         if range.start >= range.end {

@@ -161,7 +161,7 @@ fn a_fetch_that_takes_longer_than_the_kernels_timeout() {
         let name = device.trim_start_matches("/dev/");
         let read_ahead = || blockdev::read_ahead(name).unwrap();
         let usual = read_ahead();
-        assert_eq!(usual, 16, "the disk is not complete");
+        assert!((16..128).contains(&usual), "the disk is not complete");
         blockdev::set_read_ahead(name, None, 32).unwrap();
         registry.fail(
             On::Data,

@@ -174,7 +174,8 @@ impl Shared {
         }
         let shared = Arc::clone(self);
         let number = asked.number;
-        let pieces = stream::try_unfold(start, move |at| {
+        let begin = (start, Instant::now());
+        let pieces = stream::try_unfold(begin, move |(at, ready_at)| {
             let (shared, data, fault) = (Arc::clone(&shared), data.clone(), fault.clone());
             async move {
                 if at >= end {
@@ -216,11 +217,11 @@ impl Shared {
                 {
                     piece[(start + wrong - at) as usize] ^= 0x40;
                 }
-                shared.carry(until - at).await;
+                let carried_at = shared.carry(until - at, ready_at).await;
                 if let Some(entry) = shared.state().counters.log.get_mut(number) {
                     entry.bytes += until - at;
                 }
-                Ok(Some((Frame::data(Bytes::from(piece)), until)))
+                Ok(Some((Frame::data(Bytes::from(piece)), (until, carried_at))))
             }
         });
         BodyExt::boxed(StreamBody::new(SyncStream(Mutex::new(Box::pin(pieces)))))

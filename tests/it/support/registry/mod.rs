@@ -56,6 +56,9 @@ pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 /// Media type of a Docker schema 2 manifest.
 pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 
+/// What a body may catch up with when it was woken late: a link does not stand idle because a timer is coarse or the machine busy.
+const CATCH_UP: Duration = Duration::from_millis(20);
+
 /// The distance and width of the link: all connections of both listeners share it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Link {
@@ -362,20 +365,24 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until the link has carried so many bytes.
-    async fn carry(&self, bytes: u64) {
+    /// Waits until the link has carried so many bytes, which are there since `ready_at`; gives the time at which it had.
+    async fn carry(&self, bytes: u64, ready_at: Instant) -> Instant {
         let until = {
             let mut state = self.state();
             let rate = state.link.bytes_per_second;
-            if rate == 0 {
-                return;
-            }
             let now = Instant::now();
-            let free_at = state.link_free_at.unwrap_or(now).max(now);
+            if rate == 0 {
+                return now;
+            }
+            let ready_at = now
+                .checked_sub(CATCH_UP)
+                .map_or(ready_at, |least| ready_at.max(least));
+            let free_at = state.link_free_at.unwrap_or(ready_at).max(ready_at);
             let until = free_at + Duration::from_secs_f64(bytes as f64 / rate as f64);
             state.link_free_at = Some(until);
             until
         };
         tokio::time::sleep_until(until.into()).await;
+        until
     }
 }
