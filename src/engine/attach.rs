@@ -26,7 +26,7 @@ use super::{
 use crate::{
     error::{Error, Kind, Result, ResultExt},
     kernel::{
-        mount,
+        memory, mount,
         overlay::{Lower, Overlay, Upper},
     },
 };
@@ -43,7 +43,10 @@ impl Engine {
     /// Attaches an image. On an error, or when the future is dropped, nothing is left of it.
     pub async fn attach(&self, request: AttachRequest, event: Events<'_>) -> Result<Attached> {
         let context = |error: Error| error.context(format!("attaching {}", request.reference));
-        self.attach_steps(&request, event).await.map_err(context)
+        let attached = self.attach_steps(&request, event).await.map_err(context);
+        // nobody waits for this
+        drop(tokio::task::spawn_blocking(memory::give_back));
+        attached
     }
 
     async fn attach_steps(&self, request: &AttachRequest, event: Events<'_>) -> Result<Attached> {

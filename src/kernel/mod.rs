@@ -15,6 +15,7 @@ pub mod busy;
 pub mod fdpass;
 pub mod fuse;
 pub mod loopdev;
+pub mod memory;
 pub mod mount;
 pub mod mountinfo;
 pub mod namespace;

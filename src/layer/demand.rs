@@ -3,9 +3,7 @@
 use std::{ops::Range, sync::Arc, time::Duration};
 
 use super::{
-    Disk,
-    disk::first_and_last,
-    fetch,
+    Disk, fetch,
     flight::{self, Claim, Deadline, Purpose},
     readahead,
     touches::Touch,
@@ -13,6 +11,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
+    ext4::DataRegion,
     units::{DiskOffset, SpanId},
 };
 
@@ -169,4 +168,13 @@ impl Disk {
             self.store().spawn(fetch::fetch(Arc::clone(self), claim));
         }
     }
+}
+
+/// The two ends of a run of regions, which may be one.
+pub(super) fn first_and_last(
+    mut regions: impl Iterator<Item = DataRegion>,
+) -> Option<(DataRegion, DataRegion)> {
+    let first = regions.next()?;
+    let last = regions.last().unwrap_or_else(|| first.clone());
+    Some((first, last))
 }

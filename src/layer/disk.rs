@@ -21,6 +21,7 @@ use super::{
     allocation::{self, Extents},
     bitmap::Bitmap,
     check,
+    demand::first_and_last,
     disowned::Disowned,
     flight::Flights,
     folder::{self, Folder},
@@ -40,7 +41,7 @@ use super::{
 use crate::{
     compact::Table,
     error::{Error, Kind, Result, ResultExt as _},
-    ext4::{DataRegion, RegionTable},
+    ext4::RegionTable,
     oci::Digest,
     tar::Entry,
     units::{DiskOffset, LayerOffset, SpanId},
@@ -499,15 +500,15 @@ impl Disk {
             return Err(self.refutation(span).unwrap_or(Refutation::Window)); // there is one
         }
         self.proof.came(span);
-        if self.bitmap.is_full() {
-            self.whole.completed();
-        }
         {
             let mut unsynced = lock(&self.unsynced);
             unsynced.push(span);
             if unsynced.len() == 1 {
                 self.store.sync_later(self);
             }
+        }
+        if self.bitmap.is_full() {
+            self.whole.completed();
         }
         check::start(self);
         Ok(())
@@ -588,15 +589,6 @@ impl Drop for Disk {
             tracing::warn!(layer = %self.layer.digest, "the layer's disk could not be synced: {}", error.report());
         }
     }
-}
-
-/// The two ends of a run of regions, which may be one.
-pub(super) fn first_and_last(
-    mut regions: impl Iterator<Item = DataRegion>,
-) -> Option<(DataRegion, DataRegion)> {
-    let first = regions.next()?;
-    let last = regions.last().unwrap_or_else(|| first.clone());
-    Some((first, last))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

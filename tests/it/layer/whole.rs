@@ -88,9 +88,16 @@ async fn a_few_misses_bring_their_spans_and_many_bring_all() {
     }
     reaches(&disk, Progress::Complete).await;
     assert_holds(disk.path(), &lab.layer.files);
-    // the next daemon finds a complete disk
-    disk.sync().unwrap();
-    assert!(lab.store.list().unwrap()[0].complete);
+    // the next daemon finds a complete disk, once the layer has been checked
+    let saved = async {
+        while !lab.store.list().unwrap()[0].complete {
+            disk.sync().unwrap();
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), saved)
+        .await
+        .expect("the disk is saved as complete within a minute");
 }
 
 #[tokio::test(flavor = "multi_thread")]
