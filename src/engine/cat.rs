@@ -1,35 +1,25 @@
 //! One file of an image, without mounting anything: the tables of the layers from the top down as far as they are needed, and the
 //! spans that hold the file's data.
 
-use std::{
-    collections::{HashMap, HashSet},
-    fs::File,
-    os::unix::fs::FileExt as _,
-    sync::Arc,
-};
+mod layer;
 
 use bytes::Bytes;
-use futures_util::stream::{self, BoxStream, StreamExt as _};
+use futures_util::stream::{BoxStream, StreamExt as _};
 
 use super::{discovery::SociIndex, image::Image};
 use crate::{
     error::{Error, Kind, Result, ResultExt as _},
-    gzip::inflate::SpanDecoder,
-    layer::LayerBlob,
     oci::Digest,
-    soci::build::{LayerIndexer, LayerSink, Options},
+    soci::files::clean,
     source::Source,
-    tar::{Entry, EntryKind},
-    units::{LayerOffset, SpanId},
-    ztoc::{Compression, Ztoc},
+    tar::EntryKind,
+    ztoc::Ztoc,
 };
+
+use layer::{Table, components, shown, whole};
 
 /// Symbolic links that are followed, as Linux does.
 const MAX_LINKS: usize = 40;
-/// Spans on their way.
-const SPANS_AHEAD: usize = 3;
-/// Bytes of a file that are given at once where it is not read span by span.
-const PIECE: u64 = 1 << 20;
 
 /// A file that was found.
 pub struct Found {
@@ -203,296 +193,6 @@ impl Layers<'_> {
     }
 }
 
-/// What a layer has.
-struct Table {
-    layer: Digest,
-    entries: Vec<Entry>,
-    /// Entries by their clean names; of equal names the last.
-    names: HashMap<Vec<u8>, usize>,
-    /// Directories that are only implied.
-    directories: HashSet<Vec<u8>>,
-    /// Clean names that are whited out.
-    whiteouts: HashSet<Vec<u8>>,
-    /// Directories that hide what lower layers have in them.
-    opaque: HashSet<Vec<u8>>,
-    data: Data,
-}
-
-/// Where the data of a layer's files is.
-enum Data {
-    /// In the spans of its blob.
-    Spans { ztoc: Ztoc, bytes: Bytes },
-    /// In a file, for each entry from this offset on.
-    Local { file: Arc<File>, starts: Vec<u64> },
-}
-
-impl Table {
-    fn of_ztoc(layer: Digest, mut ztoc: Ztoc, bytes: Bytes) -> Self {
-        let entries = std::mem::take(&mut ztoc.entries);
-        Self::new(layer, entries, Data::Spans { ztoc, bytes })
-    }
-
-    fn new(layer: Digest, entries: Vec<Entry>, data: Data) -> Self {
-        let mut table = Self {
-            layer,
-            names: HashMap::new(),
-            directories: HashSet::new(),
-            whiteouts: HashSet::new(),
-            opaque: HashSet::new(),
-            entries,
-            data,
-        };
-        for (number, entry) in table.entries.iter().enumerate() {
-            let parts = entry_parts(&entry.name);
-            let Some((leaf, parents)) = parts.split_last() else {
-                continue; // the root
-            };
-            let parent = parents.join(&b'/');
-            for depth in 1..=parents.len() {
-                table.directories.insert(parents[..depth].join(&b'/'));
-            }
-            if leaf == b".wh..wh..opq" {
-                table.opaque.insert(parent);
-            } else if leaf.starts_with(b".wh..wh.") {
-                // a mark of AUFS
-            } else if let Some(hidden) = leaf.strip_prefix(b".wh.") {
-                table.whiteouts.insert(joined(&parent, hidden));
-            } else {
-                table.names.insert(joined(&parent, leaf), number);
-            }
-        }
-        table
-    }
-
-    /// Whether lower layers' files of this name cannot be seen through this layer, which does not have it itself.
-    fn hides(&self, name: &[u8]) -> bool {
-        if self.whiteouts.contains(name) {
-            return true;
-        }
-        let mut parent = name;
-        loop {
-            parent = match parent.iter().rposition(|byte| *byte == b'/') {
-                Some(at) => &parent[..at],
-                None => return self.opaque.contains(&b""[..]),
-            };
-            let is_file = self
-                .names
-                .get(parent)
-                .is_some_and(|entry| self.entries[*entry].kind != EntryKind::Directory);
-            if is_file || self.opaque.contains(parent) || self.whiteouts.contains(parent) {
-                return true;
-            }
-        }
-    }
-
-    /// The entry that has the data of a regular file or hard link.
-    fn target(&self, mut number: usize) -> Option<usize> {
-        for _ in 0..MAX_LINKS {
-            let entry = self.entries.get(number)?;
-            match entry.kind {
-                EntryKind::Regular => return Some(number),
-                EntryKind::Hardlink => {
-                    number = *self.names.get(&clean(&entry.linkname))?;
-                }
-                _ => return None,
-            }
-        }
-        None
-    }
-
-    /// The data of a regular file.
-    fn file(self, source: &Source, number: usize, name: &[u8]) -> Result<Found> {
-        let entry = &self.entries[number]; // it was found there
-        let size = entry.size;
-        let data = match self.data {
-            Data::Spans { ztoc, bytes } => {
-                let start = entry.data_offset;
-                let end = start.checked_add(size).ok_or_else(|| {
-                    Error::new(Kind::Corrupt, format!("/{}: its size", shown(name)))
-                })?;
-                spans(source, self.layer, Arc::new(ztoc), bytes, start..end)
-            }
-            Data::Local { file, starts } => local(file, starts[number], size),
-        };
-        Ok(Found {
-            path: format!("/{}", shown(name)),
-            layer: self.layer,
-            size,
-            data,
-        })
-    }
-}
-
-/// A range of a layer, from its spans: each verified, a few on their way at a time.
-fn spans(
-    source: &Source,
-    layer: Digest,
-    ztoc: Arc<Ztoc>,
-    bytes: Bytes,
-    range: std::ops::Range<LayerOffset>,
-) -> BoxStream<'static, Result<Bytes>> {
-    let wanted = ztoc.spans.covering(range.clone());
-    let source = source.clone();
-    let numbers = (wanted.start.get()..wanted.end.get()).map(SpanId);
-    stream::iter(numbers)
-        .map(move |span| {
-            let (source, ztoc, bytes) = (source.clone(), Arc::clone(&ztoc), bytes.clone());
-            let range = range.clone();
-            async move {
-                one_span(&source, layer, &ztoc, &bytes, span, range)
-                    .await
-                    .map_err(|error| error.context(format!("layer {layer}, span {span}")))
-            }
-        })
-        .buffered(SPANS_AHEAD)
-        .boxed()
-}
-
-async fn one_span(
-    source: &Source,
-    layer: Digest,
-    ztoc: &Ztoc,
-    bytes: &Bytes,
-    span: SpanId,
-    wanted: std::ops::Range<LayerOffset>,
-) -> Result<Bytes> {
-    let corrupt = |what: String| Error::new(Kind::Corrupt, what);
-    let index = usize::try_from(span.get()).unwrap_or(usize::MAX);
-    let Some(span) = ztoc.spans.spans.get(index).cloned() else {
-        return Err(corrupt("there is no such span".to_owned()));
-    };
-    let compressed = span.compressed.start.get()..span.compressed.end.get();
-    let fetched = source.range(&layer, compressed).await?;
-    let found = Digest::of(&fetched);
-    if found != span.digest {
-        return Err(corrupt(format!(
-            "its bytes have the digest {found}, where its zTOC says {}",
-            span.digest
-        )));
-    }
-    let from = wanted.start.max(span.uncompressed.start);
-    let to = wanted.end.min(span.uncompressed.end);
-    let (Some(skip), Some(length)) = (
-        from.get().checked_sub(span.uncompressed.start.get()),
-        to.get().checked_sub(from.get()),
-    ) else {
-        return Ok(Bytes::new());
-    };
-    let part = usize::try_from(skip).ok().zip(usize::try_from(length).ok());
-    let (skip, length) = part.ok_or_else(|| corrupt("it is too long".to_owned()))?;
-    let decoded = match ztoc.spans.compression {
-        Compression::Uncompressed => fetched,
-        Compression::Gzip => {
-            let bytes = bytes.clone();
-            let work = move || {
-                let window = span.window.clone().and_then(|window| bytes.get(window));
-                let mut decoder = SpanDecoder::default();
-                decoder
-                    .decode(&span, &fetched, window)
-                    .map(Bytes::copy_from_slice)
-            };
-            tokio::task::spawn_blocking(work)
-                .await
-                .or_kind(Kind::Io, || "a worker thread".into())?
-                .or_kind(Kind::Corrupt, || "it cannot be decoded".into())?
-        }
-    };
-    match skip.checked_add(length) {
-        Some(end) if end <= decoded.len() => Ok(decoded.slice(skip..end)),
-        _ => Err(corrupt("it is shorter than its zTOC says".to_owned())),
-    }
-}
-
-/// A range of a local file.
-fn local(file: Arc<File>, start: u64, size: u64) -> BoxStream<'static, Result<Bytes>> {
-    stream::try_unfold(0, move |done: u64| {
-        let file = Arc::clone(&file);
-        async move {
-            let length = size.saturating_sub(done).min(PIECE);
-            if length == 0 {
-                return Ok(None);
-            }
-            // at most 1 MiB
-            let mut piece = vec![0; usize::try_from(length).unwrap_or(0)];
-            file.read_exact_at(&mut piece, start.saturating_add(done))
-                .or_kind(Kind::Io, || "reading a temporary file".into())?;
-            Ok(Some((Bytes::from(piece), done.saturating_add(length))))
-        }
-    })
-    .boxed()
-}
-
-/// A layer that has no table: it passes whole, and its files' data stays in a temporary file.
-async fn whole(source: &Source, layer: &LayerBlob) -> Result<Table> {
-    let file = tempfile::tempfile().or_kind(Kind::Io, || "a temporary file".into())?;
-    let sink = Spill {
-        file: Arc::new(file),
-        starts: Vec::new(),
-        end: 0,
-    };
-    let options = Options {
-        ztoc: false,
-        ..Options::default()
-    };
-    let mut indexer = LayerIndexer::new(layer.packing, options, sink);
-    let (sender, mut receiver) = tokio::sync::mpsc::channel::<Bytes>(4);
-    let thread = tokio::task::spawn_blocking(move || {
-        while let Some(piece) = receiver.blocking_recv() {
-            indexer.write(&piece)?;
-        }
-        indexer.finish()
-    });
-    let mut pieces = source.stream(&layer.digest, layer.size).await?;
-    while let Some(piece) = pieces.next().await {
-        if sender.send(piece?).await.is_err() {
-            break; // its error follows
-        }
-    }
-    drop(sender);
-    let (indexed, sink) = thread
-        .await
-        .or_kind(Kind::Io, || "a worker thread".into())?
-        .map_err(|error| Error::with_source(error.kind(), "it cannot be read", error))?;
-    if indexed.digest != layer.digest {
-        return Err(Error::new(
-            Kind::Corrupt,
-            format!("its content has the digest {}", indexed.digest),
-        ));
-    }
-    let data = Data::Local {
-        file: sink.file,
-        starts: sink.starts,
-    };
-    Ok(Table::new(layer.digest, indexed.entries, data))
-}
-
-/// Keeps the data of a layer's files: each at its own place, holes left as holes.
-struct Spill {
-    file: Arc<File>,
-    starts: Vec<u64>,
-    end: u64,
-}
-
-impl LayerSink for Spill {
-    type Error = std::io::Error;
-
-    fn entry(&mut self, _index: usize, entry: &Entry) -> std::io::Result<()> {
-        self.starts.push(self.end);
-        self.end = self
-            .end
-            .checked_add(entry.size)
-            .filter(|end| i64::try_from(*end).is_ok())
-            .ok_or(std::io::ErrorKind::FileTooLarge)?;
-        self.file.set_len(self.end)
-    }
-
-    fn data(&mut self, index: usize, file_offset: u64, bytes: &[u8]) -> std::io::Result<()> {
-        let start = self.starts.get(index).copied().unwrap_or(self.end);
-        self.file
-            .write_all_at(bytes, start.saturating_add(file_offset))
-    }
-}
-
 /// Writes a file's data to what takes it.
 pub async fn write(mut found: Found, out: &mut (dyn std::io::Write + Send)) -> Result<u64> {
     let mut written: u64 = 0;
@@ -513,37 +213,6 @@ pub async fn write(mut found: Found, out: &mut (dyn std::io::Write + Send)) -> R
     Ok(written)
 }
 
-/// The components of a path, `.` and empty ones left out.
-fn components(path: &[u8]) -> Vec<Vec<u8>> {
-    path.split(|byte| *byte == b'/')
-        .filter(|part| !part.is_empty() && *part != b".")
-        .map(<[u8]>::to_vec)
-        .collect()
-}
-
-/// The components of an entry's name: `..` goes up, at most to the root.
-fn entry_parts(name: &[u8]) -> Vec<Vec<u8>> {
-    let mut parts = Vec::new();
-    for part in components(name) {
-        match &part[..] {
-            b".." => drop(parts.pop()),
-            _ => parts.push(part),
-        }
-    }
-    parts
-}
-
-fn clean(path: &[u8]) -> Vec<u8> {
-    entry_parts(path).join(&b'/')
-}
-
-fn joined(parent: &[u8], leaf: &[u8]) -> Vec<u8> {
-    match parent {
-        b"" => leaf.to_vec(),
-        parent => [parent, leaf].join(&b'/'),
-    }
-}
-
 fn not_a_file(name: &[u8], what: &str) -> Error {
     Error::new(
         Kind::InvalidArgument,
@@ -559,8 +228,4 @@ fn no_target(name: &[u8]) -> Error {
             shown(name)
         ),
     )
-}
-
-fn shown(name: &[u8]) -> std::borrow::Cow<'_, str> {
-    String::from_utf8_lossy(name)
 }

@@ -59,8 +59,8 @@ pub fn spans_of(files: &[String], tables: &[Option<&Ztoc>]) -> Listed {
     Listed { layers, missing }
 }
 
-/// As Go's `filepath.Clean("/" + name)`, without the slash.
-fn clean(name: &[u8]) -> Vec<u8> {
+/// A name as Go's `filepath.Clean("/" + name)` makes it, without the slash.
+pub fn clean(name: &[u8]) -> Vec<u8> {
     let mut components: Vec<&[u8]> = Vec::new();
     for component in name.split(|byte| *byte == b'/') {
         match component {
