@@ -19,7 +19,7 @@ pub use super::chosen::Platforms;
 use super::{
     chosen::chosen,
     companions::{self, Companion},
-    create::{CreateOptions, LayerReport, NewIndex, Progress},
+    create::{CreateOptions, LayerReport, NewIndex, Progress, compact_artifact},
     graph::{Counts, Graph, Tally},
     image::Image,
     known::Known,
@@ -35,7 +35,9 @@ use crate::{
         media_type::{OCI_INDEX, OCI_MANIFEST},
         platform::images,
     },
-    soci::convert::{Converted, annotations, image_index, image_manifest, named_index},
+    soci::convert::{
+        Converted, annotations, image_index, image_manifest, named_compact_index, named_index,
+    },
     source::{DEFAULT_UPLOADS, Destination, Manifest, Source},
 };
 
@@ -92,6 +94,9 @@ pub struct ConvertedImage {
     pub manifest: Digest,
     /// Its SOCI index.
     pub index: Digest,
+    /// Its compact index, if one was made too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compact_index: Option<Digest>,
     /// Its layers.
     pub layers: Vec<LayerReport>,
 }
@@ -197,7 +202,11 @@ pub async fn is_converted(
                 continue;
             };
             let named = named_index(&manifest.bytes).and_then(|named| named.parse().ok());
-            let made = named.and_then(|named| image_manifest(&image.manifest_bytes, &named).ok());
+            let compact = named_compact_index(&manifest.bytes);
+            let compact = compact.and_then(|named| named.parse().ok());
+            let made = named.and_then(|named| {
+                image_manifest(&image.manifest_bytes, &named, compact.as_ref()).ok()
+            });
             is_there |= made.is_some_and(|made| made == manifest.bytes);
         }
         if !is_there {
@@ -280,7 +289,15 @@ async fn one_image(
 ) -> Result<(Converted, ConvertedImage, Vec<String>)> {
     let mut index = NewIndex::of(image, made, &options.create)?;
     let artifact = index.artifact()?;
-    let sent: Vec<_> = futures_util::stream::iter(artifact.blobs.clone())
+    let compact = compact_artifact(image, made, &options.create, None)?;
+    let compact_blobs = compact.as_ref().map_or(&[][..], |compact| &compact.blobs);
+    let blobs: Vec<_> = artifact
+        .blobs
+        .iter()
+        .chain(compact_blobs)
+        .cloned()
+        .collect();
+    let sent: Vec<_> = futures_util::stream::iter(blobs)
         .map(|blob| async move {
             let copied = destination.put_blob(&blob).await?;
             Ok::<_, Error>((copied, blob.len() as u64))
@@ -299,7 +316,17 @@ async fn one_image(
     let soci = destination
         .put_manifest(&artifact.media_type, &artifact.manifest)
         .await?;
-    let manifest = image_manifest(&image.manifest_bytes, &soci)
+    let compact = match &compact {
+        Some(compact) => {
+            let digest = destination
+                .put_manifest(&compact.media_type, &compact.manifest)
+                .await?;
+            Some((digest, compact.manifest.len()))
+        }
+        None => None,
+    };
+    let compact_index = compact.map(|(digest, _)| digest);
+    let manifest = image_manifest(&image.manifest_bytes, &soci, compact_index.as_ref())
         .or_kind(Kind::Corrupt, || format!("manifest {}", image.digest))?;
     let annotations = annotations(&manifest);
     let manifest = manifest.into();
@@ -311,6 +338,7 @@ async fn one_image(
         annotations,
         index: soci,
         index_size: artifact.manifest.len(),
+        compact,
         replaces: named_index(&image.manifest_bytes),
         platform: platform_of(image),
         index_platform: match options.platforms {
@@ -323,6 +351,7 @@ async fn one_image(
         old: image.digest,
         manifest: digest,
         index: soci,
+        compact_index,
         layers: index.layers,
     };
     Ok((converted, report, index.warnings))
@@ -452,6 +481,9 @@ impl fmt::Display for ConvertReport {
                 "{} {} -> {}, SOCI index {}",
                 image.platform, image.old, image.manifest, image.index
             )?;
+            if let Some(compact) = &image.compact_index {
+                writeln!(f, "{} compact index {compact}", image.platform)?;
+            }
         }
         for voucher in &self.vouchers {
             let Companion {

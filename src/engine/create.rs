@@ -230,7 +230,12 @@ async fn make(
         size: i64::try_from(image.manifest_bytes.len()).unwrap_or(i64::MAX), // it is in memory
         ..Descriptor::default()
     });
-    let compact = compact_artifact(image, &made, options)?;
+    let subject = compact::Subject {
+        media_type: image.media_type.clone(),
+        digest: image.digest,
+        size: image.manifest_bytes.len() as u64,
+    };
+    let compact = compact_artifact(image, &made, options, Some(subject))?;
     let artifact = index.artifact()?;
     let report = CreateReport {
         index: Digest::of(&artifact.manifest),
@@ -246,11 +251,12 @@ async fn make(
     Ok((report, compact.into_iter().chain([artifact]).collect()))
 }
 
-/// The compact index of an image; `None` where no layer has a part of one.
-fn compact_artifact(
+/// The compact index of an image; `None` where no layer has a part of one. It has no subject where the image names it.
+pub(super) fn compact_artifact(
     image: &Image,
     made: &HashMap<Digest, Made>,
     options: &CreateOptions,
+    subject: Option<compact::Subject>,
 ) -> Result<Option<NewArtifact>> {
     let (mut layers, mut blobs) = (Vec::new(), Vec::new());
     let mut seen = HashSet::new();
@@ -280,11 +286,7 @@ fn compact_artifact(
     }
     let manifest = compact::Manifest {
         layers,
-        subject: Some(compact::Subject {
-            media_type: image.media_type.clone(),
-            digest: image.digest,
-            size: image.manifest_bytes.len() as u64,
-        }),
+        subject,
         build_tool: Some(options.build_tool.clone()),
     };
     let bytes = manifest

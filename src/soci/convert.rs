@@ -10,10 +10,13 @@ use super::{
     index::{IMAGE_MANIFEST_DIGEST, INDEX_DIGEST, V2_TYPE},
     json,
 };
-use crate::oci::{
-    Digest,
-    manifest::MAX_MANIFEST_BYTES,
-    media_type::{OCI_CONFIG, OCI_INDEX, OCI_MANIFEST},
+use crate::{
+    compact::manifest as compact,
+    oci::{
+        Digest,
+        manifest::MAX_MANIFEST_BYTES,
+        media_type::{OCI_CONFIG, OCI_INDEX, OCI_MANIFEST},
+    },
 };
 
 /// The fields of a manifest, in Go's order.
@@ -87,6 +90,8 @@ pub struct Converted {
     pub index: Digest,
     /// The length of its SOCI index.
     pub index_size: usize,
+    /// Digest and length of its compact index, if it has a new one.
+    pub compact: Option<(Digest, usize)>,
     /// The SOCI index that its old manifest named, if it named one.
     pub replaces: Option<String>,
     /// Its platform, for entries that do not state one.
@@ -95,8 +100,13 @@ pub struct Converted {
     pub index_platform: Option<Value>,
 }
 
-/// The manifest of an image that names its SOCI index: of OCI's types, and all else as it was.
-pub fn image_manifest(bytes: &[u8], index: &Digest) -> Result<Vec<u8>, Error> {
+/// The manifest of an image that names its SOCI index, and its compact index if it has a new one: of OCI's types, and all else as it
+/// was.
+pub fn image_manifest(
+    bytes: &[u8],
+    index: &Digest,
+    compact: Option<&Digest>,
+) -> Result<Vec<u8>, Error> {
     let mut manifest = object(serde_json::from_slice(bytes)?, "the manifest")?;
     manifest.insert("schemaVersion".to_owned(), json!(2));
     manifest.insert("mediaType".to_owned(), json!(OCI_MANIFEST));
@@ -113,6 +123,9 @@ pub fn image_manifest(bytes: &[u8], index: &Digest) -> Result<Vec<u8>, Error> {
         manifest.insert("subject".to_owned(), descriptor(subject).into());
     }
     annotate(&mut manifest, INDEX_DIGEST, index)?;
+    if let Some(compact) = compact {
+        annotate(&mut manifest, compact::INDEX_DIGEST, compact)?;
+    }
     written(ordered(manifest, MANIFEST_FIELDS))
 }
 
@@ -127,12 +140,16 @@ pub fn annotations(manifest: &[u8]) -> Map<String, Value> {
 
 /// The SOCI index (version 2) that an image's manifest names, as it stands there.
 pub fn named_index(manifest: &[u8]) -> Option<String> {
-    Some(
-        annotations(manifest)
-            .get(INDEX_DIGEST)?
-            .as_str()?
-            .to_owned(),
-    )
+    named(manifest, INDEX_DIGEST)
+}
+
+/// The compact index that an image's manifest names, as it stands there.
+pub fn named_compact_index(manifest: &[u8]) -> Option<String> {
+    named(manifest, compact::INDEX_DIGEST)
+}
+
+fn named(manifest: &[u8], annotation: &str) -> Option<String> {
+    Some(annotations(manifest).get(annotation)?.as_str()?.to_owned())
 }
 
 /// The image index of converted images. `source` is the index that they came from; without one there is a single image, and the
@@ -219,23 +236,51 @@ fn convert_entry(entries: &mut Vec<Value>, image: &Converted) -> Result<(), Erro
                         .as_ref()
                         .is_some_and(|named| entry["digest"] == **named))
     };
-    match entries.iter().position(is_replaced) {
-        Some(place) => {
-            entries.retain({
-                let mut at = 0_usize;
-                move |entry| {
-                    let keep = at <= place || !is_replaced(entry);
-                    at = at.saturating_add(1);
-                    keep
-                }
-            });
-            if let Some(entry) = entries.get_mut(place) {
-                *entry = soci;
-            }
-        }
-        None => entries.push(soci),
-    }
+    replace(entries, is_replaced, soci);
+    list_compact(entries, image);
     Ok(())
+}
+
+/// Puts an image's compact index where its old one was, or at the end; without a new one the old one stays, for the image names it.
+fn list_compact(entries: &mut Vec<Value>, image: &Converted) {
+    let old = image.old.to_string();
+    let of_image = |entry: &Value| {
+        entry["artifactType"] == compact::ARTIFACT_TYPE
+            && entry["annotations"][compact::IMAGE_MANIFEST_DIGEST] == *old
+    };
+    let Some((digest, size)) = image.compact else {
+        for entry in entries.iter_mut().filter(|entry| of_image(entry)) {
+            entry["annotations"][compact::IMAGE_MANIFEST_DIGEST] = json!(image.manifest);
+        }
+        return;
+    };
+    // of no platform, as attestations are: who looks for an image of one must not find this
+    let entry = json!({
+        "mediaType": OCI_MANIFEST,
+        "digest": digest,
+        "size": size,
+        "annotations": { compact::IMAGE_MANIFEST_DIGEST: image.manifest },
+        "platform": { "architecture": "unknown", "os": "unknown" },
+        "artifactType": compact::ARTIFACT_TYPE,
+    });
+    replace(entries, of_image, entry);
+}
+
+/// Puts an entry in place of the first of those, the others of which go; or at the end.
+fn replace(entries: &mut Vec<Value>, is_replaced: impl Fn(&Value) -> bool, new: Value) {
+    let Some(place) = entries.iter().position(&is_replaced) else {
+        entries.push(new);
+        return;
+    };
+    let mut at = 0_usize;
+    entries.retain(|entry| {
+        let keep = at <= place || !is_replaced(entry);
+        at = at.saturating_add(1);
+        keep
+    });
+    if let Some(entry) = entries.get_mut(place) {
+        *entry = new;
+    }
 }
 
 fn annotate(fields: &mut Map<String, Value>, key: &str, digest: &Digest) -> Result<(), Error> {
@@ -336,6 +381,7 @@ mod tests {
             annotations: Map::from_iter([("of the manifest".to_owned(), json!("yes"))]),
             index: digest(&format!("{old} soci")),
             index_size: 50,
+            compact: None,
             replaces: None,
             platform: json!({"architecture": "amd64", "os": "linux"}),
             index_platform: None,
@@ -362,7 +408,7 @@ mod tests {
             "layers": [{"mediaType": "l", "size": 7, "digest": "sha256:y", "urls": [], "annotations": {}}],
         });
         let index = digest("soci");
-        let bytes = image_manifest(source.to_string().as_bytes(), &index).unwrap();
+        let bytes = image_manifest(source.to_string().as_bytes(), &index, None).unwrap();
         assert_eq!(
             String::from_utf8(bytes.clone()).unwrap(),
             format!(
@@ -370,8 +416,13 @@ mod tests {
             )
         );
         assert_eq!(named_index(&bytes), Some(index.to_string()));
+        assert_eq!(named_compact_index(&bytes), None);
+        let compact = digest("compact");
+        let both = image_manifest(&bytes, &index, Some(&compact)).unwrap();
+        assert_eq!(named_compact_index(&both), Some(compact.to_string()));
+        assert_eq!(named_index(&both), Some(index.to_string()));
         assert_eq!(
-            image_manifest(&bytes, &index).unwrap(),
+            image_manifest(&bytes, &index, None).unwrap(),
             bytes,
             "twice is once"
         );
@@ -422,6 +473,33 @@ mod tests {
     }
 
     #[test]
+    fn a_compact_index_is_listed_once_and_for_no_platform() {
+        let with_compact = |old: &str, compact: &str| Converted {
+            compact: Some((digest(compact), 70)),
+            ..converted(old)
+        };
+        let entries = |bytes: &[u8]| parsed(bytes)["manifests"].as_array().unwrap().clone();
+        let of_image = |entry: &Value| entry["annotations"][compact::IMAGE_MANIFEST_DIGEST].clone();
+        let one = image_index(None, &[with_compact("amd", "first")]).unwrap();
+        let listed = entries(&one);
+        assert_eq!(listed.len(), 3);
+        assert_eq!(listed[2]["digest"], json!(digest("first")));
+        assert_eq!(listed[2]["artifactType"], compact::ARTIFACT_TYPE);
+        assert_eq!(listed[2]["platform"]["os"], "unknown");
+        assert_eq!(of_image(&listed[2]), json!(digest("amd'")));
+        // again: the new one is in its place, as the new SOCI index is
+        let two = image_index(Some(&one), &[with_compact("amd'", "second")]).unwrap();
+        assert_eq!(entries(&two).len(), 3);
+        assert_eq!(entries(&two)[2]["digest"], json!(digest("second")));
+        // without a new one it stays, for the image still names it
+        let three = image_index(Some(&two), &[converted("amd''")]).unwrap();
+        let (name, listed) = (format!("amd{}", "'".repeat(3)), entries(&three));
+        assert_eq!(listed.len(), 3);
+        assert_eq!(listed[2]["digest"], json!(digest("second")));
+        assert_eq!(of_image(&listed[2]), json!(digest(&name)));
+    }
+
+    #[test]
     fn a_single_image_gets_an_index() {
         let bytes = image_index(None, &[converted("amd")]).unwrap();
         let entries = parsed(&bytes)["manifests"].as_array().unwrap().clone();
@@ -445,7 +523,10 @@ mod tests {
             r#"{"config":{},"layers":[1]}"#,
             r#"{"config":{},"annotations":[]}"#,
         ] {
-            assert!(image_manifest(text.as_bytes(), &index).is_err(), "{text}");
+            assert!(
+                image_manifest(text.as_bytes(), &index, None).is_err(),
+                "{text}"
+            );
         }
         for text in [
             "",

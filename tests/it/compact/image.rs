@@ -7,6 +7,7 @@ use socinbd::{
     compact::manifest::{ARTIFACT_TYPE, INDEX_DIGEST},
     engine::{
         Basis, Image,
+        convert::{self, ConvertOptions},
         create::{self, CreateOptions, CreateReport},
         discovery::{self, Found, IndexChoice, IndexPolicy, Origin},
         disks::{Disks, OpenedImage},
@@ -14,7 +15,7 @@ use socinbd::{
     },
     error::{Kind, Result},
     oci::Digest,
-    source::{Access, Source},
+    source::{Access, Destination, Source},
 };
 use tempfile::TempDir;
 
@@ -363,4 +364,91 @@ async fn attaching_the_index_itself_says_what_it_is() {
         "{}",
         error.report()
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_converted_image_names_it_and_twice_is_once() {
+    let fixture = Fixture::new().await;
+    let registry = Registry::start();
+    let options = ConvertOptions {
+        create: CreateOptions {
+            min_layer_size: 10_000,
+            compact_span_size: Some(64 << 10),
+            ..CreateOptions::default()
+        },
+        ..ConvertOptions::default()
+    };
+    let convert = async |from: &str, to: &str, options: &ConvertOptions| {
+        let destination = to.parse().unwrap();
+        let destination = Destination::open(&destination, &Access::default())
+            .await
+            .unwrap();
+        let root = TempDir::new().unwrap();
+        let local = LocalIndexes::open(root.path()).unwrap();
+        convert::convert(
+            &open(from).await,
+            &destination,
+            options,
+            &local,
+            &|_, _, _| {},
+        )
+        .await
+        .unwrap()
+    };
+    let to = registry.reference("app:v2");
+    let first = convert(&fixture.made.reference("x"), &to, &options).await;
+    let compact = first.images[0].compact_index.unwrap();
+    assert!(
+        first
+            .to_string()
+            .contains(&format!("compact index {compact}"))
+    );
+    let again = convert(&to, &registry.reference("app:again"), &options).await;
+    assert_eq!(again.digest, first.digest);
+
+    let source = open(&to).await;
+    let index = source.root_manifest().await.unwrap();
+    let index: Value = serde_json::from_slice(&index.bytes).unwrap();
+    let entries = index["manifests"].as_array().unwrap();
+    assert_eq!(entries.len(), 3);
+    assert_eq!(entries[2]["digest"], json!(compact));
+    assert_eq!(entries[2]["artifactType"], ARTIFACT_TYPE);
+    let manifest = source.manifest(&compact).await.unwrap();
+    let manifest: Value = serde_json::from_slice(&manifest.bytes).unwrap();
+    assert!(manifest.get("subject").is_none());
+
+    // bound to the image's digest, so the policy v2 takes it; no referrer is asked for
+    registry.reset_counters();
+    let root = TempDir::new().unwrap();
+    let choice = IndexChoice {
+        digest: None,
+        policy: IndexPolicy::V2,
+    };
+    let found = find(&to, &choice, &root).await.unwrap();
+    let index = found.compact.unwrap();
+    assert_eq!((index.digest, index.origin), (compact, Origin::Annotation));
+    assert_eq!(found.index.unwrap().version, 2);
+    let asked = registry
+        .counters()
+        .kind(crate::support::registry::Kind::Referrers);
+    assert_eq!(asked.requests, 0);
+    let opened = open_image(&to, &root).await;
+    assert_eq!(bases(&opened)[1..], [&Basis::Compact, &Basis::Compact]);
+
+    // converted once more without it, the image keeps it: the layers are the same
+    let options = ConvertOptions {
+        create: CreateOptions {
+            compact_span_size: None,
+            span_size: 1 << 20,
+            force: true,
+            ..options.create
+        },
+        ..options
+    };
+    let to = registry.reference("app:other");
+    let other = convert(&registry.reference("app:v2"), &to, &options).await;
+    assert_ne!(other.digest, first.digest);
+    let found = find(&to, &choice, &root).await.unwrap();
+    assert_eq!(found.compact.unwrap().digest, compact);
+    assert_ne!(found.index.unwrap().digest, first.images[0].index);
 }

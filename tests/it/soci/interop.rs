@@ -140,6 +140,48 @@ fn an_image_that_aws_converted_is_read() {
     });
 }
 
+/// As [`an_image_that_aws_converted_is_read`]: AWS's tool takes an image that has a compact index besides for what it is.
+#[test]
+fn an_image_with_a_compact_index_is_one_for_aws_too() {
+    let Some(soci) = soci() else { return };
+    let (made, layers) = image();
+    let folder = TempDir::new().unwrap();
+    let ours = folder.path().join("ours");
+    let theirs = folder.path().join("theirs");
+    let options = ConvertOptions {
+        create: CreateOptions {
+            span_size: SPAN_SIZE,
+            min_layer_size: 0,
+            compact_span_size: Some(SPAN_SIZE),
+            ..CreateOptions::default()
+        },
+        platforms: Platforms::All,
+        ..ConvertOptions::default()
+    };
+    run(async {
+        let source = open(&made.reference("x")).await.unwrap();
+        let to = format!("oci:{}:x", ours.display()).parse().unwrap();
+        let to = Destination::open(&to, &Access::default()).await.unwrap();
+        let local = LocalIndexes::open(folder.path()).unwrap();
+        let report = convert::convert(&source, &to, &options, &local, &|_, _, _| {}).await;
+        assert!(report.unwrap().images[0].compact_index.is_some());
+    });
+    output(
+        Command::new(soci)
+            .args(["convert", "--standalone", "--format", "oci-dir"])
+            .args(["--platform", "linux/amd64", "--min-layer-size", "0"])
+            .args(["--span-size", &(2 * SPAN_SIZE).to_string()])
+            .args([&ours, &theirs]),
+    );
+    let reference = format!("oci:{}", theirs.display());
+    run(async {
+        let image = resolve(&reference).await;
+        let index = find(&image, folder.path()).await;
+        assert_eq!((index.version, index.origin), (2, Origin::Annotation));
+        assert_reads(&image, &reference, &index, &layers).await;
+    });
+}
+
 /// A containerd of our own, for `soci` finds layers there; stopped when it is dropped.
 struct Containerd {
     folder: TempDir,
