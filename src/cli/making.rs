@@ -48,12 +48,6 @@ pub(super) struct MakeArgs {
     /// As --prefetch-file, for all files of this JSON list of paths
     #[arg(long, value_name = "FILE")]
     prefetch_files_json: Option<PathBuf>,
-    /// Make a compact index too: finer spans, and little to fetch before the first read
-    #[arg(long)]
-    compact: bool,
-    /// Bytes of a layer between checkpoints of the compact index, at least
-    #[arg(long, value_name = "BYTES", requires = "compact", default_value_t = DEFAULT_COMPACT_SPAN_SIZE, value_parser = clap::value_parser!(u64).range(1..=i64::MAX as u64))]
-    compact_span_size: u64,
 }
 
 /// Which images of a multi-platform image are meant.
@@ -116,7 +110,6 @@ impl MakeArgs {
             compact_span_size: self.compact.then_some(self.compact_span_size),
             force: self.force,
             prefetch_files,
-            compact_span_size: self.compact.then_some(self.compact_span_size),
             ..CreateOptions::default()
         })
     }

@@ -53,7 +53,7 @@ impl Disk {
         }
         self.store().enter();
         let deadline = flight::deadline(timeout);
-        let (waiters, claims) = self.flights().claim(
+        let (waiters, mut claims) = self.flights().claim(
             self.needed(&range),
             |span| self.has(span),
             |run| self.compressed_length(run) <= MAX_FETCH_BYTES,
@@ -61,9 +61,12 @@ impl Disk {
             deadline,
         );
         let _waiting = self.store().traffic().wait();
+        if let Some(claim) = claims.last_mut() {
+            self.widen(claim, &range);
+        }
         let missed = claims.last().map(|claim| SpanId(claim.spans().end));
         self.start(claims);
-        self.read_ahead(&range);
+        self.read_ahead(&range, missed);
         if let Some(next) = missed
             && self.whole().is_due_after_miss()
         {
@@ -113,23 +116,51 @@ impl Disk {
         end.get() - start.get()
     }
 
-    /// Takes note of an access, and starts the fetch of what its reader will want next.
-    pub(super) fn read_ahead(self: &Arc<Self>, range: &Range<DiskOffset>) {
+    /// Whether its spans are so fine that a reader will want more than one.
+    fn is_fine(&self) -> bool {
+        self.windows().is_some()
+    }
+
+    /// Has the fetch of a miss bring what its reader is likely to want next, where spans are fine.
+    fn widen(&self, claim: &mut Claim, range: &Range<DiskOffset>) {
+        let regions = self.regions().in_disk(range);
+        let (true, Some((_, file))) = (self.is_fine(), first_and_last(regions)) else {
+            return;
+        };
+        let file = self.spans().covering(file.layer);
+        let end = readahead::around(
+            &claim.spans(),
+            &file,
+            |span| self.has(SpanId(span)),
+            |span| self.compressed_length(&(span..span + 1)),
+        );
+        self.flights().extend(claim, end, |span| self.has(span));
+    }
+
+    /// Takes note of an access, and starts the fetch of what its reader will want next. `fetched` is where the fetch ends that the access
+    /// has begun.
+    pub(super) fn read_ahead(self: &Arc<Self>, range: &Range<DiskOffset>, fetched: Option<SpanId>) {
         let Some((first, last)) = first_and_last(self.regions().in_disk(range)) else {
             return;
         };
         let (Some(first), Some(end)) = (first.clip_disk(range), last.clip_disk(range)) else {
             return;
         };
+        let mut spans = self.spans().covering(first.layer.start..end.layer.end);
+        spans.end = fetched.map_or(spans.end, |end| end.get().max(spans.end));
         let access = readahead::Access {
-            spans: self.spans().covering(first.layer.start..end.layer.end),
+            spans,
             file: last.disk.start.get(),
             file_end: self.spans().covering(last.layer.clone()).end,
         };
         let length = |span| self.compressed_length(&(span..span + 1));
+        let least = match self.is_fine() {
+            true => readahead::LEAST_PASSED,
+            false => 0,
+        };
         let Some(ahead) = self
             .readahead()
-            .access(&access, self.spans().count(), length)
+            .access(&access, self.spans().count(), least, length)
         else {
             return;
         };

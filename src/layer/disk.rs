@@ -306,7 +306,7 @@ impl Disk {
             if self.readahead.reaches(&range) {
                 // it is not dropped while it is used
                 if let Some(me) = self.me.upgrade() {
-                    me.read_ahead(&range);
+                    me.read_ahead(&range, None);
                 }
             }
         }

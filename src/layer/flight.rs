@@ -208,6 +208,22 @@ impl Flights {
         (waiters, claims)
     }
 
+    /// Adds spans to a claim that nobody waits for, up to `end`: as many as follow it that are neither present nor on their way.
+    pub(super) fn extend(&self, claim: &mut Claim, end: u32, present: impl Fn(SpanId) -> bool) {
+        let mut flights = lock(&self.0);
+        for span in (claim.spans.end..end).map(SpanId) {
+            if present(span) || flights.contains_key(&span) {
+                return;
+            }
+            let flight = Flight {
+                outcome: watch::Sender::new(None),
+                effort: Arc::clone(&claim.effort),
+            };
+            flights.insert(span, flight);
+            claim.spans.end = span.get() + 1; // below `end`
+        }
+    }
+
     /// Ends a span's flight, if it has not ended yet. After that the span may be on its way again, by another effort.
     fn end(&self, span: SpanId, effort: &Arc<Effort>, outcome: Outcome) {
         let flight = match lock(&self.0).entry(span) {
@@ -287,6 +303,22 @@ mod tests {
         // it has ended: who asks now starts anew
         let (_, again) = flights.claim(spans(3..4), |_| false, fit, READER, soon());
         assert_eq!(again.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_claim_takes_more_up_to_what_is_there_or_on_its_way() {
+        let flights = Arc::new(Flights::default());
+        let (_, mut claims) = flights.claim(spans(0..1), |_| false, |_| true, READER, soon());
+        let (_, other) = flights.claim(spans(5..6), |_| false, |_| true, READER, soon());
+        flights.extend(&mut claims[0], 3, |_| false);
+        assert_eq!(claims[0].spans(), 0..3);
+        flights.extend(&mut claims[0], 9, |_| false);
+        assert_eq!((claims[0].spans(), other[0].spans()), (0..5, 5..6));
+        // who asks for one of them waits for the same fetch
+        let (mut waiters, none) = flights.claim(spans(4..5), |_| false, |_| true, READER, soon());
+        assert!(none.is_empty());
+        claims[0].end(SpanId(4), Ok(()));
+        assert!(waiters.pop().unwrap().wait(None, stopped).await.is_ok());
     }
 
     #[tokio::test]

@@ -23,6 +23,14 @@ const MISSES: u32 = 2;
 /// Files that a reader has gone through in sequence before a file's end does not stop it.
 const FILES: u32 = 4;
 
+/// The same in compressed bytes that a reader has passed, where spans are fine: two of them are soon touched by chance.
+pub(super) const LEAST_PASSED: u64 = 4 << 20;
+
+/// Compressed bytes that a miss brings besides, where spans are fine: so many behind it, ...
+const AROUND: u64 = 96 << 10;
+/// ... and half of what is there right before it, of which so many count.
+const MOST_AROUND: u64 = 512 << 10;
+
 /// Compressed bytes that are fetched ahead of a reader: at first, and at most.
 const FIRST_WINDOW: u64 = 1 << 20;
 const LAST_WINDOW: u64 = 16 << 20;
@@ -46,6 +54,8 @@ struct Stream {
     ahead: u32,
     /// Accesses in sequence that needed another span.
     steps: u32,
+    /// Compressed bytes of the spans that it has passed.
+    passed: u64,
     file: u64,
     /// Files in sequence.
     files: u32,
@@ -82,12 +92,13 @@ pub(super) struct Ahead {
 }
 
 impl ReadAhead {
-    /// Takes note of an access; gives what should be fetched ahead. `compressed` is the length of a span in the blob, `count` the number
-    /// of spans.
+    /// Takes note of an access; gives what should be fetched ahead, for a reader that has passed `least` compressed bytes. `compressed`
+    /// is the length of a span in the blob, `count` the number of spans.
     pub(super) fn access(
         &self,
         access: &Access,
         count: u32,
+        least: u64,
         compressed: impl Fn(u32) -> u64,
     ) -> Option<Ahead> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -107,6 +118,7 @@ impl ReadAhead {
                 next: access.spans.end,
                 ahead: access.spans.end,
                 steps: 1,
+                passed: access.spans.clone().map(&compressed).sum(),
                 file: access.file,
                 files: 1,
                 window: FIRST_WINDOW,
@@ -118,6 +130,9 @@ impl ReadAhead {
         let stream = &mut state.streams[reader];
         stream.seen = state.clock;
         if access.spans.end > stream.next {
+            stream.passed += (stream.next..access.spans.end)
+                .map(&compressed)
+                .sum::<u64>();
             stream.next = access.spans.end;
             stream.steps += 1;
         }
@@ -126,7 +141,7 @@ impl ReadAhead {
             stream.files += 1;
         }
         stream.ahead = stream.ahead.max(stream.next);
-        if stream.steps < MISSES {
+        if stream.steps < MISSES || stream.passed < least {
             return None;
         }
         let limit = if stream.files > FILES {
@@ -168,6 +183,31 @@ impl Marker {
     }
 }
 
+/// Where the fetch of a miss should end that needs the spans `missed`, where spans are fine: a reader of one is likely to want the next,
+/// the more so the more of what stands before it has been wanted. Never past the file's end.
+pub(super) fn around(
+    missed: &Range<u32>,
+    file: &Range<u32>,
+    present: impl Fn(u32) -> bool,
+    compressed: impl Fn(u32) -> u64,
+) -> u32 {
+    let mut before = 0;
+    for span in (file.start..missed.start).rev() {
+        if before >= MOST_AROUND || !present(span) {
+            break;
+        }
+        before += compressed(span);
+    }
+    let most = AROUND + before.min(MOST_AROUND) / 2;
+    let mut bytes = 0;
+    let mut end = missed.end;
+    while end < file.end && bytes + compressed(end) <= most {
+        bytes += compressed(end);
+        end += 1;
+    }
+    end
+}
+
 /// The end of the spans that `stream` should have ahead of it.
 fn window(stream: &Stream, limit: u32, compressed: impl Fn(u32) -> u64) -> u32 {
     let mut bytes = 0;
@@ -195,7 +235,7 @@ mod tests {
 
     fn ahead(readahead: &ReadAhead, access: &Access) -> Range<u32> {
         readahead
-            .access(access, COUNT, |_| FIRST_WINDOW / 2)
+            .access(access, COUNT, 0, |_| FIRST_WINDOW / 2)
             .map_or(0..0, |ahead| ahead.spans)
     }
 
@@ -207,6 +247,38 @@ mod tests {
             // again in the same span
             assert_eq!(ahead(&readahead, &access(span..span + 1, 0, COUNT)), 0..0);
         }
+    }
+
+    #[test]
+    fn where_spans_are_fine_two_are_no_sequence() {
+        let readahead = ReadAhead::default();
+        let spans = LEAST_PASSED / 10_000;
+        for span in 0..2000 {
+            let access = access(span..span + 1, 0, 4000);
+            let ahead = readahead.access(&access, 4000, LEAST_PASSED, |_| 10_000);
+            // the first that has passed enough
+            assert_eq!(ahead.is_some(), u64::from(span) >= spans, "{span}");
+            if ahead.is_some() {
+                return;
+            }
+        }
+        panic!("nothing was fetched ahead");
+    }
+
+    #[test]
+    fn a_miss_brings_the_next_spans_and_more_the_more_is_there() {
+        let fine = |_| 40 << 10;
+        let end = |missed: Range<u32>, file: Range<u32>, present: Range<u32>| {
+            around(&missed, &file, |span| present.contains(&span), fine)
+        };
+        assert_eq!(end(10..11, 0..100, 0..0), 13, "two of 40 KiB in 96");
+        assert_eq!(end(10..11, 0..12, 0..0), 12, "not past the file");
+        assert_eq!(end(10..11, 0..100, 5..10), 15, "half of five more");
+        assert_eq!(end(10..11, 8..100, 0..10), 14, "what is there of the file");
+        assert_eq!(end(10..11, 0..100, 5..9), 13, "not right before it");
+        assert_eq!(end(80..82, 0..100, 0..80), 90, "eight at most");
+        // coarse ones are too long for it
+        assert_eq!(around(&(10..11), &(0..100), |_| true, |_| 1 << 20), 11);
     }
 
     #[test]

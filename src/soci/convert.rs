@@ -389,7 +389,7 @@ mod tests {
     }
 
     fn image_manifest_of(bytes: &[u8]) -> Result<Vec<u8>, Error> {
-        image_manifest(bytes, &digest("soci"))
+        image_manifest(bytes, &digest("soci"), None)
     }
 
     fn parsed(bytes: &[u8]) -> Value {

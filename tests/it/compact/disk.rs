@@ -39,7 +39,9 @@ async fn a_span_costs_its_window_unless_the_one_before_was_decoded() {
     let first = read_in(span).await;
     assert_eq!(first, (true, true), "the first of a run");
     assert_eq!(lab.windows_fetched(), (1, window(span).len() as u64));
-    assert_eq!(read_in(span + 1).await, (true, false), "the one after it");
+    let next = lab.end_of_miss(&disk, span).await;
+    assert!(next > span + 1, "a miss brings more than its span");
+    assert_eq!(read_in(next).await, (true, false), "the one after it");
     assert_eq!(read_in(span - 1).await, (true, true), "the one before it");
     assert_eq!(read_in(span).await, (false, false), "it is there");
     assert_eq!(disk.degraded(), None);
@@ -52,6 +54,7 @@ async fn what_is_known_of_windows_outlives_the_daemon() {
     let span = lab.span_in_big();
     let (place, content) = lab.place_in(span);
     assert!(read(&disk, place).await.unwrap() == content);
+    lab.end_of_miss(&disk, span).await;
     disk.sync().unwrap();
     drop(disk);
     let CompactLab { lab: inner, .. } = &lab;
@@ -68,7 +71,9 @@ async fn what_is_known_of_windows_outlives_the_daemon() {
     lab.lab.registry.reset_counters();
     let (place, content) = lab.place_in(span);
     assert!(read(&disk, place).await.unwrap() == content);
-    let (place, content) = lab.place_in(span + 1);
+    assert_eq!(lab.lab.fetched().0, 0);
+    let next = lab.end_of_miss(&disk, span).await;
+    let (place, content) = lab.place_in(next);
     assert!(read(&disk, place).await.unwrap() == content);
     assert_eq!((lab.lab.fetched().0, lab.windows_fetched().0), (1, 0));
 }

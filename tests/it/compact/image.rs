@@ -20,6 +20,7 @@ use socinbd::{
 use tempfile::TempDir;
 
 use crate::{
+    layer::fixture::complete,
     soci::make::{GZIP_LAYER, MANIFEST, MadeLayout, PLAIN_LAYER, digest, tar_of},
     support::registry::Registry,
 };
@@ -165,10 +166,7 @@ async fn its_spans_hold_the_files() {
     let registry = fixture.registry();
     let opened = open_image(&registry.reference("app:x"), &fixture.root).await;
     for layer in &opened.layers {
-        let size = layer.disk.size();
-        let all = socinbd::units::DiskOffset(0)..socinbd::units::DiskOffset(size);
-        layer.disk.make_present(all).await.unwrap();
-        assert!(layer.disk.is_complete());
+        complete(&layer.disk).await;
     }
     let disk = opened.layers.last().unwrap().disk.path();
     let ext4 = ext4_view::Ext4::load(Box::new(fs::read(disk).unwrap())).unwrap();
@@ -421,8 +419,8 @@ async fn a_converted_image_names_it_and_twice_is_once() {
     registry.reset_counters();
     let root = TempDir::new().unwrap();
     let choice = IndexChoice {
-        digest: None,
         policy: IndexPolicy::V2,
+        ..IndexChoice::default()
     };
     let found = find(&to, &choice, &root).await.unwrap();
     let index = found.compact.unwrap();

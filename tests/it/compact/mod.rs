@@ -119,6 +119,20 @@ impl CompactLab {
         (disk, content)
     }
 
+    /// Where the fetch ends that a miss of this span has begun, once all of it is present: 96 KiB behind the span.
+    pub async fn end_of_miss(&self, disk: &Disk, span: usize) -> usize {
+        let spans = &self.table.spans.spans;
+        let reach = spans[span].compressed.end.get() + (96 << 10);
+        let more = spans[span + 1..]
+            .iter()
+            .take_while(|next| next.compressed.end.get() <= reach);
+        let end = span + 1 + more.count();
+        while !disk.is_present(self.place_in(end - 1).0) {
+            tokio::task::yield_now().await;
+        }
+        end
+    }
+
     /// A span in the middle of the big file whose neighbours are in it too, with a window.
     pub fn span_in_big(&self) -> usize {
         let layer = &self.lab.layer;
