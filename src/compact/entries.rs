@@ -261,7 +261,10 @@ fn one(
     Ok(entry)
 }
 
-fn records(index: usize, column: &mut Cursor<'_>) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Error> {
+/// PAX records: keys and values, as [`Entry::pax`] has them.
+type Records = Vec<(Vec<u8>, Vec<u8>)>;
+
+fn records(index: usize, column: &mut Cursor<'_>) -> Result<Records, Error> {
     let count = column.number()?;
     // two bytes of lengths a record: a claim alone costs no memory
     if usize::try_from(count).map_or(true, |count| count > column.left()) {
@@ -269,7 +272,7 @@ fn records(index: usize, column: &mut Cursor<'_>) -> Result<Vec<(Vec<u8>, Vec<u8
             part: "PAX records of entries",
         });
     }
-    let mut records: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+    let mut records = Records::new();
     for _ in 0..count {
         let (key, value) = (column.bytes()?.to_vec(), column.bytes()?.to_vec());
         // `Entry` promises an order

@@ -567,9 +567,9 @@ mod tests {
         bytes.extend(&fixed.to_le_bytes()[..3]);
         let used = references(&bytes, 0, 1000).unwrap();
         // two bytes of output before, so two bytes of the window; the third byte is output
-        assert_eq!(
-            used.runs().collect::<Vec<_>>(),
-            [WINDOW_SIZE - 2..WINDOW_SIZE]
+        assert!(
+            used.runs()
+                .eq(std::iter::once(WINDOW_SIZE - 2..WINDOW_SIZE))
         );
         // a limit before it: nothing is used
         assert!(references(&bytes, 0, 2).unwrap().is_empty());
@@ -611,6 +611,6 @@ mod tests {
             [5..9, WINDOW_SIZE - 1..WINDOW_SIZE]
         );
         assert!(Used::all().contains(&used) && !used.contains(&Used::all()));
-        assert_eq!(Used::all().runs().collect::<Vec<_>>(), [0..WINDOW_SIZE]);
+        assert!(Used::all().runs().eq(std::iter::once(0..WINDOW_SIZE)));
     }
 }
