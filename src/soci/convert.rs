@@ -110,16 +110,22 @@ pub fn image_manifest(
     let mut manifest = object(serde_json::from_slice(bytes)?, "the manifest")?;
     manifest.insert("schemaVersion".to_owned(), json!(2));
     manifest.insert("mediaType".to_owned(), json!(OCI_MANIFEST));
-    let mut config = object(manifest.remove("config").unwrap_or_default(), "config")?;
+    let mut config = object(
+        manifest.shift_remove("config").unwrap_or_default(),
+        "config",
+    )?;
     config.insert("mediaType".to_owned(), json!(OCI_CONFIG));
     manifest.insert("config".to_owned(), descriptor(config).into());
-    let layers = list(manifest.remove("layers").unwrap_or_default(), "layers")?;
+    let layers = list(
+        manifest.shift_remove("layers").unwrap_or_default(),
+        "layers",
+    )?;
     let layers = layers
         .into_iter()
         .map(|layer| Ok(descriptor(object(layer, "a layer")?).into()))
         .collect::<Result<Vec<Value>, Error>>()?;
     manifest.insert("layers".to_owned(), layers.into());
-    if let Some(Value::Object(subject)) = manifest.remove("subject") {
+    if let Some(Value::Object(subject)) = manifest.shift_remove("subject") {
         manifest.insert("subject".to_owned(), descriptor(subject).into());
     }
     annotate(&mut manifest, INDEX_DIGEST, index)?;
@@ -167,12 +173,15 @@ pub fn image_index(source: Option<&[u8]>, converted: &[Converted]) -> Result<Vec
     };
     index.insert("schemaVersion".to_owned(), json!(2));
     index.insert("mediaType".to_owned(), json!(OCI_INDEX));
-    let mut entries = list(index.remove("manifests").unwrap_or_default(), "manifests")?;
+    let mut entries = list(
+        index.shift_remove("manifests").unwrap_or_default(),
+        "manifests",
+    )?;
     for image in converted {
         convert_entry(&mut entries, image)?;
     }
     index.insert("manifests".to_owned(), entries.into());
-    if let Some(Value::Object(annotations)) = index.remove("annotations")
+    if let Some(Value::Object(annotations)) = index.shift_remove("annotations")
         && !annotations.is_empty()
     {
         index.insert("annotations".to_owned(), sorted(annotations).into());
@@ -189,11 +198,11 @@ fn convert_entry(entries: &mut Vec<Value>, image: &Converted) -> Result<(), Erro
         fields.insert("mediaType".to_owned(), json!(OCI_MANIFEST));
         fields.insert("digest".to_owned(), json!(image.manifest));
         fields.insert("size".to_owned(), json!(image.manifest_size));
-        fields.remove("data"); // the old manifest's bytes
+        fields.shift_remove("data"); // the old manifest's bytes
         if fields.get("platform").is_none_or(Value::is_null) {
             fields.insert("platform".to_owned(), image.platform.clone());
         }
-        let mut annotations = match fields.remove("annotations") {
+        let mut annotations = match fields.shift_remove("annotations") {
             None | Some(Value::Null) => Map::new(),
             Some(annotations) => object(annotations, "annotations")?,
         };
@@ -284,7 +293,7 @@ fn replace(entries: &mut Vec<Value>, is_replaced: impl Fn(&Value) -> bool, new: 
 }
 
 fn annotate(fields: &mut Map<String, Value>, key: &str, digest: &Digest) -> Result<(), Error> {
-    let mut annotations = match fields.remove("annotations") {
+    let mut annotations = match fields.shift_remove("annotations") {
         None | Some(Value::Null) => Map::new(),
         Some(annotations) => object(annotations, "annotations")?,
     };
@@ -295,10 +304,10 @@ fn annotate(fields: &mut Map<String, Value>, key: &str, digest: &Digest) -> Resu
 
 /// A descriptor as Go writes it: its fields in order, and no empty ones.
 fn descriptor(mut fields: Map<String, Value>) -> Map<String, Value> {
-    if let Some(Value::Object(annotations)) = fields.remove("annotations") {
+    if let Some(Value::Object(annotations)) = fields.shift_remove("annotations") {
         fields.insert("annotations".to_owned(), sorted(annotations).into());
     }
-    if let Some(Value::Object(platform)) = fields.remove("platform") {
+    if let Some(Value::Object(platform)) = fields.shift_remove("platform") {
         fields.insert(
             "platform".to_owned(),
             ordered(platform, PLATFORM_FIELDS).into(),
@@ -585,6 +594,18 @@ mod tests {
                 }),
             ]
         })
+    }
+
+    #[test]
+    fn fields_that_are_not_known_keep_their_order() {
+        let document = br#"{"config":{},"platform":null,"digest":null,"future":1}"#;
+        let once = image_manifest_of(document).unwrap();
+        let text = String::from_utf8(once.clone()).unwrap();
+        assert!(
+            text.ends_with(r#""platform":null,"digest":null,"future":1}"#),
+            "{text}"
+        );
+        assert_eq!(image_manifest_of(&once).unwrap(), once);
     }
 
     proptest::proptest! {
