@@ -58,6 +58,13 @@ impl Effort {
         self.awaited.load(Ordering::Relaxed)
     }
 
+    /// Whether its time is over: it ends as soon as its fetch gets to it.
+    fn is_over(&self) -> bool {
+        self.deadline
+            .borrow()
+            .is_some_and(|deadline| deadline <= Instant::now())
+    }
+
     /// Another one asks for one of the spans.
     fn join(&self, purpose: Purpose, deadline: Deadline) {
         if purpose == Purpose::Reader {
@@ -177,7 +184,8 @@ impl Flights {
             if present(span) {
                 continue;
             }
-            if let Some(flight) = flights.get(&span) {
+            // one whose time is over is about to end with an error, which is not for who asks only now
+            if let Some(flight) = flights.get(&span).filter(|flight| !flight.effort.is_over()) {
                 flight.effort.join(purpose, deadline);
                 waiters.push(flight.waiter());
                 continue;
@@ -203,7 +211,11 @@ impl Flights {
                 effort,
             };
             waiters.push(flight.waiter());
-            flights.insert(span, flight);
+            if let Some(over) = flights.insert(span, flight) {
+                let error = over.effort.last_error().unwrap_or_else(stopped);
+                // those who waited for it have given up, or do so now
+                let _ = over.outcome.send(Some(Err(error)));
+            }
         }
         (waiters, claims)
     }
@@ -318,6 +330,21 @@ mod tests {
         let (mut waiters, none) = flights.claim(spans(4..5), |_| false, |_| true, READER, soon());
         assert!(none.is_empty());
         claims[0].end(SpanId(4), Ok(()));
+        assert!(waiters.pop().unwrap().wait(None, stopped).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn who_asks_when_the_time_of_a_fetch_is_over_starts_anew() {
+        let flights = Arc::new(Flights::default());
+        let over = deadline(Some(Duration::ZERO));
+        let (mut late, old) = flights.claim(spans(0..1), |_| false, |_| true, READER, over);
+        let (mut waiters, again) = flights.claim(spans(0..1), |_| false, |_| true, READER, soon());
+        assert_eq!(again.len(), 1);
+        let given_up = late.pop().unwrap().wait(None, stopped).await;
+        assert_eq!(given_up.unwrap_err().kind(), Kind::Unavailable);
+        // the end of the old one is not the end of the new one
+        drop(old);
+        again[0].end(SpanId(0), Ok(()));
         assert!(waiters.pop().unwrap().wait(None, stopped).await.is_ok());
     }
 

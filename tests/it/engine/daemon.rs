@@ -149,9 +149,14 @@ fn attaching_works_in_another_mount_namespace() {
 fn what_is_used_in_another_mount_namespace_is_not_detached_and_its_user_is_named() {
     let (host, layout, mountpoint) = one_file_host();
     host.attach(&layout.reference(""), &mountpoint, &[]);
-    // a namespace with a copy of the mount, and no file of it in use
+    // a namespace with a copy of the mount, and no file of it in use; the copies of other tests' mounts are let go of, or those tests
+    // would find their own in use
     let mut command = Command::new("unshare");
-    command.args(["-m", "--propagation", "private", "sh", "-c", SLEEP]);
+    let others = r#"awk -v own="$0" 'index($5, "/tmp/") == 1 && $5 != own { print $5 }' /proc/self/mountinfo | xargs -r -n 1 umount -q -l; "#;
+    command
+        .args(["-m", "--propagation", "private", "sh", "-c"])
+        .arg(format!("{others}{SLEEP}"))
+        .arg(mountpoint.canonicalize().unwrap());
     let elsewhere = asleep(command);
     let path = mountpoint.to_str().unwrap();
     let named = |error: &str, pid: u32| {
