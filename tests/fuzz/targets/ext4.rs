@@ -149,7 +149,8 @@ impl Source<'_> {
             uname: Vec::new(),
             gname: Vec::new(),
             mtime: (choice & 4 > 0).then(|| Timestamp {
-                seconds: self.number() as i64,
+                // the other reader takes no time whose first 32 bits are negative
+                seconds: (self.number() & 0x7fff_ffff) as i64,
                 nanoseconds: u32::from(self.byte()),
             }),
             devmajor: i64::from(self.byte()),
