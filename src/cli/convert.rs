@@ -92,11 +92,7 @@ impl Convert {
         for warning in &report.warnings {
             tracing::warn!("{warning}");
         }
-        if global.json {
-            output::json(&report)?
-        } else {
-            output::line(&report.to_string())?
-        }
+        output::report(global.json, &report)?;
         Ok(ExitCode::SUCCESS)
     }
 

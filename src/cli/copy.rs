@@ -45,11 +45,7 @@ impl Copy {
             uploads: self.uploads.max_concurrent_uploads,
         };
         let report = promote::copy(&source, &destination, &options).await?;
-        if global.json {
-            output::json(&report)?
-        } else {
-            output::line(&report.to_string())?
-        }
+        output::report(global.json, &report)?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -421,12 +421,7 @@ fn prefetch(
     let listed = files::spans_of(&options.prefetch_files, &tables);
     for (found, (layer, _)) in listed.layers.iter().zip(layers) {
         let Some(found) = found else { continue };
-        let bytes = found
-            .to_bytes()
-            .or_kind(Kind::Io, || "a prefetch artifact".to_owned())?;
-        let digest = Digest::of(&bytes);
-        descriptors.push(Descriptor::of_prefetch(&digest, bytes.len() as u64, layer));
-        blobs.insert(digest, bytes.into());
+        add_prefetch(found, layer, descriptors, blobs)?;
     }
     warnings.extend(
         listed
@@ -456,14 +451,24 @@ fn recorded(
         let covering = spans.covering(touch.bytes.clone());
         (covering.start.get()..covering.end.get()).map(move |span| (order, SpanId(span)))
     });
-    if let Some(list) = Prefetch::of_uses(uses) {
-        let bytes = list
-            .to_bytes()
-            .or_kind(Kind::Io, || "a prefetch artifact".to_owned())?;
-        let digest = Digest::of(&bytes);
-        descriptors.push(Descriptor::of_prefetch(&digest, bytes.len() as u64, layer));
-        blobs.insert(digest, bytes.into());
+    match Prefetch::of_uses(uses) {
+        Some(list) => add_prefetch(&list, layer, descriptors, blobs),
+        None => Ok(()),
     }
+}
+
+fn add_prefetch(
+    list: &Prefetch,
+    layer: &Digest,
+    descriptors: &mut Vec<Descriptor>,
+    blobs: &mut BTreeMap<Digest, Bytes>,
+) -> Result<()> {
+    let bytes = list
+        .to_bytes()
+        .or_kind(Kind::Io, || "a prefetch artifact".to_owned())?;
+    let digest = Digest::of(&bytes);
+    descriptors.push(Descriptor::of_prefetch(&digest, bytes.len() as u64, layer));
+    blobs.insert(digest, bytes.into());
     Ok(())
 }
 
