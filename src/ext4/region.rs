@@ -112,6 +112,12 @@ pub enum RegionError {
         /// Where the bytes end.
         at: usize,
     },
+    /// A number that is not as [`Regions::encode`] writes it: above 64 bits, or in more bytes than it needs.
+    #[error("region table has no number of 64 bits, in as few bytes as it needs, before byte {at}")]
+    Number {
+        /// Where it ends.
+        at: usize,
+    },
     /// Its bytes changed since it was written.
     #[error("region table's check sum is {found:#010x}; its bytes have {computed:#010x}")]
     Checksum {

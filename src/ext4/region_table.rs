@@ -210,8 +210,8 @@ impl Reader<'_> {
         for shift in (0..64).step_by(7) {
             let [byte] = self.array()?;
             let bits = u64::from(byte & 0x7f);
-            // the tenth byte has room for one bit only
-            if shift == 63 && bits > 1 {
+            // the tenth byte has room for one bit only; a last byte without any should not be there
+            if (shift == 63 && bits > 1) || (shift > 0 && byte == 0) {
                 break;
             }
             value |= bits << shift;
@@ -219,7 +219,7 @@ impl Reader<'_> {
                 return Ok(value);
             }
         }
-        Err(RegionError::Truncated { at: self.at })
+        Err(RegionError::Number { at: self.at })
     }
 }
 
@@ -293,6 +293,17 @@ mod tests {
             RegionTable::decode(&newer),
             Err(RegionError::Version { found: 2 })
         );
+    }
+
+    #[test]
+    fn a_number_has_one_form() {
+        let number = |bytes: &[u8]| Reader { bytes, at: 0 }.leb128();
+        assert_eq!(number(&[0x80, 0x01]), Ok(0x80));
+        assert_eq!(number(&[0x81, 0x00]), Err(RegionError::Number { at: 2 }));
+        let max = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01];
+        assert_eq!(number(&max), Ok(u64::MAX));
+        let above = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x02];
+        assert_eq!(number(&above), Err(RegionError::Number { at: 10 }));
     }
 
     #[test]

@@ -62,9 +62,11 @@ impl Containerd {
 
     /// The script on this host and this containerd.
     fn script(&self, host: &Host, image: &str, command: &[&str]) -> Command {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/containerd-mount");
-        let mut script = Command::new(script);
+        // a shell cannot trap what was ignored when it started, as it is below nohup
+        let mut script = Command::new("env");
         script
+            .arg("--default-signal=HUP,INT,TERM")
+            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/containerd-mount"))
             .args([image, "--"])
             .args(command)
             .env("SOCINBD", env!("CARGO_BIN_EXE_socinbd"))

@@ -47,7 +47,8 @@ fn the_daemon_survives_the_session_that_started_it() {
         .chain(attach.get_args())
         .collect();
     let status = Command::new("setsid")
-        .args(["--wait", "sh", "-c", "\"$@\" && kill -HUP 0", "sh"])
+        .args(["--wait", "env", "--default-signal=HUP"])
+        .args(["sh", "-c", "\"$@\" && kill -HUP 0", "sh"])
         .args(words)
         .env("DOCKER_CONFIG", host.root())
         .stdout(Stdio::null())

@@ -67,7 +67,7 @@ fn an_ordinary_user_builds_converts_pushes_and_reads_back() {
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(
         output.status.success(),
-        "needs buildah, jq and uidmap (apt-get install buildah jq uidmap): {errors}"
+        "needs buildah and jq (apt-get install buildah jq), and user namespaces: {errors}"
     );
     assert_eq!(
         String::from_utf8_lossy(&output.stdout),
