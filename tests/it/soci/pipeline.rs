@@ -3,7 +3,7 @@
 use std::{
     fs,
     os::unix::fs::{PermissionsExt as _, chown},
-    path::Path,
+    path::{Path, PathBuf},
     process::Command,
 };
 
@@ -18,11 +18,9 @@ fn give_away(path: &Path) {
     chown(path, Some(USER.0), Some(USER.1)).unwrap();
 }
 
-#[test]
-fn an_ordinary_user_builds_converts_pushes_and_reads_back() {
-    let registry = DockerRegistry::start();
-    let home = TempDir::new().unwrap();
-    let context = home.path().join("app");
+/// A folder with a Dockerfile, and a file for the image.
+fn context(home: &Path) -> PathBuf {
+    let context = home.join("app");
     fs::create_dir(&context).unwrap();
     fs::write(context.join("hello"), "hello from a layer\n").unwrap();
     fs::write(
@@ -30,6 +28,53 @@ fn an_ordinary_user_builds_converts_pushes_and_reads_back() {
         "FROM scratch\nCOPY hello /etc/hello\nCOPY Dockerfile /\nCMD [\"/etc/hello\"]\n",
     )
     .unwrap();
+    context
+}
+
+/// What a run has not cleared away.
+fn left_behind(home: &Path) -> Vec<String> {
+    fs::read_dir(home)
+        .unwrap()
+        .map(|file| file.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.starts_with("tmp."))
+        .collect()
+}
+
+#[test]
+fn root_attaches_what_was_pushed() {
+    let registry = DockerRegistry::start();
+    let home = TempDir::new().unwrap();
+    let image = format!("{}/team/app:1.0", registry.host);
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/pipeline");
+    let output = Command::new(script)
+        .arg(context(home.path()))
+        .args([&image, "/etc/hello"])
+        .env("TMPDIR", home.path())
+        .env("SOCINBD", env!("CARGO_BIN_EXE_socinbd"))
+        .env("SOCINBD_ROOT", home.path().join("root"))
+        .env("CONVERT_OPTIONS", "--min-layer-size 0 --compact")
+        .output()
+        .unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success(),
+        "needs root, buildah and jq (apt-get install buildah jq): {errors}"
+    );
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "hello from a layer\n",
+        "{errors}"
+    );
+    assert_eq!(left_behind(home.path()), [""; 0], "{errors}");
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!mounts.contains(home.path().to_str().unwrap()), "{mounts}");
+}
+
+#[test]
+fn an_ordinary_user_builds_converts_pushes_and_reads_back() {
+    let registry = DockerRegistry::start();
+    let home = TempDir::new().unwrap();
+    let context = context(home.path());
     // both must be within that user's reach
     let program = home.path().join("socinbd");
     fs::copy(env!("CARGO_BIN_EXE_socinbd"), &program).unwrap();
@@ -75,12 +120,7 @@ fn an_ordinary_user_builds_converts_pushes_and_reads_back() {
         "{errors}"
     );
     assert!(errors.contains("SOCI index sha256:"), "{errors}");
-    let left: Vec<String> = fs::read_dir(home.path())
-        .unwrap()
-        .map(|file| file.unwrap().file_name().into_string().unwrap())
-        .filter(|name| name.starts_with("tmp."))
-        .collect();
-    assert!(left.is_empty(), "left behind: {left:?}");
+    assert_eq!(left_behind(home.path()), [""; 0], "{errors}");
 
     // another host finds it lazy
     let host = Host::new();
