@@ -25,6 +25,8 @@ pub enum Kind {
     Unavailable,
     /// In use, by the processes that the context names.
     Busy,
+    /// What is there already may not be replaced: a tag that its registry keeps.
+    Immutable,
     /// A system call on mounts, devices or sockets of the kernel failed.
     Kernel,
     /// The caller asked for what makes no sense.
@@ -80,19 +82,24 @@ impl Error {
 
     /// The context and every source, joined by `: `.
     pub fn report(&self) -> String {
-        let mut text = self.context.clone();
-        let mut next = std::error::Error::source(self);
-        while let Some(error) = next {
-            let line = error.to_string();
-            // libraries that repeat their source in their own text are not printed twice
-            if !text.ends_with(&line) {
-                text.push_str(": ");
-                text.push_str(&line);
-            }
-            next = error.source();
-        }
-        text
+        report(self)
     }
+}
+
+/// What any error says, and every source of it, joined by `: `.
+pub fn report(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(error) = next {
+        let line = error.to_string();
+        // libraries that repeat their source in their own text are not printed twice
+        if !text.ends_with(&line) {
+            text.push_str(": ");
+            text.push_str(&line);
+        }
+        next = error.source();
+    }
+    text
 }
 
 impl fmt::Display for Error {

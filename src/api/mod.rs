@@ -69,7 +69,7 @@ pub struct Failure {
 }
 
 /// Every kind and its name on the wire and its HTTP status. The first is what an unknown name is read as.
-const KINDS: [(Kind, &str, u16); 9] = [
+const KINDS: [(Kind, &str, u16); 10] = [
     (Kind::Io, "io", 500),
     (Kind::Corrupt, "corrupt", 422),
     (Kind::Unsupported, "unsupported", 501),
@@ -77,6 +77,7 @@ const KINDS: [(Kind, &str, u16); 9] = [
     (Kind::Unauthorized, "unauthorized", 403),
     (Kind::Unavailable, "unavailable", 503),
     (Kind::Busy, "busy", 409),
+    (Kind::Immutable, "immutable", 409),
     (Kind::Kernel, "kernel", 500),
     (Kind::InvalidArgument, "invalid_argument", 400),
 ];

@@ -8,7 +8,7 @@ use super::{
 use crate::{
     engine::{
         chosen::chosen,
-        convert::{self, ConvertOptions},
+        convert::{self, ConvertOptions, Outcome},
         create,
         image::Image,
         local::LocalIndexes,
@@ -110,33 +110,21 @@ impl Build {
     async fn convert(&self, rules: &Rules, job: &Job, source: &Source) -> Result<String> {
         let name = rules.destination(job)?;
         let destination = Destination::open(&name, &self.access).await?;
-        let there = match destination.source().await? {
-            Some(there) => match there.root_manifest().await {
-                Ok(found) => Some((there, found)),
-                Err(error) if error.kind() == Kind::NotFound => None,
-                Err(error) => return Err(error),
-            },
-            None => None,
-        };
-        if let Some((there, found)) = &there
-            && !self.options.create.force
-            && convert::is_converted(source, there, found, &self.options.platforms).await?
-        {
-            return Ok(format!("left alone: {name} is its conversion"));
-        }
         let options = &self.options;
-        let made =
-            convert::convert(source, &destination, options, &self.local, &|_, _, _| {}).await;
-        match made {
-            Ok(report) => Ok(format!("made {name} with digest {}", report.digest)),
-            Err(error) if there.is_some() && !is_passing(&error) => Err(error.context(format!(
-                "{name} is there already and was not replaced: where a registry keeps its tags, give another --suffix"
-            ))),
-            Err(error) => Err(error),
+        let done =
+            convert::convert_unless_done(source, &destination, options, &self.local, &|_, _, _| {})
+                .await
+                .map_err(|error| {
+                    match error.kind() {
+            Kind::Immutable => error.context(format!(
+                "{name}: where a registry keeps its tags, the builder needs a --suffix that is new"
+            )),
+            _ => error,
         }
+                })?;
+        Ok(match done {
+            Outcome::Unchanged(_) => format!("left alone: {name} is its conversion"),
+            Outcome::Converted(report) => format!("made {name} with digest {}", report.digest),
+        })
     }
-}
-
-fn is_passing(error: &Error) -> bool {
-    matches!(error.kind(), Kind::Unavailable | Kind::Unauthorized)
 }

@@ -18,6 +18,7 @@ use tokio::sync::Notify;
 
 use crate::{
     error::{Error, Kind, Result, ResultExt},
+    layer::make_private,
     oci::Digest,
 };
 
@@ -92,7 +93,7 @@ impl Queue {
     pub fn open(folder: &Path) -> Result<Self> {
         let context = || format!("the queue in {}", folder.display());
         let failed = folder.join("failed");
-        make_private(&failed).or_kind(Kind::Io, context)?;
+        make_private(&failed).map_err(|error| error.context(context()))?;
         let mut found: Vec<(std::time::SystemTime, Job)> = Vec::new();
         for entry in fs::read_dir(folder).or_kind(Kind::Io, context)? {
             let entry = entry.or_kind(Kind::Io, context)?;
@@ -318,14 +319,6 @@ impl State {
 fn file_name(job: &Job) -> String {
     let key = format!("{}\0{}", job.repository, job.tag);
     format!("{}.json", Digest::of(key.as_bytes()).hex())
-}
-
-fn make_private(folder: &Path) -> std::io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt as _;
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(folder)
 }
 
 fn sync_folder(folder: &Path) -> std::io::Result<()> {

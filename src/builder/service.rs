@@ -26,7 +26,7 @@ use super::{
     rules::{self, Rules, Verdict},
 };
 use crate::{
-    error::{Error, Kind, Result},
+    error::{Error, Kind, Result, report},
     oci::Digest,
 };
 
@@ -325,16 +325,4 @@ impl Answer {
     fn error(status: StatusCode, text: &str) -> Self {
         Self::json(status, &json!({ "error": text }))
     }
-}
-
-/// An error with its sources.
-fn report(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(error) = next {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        next = error.source();
-    }
-    text
 }

@@ -34,7 +34,7 @@ impl Cat {
         let image = Image::resolve(&source, self.image.platform.as_ref()).await?;
         let local = LocalIndexes::open(&absolute(&global.root)?)?;
         let found = discovery::find(&image, &self.index.choice(), &local).await?;
-        let file = cat::open(&image, found.index.as_ref(), &self.path).await?;
+        let file = cat::open(&image, &found, &self.path).await?;
         cat::write(file, &mut std::io::stdout()).await?;
         Ok(ExitCode::SUCCESS)
     }

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     engine::{
-        convert::{self, ConvertOptions, ConvertReport},
+        convert::{self, ConvertOptions, ConvertReport, Outcome},
         local::LocalIndexes,
     },
     error::{Error, Kind, Result},
@@ -83,12 +83,16 @@ impl Convert {
         };
         let local = LocalIndexes::open(&absolute(&global.root)?)?;
         let (from, to) = (self.source()?, self.destination()?);
+        let converter = Converter {
+            json: global.json,
+            access: &access,
+            options: &options,
+            local: &local,
+        };
         if let Some(pattern) = &self.tags {
-            return self
-                .all(global, pattern, &from, &to, &access, &options, &local)
-                .await;
+            return self.all(&converter, pattern, &from, &to).await;
         }
-        let report = one(global, &from, &to, &access, &options, &local).await?;
+        let report = converter.convert(&from, &to).await?;
         for warning in &report.warnings {
             tracing::warn!("{warning}");
         }
@@ -123,16 +127,12 @@ impl Convert {
     }
 
     /// Converts the tags of a repository, one after the other. One that fails does not stop the others.
-    #[expect(clippy::too_many_arguments, reason = "all that one conversion takes")]
     async fn all(
         &self,
-        global: &Global,
+        converter: &Converter<'_>,
         wanted: &str,
         from: &Reference,
         to: &Reference,
-        access: &Access,
-        options: &ConvertOptions,
-        local: &LocalIndexes,
     ) -> Result<ExitCode> {
         let same = from.place() == to.place();
         let suffix = match &self.suffix {
@@ -146,7 +146,7 @@ impl Convert {
                 "tags are not replaced by the dozen: give a --suffix, or another repository",
             ));
         }
-        let source = Source::open(from, access).await?;
+        let source = Source::open(from, converter.access).await?;
         let tags = source.tags().await?;
         let chosen = tags.iter().filter(|tag| {
             pattern::matches(wanted, tag)
@@ -163,9 +163,9 @@ impl Convert {
                 outcome: "unchanged",
                 error: None,
             };
-            match unless_done(global, &from, &to, access, options, local).await {
-                Ok(Ok(done)) => report.digest = Some(done),
-                Ok(Err(made)) => {
+            match converter.unless_done(&from, &to).await {
+                Ok(Outcome::Unchanged(done)) => report.digest = Some(done),
+                Ok(Outcome::Converted(made)) => {
                     for warning in &made.warnings {
                         tracing::warn!("{from}: {warning}");
                     }
@@ -177,7 +177,7 @@ impl Convert {
                     report.error = Some(error.report());
                 }
             }
-            if !global.json {
+            if !converter.json {
                 let what = match (&report.digest, &report.error) {
                     (Some(digest), _) => digest.to_string(),
                     (None, error) => error.clone().unwrap_or_default(),
@@ -189,7 +189,7 @@ impl Convert {
             }
             reports.push(report);
         }
-        if global.json {
+        if converter.json {
             output::json(&reports)?;
         } else if reports.is_empty() {
             output::line(&format!("no tag of {from} matches {wanted:?}"))?;
@@ -201,46 +201,37 @@ impl Convert {
     }
 }
 
-async fn one(
-    global: &Global,
-    from: &Reference,
-    to: &Reference,
-    access: &Access,
-    options: &ConvertOptions,
-    local: &LocalIndexes,
-) -> Result<ConvertReport> {
-    let source = Source::open(from, access).await?;
-    let destination = Destination::open(to, access).await?;
-    let progress = Progress::new(global.json);
-    let report = convert::convert(
-        &source,
-        &destination,
-        options,
-        local,
-        &|layer, done, size| progress.layer(layer, done, size),
-    )
-    .await;
-    progress.finish();
-    report
+/// What every conversion of a command has in common.
+struct Converter<'a> {
+    json: bool,
+    access: &'a Access,
+    options: &'a ConvertOptions,
+    local: &'a LocalIndexes,
 }
 
-/// Converts an image, unless its name has the conversion of just that image already: then its digest.
-async fn unless_done(
-    global: &Global,
-    from: &Reference,
-    to: &Reference,
-    access: &Access,
-    options: &ConvertOptions,
-    local: &LocalIndexes,
-) -> Result<std::result::Result<Digest, ConvertReport>> {
-    if !options.create.force
-        && let Some(there) = Destination::open(to, access).await?.source().await?
-        && let Ok(found) = there.root_manifest().await
-    {
-        let source = Source::open(from, access).await?;
-        if convert::is_converted(&source, &there, &found, &options.platforms).await? {
-            return Ok(Ok(found.digest));
-        }
+impl Converter<'_> {
+    async fn places(&self, from: &Reference, to: &Reference) -> Result<(Source, Destination)> {
+        let source = Source::open(from, self.access).await?;
+        Ok((source, Destination::open(to, self.access).await?))
     }
-    one(global, from, to, access, options, local).await.map(Err)
+
+    async fn convert(&self, from: &Reference, to: &Reference) -> Result<ConvertReport> {
+        let (source, destination) = self.places(from, to).await?;
+        let progress = Progress::new(self.json);
+        let told = |layer, done, size| progress.layer(layer, done, size);
+        let report = convert::convert(&source, &destination, self.options, self.local, &told).await;
+        progress.finish();
+        report
+    }
+
+    async fn unless_done(&self, from: &Reference, to: &Reference) -> Result<Outcome> {
+        let (source, destination) = self.places(from, to).await?;
+        let progress = Progress::new(self.json);
+        let told = |layer, done, size| progress.layer(layer, done, size);
+        let (options, local) = (self.options, self.local);
+        let outcome =
+            convert::convert_unless_done(&source, &destination, options, local, &told).await;
+        progress.finish();
+        outcome
+    }
 }

@@ -7,7 +7,6 @@ use serde::Serialize;
 
 use super::{Global, ImageArgs, IndexArgs, absolute, output};
 use crate::{
-    compact::Table,
     engine::{
         UsedIndex,
         compact::CompactIndex,
@@ -191,13 +190,9 @@ async fn compact_table(compact: &CompactIndex, layer: &LayerBlob) -> Result<Opti
     let Some(index) = compact.layer(&layer.digest) else {
         return Ok(None);
     };
-    let bytes = compact.fetch_table(index).await?;
-    let table = Table::parse(&bytes).or_kind(Kind::Corrupt, || {
-        format!(
-            "the compact table {} of layer {}",
-            index.table, layer.digest
-        )
-    })?;
+    let Some((bytes, table)) = compact.table(layer).await? else {
+        return Ok(None);
+    };
     Ok(Some(TableReport::of(
         index.table,
         &bytes,

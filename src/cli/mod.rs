@@ -59,7 +59,7 @@ Examples:
   socinbd doctor                               what this machine offers, and what is missing
 
 Exit status: 0 done; 1 failed; 2 wrong usage; 3 not found; 4 not allowed by the registry; 5 a registry or daemon does not answer;
-6 in use; 7 corrupt data; 8 not supported. `run` exits with the status of the program.";
+6 in use; 7 corrupt data; 8 not supported; 9 a tag that its registry does not let be replaced. `run` exits with the status of the program.";
 
 /// What every command takes.
 #[derive(Args, Clone, Debug)]
@@ -265,6 +265,7 @@ fn exit_code(kind: Kind) -> ExitCode {
         Kind::Busy => 6,
         Kind::Corrupt => 7,
         Kind::Unsupported => 8,
+        Kind::Immutable => 9,
         Kind::Kernel | Kind::Io => 1,
     })
 }

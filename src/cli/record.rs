@@ -1,6 +1,6 @@
 //! `socinbd record`.
 
-use std::{fs, os::unix::fs::DirBuilderExt as _, process::ExitCode};
+use std::process::ExitCode;
 
 use clap::Args;
 
@@ -12,6 +12,7 @@ use crate::{
     engine::{
         Engine,
         chosen::Platforms,
+        compact::CompactIndex,
         convert::{self, ConvertOptions},
         create::{self, CreateOptions},
         discovery::{self, SociIndex},
@@ -29,8 +30,9 @@ use crate::{
 ///
 /// The spans that the program has read go into prefetch artifacts, one a layer, with the order of their first use; `attach` and `run`
 /// then fetch them ahead of the program. A new SOCI index (v1) with the old one's zTOCs is stored as `index create` stores one; with
-/// --to an image with its index (v2) is made instead, under a new name, because its digest is another one. End the program when it
-/// is ready: what it reads later is recorded too.
+/// --to an image with its index (v2) is made instead, under a new name, because its digest is another one. An image that has a compact
+/// index gets a new one of these too, of the same tables, with lists of its own spans. End the program when it is ready: what it reads
+/// later is recorded too.
 #[derive(Args)]
 #[command(after_help = "Examples:\n\
 \x20 socinbd record registry.example/app:1 --push -- python3 -c 'import app'\n\
@@ -72,7 +74,7 @@ impl Record {
                 ),
             ));
         };
-        let mut options = options_of(&index, &image);
+        let mut options = options_of(&index, found.compact.as_ref(), &image);
         let (status, uses) = self.record(global).await?;
         options.uses = uses;
         let spans = options.uses.len();
@@ -116,16 +118,13 @@ impl Record {
     /// Runs the program on disks of its own, with nothing in them: its status, and what was read.
     async fn record(&self, global: &Global) -> Result<(u8, Vec<layer::Touch>)> {
         let root = absolute(&global.root)?;
-        let making = || format!("making a folder in {}", root.display());
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&root)
-            .or_kind(Kind::Io, making)?;
+        layer::make_private(&root)?;
         let folder = tempfile::Builder::new()
             .prefix("recording.")
             .tempdir_in(&root)
-            .or_kind(Kind::Io, making)?;
+            .or_kind(Kind::Io, || {
+                format!("making a folder in {}", root.display())
+            })?;
         let store = layer::Options {
             record: true,
             never_whole: true,
@@ -156,8 +155,8 @@ impl Record {
     }
 }
 
-/// The options that make an index of the same zTOCs, so that no layer passes again.
-fn options_of(index: &SociIndex, image: &Image) -> CreateOptions {
+/// The options that make indexes of the same tables, so that no layer passes again.
+fn options_of(index: &SociIndex, compact: Option<&CompactIndex>, image: &Image) -> CreateOptions {
     let indexed = || {
         image
             .layers
@@ -165,9 +164,14 @@ fn options_of(index: &SociIndex, image: &Image) -> CreateOptions {
             .filter(|layer| index.ztoc(&layer.digest).is_some())
     };
     let span_size = indexed().find_map(|layer| index.manifest.span_size_of(&layer.digest));
+    let compact_span_size = compact.and_then(|compact| {
+        let part = indexed().find_map(|layer| compact.layer(&layer.digest));
+        part.map(|part| part.span_size)
+    });
     CreateOptions {
         span_size: span_size.unwrap_or(DEFAULT_SPAN_SIZE),
         min_layer_size: indexed().map(|layer| layer.size).min().unwrap_or(0),
+        compact_span_size,
         ..CreateOptions::default()
     }
 }

@@ -5,7 +5,7 @@ use std::{
     fs::{self, File, OpenOptions},
     os::unix::{
         ffi::{OsStrExt, OsStringExt},
-        fs::{DirBuilderExt, OpenOptionsExt},
+        fs::OpenOptionsExt,
     },
     path::Path,
     process::{Command, Stdio},
@@ -16,6 +16,7 @@ use super::{Global, absolute};
 use crate::{
     api::client::Client,
     error::{Error, Kind, Result, ResultExt},
+    layer::make_private,
 };
 
 /// How long a new daemon may take until it answers.
@@ -25,13 +26,7 @@ const START_TIME: Duration = Duration::from_secs(20);
 pub(super) async fn daemon(global: &Global) -> Result<Client> {
     let (root, run_dir) = (absolute(&global.root)?, absolute(&global.run_dir)?);
     let client = Client::new(&run_dir);
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&run_dir)
-        .or_kind(Kind::Io, || {
-            format!("making the folder {}", run_dir.display())
-        })?;
+    make_private(&run_dir)?;
     let _starting = lock(&run_dir).await?;
     if let Some(info) = client.daemon().await? {
         // the daemon's is without symlinks

@@ -1,6 +1,6 @@
 //! The artifact manifest of a compact index: which layer of an image has which table, and where.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -16,9 +16,14 @@ pub const ARTIFACT_TYPE: &str = "application/vnd.socinbd.compact-index.v1+json";
 /// Media type of a layer's blob in it: the table, and behind it the windows.
 pub const LAYER_TYPE: &str = "application/vnd.socinbd.compact-index.layer.v1";
 
+/// Media type of a list of the spans of a layer that a start needs, in the form of SOCI's prefetch artifacts.
+pub const PREFETCH_TYPE: &str = "application/vnd.socinbd.compact-index.prefetch.v1+json";
+/// The longest such list that is read, in bytes.
+pub const MAX_PREFETCH_BYTES: u64 = 1 << 20;
+
 /// On the descriptor of a blob: the digest of the layer.
 pub const LAYER_DIGEST: &str = "vnd.socinbd.layer-digest";
-/// On the descriptor of a blob: the digest of the table, the blob's first bytes.
+/// On the descriptor of a blob: the digest of the table, the blob's first bytes; on that of a list: the table whose spans it counts.
 pub const TABLE_DIGEST: &str = "vnd.socinbd.table-digest";
 /// On the descriptor of a blob: the size of the table in bytes, decimal.
 pub const TABLE_SIZE: &str = "vnd.socinbd.table-size";
@@ -39,6 +44,8 @@ pub const CONFIG: &[u8] = b"{}";
 pub struct Manifest {
     /// Its layers, in the order of the image's.
     pub layers: Vec<LayerIndex>,
+    /// The spans of these layers that a start needs.
+    pub prefetch: Vec<PrefetchList>,
     /// The image manifest; `None` where the image names the index.
     pub subject: Option<Subject>,
     /// What made it, by its own word.
@@ -60,6 +67,19 @@ pub struct LayerIndex {
     pub table_size: u64,
     /// The span size that was asked for.
     pub span_size: u64,
+}
+
+/// A list of spans that a start needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PrefetchList {
+    /// The layer.
+    pub layer: Digest,
+    /// The table whose spans are listed.
+    pub table: Digest,
+    /// The list.
+    pub blob: Digest,
+    /// Bytes of the list.
+    pub size: u64,
 }
 
 /// The image that an index belongs to.
@@ -134,15 +154,17 @@ impl Manifest {
             let found = document.artifact_type.chars().take(255).collect();
             return Err(Error::OtherType(found));
         }
-        let layers = document
-            .layers
-            .iter()
-            .enumerate()
-            .filter(|(_, layer)| layer.media_type == LAYER_TYPE)
-            .map(|(index, layer)| LayerIndex::of(index, layer))
-            .collect::<Result<_, _>>()?;
+        let of_type = |media_type: &'static str| {
+            let blobs = document.layers.iter().enumerate();
+            blobs.filter(move |(_, blob)| blob.media_type == media_type)
+        };
         Ok(Self {
-            layers,
+            layers: of_type(LAYER_TYPE)
+                .map(|(index, layer)| LayerIndex::of(index, layer))
+                .collect::<Result<_, _>>()?,
+            prefetch: of_type(PREFETCH_TYPE)
+                .map(|(index, list)| PrefetchList::of(index, list))
+                .collect::<Result<_, _>>()?,
             subject: document.subject.map(|subject| Subject {
                 media_type: subject.media_type,
                 digest: subject.digest,
@@ -165,7 +187,9 @@ impl Manifest {
                 size: u64::try_from(CONFIG.len()).unwrap_or(u64::MAX),
                 annotations: BTreeMap::new(),
             },
-            layers: self.layers.iter().map(LayerIndex::descriptor).collect(),
+            layers: (self.layers.iter().map(LayerIndex::descriptor))
+                .chain(self.prefetch.iter().map(PrefetchList::descriptor))
+                .collect(),
             subject: self.subject.as_ref().map(|subject| Descriptor {
                 media_type: subject.media_type.clone(),
                 digest: subject.digest,
@@ -184,24 +208,41 @@ impl Manifest {
     pub fn of_layer(&self, layer: &Digest) -> Option<&LayerIndex> {
         self.layers.iter().find(|index| index.layer == *layer)
     }
+
+    /// The list of a layer's spans: the first in the numbers of this table.
+    pub fn prefetch_of(&self, layer: &LayerIndex) -> Option<&PrefetchList> {
+        let wanted = (layer.layer, layer.table);
+        self.prefetch
+            .iter()
+            .find(|list| (list.layer, list.table) == wanted)
+    }
+
+    /// The blobs that it names, with their sizes, each once; its configuration is [`CONFIG`].
+    pub fn blobs(&self) -> Vec<(Digest, u64)> {
+        let layers = self.layers.iter().map(|layer| (layer.blob, layer.size));
+        let lists = self.prefetch.iter().map(|list| (list.blob, list.size));
+        let mut seen = BTreeSet::new();
+        layers
+            .chain(lists)
+            .filter(|(digest, _)| seen.insert(*digest))
+            .collect()
+    }
 }
 
 impl LayerIndex {
     fn of(index: usize, descriptor: &Descriptor) -> Result<Self, Error> {
         let without = |what| Error::Layer { index, what };
-        let annotation = |name| descriptor.annotations.get(name).map(String::as_str);
-        let digest = |name| -> Option<Digest> { annotation(name)?.parse().ok() };
-        let number = |name| -> Option<u64> { annotation(name)?.parse().ok() };
+        let number = |name| -> Option<u64> { descriptor.annotations.get(name)?.parse().ok() };
         let table_size = number(TABLE_SIZE).ok_or(without(TABLE_SIZE))?;
         let least = u64::try_from(HEADER_SIZE).unwrap_or(u64::MAX);
         if !(least..=descriptor.size.min(MAX_TABLE_SIZE)).contains(&table_size) {
             return Err(without(TABLE_SIZE));
         }
         Ok(Self {
-            layer: digest(LAYER_DIGEST).ok_or(without(LAYER_DIGEST))?,
+            layer: descriptor.noted_digest(index, LAYER_DIGEST)?,
             blob: descriptor.digest,
             size: descriptor.size,
-            table: digest(TABLE_DIGEST).ok_or(without(TABLE_DIGEST))?,
+            table: descriptor.noted_digest(index, TABLE_DIGEST)?,
             table_size,
             span_size: number(SPAN_SIZE).unwrap_or(0),
         })
@@ -214,14 +255,52 @@ impl LayerIndex {
             (TABLE_DIGEST, self.table.to_string()),
             (TABLE_SIZE, self.table_size.to_string()),
         ];
-        Descriptor {
-            media_type: LAYER_TYPE.to_owned(),
-            digest: self.blob,
-            size: self.size,
+        Descriptor::noted(LAYER_TYPE, self.blob, self.size, annotations)
+    }
+}
+
+impl PrefetchList {
+    fn of(index: usize, descriptor: &Descriptor) -> Result<Self, Error> {
+        Ok(Self {
+            layer: descriptor.noted_digest(index, LAYER_DIGEST)?,
+            table: descriptor.noted_digest(index, TABLE_DIGEST)?,
+            blob: descriptor.digest,
+            size: descriptor.size,
+        })
+    }
+
+    fn descriptor(&self) -> Descriptor {
+        let annotations = [
+            (LAYER_DIGEST, self.layer.to_string()),
+            (TABLE_DIGEST, self.table.to_string()),
+        ];
+        Descriptor::noted(PREFETCH_TYPE, self.blob, self.size, annotations)
+    }
+}
+
+impl Descriptor {
+    /// Of a blob with annotations.
+    fn noted<const N: usize>(
+        media_type: &str,
+        digest: Digest,
+        size: u64,
+        annotations: [(&str, String); N],
+    ) -> Self {
+        Self {
+            media_type: media_type.to_owned(),
+            digest,
+            size,
             annotations: annotations
                 .map(|(name, value)| (name.to_owned(), value))
                 .into(),
         }
+    }
+
+    /// The digest in an annotation.
+    fn noted_digest(&self, index: usize, what: &'static str) -> Result<Digest, Error> {
+        let text = self.annotations.get(what);
+        text.and_then(|text| text.parse().ok())
+            .ok_or(Error::Layer { index, what })
     }
 }
 
@@ -241,6 +320,12 @@ mod tests {
         };
         Manifest {
             layers: vec![layer(1), layer(2)],
+            prefetch: vec![PrefetchList {
+                layer: digest("layer 2"),
+                table: digest("table 2"),
+                blob: digest("list"),
+                size: 99,
+            }],
             subject: Some(Subject {
                 media_type: OCI_MANIFEST.to_owned(),
                 digest: digest("image"),
@@ -262,6 +347,15 @@ mod tests {
         assert_eq!(Manifest::parse(&made.to_bytes().unwrap()).unwrap(), made);
         assert_eq!(made.of_layer(&made.layers[1].layer), Some(&made.layers[1]));
         assert_eq!(made.of_layer(&made.layers[1].blob), None);
+        assert_eq!(made.prefetch_of(&made.layers[0]), None);
+        assert_eq!(made.prefetch_of(&made.layers[1]), Some(&made.prefetch[0]));
+        let other = LayerIndex {
+            table: made.layers[0].table,
+            ..made.layers[1]
+        };
+        assert_eq!(made.prefetch_of(&other), None, "another table's numbers");
+        let sizes: Vec<u64> = made.blobs().iter().map(|(_, size)| *size).collect();
+        assert_eq!(sizes, [5001, 5002, 99]);
         let bare = Manifest {
             subject: None,
             build_tool: None,
@@ -286,6 +380,12 @@ mod tests {
             ("table-size\":\"1002", "table-size\":\"-1", TABLE_SIZE),
             (TABLE_DIGEST, "other", TABLE_DIGEST),
             (LAYER_DIGEST, "other", LAYER_DIGEST),
+            // of a list
+            (
+                "\"size\":99,\"annotations\":{\"vnd.socinbd.layer-digest\":\"sha256:",
+                "\"size\":99,\"annotations\":{\"vnd.socinbd.layer-digest\":\"",
+                LAYER_DIGEST,
+            ),
         ] {
             let found = change(from, to);
             assert!(

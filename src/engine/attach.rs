@@ -1,11 +1,7 @@
 //! From an image reference to a mount, step by step.
 
 use std::{
-    fs,
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::fs::DirBuilderExt,
-    },
+    os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
     sync::{Arc, PoisonError},
 };
@@ -29,6 +25,7 @@ use crate::{
         memory, mount,
         overlay::{Lower, Overlay, Upper},
     },
+    layer::make_private,
 };
 
 /// An image that is attached, and not yet mounted anywhere.
@@ -175,14 +172,14 @@ impl Engine {
             let root = root.or_kind(Kind::Kernel, || "reading the root's attributes".into())?;
             drop(layers);
             mounts.truncate(plan.layers);
-            private_folder(&folder)?;
+            make_private(&folder)?;
             let mut lowers: Vec<Lower> = mounts.into_iter().map(Lower::Mount).collect();
             if !plan.top.is_empty() {
                 stack::make_top(&folder.join("top"), &plan)?;
                 lowers.insert(0, Lower::Directory(folder.join("top")));
             }
             if lowers.len() < 2 {
-                private_folder(&folder.join("empty"))?;
+                make_private(&folder.join("empty"))?;
                 lowers.push(Lower::Directory(folder.join("empty")));
             }
             let upper = if writable {
@@ -190,8 +187,8 @@ impl Engine {
                     upper: folder.join("upper"),
                     work: folder.join("work"),
                 };
-                private_folder(&upper.upper)?;
-                private_folder(&upper.work)?;
+                make_private(&upper.upper)?;
+                make_private(&upper.work)?;
                 let applied = root.apply(&upper.upper);
                 applied.or_kind(Kind::Io, || format!("setting up {}", upper.upper.display()))?;
                 Some(upper)
@@ -252,14 +249,6 @@ fn attached_layer(device: &Device, basis: Basis) -> AttachedLayer {
         why: device.why().to_owned(),
         basis,
     }
-}
-
-fn private_folder(path: &Path) -> Result<()> {
-    let made = fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path);
-    made.or_kind(Kind::Io, || format!("making the folder {}", path.display()))
 }
 
 /// 16 random hexadecimal digits.

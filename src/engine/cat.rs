@@ -1,14 +1,21 @@
 //! One file of an image, without mounting anything: the tables of the layers from the top down as far as they are needed, and the
 //! spans that hold the file's data.
 
+mod compact;
 mod layer;
 
 use bytes::Bytes;
 use futures_util::stream::{BoxStream, StreamExt as _};
 
-use super::{discovery::SociIndex, image::Image};
+use super::{
+    compact::CompactIndex,
+    discovery::{self, SociIndex},
+    disks::is_the_table,
+    image::Image,
+};
 use crate::{
     error::{Error, Kind, Result, ResultExt as _},
+    layer::LayerBlob,
     oci::Digest,
     soci::files::clean,
     source::Source,
@@ -33,12 +40,13 @@ pub struct Found {
     pub data: BoxStream<'static, Result<Bytes>>,
 }
 
-/// Finds a file and opens it. `index` is the image's SOCI index, if there is one; layers without a table are read whole, from the top
-/// down, until the file is found.
-pub async fn open(image: &Image, index: Option<&SociIndex>, path: &str) -> Result<Found> {
+/// Finds a file and opens it. `indexes` are those that count for the image: the compact index goes before the SOCI index. Layers without a
+/// table are read whole, from the top down, until the file is found.
+pub async fn open(image: &Image, indexes: &discovery::Found, path: &str) -> Result<Found> {
     let mut layers = Layers {
         image,
-        index,
+        index: indexes.index.as_ref(),
+        compact: indexes.compact.as_ref(),
         open: Vec::new(),
     };
     let found = layers
@@ -72,6 +80,7 @@ pub async fn open_in_layer(
 struct Layers<'a> {
     image: &'a Image,
     index: Option<&'a SociIndex>,
+    compact: Option<&'a CompactIndex>,
     open: Vec<Table>,
 }
 
@@ -173,6 +182,17 @@ impl Layers<'_> {
         let layers = &self.image.layers;
         let layer = &layers[layers.len() - 1 - number]; // the caller counts them
         let context = || format!("layer {}", layer.digest);
+        if let Some(compact) = self.compact {
+            match compact_table(compact, layer).await {
+                Ok(Some(table)) => return Ok(table),
+                Ok(None) => {}
+                Err(error) if is_the_table(&error) => {
+                    let error = error.report();
+                    tracing::warn!(layer = %layer.digest, error, "the layer does without its compact index");
+                }
+                Err(error) => return Err(error.context(context())),
+            }
+        }
         if let Some(index) = self.index
             && index.ztoc(&layer.digest).is_some()
         {
@@ -191,6 +211,21 @@ impl Layers<'_> {
         let table = self.open.swap_remove(layer);
         table.file(&self.image.source, entry, &name)
     }
+}
+
+/// A layer's table in the compact index, if it has one.
+async fn compact_table(index: &CompactIndex, layer: &LayerBlob) -> Result<Option<Table>> {
+    let Some(part) = index.layer(&layer.digest) else {
+        return Ok(None);
+    };
+    let Some((_, table)) = index.table(layer).await? else {
+        return Ok(None);
+    };
+    let windows = compact::Windows {
+        source: index.source.clone(),
+        blob: part.blob,
+    };
+    Ok(Some(Table::of_compact(layer.digest, table, windows)))
 }
 
 /// Writes a file's data to what takes it.

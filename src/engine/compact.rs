@@ -14,10 +14,11 @@ use super::{
 };
 use crate::{
     compact::{
-        MAX_TABLE_SIZE,
+        MAX_TABLE_SIZE, Table,
         manifest::{ARTIFACT_TYPE, INDEX_DIGEST, LayerIndex, Manifest},
     },
     error::{Error, Kind, Result, ResultExt},
+    layer::LayerBlob,
     oci::Digest,
     soci::index,
     source::{self, Referrer, Source},
@@ -68,6 +69,23 @@ impl CompactIndex {
             ));
         }
         Ok(bytes)
+    }
+
+    /// A layer's table with its bytes, verified, parsed, and checked to be of just this layer; `None` where there is none.
+    pub async fn table(&self, layer: &LayerBlob) -> Result<Option<(Bytes, Table)>> {
+        let Some(part) = self.layer(&layer.digest) else {
+            return Ok(None);
+        };
+        let bytes = self.fetch_table(part).await?;
+        let table = Table::parse(&bytes)
+            .and_then(|table| {
+                table.check(&layer.digest, layer.size, part.size)?;
+                Ok(table)
+            })
+            .or_kind(Kind::Corrupt, || {
+                format!("the compact table {} of layer {}", part.table, layer.digest)
+            })?;
+        Ok(Some((bytes, table)))
     }
 
     /// Reads a manifest that was found.

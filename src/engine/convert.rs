@@ -19,11 +19,12 @@ pub use super::chosen::Platforms;
 use super::{
     chosen::chosen,
     companions::{self, Companion},
-    create::{CreateOptions, LayerReport, NewIndex, Progress, compact_artifact},
+    create::{CreateOptions, LayerReport, NewIndex, Progress},
     graph::{Counts, Graph, Tally},
     image::Image,
     known::Known,
     local::LocalIndexes,
+    new_compact::NewCompact,
     ztocs::{Made, Maker},
 };
 use crate::{
@@ -179,6 +180,48 @@ pub async fn convert(
         .map_err(|error: Error| error.context(format!("converting {}", source.reference())))
 }
 
+/// What became of an image that was to be converted.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    /// It was converted.
+    Converted(Box<ConvertReport>),
+    /// Its conversion, with this digest, had the name already.
+    Unchanged(Digest),
+}
+
+/// Converts an image, unless the destination's name has the conversion of just that image already, or making it anew is forced.
+///
+/// Where the name leads nowhere, or to what another image became, the image is converted. What the name leads to and cannot be read is an
+/// error, and nothing is replaced: nobody has seen what it is. [`convert`] itself asks nothing.
+pub async fn convert_unless_done(
+    source: &Source,
+    destination: &Destination,
+    options: &ConvertOptions,
+    local: &LocalIndexes,
+    progress: Progress<'_>,
+) -> Result<Outcome> {
+    if !options.create.force
+        && let Some(there) = destination.source().await?
+    {
+        let done = async {
+            let found = match there.root_manifest().await {
+                Err(error) if error.kind() == Kind::NotFound => return Ok(None),
+                found => found?,
+            };
+            let done = is_converted(source, &there, &found, &options.platforms).await?;
+            Ok(done.then_some(found.digest))
+        };
+        let done = done
+            .await
+            .map_err(|error: Error| error.context(format!("what {} is now", there.reference())))?;
+        if let Some(digest) = done {
+            return Ok(Outcome::Unchanged(digest));
+        }
+    }
+    let report = convert(source, destination, options, local, progress).await?;
+    Ok(Outcome::Converted(Box::new(report)))
+}
+
 /// Whether what a tag of the destination names is a conversion of what the source has now, for these platforms.
 pub async fn is_converted(
     source: &Source,
@@ -224,7 +267,7 @@ async fn known(
     options: &ConvertOptions,
     local: &LocalIndexes,
 ) -> Result<Known> {
-    let mut known = Known::default();
+    let mut known = Known::new(&options.create);
     if options.create.force {
         return Ok(known);
     }
@@ -289,8 +332,10 @@ async fn one_image(
 ) -> Result<(Converted, ConvertedImage, Vec<String>)> {
     let mut index = NewIndex::of(image, made, &options.create)?;
     let artifact = index.artifact()?;
-    let compact = compact_artifact(image, made, &options.create, None)?;
-    let compact_blobs = compact.as_ref().map_or(&[][..], |compact| &compact.blobs);
+    let compact = NewCompact::of(image, made, &options.create, None)?;
+    let compact_blobs = compact
+        .as_ref()
+        .map_or(&[][..], |compact| &compact.artifact.blobs);
     let blobs: Vec<_> = artifact
         .blobs
         .iter()
@@ -305,12 +350,20 @@ async fn one_image(
         .buffer_unordered(options.uploads.max(1))
         .try_collect()
         .await?;
+    let known = match &compact {
+        Some(compact) => compact.copy_known(destination).await?,
+        None => Vec::new(),
+    };
     let config = image.manifest.config();
     let config_digest: Digest = config.digest().as_ref().parse()?;
     let copied = destination
         .copy_blob(&image.source, &config_digest, config.size(), None)
         .await?;
-    for (copied, size) in sent.into_iter().chain([(copied, config.size())]) {
+    for (copied, size) in sent
+        .into_iter()
+        .chain(known)
+        .chain([(copied, config.size())])
+    {
         tally.count(copied, size);
     }
     let soci = destination
@@ -319,9 +372,9 @@ async fn one_image(
     let compact = match &compact {
         Some(compact) => {
             let digest = destination
-                .put_manifest(&compact.media_type, &compact.manifest)
+                .put_manifest(&compact.artifact.media_type, &compact.artifact.manifest)
                 .await?;
-            Some((digest, compact.manifest.len()))
+            Some((digest, compact.artifact.manifest.len()))
         }
         None => None,
     };
@@ -498,16 +551,7 @@ impl fmt::Display for ConvertReport {
             };
             writeln!(f, "{what} ({digest}) of {subject} {covers}")?;
         }
-        let Counts {
-            present,
-            mounted,
-            uploaded,
-            uploaded_bytes,
-        } = self.blobs;
-        writeln!(
-            f,
-            "blobs: {present} were there, {mounted} mounted, {uploaded} sent ({uploaded_bytes} bytes)"
-        )?;
+        writeln!(f, "{}", self.blobs)?;
         write!(f, "{} is {}", self.destination, self.digest)
     }
 }

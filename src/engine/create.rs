@@ -17,10 +17,11 @@ use super::{
     image::Image,
     known::Known,
     local::LocalIndexes,
+    new_compact::{Blob, NewCompact},
     ztocs::{Made, Maker},
 };
 use crate::{
-    compact::manifest as compact,
+    compact::manifest::Subject,
     error::{Error, Kind, Result, ResultExt},
     layer::{LayerBlob, Touch},
     oci::{Digest, media_type::OCI_MANIFEST},
@@ -30,8 +31,9 @@ use crate::{
         prefetch::Prefetch,
     },
     source::{Destination, layout::NewArtifact},
+    tar::Entry,
     units::SpanId,
-    ztoc::Ztoc,
+    ztoc::{SpanTable, Ztoc},
 };
 
 /// How an index is made.
@@ -118,6 +120,8 @@ pub struct CompactReport {
     pub blob_size: u64,
     /// Spans.
     pub spans: usize,
+    /// An index had it already.
+    pub reused: bool,
 }
 
 /// What became of a layer.
@@ -150,9 +154,14 @@ pub async fn create(
     local: &LocalIndexes,
     progress: Progress<'_>,
 ) -> Result<CreateReport> {
-    let (report, artifacts) = make(image, options, local, progress).await?;
+    let pass = Pass::over(image, options, local, progress).await?;
+    let (report, soci, compact) = pass.artifacts(image, options)?;
     let beside = image.source.layout().filter(|layout| layout.is_writable());
-    for artifact in artifacts {
+    let compact = match compact {
+        Some(compact) => Some(compact.whole().await?),
+        None => None,
+    };
+    for artifact in compact.into_iter().chain([soci]) {
         match beside {
             Some(layout) => layout.store(artifact).await?,
             None => local.store(artifact, image).await?,
@@ -177,8 +186,13 @@ pub async fn create_at(
     uploads: usize,
     progress: Progress<'_>,
 ) -> Result<CreateReport> {
-    let (report, artifacts) = make(image, options, local, progress).await?;
-    for artifact in artifacts {
+    let pass = Pass::over(image, options, local, progress).await?;
+    let (report, soci, compact) = pass.artifacts(image, options)?;
+    if let Some(compact) = &compact {
+        compact.copy_known(destination).await?;
+    }
+    let compact = compact.map(|compact| compact.artifact);
+    for artifact in compact.into_iter().chain([soci]) {
         destination
             .put_referrer(artifact, &image.digest, uploads)
             .await
@@ -190,116 +204,78 @@ pub async fn create_at(
     })
 }
 
-/// Makes an index of version 1, and stores it nowhere. Its artifacts are in the order in which they are to be stored: the SOCI index is
-/// the newest for who knows no other.
-async fn make(
-    image: &Image,
-    options: &CreateOptions,
-    local: &LocalIndexes,
-    progress: Progress<'_>,
-) -> Result<(CreateReport, Vec<NewArtifact>)> {
-    let mut known = Known::default();
-    if !options.force {
-        known.add_local(local).await;
-        known.add_image(image).await;
-    }
-    let maker = Maker {
-        options,
-        known,
-        destination: None,
-        progress,
-    };
-    let cores = available_parallelism().map_or(1, usize::from);
-    let mut seen = HashSet::new();
-    let distinct = image
-        .layers
-        .iter()
-        .filter(|layer| seen.insert(layer.digest));
-    let made: HashMap<Digest, Made> = futures_util::stream::iter(distinct)
-        .map(async |layer| -> Result<_> {
-            let (made, _) = maker.layer(&image.source, layer).await?;
-            Ok((layer.digest, made))
-        })
-        .buffer_unordered(cores)
-        .try_collect()
-        .await?;
-    let mut index = NewIndex::of(image, &made, options)?;
-    index.manifest.subject = Some(Descriptor {
-        media_type: image.media_type.clone(),
-        digest: image.digest.to_string(),
-        size: i64::try_from(image.manifest_bytes.len()).unwrap_or(i64::MAX), // it is in memory
-        ..Descriptor::default()
-    });
-    let subject = compact::Subject {
-        media_type: image.media_type.clone(),
-        digest: image.digest,
-        size: image.manifest_bytes.len() as u64,
-    };
-    let compact = compact_artifact(image, &made, options, Some(subject))?;
-    let artifact = index.artifact()?;
-    let report = CreateReport {
-        index: Digest::of(&artifact.manifest),
-        compact_index: compact
-            .as_ref()
-            .map(|compact| Digest::of(&compact.manifest)),
-        image: image.digest,
-        platform: image.platform.to_string(),
-        stored_in: String::new(),
-        layers: index.layers,
-        warnings: index.warnings,
-    };
-    Ok((report, compact.into_iter().chain([artifact]).collect()))
-}
+/// What was made of an image's layers, which are stored nowhere yet.
+struct Pass(HashMap<Digest, Made>);
 
-/// The compact index of an image; `None` where no layer has a part of one. It has no subject where the image names it.
-pub(super) fn compact_artifact(
-    image: &Image,
-    made: &HashMap<Digest, Made>,
-    options: &CreateOptions,
-    subject: Option<compact::Subject>,
-) -> Result<Option<NewArtifact>> {
-    let (mut layers, mut blobs) = (Vec::new(), Vec::new());
-    let mut seen = HashSet::new();
-    for layer in image
-        .layers
-        .iter()
-        .filter(|layer| seen.insert(layer.digest))
-    {
-        let Some(Ok((digest, blob))) = made
-            .get(&layer.digest)
-            .and_then(|made| made.compact.as_ref())
-        else {
-            continue;
+impl Pass {
+    /// Has each layer pass once, unless all that is wanted of it is known.
+    async fn over(
+        image: &Image,
+        options: &CreateOptions,
+        local: &LocalIndexes,
+        progress: Progress<'_>,
+    ) -> Result<Self> {
+        let mut known = Known::new(options);
+        if !options.force {
+            known.add_local(local).await;
+            known.add_image(image).await;
+        }
+        let maker = Maker {
+            options,
+            known,
+            destination: None,
+            progress,
         };
-        layers.push(compact::LayerIndex {
-            layer: layer.digest,
-            blob: *digest,
-            size: blob.bytes.len() as u64,
-            table: blob.table,
-            table_size: blob.table_size as u64,
-            span_size: blob.span_size,
+        let cores = available_parallelism().map_or(1, usize::from);
+        let mut seen = HashSet::new();
+        let distinct = image
+            .layers
+            .iter()
+            .filter(|layer| seen.insert(layer.digest));
+        futures_util::stream::iter(distinct)
+            .map(async |layer| -> Result<_> {
+                let (made, _) = maker.layer(&image.source, layer).await?;
+                Ok((layer.digest, made))
+            })
+            .buffer_unordered(cores)
+            .try_collect()
+            .await
+            .map(Self)
+    }
+
+    /// The index of version 1, and the compact index. That is to be stored first: the SOCI index is then the newest for who knows no other.
+    fn artifacts(
+        &self,
+        image: &Image,
+        options: &CreateOptions,
+    ) -> Result<(CreateReport, NewArtifact, Option<NewCompact<'_>>)> {
+        let mut index = NewIndex::of(image, &self.0, options)?;
+        index.manifest.subject = Some(Descriptor {
+            media_type: image.media_type.clone(),
+            digest: image.digest.to_string(),
+            size: i64::try_from(image.manifest_bytes.len()).unwrap_or(i64::MAX), // it is in memory
+            ..Descriptor::default()
         });
-        blobs.push(blob.bytes.clone().into());
+        let subject = Subject {
+            media_type: image.media_type.clone(),
+            digest: image.digest,
+            size: image.manifest_bytes.len() as u64,
+        };
+        let compact = NewCompact::of(image, &self.0, options, Some(subject))?;
+        let artifact = index.artifact()?;
+        let report = CreateReport {
+            index: Digest::of(&artifact.manifest),
+            compact_index: compact
+                .as_ref()
+                .map(|compact| Digest::of(&compact.artifact.manifest)),
+            image: image.digest,
+            platform: image.platform.to_string(),
+            stored_in: String::new(),
+            layers: index.layers,
+            warnings: index.warnings,
+        };
+        Ok((report, artifact, compact))
     }
-    if layers.is_empty() {
-        return Ok(None);
-    }
-    let manifest = compact::Manifest {
-        layers,
-        subject,
-        build_tool: Some(options.build_tool.clone()),
-    };
-    let bytes = manifest
-        .to_bytes()
-        .or_kind(Kind::Io, || "the compact index".to_owned())?;
-    blobs.push(Bytes::from_static(compact::CONFIG));
-    Ok(Some(NewArtifact {
-        media_type: OCI_MANIFEST.to_owned(),
-        manifest: bytes.into(),
-        artifact_type: compact::ARTIFACT_TYPE.to_owned(),
-        annotations: BTreeMap::new(),
-        blobs,
-    }))
 }
 
 /// An index that was made: its manifest (of version 2, until it gets a subject), its blobs, and what became of each layer.
@@ -365,7 +341,11 @@ impl NewIndex {
         }
         if !options.uses.is_empty() {
             for (layer, _, made) in &layers {
-                recorded(&layer.digest, made, options, &mut descriptors, &mut blobs)?;
+                let Ok(table) = &made.ztoc else { continue };
+                let spans = table.parse(&layer.digest)?.spans;
+                if let Some(list) = spans_of_uses(&layer.digest, &spans, options) {
+                    add_prefetch(&list, &layer.digest, &mut descriptors, &mut blobs)?;
+                }
             }
         }
         let config = Bytes::from_static(EMPTY_CONFIG);
@@ -417,7 +397,14 @@ fn prefetch(
             Err(_) => Ok(None),
         })
         .collect::<Result<Vec<Option<Ztoc>>>>()?;
-    let tables: Vec<Option<&Ztoc>> = tables.iter().map(Option::as_ref).collect();
+    let tables: Vec<Option<(&[Entry], &SpanTable)>> = tables
+        .iter()
+        .map(|table| {
+            table
+                .as_ref()
+                .map(|table| (&table.entries[..], &table.spans))
+        })
+        .collect();
     let listed = files::spans_of(&options.prefetch_files, &tables);
     for (found, (layer, _)) in listed.layers.iter().zip(layers) {
         let Some(found) = found else { continue };
@@ -432,29 +419,19 @@ fn prefetch(
     Ok(())
 }
 
-/// Adds the prefetch artifact of what a recorded start has read of a layer.
-fn recorded(
+/// The spans of a layer that a recorded start has read, in their order.
+pub(super) fn spans_of_uses(
     layer: &Digest,
-    made: &Made,
+    spans: &SpanTable,
     options: &CreateOptions,
-    descriptors: &mut Vec<Descriptor>,
-    blobs: &mut BTreeMap<Digest, Bytes>,
-) -> Result<()> {
+) -> Option<Prefetch> {
     let uses = (1..)
         .zip(&options.uses)
         .filter(|(_, touch)| touch.layer == *layer);
-    let Ok(table) = &made.ztoc else {
-        return Ok(());
-    };
-    let spans = table.parse(layer)?.spans;
-    let uses = uses.flat_map(|(order, touch)| {
+    Prefetch::of_uses(uses.flat_map(|(order, touch)| {
         let covering = spans.covering(touch.bytes.clone());
         (covering.start.get()..covering.end.get()).map(move |span| (order, SpanId(span)))
-    });
-    match Prefetch::of_uses(uses) {
-        Some(list) => add_prefetch(&list, layer, descriptors, blobs),
-        None => Ok(()),
-    }
+    }))
 }
 
 fn add_prefetch(
@@ -487,12 +464,13 @@ impl Made {
     }
 
     fn compact_report(&self) -> Option<CompactReport> {
-        let (_, blob) = self.compact.as_ref()?.as_ref().ok()?;
+        let part = self.compact.as_ref()?.as_ref().ok()?;
         Some(CompactReport {
-            table: blob.table,
-            table_size: blob.table_size as u64,
-            blob_size: blob.bytes.len() as u64,
-            spans: blob.spans,
+            table: part.index.table,
+            table_size: part.index.table_size,
+            blob_size: part.index.size,
+            spans: part.spans,
+            reused: matches!(part.blob, Blob::At(_)),
         })
     }
 }
@@ -526,11 +504,18 @@ impl fmt::Display for LayerReport {
             )?,
         }
         match &self.compact {
-            Some(compact) => write!(
-                f,
-                ", compact table of {} bytes ({} spans, {} bytes with their windows)",
-                compact.table_size, compact.spans, compact.blob_size
-            ),
+            Some(compact) => {
+                let known = if compact.reused {
+                    " (already exists)"
+                } else {
+                    ""
+                };
+                write!(
+                    f,
+                    ", compact table of {} bytes ({} spans, {} bytes with their windows){known}",
+                    compact.table_size, compact.spans, compact.blob_size
+                )
+            }
             None => Ok(()),
         }
     }

@@ -126,9 +126,7 @@ impl Disks {
                 message: message.clone(),
             })
         });
-        if let Some(index) = &found.index {
-            prefetch::start(&self.store, index, &layers);
-        }
+        prefetch::start(&self.store, &found, &layers);
         Ok(OpenedImage {
             image,
             index: found.index,
@@ -242,7 +240,7 @@ impl Disks {
 }
 
 /// Whether the table is at fault, and not the layer: the layer itself can be read without one.
-fn is_the_table(error: &Error) -> bool {
+pub(super) fn is_the_table(error: &Error) -> bool {
     matches!(
         error.kind(),
         Kind::Corrupt | Kind::Unsupported | Kind::NotFound

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashSet,
+    fmt,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -68,6 +69,21 @@ impl Tally {
             uploaded: of(&self.uploaded),
             uploaded_bytes: of(&self.uploaded_bytes),
         }
+    }
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            present,
+            mounted,
+            uploaded,
+            uploaded_bytes,
+        } = self;
+        write!(
+            f,
+            "blobs: {present} were there, {mounted} mounted, {uploaded} sent ({uploaded_bytes} bytes)"
+        )
     }
 }
 

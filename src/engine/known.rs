@@ -1,16 +1,20 @@
-//! zTOCs that exist already: in indexes of the local root, of the image, and of where it was converted to before. One of the same layer
-//! and span size is as good as a new one, and costs no byte of the layer.
+//! zTOCs and compact tables that exist already: in indexes of the local root, of the image, and of where it was converted to before. One of
+//! the same layer and span size is as good as a new one, and costs no byte of the layer.
 
 use bytes::Bytes;
 use serde_json::Value;
 
 use super::{
-    discovery::{MAX_ZTOC_BYTES, Place},
+    compact::CompactIndex,
+    create::CreateOptions,
+    discovery::{MAX_ZTOC_BYTES, Origin, Place},
     image::Image,
     local::LocalIndexes,
+    new_compact::{Blob, CompactPart},
 };
 use crate::{
-    error::Result,
+    compact::manifest::{ARTIFACT_TYPE, INDEX_DIGEST as COMPACT_DIGEST},
+    error::{Error, Result},
     layer::LayerBlob,
     oci::Digest,
     soci::index::{INDEX_DIGEST, IndexManifest, V1_TYPE, V2_TYPE},
@@ -21,11 +25,24 @@ use crate::{
 /// Indexes that are looked into at one place.
 const MAX_INDEXES: usize = 64;
 
-/// Indexes, and where each has its zTOCs.
+/// Indexes, and where each has its blobs.
 #[derive(Default)]
-pub(super) struct Known(Vec<(IndexManifest, Place)>);
+pub(super) struct Known {
+    indexes: Vec<(IndexManifest, Place)>,
+    compact: Vec<CompactIndex>,
+    /// Whether compact indexes are looked for too.
+    with_compact: bool,
+}
 
 impl Known {
+    /// None yet. Compact indexes are looked for where one is wanted.
+    pub(super) fn new(options: &CreateOptions) -> Self {
+        Self {
+            with_compact: options.compact_span_size.is_some(),
+            ..Self::default()
+        }
+    }
+
     /// Those of the local root. What cannot be read is passed over, here and below: it would only have saved work.
     pub(super) async fn add_local(&mut self, local: &LocalIndexes) {
         let list = match local.list().await {
@@ -37,6 +54,20 @@ impl Known {
                 local.manifest(&known.digest).await,
                 &Place::Local(local.clone()),
             );
+        }
+        if !self.with_compact {
+            return;
+        }
+        match local.listed(ARTIFACT_TYPE).await {
+            Ok(list) if list.is_empty() => {}
+            Ok(list) => match local.source().await {
+                Ok(source) => {
+                    let newest = list.into_iter().rev().take(MAX_INDEXES);
+                    self.add_compact(newest, Origin::Local, &source).await;
+                }
+                Err(error) => passed_over(&error),
+            },
+            Err(error) => passed_over(&error),
         }
     }
 
@@ -56,20 +87,45 @@ impl Known {
             }
             Err(error) => passed_over(&error),
         }
+        if !self.with_compact {
+            return;
+        }
+        let named = annotations
+            .and_then(|annotations| annotations.get(COMPACT_DIGEST)?.parse().ok())
+            .into_iter();
+        self.add_compact(named, Origin::Annotation, &image.source)
+            .await;
+        match image.source.referrers(&image.digest, ARTIFACT_TYPE).await {
+            Ok(list) => {
+                let newest = list.iter().rev().take(MAX_INDEXES);
+                let newest = newest.map(|referrer| referrer.digest);
+                self.add_compact(newest, Origin::Referrer, &image.source)
+                    .await;
+            }
+            Err(error) => passed_over(&error),
+        }
     }
 
     /// Those that an image index lists (version 2).
     pub(super) async fn add_listed(&mut self, source: &Source, index: &Manifest) {
         let index: Value = serde_json::from_slice(&index.bytes).unwrap_or_default();
-        let entries = index["manifests"].as_array().into_iter().flatten();
-        let listed = entries
-            .filter(|entry| entry["artifactType"] == V2_TYPE)
-            .filter_map(|entry| entry["digest"].as_str()?.parse::<Digest>().ok());
-        for digest in listed.take(MAX_INDEXES) {
+        let listed = |artifact_type: &str| -> Vec<Digest> {
+            let entries = index["manifests"].as_array().into_iter().flatten();
+            entries
+                .filter(|entry| entry["artifactType"] == artifact_type)
+                .filter_map(|entry| entry["digest"].as_str()?.parse().ok())
+                .take(MAX_INDEXES)
+                .collect()
+        };
+        for digest in listed(V2_TYPE) {
             self.add(
                 source.manifest(&digest).await,
                 &Place::Source(source.clone()),
             );
+        }
+        if self.with_compact {
+            let listed = listed(ARTIFACT_TYPE).into_iter();
+            self.add_compact(listed, Origin::Annotation, source).await;
         }
     }
 
@@ -77,16 +133,54 @@ impl Known {
         match manifest {
             Ok(manifest) => {
                 if let Ok(index) = IndexManifest::parse(&manifest.bytes) {
-                    self.0.push((index, place.clone()));
+                    self.indexes.push((index, place.clone()));
                 }
             }
             Err(error) => passed_over(&error),
         }
     }
 
+    async fn add_compact(
+        &mut self,
+        digests: impl Iterator<Item = Digest>,
+        origin: Origin,
+        source: &Source,
+    ) {
+        for digest in digests {
+            let found = source.manifest(&digest).await;
+            match found.and_then(|found| CompactIndex::read(&found, origin, source)) {
+                Ok(index) => self.compact.push(index),
+                Err(error) => passed_over(&error),
+            }
+        }
+    }
+
+    /// A layer's part of a compact index with this span size; its table is checked to be one of this very layer.
+    pub(super) async fn compact(&self, layer: &LayerBlob, span_size: u64) -> Option<CompactPart> {
+        for known in &self.compact {
+            let part = known.layer(&layer.digest);
+            let Some(part) = part.filter(|part| part.span_size == span_size) else {
+                continue;
+            };
+            match known.table(layer).await {
+                Ok(Some((bytes, table))) => {
+                    return Some(CompactPart {
+                        index: *part,
+                        spans: table.spans.spans.len(),
+                        table: bytes,
+                        blob: Blob::At(known.source.clone()),
+                    });
+                }
+                Ok(None) => {}
+                Err(error) => passed_over(&error),
+            }
+        }
+        None
+    }
+
     /// A layer's zTOC with this span size, checked to be one of a blob of this size.
     pub(super) async fn ztoc(&self, layer: &LayerBlob, span_size: u64) -> Option<Bytes> {
-        for (index, place) in &self.0 {
+        for (index, place) in &self.indexes {
             if index.span_size_of(&layer.digest) != Some(span_size) {
                 continue;
             }
@@ -111,6 +205,6 @@ impl Known {
     }
 }
 
-fn passed_over(error: &crate::error::Error) {
-    tracing::debug!(error = error.report(), "known zTOCs are not looked for");
+fn passed_over(error: &Error) {
+    tracing::debug!(error = error.report(), "a known index is passed over");
 }

@@ -141,6 +141,15 @@ impl LocalIndexes {
         }
     }
 
+    /// The artifacts of this type, in the order in which they were added.
+    pub(super) async fn listed(&self, artifact_type: &str) -> Result<Vec<Digest>> {
+        let Some(layout) = self.layout().await? else {
+            return Ok(Vec::new());
+        };
+        let listed = layout.listed(artifact_type).await?.into_iter();
+        Ok(listed.map(|entry| entry.digest).collect())
+    }
+
     /// The local root's content as a place of blobs. There must be some.
     pub async fn source(&self) -> Result<Source> {
         let reference = Reference::Layout {

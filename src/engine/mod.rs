@@ -18,6 +18,7 @@ mod graph;
 pub mod image;
 mod known;
 pub mod local;
+mod new_compact;
 mod prefetch;
 pub mod promote;
 pub mod push;
@@ -31,7 +32,6 @@ mod ztocs;
 use std::{
     collections::{HashMap, HashSet},
     fs,
-    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
@@ -502,14 +502,9 @@ fn unknown(id: &str) -> Error {
 
 /// A folder, made 0700 where missing, as an absolute path without symlinks.
 fn folder(path: &Path) -> Result<PathBuf> {
-    let make = || -> std::io::Result<PathBuf> {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(path)?;
-        path.canonicalize()
-    };
-    make().or_kind(Kind::Io, || format!("making the folder {}", path.display()))
+    layer::make_private(path)?;
+    path.canonicalize()
+        .or_kind(Kind::Io, || format!("the folder {}", path.display()))
 }
 
 fn remove_tree(path: &Path) -> Result<()> {

@@ -166,16 +166,7 @@ impl fmt::Display for CopyReport {
                 writeln!(f, "{verb} {what} ({digest}) of {subject}")?;
             }
         }
-        let Counts {
-            present,
-            mounted,
-            uploaded,
-            uploaded_bytes,
-        } = self.blobs;
-        writeln!(
-            f,
-            "blobs: {present} were there, {mounted} mounted, {uploaded} sent ({uploaded_bytes} bytes)"
-        )?;
+        writeln!(f, "{}", self.blobs)?;
         write!(f, "{} is {}", self.destination, self.digest)
     }
 }

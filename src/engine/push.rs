@@ -212,11 +212,8 @@ async fn push_compact(
     let context = || format!("compact index {}", manifest.digest);
     let parsed = compact::Manifest::parse(&manifest.bytes).or_kind(Kind::Corrupt, context)?;
     let mut blobs = vec![bytes::Bytes::from_static(compact::CONFIG)];
-    for layer in &parsed.layers {
-        let blob = BlobRef {
-            digest: layer.blob,
-            size: layer.size,
-        };
+    for (digest, size) in parsed.blobs() {
+        let blob = BlobRef { digest, size };
         blobs.push(place.blob(&blob, MAX_ZTOC_BYTES).await?);
     }
     let artifact = NewArtifact {

@@ -6,12 +6,14 @@
 use std::{
     fs,
     io::ErrorKind,
-    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
 
 use super::request::Attachment;
-use crate::error::{Kind, Result, ResultExt};
+use crate::{
+    error::{Kind, Result, ResultExt},
+    layer::make_private,
+};
 
 /// The records of a run directory.
 #[derive(Clone, Debug)]
@@ -23,13 +25,7 @@ impl Records {
     /// Opens them, and makes their folder (0700).
     pub fn open(run_dir: &Path) -> Result<Self> {
         let folder = run_dir.join("attachments");
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&folder)
-            .or_kind(Kind::Io, || {
-                format!("making the folder {}", folder.display())
-            })?;
+        make_private(&folder)?;
         Ok(Self { folder })
     }
 

@@ -7,13 +7,14 @@ use tokio::{sync::mpsc, task::JoinHandle};
 use super::{
     create::{CreateOptions, Progress},
     known::Known,
+    new_compact::CompactPart,
 };
 use crate::{
     error::{Error, Kind, Result},
     layer::LayerBlob,
     oci::{Digest, Packing},
     soci::{
-        build::{self, CompactBlob, Indexed, LayerIndexer, NoSink, Options},
+        build::{self, Indexed, LayerIndexer, NoSink, Options},
         index::{DISABLE_XATTRS, Descriptor},
     },
     source::{Copied, Destination, Source},
@@ -28,16 +29,7 @@ pub(super) struct Made {
     /// The zTOC, or why there is none.
     pub(super) ztoc: std::result::Result<LayerTable, String>,
     /// Its part of the compact index, if one is wanted, or why there is none.
-    pub(super) compact: Option<std::result::Result<(Digest, CompactBlob), String>>,
-}
-
-impl Made {
-    fn without_pass(ztoc: std::result::Result<LayerTable, String>) -> Self {
-        Self {
-            ztoc,
-            compact: None,
-        }
-    }
+    pub(super) compact: Option<std::result::Result<CompactPart, String>>,
 }
 
 /// A layer's zTOC.
@@ -47,6 +39,13 @@ pub(super) struct LayerTable {
     pub(super) bytes: Bytes,
     /// An index had it already.
     pub(super) reused: bool,
+}
+
+/// What a layer's pass is for.
+#[derive(Clone, Copy)]
+struct Wanted {
+    ztoc: bool,
+    compact_span_size: Option<u64>,
 }
 
 /// Makes zTOCs.
@@ -72,45 +71,63 @@ impl Maker<'_> {
 
     async fn one(&self, source: &Source, layer: &LayerBlob) -> Result<(Made, Option<Copied>)> {
         if let Some(reason) = self.no_ztoc(layer) {
-            let made = Made::without_pass(Err(reason));
-            return Ok((made, self.copy(source, layer).await?));
-        }
-        let needs_pass = self.options.force || self.options.compact_span_size.is_some();
-        let known = match needs_pass {
-            true => None,
-            false => self.known.ztoc(layer, self.options.span_size).await,
-        };
-        if let Some(bytes) = known {
-            let table = LayerTable {
-                digest: Digest::of(&bytes),
-                bytes,
-                reused: true,
+            let made = Made {
+                ztoc: Err(reason),
+                compact: None,
             };
-            let made = Made::without_pass(Ok(table));
             return Ok((made, self.copy(source, layer).await?));
         }
-        let (indexed, copied) = self.index(source, layer).await?;
+        let (ztoc, compact) = self.known(layer).await;
+        let wanted = Wanted {
+            ztoc: ztoc.is_none(),
+            compact_span_size: match compact {
+                Some(_) => None,
+                None => self.options.compact_span_size,
+            },
+        };
+        let mut made = Made {
+            ztoc: ztoc.ok_or_else(|| "no zTOC was made".to_owned()),
+            compact: compact.map(Ok),
+        };
+        if !wanted.ztoc && wanted.compact_span_size.is_none() {
+            return Ok((made, self.copy(source, layer).await?));
+        }
+        let (indexed, copied) = self.index(source, layer, wanted).await?;
         if indexed.digest != layer.digest {
             return Err(Error::new(
                 Kind::Corrupt,
                 format!("its content has the digest {}", indexed.digest),
             ));
         }
-        let made = Made {
-            ztoc: match indexed.ztoc {
-                Some(Ok(bytes)) => Ok(LayerTable {
-                    digest: Digest::of(&bytes),
-                    bytes: bytes.into(),
-                    reused: false,
-                }),
-                Some(Err(reason)) => Err(reason),
-                None => Err("no zTOC was made".to_owned()),
-            },
-            compact: indexed
-                .compact
-                .map(|made| made.map(|blob| (Digest::of(&blob.bytes), blob))),
-        };
+        if let Some(ztoc) = indexed.ztoc {
+            made.ztoc = ztoc.map(|bytes| LayerTable {
+                digest: Digest::of(&bytes),
+                bytes: bytes.into(),
+                reused: false,
+            });
+        }
+        if let Some(compact) = indexed.compact {
+            made.compact = Some(compact.map(|blob| CompactPart::of(layer.digest, blob)));
+        }
         Ok((made, copied))
+    }
+
+    /// What there is of a layer already, and is as good as new.
+    async fn known(&self, layer: &LayerBlob) -> (Option<LayerTable>, Option<CompactPart>) {
+        if self.options.force {
+            return (None, None);
+        }
+        let ztoc = self.known.ztoc(layer, self.options.span_size).await;
+        let ztoc = ztoc.map(|bytes| LayerTable {
+            digest: Digest::of(&bytes),
+            bytes,
+            reused: true,
+        });
+        let compact = match self.options.compact_span_size {
+            Some(span_size) => self.known.compact(layer, span_size).await,
+            None => None,
+        };
+        (ztoc, compact)
     }
 
     /// Why a layer gets no zTOC, as far as it can be told without reading it.
@@ -136,7 +153,12 @@ impl Maker<'_> {
     }
 
     /// Streams a layer through an indexer, and through to the destination if that needs its bytes.
-    async fn index(&self, source: &Source, layer: &LayerBlob) -> Result<(Indexed, Option<Copied>)> {
+    async fn index(
+        &self,
+        source: &Source,
+        layer: &LayerBlob,
+        wanted: Wanted,
+    ) -> Result<(Indexed, Option<Copied>)> {
         let mut copied = None;
         if let Some(to) = self.destination {
             let (sender, receiver) = mpsc::channel::<Bytes>(PIECES_AHEAD);
@@ -147,7 +169,7 @@ impl Maker<'_> {
                 to.copy_blob(source, &layer.digest, layer.size, Some(&mut tap))
                     .await
             };
-            let (done, indexed) = tokio::join!(copy, self.listen(layer, receiver));
+            let (done, indexed) = tokio::join!(copy, self.listen(layer, wanted, receiver));
             let done = done?;
             if done == Copied::Uploaded {
                 return Ok((indexed?, Some(done)));
@@ -165,7 +187,7 @@ impl Maker<'_> {
             drop(sender);
             Ok(())
         };
-        let (read, indexed) = tokio::join!(read, self.listen(layer, receiver));
+        let (read, indexed) = tokio::join!(read, self.listen(layer, wanted, receiver));
         read?;
         Ok((indexed?, copied))
     }
@@ -174,12 +196,13 @@ impl Maker<'_> {
     async fn listen(
         &self,
         layer: &LayerBlob,
+        wanted: Wanted,
         mut pieces: mpsc::Receiver<Bytes>,
     ) -> Result<Indexed> {
         let Some(mut piece) = pieces.recv().await else {
             return Err(Error::new(Kind::Io, "nothing came"));
         };
-        let (sender, thread) = self.indexer(layer);
+        let (sender, thread) = self.indexer(layer, wanted);
         let mut done: u64 = 0;
         loop {
             done = done.saturating_add(piece.len() as u64);
@@ -207,6 +230,7 @@ impl Maker<'_> {
     fn indexer(
         &self,
         layer: &LayerBlob,
+        wanted: Wanted,
     ) -> (
         mpsc::Sender<Bytes>,
         JoinHandle<Result<Indexed, build::Error<std::convert::Infallible>>>,
@@ -214,8 +238,8 @@ impl Maker<'_> {
         let options = Options {
             span_size: self.options.span_size,
             build_tool: self.options.build_tool.clone(),
-            ztoc: true,
-            compact_span_size: self.options.compact_span_size,
+            ztoc: wanted.ztoc,
+            compact_span_size: wanted.compact_span_size,
             diff_id: false,
         };
         let mut indexer = LayerIndexer::new(layer.packing, options, NoSink);

@@ -45,8 +45,8 @@ pub(super) const STACKING: &str = "stacking.json";
 /// What the folder is worth.
 pub(super) const STATE: &str = "state.json";
 
-/// Makes a folder that nobody else may enter, with its parents.
-pub(super) fn make_private(path: &Path) -> Result<()> {
+/// Makes a folder that nobody else may enter, with its parents; what is there stays as it is.
+pub fn make_private(path: &Path) -> Result<()> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)

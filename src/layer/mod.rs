@@ -43,11 +43,13 @@ mod whole;
 mod windows;
 
 pub use disk::Disk;
+pub use folder::make_private;
 pub use health::Reason;
 pub use prefetch::Listed;
 pub use served::ServedDisk;
 pub use store::{Options, Store, StoredDisk};
 pub use touches::Touch;
+pub use windows::Before;
 
 use crate::oci::{Digest, Packing};
 

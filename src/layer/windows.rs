@@ -47,7 +47,7 @@ const LEVEL: i32 = 1;
 
 /// What is known of the 32 KiB before a span.
 #[derive(Clone, Debug)]
-pub(super) enum Before {
+pub enum Before {
     /// All of it, from the span before.
     True(Bytes),
     /// What the compact index says, and how it is stored there.
@@ -56,17 +56,17 @@ pub(super) enum Before {
 
 impl Before {
     /// The layer's start: nothing stands before it.
-    pub(super) fn start() -> Self {
+    pub fn start() -> Self {
         Self::True(Bytes::from_static(&[0; WINDOW_SIZE]))
     }
 
     /// Nothing is known, and nothing needed.
-    pub(super) fn unknown() -> Self {
+    pub fn unknown() -> Self {
         Self::Stated(Window::default(), Bytes::new())
     }
 
-    /// What the compact index stores of a window.
-    pub(super) fn stated(stored: Bytes) -> Result<Self> {
+    /// What the compact index stores of a window. `Corrupt` where that is none.
+    pub fn stated(stored: Bytes) -> Result<Self> {
         let window = Window::parse(&stored).or_kind(Kind::Corrupt, || {
             "a window of the compact index cannot be read".to_owned()
         })?;
@@ -74,7 +74,7 @@ impl Before {
     }
 
     /// The 32 KiB, zero where nothing is known.
-    pub(super) fn bytes(&self) -> &[u8] {
+    pub fn bytes(&self) -> &[u8] {
         match self {
             Self::True(bytes) => bytes,
             Self::Stated(window, _) => window.bytes(),
@@ -82,7 +82,7 @@ impl Before {
     }
 
     /// The window of the next span, when this one's bytes are `decoded`; `None` where not all of it is known.
-    pub(super) fn after(&self, decoded: &[u8]) -> Option<Bytes> {
+    pub fn after(&self, decoded: &[u8]) -> Option<Bytes> {
         if let Some((_, tail)) = decoded.split_last_chunk::<WINDOW_SIZE>() {
             return Some(Bytes::copy_from_slice(tail));
         }

@@ -53,6 +53,7 @@ pub fn errno_of(error: &Error) -> u32 {
         | Kind::Unauthorized
         | Kind::Unavailable
         | Kind::Busy
+        | Kind::Immutable
         | Kind::Kernel
         | Kind::Io => protocol::NBD_EIO,
     }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::prefetch::Prefetch;
 use crate::{
     tar::{Entry, EntryKind},
-    ztoc::Ztoc,
+    ztoc::SpanTable,
 };
 
 /// What a list of files comes to.
@@ -17,19 +17,21 @@ pub struct Listed {
     pub missing: Vec<String>,
 }
 
-/// Finds the spans of these files. `tables` are those of the image's layers, the lowest first, where a layer has one. Of several layers
-/// that have a file the topmost counts. Hard links lead to their file within the layer; symbolic links are not followed.
-pub fn spans_of(files: &[String], tables: &[Option<&Ztoc>]) -> Listed {
+/// Finds the spans of these files. `tables` are those of the image's layers, the lowest first, where a layer has one: of its zTOC or of a
+/// compact index. Of several layers that have a file the topmost counts. Hard links lead to their file within the layer; symbolic links are
+/// not followed.
+pub fn spans_of(files: &[String], tables: &[Option<(&[Entry], &SpanTable)>]) -> Listed {
     let mut wanted: HashMap<Vec<u8>, &String> = files
         .iter()
         .map(|file| (clean(file.as_bytes()), file))
         .collect();
     let mut layers = vec![None; tables.len()];
     for (table, found) in tables.iter().zip(&mut layers).rev() {
-        let Some(table) = table else { continue };
+        let Some((entries, spans)) = table else {
+            continue;
+        };
         // of two entries with one name the later counts
-        let entries: HashMap<Vec<u8>, &Entry> = table
-            .entries
+        let entries: HashMap<Vec<u8>, &Entry> = entries
             .iter()
             .map(|entry| (clean(&entry.name), entry))
             .collect();
@@ -48,7 +50,7 @@ pub fn spans_of(files: &[String], tables: &[Option<&Ztoc>]) -> Listed {
             if entry.kind == EntryKind::Regular
                 && let Some(end) = start.checked_add(entry.size)
             {
-                runs.push(table.spans.covering(start..end));
+                runs.push(spans.covering(start..end));
             }
             false
         });

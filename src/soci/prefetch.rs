@@ -142,7 +142,7 @@ impl Prefetch {
     }
 
     /// The spans that a layer with `count` spans has of these, with their priorities: those with the lowest first, else as they
-    /// stand. What lies beyond, or ends before it starts, is left out.
+    /// stand, and none twice. What lies beyond, or ends before it starts, is left out.
     pub fn in_order(&self, count: u32) -> Vec<(i64, Range<SpanId>)> {
         let mut runs: Vec<(i64, Range<SpanId>)> = self
             .spans
@@ -151,7 +151,13 @@ impl Prefetch {
             .filter(|(_, run)| run.start < run.end)
             .collect();
         runs.sort_by_key(|(priority, _)| *priority);
-        runs
+        let mut taken = BTreeMap::new();
+        let mut new = Vec::new();
+        for (priority, run) in runs {
+            let parts = take_new(&mut taken, run).into_iter();
+            new.extend(parts.map(|part| (priority, part)));
+        }
+        new
     }
 
     /// The spans that a layer with `count` spans has of these: sorted, merged, none twice. What lies beyond, or ends before it
@@ -172,6 +178,31 @@ impl Prefetch {
             prefetch_spans: &self.spans,
         })?)
     }
+}
+
+/// The parts of a run that nobody has taken; they are then. `taken` maps the start of each run to its end.
+fn take_new(taken: &mut BTreeMap<SpanId, SpanId>, run: Range<SpanId>) -> Vec<Range<SpanId>> {
+    let touching: Vec<(SpanId, SpanId)> = taken
+        .range(..=run.end)
+        .rev()
+        .take_while(|(_, end)| **end >= run.start)
+        .map(|(start, end)| (*start, *end))
+        .collect();
+    let (mut parts, mut at) = (Vec::new(), run.start);
+    let mut merged = run.clone();
+    for (start, end) in touching.into_iter().rev() {
+        if at < start {
+            parts.push(at..start);
+        }
+        at = at.max(end);
+        merged = merged.start.min(start)..merged.end.max(end);
+        taken.remove(&start);
+    }
+    if at < run.end {
+        parts.push(at..run.end);
+    }
+    taken.insert(merged.start, merged.end);
+    parts
 }
 
 impl PrefetchSpan {
@@ -257,6 +288,47 @@ mod tests {
             );
             assert_eq!(runs(&text, count), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn no_span_is_listed_twice_in_order() {
+        let span = |start: i32, end: i32, priority: i64| PrefetchSpan {
+            start_span: start,
+            end_span: end,
+            priority,
+        };
+        let in_order = |spans: &[PrefetchSpan], count| -> Vec<(i64, u32, u32)> {
+            let spans = spans.to_vec();
+            let runs = Prefetch { spans }.in_order(count).into_iter();
+            runs.map(|(order, run)| (order, run.start.get(), run.end.get()))
+                .collect()
+        };
+        let spans = [
+            span(10, 19, 3),
+            span(0, 99, 7),
+            span(15, 24, 4),
+            span(30, 30, 1),
+            span(25, 29, 5),
+            span(10, 12, 8),
+        ];
+        assert_eq!(
+            in_order(&spans, 50),
+            [
+                (1, 30, 31),
+                (3, 10, 20),
+                (4, 20, 25),
+                (5, 25, 30),
+                (7, 0, 10),
+                (7, 31, 50)
+            ]
+        );
+        // as many as fit into a document, each of them all: soon done
+        let many = vec![span(0, i32::MAX, 0); 200_000];
+        assert_eq!(in_order(&many, u32::MAX), [(0, 0, 1 << 31)]);
+        let apart: Vec<_> = (0..100_000)
+            .map(|at| span(at * 2, at * 2, -i64::from(at)))
+            .collect();
+        assert_eq!(in_order(&[apart, many].concat(), u32::MAX).len(), 200_000);
     }
 
     #[test]

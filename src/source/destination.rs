@@ -10,8 +10,8 @@ use futures_util::{
 
 use super::{
     Access, Limits, Opened, Place, Source,
-    layout::{Layout, NewArtifact, Pack},
-    registry::{Purpose, Repository, Tap},
+    layout::{Incoming, Layout, NewArtifact, Pack},
+    registry::{Outgoing, Purpose, Repository, Tap},
 };
 use crate::{
     error::{Error, Kind, Result},
@@ -133,7 +133,13 @@ impl Destination {
                     let rest = bytes.slice(usize::try_from(offset).unwrap_or(bytes.len())..);
                     Box::pin(async move { Ok(stream::once(async { Ok(rest) }).boxed()) })
                 };
-                repository.copy_blob(&digest, size, None, &feed, None).await
+                let blob = Outgoing {
+                    digest: &digest,
+                    size,
+                    mount: None,
+                    feed: &feed,
+                };
+                repository.copy_blob(blob, None).await
             }
             WritePlace::Folder(layout) => {
                 if layout.has_blob(&digest, size).await? {
@@ -164,27 +170,27 @@ impl Destination {
                 let feed = |offset: u64| -> BoxFuture<'_, Result<BoxStream<'static, _>>> {
                     Box::pin(from.stream_from(digest, offset, size))
                 };
-                let mount = self.mountable(from);
-                repository.copy_blob(digest, size, mount, &feed, tap).await
+                let blob = Outgoing {
+                    digest,
+                    size,
+                    mount: self.mountable(from),
+                    feed: &feed,
+                };
+                repository.copy_blob(blob, tap).await
             }
             WritePlace::Folder(layout) => {
                 if layout.has_blob(digest, size).await? {
                     return Ok(Copied::Present);
                 }
-                let pieces = from.stream(digest, size).await?;
-                layout
-                    .copy_blob(digest, size, pieces, tap.map(|tap| tap()))
-                    .await?;
-                Ok(Copied::Uploaded)
+                let blob = incoming(from, digest, size, tap).await?;
+                layout.copy_blob(blob).await.map(|()| Copied::Uploaded)
             }
             WritePlace::Archive(pack) => {
                 if pack.has_blob(digest) {
                     return Ok(Copied::Present);
                 }
-                let pieces = from.stream(digest, size).await?;
-                pack.copy_blob(digest, size, pieces, tap.map(|tap| tap()))
-                    .await?;
-                Ok(Copied::Uploaded)
+                let blob = incoming(from, digest, size, tap).await?;
+                pack.copy_blob(blob).await.map(|()| Copied::Uploaded)
             }
         }
     }
@@ -316,4 +322,19 @@ impl Destination {
             WritePlace::Archive(pack) => pack.finish().await,
         }
     }
+}
+
+/// A blob of a source, with who listens to it.
+async fn incoming(
+    from: &Source,
+    digest: &Digest,
+    size: u64,
+    tap: Option<Tap<'_>>,
+) -> Result<Incoming> {
+    Ok(Incoming {
+        digest: *digest,
+        size,
+        pieces: from.stream(digest, size).await?,
+        tap: tap.map(|tap| tap()),
+    })
 }

@@ -261,6 +261,11 @@ async fn an_event_that_comes_twice_makes_one_index() {
         folder.path(),
         &["--replace", "--backfill", "team/app"],
     );
+    until("the tag of before is converted", async || {
+        let found = open(&host, "team/app:v1").await.root_manifest().await;
+        found.unwrap().media_type == INDEX
+    })
+    .await;
     replace.idle().await;
     assert_converted(&host, "team/app:v1").await;
     let converted = open(&host, "team/app:v1")
@@ -279,6 +284,28 @@ async fn an_event_that_comes_twice_makes_one_index() {
         .unwrap()
         .digest;
     assert_eq!(now, converted);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tag_that_its_registry_keeps_is_given_up_with_the_reason() {
+    let registry = Registry::start();
+    let folder = tempfile::tempdir().unwrap();
+    let layout = images(["v1".to_owned()].into_iter());
+    registry.add_layout("team/app", layout.path()).unwrap();
+    registry.keep_tags();
+    let before = registry.tags("team/app");
+    let builder = Builder::start(&registry.host(), 0, folder.path(), &["--replace"]);
+    builder.post(push_event("team/app", "v1")).await;
+    builder.idle().await;
+    assert_eq!(builder.counts().await["failed"], 1);
+    assert_eq!(registry.tags("team/app"), before);
+    let failed = folder.path().join("root/builder/failed");
+    let file = std::fs::read_dir(failed).unwrap().next().unwrap().unwrap();
+    let reason = std::fs::read_to_string(file.path()).unwrap();
+    assert!(
+        reason.contains("the tag v1 of") && reason.contains("--suffix"),
+        "{reason}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,6 +4,7 @@
 use std::{
     collections::{HashMap, HashSet},
     fs::File,
+    ops::Range,
     os::unix::fs::FileExt as _,
     sync::Arc,
 };
@@ -11,8 +12,9 @@ use std::{
 use bytes::Bytes;
 use futures_util::stream::{self, BoxStream, StreamExt as _};
 
-use super::Found;
+use super::{Found, compact::Windows};
 use crate::{
+    compact,
     error::{Error, Kind, Result, ResultExt as _},
     gzip::inflate::SpanDecoder,
     layer::LayerBlob,
@@ -24,13 +26,13 @@ use crate::{
     source::Source,
     tar::{Entry, EntryKind},
     units::{LayerOffset, SpanId},
-    ztoc::{Compression, Ztoc},
+    ztoc::{Compression, SpanTable, Ztoc},
 };
 
 /// Hard links to hard links that are followed.
 const MAX_LINKS: usize = 40;
 /// Spans on their way.
-const SPANS_AHEAD: usize = 3;
+pub(super) const SPANS_AHEAD: usize = 3;
 /// Bytes of a file that are given at once where it is not read span by span.
 const PIECE: u64 = 1 << 20;
 
@@ -51,8 +53,10 @@ pub(super) struct Table {
 
 /// Where the data of a layer's files is.
 enum Data {
-    /// In the spans of its blob.
+    /// In the spans of its blob, as a zTOC has them.
     Spans { ztoc: Ztoc, bytes: Bytes },
+    /// In the spans of its blob, as a compact index has them.
+    Compact { spans: SpanTable, windows: Windows },
     /// In a file, for each entry from this offset on.
     Local { file: Arc<File>, starts: Vec<u64> },
 }
@@ -61,6 +65,11 @@ impl Table {
     pub(super) fn of_ztoc(layer: Digest, mut ztoc: Ztoc, bytes: Bytes) -> Self {
         let entries = std::mem::take(&mut ztoc.entries);
         Self::new(layer, entries, Data::Spans { ztoc, bytes })
+    }
+
+    pub(super) fn of_compact(layer: Digest, table: compact::Table, windows: Windows) -> Self {
+        let spans = table.spans;
+        Self::new(layer, table.entries, Data::Compact { spans, windows })
     }
 
     fn new(layer: Digest, entries: Vec<Entry>, data: Data) -> Self {
@@ -135,13 +144,16 @@ impl Table {
     pub(super) fn file(self, source: &Source, number: usize, name: &[u8]) -> Result<Found> {
         let entry = &self.entries[number]; // it was found there
         let size = entry.size;
+        let start = entry.data_offset;
+        let end = start
+            .checked_add(size)
+            .ok_or_else(|| Error::new(Kind::Corrupt, format!("/{}: its size", shown(name))))?;
         let data = match self.data {
             Data::Spans { ztoc, bytes } => {
-                let start = entry.data_offset;
-                let end = start.checked_add(size).ok_or_else(|| {
-                    Error::new(Kind::Corrupt, format!("/{}: its size", shown(name)))
-                })?;
                 spans(source, self.layer, Arc::new(ztoc), bytes, start..end)
+            }
+            Data::Compact { spans, windows } => {
+                super::compact::data(source, self.layer, spans, windows, start..end)
             }
             Data::Local { file, starts } => local(file, starts[number], size),
         };
@@ -160,7 +172,7 @@ fn spans(
     layer: Digest,
     ztoc: Arc<Ztoc>,
     bytes: Bytes,
-    range: std::ops::Range<LayerOffset>,
+    range: Range<LayerOffset>,
 ) -> BoxStream<'static, Result<Bytes>> {
     let wanted = ztoc.spans.covering(range.clone());
     let source = source.clone();
@@ -185,7 +197,7 @@ async fn one_span(
     ztoc: &Ztoc,
     bytes: &Bytes,
     span: SpanId,
-    wanted: std::ops::Range<LayerOffset>,
+    wanted: Range<LayerOffset>,
 ) -> Result<Bytes> {
     let corrupt = |what: String| Error::new(Kind::Corrupt, what);
     let index = usize::try_from(span.get()).unwrap_or(usize::MAX);
@@ -201,16 +213,7 @@ async fn one_span(
             span.digest
         )));
     }
-    let from = wanted.start.max(span.uncompressed.start);
-    let to = wanted.end.min(span.uncompressed.end);
-    let (Some(skip), Some(length)) = (
-        from.get().checked_sub(span.uncompressed.start.get()),
-        to.get().checked_sub(from.get()),
-    ) else {
-        return Ok(Bytes::new());
-    };
-    let part = usize::try_from(skip).ok().zip(usize::try_from(length).ok());
-    let (skip, length) = part.ok_or_else(|| corrupt("it is too long".to_owned()))?;
+    let place = span.uncompressed.clone();
     let decoded = match ztoc.spans.compression {
         Compression::Uncompressed => fetched,
         Compression::Gzip => {
@@ -228,9 +231,32 @@ async fn one_span(
                 .or_kind(Kind::Corrupt, || "it cannot be decoded".into())?
         }
     };
-    match skip.checked_add(length) {
-        Some(end) if end <= decoded.len() => Ok(decoded.slice(skip..end)),
-        _ => Err(corrupt("it is shorter than its zTOC says".to_owned())),
+    part(&decoded, &place, &wanted)
+}
+
+/// What a span's bytes, from `place` of the layer, have of a range of the layer.
+pub(super) fn part(
+    decoded: &Bytes,
+    place: &Range<LayerOffset>,
+    wanted: &Range<LayerOffset>,
+) -> Result<Bytes> {
+    let from = wanted.start.max(place.start);
+    let to = wanted.end.min(place.end);
+    let (Some(skip), Some(length)) = (
+        from.get().checked_sub(place.start.get()),
+        to.get().checked_sub(from.get()),
+    ) else {
+        return Ok(Bytes::new());
+    };
+    let skip = usize::try_from(skip).ok();
+    let end = skip.zip(usize::try_from(length).ok());
+    let end = end.and_then(|(skip, length)| skip.checked_add(length));
+    match skip.zip(end) {
+        Some((skip, end)) if end <= decoded.len() => Ok(decoded.slice(skip..end)),
+        _ => Err(Error::new(
+            Kind::Corrupt,
+            "it is shorter than its table says",
+        )),
     }
 }
 

@@ -29,6 +29,7 @@ mod stream;
 mod write;
 
 pub(super) use pack::Pack;
+pub(super) use stream::Incoming;
 pub use write::{Collected, NewArtifact};
 
 use blobs::{Blob, Blobs};

@@ -10,12 +10,14 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::stream::BoxStream;
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
-use tokio::sync::mpsc;
 
-use super::{blocking, stream, write::tagged_entry};
+use super::{
+    blocking,
+    stream::{self, Incoming},
+    write::tagged_entry,
+};
 use crate::{
     error::{Error, Kind, Result, ResultExt as _},
     oci::{Digest, media_type::OCI_INDEX},
@@ -80,17 +82,12 @@ impl Pack {
     }
 
     /// Adds a blob that comes in pieces.
-    pub(in crate::source) async fn copy_blob(
-        &self,
-        digest: &Digest,
-        size: u64,
-        pieces: BoxStream<'static, Result<Bytes>>,
-        tap: Option<mpsc::Sender<Bytes>>,
-    ) -> Result<()> {
+    pub(in crate::source) async fn copy_blob(&self, blob: Incoming) -> Result<()> {
+        let (digest, size) = (blob.digest, blob.size);
         let context = || format!("{}: blob {digest}", self.0.path.display());
         let start = {
             let mut state = self.0.state();
-            if !state.blobs.insert(*digest) {
+            if !state.blobs.insert(digest) {
                 return Ok(());
             }
             let start = state.reserve(size).ok_or_else(|| {
@@ -100,7 +97,7 @@ impl Pack {
             start
         };
         let data = start + BLOCK; // `reserve` has checked the whole member
-        stream::write(&self.0.file, data, digest, size, pieces, tap)
+        stream::write(&self.0.file, data, blob)
             .await
             .map_err(|error| error.context(context()))?;
         // last: without its header a member is none
@@ -114,8 +111,13 @@ impl Pack {
     pub(in crate::source) async fn put_blob(&self, bytes: &Bytes) -> Result<()> {
         let piece = bytes.clone();
         let pieces = Box::pin(futures_util::stream::once(async { Ok(piece) }));
-        let size = bytes.len() as u64;
-        self.copy_blob(&Digest::of(bytes), size, pieces, None).await
+        self.copy_blob(Incoming {
+            digest: Digest::of(bytes),
+            size: bytes.len() as u64,
+            pieces,
+            tap: None,
+        })
+        .await
     }
 
     /// Adds a manifest, and lists it in `index.json`.

@@ -12,16 +12,23 @@ use crate::{
     oci::{Digest, digest::Hasher},
 };
 
-/// Writes the pieces at this place of the file. `tap` gets them too; one that goes away is done without. An error when they have
-/// another digest or size than said.
-pub(super) async fn write(
-    file: &Arc<File>,
-    start: u64,
-    digest: &Digest,
-    size: u64,
-    mut pieces: BoxStream<'static, Result<Bytes>>,
-    mut tap: Option<mpsc::Sender<Bytes>>,
-) -> Result<()> {
+/// A blob on its way here.
+pub(in crate::source) struct Incoming {
+    pub(in crate::source) digest: Digest,
+    pub(in crate::source) size: u64,
+    pub(in crate::source) pieces: BoxStream<'static, Result<Bytes>>,
+    /// Who gets the pieces too; one that goes away is done without.
+    pub(in crate::source) tap: Option<mpsc::Sender<Bytes>>,
+}
+
+/// Writes a blob at this place of the file. An error when its pieces have another digest or size than said.
+pub(super) async fn write(file: &Arc<File>, start: u64, blob: Incoming) -> Result<()> {
+    let Incoming {
+        digest,
+        size,
+        mut pieces,
+        mut tap,
+    } = blob;
     let mut hasher = Hasher::default();
     let mut done: u64 = 0;
     while let Some(piece) = pieces.next().await {
@@ -52,7 +59,7 @@ pub(super) async fn write(
         done = next;
     }
     let found = hasher.finish();
-    if done != size || found != *digest {
+    if done != size || found != digest {
         return Err(Error::new(
             Kind::Corrupt,
             format!("its source has {done} bytes of digest {found}, where {size} are expected"),

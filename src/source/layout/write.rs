@@ -13,17 +13,16 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::stream::BoxStream;
 use serde_json::{Map, Value, json};
 use tempfile::NamedTempFile;
-use tokio::sync::mpsc;
 
 use super::{
     Layout, Opened,
     blobs::{Blobs, blob_path, open_regular},
     blocking,
     index::REF_NAME,
-    read_bounded, stream,
+    read_bounded,
+    stream::{self, Incoming},
 };
 use crate::{
     error::{Error, Kind, Result, ResultExt},
@@ -141,13 +140,8 @@ impl Layout {
     }
 
     /// Adds a blob that comes in pieces; it is there only when all of it has come and its digest is right.
-    pub(in crate::source) async fn copy_blob(
-        &self,
-        digest: &Digest,
-        size: u64,
-        pieces: BoxStream<'static, Result<Bytes>>,
-        tap: Option<mpsc::Sender<Bytes>>,
-    ) -> Result<()> {
+    pub(in crate::source) async fn copy_blob(&self, blob: Incoming) -> Result<()> {
+        let digest = blob.digest;
         let context =
             |opened: &Opened| format!("{}: blob {digest} cannot be written", opened.place());
         let file = self
@@ -162,10 +156,9 @@ impl Layout {
             .as_file()
             .try_clone()
             .or_kind(Kind::Io, || context(&self.0))?;
-        stream::write(&Arc::new(open), 0, digest, size, pieces, tap)
+        stream::write(&Arc::new(open), 0, blob)
             .await
             .map_err(|error| error.context(context(&self.0)))?;
-        let digest = *digest;
         self.run(move |opened| {
             let path = blob_path(opened.folder()?, &digest);
             let save = || -> std::io::Result<()> {

@@ -214,6 +214,7 @@ impl Client {
     async fn refuse_at_registry(&self, refusal: Refusal) -> Failure {
         let status = refusal.status;
         match refusal.into_failure() {
+            Failure::Final(error) if error.kind() == Kind::Immutable => Failure::Final(error),
             Failure::Final(error)
                 if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) =>
             {

@@ -159,9 +159,26 @@ pub(super) async fn put(
         };
         match asked.await {
             Ok(subject) => return Ok(subject),
+            Err(Failure::Final(error)) if error.kind() == Kind::Immutable => {
+                // Amazon's registry refuses what it has already, too
+                if is_there(client, name, bytes).await {
+                    return Ok(None);
+                }
+                let what = format!(
+                    "the tag {name} of {} is there already, and the registry lets nobody replace it: give another tag, or remove that one first",
+                    client.name()
+                );
+                return Err(error.context(what));
+            }
             Err(failure) => tries.after(failure).await?,
         }
     }
+}
+
+/// Whether a tag names just this manifest.
+async fn is_there(client: &Client, tag: &str, bytes: &Bytes) -> bool {
+    let found = find_tag(client, tag).await;
+    matches!(found, Ok(Ok(manifest)) if manifest.digest == Digest::of(bytes))
 }
 
 /// Removes a manifest. `false` when it was not there.

@@ -37,8 +37,7 @@ use client::Client;
 use reader::Reader;
 
 pub(super) use client::Purpose;
-use upload::Feed;
-pub(super) use upload::Tap;
+pub(super) use upload::{Outgoing, Tap};
 
 /// Bytes set aside for a range before any has come; a longer one grows as it comes.
 const FIRST_CAPACITY: u64 = 8 << 20;
@@ -182,13 +181,10 @@ impl Repository {
 
     pub(super) async fn copy_blob(
         &self,
-        digest: &Digest,
-        size: u64,
-        mount: Option<&str>,
-        feed: Feed<'_>,
+        blob: Outgoing<'_>,
         tap: Option<Tap<'_>>,
     ) -> Result<Copied> {
-        upload::copy(&self.client, digest, size, mount, feed, tap).await
+        upload::copy(&self.client, blob, tap).await
     }
 
     /// Stores a manifest, under a tag where one is given.

@@ -103,8 +103,30 @@ impl Refusal {
         self.retry_after.filter(|_| self.is_passing())
     }
 
+    /// Whether it is about a tag that is there and may not be replaced. No code or status says so alike: Amazon's answers 400 with
+    /// `TAG_INVALID`, Harbor 412 with `PRECONDITION`, Docker's 403 with `DENIED`, Quay 409; but each says it in words.
+    fn is_about_immutable_tag(&self) -> bool {
+        let is_refusal = self.status.is_client_error()
+            && !matches!(
+                self.status,
+                StatusCode::UNAUTHORIZED | StatusCode::NOT_FOUND | StatusCode::TOO_MANY_REQUESTS
+            );
+        let words = self.message.to_lowercase();
+        let code = |word: &str| {
+            self.codes
+                .iter()
+                .any(|code| code.to_lowercase().contains(word))
+        };
+        is_refusal
+            && (words.contains("immutable")
+                || words.contains("cannot be overwritten")
+                || code("immutable")
+                || code("tagalreadyexists"))
+    }
+
     fn kind(&self) -> Kind {
         match self.status {
+            _ if self.is_about_immutable_tag() => Kind::Immutable,
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Kind::Unauthorized,
             StatusCode::NOT_FOUND | StatusCode::GONE => Kind::NotFound,
             _ if self.is_passing() => Kind::Unavailable,

@@ -61,15 +61,23 @@ pub(super) async fn has(client: &Client, digest: &Digest) -> Result<bool> {
     }
 }
 
-/// Brings a blob to the repository, by the cheapest way that works. `mount`: a repository of this registry that has it.
+/// A blob that is to come to a repository.
+#[derive(Clone, Copy)]
+pub(in crate::source) struct Outgoing<'a> {
+    pub(in crate::source) digest: &'a Digest,
+    pub(in crate::source) size: u64,
+    /// A repository of the same registry that has it.
+    pub(in crate::source) mount: Option<&'a str>,
+    pub(in crate::source) feed: Feed<'a>,
+}
+
+/// Brings a blob to the repository, by the cheapest way that works.
 pub(super) async fn copy(
     client: &Client,
-    digest: &Digest,
-    size: u64,
-    mount: Option<&str>,
-    feed: Feed<'_>,
+    blob: Outgoing<'_>,
     tap: Option<Tap<'_>>,
 ) -> Result<Copied> {
+    let Outgoing { digest, mount, .. } = blob;
     if has(client, digest).await? {
         return Ok(Copied::Present);
     }
@@ -82,16 +90,14 @@ pub(super) async fn copy(
     }
     let mut upload = Upload {
         client,
-        digest,
-        size,
-        mount,
+        blob,
         session: None,
         tee: Arc::new(tokio::sync::Mutex::new(Tee::default())),
     };
     let mut tap = tap;
     loop {
         let before = upload.offset();
-        let failure = match upload.attempt(feed, &mut tap).await {
+        let failure = match upload.attempt(&mut tap).await {
             Ok(copied) => return Ok(copied),
             Err(failure) => failure,
         };
@@ -107,11 +113,9 @@ pub(super) async fn copy(
     }
 }
 
-struct Upload<'a> {
+struct Upload<'a, 'b> {
     client: &'a Client,
-    digest: &'a Digest,
-    size: u64,
-    mount: Option<&'a str>,
+    blob: Outgoing<'b>,
     /// Where the upload goes on, and how many bytes the registry has.
     session: Option<(Url, u64)>,
     tee: Arc<tokio::sync::Mutex<Tee>>,
@@ -146,16 +150,12 @@ impl Tee {
     }
 }
 
-impl Upload<'_> {
+impl Upload<'_, '_> {
     fn offset(&self) -> u64 {
         self.session.as_ref().map_or(0, |(_, offset)| *offset)
     }
 
-    async fn attempt(
-        &mut self,
-        feed: Feed<'_>,
-        tap: &mut Option<Tap<'_>>,
-    ) -> Result<Copied, Failure> {
+    async fn attempt(&mut self, tap: &mut Option<Tap<'_>>) -> Result<Copied, Failure> {
         let (session, offset) = match self.session.clone() {
             Some(session) => session,
             None => match self.begin().await? {
@@ -167,15 +167,15 @@ impl Upload<'_> {
         if let Some(tap) = tap.take() {
             self.tee.lock().await.tap = Some(tap());
         }
-        self.send(session, offset, feed).await
+        self.send(session, offset).await
     }
 
     /// Begins an upload. `None` when the blob was mounted instead.
     async fn begin(&mut self) -> Result<Option<Url>, Failure> {
         let mut url = self.client.url("blobs/uploads/").map_err(Failure::Final)?;
-        if let Some(from) = self.mount {
+        if let Some(from) = self.blob.mount {
             url.query_pairs_mut()
-                .append_pair("mount", &self.digest.to_string())
+                .append_pair("mount", &self.blob.digest.to_string())
                 .append_pair("from", from);
         }
         let wanted = Wanted {
@@ -190,7 +190,7 @@ impl Upload<'_> {
             Err(Failure::Final(_)) => true,
             Err(Failure::Passing { .. }) => false,
         };
-        if refused && self.mount.take().is_some() {
+        if refused && self.blob.mount.take().is_some() {
             return Box::pin(self.begin()).await;
         }
         let body = body?;
@@ -202,17 +202,17 @@ impl Upload<'_> {
     }
 
     /// Sends the rest of the blob, and ends the upload.
-    async fn send(&self, mut session: Url, offset: u64, feed: Feed<'_>) -> Result<Copied, Failure> {
+    async fn send(&self, mut session: Url, offset: u64) -> Result<Copied, Failure> {
         session
             .query_pairs_mut()
-            .append_pair("digest", &self.digest.to_string());
+            .append_pair("digest", &self.blob.digest.to_string());
         let pulse = Arc::new(Pulse::default());
         let source_error = Arc::new(Mutex::new(None));
-        let body = Outgoing {
-            pieces: feed(offset).await.map_err(Failure::Final)?,
+        let body = Sending {
+            pieces: (self.blob.feed)(offset).await.map_err(Failure::Final)?,
             rest: Bytes::new(),
             offset,
-            end: self.size,
+            end: self.blob.size,
             tee: Arc::clone(&self.tee),
             pulse: Arc::clone(&pulse),
             error: Arc::clone(&source_error),
@@ -225,10 +225,10 @@ impl Upload<'_> {
         );
         headers.insert(
             header::CONTENT_LENGTH,
-            HeaderValue::from(self.size.saturating_sub(offset)),
+            HeaderValue::from(self.blob.size.saturating_sub(offset)),
         );
         if offset > 0 {
-            let range = format!("{offset}-{}", self.size.saturating_sub(1));
+            let range = format!("{offset}-{}", self.blob.size.saturating_sub(1));
             let range = HeaderValue::try_from(range).map_err(|error| {
                 Failure::Final(Error::with_source(Kind::InvalidArgument, "a range", error))
             })?;
@@ -259,7 +259,7 @@ impl Upload<'_> {
         let refusal = Refusal::read(body.into_response()).await;
         let tee = self.tee.lock().await;
         let digest = tee.hasher.clone().finish();
-        if tee.seen == self.size && digest != *self.digest {
+        if tee.seen == self.blob.size && digest != *self.blob.digest {
             return Failure::Final(Error::with_source(
                 Kind::Corrupt,
                 format!("its source sent other bytes than the digest's: they have {digest}"),
@@ -295,7 +295,7 @@ impl Upload<'_> {
         let seen = self.tee.lock().await.seen;
         if let (Some(next), Some(received)) = (next, received)
             && received <= seen
-            && received < self.size
+            && received < self.blob.size
         {
             self.session = Some((next, received));
         }
@@ -303,7 +303,7 @@ impl Upload<'_> {
 }
 
 /// A body on its way out.
-struct Outgoing {
+struct Sending {
     pieces: BoxStream<'static, Result<Bytes>>,
     rest: Bytes,
     offset: u64,
@@ -314,7 +314,7 @@ struct Outgoing {
     error: Arc<Mutex<Option<Error>>>,
 }
 
-impl Outgoing {
+impl Sending {
     fn into_stream(self) -> BoxStream<'static, std::io::Result<Bytes>> {
         stream::unfold(self, |mut body| async move {
             let piece = body.next().await?;

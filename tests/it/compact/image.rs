@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::{Value, json};
 use socinbd::{
-    compact::manifest::{ARTIFACT_TYPE, INDEX_DIGEST},
+    compact::manifest::{ARTIFACT_TYPE, INDEX_DIGEST, PREFETCH_TYPE, TABLE_DIGEST},
     engine::{
         Basis, Image,
         convert::{self, ConvertOptions},
@@ -449,4 +449,189 @@ async fn a_converted_image_names_it_and_twice_is_once() {
     let found = find(&to, &choice, &root).await.unwrap();
     assert_eq!(found.compact.unwrap().digest, compact);
     assert_ne!(found.index.unwrap().digest, first.images[0].index);
+}
+
+/// The bytes of the layers that a registry has sent.
+fn layer_bytes(registry: &Registry, report: &CreateReport) -> Vec<u64> {
+    let layers = report.layers.iter();
+    layers
+        .map(|layer| registry.counters().blob(&layer.layer).bytes)
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_compact_index_has_of_a_layer_is_used_again() {
+    let fixture = Fixture::new().await;
+    let registry = fixture.registry();
+    let reference = registry.reference("app:x");
+    let local = TempDir::new().unwrap();
+    let local = LocalIndexes::open(local.path()).unwrap();
+    let options = |span_size, compact_span_size, force| CreateOptions {
+        min_layer_size: 10_000,
+        span_size,
+        compact_span_size: Some(compact_span_size),
+        force,
+        ..CreateOptions::default()
+    };
+    let default = CreateOptions::default().span_size;
+    let sizes: Vec<u64> = fixture.report.layers.iter().map(|it| it.size).collect();
+    let small = sizes[2];
+    let convert = async |to: &str, create: CreateOptions| {
+        let to = match to.contains("127.0.0.1") {
+            true => to.to_owned(),
+            false => registry.reference(to),
+        };
+        let destination = to.parse().unwrap();
+        let destination = Destination::open(&destination, &Access::default())
+            .await
+            .unwrap();
+        registry.reset_counters();
+        let options = ConvertOptions {
+            create,
+            ..ConvertOptions::default()
+        };
+        let source = open(&reference).await;
+        let report = convert::convert(&source, &destination, &options, &local, &|_, _, _| {}).await;
+        (report.unwrap(), layer_bytes(&registry, &fixture.report))
+    };
+    // both are there: no byte of a layer, and within the repository none of the compact blobs but their tables
+    let (both, sent) = convert("app:both", options(default, 64 << 10, false)).await;
+    assert_eq!(sent, [0, 0, 0]);
+    let parts: Vec<_> = json!(both.images[0].layers)
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|layer| layer["compact"]["reused"].clone())
+        .collect();
+    assert_eq!(parts, [json!(true), json!(true), json!(null)]);
+    let blobs = fixture.manifest(&fixture.compact());
+    for blob in blobs["layers"].as_array().unwrap() {
+        let size = &blob["annotations"]["vnd.socinbd.table-size"];
+        let fetched = registry.counters().blob(&digest(blob));
+        assert_eq!(fetched.bytes.to_string(), size.as_str().unwrap());
+    }
+    // into another repository they are mounted, and what is made is the same
+    let (other, sent) = convert("other:both", options(default, 64 << 10, false)).await;
+    assert_eq!(sent, [0, 0, 0]);
+    assert_eq!(other.digest, both.digest);
+    // to another registry they are copied, each once
+    let elsewhere = Registry::start();
+    let (there, sent) = convert(
+        &elsewhere.reference("app:both"),
+        options(default, 64 << 10, false),
+    )
+    .await;
+    assert_eq!(there.digest, both.digest);
+    assert_eq!(sent, sizes, "copied");
+    // one of the two is there: each layer passes once, and only the other is made
+    let (_, sent) = convert("app:finer", options(default, 128 << 10, false)).await;
+    assert_eq!(sent, [sizes[0], sizes[1], 0]);
+    let (_, sent) = convert("app:other", options(1 << 20, 64 << 10, false)).await;
+    assert_eq!(sent, [sizes[0], sizes[1], 0]);
+    // made anew, both in one pass, they are the same
+    let (forced, sent) = convert("app:forced", options(default, 64 << 10, true)).await;
+    assert_eq!(sent, [sizes[0], sizes[1], 0]);
+    assert_eq!(forced.digest, both.digest);
+    assert!(small < 10_000);
+
+    // `index create` for the registry, and for this host
+    let image = Image::resolve(&open(&reference).await, None).await.unwrap();
+    registry.reset_counters();
+    let destination = reference.parse().unwrap();
+    let destination = Destination::open(&destination, &Access::default())
+        .await
+        .unwrap();
+    let create = options(default, 64 << 10, false);
+    let at = create::create_at(&image, &create, &local, &destination, 3, &|_, _, _| {})
+        .await
+        .unwrap();
+    let here = create::create(&image, &create, &local, &|_, _, _| {})
+        .await
+        .unwrap();
+    assert_eq!(at.compact_index, Some(fixture.compact()));
+    assert_eq!(here.compact_index, Some(fixture.compact()));
+    assert_eq!(layer_bytes(&registry, &fixture.report), [0, 0, 0]);
+    // all of it is here now: nothing is fetched of what the registry has
+    registry.remove("app", &fixture.compact());
+    registry.reset_counters();
+    let again = create::create(&image, &create, &local, &|_, _, _| {})
+        .await
+        .unwrap();
+    assert_eq!(again.compact_index, here.compact_index);
+    assert_eq!(layer_bytes(&registry, &fixture.report), [0, 0, 0]);
+}
+
+/// A registry whose newest compact index of the image has one more blob among its layers: a list of spans of the first layer.
+fn with_list(fixture: &Fixture, list: &[u8], table: Option<Digest>) -> Registry {
+    let mut made = MadeLayout::new();
+    let mut index = fixture.manifest(&fixture.compact());
+    let layers = index["layers"].as_array_mut().unwrap();
+    let mut blob = made.blob(PREFETCH_TYPE, list);
+    let mut noted = layers[0]["annotations"].clone();
+    if let Some(table) = table {
+        noted[TABLE_DIGEST] = json!(table);
+    }
+    blob["annotations"] = noted;
+    layers.push(blob);
+    let mut index = made.blob(MANIFEST, index.to_string().as_bytes());
+    index["artifactType"] = json!(ARTIFACT_TYPE);
+    made.list(&index);
+    let registry = fixture.registry();
+    registry.add_layout("app", made.path()).unwrap();
+    registry
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn listed_spans_come_and_a_list_that_lies_is_bounded() {
+    let fixture = Fixture::new().await;
+    let list = |spans: &[(i64, i64, i64)]| {
+        let spans: Vec<Value> = spans
+            .iter()
+            .map(|(start, end, order)| json!({"start_span": start, "end_span": end, "priority": order}))
+            .collect();
+        json!({"version": "1.0", "prefetch_spans": spans}).to_string()
+    };
+    let present = |opened: &OpenedImage| {
+        let (present, all) = opened.layers.last().unwrap().disk.span_counts();
+        assert!(all > 6, "{all}");
+        present
+    };
+    // in the table's numbers; those that it does not have, or that end before they start, are none
+    let odd = list(&[
+        (4, 5, 1),
+        (-5, 0, 2),
+        (5, 3, 0),
+        (1000, 2_000_000_000, 0),
+        (4, 4, 9),
+    ]);
+    let registry = with_list(&fixture, odd.as_bytes(), None);
+    let root = TempDir::new().unwrap();
+    let opened = open_image(&registry.reference("app:x"), &root).await;
+    assert_eq!(bases(&opened)[1..], [&Basis::Compact, &Basis::Compact]);
+    crate::support::wait("the listed spans", || present(&opened) == 3);
+    let layer = fixture.report.layers[0].layer;
+    assert_eq!(
+        registry.counters().blob(&layer).requests,
+        2,
+        "4 and 5, and 0"
+    );
+
+    // what is no list, or too long a one, or of another table, costs its fetch and no span
+    let many = list(&vec![(0, i64::from(i32::MAX), 0); 60_000]);
+    let other = Digest::of(b"another table");
+    for (document, table) in [
+        ("{}", None),
+        ("no JSON", None),
+        (&many, None),
+        (&list(&[(0, 9, 1)]), Some(other)),
+    ] {
+        let registry = with_list(&fixture, document.as_bytes(), table);
+        let root = TempDir::new().unwrap();
+        let opened = open_image(&registry.reference("app:x"), &root).await;
+        assert_eq!(bases(&opened)[1..], [&Basis::Compact, &Basis::Compact]);
+        let disk = &opened.layers.last().unwrap().disk;
+        complete(disk).await;
+        let ext4 = ext4_view::Ext4::load(Box::new(fs::read(disk.path()).unwrap())).unwrap();
+        assert!(ext4.read("/etc/text").unwrap() == text(1_500_000));
+    }
 }

@@ -841,6 +841,7 @@ fn a_file_is_printed_as_the_mounted_image_would_have_it() {
             .file("opaque/below", b"below")
             .file("gone/below", b"below")
             .file("big", &big)
+            .file("behind", b"behind")
             .symlink("bin", "usr"),
         Layer::new()
             .whiteout("usr/hidden")
@@ -868,7 +869,10 @@ fn a_file_is_printed_as_the_mounted_image_would_have_it() {
     let indexed = registry.reference("soci/app:1");
     let host = Host::new();
     host.run(&[&["convert", &plain, &indexed][..], &SMALL].concat());
-    for image in [&plain, &indexed, &made.reference("1")] {
+    let compact = registry.reference("compact/app:1");
+    let options = ["--compact", "--compact-span-size", "65536"];
+    host.run(&[&["convert", &plain, &compact][..], &SMALL, &options].concat());
+    for image in [&plain, &indexed, &compact, &made.reference("1")] {
         for (path, content) in [
             ("/usr/original", "replaced"),
             ("usr/linked", "original"),
@@ -896,6 +900,8 @@ fn a_file_is_printed_as_the_mounted_image_would_have_it() {
         let output = host.output(&["cat", image, "/usr/up"]);
         assert!(output.stdout == big, "{image}");
     }
+    a_compact_index_costs_its_table_and_the_spans_of_the_file(&registry, &host, &compact);
+
     // the topmost layer alone is looked at, and one span fetched
     registry.reset_counters();
     host.run(&["cat", &indexed, "/top"]);
@@ -913,6 +919,60 @@ fn a_file_is_printed_as_the_mounted_image_would_have_it() {
         counters.blob(&digest(0)).bytes + counters.blob(&digest(1)).bytes,
         0
     );
+}
+
+/// As `cat` says it: of the layers that are looked at the tables, and of the one that has the file its spans.
+fn a_compact_index_costs_its_table_and_the_spans_of_the_file(
+    registry: &Registry,
+    host: &Host,
+    image: &str,
+) {
+    let manifest = |digest: &str| -> Value {
+        let digest: Digest = digest.parse().unwrap();
+        let reference = registry.reference(&format!("compact/app@{digest}"));
+        let found = super::run(async {
+            let source = super::open(&reference).await.unwrap();
+            source.manifest(&digest).await.unwrap()
+        });
+        serde_json::from_slice(&found.bytes).unwrap()
+    };
+    let inspected = json_of(host, &["inspect", image]);
+    let index = manifest(inspected["compact_index"]["digest"].as_str().unwrap());
+    let layers = inspected["layers"].as_array().unwrap();
+    for (path, content, least_requests) in
+        [("/usr/linked", "original", 1), ("/behind", "behind", 1)]
+    {
+        registry.reset_counters();
+        assert_eq!(host.run(&["cat", image, path]), content);
+        let counters = registry.counters();
+        for (number, part) in index["layers"].as_array().unwrap().iter().enumerate() {
+            let table: u64 = part["annotations"]["vnd.socinbd.table-size"]
+                .as_str()
+                .unwrap()
+                .parse()
+                .unwrap();
+            let fetched = counters.blob(&crate::soci::make::digest(part));
+            let layer = crate::soci::make::digest(&layers[number]);
+            let spans = counters.blob(&layer);
+            if number == 0 {
+                // the table, and a window at most
+                assert!((1..=2).contains(&fetched.requests), "{path}: {fetched:?}");
+                assert!(
+                    (table..table + 40_000).contains(&fetched.bytes),
+                    "{path}: {fetched:?}"
+                );
+                assert_eq!(spans.requests, least_requests, "{path}: {spans:?}");
+                assert!(spans.bytes < 200_000, "{path}: {spans:?}");
+            } else {
+                assert_eq!((fetched.requests, fetched.bytes), (1, table), "{path}");
+                assert_eq!(spans.requests, 0, "{path}: {spans:?}");
+            }
+        }
+        let ztocs = layers.iter().filter_map(|layer| layer["ztoc"].as_str());
+        for ztoc in ztocs {
+            assert_eq!(counters.blob(&ztoc.parse().unwrap()).requests, 0, "{path}");
+        }
+    }
 }
 
 /// Two hosts that use one v2 reference while its v1 index is deleted, replaced or pushed again get the same index.

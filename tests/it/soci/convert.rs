@@ -604,3 +604,72 @@ fn a_conversion_is_known_when_it_is_seen() {
         }
     });
 }
+
+#[test]
+fn a_tag_that_is_kept_and_a_name_that_cannot_be_read_are_not_replaced() {
+    let mut made = MadeLayout::new();
+    for tag in ["1", "2"] {
+        let image = made.image("amd64", &[(GZIP_LAYER, tar_of(&[("a", tag.as_bytes())]))]);
+        made.tag(&image, tag);
+    }
+    let registry = Registry::start();
+    registry.add_layout("app", made.path()).unwrap();
+    registry.keep_tags();
+    let to = registry.reference("app:new");
+    let first = run(convert(
+        &made.reference("1"),
+        &to,
+        &everything(),
+        &no_local(),
+    ))
+    .unwrap();
+    let error = run(convert(
+        &made.reference("2"),
+        &to,
+        &everything(),
+        &no_local(),
+    ))
+    .unwrap_err();
+    assert_eq!(error.kind(), Kind::Immutable, "{error:?}");
+    assert!(error.report().contains("give another tag"), "{error:?}");
+    assert_eq!(registry.tags("app")["new"], first.digest);
+    // once more the same
+    run(convert(
+        &made.reference("1"),
+        &to,
+        &everything(),
+        &no_local(),
+    ))
+    .unwrap();
+
+    let host = crate::engine::Host::new();
+    let from = made.reference("2");
+    let error = host.fail(&["convert", &from, &to, "--min-layer-size", "0"], 9);
+    assert!(error.contains("the tag new of"), "{error}");
+    host.run(&["index", "create", &from, "--min-layer-size", "0"]);
+    let error = host.fail(&["index", "push", &from, &registry.reference("app:1")], 9);
+    assert!(error.contains("the tag 1 of"), "{error}");
+    let error = host.fail(&["copy", &from, &registry.reference("app:1")], 9);
+    assert!(error.contains("the tag 1 of"), "{error}");
+
+    // of many tags, those whose new names lead to what nobody can read stay
+    let other = Registry::start();
+    other.add_layout("app", made.path()).unwrap();
+    other.add_manifest("app", Some("1-soci"), "text/plain", "no manifest");
+    let odd = other.tags("app")["1-soci"];
+    let app = other.reference("app");
+    let all = [
+        "convert",
+        &app,
+        &app,
+        "--tags",
+        "?",
+        "--min-layer-size",
+        "0",
+    ];
+    let error = host.fail(&all, 1);
+    assert_eq!(other.tags("app")["1-soci"], odd, "{error}");
+    assert!(other.tags("app").contains_key("2-soci"));
+    host.run(&[&all[..], &["--force"]].concat());
+    assert_ne!(other.tags("app")["1-soci"], odd);
+}

@@ -475,17 +475,61 @@ async fn what_no_registry_takes_is_a_named_error() {
         .await
         .expect_err("a digest");
     assert_eq!(error.kind(), Kind::InvalidArgument, "{error:?}");
-    let immutable = Fault::Answer {
-        code: 400,
-        headers: vec![("content-type".to_owned(), "application/json".to_owned())],
-        body: Bytes::from_static(br#"{"errors":[{"code":"TAG_INVALID","message":"The image tag '1' already exists in the 'a' repository and cannot be overwritten because the tag is immutable."}]}"#),
-    };
-    registry.fail(On::Kind(Asked::Manifest), immutable, Times::Next(1));
-    let error = to
-        .tag_manifest(MANIFEST, &subject("x"))
-        .await
-        .expect_err("immutable");
-    assert!(error.report().contains("immutable"), "{error:?}");
+}
+
+/// As the documentation of registries has it.
+const IMMUTABLE: [(u16, &str, &str); 6] = [
+    (
+        400,
+        "TAG_INVALID",
+        "The image tag '1' already exists in the 'a' repository and cannot be overwritten because the tag is immutable.",
+    ),
+    (
+        412,
+        "PRECONDITION",
+        "Failed to process request due to 'a:1' configured as immutable.",
+    ),
+    (
+        403,
+        "DENIED",
+        "The tag:a:1 is immutable, cannot be overwrite.",
+    ),
+    (409, "TAG_IMMUTABLE", "no"),
+    (
+        405,
+        "UNKNOWN",
+        "The requested tag already exists and cannot be overwritten.",
+    ),
+    (400, "ImageTagAlreadyExistsException", ""),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tag_that_its_registry_keeps_is_a_named_error() {
+    let registry = Registry::start();
+    let to = destination(&registry.reference("a:1")).await;
+    to.tag_manifest(MANIFEST, &subject("first")).await.unwrap();
+    for (code, name, message) in IMMUTABLE {
+        let immutable = Fault::Answer {
+            code,
+            headers: vec![("content-type".to_owned(), "application/json".to_owned())],
+            body: json!({"errors": [{"code": name, "message": message}]})
+                .to_string()
+                .into(),
+        };
+        registry.fail(On::Kind(Asked::Manifest), immutable.clone(), Times::Next(1));
+        let error = to.tag_manifest(MANIFEST, &subject("x")).await;
+        let error = error.expect_err("immutable");
+        assert_eq!(error.kind(), Kind::Immutable, "{error:?}");
+        let report = error.report();
+        assert!(
+            report.contains("the tag 1 of") && report.contains("another tag"),
+            "{report}"
+        );
+        assert!(report.contains(name), "{report}");
+        // what it names already it may be told again
+        registry.fail(On::Kind(Asked::Manifest), immutable, Times::Next(1));
+        to.tag_manifest(MANIFEST, &subject("first")).await.unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

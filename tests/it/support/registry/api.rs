@@ -19,6 +19,15 @@ impl State {
             return refusal(400, "DIGEST_INVALID", "other bytes than the digest's");
         }
         let tag = asked.digest.is_none().then_some(asked.rest.as_str());
+        let named = self.repositories.get(&asked.repository);
+        let named = named.and_then(|repository| repository.tags.get(tag?));
+        if self.keeps_tags && named.is_some_and(|named| *named != digest) {
+            let message = format!(
+                "The image tag '{}' already exists in the '{}' repository and cannot be overwritten because the tag is immutable.",
+                asked.rest, asked.repository
+            );
+            return refusal(400, "TAG_INVALID", &message);
+        }
         let subject = serde_json::from_slice::<Value>(&body)
             .ok()
             .and_then(|manifest| manifest["subject"]["digest"].as_str().map(str::to_owned));

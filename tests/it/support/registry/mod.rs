@@ -89,6 +89,7 @@ struct State {
     auth: Auth,
     tokens: HashMap<String, Instant>,
     referrers_api: Referrers,
+    keeps_tags: bool,
     redirects: Option<Redirects>,
     signatures: HashMap<String, Instant>,
     link: Link,
@@ -306,6 +307,11 @@ impl Registry {
     /// Sets how the referrers API behaves.
     pub fn set_referrers(&self, referrers: Referrers) {
         self.state().referrers_api = referrers;
+    }
+
+    /// From now on a tag that is there is not replaced, as Amazon's registry has it.
+    pub fn keep_tags(&self) {
+        self.state().keeps_tags = true;
     }
 
     /// Sends blobs from the second listener, or no longer.

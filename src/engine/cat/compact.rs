@@ -1,0 +1,201 @@
+//! A file's data from the spans of a compact index: each takes its window from the span before it, and the first one's is fetched.
+
+use std::{ops::Range, sync::Arc};
+
+use bytes::Bytes;
+use futures_util::stream::{self, BoxStream, StreamExt as _};
+
+use super::layer::{SPANS_AHEAD, part};
+use crate::{
+    error::{Error, Kind, Result, ResultExt as _},
+    gzip::inflate::SpanDecoder,
+    layer::Before,
+    oci::Digest,
+    source::Source,
+    units::LayerOffset,
+    ztoc::{Compression, SpanTable},
+};
+
+/// Compressed bytes of one GET, unless a single span has more.
+const GET_BYTES: u64 = 1 << 20;
+
+/// Where the windows of a layer's spans are.
+pub(super) struct Windows {
+    pub(super) source: Source,
+    /// The layer's blob of the compact index.
+    pub(super) blob: Digest,
+}
+
+/// A range of a layer: fetched a few spans at a time, decoded and verified one after another.
+pub(super) fn data(
+    source: &Source,
+    layer: Digest,
+    table: SpanTable,
+    windows: Windows,
+    range: Range<LayerOffset>,
+) -> BoxStream<'static, Result<Bytes>> {
+    let table = Arc::new(table);
+    let wanted = table.covering(range.clone());
+    let source = source.clone();
+    let (fetched, spans) = (Arc::clone(&table), Arc::clone(&table));
+    let arriving = stream::iter(gets(&table, wanted.start.get()..wanted.end.get()))
+        .map(move |run| {
+            let (source, table) = (source.clone(), Arc::clone(&fetched));
+            async move {
+                let (start, end) = place(&table, &run);
+                let bytes = source.range(&layer, start..end).await?;
+                Ok::<_, Error>((run, bytes))
+            }
+        })
+        .buffered(SPANS_AHEAD)
+        .map(move |fetched| match fetched {
+            Ok((run, bytes)) => Vec::from_iter(
+                run.clone()
+                    .map(|number| span_of(&spans, &run, number, &bytes)),
+            ),
+            Err(error) => vec![Err(error)],
+        })
+        .flat_map(stream::iter)
+        .boxed();
+    let state = Decoding {
+        layer,
+        table,
+        windows,
+        range,
+        arriving,
+        before: None,
+        decoder: SpanDecoder::default(),
+    };
+    stream::try_unfold(state, |mut state| async move {
+        let piece = state.next().await?;
+        Ok(piece.map(|piece| (piece, state)))
+    })
+    .boxed()
+}
+
+/// Adjacent spans, in GETs of some size.
+fn gets(table: &SpanTable, spans: Range<u32>) -> Vec<Range<u32>> {
+    let mut gets: Vec<Range<u32>> = Vec::new();
+    for number in spans {
+        match gets.last_mut() {
+            Some(last) => {
+                let (start, end) = place(table, &(last.start..number + 1));
+                if end - start <= GET_BYTES {
+                    last.end = number + 1;
+                    continue;
+                }
+            }
+            None => {}
+        }
+        gets.push(number..number + 1);
+    }
+    gets
+}
+
+/// Where adjacent spans lie in the blob.
+fn place(table: &SpanTable, run: &Range<u32>) -> (u64, u64) {
+    let spans = table.spans.get(run.start as usize..run.end as usize);
+    let (first, last) = spans
+        .and_then(|spans| spans.first().zip(spans.last()))
+        .map_or((0, 0), |(first, last)| {
+            (first.compressed.start.get(), last.compressed.end.get())
+        });
+    (first, last.max(first))
+}
+
+/// A span's bytes, out of those of a GET.
+fn span_of(
+    table: &SpanTable,
+    run: &Range<u32>,
+    number: u32,
+    bytes: &Bytes,
+) -> Result<(u32, Bytes)> {
+    let (from, _) = place(table, run);
+    let (start, end) = place(table, &(number..number + 1));
+    let within = |at: u64| usize::try_from(at.checked_sub(from)?).ok();
+    match within(start).zip(within(end)) {
+        Some((start, end)) if end <= bytes.len() => Ok((number, bytes.slice(start..end))),
+        _ => Err(Error::new(
+            Kind::Corrupt,
+            format!("span {number} is not where its table says"),
+        )),
+    }
+}
+
+struct Decoding {
+    layer: Digest,
+    table: Arc<SpanTable>,
+    windows: Windows,
+    range: Range<LayerOffset>,
+    arriving: BoxStream<'static, Result<(u32, Bytes)>>,
+    /// What stands before the next span, where the one before has left it.
+    before: Option<Before>,
+    decoder: SpanDecoder,
+}
+
+impl Decoding {
+    async fn next(&mut self) -> Result<Option<Bytes>> {
+        let Some(arrived) = self.arriving.next().await else {
+            return Ok(None);
+        };
+        let layer = self.layer;
+        let (number, bytes) = arrived.map_err(|error| error.context(format!("layer {layer}")))?;
+        let piece = self.decode(number, bytes).await;
+        piece
+            .map(Some)
+            .map_err(|error| error.context(format!("layer {layer}, span {number}")))
+    }
+
+    async fn decode(&mut self, number: u32, bytes: Bytes) -> Result<Bytes> {
+        let Some(span) = self.table.spans.get(number as usize).cloned() else {
+            return Err(Error::new(Kind::Corrupt, "there is no such span"));
+        };
+        let decoded = match self.table.compression {
+            Compression::Uncompressed => bytes,
+            Compression::Gzip => {
+                let before = match self.before.take() {
+                    Some(before) => before,
+                    None => window(&self.windows, number, span.window.clone()).await?,
+                };
+                let mut decoder = std::mem::take(&mut self.decoder);
+                let record = span.clone();
+                let work = move || {
+                    let decoded = decoder
+                        .decode(&record, &bytes, Some(before.bytes()))
+                        .map(Bytes::copy_from_slice);
+                    (decoded, decoder, before)
+                };
+                let (decoded, decoder, before) = tokio::task::spawn_blocking(work)
+                    .await
+                    .or_kind(Kind::Io, || "a worker thread".into())?;
+                let decoded = decoded.or_kind(Kind::Corrupt, || "it cannot be decoded".into())?;
+                self.decoder = decoder;
+                self.before = before.after(&decoded).map(Before::True);
+                decoded
+            }
+        };
+        let found = Digest::of(&decoded);
+        if found != span.digest {
+            return Err(Error::new(
+                Kind::Corrupt,
+                format!(
+                    "its content has the digest {found}, where its table says {}",
+                    span.digest
+                ),
+            ));
+        }
+        part(&decoded, &span.uncompressed, &self.range)
+    }
+}
+
+/// What the compact index has of a span's window.
+async fn window(windows: &Windows, number: u32, stored: Option<Range<usize>>) -> Result<Before> {
+    match stored {
+        _ if number == 0 => Ok(Before::start()),
+        None => Ok(Before::unknown()),
+        Some(range) => {
+            let range = range.start as u64..range.end as u64;
+            Before::stated(windows.source.range(&windows.blob, range).await?)
+        }
+    }
+}
