@@ -4,6 +4,8 @@
 //! blocks ("filler"), as many bits as the byte's part that belongs to the span before, then the rest of that byte, then the span.
 //! Empty blocks have no output and leave the window as it is.
 
+use std::ops::ControlFlow;
+
 use flate2::{Crc, Decompress, FlushDecompress, Status};
 
 use super::{TRAILER_SIZE, WINDOW_SIZE, filler::FILLERS, header, header::HeaderReader};
@@ -104,20 +106,35 @@ impl SpanDecoder {
                 return Ok(self.bytes());
             }
         }
-        let mut run = Run {
-            start: span.uncompressed.start.get(),
-            compressed_start: span.compressed.start.get(),
-            compressed,
-            taken: 0,
-            length,
-            beyond,
-            written: 0,
-            member: None,
-        };
+        let mut run = Run::new(span, compressed, length, beyond);
         run.restart(&mut self.inflater, span.bits, window.unwrap_or(&ZEROS))?;
         self.surplus = run.inflate(&mut self.inflater, &mut self.buffer)?;
         self.length = length;
         Ok(self.bytes())
+    }
+
+    /// All that stands behind the span's end, however much that is, in pieces that are not kept. Ends early when `take` says so.
+    pub fn pass_beyond(
+        &mut self,
+        span: &Span,
+        compressed: &[u8],
+        window: Option<&[u8]>,
+        mut take: impl FnMut(&[u8]) -> ControlFlow<()>,
+    ) -> Result<(), Error> {
+        (self.length, self.surplus) = (0, 0);
+        let length = self.prepare(span, compressed, window)?;
+        let mut run = Run::new(span, compressed, length, GROWTH);
+        run.restart(&mut self.inflater, span.bits, window.unwrap_or(&ZEROS))?;
+        loop {
+            let surplus = run.inflate(&mut self.inflater, &mut self.buffer)?;
+            let piece = self.buffer.get(length..length + surplus);
+            let flow = take(piece.unwrap_or_default()); // the buffer has grown to it
+            if surplus < GROWTH || flow.is_break() {
+                return Ok(());
+            }
+            // the next piece takes its place
+            run.written = length;
+        }
     }
 
     /// What the last [`Self::decode`] gave; nothing when it failed.
@@ -225,7 +242,20 @@ struct Member {
     crc: Crc,
 }
 
-impl Run<'_> {
+impl<'a> Run<'a> {
+    fn new(span: &Span, compressed: &'a [u8], length: usize, beyond: usize) -> Self {
+        Self {
+            start: span.uncompressed.start.get(),
+            compressed_start: span.compressed.start.get(),
+            compressed,
+            taken: 0,
+            length,
+            beyond,
+            written: 0,
+            member: None,
+        }
+    }
+
     /// Puts the inflater into the state that it had at the checkpoint.
     fn restart(&mut self, inflater: &mut Decompress, bits: u8, window: &[u8]) -> Result<(), Error> {
         inflater.reset(false);
@@ -688,6 +718,41 @@ mod tests {
                 assert_eq!(decoder.surplus(), end > length);
             }
         }
+    }
+
+    #[test]
+    fn what_stands_behind_a_span_passes_in_pieces() {
+        let bytes = text(2 * GROWTH + 5000, 12);
+        // in two members, of which the second is checked against its trailer
+        let mut stream = deflate(&[0; WINDOW_SIZE], &bytes[..GROWTH]);
+        stream.extend([0; TRAILER_SIZE]);
+        stream.extend(gzip(&bytes[GROWTH..]));
+        let mut decoder = SpanDecoder::default();
+        for length in [0, 5000, 2 * GROWTH, bytes.len()] {
+            let span = span(stream.len(), length, 0);
+            let mut passed = Vec::new();
+            let keep = |piece: &[u8]| {
+                assert!(piece.len() <= GROWTH);
+                passed.extend_from_slice(piece);
+                ControlFlow::Continue(())
+            };
+            decoder.pass_beyond(&span, &stream, None, keep).unwrap();
+            assert!(passed == bytes[length..], "{length}");
+            assert!(decoder.buffer.len() <= length + GROWTH);
+        }
+        let mut pieces = 0;
+        let stop = |_: &[u8]| {
+            pieces += 1;
+            ControlFlow::Break(())
+        };
+        let span = span(stream.len(), 5000, 0);
+        decoder.pass_beyond(&span, &stream, None, stop).unwrap();
+        assert_eq!(pieces, 1);
+        let at = stream.len() - 5;
+        stream[at] ^= 1;
+        let go_on = |_: &[u8]| ControlFlow::Continue(());
+        let error = decoder.pass_beyond(&span, &stream, None, go_on);
+        assert!(matches!(error, Err(Error::Trailer { .. })), "{error:?}");
     }
 
     #[test]

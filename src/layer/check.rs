@@ -5,13 +5,19 @@
 //! daemon and may serve any image that has the layer. It reads the local files once and fetches nothing but spans without any file's data,
 //! which no reader has asked for.
 
-use std::{io, ops::Range, sync::Arc, time::Duration};
+use std::{
+    io,
+    ops::{ControlFlow, Range},
+    sync::Arc,
+    time::Duration,
+};
 
 use super::{
     Disk, fetch,
     flight::{self, Purpose},
-    rest::{self, MAX_TAIL, Packed, Rest},
+    rest::{self, Packed, Rest},
     store::blocking,
+    tail::Tail,
     truth::{self, Refutation},
     whole::FETCH_BYTES,
 };
@@ -158,15 +164,9 @@ impl Disk {
 
 fn examine(disk: &Arc<Disk>, rest: &Rest) -> Result<Verdict> {
     let unread = || "what is kept of the layer cannot be read".to_owned();
-    let tail = rest.tail().or_kind(Kind::Io, unread)?;
-    if tail > MAX_TAIL as u64 {
-        return Err(Error::new(
-            Kind::Unsupported,
-            format!("more than {MAX_TAIL} bytes stand behind the end that its table states"),
-        ));
-    }
+    let tail = Tail::open(disk, rest)?;
     let abandoned = || Arc::strong_count(disk) <= OWN_HOLDS;
-    let Some(found) = diff_id(disk, rest, abandoned).or_kind(Kind::Io, unread)? else {
+    let Some(found) = diff_id(disk, rest, &tail, abandoned).or_kind(Kind::Io, unread)? else {
         return Ok(Verdict::Abandoned);
     };
     let expected = disk.layer().diff_id;
@@ -183,8 +183,8 @@ fn examine(disk: &Arc<Disk>, rest: &Rest) -> Result<Verdict> {
         rest.read(packed.place(range.start), &mut bytes)?;
         Ok(bytes)
     };
-    let end = LayerOffset(disk.spans().end().get() + tail);
-    let found = headers.check_whole(end, read, || disk.read_entries())?;
+    let beyond = |take: &mut dyn FnMut(&[u8]) -> ControlFlow<()>| tail.each(take);
+    let found = headers.check_whole(disk.spans().end(), read, beyond, || disk.read_entries())?;
     Ok(match found {
         None => Verdict::True,
         Some((range, lie)) => {
@@ -202,6 +202,7 @@ fn examine(disk: &Arc<Disk>, rest: &Rest) -> Result<Verdict> {
 fn diff_id(
     disk: &Disk,
     kept: &Rest,
+    tail: &Tail<'_>,
     abandoned: impl Fn() -> bool,
 ) -> io::Result<Option<crate::oci::Digest>> {
     let mut hasher = Hasher::default();
@@ -220,8 +221,17 @@ fn diff_id(
         let bytes = region.disk.start.get()..region.disk.end.get();
         files.each(bytes, files_end, |bytes| hasher.update(bytes))?;
     }
-    others.each(place..others_end, others_end, |bytes| hasher.update(bytes))?;
-    Ok(Some(hasher.finish()))
+    others.each(place..kept.end(), others_end, |bytes| hasher.update(bytes))?;
+    let mut is_whole = true;
+    tail.each(|bytes| {
+        hasher.update(bytes);
+        is_whole = !abandoned();
+        match is_whole {
+            true => ControlFlow::Continue(()),
+            false => ControlFlow::Break(()),
+        }
+    })?;
+    Ok(is_whole.then(|| hasher.finish()))
 }
 
 /// Reads ranges that ascend, [`PIECE`] bytes at once, however short they are.

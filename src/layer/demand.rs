@@ -2,9 +2,11 @@
 
 use std::{ops::Range, sync::Arc, time::Duration};
 
+use tokio::time::Instant;
+
 use super::{
     Disk, fetch,
-    flight::{self, Claim, Deadline, Purpose},
+    flight::{self, Claim, Deadline, Purpose, Waiter},
     readahead,
     touches::Touch,
     whole,
@@ -23,6 +25,13 @@ const MAX_AHEAD_BYTES: u64 = 2 << 20;
 
 /// How long a fetch goes on that nobody waits for.
 const AHEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What has come of a reader's asking.
+#[derive(PartialEq, Eq)]
+enum Tried {
+    Present,
+    Again,
+}
 
 impl Disk {
     /// Whether a read of this range needs no fetch. Cheap: no lock, no system call.
@@ -52,31 +61,57 @@ impl Disk {
             return Ok(());
         }
         self.store().enter();
+        let came = Instant::now();
         let deadline = flight::deadline(timeout);
+        let _waiting = self.store().traffic().wait();
+        while self.tried(&range, came, deadline).await? == Tried::Again {}
+        let now = Instant::now().into_std();
+        self.whole().cost().waited(came.into_std(), now);
+        Ok(())
+    }
+
+    /// Joins the fetches of what is missing, starts those that are not on their way, and waits for them. The error of a fetch that had
+    /// begun before the reader `came` is not for this reader, while its time is not over: what the fetch has met may be over too. It
+    /// is tried again then, and in the end by a fetch that has begun since.
+    async fn tried(
+        self: &Arc<Self>,
+        range: &Range<DiskOffset>,
+        came: Instant,
+        deadline: Deadline,
+    ) -> Result<Tried, Arc<Error>> {
+        for waiter in self.ask_for(range, deadline) {
+            let is_older = waiter.began_before(came);
+            let late = || fetch::unanswered(self, range);
+            let outcome = waiter.wait(deadline, late).await;
+            if outcome.is_err() && is_older && !flight::is_over(deadline) {
+                return Ok(Tried::Again);
+            }
+            outcome?;
+        }
+        Ok(Tried::Present)
+    }
+
+    /// Joins and starts fetches for a reader, and what is fetched besides.
+    fn ask_for(self: &Arc<Self>, range: &Range<DiskOffset>, deadline: Deadline) -> Vec<Waiter> {
         let (waiters, mut claims) = self.flights().claim(
-            self.needed(&range),
+            self.needed(range),
             |span| self.has(span),
             |run| self.compressed_length(run) <= MAX_FETCH_BYTES,
             Purpose::Reader,
             deadline,
         );
-        let _waiting = self.store().traffic().wait();
         if let Some(claim) = claims.last_mut() {
-            self.widen(claim, &range);
+            self.widen(claim, range);
         }
         let missed = claims.last().map(|claim| SpanId(claim.spans().end));
         self.start(claims);
-        self.read_ahead(&range, missed);
+        self.read_ahead(range, missed);
         if let Some(next) = missed
             && self.whole().is_due_after_miss()
         {
             self.store().spawn(whole::fetch_all(Arc::clone(self), next));
         }
-        for waiter in waiters {
-            let late = || fetch::unanswered(self, &range);
-            waiter.wait(deadline, late).await?;
-        }
-        Ok(())
+        waiters
     }
 
     /// Notes the spans under a range, where that is wanted.
@@ -172,8 +207,6 @@ impl Disk {
         }
         let deadline = flight::deadline(Some(AHEAD_TIMEOUT));
         let claims = self.claim(ahead.spans, MAX_AHEAD_BYTES, deadline);
-        let spans = claims.iter().map(|claim| claim.spans().len() as u32); // of `count`
-        self.whole().note_ahead(spans.sum());
         self.start(claims);
     }
 

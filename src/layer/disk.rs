@@ -142,7 +142,9 @@ impl Disk {
             }
         }
         let rest = if state.verified {
-            folder.remove(folder::REST)?; // where the death of the daemon has left it
+            // where the death of the daemon has left them
+            folder.remove(folder::REST)?;
+            folder.remove(folder::LAST)?;
             None
         } else {
             let file = folder.open(folder::REST)?;
@@ -151,8 +153,14 @@ impl Disk {
         let disowned = Disowned::open(&folder, state.spans)?;
         // the machine may have gone down before the bits did; in memory they count whatever becomes of the file
         let _ = bitmap.disown(&disowned.spans());
-        let absent = bitmap.count() - bitmap.present();
-        let whole = Whole::new(absent, store.options().never_whole);
+        let absent = (0..bitmap.count())
+            .map(SpanId)
+            .filter(|span| !bitmap.get(*span));
+        let absent = absent.map(|span| {
+            let bytes = spans.compressed(span);
+            bytes.end.get() - bytes.start.get()
+        });
+        let whole = Whole::new(bitmap.is_full(), absent.sum(), store.options().never_whole);
         let disk = Arc::new_cyclic(|me| Self {
             me: Weak::clone(me),
             store: Arc::clone(store),
@@ -407,6 +415,10 @@ impl Disk {
         &self.store
     }
 
+    pub(super) fn folder(&self) -> &Folder {
+        &self.folder
+    }
+
     pub(super) fn spans(&self) -> &Spans {
         &self.spans
     }
@@ -551,7 +563,8 @@ impl Disk {
             state.complete = self.bitmap.is_full() && lock(&self.unsynced).is_empty();
         })?;
         self.proof.verified();
-        self.folder.remove(folder::REST)
+        self.folder.remove(folder::REST)?;
+        self.folder.remove(folder::LAST)
     }
 
     /// Reads from `disk.ext4`, past the page cache where the kernel can.

@@ -1,6 +1,10 @@
 //! A fetch: from the sources, in order and again, until its spans are on the disk or nobody waits any more.
 
-use std::{ops::Range, sync::Arc, time::Duration};
+use std::{
+    ops::Range,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt as _, stream::BoxStream, stream::FuturesUnordered};
@@ -292,6 +296,11 @@ struct Arrivals<'a> {
     start: u64,
     /// The end of the last span.
     end: u64,
+    /// Bytes asked for, and those of them that have come.
+    asked: u64,
+    came: u64,
+    /// When the first piece came, and its bytes.
+    first: Option<(Instant, u64)>,
     _room: Option<SemaphorePermit<'a>>,
 }
 
@@ -313,7 +322,23 @@ impl<'a> Arrivals<'a> {
             bytes: BytesMut::new(),
             start,
             end,
+            asked: end - start,
+            came: 0,
+            first: None,
             _room: room,
+        }
+    }
+
+    /// Takes note of a piece; once all have come, of how long they took.
+    fn note(&mut self, length: u64) {
+        self.disk
+            .count_fetch(|counters| counters.fetched_bytes += length);
+        let now = Instant::now();
+        self.came += length;
+        let (first, first_piece) = *self.first.get_or_insert((now, length));
+        if self.came == self.asked {
+            let mut cost = self.disk.whole().cost();
+            cost.came(self.asked, first_piece, first, now);
         }
     }
 
@@ -329,8 +354,7 @@ impl<'a> Arrivals<'a> {
                     format!("byte {at} of a range to {} is the last that came", self.end),
                 ));
             };
-            self.disk
-                .count_fetch(|counters| counters.fetched_bytes += piece.len() as u64);
+            self.note(piece.len() as u64);
             if self.bytes.is_empty() {
                 self.bytes.reserve((end - self.start) as usize); // at most MAX_SPAN_BYTES
             }
@@ -366,7 +390,12 @@ async fn decode(
         .store()
         .decoders()
         .run(effort, move |decoder| {
-            place(&worker, span, &bytes, joint.as_ref(), decoder)
+            let began = Instant::now();
+            let placed = place(&worker, span, &bytes, joint.as_ref(), decoder);
+            let mut cost = worker.whole().cost();
+            cost.decoded(bytes.len() as u64, began.elapsed());
+            drop(cost);
+            placed
         })
         .await;
     let failed = |failed| {

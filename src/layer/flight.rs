@@ -28,6 +28,11 @@ pub(super) fn deadline(timeout: Option<Duration>) -> Deadline {
     Instant::now().checked_add(timeout?)
 }
 
+/// Whether this moment has passed.
+pub(super) fn is_over(deadline: Deadline) -> bool {
+    deadline.is_some_and(|deadline| deadline <= Instant::now())
+}
+
 /// What a span is fetched for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
@@ -39,6 +44,7 @@ pub(super) enum Purpose {
 
 /// What the spans of one fetch share: one deadline, whether somebody waits, and what has gone wrong so far.
 pub(super) struct Effort {
+    began: Instant,
     deadline: watch::Sender<Deadline>,
     awaited: AtomicBool,
     last_error: Mutex<Option<Arc<Error>>>,
@@ -47,6 +53,7 @@ pub(super) struct Effort {
 impl Effort {
     pub(super) fn new(purpose: Purpose, deadline: Deadline) -> Arc<Self> {
         Arc::new(Self {
+            began: Instant::now(),
             deadline: watch::Sender::new(deadline),
             awaited: AtomicBool::new(purpose == Purpose::Reader),
             last_error: Mutex::new(None),
@@ -60,9 +67,7 @@ impl Effort {
 
     /// Whether its time is over: it ends as soon as its fetch gets to it.
     fn is_over(&self) -> bool {
-        self.deadline
-            .borrow()
-            .is_some_and(|deadline| deadline <= Instant::now())
+        is_over(*self.deadline.borrow())
     }
 
     /// Another one asks for one of the spans.
@@ -124,6 +129,11 @@ pub(super) struct Waiter {
 }
 
 impl Waiter {
+    /// Whether the fetch had begun before this moment: then its error may be of a time that is over.
+    pub(super) fn began_before(&self, moment: Instant) -> bool {
+        self.effort.began < moment
+    }
+
     /// The fetch's outcome; when the deadline passes first, its last error, or `late` where it has none yet.
     pub(super) async fn wait(
         mut self,

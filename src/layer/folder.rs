@@ -32,6 +32,8 @@ pub(super) const HEADERS: &str = "headers";
 pub(super) const LAYOUT: &str = "layout";
 /// What of the layer is in no file, until the layer has been checked.
 pub(super) const REST: &str = "rest";
+/// The last span as it came, where too much stands behind its end for [`REST`]; until the layer has been checked.
+pub(super) const LAST: &str = "last";
 /// The layer's ext4 image.
 pub(super) const DISK: &str = "disk.ext4";
 /// One bit a span.
@@ -72,6 +74,11 @@ impl Folder {
     /// Makes a file, 0600, empty.
     pub(super) fn create(&self, name: &str) -> Result<File> {
         self.open_with(name, OpenOptions::new().create_new(true))
+    }
+
+    /// Whether there is a file of this name.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.0.join(name).exists()
     }
 
     /// Opens a file to read and write it. One that is not there is an error of kind `Corrupt`: the folder is damaged, or it was made by a

@@ -2,7 +2,12 @@
 //! tar order, and nothing in memory. A record is where the entry's headers start in the layer, where they end, and their fingerprint. The
 //! last record is of what stands behind all entries.
 
-use std::{fs::File, io, ops::Range, os::unix::fs::FileExt as _};
+use std::{
+    fs::File,
+    io,
+    ops::{ControlFlow, Range},
+    os::unix::fs::FileExt as _,
+};
 
 use crate::{
     error::{Error, Kind, Result, ResultExt as _},
@@ -88,13 +93,14 @@ impl Headers {
         mismatch(&headers, before, entries)
     }
 
-    /// Holds all headers of the layer, which ends at `end`, against the table: each entry's lead from the end of the one before to its
-    /// data, and behind the last there is none. `read` gives bytes of the layer that are no file's data, at offsets that ascend. Gives
-    /// the first difference, and where it is.
+    /// Holds all headers of the layer, whose spans end at `end`, against the table: each entry's lead from the end of the one before to
+    /// its data, and behind the last there is none. `read` gives bytes of the layer that are no file's data, at offsets that ascend;
+    /// `beyond` all that stands behind the spans. Gives the first difference, and where it is.
     pub(super) fn check_whole(
         &self,
         end: LayerOffset,
         mut read: impl FnMut(&Range<LayerOffset>) -> io::Result<Vec<u8>>,
+        beyond: impl FnOnce(&mut dyn FnMut(&[u8]) -> ControlFlow<()>) -> io::Result<()>,
         entries: impl FnOnce() -> Result<Vec<Entry>>,
     ) -> Result<Option<(Range<LayerOffset>, HeaderMismatch)>> {
         let unread = || "the stored headers cannot be read".to_owned();
@@ -102,7 +108,7 @@ impl Headers {
             let batch = self.batch(first).or_kind(Kind::Io, unread)?;
             for (headers, fingerprint) in batch.chunks_exact(RECORD_BYTES).map(record) {
                 if headers.end == AFTER_ALL {
-                    return check_end(headers.start, end, read).or_kind(Kind::Io, unread);
+                    return check_end(headers.start, end, read, beyond).or_kind(Kind::Io, unread);
                 }
                 let bytes = match headers.end.get().saturating_sub(headers.start.get()) {
                     ..=MAX_HEADERS => read(&headers).or_kind(Kind::Io, unread)?,
@@ -197,6 +203,7 @@ fn check_end(
     start: LayerOffset,
     end: LayerOffset,
     mut read: impl FnMut(&Range<LayerOffset>) -> io::Result<Vec<u8>>,
+    beyond: impl FnOnce(&mut dyn FnMut(&[u8]) -> ControlFlow<()>) -> io::Result<()>,
 ) -> io::Result<Option<(Range<LayerOffset>, HeaderMismatch)>> {
     let mut check = EndCheck::new(start);
     let mut position = start;
@@ -207,7 +214,15 @@ fn check_end(
         }
         position = next;
     }
-    Ok(None)
+    let mut found = None;
+    beyond(&mut |piece| match check.read(piece) {
+        Ok(()) => ControlFlow::Continue(()),
+        Err(mismatch) => {
+            found = Some((start..AFTER_ALL, mismatch));
+            ControlFlow::Break(())
+        }
+    })?;
+    Ok(found)
 }
 
 fn damaged() -> Error {

@@ -10,6 +10,7 @@
 mod allocation;
 mod bitmap;
 mod check;
+mod cost;
 mod decode;
 mod demand;
 mod disk;
@@ -35,6 +36,7 @@ mod store;
 mod stream;
 mod stream_sink;
 mod sync;
+mod tail;
 mod touches;
 mod traffic;
 mod truth;

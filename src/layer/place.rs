@@ -7,6 +7,7 @@ use bytes::Bytes;
 use super::{
     Disk,
     scatter::scatter,
+    tail,
     truth::{Decoded, Lie, Refutation},
     windows::{Before, Windows},
 };
@@ -113,7 +114,12 @@ pub(super) fn place(
     scatter(disk.data(), regions, start, bytes).map_err(local)?;
     if let Some(rest) = disk.proof().rest() {
         let regions = disk.regions().in_layer(&record.uncompressed);
-        let kept = rest.write(span, start, bytes, regions, decoded.tail);
+        let mut tail = decoded.tail;
+        if tail::is_long(tail) {
+            tail::keep_last(disk, window, compressed).map_err(Refused::Lasting)?;
+            tail = &[];
+        }
+        let kept = rest.write(span, start, bytes, regions, tail);
         kept.map_err(local)?;
     }
     let present = disk.set_present(span);

@@ -11,7 +11,8 @@ use crate::{
     units::{LayerOffset, SpanId},
 };
 
-/// What may stand behind the layer's last span: padding that the table does not count. GNU tar fills up to 10 KiB.
+/// What may stand behind the layer's last span and is kept: padding that the table does not count. GNU tar fills up to 10 KiB. Where there
+/// is more, the span itself is kept (`tail`).
 pub(super) const MAX_TAIL: usize = 1 << 20;
 
 /// The file, and where in it the spans' parts are.
@@ -75,10 +76,9 @@ impl Rest {
         Ok(self.file.metadata()?.len())
     }
 
-    /// Bytes of the tail; the last span has come.
-    pub(super) fn tail(&self) -> io::Result<u64> {
-        let end = self.starts.last().copied().unwrap_or(0);
-        Ok(self.length()?.saturating_sub(end))
+    /// Where the last span's part ends, and the tail begins.
+    pub(super) fn end(&self) -> u64 {
+        self.starts.last().copied().unwrap_or(0)
     }
 
     /// Reads bytes that stand at this place in the file; see [`Packed`].

@@ -1,17 +1,16 @@
 //! When most of a layer is wanted, all of it is fetched.
 //!
-//! Single spans suit a program that reads a part of its image. One that goes on to read most of it would wait for a round trip a span,
-//! and end later than after a pull. So a disk counts its misses: reads that had to ask for a span which nothing had brought on its way,
-//! not the read-ahead either. Each is taken as a sign that several spans are wanted, and a span that was read ahead as a sign of itself.
-//! When they amount to what was absent at first, the rest is fetched in the background: many ranged GETs side by side, and each absent
-//! span once. Readers go before it (see [`super::traffic`]).
+//! Single spans suit a program that reads a part of its image. One that goes on to read most of it waits for a round trip and a decode
+//! a span, and may end later than after a pull. So it is measured what that costs the readers of a disk ([`super::cost`]); when they have
+//! lost what a lazy image had saved them, the rest is fetched in the background: many ranged GETs side by side, and each absent span once.
+//! Readers go before it (see [`super::traffic`]).
 //!
-//! This is the one place that decides it. `docs/architecture.md` has the reasons for the numbers.
+//! This is the one place that decides it. `docs/architecture.md` has the reasons.
 
 use std::{
     ops::Range,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
@@ -19,11 +18,9 @@ use std::{
 
 use tokio::{sync::watch, task::JoinSet};
 
-use super::{Disk, Progress, fetch, flight};
+use super::{Disk, Progress, cost::Cost, fetch, flight};
 use crate::units::SpanId;
 
-/// The spans that a miss stands for.
-const SPANS_A_MISS: u32 = 4;
 /// Misses without which a layer is not fetched as a whole.
 const LEAST: u32 = 3;
 
@@ -35,28 +32,27 @@ pub(super) const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Whether a disk is fetched as a whole, and what speaks for it.
 pub(super) struct Whole {
-    /// Spans absent when the disk was opened.
-    absent: u32,
-    /// Misses since.
+    /// Compressed bytes absent when the disk was opened.
+    absent: u64,
+    /// Misses since: reads that had to ask for a span which nothing had brought on its way, not the read-ahead either.
     misses: AtomicU32,
-    /// Spans read ahead since.
-    ahead: AtomicU32,
+    cost: Mutex<Cost>,
     /// It is never begun.
     off: bool,
     progress: watch::Sender<Progress>,
 }
 
 impl Whole {
-    /// Of a disk with so many absent spans.
-    pub(super) fn new(absent: u32, off: bool) -> Self {
-        let progress = match absent {
-            0 => Progress::Complete,
-            _ => Progress::Lazy,
+    /// Of a disk that is full or not, with so many compressed bytes absent; it is never begun when it is `off`.
+    pub(super) fn new(is_full: bool, absent: u64, off: bool) -> Self {
+        let progress = match is_full {
+            true => Progress::Complete,
+            false => Progress::Lazy,
         };
         Self {
             absent,
             misses: AtomicU32::new(0),
-            ahead: AtomicU32::new(0),
+            cost: Mutex::default(),
             off,
             progress: watch::Sender::new(progress),
         }
@@ -73,17 +69,13 @@ impl Whole {
             .misses
             .fetch_add(1, Ordering::Relaxed)
             .saturating_add(1);
-        let wanted = misses
-            .saturating_mul(SPANS_A_MISS)
-            .saturating_add(self.ahead.load(Ordering::Relaxed));
-        let most = misses >= LEAST && wanted >= self.absent;
-        !self.off && most && self.turn(Progress::Lazy, Progress::Filling)
+        let is_lost = || self.cost().reaches_unpacking(self.absent);
+        !self.off && misses >= LEAST && is_lost() && self.turn(Progress::Lazy, Progress::Filling)
     }
 
-    /// Takes note of spans that are fetched ahead of a reader.
-    pub(super) fn note_ahead(&self, spans: u32) {
-        // at most as many as there are, and again only those that were lost
-        self.ahead.fetch_add(spans, Ordering::Relaxed);
+    /// What was measured of the disk.
+    pub(super) fn cost(&self) -> MutexGuard<'_, Cost> {
+        self.cost.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Every span is present.
@@ -169,16 +161,139 @@ pub(super) fn next_run(disk: &Disk, rest: Range<u32>) -> Option<Range<u32>> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
+
+    /// A link, and what one core decodes of what comes over it.
+    struct Link {
+        round_trip_ms: u32,
+        mbit: u32,
+    }
+
+    const GIGABIT_NEAR: Link = Link {
+        round_trip_ms: 2,
+        mbit: 1000,
+    };
+    const GIGABIT_FAR: Link = Link {
+        round_trip_ms: 100,
+        mbit: 1000,
+    };
+    const MEGABITS: Link = Link {
+        round_trip_ms: 20,
+        mbit: 100,
+    };
+    const LINKS: [Link; 3] = [GIGABIT_NEAR, GIGABIT_FAR, MEGABITS];
+
+    /// Compressed bytes of a span of 4 MiB, and of what a miss brings of finer ones.
+    const FETCHES: [u32; 2] = [1_300_000, 180_000];
+
+    /// Of compressed bytes, by one core.
+    const DECODED_BYTES_A_SECOND: f64 = 120e6;
+
+    impl Link {
+        fn transfer(&self, bytes: u32) -> Duration {
+            Duration::from_secs_f64(f64::from(bytes) * 8e-6 / f64::from(self.mbit))
+        }
+
+        fn round_trip(&self) -> Duration {
+            Duration::from_millis(self.round_trip_ms.into())
+        }
+    }
+
+    fn decode(bytes: u32) -> Duration {
+        Duration::from_secs_f64(f64::from(bytes) / DECODED_BYTES_A_SECOND)
+    }
+
+    /// One reader that misses `misses` spans of `count`, one after another: how many before the rest followed (all of them where it
+    /// never did), and when the last one was there.
+    fn read(link: &Link, span: u32, count: u32, misses: u32) -> (u32, Duration) {
+        let absent = u64::from(span) * u64::from(count);
+        let whole = Whole::new(false, absent, false);
+        let start = Instant::now();
+        let mut now = start;
+        for missed in 0..misses {
+            if whole.is_due_after_miss() {
+                // the rest comes in one stream, and is decoded meanwhile
+                let rest = link.transfer(span).max(decode(span)) * (count - missed);
+                return (missed, now + link.round_trip() + rest - start);
+            }
+            let first = now + link.round_trip();
+            let last = first + link.transfer(span);
+            let there = last + decode(span);
+            let mut cost = whole.cost();
+            cost.came(span.into(), 0, first, last);
+            cost.decoded(span.into(), decode(span));
+            cost.waited(now, there);
+            now = there;
+        }
+        (misses, now - start)
+    }
+
+    /// A pull of the whole, whose unpacking takes at least three times as long as decoding takes here.
+    fn pull(link: &Link, span: u32, count: u32) -> Duration {
+        link.round_trip() + (link.transfer(span) + decode(span) * 3) * count
+    }
+
+    #[test]
+    fn who_reads_all_span_by_span_ends_no_later_than_after_a_pull() {
+        for link in LINKS {
+            for (span, count) in FETCHES.into_iter().zip([100, 700]) {
+                let (misses, took) = read(&link, span, count, count);
+                let pull = pull(&link, span, count);
+                assert!(
+                    took.as_secs_f64() <= 1.05 * pull.as_secs_f64(),
+                    "{} Mbit/s, {} ms, spans of {span}: {took:?}, {misses} misses of {count}; a pull takes {pull:?}",
+                    link.mbit,
+                    link.round_trip_ms,
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn who_reads_a_part_gets_that() {
+        for (link, shares) in [
+            (GIGABIT_NEAR, [100, 80]),
+            (MEGABITS, [100, 20]),
+            (GIGABIT_FAR, [27, 3]),
+        ] {
+            for (span, share) in FETCHES.into_iter().zip(shares) {
+                let (misses, _) = read(&link, span, 100, share);
+                assert_eq!(misses, share, "{} Mbit/s, spans of {span}", link.mbit);
+            }
+        }
+    }
+
+    #[test]
+    fn over_a_long_distance_the_rest_follows_early() {
+        let (misses, _) = read(&GIGABIT_FAR, FETCHES[0], 100, 100);
+        assert!((28..32).contains(&misses), "{misses}");
+        // not before the third miss, however few there are
+        let (misses, _) = read(&GIGABIT_FAR, FETCHES[0], 4, 4);
+        assert_eq!(misses, LEAST - 1);
+    }
+
+    /// A disk whose readers have waited for long.
+    fn waited_for(off: bool) -> Whole {
+        let whole = Whole::new(false, 1 << 20, off);
+        let now = Instant::now();
+        let mut cost = whole.cost();
+        cost.came(1 << 20, 0, now, now + Duration::from_millis(1));
+        cost.decoded(1 << 20, Duration::from_millis(1));
+        cost.waited(now, now + Duration::from_secs(1));
+        drop(cost);
+        whole
+    }
 
     fn misses(whole: &Whole, count: u32) -> bool {
         (0..count).any(|_| whole.is_due_after_miss())
     }
 
     #[test]
-    fn a_miss_for_four_spans_begins_it_once() {
-        let whole = Whole::new(40, false);
-        assert!(!misses(&whole, 9));
+    fn it_is_begun_once_and_again_when_it_has_failed() {
+        let whole = waited_for(false);
+        assert!(!misses(&whole, LEAST - 1));
         assert!(misses(&whole, 1));
         assert!(!misses(&whole, 10));
         assert_eq!(*whole.progress().borrow(), Progress::Filling);
@@ -194,24 +309,9 @@ mod tests {
     }
 
     #[test]
-    fn what_was_read_ahead_counts_after_three_misses() {
-        let whole = Whole::new(40, false);
-        whole.note_ahead(28);
-        assert!(!misses(&whole, 2));
-        assert!(misses(&whole, 1));
-    }
-
-    #[test]
-    fn a_few_spans_are_worth_three_misses() {
-        let whole = Whole::new(4, false);
-        assert!(!misses(&whole, 2));
-        assert!(misses(&whole, 1));
-    }
-
-    #[test]
     fn it_can_be_off() {
-        let whole = Whole::new(4, true);
-        assert!(!misses(&whole, 4));
+        let whole = waited_for(true);
+        assert!(!misses(&whole, 9));
         assert_eq!(*whole.progress().borrow(), Progress::Lazy);
     }
 }

@@ -117,6 +117,35 @@ async fn an_answer_that_will_be_the_same_is_believed_soon_and_the_next_read_asks
     assert_eq!(disk.degraded(), None);
 }
 
+/// Who comes while a fetch is failing hears of what comes after, not of what was before.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_joins_a_fetch_that_fails_has_a_try_of_its_own() {
+    for failures in [Times::Next(3), Times::UntilHealed] {
+        let lab = Lab::with_options(Layer::new(20), patient(60));
+        let disk = lab.disk().await;
+        let place = lab.layer.place("data/001");
+        lab.registry.fail(On::Data, Fault::status(404), failures);
+        let first = tokio::spawn({
+            let (disk, place) = (Arc::clone(&disk), place.clone());
+            async move { read(&disk, place).await }
+        });
+        until(|| disk.degraded().is_some()).await;
+        let second = read(&disk, place).await;
+        assert_eq!(first.await.unwrap().unwrap_err().kind(), Kind::NotFound);
+        match failures {
+            // the outage ends with the first one's last try
+            Times::Next(_) => {
+                assert!(second.unwrap() == lab.layer.files["data/001"]);
+                assert_eq!(lab.fetched().0, 4);
+            }
+            Times::UntilHealed => {
+                assert_eq!(second.unwrap_err().kind(), Kind::NotFound);
+                assert_eq!(lab.fetched().0, 6);
+            }
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn bytes_that_stay_wrong_are_an_error_and_a_reason() {
     let lab = Lab::new(Layer::new(21));

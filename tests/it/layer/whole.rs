@@ -4,14 +4,21 @@ use std::{ops::Range, sync::Arc, time::Duration};
 
 use socinbd::{
     layer::{Disk, Options, Progress},
+    oci::Packing,
     units::DiskOffset,
 };
 
-use super::fixture::{Lab, Layer, Random, assert_holds, complete, range, read};
-use crate::support::registry::{Fault, On, Times};
+use super::fixture::{Files, Lab, Layer, Random, assert_holds, complete, gzip, range, read, tar};
+use crate::support::registry::{Fault, Link, On, Times};
 
-fn lab(seed: u64) -> Lab {
-    Lab::with_options(Layer::new(seed), Options::default())
+/// Behind a link whose round trip costs far more than a span's bytes: so the rest of the layer follows before long.
+fn lab(layer: Layer, round_trip_ms: u64) -> Lab {
+    let lab = Lab::with_options(layer, Options::default());
+    lab.registry.set_link(Link {
+        round_trip: Duration::from_millis(round_trip_ms),
+        bytes_per_second: 0,
+    });
+    lab
 }
 
 async fn reaches(disk: &Arc<Disk>, wanted: Progress) {
@@ -48,7 +55,7 @@ fn shuffled(lab: &Lab, seed: u64) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn all_files_in_random_order_cost_the_layer_once_in_few_requests() {
     for seed in 0..3 {
-        let lab = lab(40 + seed);
+        let lab = lab(Layer::new(40 + seed), 200);
         let disk = lab.disk().await;
         assert_eq!(*disk.progress().borrow(), Progress::Lazy);
         for path in shuffled(&lab, seed) {
@@ -64,7 +71,7 @@ async fn all_files_in_random_order_cost_the_layer_once_in_few_requests() {
             "{bytes} bytes of {}",
             lab.layer.layer.size
         );
-        // a miss for four spans, one more for each gap that they leave, and what readers asked for meanwhile
+        // the misses before, one more for each gap that they leave, and what readers asked for meanwhile
         let spans = lab.layer.spans.spans.len() as u64;
         assert!(
             requests <= spans * 2 / 3,
@@ -75,7 +82,7 @@ async fn all_files_in_random_order_cost_the_layer_once_in_few_requests() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_few_misses_bring_their_spans_and_many_bring_all() {
-    let lab = lab(50);
+    let lab = lab(Layer::new(50), 200);
     let disk = lab.disk().await;
     for number in 0..2 {
         read(&disk, scattered(&lab, number)).await.unwrap();
@@ -102,22 +109,29 @@ async fn a_few_misses_bring_their_spans_and_many_bring_all() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_source_that_fails_ends_it_and_the_next_misses_begin_anew() {
-    let lab = lab(51);
+    let mut random = Random::new(51);
+    let files: Files = (0..12)
+        .map(|number| (format!("data/{number:02}"), random.text(70_000)))
+        .collect();
+    let blob = gzip(&tar(&files));
+    let lab = lab(Layer::of(files, blob, Packing::Gzip, 64 << 10), 400);
     let disk = lab.disk().await;
-    let gone = Fault::Status {
-        code: 404,
-        retry_after: None,
-    };
-    lab.registry.fail(On::Data, gone, Times::UntilHealed);
-    let reads = (0..12).map(|number| read(&disk, scattered(&lab, number)));
-    let failed = futures_util::future::join_all(reads).await;
-    assert!(failed.iter().all(Result::is_err));
+    // two misses have taken longer than all would
+    for path in ["data/01", "data/05"] {
+        read(&disk, lab.layer.place(path)).await.unwrap();
+    }
+    assert_eq!(*disk.progress().borrow(), Progress::Lazy);
+    lab.registry
+        .fail(On::Data, Fault::status(404), Times::UntilHealed);
+    lab.registry.reset_counters();
+    read(&disk, lab.layer.place("data/09")).await.unwrap_err();
     reaches(&disk, Progress::Lazy).await;
-    assert_eq!(disk.span_counts().0 as usize, lab.layer.empty_spans());
+    let (requests, _) = lab.fetched();
+    assert!(requests > 3, "{requests}: the reader's own alone");
     assert!(disk.degraded().is_some());
 
     lab.registry.heal();
-    read(&disk, scattered(&lab, 0)).await.unwrap();
+    read(&disk, lab.layer.place("data/09")).await.unwrap();
     reaches(&disk, Progress::Complete).await;
     assert_holds(disk.path(), &lab.layer.files);
     assert_eq!(disk.degraded(), None);

@@ -1,0 +1,191 @@
+//! What single spans cost a disk's readers, and what they save them: both by what has been seen of the link and of this machine.
+//!
+//! They cost the time in which a reader waits and its bytes do not come: round trips, and decoding. They save what a pull takes for
+//! unpacking a layer after its bytes have come. As long as no more has been lost than a pull would take for that, whoever reads the
+//! whole layer ends no later than after a pull.
+
+use std::time::{Duration, Instant};
+
+/// How long a pull unpacks, by what decoding takes here: it decompresses one layer after another on one core, slower than spans are decoded,
+/// hashes it and makes files. Four to eight times as long was measured.
+const UNPACKING: u32 = 3;
+
+/// What of one wait counts at most: longer ones are those for a source in trouble, and say nothing of single spans.
+const LONGEST_WAIT: Duration = Duration::from_secs(2);
+
+/// How exactly the coming of bytes can be timed: a thread wakes up no faster.
+const RESOLUTION: Duration = Duration::from_micros(100);
+
+/// Bytes after which what was seen of a rate before counts for half: a connection's first bytes come slowly.
+const RECENT: u64 = 16 << 20;
+
+/// What was measured; bytes are compressed ones.
+#[derive(Debug, Default)]
+pub(super) struct Cost {
+    waited: Cover,
+    /// Bytes that have come.
+    fetched: u64,
+    transfer: Pace,
+    decoding: Pace,
+}
+
+impl Cost {
+    /// A reader has waited, and got what it wanted.
+    pub(super) fn waited(&mut self, from: Instant, to: Instant) {
+        let longest = to.checked_sub(LONGEST_WAIT).unwrap_or(from);
+        self.waited.add(from.max(longest), to);
+    }
+
+    /// Bytes have come: those of the `first_piece` at once, and the last ones at this moment.
+    pub(super) fn came(&mut self, bytes: u64, first_piece: u64, first: Instant, last: Instant) {
+        self.fetched = self.fetched.saturating_add(bytes);
+        // the first piece was on its way before it could be seen; where it is all, that is all that there is to see
+        let timed = match bytes.saturating_sub(first_piece) {
+            0 => bytes,
+            later => later,
+        };
+        let last = last.max(first + RESOLUTION);
+        self.transfer.add(timed, first, last);
+    }
+
+    /// Bytes were decoded, by one thread.
+    pub(super) fn decoded(&mut self, bytes: u64, took: Duration) {
+        self.decoding.add_time(bytes, took);
+    }
+
+    /// Whether readers have lost as much time as a pull takes for unpacking so many bytes. False as long as nothing is known.
+    pub(super) fn reaches_unpacking(&self, bytes: u64) -> bool {
+        let lost = self
+            .transfer
+            .time_of(self.fetched)
+            .map(|transfer| self.waited.total.saturating_sub(transfer));
+        let unpacking = self
+            .decoding
+            .time_of(bytes)
+            .and_then(|decoding| decoding.checked_mul(UNPACKING));
+        unpacking.is_some_and(|unpacking| lost >= Some(unpacking))
+    }
+}
+
+/// The time that intervals cover together. They are added in the order of their ends; what a later one has before the end of an
+/// earlier one is left out.
+#[derive(Debug, Default)]
+struct Cover {
+    total: Duration,
+    until: Option<Instant>,
+}
+
+impl Cover {
+    fn add(&mut self, from: Instant, to: Instant) {
+        let from = self.until.map_or(from, |until| until.max(from));
+        if let Some(more) = to.checked_duration_since(from) {
+            self.total = self.total.saturating_add(more);
+            self.until = Some(to);
+        }
+    }
+}
+
+/// Bytes by time, those seen last above all.
+#[derive(Debug, Default)]
+struct Pace {
+    bytes: u64,
+    time: Cover,
+}
+
+impl Pace {
+    fn add(&mut self, bytes: u64, from: Instant, to: Instant) {
+        self.time.add(from, to);
+        self.add_bytes(bytes);
+    }
+
+    fn add_time(&mut self, bytes: u64, time: Duration) {
+        self.time.total = self.time.total.saturating_add(time);
+        self.add_bytes(bytes);
+    }
+
+    fn add_bytes(&mut self, bytes: u64) {
+        self.bytes = self.bytes.saturating_add(bytes);
+        if self.bytes > RECENT {
+            self.bytes /= 2;
+            self.time.total /= 2;
+        }
+    }
+
+    fn time_of(&self, bytes: u64) -> Option<Duration> {
+        let times = bytes as f64 / self.bytes as f64; // infinite or none without any
+        Duration::try_from_secs_f64(self.time.total.as_secs_f64() * times).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MILLISECOND: Duration = Duration::from_millis(1);
+
+    fn moments() -> impl Fn(u32) -> Instant {
+        let start = Instant::now();
+        move |milliseconds| start + MILLISECOND * milliseconds
+    }
+
+    #[test]
+    fn waits_that_overlap_count_once() {
+        let at = moments();
+        let mut cover = Cover::default();
+        for (from, to) in [(0, 10), (5, 15), (12, 15), (30, 40)] {
+            cover.add(at(from), at(to));
+        }
+        assert_eq!(cover.total, MILLISECOND * 25);
+        // it began first and ended last
+        cover.add(at(20), at(50));
+        assert_eq!(cover.total, MILLISECOND * 35);
+    }
+
+    /// Of a disk of which a thousand bytes take four milliseconds to come, and one to be decoded.
+    fn known(at: &impl Fn(u32) -> Instant) -> Cost {
+        let mut cost = Cost::default();
+        cost.came(1000, 0, at(0), at(4));
+        cost.decoded(1000, MILLISECOND);
+        cost
+    }
+
+    #[test]
+    fn what_is_lost_is_waiting_without_the_transfer() {
+        let at = moments();
+        let mut cost = Cost::default();
+        cost.waited(at(0), at(1000));
+        assert!(!cost.reaches_unpacking(1), "nothing is known of either");
+        let mut cost = known(&at);
+        cost.waited(at(0), at(304));
+        assert!(cost.reaches_unpacking(100_000));
+        assert!(!cost.reaches_unpacking(100_001));
+        // what came while nobody waited is time saved
+        cost.came(1000, 0, at(400), at(404));
+        assert!(cost.reaches_unpacking(98_666));
+        assert!(!cost.reaches_unpacking(98_667));
+    }
+
+    #[test]
+    fn a_wait_for_a_source_in_trouble_counts_in_part() {
+        let at = moments();
+        let mut cost = known(&at);
+        cost.waited(at(0), at(60_000));
+        assert!(cost.reaches_unpacking(665_000));
+        assert!(!cost.reaches_unpacking(666_000));
+    }
+
+    #[test]
+    fn a_pace_is_that_of_late() {
+        let at = moments();
+        let mut pace = Pace::default();
+        // a slow start
+        pace.add(RECENT, at(0), at(10_000));
+        for number in 0..20 {
+            let start = 20_000 + number * 100;
+            pace.add(RECENT / 2, at(start), at(start + 50));
+        }
+        let time = pace.time_of(RECENT).unwrap();
+        assert!(time < 105 * MILLISECOND, "{time:?}");
+        assert_eq!(Pace::default().time_of(7), None);
+    }
+}

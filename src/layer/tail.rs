@@ -1,0 +1,113 @@
+//! What stands behind the end that a layer's table states: padding, of any length. It belongs to the layer's diff ID and to no span's length.
+//!
+//! As much as [`MAX_TAIL`] is kept in the file `rest`. Where there is more, its length is bounded by nothing but deflate's ratio: so the last
+//! span is kept as it came, with the window before it, in a file of its own; and when the layer is checked the tail is decoded once more,
+//! piece by piece.
+
+use std::{io, ops::ControlFlow};
+
+use super::{
+    Disk, folder,
+    rest::{MAX_TAIL, Rest},
+};
+use crate::{
+    error::{Error, Kind, Result, ResultExt as _},
+    gzip::{WINDOW_SIZE, inflate::SpanDecoder},
+    units::SpanId,
+    ztoc::{Compression, Span},
+};
+
+/// Bytes of one piece.
+const PIECE: usize = 1 << 20;
+
+/// The tail of a layer whose last span has come.
+pub(super) enum Tail<'a> {
+    Kept(&'a Rest),
+    Long(Box<Last>),
+}
+
+/// The last span as it came.
+pub(super) struct Last {
+    record: Span,
+    compression: Compression,
+    window: Vec<u8>,
+    compressed: Vec<u8>,
+}
+
+/// Keeps the last span where its tail is too long for `rest`.
+pub(super) fn keep_last(disk: &Disk, window: Option<&[u8]>, compressed: &[u8]) -> Result<()> {
+    let mut bytes = window.map_or_else(|| vec![0; WINDOW_SIZE], <[u8]>::to_vec);
+    bytes.extend_from_slice(compressed);
+    disk.folder().replace(folder::LAST, &bytes)
+}
+
+/// Whether a tail, of which at most one byte more was decoded than is kept, is too long for that.
+pub(super) fn is_long(tail: &[u8]) -> bool {
+    tail.len() > MAX_TAIL
+}
+
+impl<'a> Tail<'a> {
+    pub(super) fn open(disk: &Disk, rest: &'a Rest) -> Result<Self> {
+        if !disk.folder().has(folder::LAST) {
+            return Ok(Self::Kept(rest));
+        }
+        let unread = || "what is kept of the layer cannot be read".to_owned();
+        let last = SpanId(disk.spans().count().saturating_sub(1));
+        let record = disk.spans().read(last).or_kind(Kind::Io, unread)?;
+        let mut window = disk.folder().read(folder::LAST)?;
+        if window.len() < WINDOW_SIZE {
+            return Err(Error::new(Kind::Io, unread()));
+        }
+        let compressed = window.split_off(WINDOW_SIZE);
+        Ok(Self::Long(Box::new(Last {
+            record,
+            compression: disk.spans().compression(),
+            window,
+            compressed,
+        })))
+    }
+
+    /// Gives all of it, in order, piece by piece. Ends early when `take` says so.
+    pub(super) fn each(&self, mut take: impl FnMut(&[u8]) -> ControlFlow<()>) -> io::Result<()> {
+        match self {
+            Self::Kept(rest) => {
+                let end = rest.length()?;
+                let mut buffer = vec![0; PIECE.min(MAX_TAIL)];
+                let mut place = rest.end();
+                while place < end {
+                    let length = buffer.len().min((end - place) as usize);
+                    rest.read(place, &mut buffer[..length])?;
+                    if take(&buffer[..length]).is_break() {
+                        break;
+                    }
+                    place += length as u64;
+                }
+                Ok(())
+            }
+            Self::Long(last) => last.each(take),
+        }
+    }
+}
+
+impl Last {
+    fn each(&self, mut take: impl FnMut(&[u8]) -> ControlFlow<()>) -> io::Result<()> {
+        match self.compression {
+            Compression::Uncompressed => {
+                let span = &self.record.uncompressed;
+                let length = (span.end.get() - span.start.get()) as usize; // it was decoded
+                let tail = self.compressed.get(length..).unwrap_or_default();
+                // all pieces, or up to the one that is enough
+                let _ = tail.chunks(PIECE).try_for_each(take);
+                Ok(())
+            }
+            Compression::Gzip => SpanDecoder::default()
+                .pass_beyond(
+                    &self.record,
+                    &self.compressed,
+                    Some(&self.window),
+                    &mut take,
+                )
+                .map_err(io::Error::other),
+        }
+    }
+}
