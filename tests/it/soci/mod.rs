@@ -9,7 +9,9 @@ mod image;
 mod interop;
 mod layout;
 pub mod make;
+mod oras;
 mod pipeline;
+mod registries;
 
 /// Runs async code in a test, on a runtime of its own.
 fn run<T>(work: impl Future<Output = T>) -> T {

@@ -1,15 +1,14 @@
 //! Debian's `docker-registry`: no referrers API.
 
-use std::process::{Child, Command, Stdio};
+use std::ffi::OsString;
 
-use super::wait;
+use super::served::Served;
 
-/// Debian's registry, while this lives.
+/// Debian's registry, while this lives; or another version of it, where the environment variable `DOCKER_REGISTRY` names its program.
 pub struct DockerRegistry {
-    child: Child,
     /// `127.0.0.1:PORT`.
     pub host: String,
-    _folder: tempfile::TempDir,
+    _served: Served,
 }
 
 impl DockerRegistry {
@@ -20,39 +19,19 @@ impl DockerRegistry {
 
     /// With more of a configuration (YAML).
     pub fn start_with(more: &str) -> Self {
-        let folder = tempfile::tempdir().expect("a folder");
-        // a port that was free a moment ago
-        let host = std::net::TcpListener::bind("127.0.0.1:0")
-            .and_then(|listener| listener.local_addr())
-            .expect("a free port")
-            .to_string();
-        let config = folder.path().join("config.yml");
-        let text = format!(
-            "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {}/data\n  delete:\n    enabled: true\nhttp:\n  addr: {host}\nlog:\n  level: error\n{more}",
-            folder.path().display()
-        );
-        std::fs::write(&config, text).expect("write its configuration");
-        let child = Command::new("docker-registry")
-            .arg("serve")
-            .arg(&config)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("this test needs docker-registry (apt-get install docker-registry)");
-        wait("docker-registry listens", || {
-            std::net::TcpStream::connect(&host).is_ok()
+        let program = std::env::var_os("DOCKER_REGISTRY")
+            .filter(|program| !program.is_empty())
+            .unwrap_or_else(|| OsString::from("docker-registry"));
+        let missing = "docker-registry (apt-get install docker-registry)";
+        let served = Served::start(&program, missing, |data, host| {
+            format!(
+                "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {}\n  delete:\n    enabled: true\nhttp:\n  addr: {host}\nlog:\n  level: error\n{more}",
+                data.display()
+            )
         });
         Self {
-            child,
-            host,
-            _folder: folder,
+            host: served.host.clone(),
+            _served: served,
         }
-    }
-}
-
-impl Drop for DockerRegistry {
-    fn drop(&mut self) {
-        let _ = self.child.kill(); // it may have ended by itself
-        let _ = self.child.wait();
     }
 }

@@ -3,8 +3,10 @@
 pub mod compare;
 pub mod docker_registry;
 pub mod registry;
+pub mod served;
 pub mod tars;
 pub mod vm;
+pub mod zot;
 pub mod ztocs;
 
 /// Bytes that do not compress, the same at each run and others for another seed.
