@@ -11,7 +11,7 @@ use std::{
     io::IoSlice,
     ops::Range,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
 };
 
@@ -48,6 +48,8 @@ const MAX_BACKGROUND: u16 = 256;
 const MAX_WRITE: u32 = 4096;
 /// The kernel asks for 8 KiB at least (FUSE_MIN_READ_BUFFER), and room for a write.
 const REQUEST_BUFFER: usize = 16 << 10;
+/// Buffers that are kept for replies: about as many as are in use at a time.
+const KEPT_BUFFERS: usize = 4;
 const BLOCK: u32 = 4096;
 /// A regular file that root can read.
 const MODE: u32 = 0o100_400;
@@ -161,12 +163,11 @@ struct Worker {
 impl Worker {
     fn run(self) {
         let mut buffer = vec![0; REQUEST_BUFFER];
-        let mut data = Vec::new();
         loop {
             match rustix::io::read(&self.device, &mut buffer[..]) {
                 Ok(count) => {
                     if let Some((header, body)) = protocol::request(&buffer[..count]) {
-                        self.handle(header, body, &mut data);
+                        self.handle(header, body);
                     } else {
                         tracing::error!("a FUSE request of {count} bytes that is none");
                     }
@@ -179,8 +180,8 @@ impl Worker {
                 }
                 // taken back before it was read
                 Err(Errno::INTR | Errno::NOENT) => {}
-                // the last user is gone
-                Err(Errno::NODEV) => return,
+                // the last user is gone, or the kernel has ended the file system before it
+                Err(Errno::NODEV | Errno::CONNABORTED) => return,
                 Err(errno) => {
                     tracing::error!("reading a FUSE request: {errno}");
                     return;
@@ -201,7 +202,7 @@ impl Worker {
         }
     }
 
-    fn handle(&self, header: InHeader, body: &[u8], data: &mut Vec<u8>) {
+    fn handle(&self, header: InHeader, body: &[u8]) {
         let unique = header.unique;
         let reply = |result: Result<&[u8], Errno>| reply(&self.device, unique, result);
         match header.opcode {
@@ -221,7 +222,7 @@ impl Worker {
                 ..OpenOut::default()
             }
             .as_bytes())),
-            FUSE_READ if header.nodeid == FUSE_ROOT_ID => self.read(unique, body, data),
+            FUSE_READ if header.nodeid == FUSE_ROOT_ID => self.read(unique, body),
             FUSE_RELEASE | FUSE_DESTROY => reply(Ok(&[])),
             FUSE_STATFS => reply(Ok(StatfsOut {
                 blocks: self.disk.size() / u64::from(BLOCK),
@@ -254,7 +255,7 @@ impl Worker {
         }
     }
 
-    fn read(&self, unique: u64, body: &[u8], data: &mut Vec<u8>) {
+    fn read(&self, unique: u64, body: &[u8]) {
         let request = ReadIn::read_from_prefix(body).ok();
         let Some((request, _)) = request.filter(|(request, _)| request.size <= MAX_READ) else {
             return reply(&self.device, unique, Err(Errno::INVAL));
@@ -264,7 +265,7 @@ impl Worker {
         let end = start.saturating_add(u64::from(request.size)).min(size);
         let range = DiskOffset(start)..DiskOffset(end);
         if self.disk.is_present(range.clone()) {
-            return read_and_reply(&self.device, unique, &*self.disk, range, data);
+            return read_and_reply(&self.device, unique, &*self.disk, range);
         }
         let disk = self.disk.clone();
         let mut pending = Pending {
@@ -280,7 +281,7 @@ impl Worker {
             // a read of a local file and a copy into the kernel: not for the async workers
             let answer = tokio::task::spawn_blocking(move || {
                 pending.is_answered = true;
-                read_and_reply(&pending.device, unique, &*disk, range, &mut Vec::new());
+                read_and_reply(&pending.device, unique, &*disk, range);
             });
             let _ = answer.await;
         });
@@ -318,21 +319,49 @@ fn init_out(init: &InitIn) -> InitOut {
     }
 }
 
-fn read_and_reply(
-    device: &OwnedFd,
-    unique: u64,
-    disk: &dyn ServedDisk,
-    range: Range<DiskOffset>,
-    data: &mut Vec<u8>,
-) {
+fn read_and_reply(device: &OwnedFd, unique: u64, disk: &dyn ServedDisk, range: Range<DiskOffset>) {
     // at most MAX_READ
     let length = usize::try_from(range.end.get() - range.start.get()).unwrap_or(0);
-    data.resize(length, 0);
+    let mut buffer = Buffer::lend();
+    let data = buffer.of_length(length);
     match disk.read_present(range.start, data) {
         Ok(()) => reply(device, unique, Ok(data)),
         Err(error) => {
             tracing::error!("reading the disk at {}: {error}", range.start);
             reply(device, unique, Err(Errno::IO));
+        }
+    }
+}
+
+/// The bytes of a reply in the making. All threads of all files share a few: a buffer a thread would be most of what a daemon with many
+/// idle disks holds.
+struct Buffer(Vec<u8>);
+
+static BUFFERS: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
+
+impl Buffer {
+    fn lend() -> Self {
+        Self(Self::kept().pop().unwrap_or_default())
+    }
+
+    /// Room for so many bytes, whatever is in it.
+    fn of_length(&mut self, length: usize) -> &mut [u8] {
+        if self.0.len() < length {
+            self.0.resize(length, 0);
+        }
+        &mut self.0[..length]
+    }
+
+    fn kept() -> MutexGuard<'static, Vec<Vec<u8>>> {
+        BUFFERS.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let mut kept = Self::kept();
+        if kept.len() < KEPT_BUFFERS {
+            kept.push(std::mem::take(&mut self.0));
         }
     }
 }
