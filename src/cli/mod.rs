@@ -30,6 +30,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::{
     engine::discovery::{IndexChoice, IndexPolicy},
     error::{Error, Kind, Result, ResultExt},
+    kernel::memory,
     oci::{Digest, Platform, Reference},
     source::Access,
 };
@@ -196,6 +197,7 @@ impl IndexArgs {
 
 /// Runs the program: the arguments, and the exit status.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    memory::keep_little();
     let matches = Cli::command().get_matches_from(arguments);
     let cli = match Cli::from_arg_matches(&matches) {
         Ok(cli) => cli,
