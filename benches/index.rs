@@ -53,6 +53,8 @@ fn index(layer: &[u8]) -> Indexed {
         Packing::Gzip,
         Options {
             span_size: SPAN_SIZE,
+            // as `index create` and `ztoc create` have it: the blob's digest is known
+            diff_id: false,
             ..Options::default()
         },
         NoSink,
