@@ -325,6 +325,7 @@ impl Create {
             ztoc: true,
             compact_span_size: None,
             diff_id: false,
+            checked_digest: None,
         };
         let corrupt = |error: build::Error<std::convert::Infallible>| {
             let kind = error.kind();

@@ -12,8 +12,8 @@ const MAX_PAYLOAD_SIZE: usize = 3 * WINDOW_SIZE;
 /// Bytes between two runs that cost less than the two numbers of another run.
 const MERGED_GAP: usize = 3;
 
-/// zstd's level for windows.
-const LEVEL: i32 = 19;
+/// zstd's level for windows. They are most of the work of a compact index; level 19 takes 3.5 times as long for a hundredth less.
+const LEVEL: i32 = 12;
 
 /// A window as a span needs it.
 #[derive(Clone, PartialEq, Eq)]

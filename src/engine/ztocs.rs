@@ -46,6 +46,8 @@ pub(super) struct LayerTable {
 struct Wanted {
     ztoc: bool,
     compact_span_size: Option<u64>,
+    /// Whether the destination checks what passes against the layer's digest, before it says that it has taken it.
+    is_checked: bool,
 }
 
 /// Makes zTOCs.
@@ -84,6 +86,7 @@ impl Maker<'_> {
                 Some(_) => None,
                 None => self.options.compact_span_size,
             },
+            is_checked: false,
         };
         let mut made = Made {
             ztoc: ztoc.ok_or_else(|| "no zTOC was made".to_owned()),
@@ -169,7 +172,17 @@ impl Maker<'_> {
                 to.copy_blob(source, &layer.digest, layer.size, Some(&mut tap))
                     .await
             };
-            let (done, indexed) = tokio::join!(copy, self.listen(layer, wanted, receiver));
+            let (done, indexed) = tokio::join!(
+                copy,
+                self.listen(
+                    layer,
+                    Wanted {
+                        is_checked: true,
+                        ..wanted
+                    },
+                    receiver
+                )
+            );
             let done = done?;
             if done == Copied::Uploaded {
                 return Ok((indexed?, Some(done)));
@@ -241,6 +254,7 @@ impl Maker<'_> {
             ztoc: wanted.ztoc,
             compact_span_size: wanted.compact_span_size,
             diff_id: false,
+            checked_digest: wanted.is_checked.then_some(layer.digest),
         };
         let mut indexer = LayerIndexer::new(layer.packing, options, NoSink);
         let (sender, mut receiver) = mpsc::channel::<Bytes>(PIECES_AHEAD);

@@ -194,6 +194,7 @@ fn unpack(
         ztoc: false,
         compact_span_size: None,
         diff_id: true,
+        checked_digest: None,
     };
     let sink = DiskSink::new(folder.create(folder::DISK)?);
     let mut indexer = LayerIndexer::new(layer.packing, options, sink);

@@ -72,6 +72,8 @@ pub struct Options {
     pub compact_span_size: Option<u64>,
     /// Whether the diff ID is wanted. It is a third of the work, and says nothing of a blob whose digest is known.
     pub diff_id: bool,
+    /// The blob's digest, where somebody else checks the same bytes against it: it is then not taken once more.
+    pub checked_digest: Option<Digest>,
 }
 
 impl Default for Options {
@@ -82,6 +84,7 @@ impl Default for Options {
             ztoc: true,
             compact_span_size: None,
             diff_id: true,
+            checked_digest: None,
         }
     }
 }
@@ -91,7 +94,7 @@ impl Default for Options {
 pub struct Indexed {
     /// How the blob is packed, as its bytes say.
     pub packing: Packing,
-    /// SHA-256 of the blob.
+    /// SHA-256 of the blob; what was said where another checks it.
     pub digest: Digest,
     /// Bytes of the blob.
     pub size: u64,
@@ -114,7 +117,8 @@ pub struct Indexed {
 pub struct LayerIndexer<S> {
     declared: Packing,
     options: Options,
-    blob: Hasher,
+    /// What has passed of the blob, unless another checks its digest.
+    blob: Result<Hasher, Digest>,
     size: u64,
     /// The blob's first bytes, until there are enough to know how it is packed.
     head: Vec<u8>,
@@ -129,7 +133,9 @@ impl<S: LayerSink> LayerIndexer<S> {
     pub fn new(packing: Packing, options: Options, sink: S) -> Self {
         Self {
             declared: packing,
-            blob: Hasher::default(),
+            blob: options
+                .checked_digest
+                .map_or_else(|| Ok(Hasher::default()), Err),
             size: 0,
             head: Vec::new(),
             unpacker: None,
@@ -148,7 +154,9 @@ impl<S: LayerSink> LayerIndexer<S> {
 
     /// Takes the next bytes of the blob.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), Error<S::Error>> {
-        self.blob.update(bytes);
+        if let Ok(blob) = &mut self.blob {
+            blob.update(bytes);
+        }
         self.size += bytes.len() as u64;
         if self.unpacker.is_some() {
             return self.unpack(bytes);
@@ -175,7 +183,7 @@ impl<S: LayerSink> LayerIndexer<S> {
             }
             None => self.declared, // `begin` has set it
         };
-        let digest = self.blob.finish();
+        let digest = self.blob.map_or_else(|checked| checked, Hasher::finish);
         let archive = self
             .stream
             .tar

@@ -157,7 +157,8 @@ impl Destination {
     }
 
     /// Brings a blob here: nothing moves if it is here, a registry mounts what another of its repositories has, else its bytes
-    /// stream through. Only in that last case `tap` is called, and what it gives gets all bytes, once and in order.
+    /// stream through. Only in that last case `tap` is called, and what it gives gets all bytes, once and in order; `Uploaded` says that
+    /// they have the digest.
     pub async fn copy_blob(
         &self,
         from: &Source,
@@ -183,7 +184,11 @@ impl Destination {
                     return Ok(Copied::Present);
                 }
                 let blob = incoming(from, digest, size, tap).await?;
-                layout.copy_blob(blob).await.map(|()| Copied::Uploaded)
+                let other = from.layout();
+                layout
+                    .copy_blob(blob, other)
+                    .await
+                    .map(|()| Copied::Uploaded)
             }
             WritePlace::Archive(pack) => {
                 if pack.has_blob(digest) {

@@ -97,7 +97,7 @@ impl Pack {
             start
         };
         let data = start + BLOCK; // `reserve` has checked the whole member
-        stream::write(&self.0.file, data, blob)
+        stream::write(Some((Arc::clone(&self.0.file), data)), blob)
             .await
             .map_err(|error| error.context(context()))?;
         // last: without its header a member is none

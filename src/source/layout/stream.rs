@@ -21,8 +21,9 @@ pub(in crate::source) struct Incoming {
     pub(in crate::source) tap: Option<mpsc::Sender<Bytes>>,
 }
 
-/// Writes a blob at this place of the file. An error when its pieces have another digest or size than said.
-pub(super) async fn write(file: &Arc<File>, start: u64, blob: Incoming) -> Result<()> {
+/// Writes a blob at this place of the file; to no file where it is there already. An error when its pieces have another digest or size
+/// than said.
+pub(super) async fn write(file: Option<(Arc<File>, u64)>, blob: Incoming) -> Result<()> {
     let Incoming {
         digest,
         size,
@@ -44,15 +45,17 @@ pub(super) async fn write(file: &Arc<File>, start: u64, blob: Incoming) -> Resul
         {
             tap = None;
         }
-        let at = start
-            .checked_add(done)
-            .ok_or_else(|| Error::new(Kind::Unsupported, "an offset that no file has"))?;
-        let file = Arc::clone(file);
+        let file = file.clone();
         hasher = blocking(move || {
             let mut hasher = hasher;
             hasher.update(&piece);
-            file.write_all_at(&piece, at)
-                .or_kind(Kind::Io, || format!("writing at byte {at}"))?;
+            if let Some((file, start)) = file {
+                let at = start
+                    .checked_add(done)
+                    .ok_or_else(|| Error::new(Kind::Unsupported, "an offset that no file has"))?;
+                file.write_all_at(&piece, at)
+                    .or_kind(Kind::Io, || format!("writing at byte {at}"))?;
+            }
             Ok(hasher)
         })
         .await?;

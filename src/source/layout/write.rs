@@ -7,7 +7,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io::Write,
-    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt as _, PermissionsExt},
     path::Path,
     sync::Arc,
 };
@@ -139,31 +139,53 @@ impl Layout {
             .await
     }
 
-    /// Adds a blob that comes in pieces; it is there only when all of it has come and its digest is right.
-    pub(in crate::source) async fn copy_blob(&self, blob: Incoming) -> Result<()> {
-        let digest = blob.digest;
+    /// Adds a blob that comes in pieces; it is there only when all of it has come and its digest is right. Where `from`, the layout that it
+    /// comes from, has it as a file that can stand here too, that gets another name here, and its bytes are read, not written.
+    pub(in crate::source) async fn copy_blob(
+        &self,
+        blob: Incoming,
+        from: Option<&Self>,
+    ) -> Result<()> {
+        let (digest, size) = (blob.digest, blob.size);
         let context =
             |opened: &Opened| format!("{}: blob {digest} cannot be written", opened.place());
-        let file = self
-            .run(|opened| {
-                let folder = opened.folder()?.join("blobs/sha256");
-                let mode = opened.file_mode(opened.folder()?);
-                temporary(&folder, mode)
-                    .or_kind(Kind::Io, || format!("{}: a new blob", opened.place()))
+        let from = from.cloned();
+        let (path, to) = self
+            .run(move |opened| {
+                let (folder, mode) = (opened.folder()?, opened.file_mode(opened.folder()?));
+                let blobs = folder.join("blobs/sha256");
+                let file = match from.and_then(|from| link(&from, &digest, size, &blobs, mode)) {
+                    Some(linked) => NewBlob::Linked(linked),
+                    None => NewBlob::Empty(
+                        temporary(&blobs, mode)
+                            .or_kind(Kind::Io, || format!("{}: a new blob", opened.place()))?,
+                    ),
+                };
+                Ok((blob_path(folder, &digest), file))
             })
             .await?;
-        let open = file
-            .as_file()
-            .try_clone()
-            .or_kind(Kind::Io, || context(&self.0))?;
-        stream::write(&Arc::new(open), 0, blob)
+        let file = match &to {
+            NewBlob::Linked(_) => None,
+            NewBlob::Empty(file) => {
+                let open = file.as_file().try_clone();
+                Some((Arc::new(open.or_kind(Kind::Io, || context(&self.0))?), 0))
+            }
+        };
+        stream::write(file, blob)
             .await
             .map_err(|error| error.context(context(&self.0)))?;
-        self.run(move |opened| {
-            let path = blob_path(opened.folder()?, &digest);
+        self.run(move |_| {
             let save = || -> std::io::Result<()> {
-                file.as_file().sync_all()?;
-                file.persist(&path)?;
+                match to {
+                    NewBlob::Linked(linked) => {
+                        fs::File::open(linked.path())?.sync_all()?;
+                        linked.persist(&path)?;
+                    }
+                    NewBlob::Empty(file) => {
+                        file.as_file().sync_all()?;
+                        file.persist(&path)?;
+                    }
+                }
                 Ok(())
             };
             save().or_kind(Kind::Io, || path.display().to_string())
@@ -388,6 +410,38 @@ fn replace(path: &Path, bytes: &[u8], mode: u32) -> std::io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     written(folder, bytes, mode)?.persist(path)?;
     File::open(folder)?.sync_all()
+}
+
+/// A blob that has no name yet.
+enum NewBlob {
+    /// A file of its own.
+    Empty(NamedTempFile),
+    /// That of another layout.
+    Linked(NamedTempFile<()>),
+}
+
+/// Another name, below `blobs`, for a blob's file in a layout. `None` where it would not be as good as one that is made here: it is in an
+/// archive or on another file system, is no regular file of this user's, or has another mode.
+fn link(
+    from: &Layout,
+    digest: &Digest,
+    size: u64,
+    blobs: &Path,
+    mode: u32,
+) -> Option<NamedTempFile<()>> {
+    let Blobs::Folder(folder) = &from.0.blobs else {
+        return None;
+    };
+    let file = blob_path(folder, digest);
+    let linked = tempfile::Builder::new()
+        .prefix(".socinbd-")
+        .make_in(blobs, |name| fs::hard_link(&file, name))
+        .ok()?;
+    // whatever the name there has led to: this is what stands here now
+    let found = fs::symlink_metadata(linked.path()).ok()?;
+    let is_own = found.uid() == rustix::process::geteuid().as_raw();
+    let as_made_here = found.is_file() && found.len() == size && found.mode() & 0o7777 == mode;
+    (is_own && as_made_here).then_some(linked)
 }
 
 /// An empty temporary file.

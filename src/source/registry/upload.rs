@@ -98,13 +98,14 @@ pub(super) async fn copy(
     loop {
         let before = upload.offset();
         let failure = match upload.attempt(&mut tap).await {
+            Ok(Copied::Uploaded) => return upload.passed().await,
             Ok(copied) => return Ok(copied),
             Err(failure) => failure,
         };
         tries.after(failure).await?;
         // the answer may have been lost, not the blob
         if has(client, digest).await? {
-            return Ok(Copied::Uploaded);
+            return upload.passed().await;
         }
         upload.resume().await;
         if upload.offset() > before {
@@ -153,6 +154,23 @@ impl Tee {
 impl Upload<'_, '_> {
     fn offset(&self) -> u64 {
         self.session.as_ref().map_or(0, |(_, offset)| *offset)
+    }
+
+    /// The blob is there: whether all of it has passed here, as it should be. Another client may have been faster with the rest.
+    async fn passed(&self) -> Result<Copied> {
+        let tee = self.tee.lock().await;
+        let found = tee.hasher.clone().finish();
+        match tee.seen == self.blob.size {
+            true if found == *self.blob.digest => Ok(Copied::Uploaded),
+            true => Err(Error::new(
+                Kind::Corrupt,
+                format!(
+                    "blob {}: its source sent other bytes, of the digest {found}",
+                    self.blob.digest
+                ),
+            )),
+            false => Ok(Copied::Present),
+        }
     }
 
     async fn attempt(&mut self, tap: &mut Option<Tap<'_>>) -> Result<Copied, Failure> {

@@ -450,6 +450,60 @@ async fn layouts_are_written_whole_and_read_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_blob_of_a_folder_gets_a_second_name_where_it_can() {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+    let home = tempfile::TempDir::new().unwrap();
+    let layout = |name: &str| format!("oci:{}", home.path().join(name).display());
+    let first = destination(&layout("first")).await;
+    let path = |name: &str, digest: &Digest| {
+        home.path()
+            .join(name)
+            .join("blobs/sha256")
+            .join(digest.hex())
+    };
+    let copy = async |name: &str, digest: &Digest, size: usize| {
+        let from = source(&layout("first")).await;
+        let to = destination(&layout(name)).await;
+        let (sender, mut receiver) = tokio::sync::mpsc::channel(100);
+        let mut sender = Some(sender);
+        let mut tap = || sender.take().unwrap();
+        let copied = to
+            .copy_blob(&from, digest, size as u64, Some(&mut tap))
+            .await?;
+        assert_eq!(copied, Copied::Uploaded);
+        let mut seen = Vec::new();
+        while let Some(piece) = receiver.recv().await {
+            seen.extend_from_slice(&piece);
+        }
+        assert_eq!(Digest::of(&seen), *digest);
+        Ok::<_, socinbd::error::Error>(path(name, digest).metadata().unwrap().ino())
+    };
+    let (plain, odd) = (Bytes::from(vec![1; 3_000_000]), Bytes::from_static(b"odd"));
+    first.put_blob(&plain).await.unwrap();
+    first.put_blob(&odd).await.unwrap();
+    let (plain, odd) = (Digest::of(&plain), Digest::of(&odd));
+    // the very file
+    let inode = path("first", &plain).metadata().unwrap().ino();
+    assert_eq!(copy("second", &plain, 3_000_000).await.unwrap(), inode);
+    // another mode, and a symbolic link: copied
+    let mode = std::fs::Permissions::from_mode(0o600);
+    std::fs::set_permissions(path("first", &odd), mode).unwrap();
+    let inode = path("first", &odd).metadata().unwrap().ino();
+    assert_ne!(copy("second", &odd, 3).await.unwrap(), inode);
+    std::fs::rename(path("first", &plain), home.path().join("pool")).unwrap();
+    std::os::unix::fs::symlink(home.path().join("pool"), path("first", &plain)).unwrap();
+    copy("third", &plain, 3_000_000).await.unwrap();
+    assert!(path("third", &plain).symlink_metadata().unwrap().is_file());
+    // other bytes than the digest's have no name in the end
+    std::fs::remove_file(path("first", &plain)).unwrap();
+    std::fs::write(path("first", &plain), vec![2; 3_000_000]).unwrap();
+    let error = copy("fourth", &plain, 3_000_000).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Corrupt, "{error:?}");
+    let left = std::fs::read_dir(home.path().join("fourth/blobs/sha256")).unwrap();
+    assert_eq!(left.count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_no_registry_takes_is_a_named_error() {
     let registry = Registry::start();
     let to = destination(&registry.reference("a:1")).await;
