@@ -101,7 +101,7 @@ impl Disk {
             deadline,
         );
         if let Some(claim) = claims.last_mut() {
-            self.widen(claim, range);
+            self.widen(claim);
         }
         let missed = claims.last().map(|claim| SpanId(claim.spans().end));
         self.start(claims);
@@ -157,15 +157,13 @@ impl Disk {
     }
 
     /// Has the fetch of a miss bring what its reader is likely to want next, where spans are fine.
-    fn widen(&self, claim: &mut Claim, range: &Range<DiskOffset>) {
-        let regions = self.regions().in_disk(range);
-        let (true, Some((_, file))) = (self.is_fine(), first_and_last(regions)) else {
+    fn widen(&self, claim: &mut Claim) {
+        if !self.is_fine() {
             return;
-        };
-        let file = self.spans().covering(file.layer);
+        }
         let end = readahead::around(
             &claim.spans(),
-            &file,
+            self.spans().count(),
             |span| self.has(SpanId(span)),
             |span| self.compressed_length(&(span..span + 1)),
         );

@@ -27,9 +27,11 @@ const FILES: u32 = 4;
 pub(super) const LEAST_PASSED: u64 = 4 << 20;
 
 /// Compressed bytes that a miss brings besides, where spans are fine: so many behind it, ...
-const AROUND: u64 = 96 << 10;
-/// ... and half of what is there right before it, of which so many count.
-const MOST_AROUND: u64 = 512 << 10;
+const AROUND: u64 = 80 << 10;
+/// ... and half of what is there right before it, of which so many count, ...
+const MOST_AROUND: u64 = 128 << 10;
+/// ... and what is then left up to spans that are there, if it is no more than this.
+const GAP: u64 = 96 << 10;
 
 /// Compressed bytes that are fetched ahead of a reader: at first, and at most.
 const FIRST_WINDOW: u64 = 1 << 20;
@@ -183,29 +185,37 @@ impl Marker {
     }
 }
 
-/// Where the fetch of a miss should end that needs the spans `missed`, where spans are fine: a reader of one is likely to want the next,
-/// the more so the more of what stands before it has been wanted. Never past the file's end.
+/// Where the fetch of a miss should end that needs the spans `missed` of `count`, where spans are fine: its reader is likely to want the
+/// next, the more so the more of what stands before it has been wanted, and what lies between two wanted places. Whether they are of the
+/// same file does not count: the files of a package stand together and are wanted together.
 pub(super) fn around(
     missed: &Range<u32>,
-    file: &Range<u32>,
+    count: u32,
     present: impl Fn(u32) -> bool,
     compressed: impl Fn(u32) -> u64,
 ) -> u32 {
     let mut before = 0;
-    for span in (file.start..missed.start).rev() {
+    for span in (0..missed.start).rev() {
         if before >= MOST_AROUND || !present(span) {
             break;
         }
         before += compressed(span);
     }
-    let most = AROUND + before.min(MOST_AROUND) / 2;
-    let mut bytes = 0;
-    let mut end = missed.end;
-    while end < file.end && bytes + compressed(end) <= most {
-        bytes += compressed(end);
-        end += 1;
+    let absent = |start: u32, most: u64| {
+        let (mut end, mut bytes) = (start, 0);
+        while end < count && !present(end) && bytes + compressed(end) <= most {
+            bytes += compressed(end);
+            end += 1;
+        }
+        end
+    };
+    let end = absent(missed.end, AROUND + before.min(MOST_AROUND) / 2);
+    let gap = absent(end, GAP);
+    if gap < count && present(gap) {
+        gap
+    } else {
+        end
     }
-    end
 }
 
 /// The end of the spans that `stream` should have ahead of it.
@@ -268,17 +278,20 @@ mod tests {
     #[test]
     fn a_miss_brings_the_next_spans_and_more_the_more_is_there() {
         let fine = |_| 40 << 10;
-        let end = |missed: Range<u32>, file: Range<u32>, present: Range<u32>| {
-            around(&missed, &file, |span| present.contains(&span), fine)
+        let end = |missed: Range<u32>, count: u32, present: &[Range<u32>]| {
+            let present = |span| present.iter().any(|spans| spans.contains(&span));
+            around(&missed, count, present, fine)
         };
-        assert_eq!(end(10..11, 0..100, 0..0), 13, "two of 40 KiB in 96");
-        assert_eq!(end(10..11, 0..12, 0..0), 12, "not past the file");
-        assert_eq!(end(10..11, 0..100, 5..10), 15, "half of five more");
-        assert_eq!(end(10..11, 8..100, 0..10), 14, "what is there of the file");
-        assert_eq!(end(10..11, 0..100, 5..9), 13, "not right before it");
-        assert_eq!(end(80..82, 0..100, 0..80), 90, "eight at most");
+        assert_eq!(end(10..11, 100, &[]), 13, "two of 40 KiB in 80");
+        assert_eq!(end(10..11, 12, &[]), 12, "not past the layer");
+        assert_eq!(end(10..11, 100, &[8..10]), 14, "half of two more");
+        assert_eq!(end(10..11, 100, &[5..9]), 13, "not right before it");
+        assert_eq!(end(80..82, 100, &[0..80]), 85, "three at most");
+        assert_eq!(end(10..11, 100, &[12..13]), 12, "up to what is there");
+        assert_eq!(end(10..11, 100, &[15..16]), 15, "a gap of two more");
+        assert_eq!(end(10..11, 100, &[16..17]), 13, "none of three");
         // coarse ones are too long for it
-        assert_eq!(around(&(10..11), &(0..100), |_| true, |_| 1 << 20), 11);
+        assert_eq!(around(&(10..11), 100, |span| span < 10, |_| 1 << 20), 11);
     }
 
     #[test]
