@@ -4,8 +4,43 @@ use std::{fs::File, ops::Range};
 
 use rustix::fs::SeekFrom;
 
-use super::Allocation;
+use super::{Allocation, Disk};
 use crate::{ext4::BLOCK_SIZE, units::DiskOffset};
+
+impl Disk {
+    /// The extents of a range, merged, in whole blocks but for the range's own ends.
+    pub fn allocation(&self, range: Range<DiskOffset>) -> Vec<(u64, Allocation)> {
+        let end = range.end.min(DiskOffset(self.size()));
+        let mut extents = Extents::new(range.start);
+        let mut position = range.start;
+        for region in self.regions().in_disk(&(range.start..end)) {
+            let Some(part) = region.clip_disk(&(range.start..end)) else {
+                continue;
+            };
+            stored(self.file(), position..part.disk.start, &mut extents);
+            for span in self.spans_of(&part.layer) {
+                let bytes = self.spans().uncompressed(span);
+                let Some(piece) = part.clip_layer(&bytes) else {
+                    continue;
+                };
+                let present = self.bitmap().get(span);
+                extents.push(
+                    piece.disk.end,
+                    if present {
+                        Allocation::Present
+                    } else {
+                        Allocation::Absent
+                    },
+                );
+            }
+            // a streamed disk has no spans
+            extents.push(part.disk.end, Allocation::Present);
+            position = part.disk.end;
+        }
+        stored(self.file(), position..end, &mut extents);
+        extents.finish(end)
+    }
+}
 
 /// Extents in the making. Where two kinds meet inside a block the block is what asks for more: absent before present before zero.
 pub(super) struct Extents {

@@ -17,8 +17,7 @@ use std::{
 use tokio::sync::watch;
 
 use super::{
-    Allocation, Counters, LayerBlob, Progress, StackingFacts, Store,
-    allocation::{self, Extents},
+    Counters, LayerBlob, Progress, StackingFacts, Store,
     bitmap::Bitmap,
     check,
     demand::first_and_last,
@@ -320,39 +319,6 @@ impl Disk {
         }
     }
 
-    /// The extents of a range, merged, in whole blocks but for the range's own ends.
-    pub fn allocation(&self, range: Range<DiskOffset>) -> Vec<(u64, Allocation)> {
-        let end = range.end.min(DiskOffset(self.size()));
-        let mut extents = Extents::new(range.start);
-        let mut position = range.start;
-        for region in self.regions.in_disk(&(range.start..end)) {
-            let Some(part) = region.clip_disk(&(range.start..end)) else {
-                continue;
-            };
-            allocation::stored(self.file.get(), position..part.disk.start, &mut extents);
-            for span in self.spans_of(&part.layer) {
-                let bytes = self.spans.uncompressed(span);
-                let Some(piece) = part.clip_layer(&bytes) else {
-                    continue;
-                };
-                let present = self.bitmap.get(span);
-                extents.push(
-                    piece.disk.end,
-                    if present {
-                        Allocation::Present
-                    } else {
-                        Allocation::Absent
-                    },
-                );
-            }
-            // a streamed disk has no spans
-            extents.push(part.disk.end, Allocation::Present);
-            position = part.disk.end;
-        }
-        allocation::stored(self.file.get(), position..end, &mut extents);
-        extents.finish(end)
-    }
-
     /// Brings what is present to the disk, and then its bits. Blocks.
     pub fn sync(&self) -> Result<()> {
         let mut state = self.lock_state();
@@ -582,7 +548,10 @@ impl Disk {
         }
     }
 
-    fn spans_of(&self, layer: &Range<LayerOffset>) -> impl Iterator<Item = SpanId> + use<> {
+    pub(super) fn spans_of(
+        &self,
+        layer: &Range<LayerOffset>,
+    ) -> impl Iterator<Item = SpanId> + use<> {
         self.spans.covering(layer.clone()).map(SpanId)
     }
 
