@@ -141,9 +141,7 @@ impl Disk {
             }
         }
         let rest = if state.verified {
-            // where the death of the daemon has left them
-            folder.remove(folder::REST)?;
-            folder.remove(folder::LAST)?;
+            folder.remove_rest()?; // where the death of the daemon has left it
             None
         } else {
             let file = folder.open(folder::REST)?;
@@ -152,14 +150,7 @@ impl Disk {
         let disowned = Disowned::open(&folder, state.spans)?;
         // the machine may have gone down before the bits did; in memory they count whatever becomes of the file
         let _ = bitmap.disown(&disowned.spans());
-        let absent = (0..bitmap.count())
-            .map(SpanId)
-            .filter(|span| !bitmap.get(*span));
-        let absent = absent.map(|span| {
-            let bytes = spans.compressed(span);
-            bytes.end.get() - bytes.start.get()
-        });
-        let whole = Whole::new(bitmap.is_full(), absent.sum(), store.options().never_whole);
+        let whole = Whole::of(&bitmap, &spans, store.options().never_whole);
         let disk = Arc::new_cyclic(|me| Self {
             me: Weak::clone(me),
             store: Arc::clone(store),
@@ -529,8 +520,7 @@ impl Disk {
             state.complete = self.bitmap.is_full() && lock(&self.unsynced).is_empty();
         })?;
         self.proof.verified();
-        self.folder.remove(folder::REST)?;
-        self.folder.remove(folder::LAST)
+        self.folder.remove_rest()
     }
 
     /// Reads from `disk.ext4`, past the page cache where the kernel can.

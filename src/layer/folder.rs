@@ -125,8 +125,14 @@ impl Folder {
         written.or_kind(Kind::Io, || self.cannot_write(name))
     }
 
+    /// Removes what was kept for the check of the layer.
+    pub(super) fn remove_rest(&self) -> Result<()> {
+        self.remove(REST)?;
+        self.remove(LAST)
+    }
+
     /// Removes a file that is not needed any more.
-    pub(super) fn remove(&self, name: &str) -> Result<()> {
+    fn remove(&self, name: &str) -> Result<()> {
         let path = self.0.join(name);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {

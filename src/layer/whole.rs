@@ -18,7 +18,7 @@ use std::{
 
 use tokio::{sync::watch, task::JoinSet};
 
-use super::{Disk, Progress, cost::Cost, fetch, flight};
+use super::{Disk, Progress, bitmap::Bitmap, cost::Cost, fetch, flight, spans::Spans};
 use crate::units::SpanId;
 
 /// Misses without which a layer is not fetched as a whole.
@@ -43,8 +43,20 @@ pub(super) struct Whole {
 }
 
 impl Whole {
+    /// Of a disk with these spans, of which some are present.
+    pub(super) fn of(bitmap: &Bitmap, spans: &Spans, off: bool) -> Self {
+        let absent = (0..bitmap.count())
+            .map(SpanId)
+            .filter(|span| !bitmap.get(*span));
+        let absent = absent.map(|span| {
+            let bytes = spans.compressed(span);
+            bytes.end.get() - bytes.start.get()
+        });
+        Self::new(bitmap.is_full(), absent.sum(), off)
+    }
+
     /// Of a disk that is full or not, with so many compressed bytes absent; it is never begun when it is `off`.
-    pub(super) fn new(is_full: bool, absent: u64, off: bool) -> Self {
+    fn new(is_full: bool, absent: u64, off: bool) -> Self {
         let progress = match is_full {
             true => Progress::Complete,
             false => Progress::Lazy,
