@@ -61,6 +61,8 @@ pub fn check_header(
 /// A fingerprint of what [`check_header`] compares, for who cannot keep the entries: the same of a table's entry and of the header
 /// that it is true to.
 pub fn fingerprint(entry: &Entry) -> [u8; 16] {
+    /// Two bytes, eight numbers, and two NULs.
+    const FIXED_BYTES: usize = 2 + 8 * 8 + 2;
     let is_regular = entry.kind == EntryKind::Regular;
     let is_link = is_link(entry);
     let is_device = is_device(entry);
@@ -74,7 +76,13 @@ pub fn fingerprint(entry: &Entry) -> [u8; 16] {
         EntryKind::Block => 5,
         EntryKind::Fifo => 6,
     };
-    let mut bytes = vec![kind, u8::from(mtime.is_some())];
+    let link: &[u8] = if is_link { &entry.linkname } else { &[] };
+    let mut bytes = Vec::with_capacity(
+        FIXED_BYTES
+            .saturating_add(entry.name.len())
+            .saturating_add(link.len()),
+    );
+    bytes.extend_from_slice(&[kind, u8::from(mtime.is_some())]);
     let mtime = mtime.unwrap_or_default();
     for number in [
         if is_regular { entry.size } else { 0 }.to_le_bytes(),
@@ -88,7 +96,6 @@ pub fn fingerprint(entry: &Entry) -> [u8; 16] {
     ] {
         bytes.extend_from_slice(&number);
     }
-    let link: &[u8] = if is_link { &entry.linkname } else { &[] };
     // NUL stands in no name, link or key
     for string in [&entry.name, link] {
         bytes.extend_from_slice(string);
@@ -176,7 +183,7 @@ fn only_header<'a>(
 
 /// What a zTOC can hold of a header's time.
 pub fn storable(mtime: Option<Timestamp>) -> Option<Timestamp> {
-    mtime.and_then(|mtime| time::parse(time::format(mtime).as_bytes()))
+    mtime.filter(|mtime| time::has_text(*mtime))
 }
 
 fn is_link(header: &Entry) -> bool {

@@ -21,6 +21,11 @@ pub fn format(time: Timestamp) -> String {
     text
 }
 
+/// Whether [`format`] has a text for it.
+pub(super) fn has_text(time: Timestamp) -> bool {
+    civil(time.seconds.div_euclid(SECONDS_PER_DAY)).is_some()
+}
+
 /// Any zone. `None` where Go's reader has none either.
 pub(super) fn parse(text: &[u8]) -> Option<Timestamp> {
     let mut rest = text;
@@ -63,7 +68,12 @@ fn digits(rest: &mut &[u8], count: usize) -> Option<i64> {
     if !text.iter().all(u8::is_ascii_digit) {
         return None;
     }
-    std::str::from_utf8(text).ok()?.parse().ok()
+    let number = text.iter().fold(0_i64, |number, digit| {
+        number
+            .saturating_mul(10)
+            .saturating_add(i64::from(digit & 0x0f))
+    });
+    Some(number)
 }
 
 fn literal(rest: &mut &[u8], byte: u8) -> Option<()> {
@@ -183,6 +193,20 @@ mod tests {
         for day in -80_000..80_000 {
             let known = time(day * SECONDS_PER_DAY, 0);
             assert_eq!(parse(format(known).as_bytes()), Some(known));
+        }
+    }
+
+    #[test]
+    fn what_has_a_text_comes_back_and_nothing_else_has_one() {
+        let edges = [i64::MIN, -62_167_219_200, 0, 253_402_300_800, i64::MAX];
+        for seconds in edges.into_iter().flat_map(|edge| {
+            (-2..=2).map(move |near| edge.saturating_add(near * SECONDS_PER_DAY / 2))
+        }) {
+            for nanoseconds in [0, 1, 999_999_999] {
+                let known = time(seconds, nanoseconds);
+                let back = parse(format(known).as_bytes());
+                assert_eq!(back, has_text(known).then_some(known));
+            }
         }
     }
 
