@@ -2,7 +2,7 @@
 
 use std::{
     ffi::OsString,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -44,7 +44,7 @@ fn soci() -> Option<OsString> {
 }
 
 /// Runs a command to its end, and gives what it prints.
-fn output(command: &mut Command) -> Vec<u8> {
+pub(super) fn output(command: &mut Command) -> Vec<u8> {
     let output = command
         .output()
         .unwrap_or_else(|error| panic!("{command:?} does not run: {error}"));
@@ -183,19 +183,24 @@ fn an_image_with_a_compact_index_is_one_for_aws_too() {
 }
 
 /// A containerd of our own, for `soci` finds layers there; stopped when it is dropped.
-struct Containerd {
+pub(super) struct Containerd {
     folder: TempDir,
     daemon: Child,
 }
 
 impl Containerd {
     fn start() -> Self {
+        Self::start_with("")
+    }
+
+    /// With more of a configuration (TOML).
+    pub(super) fn start_with(more: &str) -> Self {
         let folder = TempDir::new().unwrap();
         let path = folder.path().display();
         let config = format!(
             "version = 2\nroot = \"{path}/root\"\nstate = \"{path}/state\"\n\
              disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.internal.v1.opt\"]\n\
-             [grpc]\naddress = \"{path}/socket\"\n"
+             [grpc]\naddress = \"{path}/socket\"\n{more}"
         );
         std::fs::write(folder.path().join("config.toml"), config).unwrap();
         let daemon = Command::new("containerd")
@@ -213,13 +218,15 @@ impl Containerd {
     }
 
     /// The client, with these arguments.
-    fn ctr(&self, arguments: &[&str]) -> Command {
+    pub(super) fn ctr(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("ctr");
+        command.arg("--address").arg(self.socket()).args(arguments);
         command
-            .arg("--address")
-            .arg(self.folder.path().join("socket"))
-            .args(arguments);
-        command
+    }
+
+    /// Where it listens.
+    pub(super) fn socket(&self) -> PathBuf {
+        self.folder.path().join("socket")
     }
 
     /// `soci` with its content below `root`, and these arguments.
@@ -227,7 +234,7 @@ impl Containerd {
         let mut command = Command::new(soci().unwrap());
         command
             .arg("--address")
-            .arg(self.folder.path().join("socket"))
+            .arg(self.socket())
             .args(["--content-store", "soci", "--root"])
             .arg(root)
             .args(arguments);

@@ -12,6 +12,7 @@ pub mod make;
 mod oras;
 mod pipeline;
 mod registries;
+mod snapshotter;
 
 /// Runs async code in a test, on a runtime of its own.
 fn run<T>(work: impl Future<Output = T>) -> T {
