@@ -77,15 +77,12 @@ pub(super) fn data(
 fn gets(table: &SpanTable, spans: Range<u32>) -> Vec<Range<u32>> {
     let mut gets: Vec<Range<u32>> = Vec::new();
     for number in spans {
-        match gets.last_mut() {
-            Some(last) => {
-                let (start, end) = place(table, &(last.start..number + 1));
-                if end - start <= GET_BYTES {
-                    last.end = number + 1;
-                    continue;
-                }
+        if let Some(last) = gets.last_mut() {
+            let (start, end) = place(table, &(last.start..number + 1));
+            if end - start <= GET_BYTES {
+                last.end = number + 1;
+                continue;
             }
-            None => {}
         }
         gets.push(number..number + 1);
     }
