@@ -465,7 +465,12 @@ impl Disk {
 
     /// A span's data is in the file: readers see it from now on. They do not when the span was refuted meanwhile.
     pub(super) fn set_present(self: &Arc<Self>, span: SpanId) -> Result<(), Refutation> {
-        if !self.disowned.unless(span, || self.bitmap.set(span)) {
+        let appear = || {
+            // first: who sees the span finds the disk well
+            self.health.fetched(span);
+            self.bitmap.set(span);
+        };
+        if !self.disowned.unless(span, appear) {
             return Err(self.refutation(span).unwrap_or(Refutation::Window)); // there is one
         }
         self.proof.came(span);

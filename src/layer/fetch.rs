@@ -263,10 +263,7 @@ impl Outcome<'_> {
     /// A span was placed, or refused.
     fn settle(&mut self, span: SpanId, result: Result<(), Refused>) {
         match result {
-            Ok(()) => {
-                self.disk.health().fetched(span);
-                self.claim.end(span, Ok(()));
-            }
+            Ok(()) => self.claim.end(span, Ok(())),
             Err(Refused::Mismatch(error)) => {
                 self.failures.push(error);
                 self.left.push(span);
