@@ -5,6 +5,7 @@ use std::{
     os::fd::OwnedFd,
     os::unix::net::UnixStream as StdUnixStream,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -21,6 +22,10 @@ use crate::{
 
 /// Bytes of an answer, or of a line of one, at most.
 const ANSWER_LIMIT: usize = 64 << 20;
+
+/// How often a daemon that ends its connections is asked who it is, and the pause in between.
+const TRIES: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// The daemon of a run directory.
 #[derive(Clone, Debug)]
@@ -45,23 +50,38 @@ impl Client {
         }
     }
 
-    /// Who answers; `None` when no daemon does.
+    /// Who answers; `None` when no daemon does. One that is dying may take connections until its last socket is closed, and end them:
+    /// it is asked again, until it is gone or answers.
     pub async fn daemon(&self) -> Result<Option<DaemonInfo>> {
-        match UnixStream::connect(control_socket(&self.run_dir)).await {
-            Ok(_) => self.get("/v1/daemon").await.map(Some),
+        let mut tries = TRIES;
+        loop {
+            if !self.is_listening().await? {
+                return Ok(None);
+            }
+            tries -= 1;
+            match self.get("/v1/daemon").await {
+                Err(error) if error.kind() == Kind::Unavailable && tries > 0 => {
+                    tokio::time::sleep(PAUSE).await;
+                }
+                answer => return answer.map(Some),
+            }
+        }
+    }
+
+    async fn is_listening(&self) -> Result<bool> {
+        let socket = control_socket(&self.run_dir);
+        match UnixStream::connect(&socket).await {
+            Ok(_) => Ok(true),
             Err(error)
                 if matches!(
                     error.kind(),
                     ErrorKind::NotFound | ErrorKind::ConnectionRefused
                 ) =>
             {
-                Ok(None)
+                Ok(false)
             }
             Err(error) => Err(error).or_kind(Kind::Unavailable, || {
-                format!(
-                    "connecting to the daemon at {}",
-                    control_socket(&self.run_dir).display()
-                )
+                format!("connecting to the daemon at {}", socket.display())
             }),
         }
     }
