@@ -111,17 +111,16 @@ impl Build {
         let name = rules.destination(job)?;
         let destination = Destination::open(&name, &self.access).await?;
         let options = &self.options;
-        let done =
-            convert::convert_unless_done(source, &destination, options, &self.local, &|_, _, _| {})
-                .await
-                .map_err(|error| {
-                    match error.kind() {
+        let explained = |error: Error| match error.kind() {
             Kind::Immutable => error.context(format!(
                 "{name}: where a registry keeps its tags, the builder needs a --suffix that is new"
             )),
             _ => error,
-        }
-                })?;
+        };
+        let done =
+            convert::convert_unless_done(source, &destination, options, &self.local, &|_, _, _| {})
+                .await
+                .map_err(explained)?;
         Ok(match done {
             Outcome::Unchanged(_) => format!("left alone: {name} is its conversion"),
             Outcome::Converted(report) => format!("made {name} with digest {}", report.digest),

@@ -187,14 +187,11 @@ async fn ztoc(index: &SociIndex, layer: &LayerBlob) -> Result<Option<TableReport
 
 /// What the compact index has of a layer.
 async fn compact_table(compact: &CompactIndex, layer: &LayerBlob) -> Result<Option<TableReport>> {
-    let Some(index) = compact.layer(&layer.digest) else {
-        return Ok(None);
-    };
-    let Some((bytes, table)) = compact.table(layer).await? else {
+    let Some((part, bytes, table)) = compact.table(layer).await? else {
         return Ok(None);
     };
     Ok(Some(TableReport::of(
-        index.table,
+        part.table,
         &bytes,
         &table.spans,
         &table.entries,

@@ -215,10 +215,7 @@ impl Layers<'_> {
 
 /// A layer's table in the compact index, if it has one.
 async fn compact_table(index: &CompactIndex, layer: &LayerBlob) -> Result<Option<Table>> {
-    let Some(part) = index.layer(&layer.digest) else {
-        return Ok(None);
-    };
-    let Some((_, table)) = index.table(layer).await? else {
+    let Some((part, _, table)) = index.table(layer).await? else {
         return Ok(None);
     };
     let windows = compact::Windows {

@@ -71,8 +71,9 @@ impl CompactIndex {
         Ok(bytes)
     }
 
-    /// A layer's table with its bytes, verified, parsed, and checked to be of just this layer; `None` where there is none.
-    pub async fn table(&self, layer: &LayerBlob) -> Result<Option<(Bytes, Table)>> {
+    /// What the index has of a layer, and its table with its bytes, verified, parsed, and checked to be of just this layer; `None` where
+    /// there is none.
+    pub async fn table(&self, layer: &LayerBlob) -> Result<Option<(&LayerIndex, Bytes, Table)>> {
         let Some(part) = self.layer(&layer.digest) else {
             return Ok(None);
         };
@@ -85,7 +86,7 @@ impl CompactIndex {
             .or_kind(Kind::Corrupt, || {
                 format!("the compact table {} of layer {}", part.table, layer.digest)
             })?;
-        Ok(Some((bytes, table)))
+        Ok(Some((part, bytes, table)))
     }
 
     /// Reads a manifest that was found.

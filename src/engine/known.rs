@@ -159,11 +159,11 @@ impl Known {
     pub(super) async fn compact(&self, layer: &LayerBlob, span_size: u64) -> Option<CompactPart> {
         for known in &self.compact {
             let part = known.layer(&layer.digest);
-            let Some(part) = part.filter(|part| part.span_size == span_size) else {
+            if part.is_none_or(|part| part.span_size != span_size) {
                 continue;
-            };
+            }
             match known.table(layer).await {
-                Ok(Some((bytes, table))) => {
+                Ok(Some((part, bytes, table))) => {
                     return Some(CompactPart {
                         index: *part,
                         spans: table.spans.spans.len(),

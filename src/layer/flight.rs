@@ -163,6 +163,13 @@ fn stopped() -> Arc<Error> {
 }
 
 impl Flight {
+    fn of(effort: Arc<Effort>) -> Self {
+        Self {
+            outcome: watch::Sender::new(None),
+            effort,
+        }
+    }
+
     fn waiter(&self) -> Waiter {
         Waiter {
             outcome: self.outcome.subscribe(),
@@ -216,10 +223,7 @@ impl Flights {
                     effort
                 }
             };
-            let flight = Flight {
-                outcome: watch::Sender::new(None),
-                effort,
-            };
+            let flight = Flight::of(effort);
             waiters.push(flight.waiter());
             if let Some(over) = flights.insert(span, flight) {
                 let error = over.effort.last_error().unwrap_or_else(stopped);
@@ -237,11 +241,7 @@ impl Flights {
             if present(span) || flights.contains_key(&span) {
                 return;
             }
-            let flight = Flight {
-                outcome: watch::Sender::new(None),
-                effort: Arc::clone(&claim.effort),
-            };
-            flights.insert(span, flight);
+            flights.insert(span, Flight::of(Arc::clone(&claim.effort)));
             claim.spans.end = span.get() + 1; // below `end`
         }
     }

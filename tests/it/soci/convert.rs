@@ -83,6 +83,11 @@ async fn convert(
 }
 
 /// Converts all that there is, however small.
+/// Converts with [`everything`], and no index from elsewhere.
+async fn convert_all(from: &str, to: &str) -> Result<ConvertReport> {
+    convert(from, to, &everything(), &no_local()).await
+}
+
 fn everything() -> ConvertOptions {
     ConvertOptions {
         create: CreateOptions {
@@ -208,7 +213,7 @@ fn every_way_between_registries_folders_and_archives_gives_the_same_image() {
             registry.reference(&format!("to/{number}:2")),
             format!("{}/to/{number}:2", debian.host),
         ] {
-            let report = run(convert(from, &to, &everything(), &no_local()))
+            let report = run(convert_all(from, &to))
                 .unwrap_or_else(|error| panic!("{from} to {to}: {}", error.report()));
             digests.push(report.digest);
             // read back, with its indexes
@@ -238,7 +243,7 @@ fn every_way_between_registries_folders_and_archives_gives_the_same_image() {
             });
             // and converted again, it is the same
             if to.starts_with("oci:") || to.starts_with("127") {
-                let again = run(convert(&to, &to, &everything(), &no_local())).unwrap();
+                let again = run(convert_all(&to, &to)).unwrap();
                 assert_eq!(again.digest, report.digest, "{to}");
                 assert_eq!(again.blobs.uploaded, 0, "{to}: {:?}", again.blobs);
             }
@@ -277,11 +282,9 @@ fn a_layer_passes_once_or_not_at_all() {
     one.add_layout("app", made.path()).unwrap();
 
     // to another registry: indexed and sent in one pass
-    let report = run(convert(
+    let report = run(convert_all(
         &one.reference("app:1"),
         &other.reference("new/app:1"),
-        &everything(),
-        &no_local(),
     ))
     .unwrap();
     assert_eq!(sent(&one), sizes);
@@ -289,11 +292,9 @@ fn a_layer_passes_once_or_not_at_all() {
 
     // within a registry: mounted, and read once for its index
     one.reset_counters();
-    let report = run(convert(
+    let report = run(convert_all(
         &one.reference("app:1"),
         &one.reference("new/app:1"),
-        &everything(),
-        &no_local(),
     ))
     .unwrap();
     assert_eq!(sent(&one), sizes);
@@ -319,11 +320,9 @@ fn a_layer_passes_once_or_not_at_all() {
             .unwrap();
     });
     one.reset_counters();
-    let v1 = run(convert(
+    let v1 = run(convert_all(
         &one.reference("app:1"),
         &one.reference("third/app:1"),
-        &everything(),
-        &no_local(),
     ))
     .unwrap();
     assert_eq!(sent(&one), [0, 0]);
@@ -354,22 +353,10 @@ fn what_is_broken_off_is_not_named_and_is_gone_on_with() {
         Fault::status(403),
         Times::Next(1),
     );
-    let error = run(convert(
-        &made.reference("1"),
-        &to,
-        &everything(),
-        &no_local(),
-    ))
-    .unwrap_err();
+    let error = run(convert_all(&made.reference("1"), &to)).unwrap_err();
     assert_eq!(error.kind(), Kind::Unauthorized, "{}", error.report());
     assert!(registry.tags("app").is_empty());
-    let report = run(convert(
-        &made.reference("1"),
-        &to,
-        &everything(),
-        &no_local(),
-    ))
-    .unwrap();
+    let report = run(convert_all(&made.reference("1"), &to)).unwrap();
     assert_eq!(report.blobs.uploaded, 0, "{:?}", report.blobs);
     assert_eq!(registry.tags("app")["1"], report.digest);
 }
@@ -420,13 +407,7 @@ fn platforms_that_are_not_there_and_what_is_no_image_are_named_errors() {
         assert!(error.report().contains(text), "{}", error.report());
     }
     // all that are there: the other entry stays
-    let report = run(convert(
-        &made.reference("sparse"),
-        &to,
-        &everything(),
-        &no_local(),
-    ))
-    .unwrap();
+    let report = run(convert_all(&made.reference("sparse"), &to)).unwrap();
     assert!(
         report.warnings[0].contains("linux/arm64"),
         "{:?}",
@@ -469,13 +450,7 @@ fn others_stay_byte_for_byte() {
     made.tag(&index, "1");
     let registry = Registry::start();
     let to = registry.reference("app:1");
-    let first = run(convert(
-        &made.reference("1"),
-        &to,
-        &everything(),
-        &no_local(),
-    ))
-    .unwrap();
+    let first = run(convert_all(&made.reference("1"), &to)).unwrap();
     let before = run(manifest(&to, &first.digest));
     let entries = before["manifests"].as_array().unwrap();
     assert_eq!(entries.len(), 6);
@@ -585,13 +560,7 @@ fn a_conversion_is_known_when_it_is_seen() {
     made.tag(&other, "2");
     let registry = Registry::start();
     let to = registry.reference("app:1");
-    run(convert(
-        &made.reference("1"),
-        &to,
-        &everything(),
-        &no_local(),
-    ))
-    .unwrap();
+    run(convert_all(&made.reference("1"), &to)).unwrap();
     run(async {
         let there: Source = open(&to).await.unwrap();
         let found = there.root_manifest().await.unwrap();
@@ -616,31 +585,13 @@ fn a_tag_that_is_kept_and_a_name_that_cannot_be_read_are_not_replaced() {
     registry.add_layout("app", made.path()).unwrap();
     registry.keep_tags();
     let to = registry.reference("app:new");
-    let first = run(convert(
-        &made.reference("1"),
-        &to,
-        &everything(),
-        &no_local(),
-    ))
-    .unwrap();
-    let error = run(convert(
-        &made.reference("2"),
-        &to,
-        &everything(),
-        &no_local(),
-    ))
-    .unwrap_err();
+    let first = run(convert_all(&made.reference("1"), &to)).unwrap();
+    let error = run(convert_all(&made.reference("2"), &to)).unwrap_err();
     assert_eq!(error.kind(), Kind::Immutable, "{error:?}");
     assert!(error.report().contains("give another tag"), "{error:?}");
     assert_eq!(registry.tags("app")["new"], first.digest);
     // once more the same
-    run(convert(
-        &made.reference("1"),
-        &to,
-        &everything(),
-        &no_local(),
-    ))
-    .unwrap();
+    run(convert_all(&made.reference("1"), &to)).unwrap();
 
     let host = crate::engine::Host::new();
     let from = made.reference("2");
