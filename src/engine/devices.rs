@@ -12,7 +12,10 @@ use std::{
 
 use tokio::{runtime::Handle, sync::watch};
 
-use super::request::{DeviceChoice, DeviceKind};
+use super::{
+    metadata::WatchedDisk,
+    request::{DeviceChoice, DeviceKind},
+};
 use crate::{
     error::{Error, Kind, Result, ResultExt},
     kernel::{
@@ -210,9 +213,11 @@ impl Devices {
     }
 
     fn make_fuse(&self, disk: &Arc<Disk>) -> Result<Backing> {
-        let shared: Arc<Disk> = Arc::clone(disk);
-        let file = fuse::serve(shared, &self.identifier(disk), &self.runtime)?;
+        let watched = Arc::new(WatchedDisk::new(Arc::clone(disk), self.runtime.clone()));
+        let served = Arc::clone(&watched);
+        let file = fuse::serve(served, &self.identifier(disk), &self.runtime)?;
         let device = self.loop_on(disk, file.file())?;
+        watched.serves(device.name());
         Ok(Backing::Fuse(device, file.into_server()))
     }
 
@@ -320,6 +325,7 @@ struct Link {
     device: NbdDevice,
     options: NbdOptions,
     disk: Arc<Disk>,
+    watched: Arc<WatchedDisk>,
     runtime: Handle,
 }
 
@@ -331,18 +337,21 @@ impl Links {
         runtime: Handle,
     ) -> Result<Arc<Link>> {
         links.watch()?;
-        let sockets = connections(disk, &runtime)?;
+        let watched = Arc::new(WatchedDisk::new(Arc::clone(disk), runtime.clone()));
+        let sockets = connections(&watched, &runtime)?;
         let options = NbdOptions {
             timeout: NBD_TIMEOUT,
             dead: NBD_DEAD,
             backend_id: identifier,
         };
         let device = kernel_nbd::connect(disk.size(), &sockets, &options)?;
+        watched.serves(device.name());
         let index = device.index();
         let link = Arc::new(Link {
             device,
             options,
             disk: Arc::clone(disk),
+            watched,
             runtime,
         });
         let mut by_index = links.known();
@@ -420,7 +429,7 @@ impl Links {
 impl Link {
     /// Offers the kernel as many connections as a device has; it takes what replaces dead ones, and the rest end at once.
     fn reconnect(&self) -> Result<()> {
-        let sockets = connections(&self.disk, &self.runtime)?;
+        let sockets = connections(&self.watched, &self.runtime)?;
         kernel_nbd::reconfigure(self.device.index(), &sockets, &self.options)
     }
 
@@ -451,7 +460,7 @@ impl Link {
 }
 
 /// Socket pairs with a serving thread on our end each; the kernel's ends.
-fn connections(disk: &Arc<Disk>, runtime: &Handle) -> Result<Vec<OwnedFd>> {
+fn connections(disk: &Arc<WatchedDisk>, runtime: &Handle) -> Result<Vec<OwnedFd>> {
     (0..CONNECTIONS)
         .map(|_| {
             let (kernel, ours) = kernel_nbd::socket_pair()?;

@@ -18,6 +18,7 @@ mod graph;
 pub mod image;
 mod known;
 pub mod local;
+mod metadata;
 mod new_compact;
 mod prefetch;
 pub mod promote;

@@ -9,7 +9,7 @@ use std::ops::Range;
 use zerocopy::IntoBytes;
 
 use super::{
-    BLOCK_SIZE, Error,
+    BLOCK_SIZE, Error, TAIL_BYTES,
     format::{
         BG_BLOCK_UNINIT, BG_INODE_UNINIT, BG_INODE_ZEROED, FIRST_INO, GroupDescriptor, INODE_SIZE,
     },
@@ -18,8 +18,7 @@ use super::{
 
 /// Blocks of a group, and the most inodes: the bits of a block.
 pub(super) const GROUP_BLOCKS: u64 = BLOCK_SIZE * 8;
-/// Blocks at the end of a disk that are zero: `blkid` and udev look there for what others put at the end of a device.
-const TAIL_BLOCKS: u64 = (2 << 20) / BLOCK_SIZE;
+const TAIL_BLOCKS: u64 = TAIL_BYTES / BLOCK_SIZE;
 const INODES_PER_BLOCK: u64 = BLOCK_SIZE / INODE_SIZE as u64;
 const DESCRIPTORS_PER_BLOCK: u64 = BLOCK_SIZE / size_of::<GroupDescriptor>() as u64;
 

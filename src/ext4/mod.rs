@@ -30,6 +30,8 @@ pub use region_table::RegionTable;
 
 /// Bytes of a block.
 pub const BLOCK_SIZE: u64 = 4096;
+/// Bytes at the end of a disk that are zero: `blkid` and udev look there for what others put at the end of a device.
+pub const TAIL_BYTES: u64 = 2 << 20;
 
 /// What ext4 cannot hold: the path and the limit.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]

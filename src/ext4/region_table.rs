@@ -116,6 +116,12 @@ impl RegionTable {
         self.size
     }
 
+    /// Where the last region ends on the disk: only metadata and zeros stand behind it.
+    pub fn data_end(&self) -> DiskOffset {
+        let last = self.from(|_| true).last();
+        last.map_or(DiskOffset(0), |region| region.disk.end)
+    }
+
     /// The regions that share at least one byte with `range` of the disk, in order. What of `range` no region has is metadata or zero.
     pub fn in_disk(&self, range: &Range<DiskOffset>) -> impl Iterator<Item = DataRegion> {
         let Range { start, end } = *range;
@@ -253,6 +259,8 @@ mod tests {
         for regions in [sample(), Regions::new(0, vec![]).unwrap()] {
             let table = RegionTable::decode(&regions.encode()).unwrap();
             assert_eq!(table.size(), regions.size());
+            let end = all(&table).last().map_or(DiskOffset(0), |it| it.disk.end);
+            assert_eq!(table.data_end(), end);
             assert_eq!(all(&table), regions.into_data());
         }
     }

@@ -2,13 +2,15 @@
 
 use std::{
     fs, io,
+    num::NonZeroU64,
+    ops::Range,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use rustix::{
-    fs::{CWD, FileType, Mode, OFlags, makedev, mknodat, openat},
+    fs::{Advice, CWD, FileType, Mode, OFlags, fadvise, makedev, mknodat, openat},
     mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen},
 };
 
@@ -161,6 +163,15 @@ fn private_node(device: u64) -> io::Result<OwnedFd> {
 pub fn is_in_use(path: &Path) -> bool {
     let exclusive = OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC;
     openat(CWD, path, exclusive, Mode::empty()).err() == Some(rustix::io::Errno::BUSY)
+}
+
+/// Has the kernel read a range of a device into its page cache, and does not wait for that.
+pub fn will_need(name: &str, range: &Range<u64>) -> Result<()> {
+    // open no longer than that: who has a device open keeps it
+    let device = open(name)?;
+    let length = NonZeroU64::new(range.end.saturating_sub(range.start));
+    fadvise(&device, range.start, length, Advice::WillNeed)
+        .or_kind(Kind::Kernel, || format!("reading {name} ahead"))
 }
 
 /// Opens a block device for reading.

@@ -40,7 +40,7 @@ use super::{
 use crate::{
     compact::Table,
     error::{Error, Kind, Result, ResultExt as _},
-    ext4::RegionTable,
+    ext4::{self, RegionTable},
     oci::Digest,
     tar::Entry,
     units::{DiskOffset, LayerOffset, SpanId},
@@ -200,6 +200,14 @@ impl Disk {
     /// Bytes of the ext4 image.
     pub fn size(&self) -> u64 {
         self.regions.size()
+    }
+
+    /// The part that has metadata and no file's data, but for the zeros at the end.
+    pub fn metadata(&self) -> Range<DiskOffset> {
+        let end = self.size().saturating_sub(ext4::TAIL_BYTES);
+        let start = self.regions.data_end().get();
+        let start = start.next_multiple_of(ext4::BLOCK_SIZE).min(end);
+        DiskOffset(start)..DiskOffset(end)
     }
 
     /// `disk.ext4`.
