@@ -126,6 +126,8 @@ impl Disks {
                 message: message.clone(),
             })
         });
+        self.store
+            .belong_together(layers.iter().map(|layer| &layer.disk));
         prefetch::start(&self.store, &found, &layers);
         Ok(OpenedImage {
             image,

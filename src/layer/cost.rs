@@ -1,8 +1,8 @@
-//! What single spans cost a disk's readers, and what they save them: both by what has been seen of the link and of this machine.
+//! What single spans cost an image's readers, and what they save them: both by what has been seen of the link and of this machine.
 //!
 //! They cost the time in which a reader waits and its bytes do not come: round trips, and decoding. They save what a pull takes for
-//! unpacking a layer after its bytes have come. As long as no more has been lost than a pull would take for that, whoever reads the
-//! whole layer ends no later than after a pull.
+//! unpacking all layers after their bytes have come. As long as no more has been lost than a pull would take for that, whoever reads the
+//! whole image ends no later than after a pull.
 
 use std::time::{Duration, Instant};
 

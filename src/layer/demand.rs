@@ -66,7 +66,8 @@ impl Disk {
         let _waiting = self.store().traffic().wait();
         while self.tried(&range, came, deadline).await? == Tried::Again {}
         let now = Instant::now().into_std();
-        self.whole().cost().waited(came.into_std(), now);
+        self.whole()
+            .measured(|cost| cost.waited(came.into_std(), now));
         Ok(())
     }
 
@@ -103,11 +104,19 @@ impl Disk {
         if let Some(claim) = claims.last_mut() {
             self.widen(claim);
         }
-        let missed = claims.last().map(|claim| SpanId(claim.spans().end));
+        let missed = claims.last().map(Claim::spans);
+        let lengths = claims
+            .iter()
+            .map(|claim| self.compressed_length(&claim.spans()));
+        let bytes = lengths.sum();
         self.start(claims);
-        self.read_ahead(range, missed);
-        if let Some(next) = missed
-            && self.whole().is_due_after_miss()
+        if let Some(missed) = &missed {
+            self.fetch_file_end(range, missed);
+        }
+        let end = missed.map(|missed| SpanId(missed.end));
+        self.read_ahead(range, end);
+        if let Some(next) = end
+            && self.whole().is_due_after_miss(bytes)
         {
             self.store().spawn(whole::fetch_all(Arc::clone(self), next));
         }
@@ -161,13 +170,28 @@ impl Disk {
         if !self.is_fine() {
             return;
         }
-        let end = readahead::around(
+        let around = readahead::around(
             &claim.spans(),
             self.spans().count(),
             |span| self.has(SpanId(span)),
             |span| self.compressed_length(&(span..span + 1)),
         );
-        self.flights().extend(claim, end, |span| self.has(span));
+        self.flights().extend(claim, around, |span| self.has(span));
+    }
+
+    /// Fetches the end of the file whose start was missed by a read of this range, where spans are fine.
+    fn fetch_file_end(self: &Arc<Self>, range: &Range<DiskOffset>, missed: &Range<u32>) {
+        if !self.is_fine() {
+            return;
+        }
+        let Some(file) = self.regions().in_disk(range).last() else {
+            return;
+        };
+        let end = readahead::file_end(missed, &self.spans().covering(file.layer), |span| {
+            self.compressed_length(&(span..span + 1))
+        });
+        let deadline = flight::deadline(Some(AHEAD_TIMEOUT));
+        self.start(self.claim(end, MAX_AHEAD_BYTES, deadline));
     }
 
     /// Takes note of an access, and starts the fetch of what its reader will want next. `fetched` is where the fetch ends that the access

@@ -334,8 +334,9 @@ impl<'a> Arrivals<'a> {
         self.came += length;
         let (first, first_piece) = *self.first.get_or_insert((now, length));
         if self.came == self.asked {
-            let mut cost = self.disk.whole().cost();
-            cost.came(self.asked, first_piece, first, now);
+            self.disk
+                .whole()
+                .measured(|cost| cost.came(self.asked, first_piece, first, now));
         }
     }
 
@@ -389,9 +390,10 @@ async fn decode(
         .run(effort, move |decoder| {
             let began = Instant::now();
             let placed = place(&worker, span, &bytes, joint.as_ref(), decoder);
-            let mut cost = worker.whole().cost();
-            cost.decoded(bytes.len() as u64, began.elapsed());
-            drop(cost);
+            let took = began.elapsed();
+            worker
+                .whole()
+                .measured(|cost| cost.decoded(bytes.len() as u64, took));
             placed
         })
         .await;

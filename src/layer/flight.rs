@@ -234,16 +234,28 @@ impl Flights {
         (waiters, claims)
     }
 
-    /// Adds spans to a claim that nobody waits for, up to `end`: as many as follow it that are neither present nor on their way.
-    pub(super) fn extend(&self, claim: &mut Claim, end: u32, present: impl Fn(SpanId) -> bool) {
+    /// Adds spans to a claim that nobody waits for, so that it has all of `to`, or on either side as many as are neither present nor on their
+    /// way.
+    pub(super) fn extend(
+        &self,
+        claim: &mut Claim,
+        to: Range<u32>,
+        present: impl Fn(SpanId) -> bool,
+    ) {
         let mut flights = lock(&self.0);
-        for span in (claim.spans.end..end).map(SpanId) {
-            if present(span) || flights.contains_key(&span) {
-                return;
+        let mut takes = |span| {
+            let is_free = !present(span) && !flights.contains_key(&span);
+            if is_free {
+                flights.insert(span, Flight::of(Arc::clone(&claim.effort)));
             }
-            flights.insert(span, Flight::of(Arc::clone(&claim.effort)));
-            claim.spans.end = span.get() + 1; // below `end`
-        }
+            is_free
+        };
+        let after = (claim.spans.end..to.end).take_while(|span| takes(SpanId(*span)));
+        claim.spans.end = after.last().map_or(claim.spans.end, |last| last + 1); // below `to.end`
+        let before = (to.start..claim.spans.start)
+            .rev()
+            .take_while(|span| takes(SpanId(*span)));
+        claim.spans.start = before.last().unwrap_or(claim.spans.start);
     }
 
     /// Ends a span's flight, if it has not ended yet. After that the span may be on its way again, by another effort.
@@ -330,12 +342,12 @@ mod tests {
     #[tokio::test]
     async fn a_claim_takes_more_up_to_what_is_there_or_on_its_way() {
         let flights = Arc::new(Flights::default());
-        let (_, mut claims) = flights.claim(spans(0..1), |_| false, |_| true, READER, soon());
+        let (_, mut claims) = flights.claim(spans(2..3), |_| false, |_| true, READER, soon());
         let (_, other) = flights.claim(spans(5..6), |_| false, |_| true, READER, soon());
-        flights.extend(&mut claims[0], 3, |_| false);
-        assert_eq!(claims[0].spans(), 0..3);
-        flights.extend(&mut claims[0], 9, |_| false);
-        assert_eq!((claims[0].spans(), other[0].spans()), (0..5, 5..6));
+        flights.extend(&mut claims[0], 2..4, |_| false);
+        assert_eq!(claims[0].spans(), 2..4);
+        flights.extend(&mut claims[0], 0..9, |span| span.get() == 0);
+        assert_eq!((claims[0].spans(), other[0].spans()), (1..5, 5..6));
         // who asks for one of them waits for the same fetch
         let (mut waiters, none) = flights.claim(spans(4..5), |_| false, |_| true, READER, soon());
         assert!(none.is_empty());

@@ -30,8 +30,13 @@ pub(super) const LEAST_PASSED: u64 = 4 << 20;
 const AROUND: u64 = 80 << 10;
 /// ... and half of what is there right before it, of which so many count, ...
 const MOST_AROUND: u64 = 128 << 10;
-/// ... and what is then left up to spans that are there, if it is no more than this.
+/// ... and what is then left up to spans that are there, before it and behind, if it is no more than this.
 const GAP: u64 = 96 << 10;
+
+/// Compressed bytes of a file's end that the miss of its start brings, where spans are fine, ...
+const FILE_END: u64 = 192 << 10;
+/// ... of a file with so many spans.
+const LONG_FILE: u32 = 3;
 
 /// Compressed bytes that are fetched ahead of a reader: at first, and at most.
 const FIRST_WINDOW: u64 = 1 << 20;
@@ -185,7 +190,7 @@ impl Marker {
     }
 }
 
-/// Where the fetch of a miss should end that needs the spans `missed` of `count`, where spans are fine: its reader is likely to want the
+/// What the fetch of a miss should bring that needs the spans `missed` of `count`, where spans are fine: its reader is likely to want the
 /// next, the more so the more of what stands before it has been wanted, and what lies between two wanted places. Whether they are of the
 /// same file does not count: the files of a package stand together and are wanted together.
 pub(super) fn around(
@@ -193,7 +198,15 @@ pub(super) fn around(
     count: u32,
     present: impl Fn(u32) -> bool,
     compressed: impl Fn(u32) -> u64,
-) -> u32 {
+) -> Range<u32> {
+    let absent = |spans: &mut dyn Iterator<Item = u32>, most: u64| {
+        let mut bytes = 0;
+        let fits = |span: &u32| {
+            bytes += compressed(*span);
+            !present(*span) && bytes <= most
+        };
+        spans.take_while(fits).last()
+    };
     let mut before = 0;
     for span in (0..missed.start).rev() {
         if before >= MOST_AROUND || !present(span) {
@@ -201,21 +214,35 @@ pub(super) fn around(
         }
         before += compressed(span);
     }
-    let absent = |start: u32, most: u64| {
-        let (mut end, mut bytes) = (start, 0);
-        while end < count && !present(end) && bytes + compressed(end) <= most {
-            bytes += compressed(end);
-            end += 1;
-        }
-        end
-    };
-    let end = absent(missed.end, AROUND + before.min(MOST_AROUND) / 2);
-    let gap = absent(end, GAP);
-    if gap < count && present(gap) {
+    let more = AROUND + before.min(MOST_AROUND) / 2;
+    let end = absent(&mut (missed.end..count), more).map_or(missed.end, |last| last + 1);
+    let gap = absent(&mut (end..count), GAP).map_or(end, |last| last + 1);
+    let end = if gap < count && present(gap) {
         gap
     } else {
         end
+    };
+    let gap = absent(&mut (0..missed.start).rev(), GAP).unwrap_or(missed.start);
+    let is_gap = gap.checked_sub(1).is_some_and(present);
+    if is_gap { gap..end } else { missed.start..end }
+}
+
+/// What else the miss of a file's start should bring, where spans are fine: the file's end. A program is loaded from both (the dynamic
+/// section and what is relocated stand at the end of an ELF file), and archives have their directory there.
+pub(super) fn file_end(
+    missed: &Range<u32>,
+    file: &Range<u32>,
+    compressed: impl Fn(u32) -> u64,
+) -> Range<u32> {
+    if !missed.contains(&file.start) || file.len() < LONG_FILE as usize {
+        return file.end..file.end;
     }
+    let mut bytes = 0;
+    let last = (missed.end..file.end).rev().take_while(|span| {
+        bytes += compressed(*span);
+        bytes <= FILE_END
+    });
+    last.last().unwrap_or(file.end)..file.end
 }
 
 /// The end of the spans that `stream` should have ahead of it.
@@ -278,19 +305,48 @@ mod tests {
     #[test]
     fn a_miss_brings_the_next_spans_and_more_the_more_is_there() {
         let fine = |_| 40 << 10;
+        let all = |missed: Range<u32>, count: u32, present: &dyn Fn(u32) -> bool| {
+            around(&missed, count, present, fine)
+        };
         let end = |missed: Range<u32>, count: u32, present: Range<u32>| {
-            around(&missed, count, |span| present.contains(&span), fine)
+            let around = all(missed.clone(), count, &|span| present.contains(&span));
+            assert_eq!(around.start, missed.start);
+            around.end
         };
         assert_eq!(end(10..11, 100, 0..0), 13, "two of 40 KiB in 80");
         assert_eq!(end(10..11, 12, 0..0), 12, "not past the layer");
         assert_eq!(end(10..11, 100, 8..10), 14, "half of two more");
-        assert_eq!(end(10..11, 100, 5..9), 13, "not right before it");
+        assert_eq!(end(10..11, 100, 5..7), 13, "not right before it");
         assert_eq!(end(80..82, 100, 0..80), 85, "three at most");
         assert_eq!(end(10..11, 100, 12..13), 12, "up to what is there");
         assert_eq!(end(10..11, 100, 15..16), 15, "a gap of two more");
         assert_eq!(end(10..11, 100, 16..17), 13, "none of three");
         // coarse ones are too long for it
-        assert_eq!(around(&(10..11), 100, |span| span < 10, |_| 1 << 20), 11);
+        let coarse = around(&(10..11), 100, |span| span < 10, |_| 1 << 20);
+        assert_eq!(coarse, 10..11);
+        // a gap before it
+        assert_eq!(all(10..11, 11, &|span| span == 9), 10..11);
+        assert_eq!(all(10..11, 11, &|span| span == 8), 9..11);
+        assert_eq!(all(10..11, 11, &|span| span == 7), 8..11);
+        assert_eq!(all(10..11, 11, &|span| span == 6), 10..11, "none of three");
+        assert_eq!(
+            all(2..3, 3, &|_| false),
+            2..3,
+            "no gap: nothing is before it"
+        );
+    }
+
+    #[test]
+    fn the_miss_of_a_files_start_brings_its_end() {
+        let fine = |_| 80 << 10;
+        let end = |missed, file| file_end(&missed, &file, fine);
+        assert_eq!(end(10..11, 10..20), 18..20, "two of 80 KiB in 192");
+        assert_eq!(end(9..13, 10..20), 18..20);
+        assert_eq!(end(10..19, 10..20), 19..20, "what is left of it");
+        assert_eq!(end(10..20, 10..20), 20..20);
+        assert!(end(11..12, 10..20).is_empty(), "not its start");
+        assert!(end(10..11, 10..12).is_empty(), "too short");
+        assert!(file_end(&(10..11), &(10..20), |_| 1 << 20).is_empty());
     }
 
     #[test]

@@ -25,6 +25,7 @@ use super::{
     sync,
     touches::{Touch, Touches},
     traffic::Traffic,
+    whole,
 };
 use crate::{
     compact::manifest::LayerIndex,
@@ -303,6 +304,12 @@ impl Store {
     /// Where reads are noted, if they are.
     pub(super) fn recording(&self) -> Option<&Touches> {
         self.touches.as_ref()
+    }
+
+    /// Tells the store that these are the disks of one image: what their readers lose by waiting for single spans, and what they have saved
+    /// since nothing had to be unpacked, counts for all of them together.
+    pub fn belong_together<'a>(&self, disks: impl Iterator<Item = &'a Arc<Disk>>) {
+        whole::share_ledger(disks);
     }
 
     /// All disks, open or not, ordered by layer and table. Blocks on local files.

@@ -1,9 +1,10 @@
 //! When most of a layer is wanted, all of it is fetched.
 //!
 //! Single spans suit a program that reads a part of its image. One that goes on to read most of it waits for a round trip and a decode
-//! a span, and may end later than after a pull. So it is measured what that costs the readers of a disk ([`super::cost`]); when they have
-//! lost what a lazy image had saved them, the rest is fetched in the background: many ranged GETs side by side, and each absent span once.
-//! Readers go before it (see [`super::traffic`]).
+//! a span, and may end later than after a pull. So what misses have brought is counted, and what they cost is measured for all disks of an
+//! image ([`super::cost`]). When they have brought three quarters of a layer, or readers have lost what a lazy image had saved them, the
+//! rest is fetched in the background: many ranged GETs side by side, and each absent span once. Readers go before it (see
+//! [`super::traffic`]).
 //!
 //! This is the one place that decides it. `docs/architecture.md` has the reasons.
 
@@ -11,7 +12,7 @@ use std::{
     ops::Range,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -30,13 +31,35 @@ pub(super) const FETCH_BYTES: u64 = 4 << 20;
 /// How long such a GET goes on when nobody waits for it: [`FETCH_BYTES`] over half a megabit a second.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(60);
 
+/// What the disks of an image have lost and saved together: a pull would have unpacked all of them before the first read.
+pub(super) struct Ledger {
+    /// Compressed bytes absent when it was opened.
+    absent: u64,
+    cost: Mutex<Cost>,
+}
+
+impl Ledger {
+    fn new(absent: u64) -> Arc<Self> {
+        Arc::new(Self {
+            absent,
+            cost: Mutex::default(),
+        })
+    }
+
+    fn is_used_up(&self) -> bool {
+        locked(&self.cost).reaches_unpacking(self.absent)
+    }
+}
+
 /// Whether a disk is fetched as a whole, and what speaks for it.
 pub(super) struct Whole {
     /// Compressed bytes absent when the disk was opened.
     absent: u64,
     /// Misses since: reads that had to ask for a span which nothing had brought on its way, not the read-ahead either.
     misses: AtomicU32,
-    cost: Mutex<Cost>,
+    /// Compressed bytes that their fetches bring.
+    missed: AtomicU64,
+    ledger: Mutex<Arc<Ledger>>,
     /// It is never begun.
     off: bool,
     progress: watch::Sender<Progress>,
@@ -45,14 +68,7 @@ pub(super) struct Whole {
 impl Whole {
     /// Of a disk with these spans, of which some are present.
     pub(super) fn of(bitmap: &Bitmap, spans: &Spans, off: bool) -> Self {
-        let absent = (0..bitmap.count())
-            .map(SpanId)
-            .filter(|span| !bitmap.get(*span));
-        let absent = absent.map(|span| {
-            let bytes = spans.compressed(span);
-            bytes.end.get() - bytes.start.get()
-        });
-        Self::new(bitmap.is_full(), absent.sum(), off)
+        Self::new(bitmap.is_full(), absent(bitmap, spans), off)
     }
 
     /// Of a disk that is full or not, with so many compressed bytes absent; it is never begun when it is `off`.
@@ -64,7 +80,8 @@ impl Whole {
         Self {
             absent,
             misses: AtomicU32::new(0),
-            cost: Mutex::default(),
+            missed: AtomicU64::new(0),
+            ledger: Mutex::new(Ledger::new(absent)),
             off,
             progress: watch::Sender::new(progress),
         }
@@ -75,19 +92,29 @@ impl Whole {
         self.progress.subscribe()
     }
 
-    /// Takes note of a miss; true when the rest has to follow now, and the caller has to see to that.
-    pub(super) fn is_due_after_miss(&self) -> bool {
+    /// Takes note of a miss whose fetches bring so many compressed bytes; true when the rest has to follow now, and the caller has to see to
+    /// that.
+    pub(super) fn is_due_after_miss(&self, bytes: u64) -> bool {
+        let missed = self.missed.fetch_add(bytes, Ordering::Relaxed);
+        let missed = missed.saturating_add(bytes);
+        let is_most_wanted = missed.saturating_mul(4) >= self.absent.saturating_mul(3);
         let misses = self
             .misses
             .fetch_add(1, Ordering::Relaxed)
             .saturating_add(1);
-        let is_lost = || self.cost().reaches_unpacking(self.absent);
-        !self.off && misses >= LEAST && is_lost() && self.turn(Progress::Lazy, Progress::Filling)
+        !self.off
+            && misses >= LEAST
+            && (is_most_wanted || self.ledger().is_used_up())
+            && self.turn(Progress::Lazy, Progress::Filling)
     }
 
-    /// What was measured of the disk.
-    pub(super) fn cost(&self) -> MutexGuard<'_, Cost> {
-        self.cost.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Takes note of what was measured.
+    pub(super) fn measured(&self, note: impl FnOnce(&mut Cost)) {
+        note(&mut locked(&self.ledger().cost));
+    }
+
+    fn ledger(&self) -> Arc<Ledger> {
+        Arc::clone(&locked(&self.ledger))
     }
 
     /// Every span is present.
@@ -109,6 +136,44 @@ impl Whole {
             is
         })
     }
+}
+
+/// Has the disks of an image lose and save together from now on, unless they do already.
+pub(super) fn share_ledger<'a>(disks: impl Iterator<Item = &'a Arc<Disk>>) {
+    let lazy = disks.filter(|disk| !disk.is_full());
+    let lazy: Vec<(&Whole, u64)> = lazy
+        .map(|disk| (disk.whole(), absent(disk.bitmap(), disk.spans())))
+        .collect();
+    share(&lazy);
+}
+
+/// As [`share_ledger`]; with each its absent bytes.
+fn share(lazy: &[(&Whole, u64)]) {
+    let mut ledgers = lazy.iter().map(|(whole, _)| whole.ledger());
+    let first = ledgers.next();
+    if first.is_none_or(|first| ledgers.all(|ledger| Arc::ptr_eq(&first, &ledger))) {
+        return;
+    }
+    let ledger = Ledger::new(lazy.iter().map(|(_, absent)| absent).sum());
+    for (whole, _) in lazy {
+        *locked(&whole.ledger) = Arc::clone(&ledger);
+    }
+}
+
+/// Compressed bytes of the spans that are absent.
+fn absent(bitmap: &Bitmap, spans: &Spans) -> u64 {
+    let absent = (0..bitmap.count())
+        .map(SpanId)
+        .filter(|span| !bitmap.get(*span));
+    let bytes = absent.map(|span| {
+        let bytes = spans.compressed(span);
+        bytes.end.get() - bytes.start.get()
+    });
+    bytes.sum()
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Fetches all absent spans of a disk, from `first` on and then those before it. Ends early when nobody has the disk any more, or when
@@ -225,7 +290,7 @@ mod tests {
         let start = Instant::now();
         let mut now = start;
         for missed in 0..misses {
-            if whole.is_due_after_miss() {
+            if whole.is_due_after_miss(span.into()) {
                 // the rest comes in one stream, and is decoded meanwhile
                 let rest = link.transfer(span).max(decode(span)) * (count - missed);
                 return (missed, now + link.round_trip() + rest - start);
@@ -233,10 +298,11 @@ mod tests {
             let first = now + link.round_trip();
             let last = first + link.transfer(span);
             let there = last + decode(span);
-            let mut cost = whole.cost();
-            cost.came(span.into(), 0, first, last);
-            cost.decoded(span.into(), decode(span));
-            cost.waited(now, there);
+            whole.measured(|cost| {
+                cost.came(span.into(), 0, first, last);
+                cost.decoded(span.into(), decode(span));
+                cost.waited(now, there);
+            });
             now = there;
         }
         (misses, now - start)
@@ -266,14 +332,22 @@ mod tests {
     #[test]
     fn who_reads_a_part_gets_that() {
         for (link, shares) in [
-            (GIGABIT_NEAR, [100, 80]),
-            (MEGABITS, [100, 20]),
+            (GIGABIT_NEAR, [74, 74]),
+            (MEGABITS, [74, 20]),
             (GIGABIT_FAR, [27, 3]),
         ] {
             for (span, share) in FETCHES.into_iter().zip(shares) {
                 let (misses, _) = read(&link, span, 100, share);
                 assert_eq!(misses, share, "{} Mbit/s, spans of {span}", link.mbit);
             }
+        }
+    }
+
+    #[test]
+    fn who_has_read_three_quarters_gets_all() {
+        for link in [GIGABIT_NEAR, MEGABITS] {
+            let (misses, _) = read(&link, FETCHES[0], 100, 100);
+            assert_eq!(misses, 74, "{} Mbit/s", link.mbit);
         }
     }
 
@@ -290,16 +364,46 @@ mod tests {
     fn waited_for(off: bool) -> Whole {
         let whole = Whole::new(false, 1 << 20, off);
         let now = Instant::now();
-        let mut cost = whole.cost();
-        cost.came(1 << 20, 0, now, now + Duration::from_millis(1));
-        cost.decoded(1 << 20, Duration::from_millis(1));
-        cost.waited(now, now + Duration::from_secs(1));
-        drop(cost);
+        whole.measured(|cost| {
+            cost.came(1 << 20, 0, now, now + Duration::from_millis(1));
+            cost.decoded(1 << 20, Duration::from_millis(1));
+            cost.waited(now, now + Duration::from_secs(1));
+        });
         whole
     }
 
     fn misses(whole: &Whole, count: u32) -> bool {
-        (0..count).any(|_| whole.is_due_after_miss())
+        (0..count).any(|_| whole.is_due_after_miss(1))
+    }
+
+    #[test]
+    fn what_one_disk_saves_another_may_lose() {
+        let (lost, other) = (
+            Whole::new(false, 1000, false),
+            Whole::new(false, 9000, false),
+        );
+        share(&[(&lost, 1000), (&other, 9000)]);
+        let ledger = other.ledger();
+        share(&[(&lost, 900), (&other, 9000)]);
+        assert!(
+            Arc::ptr_eq(&ledger, &lost.ledger()),
+            "they share one already"
+        );
+        let start = Instant::now();
+        let at = |milliseconds| start + Duration::from_millis(milliseconds);
+        lost.measured(|cost| {
+            cost.came(1000, 0, at(0), at(1));
+            cost.decoded(1000, Duration::from_millis(1));
+            // nine times what unpacking its own layer would have cost
+            cost.waited(at(0), at(28));
+        });
+        for whole in [&lost, &other] {
+            assert!(!misses(whole, LEAST + 1));
+        }
+        other.measured(|cost| cost.waited(at(100), at(103)));
+        for whole in [&lost, &other] {
+            assert!(misses(whole, LEAST), "each follows with its own next miss");
+        }
     }
 
     #[test]
