@@ -348,6 +348,13 @@ impl NewIndex {
                 }
             }
         }
+        for (layer, _, made) in &layers {
+            if let Ok(table) = &made.ztoc
+                && let Some(list) = &table.prefetch
+            {
+                add_list(list.clone(), &layer.digest, &mut descriptors, &mut blobs);
+            }
+        }
         let config = Bytes::from_static(EMPTY_CONFIG);
         blobs.insert(Digest::of(&config), config);
         Ok(Self {
@@ -443,10 +450,19 @@ fn add_prefetch(
     let bytes = list
         .to_bytes()
         .or_kind(Kind::Io, || "a prefetch artifact".to_owned())?;
+    add_list(bytes.into(), layer, descriptors, blobs);
+    Ok(())
+}
+
+fn add_list(
+    bytes: Bytes,
+    layer: &Digest,
+    descriptors: &mut Vec<Descriptor>,
+    blobs: &mut BTreeMap<Digest, Bytes>,
+) {
     let digest = Digest::of(&bytes);
     descriptors.push(Descriptor::of_prefetch(&digest, bytes.len() as u64, layer));
-    blobs.insert(digest, bytes.into());
-    Ok(())
+    blobs.insert(digest, bytes);
 }
 
 impl Made {

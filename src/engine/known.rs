@@ -1,5 +1,6 @@
 //! zTOCs and compact tables that exist already: in indexes of the local root, of the image, and of where it was converted to before. One of
-//! the same layer and span size is as good as a new one, and costs no byte of the layer.
+//! the same layer and span size is as good as a new one, and costs no byte of the layer. With one of the image's own goes the list of
+//! what a start needs of it: a record is not lost when an index is made anew.
 
 use bytes::Bytes;
 use serde_json::Value;
@@ -13,11 +14,16 @@ use super::{
     new_compact::{Blob, CompactPart},
 };
 use crate::{
-    compact::manifest::{ARTIFACT_TYPE, INDEX_DIGEST as COMPACT_DIGEST},
-    error::{Error, Result},
+    compact::manifest::{
+        ARTIFACT_TYPE, INDEX_DIGEST as COMPACT_DIGEST, LayerIndex, MAX_PREFETCH_BYTES,
+    },
+    error::{Error, Kind, Result, ResultExt as _},
     layer::LayerBlob,
-    oci::Digest,
-    soci::index::{INDEX_DIGEST, IndexManifest, V1_TYPE, V2_TYPE},
+    oci::{Digest, manifest::MAX_MANIFEST_BYTES},
+    soci::{
+        index::{INDEX_DIGEST, IndexManifest, V1_TYPE, V2_TYPE},
+        prefetch::Prefetch,
+    },
     source::{Manifest, Source},
     ztoc::Ztoc,
 };
@@ -28,10 +34,27 @@ const MAX_INDEXES: usize = 64;
 /// Indexes, and where each has its blobs.
 #[derive(Default)]
 pub(super) struct Known {
-    indexes: Vec<(IndexManifest, Place)>,
-    compact: Vec<CompactIndex>,
+    indexes: Vec<KnownIndex>,
+    compact: Vec<(CompactIndex, Owner)>,
     /// Whether compact indexes are looked for too.
     with_compact: bool,
+    /// Whether lists of what a start needs stay; not where others are wanted.
+    with_lists: bool,
+}
+
+struct KnownIndex {
+    manifest: IndexManifest,
+    place: Place,
+    owner: Owner,
+}
+
+/// Whose index it is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Owner {
+    /// That of the image itself, or of one of the images.
+    Image,
+    /// Of another image, for all that is known.
+    Other,
 }
 
 impl Known {
@@ -39,6 +62,7 @@ impl Known {
     pub(super) fn new(options: &CreateOptions) -> Self {
         Self {
             with_compact: options.compact_span_size.is_some(),
+            with_lists: options.prefetch_files.is_empty() && options.uses.is_empty(),
             ..Self::default()
         }
     }
@@ -53,6 +77,7 @@ impl Known {
             self.add(
                 local.manifest(&known.digest).await,
                 &Place::Local(local.clone()),
+                Owner::Other,
             );
         }
         if !self.with_compact {
@@ -63,7 +88,8 @@ impl Known {
             Ok(list) => match local.source().await {
                 Ok(source) => {
                     let newest = list.into_iter().rev().take(MAX_INDEXES);
-                    self.add_compact(newest, Origin::Local, &source).await;
+                    self.add_compact(newest, Origin::Local, &source, Owner::Other)
+                        .await;
                 }
                 Err(error) => passed_over(&error),
             },
@@ -77,12 +103,13 @@ impl Known {
         let annotations = image.manifest.annotations().as_ref();
         let named = annotations.and_then(|annotations| annotations.get(INDEX_DIGEST)?.parse().ok());
         if let Some(named) = named {
-            self.add(image.source.manifest(&named).await, &place);
+            self.add(image.source.manifest(&named).await, &place, Owner::Image);
         }
         match image.source.referrers(&image.digest, V1_TYPE).await {
             Ok(list) => {
                 for referrer in list.iter().rev().take(MAX_INDEXES) {
-                    self.add(image.source.manifest(&referrer.digest).await, &place);
+                    let found = image.source.manifest(&referrer.digest).await;
+                    self.add(found, &place, Owner::Image);
                 }
             }
             Err(error) => passed_over(&error),
@@ -93,13 +120,13 @@ impl Known {
         let named = annotations
             .and_then(|annotations| annotations.get(COMPACT_DIGEST)?.parse().ok())
             .into_iter();
-        self.add_compact(named, Origin::Annotation, &image.source)
+        self.add_compact(named, Origin::Annotation, &image.source, Owner::Image)
             .await;
         match image.source.referrers(&image.digest, ARTIFACT_TYPE).await {
             Ok(list) => {
                 let newest = list.iter().rev().take(MAX_INDEXES);
                 let newest = newest.map(|referrer| referrer.digest);
-                self.add_compact(newest, Origin::Referrer, &image.source)
+                self.add_compact(newest, Origin::Referrer, &image.source, Owner::Image)
                     .await;
             }
             Err(error) => passed_over(&error),
@@ -121,19 +148,25 @@ impl Known {
             self.add(
                 source.manifest(&digest).await,
                 &Place::Source(source.clone()),
+                Owner::Other,
             );
         }
         if self.with_compact {
             let listed = listed(ARTIFACT_TYPE).into_iter();
-            self.add_compact(listed, Origin::Annotation, source).await;
+            self.add_compact(listed, Origin::Annotation, source, Owner::Other)
+                .await;
         }
     }
 
-    fn add(&mut self, manifest: Result<Manifest>, place: &Place) {
+    fn add(&mut self, manifest: Result<Manifest>, place: &Place, owner: Owner) {
         match manifest {
             Ok(manifest) => {
-                if let Ok(index) = IndexManifest::parse(&manifest.bytes) {
-                    self.indexes.push((index, place.clone()));
+                if let Ok(manifest) = IndexManifest::parse(&manifest.bytes) {
+                    self.indexes.push(KnownIndex {
+                        manifest,
+                        place: place.clone(),
+                        owner,
+                    });
                 }
             }
             Err(error) => passed_over(&error),
@@ -145,11 +178,12 @@ impl Known {
         digests: impl Iterator<Item = Digest>,
         origin: Origin,
         source: &Source,
+        owner: Owner,
     ) {
         for digest in digests {
             let found = source.manifest(&digest).await;
             match found.and_then(|found| CompactIndex::read(&found, origin, source)) {
-                Ok(index) => self.compact.push(index),
+                Ok(index) => self.compact.push((index, owner)),
                 Err(error) => passed_over(&error),
             }
         }
@@ -157,7 +191,7 @@ impl Known {
 
     /// A layer's part of a compact index with this span size; its table is checked to be one of this very layer.
     pub(super) async fn compact(&self, layer: &LayerBlob, span_size: u64) -> Option<CompactPart> {
-        for known in &self.compact {
+        for (known, _) in &self.compact {
             let part = known.layer(&layer.digest);
             if part.is_none_or(|part| part.span_size != span_size) {
                 continue;
@@ -165,6 +199,7 @@ impl Known {
             match known.table(layer).await {
                 Ok(Some((part, bytes, table))) => {
                     return Some(CompactPart {
+                        prefetch: self.compact_list(part).await,
                         index: *part,
                         spans: table.spans.spans.len(),
                         table: bytes,
@@ -180,7 +215,12 @@ impl Known {
 
     /// A layer's zTOC with this span size, checked to be one of a blob of this size.
     pub(super) async fn ztoc(&self, layer: &LayerBlob, span_size: u64) -> Option<Bytes> {
-        for (index, place) in &self.indexes {
+        for KnownIndex {
+            manifest: index,
+            place,
+            ..
+        } in &self.indexes
+        {
             if index.span_size_of(&layer.digest) != Some(span_size) {
                 continue;
             }
@@ -203,6 +243,42 @@ impl Known {
         }
         None
     }
+}
+
+impl Known {
+    /// What the image's own index lists of a layer, in the numbers of this zTOC.
+    pub(super) async fn list(&self, layer: &Digest, ztoc: &Digest) -> Option<Bytes> {
+        let has_ztoc = |known: &&KnownIndex| {
+            let found = known.manifest.ztoc_of(layer);
+            known.owner == Owner::Image && matches!(found, Ok(Some(found)) if found.digest == *ztoc)
+        };
+        let known = self.indexes.iter().find(has_ztoc);
+        let known = known.filter(|_| self.with_lists)?;
+        let list = known.manifest.prefetch_of(layer).ok().flatten()?;
+        sound(known.place.blob(&list, MAX_MANIFEST_BYTES).await)
+    }
+
+    /// What the image's own compact index lists of a layer, in the numbers of this table.
+    async fn compact_list(&self, part: &LayerIndex) -> Option<Bytes> {
+        let has_table = |(known, owner): &&(CompactIndex, Owner)| {
+            let found = known.layer(&part.layer);
+            *owner == Owner::Image && found.is_some_and(|found| found.table == part.table)
+        };
+        let (known, _) = self.compact.iter().find(has_table)?;
+        let list = known.manifest.prefetch_of(part);
+        let list = list.filter(|_| self.with_lists)?;
+        let blob = known.source.blob(&list.blob, list.size, MAX_PREFETCH_BYTES);
+        sound(blob.await)
+    }
+}
+
+/// A list that can be read.
+fn sound(list: Result<Bytes>) -> Option<Bytes> {
+    let read = list.and_then(|bytes| {
+        Prefetch::parse(&bytes).or_kind(Kind::Corrupt, || "a list of spans".to_owned())?;
+        Ok(bytes)
+    });
+    read.map_err(|error| passed_over(&error)).ok()
 }
 
 fn passed_over(error: &Error) {

@@ -33,6 +33,8 @@ pub(super) struct CompactPart {
     /// How many spans it has.
     pub(super) spans: usize,
     pub(super) blob: Blob,
+    /// What a start needs of it, as the image's own index lists it.
+    pub(super) prefetch: Option<Bytes>,
 }
 
 /// The table and all windows.
@@ -59,6 +61,7 @@ impl CompactPart {
             table: bytes.slice(..made.table_size),
             spans: made.spans,
             blob: Blob::New(bytes),
+            prefetch: None,
         }
     }
 
@@ -103,12 +106,18 @@ impl<'a> NewCompact<'a> {
                 Blob::At(source) => known.push((part.index, source)),
             }
         }
-        let mut prefetch = Vec::new();
+        let mut listed: Vec<(&CompactPart, Bytes)> = Vec::new();
         for (part, list) in lists(&parts, options)? {
-            let bytes: Bytes = list
-                .to_bytes()
-                .or_kind(Kind::Io, || "a list of spans".to_owned())?
-                .into();
+            let bytes = list.to_bytes();
+            let bytes = bytes.or_kind(Kind::Io, || "a list of spans".to_owned())?;
+            listed.push((part, bytes.into()));
+        }
+        let kept = parts
+            .iter()
+            .filter_map(|part| Some((*part, part.prefetch.clone()?)));
+        listed.extend(kept);
+        let mut prefetch = Vec::new();
+        for (part, bytes) in listed {
             prefetch.push(PrefetchList {
                 layer: part.index.layer,
                 table: part.index.table,

@@ -39,6 +39,8 @@ pub(super) struct LayerTable {
     pub(super) bytes: Bytes,
     /// An index had it already.
     pub(super) reused: bool,
+    /// What a start needs of it, as the image's own index lists it.
+    pub(super) prefetch: Option<Bytes>,
 }
 
 /// What a layer's pass is for.
@@ -107,6 +109,7 @@ impl Maker<'_> {
                 digest: Digest::of(&bytes),
                 bytes: bytes.into(),
                 reused: false,
+                prefetch: None,
             });
         }
         if let Some(compact) = indexed.compact {
@@ -120,12 +123,18 @@ impl Maker<'_> {
         if self.options.force {
             return (None, None);
         }
-        let ztoc = self.known.ztoc(layer, self.options.span_size).await;
-        let ztoc = ztoc.map(|bytes| LayerTable {
-            digest: Digest::of(&bytes),
-            bytes,
-            reused: true,
-        });
+        let ztoc = match self.known.ztoc(layer, self.options.span_size).await {
+            Some(bytes) => {
+                let digest = Digest::of(&bytes);
+                Some(LayerTable {
+                    digest,
+                    bytes,
+                    reused: true,
+                    prefetch: self.known.list(&layer.digest, &digest).await,
+                })
+            }
+            None => None,
+        };
         let compact = match self.options.compact_span_size {
             Some(span_size) => self.known.compact(layer, span_size).await,
             None => None,

@@ -236,6 +236,20 @@ async fn a_record_lists_the_compact_index_s_own_spans() {
         );
         is_fetched_ahead(&registry, tag, &layer, listed);
     }
+
+    // what is made again keeps the lists, unless it is forced to be new
+    let convert = |tag: &str, more: &[&str]| {
+        let to = registry.reference(&format!("app:{tag}"));
+        host.run(&[&["convert", &fast, &to][..], &create, more].concat());
+        to
+    };
+    let (recorded, _) = find(&fast, IndexPolicy::V2).await;
+    let (again, _) = find(&convert("again", &[]), IndexPolicy::V2).await;
+    assert_eq!(again, recorded, "converting twice changes nothing");
+    let (forced, found) = find(&convert("forced", &["--force"]), IndexPolicy::V2).await;
+    assert_ne!(forced, recorded);
+    let soci = found.index.unwrap().manifest.prefetch_of(&layer).unwrap();
+    assert!(soci.is_none() && found.compact.unwrap().manifest.prefetch.is_empty());
 }
 
 #[test]
