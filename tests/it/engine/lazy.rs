@@ -5,7 +5,7 @@ use std::{fs, io::Read, process::Command};
 use super::Host;
 use crate::{
     soci::make::{GZIP_LAYER, MadeLayout, digest, tar_of},
-    support::{registry::Registry, seeded_noise as noise},
+    support::{registry::Registry, seeded_noise as noise, tars::Layer},
 };
 
 #[test]
@@ -73,6 +73,44 @@ fn an_attach_fetches_tables_and_a_read_fetches_its_spans() {
         .read_to_end(&mut whole)
         .unwrap();
     assert_eq!(whole, first);
+    host.detach(&mountpoint);
+    assert_eq!(host.left_over(), [""; 0]);
+}
+
+#[test]
+fn a_walk_over_many_directories_is_a_few_large_requests() {
+    const DIRECTORIES: u64 = 2000;
+    let host = Host::new();
+    let mut layer = Layer::new();
+    for number in 0..DIRECTORIES {
+        let directory = format!("directory-{number}");
+        layer = layer.directory(&directory, 0o755);
+        layer = layer.file(&format!("{directory}/file"), b"");
+    }
+    // or the disk would be complete, and its device a loop device with nothing of ours in between
+    layer = layer.file("file", &noise(100_000, 1));
+    let mut layout = MadeLayout::new();
+    let image = layout.image("amd64", &[(GZIP_LAYER, layer.tar())]);
+    layout.tag(&image, "latest");
+    let image = layout.reference("latest");
+    host.run(&["index", "create", &image, "--min-layer-size", "0"]);
+    let mountpoint = host.mountpoint("mnt");
+    let attachment = host.attach(&image, &mountpoint, &[]);
+    let device = attachment["layers"][0]["device_path"].as_str().unwrap();
+    let stat = format!("/sys/block/{}/stat", device.trim_start_matches("/dev/"));
+    let requests = || -> u64 {
+        let stat = fs::read_to_string(&stat).unwrap();
+        stat.split_whitespace().next().unwrap().parse().unwrap()
+    };
+    let before = requests();
+    for directory in fs::read_dir(&mountpoint).unwrap() {
+        let directory = directory.unwrap();
+        if directory.file_type().unwrap().is_dir() {
+            assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+        }
+    }
+    let requests = requests() - before;
+    assert!(requests < DIRECTORIES / 2, "{requests} requests");
     host.detach(&mountpoint);
     assert_eq!(host.left_over(), [""; 0]);
 }
