@@ -72,6 +72,7 @@ enum Backing {
     Fuse(
         LoopDevice,
         #[expect(dead_code, reason = "its threads answer while it lives")] fuse::Server,
+        Arc<WatchedDisk>,
     ),
     Nbd(Arc<Link>),
 }
@@ -95,7 +96,7 @@ impl Device {
     /// The kernel's name of it, e.g. `nbd3`.
     pub(super) fn name(&self) -> String {
         match &self.backing {
-            Backing::Loop(device) | Backing::Fuse(device, _) => device.name(),
+            Backing::Loop(device) | Backing::Fuse(device, ..) => device.name(),
             Backing::Nbd(link) => link.device.name(),
         }
     }
@@ -103,8 +104,18 @@ impl Device {
     /// A path that opens it.
     pub(super) fn path(&self) -> &Path {
         match &self.backing {
-            Backing::Loop(device) | Backing::Fuse(device, _) => device.path(),
+            Backing::Loop(device) | Backing::Fuse(device, ..) => device.path(),
             Backing::Nbd(link) => link.device.path(),
+        }
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        match &self.backing {
+            Backing::Loop(_) => {}
+            Backing::Fuse(.., watched) => watched.serves_no_more(),
+            Backing::Nbd(link) => link.watched.serves_no_more(),
         }
     }
 }
@@ -218,7 +229,7 @@ impl Devices {
         let file = fuse::serve(served, &self.identifier(disk), &self.runtime)?;
         let device = self.loop_on(disk, file.file())?;
         watched.serves(device.name());
-        Ok(Backing::Fuse(device, file.into_server()))
+        Ok(Backing::Fuse(device, file.into_server(), watched))
     }
 
     fn loop_on(&self, disk: &Disk, file: BorrowedFd<'_>) -> Result<LoopDevice> {

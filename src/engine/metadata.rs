@@ -10,8 +10,8 @@ use std::{
     io,
     ops::Range,
     sync::{
-        Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
     },
 };
 
@@ -45,10 +45,14 @@ impl WatchedDisk {
         }
     }
 
-    /// Names the device, by the kernel's name of it: from now on its reads are noticed.
+    /// Names the device, by the kernel's name of it: from now on the kernel is asked.
     pub(super) fn serves(&self, device: String) {
-        // there is one
-        let _ = self.windows.device.set(device);
+        *self.windows.device() = Some(device);
+    }
+
+    /// The device is about to go: from now on nothing here has it open.
+    pub(super) fn serves_no_more(&self) {
+        *self.windows.device() = None;
     }
 
     fn notice(&self, offset: DiskOffset, length: usize) {
@@ -100,9 +104,8 @@ struct Windows {
     metadata: Range<u64>,
     /// For each window how often it was read.
     reads: Box<[AtomicU32]>,
-    device: OnceLock<String>,
-    /// The kernel is being asked.
-    is_asking: AtomicBool,
+    /// Locked while the kernel is being asked, with the device open.
+    device: Mutex<Option<String>>,
 }
 
 impl Windows {
@@ -112,8 +115,7 @@ impl Windows {
         Self {
             reads: (0..count).map(|_| AtomicU32::new(0)).collect(),
             metadata,
-            device: OnceLock::new(),
-            is_asking: AtomicBool::new(false),
+            device: Mutex::default(),
         }
     }
 
@@ -125,24 +127,27 @@ impl Windows {
         let number = (offset - self.metadata.start) / WINDOW;
         let reads = self.reads.get(number as usize)?;
         let is_second = reads.fetch_add(1, Ordering::Relaxed) % 2 == 1;
-        let is_wanted = is_second
-            && self.device.get().is_some()
-            && !self.is_asking.swap(true, Ordering::AcqRel);
-        is_wanted.then(|| {
+        is_second.then(|| {
             let start = self.metadata.start + number * WINDOW;
             start..self.metadata.end.min(start + WINDOW)
         })
     }
 
-    /// Asks the kernel; blocks until its requests are on their way.
+    /// Asks the kernel, unless it is being asked; blocks until its requests are on their way.
     fn ask(&self, window: Range<u64>) {
-        if let Some(device) = self.device.get()
+        let Ok(device) = self.device.try_lock() else {
+            return;
+        };
+        if let Some(device) = &*device
             && let Err(error) = blockdev::will_need(device, &window)
         {
             // it is none the worse for that
             tracing::debug!(device, "metadata is not read ahead: {}", error.report());
         }
-        self.is_asking.store(false, Ordering::Release);
+    }
+
+    fn device(&self) -> MutexGuard<'_, Option<String>> {
+        self.device.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -159,12 +164,7 @@ mod tests {
     #[test]
     fn the_second_read_of_a_window_asks_for_it() {
         let windows = windows();
-        windows.device.set("none".into()).unwrap();
-        let read = |offset| {
-            let wanted = windows.wanted(offset, 4096);
-            windows.is_asking.store(false, Ordering::Relaxed);
-            wanted
-        };
+        let read = |offset| windows.wanted(offset, 4096);
         assert_eq!(read(START), None);
         assert_eq!(read(START + WINDOW), None, "another window");
         assert_eq!(read(START + WINDOW - 1), Some(START..START + WINDOW));
@@ -183,19 +183,12 @@ mod tests {
     }
 
     #[test]
-    fn large_reads_and_those_of_no_device_do_not_count() {
+    fn large_reads_do_not_count() {
         let windows = windows();
-        assert_eq!(windows.wanted(START, 4096), None);
-        assert_eq!(windows.wanted(START, 4096), None, "no device");
-        windows.device.set("none".into()).unwrap();
         for _ in 0..4 {
             assert_eq!(windows.wanted(START, WINDOW / 2), None);
         }
         assert_eq!(windows.wanted(START, 4096), None);
         assert!(windows.wanted(START, 4096).is_some());
-        // the kernel is still being asked
-        for _ in 0..4 {
-            assert_eq!(windows.wanted(START, 4096), None);
-        }
     }
 }
