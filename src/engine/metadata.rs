@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// Bytes that the kernel is asked to read together.
-const WINDOW: u64 = 1 << 20;
+const WINDOW: u64 = 256 << 10;
 
 /// A disk behind a device, whose reads of metadata are noticed.
 pub(super) struct WatchedDisk {

@@ -388,7 +388,17 @@ impl Shared {
             state.link_free_at = Some(until);
             until
         };
-        tokio::time::sleep_until(until.into()).await;
+        wait_until(until).await;
         until
     }
+}
+
+/// Waits to a tenth of a millisecond: tokio's timer counts whole ones, and a link of 2 ms would have 3.
+async fn wait_until(until: Instant) {
+    if until <= Instant::now() {
+        return;
+    }
+    let wait = move || std::thread::sleep(until.saturating_duration_since(Instant::now()));
+    // it does not panic
+    let _ = tokio::task::spawn_blocking(wait).await;
 }

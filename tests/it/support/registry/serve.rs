@@ -1,6 +1,6 @@
 //! The listeners, and the way of a request.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
@@ -24,7 +24,7 @@ pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>, cdn: bool)
         let shared = Arc::clone(&shared);
         tokio::spawn(async move {
             let round_trip = shared.state().link.round_trip;
-            tokio::time::sleep(round_trip).await;
+            super::wait_until(Instant::now() + round_trip).await;
             let service = service_fn(|request| answer(Arc::clone(&shared), request, cdn));
             let _ = hyper::server::conn::http1::Builder::new()
                 .serve_connection(TokioIo::new(stream), service)
@@ -62,7 +62,7 @@ pub(super) async fn answer(
         });
         state.link.round_trip
     };
-    tokio::time::sleep(round_trip).await;
+    super::wait_until(Instant::now() + round_trip).await;
     let body = match request.into_body().collect().await {
         Ok(body) => body.to_bytes(),
         Err(_) => return Err(Closed),
