@@ -98,6 +98,7 @@ fn look_up(test: &str) -> Result<(), String> {
         for file in [
             stem.with_extension("rs"),
             stem.join("mod.rs"),
+            stem.join("tests.rs"),
             stem.join("lib.rs"),
             stem.join("main.rs"),
         ] {
@@ -192,6 +193,8 @@ fn every_named_test_ran_well() {
 #[test]
 fn a_missing_and_an_ignored_test_are_found() {
     assert!(look_up("it::levels::there_is_no_test_of_this_name").is_err());
+    // in src/tree/tests.rs
+    look_up("lib::tree::tests::paths_are_cleaned_and_parents_implied").unwrap();
     let tests = tests_in(
         "#[test]\nfn a() {}\n#[test]\n#[ignore = \"slow\"]\nfn b() {}\nfn c() {}\n#[test]\nfn d() {}",
     );

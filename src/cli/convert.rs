@@ -105,7 +105,11 @@ impl Convert {
         match self.format {
             Some(_) if path.is_dir() => format!("oci:{}", self.source).parse(),
             Some(_) if path.is_file() => format!("oci-archive:{}", self.source).parse(),
-            _ => self.source.parse(),
+            Some(_) => Err(Error::new(
+                Kind::NotFound,
+                format!("{}: there is no such folder or tar file", self.source),
+            )),
+            None => self.source.parse(),
         }
     }
 

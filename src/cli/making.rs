@@ -37,7 +37,7 @@ pub(super) struct MakeArgs {
     #[arg(long)]
     compact: bool,
     /// Bytes of a layer between checkpoints of the compact index, at least
-    #[arg(long, value_name = "BYTES", requires = "compact", default_value_t = DEFAULT_COMPACT_SPAN_SIZE)]
+    #[arg(long, value_name = "BYTES", requires = "compact", default_value_t = DEFAULT_COMPACT_SPAN_SIZE, value_parser = clap::value_parser!(u64).range(1..=i64::MAX as u64))]
     compact_span_size: u64,
     /// Make each zTOC anew, also where an index has one of the same layer and span size
     #[arg(long, short)]

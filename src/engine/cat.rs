@@ -67,12 +67,20 @@ pub async fn open_in_layer(
         Ztoc::parse(&ztoc).or_kind(Kind::Corrupt, || format!("the zTOC of layer {layer}"))?;
     let table = Table::of_ztoc(layer, parsed, ztoc);
     let name = clean(path.as_bytes());
-    let at = table
-        .names
-        .get(&name)
-        .copied()
-        .ok_or_else(|| Error::new(Kind::NotFound, format!("layer {layer} has no {path}")))?;
-    let at = table.target(at).ok_or_else(|| no_target(&name))?;
+    let Some(at) = table.names.get(&name).copied() else {
+        return Err(match table.directories.contains(&name) {
+            true => not_a_file(&name, "a directory"),
+            false => Error::new(Kind::NotFound, format!("layer {layer} has no {path}")),
+        });
+    };
+    let at = match table.entries[at].kind {
+        EntryKind::Regular => at,
+        EntryKind::Hardlink => table.target(at).ok_or_else(|| no_target(&name))?,
+        EntryKind::Symlink => return Err(not_a_file(&name, "a symbolic link")),
+        EntryKind::Directory => return Err(not_a_file(&name, "a directory")),
+        EntryKind::Char | EntryKind::Block => return Err(not_a_file(&name, "a device")),
+        EntryKind::Fifo => return Err(not_a_file(&name, "a named pipe")),
+    };
     table.file(source, at, &name)
 }
 

@@ -110,10 +110,7 @@ impl Blobs {
         };
         Error::new(
             Kind::NotFound,
-            format!(
-                "{} is no OCI image layout: it has no {name}{hint}",
-                self.path().display()
-            ),
+            format!("{} has no {name}{hint}", self.path().display()),
         )
     }
 }

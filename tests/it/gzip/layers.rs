@@ -11,7 +11,7 @@ use socinbd::{
     tar::Entry,
 };
 
-use super::{Collect, assert_spans, index, options, random::Random};
+use super::{Collect, assert_spans, index, options, random::Random, ztoc};
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
@@ -233,4 +233,52 @@ fn the_same_layer_gives_the_same_bytes() {
         .unwrap();
     let (again, NoSink) = index(&blob, Packing::Plain, options(1000), 1, NoSink).unwrap();
     assert!(again.ztoc.unwrap().unwrap() == once);
+}
+
+/// At every level of gzip a layer has one span, or one for each of its hundred blocks, and each decodes alone.
+#[test]
+fn every_level_has_one_span_or_a_hundred() {
+    let content = crate::support::noise(50_000).repeat(3);
+    // with its header and its end it is a hundred pieces
+    let tar = crate::soci::make::tar_of(&[("file", &content[..100 * 1024 - 512 - 1024])]);
+    for level in 0..10 {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::new(level));
+        for piece in tar.chunks(1024) {
+            encoder.write_all(piece).unwrap();
+            encoder.flush().unwrap(); // a block ends here
+        }
+        let blob = encoder.finish().unwrap();
+        for (span_size, spans) in [(64, 100), (1024, 50), (i64::MAX as u64, 1)] {
+            let name = format!("level {level}, spans of {span_size}");
+            let (parsed, table) = ztoc(&blob, span_size);
+            assert_spans(&name, &blob, &tar, &table);
+            let made = parsed.spans.spans.iter();
+            // a writer may end with an empty block, which is a span
+            let made = made.filter(|span| !span.uncompressed.is_empty());
+            assert_eq!(made.count(), spans, "{name}");
+        }
+    }
+}
+
+/// A header with a comment, a name and an extra field, longer than many spans: the first span starts behind it.
+#[test]
+fn a_header_longer_than_a_span_is_in_no_span() {
+    let tar = tar_of(200_000);
+    let mut encoder = flate2::GzBuilder::new()
+        .extra(vec![7; 65_000])
+        .filename("name".repeat(100))
+        .comment("comment".repeat(100))
+        .write(Vec::new(), Compression::default());
+    encoder.write_all(&tar).unwrap();
+    let blob = encoder.finish().unwrap();
+    let header = 10 + 2 + 65_000 + 4 * 100 + 1 + 7 * 100 + 1;
+    for span_size in [64, 65_536, 1 << 22] {
+        let (parsed, table) = ztoc(&blob, span_size);
+        let name = format!("spans of {span_size}");
+        let spans = assert_spans(&name, &blob, &tar, &table);
+        assert_eq!(spans > 1, span_size < 200_000, "{name}: {spans}");
+        let first = &parsed.spans.spans[0];
+        assert_eq!(first.compressed.start.get(), header, "{name}");
+        assert_eq!(first.uncompressed.start.get(), 0, "{name}");
+    }
 }

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// An image of two platforms, the first of two layers, tagged `1`; and the amd64 and arm64 manifests' digests.
-fn multi() -> (MadeLayout, [Digest; 2]) {
+pub(super) fn multi() -> (MadeLayout, [Digest; 2]) {
     let mut made = MadeLayout::new();
     let shared = tar_of(&[("etc/shared", &noise(40_000))]);
     let entries: Vec<Value> = ["amd64", "arm64"]
@@ -39,14 +39,14 @@ fn multi() -> (MadeLayout, [Digest; 2]) {
     (made, digests)
 }
 
-fn json_of(host: &Host, arguments: &[&str]) -> Value {
+pub(super) fn json_of(host: &Host, arguments: &[&str]) -> Value {
     let arguments = [&["--json"], arguments].concat();
     serde_json::from_str(&host.run(&arguments)).unwrap()
 }
 
-const SMALL: [&str; 4] = ["--min-layer-size", "0", "--span-size", "65536"];
+pub(super) const SMALL: [&str; 4] = ["--min-layer-size", "0", "--span-size", "65536"];
 
-fn create(host: &Host, image: &str, options: &[&str]) -> Value {
+pub(super) fn create(host: &Host, image: &str, options: &[&str]) -> Value {
     json_of(
         host,
         &[&["index", "create", image], &SMALL[..], options].concat(),

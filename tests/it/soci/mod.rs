@@ -12,6 +12,7 @@ pub mod make;
 mod oras;
 mod pipeline;
 mod registries;
+mod scenarios;
 mod snapshotter;
 
 /// Runs async code in a test, on a runtime of its own.
