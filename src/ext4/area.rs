@@ -10,7 +10,10 @@ use super::BLOCK_SIZE;
 pub(super) struct Area {
     /// The block after the last.
     end: u32,
-    pieces: Vec<(u32, Vec<u8>)>,
+    /// The first block of each piece, and where its bytes end.
+    pieces: Vec<(u32, usize)>,
+    /// The bytes of all pieces.
+    bytes: Vec<u8>,
 }
 
 impl Area {
@@ -19,6 +22,7 @@ impl Area {
         Self {
             end: start,
             pieces: vec![],
+            bytes: vec![],
         }
     }
 
@@ -30,7 +34,8 @@ impl Area {
         let count = u32::try_from(bytes.len().div_ceil(BLOCK_SIZE as usize)).unwrap_or(u32::MAX);
         self.end = self.end.saturating_add(count);
         let length = bytes.iter().rposition(|&b| b != 0).map_or(0, |at| at + 1);
-        self.pieces.push((block, bytes[..length].to_vec()));
+        self.bytes.extend_from_slice(&bytes[..length]);
+        self.pieces.push((block, self.bytes.len()));
         block
     }
 
@@ -42,16 +47,23 @@ impl Area {
     /// Writes over bytes of a piece, whose first block this is; they must not be beyond its last byte that is not zero.
     pub(super) fn patch(&mut self, block: u32, at: usize, bytes: &[u8]) {
         let found = self.pieces.binary_search_by_key(&block, |piece| piece.0);
-        if let Ok(index) = found
-            && let Some(place) = self.pieces[index].1.get_mut(at..at + bytes.len())
-        {
-            place.copy_from_slice(bytes);
+        if let Ok(index) = found {
+            let start = index.checked_sub(1).map_or(0, |last| self.pieces[last].1);
+            let piece = &mut self.bytes[start..self.pieces[index].1];
+            if let Some(place) = piece.get_mut(at..at + bytes.len()) {
+                place.copy_from_slice(bytes);
+            }
         }
     }
 
     /// Each piece with its first block, in order.
-    pub(super) fn into_pieces(self) -> Vec<(u32, Vec<u8>)> {
-        self.pieces
+    pub(super) fn pieces(&self) -> impl Iterator<Item = (u32, &[u8])> {
+        let mut start = 0;
+        self.pieces.iter().map(move |&(block, end)| {
+            let piece = &self.bytes[start..end];
+            start = end;
+            (block, piece)
+        })
     }
 }
 
@@ -68,10 +80,10 @@ mod tests {
         area.patch(101, 2, &[9, 9]);
         assert_eq!(area.end(), 104);
         let expected = [
-            (100, vec![1; 10]),
-            (101, vec![2, 2, 9, 9, 2, 2, 2, 2, 2, 2]),
-            (103, vec![3; 4096]),
+            (100, &[1; 10][..]),
+            (101, &[2, 2, 9, 9, 2, 2, 2, 2, 2, 2]),
+            (103, &[3; 4096]),
         ];
-        assert_eq!(area.into_pieces(), expected);
+        assert!(area.pieces().eq(expected));
     }
 }

@@ -30,7 +30,19 @@ pub(super) struct Run {
 #[derive(Debug)]
 pub(super) struct ExtentTree {
     pub(super) i_block: [u8; 60],
-    pub(super) blocks: u64,
+    pub(super) blocks: u32,
+}
+
+/// Whether a tree over `runs` needs no block.
+pub(super) fn fits_root(runs: &[Run]) -> bool {
+    runs.iter().map(extent_count).sum::<usize>() <= ROOT_ENTRIES
+}
+
+/// `i_block` of a tree that needs no block.
+pub(super) fn root(runs: &[Run]) -> [u8; 60] {
+    let mut i_block = [0; 60];
+    put_node(&mut i_block, 0, ROOT_ENTRIES, runs.iter().flat_map(extents));
+    i_block
 }
 
 /// Builds the tree over `runs`, sorted by `logical`; blocks of the tree go to `area`.
@@ -44,7 +56,7 @@ pub(super) fn tree(runs: &[Run], area: &mut Area) -> ExtentTree {
             .chunks(NODE_ENTRIES)
             .map(|entries| {
                 let mut bytes = vec![0; BLOCK_SIZE as usize];
-                put_node(&mut bytes, depth, NODE_ENTRIES, entries);
+                put_node(&mut bytes, depth, NODE_ENTRIES, entries.iter().copied());
                 let block = area.push(&bytes);
                 blocks += 1;
                 let (first, _) = entries[0];
@@ -54,8 +66,13 @@ pub(super) fn tree(runs: &[Run], area: &mut Area) -> ExtentTree {
         depth += 1;
     }
     let mut i_block = [0; 60];
-    put_node(&mut i_block, depth, ROOT_ENTRIES, &level);
+    put_node(&mut i_block, depth, ROOT_ENTRIES, level.into_iter());
     ExtentTree { i_block, blocks }
+}
+
+/// How many entries [`extents`] gives.
+fn extent_count(run: &Run) -> usize {
+    run.count.div_ceil(EXTENT_LENGTH_MAX) as usize
 }
 
 /// The entries for a run: one for each 128 MiB of it.
@@ -91,27 +108,34 @@ fn entry_bytes(entry: &(impl IntoBytes + zerocopy::Immutable)) -> [u8; 12] {
     bytes
 }
 
-fn put_node(out: &mut [u8], depth: u16, limit: usize, entries: &[(u32, [u8; 12])]) {
-    let head = ExtentHeader {
+fn put_node(
+    out: &mut [u8],
+    depth: u16,
+    limit: usize,
+    entries: impl Iterator<Item = (u32, [u8; 12])>,
+) {
+    let (head, slots) = out.split_at_mut(HEAD);
+    let mut count = 0_u16;
+    for (slot, (_, entry)) in slots.as_chunks_mut::<12>().0.iter_mut().zip(entries) {
+        *slot = entry;
+        count += 1;
+    }
+    let header = ExtentHeader {
         eh_magic: EXTENT_MAGIC.into(),
-        // both at most NODE_ENTRIES
-        eh_entries: (entries.len() as u16).into(),
+        eh_entries: count.into(),
+        // at most NODE_ENTRIES
         eh_max: (limit as u16).into(),
         eh_depth: depth.into(),
         eh_generation: 0.into(),
     };
-    out[..HEAD].copy_from_slice(head.as_bytes());
-    let (slots, _) = out[HEAD..].as_chunks_mut::<12>();
-    for (slot, (_, entry)) in slots.iter_mut().zip(entries) {
-        *slot = *entry;
-    }
+    head.copy_from_slice(header.as_bytes());
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn depth_and_blocks(runs: &[Run]) -> (u16, u64) {
+    fn depth_and_blocks(runs: &[Run]) -> (u16, u32) {
         let tree = tree(runs, &mut Area::new(100));
         let depth = u16::from_le_bytes([tree.i_block[6], tree.i_block[7]]);
         (depth, tree.blocks)

@@ -19,7 +19,7 @@ use super::{
 /// Blocks of a group, and the most inodes: the bits of a block.
 pub(super) const GROUP_BLOCKS: u64 = BLOCK_SIZE * 8;
 const TAIL_BLOCKS: u64 = TAIL_BYTES / BLOCK_SIZE;
-const INODES_PER_BLOCK: u64 = BLOCK_SIZE / INODE_SIZE as u64;
+pub(super) const INODES_PER_BLOCK: u64 = BLOCK_SIZE / INODE_SIZE as u64;
 const DESCRIPTORS_PER_BLOCK: u64 = BLOCK_SIZE / size_of::<GroupDescriptor>() as u64;
 
 /// The sizes of a disk, and where its tables are. Blocks are counted from 0.

@@ -16,7 +16,7 @@ const SECONDS_MAX: i64 = SECONDS_MIN + (1 << 34) - 1;
 pub(super) const FAST_SYMLINK_LIMIT: usize = 60;
 
 /// `st_mode`'s bits for the type, and the directory entry's type.
-pub(super) fn types(kind: &NodeKind) -> (u16, u8) {
+pub(super) fn types(kind: &NodeKind<'_>) -> (u16, u8) {
     match kind {
         NodeKind::File { .. } => (0o100_000, FT_REG_FILE),
         NodeKind::Directory(_) => (0o040_000, FT_DIR),
@@ -63,7 +63,7 @@ fn time(time: Timestamp) -> (u32, u32) {
 }
 
 /// The inode of a node, without what depends on its place: `i_block`, size, blocks, flags and xattrs.
-pub(super) fn inode(node: &Node) -> Inode {
+pub(super) fn inode(node: &Node<'_>) -> Inode {
     let (type_bits, _) = types(&node.kind);
     let (low, extra) = time(node.mtime);
     let links = match node.kind {

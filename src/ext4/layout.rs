@@ -8,7 +8,10 @@
 //! then           2 MiB of zero, free
 //! ```
 
-use std::{collections::HashMap, ops::Range};
+use std::{
+    collections::{BTreeMap, HashMap},
+    ops::Range,
+};
 
 use zerocopy::IntoBytes;
 
@@ -18,15 +21,15 @@ use super::{
     dir,
     extent::{self, Run},
     format::{
-        EXTENTS_FL, FIRST_INO, INDEX_FL, INODE_SIZE, Inode, LINK_MAX, ROOT_INO, SUPERBLOCK_OFFSET,
+        EXTENTS_FL, FIRST_INO, INDEX_FL, INODE_SIZE, LINK_MAX, ROOT_INO, SUPERBLOCK_OFFSET,
         XATTR_REFCOUNT_MAX, XattrHeader,
     },
-    group::{Geometry, Groups, Usage},
+    group::{Geometry, Groups, INODES_PER_BLOCK, Usage},
     hash::Hasher,
     inode, superblock, xattr,
 };
 use crate::{
-    tar::{Entry, EntryKind},
+    tar::{Entry, EntryKind, Segment},
     tree::{NodeId, NodeKind, ROOT, Tree, shown},
     units::DiskOffset,
 };
@@ -36,23 +39,28 @@ const SYMLINK_LIMIT: usize = BLOCK_SIZE as usize - 1;
 /// Blocks are counted in `i_blocks` by 512 bytes.
 const SECTORS_PER_BLOCK: u64 = BLOCK_SIZE / 512;
 
-/// A disk laid out: where everything is, and the bytes of all metadata.
+/// A disk laid out: where everything is, and the bytes of all metadata but the inodes', which are made as they are written
+/// ([`Layout::write_metadata`]): a disk of 100,000 files has 25 MB of them.
 #[derive(Debug)]
-pub struct Layout {
+pub struct Layout<'a> {
     /// Size of the disk; a multiple of the block size. Its last 2 MiB are zero.
     pub size: u64,
     /// File data, also that of entries which later ones replace.
     pub regions: Vec<DataRegion>,
-    /// Metadata: where, and the bytes. Sorted, without overlap, each from a block's start; zeros at the end of the last block of a run
-    /// may be left out. All else on the disk is zero.
-    pub metadata: Vec<(DiskOffset, Vec<u8>)>,
+    tree: &'a Tree<'a>,
+    geometry: Geometry,
+    /// Superblock and group descriptors.
+    head: Vec<u8>,
+    area: Area,
+    inodes: Inodes,
+    groups: Groups,
 }
 
-impl Layout {
+impl<'a> Layout<'a> {
     /// Lays a layer out. `seed` (the digest of the table) gives UUID and hash seed; the same arguments give the same bytes.
     ///
     /// `entries` are those that `tree` was built from, in tar order: their data must be in that order in the layer too.
-    pub fn new(tree: &Tree, entries: &[Entry], seed: &[u8; 32]) -> Result<Self, Error> {
+    pub fn new(tree: &'a Tree<'a>, entries: &[Entry], seed: &[u8; 32]) -> Result<Self, Error> {
         let data = Data::place(entries)?;
         let identity = superblock::Identity::new(seed);
         let mut writer = Writer {
@@ -62,12 +70,12 @@ impl Layout {
             hasher: Hasher::new(identity.hash_seed),
             // a disk has less than 2^32 blocks
             area: Area::new(data.end as u32),
-            inodes: vec![0; inode_count(tree) as usize * INODE_SIZE],
+            inodes: Inodes::default(),
             used: vec![],
             directories: vec![],
             xattr_blocks: HashMap::new(),
         };
-        writer.write_inodes()?;
+        writer.place_inodes()?;
         let area_end = u64::from(writer.area.end());
         let geometry = Geometry::new(area_end, inode_count(tree))?;
         let used = writer.used_blocks(&geometry);
@@ -90,26 +98,74 @@ impl Layout {
         head.resize(BLOCK_SIZE as usize, 0);
         head.extend_from_slice(&groups.descriptors);
 
-        let mut metadata = Runs::default();
-        metadata.add(0, head);
-        for (block, bytes) in area.into_pieces() {
-            metadata.add(block.into(), bytes);
-        }
-        metadata.add(geometry.inode_tables, inodes);
-        for (group, bitmap) in groups.block_bitmaps {
-            metadata.add(geometry.block_bitmaps + group, bitmap);
-        }
-        for (group, bitmap) in groups.inode_bitmaps {
-            metadata.add(geometry.inode_bitmaps + group, bitmap);
-        }
         let size = geometry.blocks * BLOCK_SIZE;
         // also looks at their order in the layer
         let regions = Regions::new(size, data.regions)?;
         Ok(Self {
             size,
             regions: regions.into_data(),
-            metadata: metadata.runs,
+            tree,
+            geometry,
+            head,
+            area,
+            inodes,
+            groups,
         })
+    }
+
+    /// Gives the metadata to `sink`, piece by piece: where, and the bytes. In order, without overlap, each from a block's start; zeros
+    /// at the end of the last block of a piece may be left out. All else on the disk is zero.
+    pub fn write_metadata<E>(
+        &self,
+        mut sink: impl FnMut(DiskOffset, &[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut put = |block: u64, bytes: &[u8]| sink(DiskOffset(block * BLOCK_SIZE), bytes);
+        put(0, &self.head)?;
+        for (block, bytes) in self.area.pieces() {
+            put(block.into(), bytes)?;
+        }
+        let mut table = [0; BLOCK_SIZE as usize];
+        let blocks = inode_count(self.tree).div_ceil(INODES_PER_BLOCK);
+        for block in 0..blocks {
+            // inodes are counted from 1, in 32 bits
+            let first = (block * INODES_PER_BLOCK + 1) as u32;
+            let (slots, _) = table.as_chunks_mut::<INODE_SIZE>();
+            for (slot, number) in slots.iter_mut().zip(first..) {
+                self.put_inode(slot, number);
+            }
+            put(self.geometry.inode_tables + block, &table)?;
+        }
+        for (group, bitmap) in &self.groups.block_bitmaps {
+            put(self.geometry.block_bitmaps + group, bitmap)?;
+        }
+        for (group, bitmap) in &self.groups.inode_bitmaps {
+            put(self.geometry.inode_bitmaps + group, bitmap)?;
+        }
+        Ok(())
+    }
+
+    /// The inode of that number, which may be none of a node's.
+    fn put_inode(&self, slot: &mut [u8; INODE_SIZE], number: u32) {
+        let id = node_of_inode(number);
+        let found = id.and_then(|id| Some((id, self.tree.nodes.get(id as usize)?)));
+        let Some((id, node)) = found else {
+            slot.fill(0);
+            return;
+        };
+        let mut inode = inode::inode(node);
+        let placed = &self.inodes.placed[id as usize];
+        let sectors = u64::from(placed.blocks) * SECTORS_PER_BLOCK;
+        inode.i_blocks_lo = (sectors as u32).into();
+        inode.l_i_blocks_high = ((sectors >> 32) as u16).into();
+        inode.i_size_lo = (placed.size as u32).into();
+        inode.i_size_high = ((placed.size >> 32) as u32).into();
+        inode.i_flags = placed.flags.into();
+        inode.i_block = placed.i_block();
+        inode.i_file_acl_lo = placed.xattr_block.into();
+        if let Some(body) = self.inodes.xattrs.get(&id) {
+            inode.body = *body;
+        }
+        slot.copy_from_slice(inode.as_bytes());
     }
 
     /// The region table of this layout.
@@ -118,8 +174,57 @@ impl Layout {
     }
 }
 
+/// What the nodes' inodes have by their places.
+#[derive(Debug, Default)]
+struct Inodes {
+    /// For each node.
+    placed: Vec<Placed>,
+    /// Xattrs in inodes, where there are any.
+    xattrs: BTreeMap<NodeId, [u8; xattr::BODY]>,
+}
+
+/// What one inode has by its place.
+#[derive(Debug)]
+struct Placed {
+    body: Body,
+    flags: u32,
+    size: u64,
+    /// A disk has less than 2^32.
+    blocks: u32,
+    /// 0: none.
+    xattr_block: u32,
+}
+
+/// `i_block`, in few bytes where it can be.
+#[derive(Debug)]
+enum Body {
+    /// An extent tree over one run, which needs no block.
+    Run(Run),
+    Other(Box<[u8; 60]>),
+}
+
+impl Placed {
+    /// An inode without blocks.
+    fn bare(i_block: [u8; 60], size: u64) -> Self {
+        Self {
+            body: Body::Other(i_block.into()),
+            flags: 0,
+            size,
+            blocks: 0,
+            xattr_block: 0,
+        }
+    }
+
+    fn i_block(&self) -> [u8; 60] {
+        match &self.body {
+            Body::Run(run) => extent::root(&[*run]),
+            Body::Other(i_block) => **i_block,
+        }
+    }
+}
+
 /// Inodes in use: 10 reserved ones, of which the root is one, and those of the other nodes.
-fn inode_count(tree: &Tree) -> u64 {
+fn inode_count(tree: &Tree<'_>) -> u64 {
     u64::from(FIRST_INO - 1) + tree.nodes.len().saturating_sub(1) as u64
 }
 
@@ -128,6 +233,14 @@ fn inode_number(node: NodeId) -> u32 {
     match node {
         ROOT => ROOT_INO,
         other => other + FIRST_INO - 1,
+    }
+}
+
+/// The node of an inode, or one that no tree has; `None` for the other reserved ones.
+fn node_of_inode(number: u32) -> Option<NodeId> {
+    match number {
+        ROOT_INO => Some(ROOT),
+        other => Some(other.checked_sub(FIRST_INO)? + 1),
     }
 }
 
@@ -183,15 +296,14 @@ impl Data {
     }
 }
 
-/// Writes inodes one after the other, and with each what it has in the area.
+/// Places inodes one after the other, and with each what it has in the area.
 struct Writer<'a> {
-    tree: &'a Tree,
+    tree: &'a Tree<'a>,
     entries: &'a [Entry],
     data: &'a Data,
     hasher: Hasher,
     area: Area,
-    /// The inode tables of all groups, as far as inodes are in use.
-    inodes: Vec<u8>,
+    inodes: Inodes,
     /// Blocks of file data in use.
     used: Vec<Range<u64>>,
     /// Inodes of directories.
@@ -200,21 +312,14 @@ struct Writer<'a> {
     xattr_blocks: HashMap<Vec<u8>, (u32, u32)>,
 }
 
-/// What an inode has by its place.
-#[derive(Default)]
-struct Body {
-    i_block: Option<[u8; 60]>,
-    size: u64,
-    blocks: u64,
-    flags: u32,
-}
-
 impl Writer<'_> {
-    fn write_inodes(&mut self) -> Result<(), Error> {
+    fn place_inodes(&mut self) -> Result<(), Error> {
         let parents = self.parents();
+        self.inodes.placed.reserve_exact(self.tree.nodes.len());
         // in the order of the inodes, for the directories' counts
         for node in 0..self.tree.nodes.len() as NodeId {
-            self.write_inode(node, parents[node as usize])?;
+            let placed = self.place_inode(node, parents[node as usize])?;
+            self.inodes.placed.push(placed);
         }
         Ok(())
     }
@@ -224,7 +329,7 @@ impl Writer<'_> {
         let mut parents = vec![ROOT; self.tree.nodes.len()];
         for (node, parent) in self.tree.nodes.iter().zip(0..) {
             if let NodeKind::Directory(names) = &node.kind {
-                for &child in names.values() {
+                for &(_, child) in names {
                     parents[child as usize] = parent;
                 }
             }
@@ -232,10 +337,10 @@ impl Writer<'_> {
         parents
     }
 
-    fn write_inode(&mut self, id: NodeId, parent: NodeId) -> Result<(), Error> {
+    fn place_inode(&mut self, id: NodeId, parent: NodeId) -> Result<Placed, Error> {
         let tree = self.tree;
         let node = tree.node(id);
-        let body = match &node.kind {
+        let mut placed = match &node.kind {
             NodeKind::File { entry, size } => self.file(*entry, *size),
             NodeKind::Directory(names) => {
                 self.directories.push(inode_number(id));
@@ -249,12 +354,9 @@ impl Writer<'_> {
                     major: *major,
                     minor: *minor,
                 })?;
-                Body {
-                    i_block: Some(i_block),
-                    ..Body::default()
-                }
+                Placed::bare(i_block, 0)
             }
-            NodeKind::Fifo => Body::default(),
+            NodeKind::Fifo => Placed::bare([0; 60], 0),
         };
         let is_directory = matches!(node.kind, NodeKind::Directory(_));
         if node.links > LINK_MAX && !is_directory {
@@ -264,38 +366,38 @@ impl Writer<'_> {
                 limit: LINK_MAX,
             });
         }
+        if !node.xattrs.is_empty() {
+            self.place_xattrs(id, &mut placed)?;
+        }
+        Ok(placed)
+    }
+
+    fn place_xattrs(&mut self, id: NodeId, placed: &mut Placed) -> Result<(), Error> {
+        let node = self.tree.node(id);
+        let is_directory = matches!(node.kind, NodeKind::Directory(_));
         let xattrs = xattr::lay_out(&node.xattrs, node.mode, is_directory)
             .map_err(|refused| self.xattr_error(id, refused))?;
-        let mut inode = inode::inode(node);
-        inode.body = xattrs.body;
-        let mut blocks = body.blocks;
+        self.inodes.xattrs.insert(id, xattrs.body);
         if let Some(block) = xattrs.block {
-            inode.i_file_acl_lo = self.share_xattr_block(block).into();
-            blocks += 1;
+            placed.xattr_block = self.share_xattr_block(block);
+            placed.blocks += 1;
         }
-        let sectors = blocks * SECTORS_PER_BLOCK;
-        inode.i_blocks_lo = (sectors as u32).into();
-        inode.l_i_blocks_high = ((sectors >> 32) as u16).into();
-        inode.i_size_lo = (body.size as u32).into();
-        inode.i_size_high = ((body.size >> 32) as u32).into();
-        inode.i_flags = body.flags.into();
-        inode.i_block = body.i_block.unwrap_or([0; 60]);
-        self.put(id, &inode);
         Ok(())
     }
 
-    fn put(&mut self, id: NodeId, inode: &Inode) {
-        let at = (inode_number(id) - 1) as usize * INODE_SIZE;
-        self.inodes[at..at + INODE_SIZE].copy_from_slice(inode.as_bytes());
+    fn file(&mut self, entry: usize, size: u64) -> Placed {
+        if size == 0 {
+            return self.mapped(&[], 0, 0);
+        }
+        match &self.entries[entry].sparse {
+            None => self.on_disk(&[self.run(entry, 0..size.div_ceil(BLOCK_SIZE))], size),
+            Some(segments) => self.on_disk(&self.data_runs(entry, segments), size),
+        }
     }
 
-    fn file(&mut self, entry: usize, size: u64) -> Body {
-        let runs = if size == 0 {
-            vec![]
-        } else {
-            self.data_runs(entry, size)
-        };
-        for run in &runs {
+    /// A file whose data has these blocks.
+    fn on_disk(&mut self, runs: &[Run], size: u64) -> Placed {
+        for run in runs {
             let start = u64::from(run.physical);
             let end = start + u64::from(run.count);
             match self.used.last_mut() {
@@ -303,23 +405,22 @@ impl Writer<'_> {
                 _ => self.used.push(start..end),
             }
         }
-        let data_blocks: u64 = runs.iter().map(|run| u64::from(run.count)).sum();
-        self.mapped(&runs, data_blocks, size, 0)
+        self.mapped(runs, size, 0)
     }
 
-    /// The blocks of a file: all of it, or of a sparse file those that have a byte of data. They stand as far from the first as in the
-    /// file, so that a sparse file has the same place whether its map is known or not.
-    fn data_runs(&self, entry: usize, size: u64) -> Vec<Run> {
-        let start = self.data.starts[entry];
+    /// These blocks of a file.
+    fn run(&self, entry: usize, blocks: Range<u64>) -> Run {
         // a file is smaller than the disk, which has less than 2^32 blocks
-        let run = |blocks: Range<u64>| Run {
+        Run {
             logical: blocks.start as u32,
-            physical: start + blocks.start as u32,
+            physical: self.data.starts[entry] + blocks.start as u32,
             count: (blocks.end - blocks.start) as u32,
-        };
-        let Some(segments) = &self.entries[entry].sparse else {
-            return vec![run(0..size.div_ceil(BLOCK_SIZE))];
-        };
+        }
+    }
+
+    /// The blocks of a sparse file that have a byte of data. They stand as far from the first as in the file, so that it has the same
+    /// place whether its map is known or not.
+    fn data_runs(&self, entry: usize, segments: &[Segment]) -> Vec<Run> {
         let mut ranges: Vec<Range<u64>> = vec![];
         for segment in segments.iter().filter(|segment| segment.length > 0) {
             let first = segment.file_offset / BLOCK_SIZE;
@@ -329,41 +430,49 @@ impl Writer<'_> {
                 _ => ranges.push(first..end),
             }
         }
-        ranges.into_iter().map(run).collect()
+        let runs = ranges.into_iter().map(|blocks| self.run(entry, blocks));
+        runs.collect()
     }
 
-    /// A body with an extent tree over `runs`.
-    fn mapped(&mut self, runs: &[Run], data_blocks: u64, size: u64, flags: u32) -> Body {
-        let tree = extent::tree(runs, &mut self.area);
-        Body {
-            i_block: Some(tree.i_block),
-            size,
-            blocks: data_blocks + tree.blocks,
+    /// An inode with an extent tree over `runs`.
+    fn mapped(&mut self, runs: &[Run], size: u64, flags: u32) -> Placed {
+        let (body, tree_blocks) = match runs {
+            [run] if extent::fits_root(runs) => (Body::Run(*run), 0),
+            _ => {
+                let tree = extent::tree(runs, &mut self.area);
+                (Body::Other(tree.i_block.into()), tree.blocks)
+            }
+        };
+        let data_blocks: u32 = runs.iter().map(|run| run.count).sum();
+        Placed {
+            body,
             flags: flags | EXTENTS_FL,
+            size,
+            blocks: data_blocks + tree_blocks,
+            xattr_block: 0,
         }
     }
 
-    /// A body with these bytes in the area.
-    fn stored(&mut self, bytes: &[u8], size: u64, flags: u32) -> Body {
+    /// An inode with these bytes in the area.
+    fn stored(&mut self, bytes: &[u8], size: u64, flags: u32) -> Placed {
         let block = self.area.push(bytes);
-        let count = bytes.len().div_ceil(BLOCK_SIZE as usize) as u32;
         let run = Run {
             logical: 0,
             physical: block,
-            count,
+            count: bytes.len().div_ceil(BLOCK_SIZE as usize) as u32,
         };
-        self.mapped(&[run], count.into(), size, flags)
+        self.mapped(&[run], size, flags)
     }
 
     fn directory(
         &mut self,
         id: NodeId,
         parent: NodeId,
-        names: &std::collections::BTreeMap<Vec<u8>, NodeId>,
-    ) -> Result<Body, Error> {
+        names: &[(&[u8], NodeId)],
+    ) -> Result<Placed, Error> {
         let names: Vec<dir::Name<'_>> = names
             .iter()
-            .map(|(name, &child)| {
+            .map(|&(name, child)| {
                 let (_, file_type) = inode::types(&self.tree.node(child).kind);
                 dir::Name {
                     name,
@@ -384,7 +493,7 @@ impl Writer<'_> {
         Ok(self.stored(&blocks.bytes, size, flags))
     }
 
-    fn symlink(&mut self, id: NodeId, text: &[u8]) -> Result<Body, Error> {
+    fn symlink(&mut self, id: NodeId, text: &[u8]) -> Result<Placed, Error> {
         if text.len() > SYMLINK_LIMIT {
             return Err(Error::SymlinkTooLong {
                 path: self.path(id),
@@ -397,11 +506,7 @@ impl Writer<'_> {
         }
         let mut i_block = [0; 60];
         i_block[..text.len()].copy_from_slice(text);
-        Ok(Body {
-            i_block: Some(i_block),
-            size: text.len() as u64,
-            ..Body::default()
-        })
+        Ok(Placed::bare(i_block, text.len() as u64))
     }
 
     /// The block with these xattrs: one that another inode has, or a new one.
@@ -448,30 +553,6 @@ impl Writer<'_> {
                 path,
                 name: shown(&name),
             },
-        }
-    }
-}
-
-/// Runs of bytes; neighbours are joined while they are small.
-#[derive(Default)]
-struct Runs {
-    runs: Vec<(DiskOffset, Vec<u8>)>,
-}
-
-/// A run of this size is worth a write of its own: copying it to join it to its neighbour is not.
-const JOIN_LIMIT: usize = 1 << 20;
-
-impl Runs {
-    fn add(&mut self, block: u64, bytes: Vec<u8>) {
-        let start = block * BLOCK_SIZE;
-        match self.runs.last_mut() {
-            Some((last_start, last))
-                if last_start.get() + last.len() as u64 == start && bytes.len() < JOIN_LIMIT =>
-            {
-                last.extend_from_slice(&bytes);
-            }
-            _ if bytes.is_empty() => {}
-            _ => self.runs.push((DiskOffset(start), bytes)),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What a disk cannot hold. What it holds is shown by the integration tests, with e2fsck, the kernel and another reader.
 
-use super::{Error, Layout, RegionError};
+use super::{DataRegion, Error, Layout, RegionError};
 use crate::{
     tar::{Entry, EntryKind, Segment},
     tree::Tree,
@@ -15,8 +15,28 @@ fn file(name: &str, data_offset: u64, size: u64) -> Entry {
     }
 }
 
-fn layout(entries: &[Entry]) -> Result<Layout, Error> {
-    Layout::new(&Tree::build(entries).unwrap(), entries, &[3; 32])
+/// What a layout of these entries has.
+#[derive(Debug)]
+struct Laid {
+    size: u64,
+    regions: Vec<DataRegion>,
+    metadata: Vec<(u64, Vec<u8>)>,
+}
+
+fn layout(entries: &[Entry]) -> Result<Laid, Error> {
+    let tree = Tree::build(entries).unwrap();
+    let layout = Layout::new(&tree, entries, &[3; 32])?;
+    let mut metadata = vec![];
+    let taken = layout.write_metadata(|offset, bytes| {
+        metadata.push((offset.get(), bytes.to_vec()));
+        Ok::<_, ()>(())
+    });
+    taken.unwrap();
+    Ok(Laid {
+        size: layout.size,
+        regions: layout.regions,
+        metadata,
+    })
 }
 
 #[test]
@@ -146,11 +166,11 @@ fn the_first_and_last_mebibytes_that_probes_read_have_no_data() {
     let layout = layout(&[file("a", 512, 1)]).unwrap();
     assert!(layout.regions[0].disk.start.get() >= 4 << 20);
     let (last, bytes) = layout.metadata.last().unwrap();
-    assert!(last.get() + bytes.len() as u64 + (2 << 20) <= layout.size);
+    assert!(last + bytes.len() as u64 + (2 << 20) <= layout.size);
     let mut end = 0;
     for (start, bytes) in &layout.metadata {
-        assert!(start.get() >= end && start.get() % 4096 == 0);
-        end = start.get() + bytes.len() as u64;
+        assert!(*start >= end && start % 4096 == 0);
+        end = start + bytes.len() as u64;
     }
 }
 

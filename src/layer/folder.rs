@@ -13,7 +13,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use super::{StackingFacts, state::State};
+use super::{StackingFacts, gather::WRITE_BYTES, state::State};
 use crate::error::{Error, Kind, Result, ResultExt as _};
 
 /// The verified zTOC.
@@ -102,8 +102,10 @@ impl Folder {
 
     /// Writes a file that is not there yet.
     pub(super) fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        self.create(name)?
-            .write_all(bytes)
+        let mut file = self.create(name)?;
+        bytes
+            .chunks(WRITE_BYTES)
+            .try_for_each(|piece| file.write_all(piece))
             .or_kind(Kind::Io, || self.cannot_write(name))
     }
 

@@ -35,13 +35,13 @@ const TAR_BLOCK: u64 = 512;
 
 /// The bytes of the file for a zTOC's entries, which are in tar order.
 pub(super) fn encode(entries: &[Entry]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(entries.len() * RECORD_BYTES);
+    let mut bytes = Vec::with_capacity((entries.len() + 1) * RECORD_BYTES);
     let mut start = 0_u64;
-    for entry in entries {
+    for (entry, fingerprint) in entries.iter().zip(ztoc::fingerprints(entries)) {
         let data = entry.data_offset.get();
         bytes.extend_from_slice(&start.to_le_bytes());
         bytes.extend_from_slice(&data.to_le_bytes());
-        bytes.extend_from_slice(&ztoc::fingerprint(entry));
+        bytes.extend_from_slice(&fingerprint);
         let length = match entry.kind {
             EntryKind::Regular => entry.size,
             _ => 0,

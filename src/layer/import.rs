@@ -1,12 +1,13 @@
 //! A new disk from a zTOC or a compact index's table: all checks first, then the folder.
 
-use std::{os::unix::fs::FileExt as _, path::Path};
+use std::{fs::File, io, path::Path};
 
 use bytes::Bytes;
 
 use super::{
     LayerBlob, StackingFacts, bitmap,
     folder::{self, Draft, Folder},
+    gather::Gather,
     headers,
     sources::Sources,
     spans,
@@ -15,12 +16,11 @@ use super::{
 use crate::{
     compact::{self, Table, manifest::LayerIndex},
     error::{Error, Kind, Result, ResultExt as _},
-    ext4::{DataRegion, Layout, Regions},
+    ext4::{Layout, Regions},
     oci::Digest,
     source::Source,
     tar::{Entry, EntryKind},
     tree::{NodeKind, Tree},
-    units::LayerOffset,
     ztoc::{SpanTable, Ztoc},
 };
 
@@ -106,27 +106,24 @@ pub(super) fn indexed(
         .or_kind(Kind::Corrupt, || "its spans cannot be served".to_owned())?;
     let tree =
         Tree::build(&entries).or_kind(Kind::Unsupported, || "its files make no tree".to_owned())?;
-    let layout = Layout::new(&tree, &entries, table.bytes())
+    let mut layout = Layout::new(&tree, &entries, table.bytes())
         .or_kind(Kind::Unsupported, || "its files do not fit ext4".to_owned())?;
-    let regions = used_regions(&layout, &tree, &entries)?;
-    let headers = headers::encode(&entries);
-    drop(entries);
-    let facts = stacking_facts(tree);
+    let regions = used_regions(&mut layout, &tree, &entries)?;
     check_coverage(&regions, &span_table)?;
 
     let count = span_table.spans.len() as u32; // `spans::encode` has checked it
     let draft = Draft::new(new)?;
     let folder = draft.folder();
     let disk = folder.create(folder::DISK)?;
-    write_metadata(&disk, &layout).or_kind(Kind::Io, || cannot_write(folder, folder::DISK))?;
+    write_metadata(disk, &layout).or_kind(Kind::Io, || cannot_write(folder, folder::DISK))?;
     from.write(folder)?;
     folder.write(folder::SPAN_TABLE, &stored_spans)?;
-    folder.write(folder::HEADERS, &headers)?;
+    folder.write(folder::HEADERS, &headers::encode(&entries))?;
     folder.write(folder::REST, &[])?;
     folder.write(folder::SPANS, &vec![0; bitmap::file_size(count) as usize])?;
     folder.write(folder::SOURCES, &Sources::encode_one(source))?;
-    write_common(folder, &regions, &facts)?;
-    let mut state = State::new(layer, *table, layout.size, count);
+    write_common(folder, &regions, &stacking_facts(tree))?;
+    let mut state = State::new(layer, *table, regions.size(), count);
     state.compact = match from {
         NewTable::Ztoc(_) => None,
         NewTable::Compact(_, index, _) => Some(index.blob),
@@ -136,7 +133,7 @@ pub(super) fn indexed(
 }
 
 /// What stacking has to know of a tree.
-pub(super) fn stacking_facts(tree: Tree) -> StackingFacts {
+pub(super) fn stacking_facts(tree: Tree<'_>) -> StackingFacts {
     StackingFacts {
         opaque_root: tree.opaque.iter().any(Vec::is_empty),
         implied: tree.implied,
@@ -144,36 +141,44 @@ pub(super) fn stacking_facts(tree: Tree) -> StackingFacts {
     }
 }
 
-/// The region table of a layout, without the data of entries that later ones replace: their blocks are free, and stay empty.
-pub(super) fn used_regions(layout: &Layout, tree: &Tree, entries: &[Entry]) -> Result<Regions> {
+/// The region table of a layout, whose regions it takes, without the data of entries that later ones replace: their blocks are free, and
+/// stay empty.
+pub(super) fn used_regions(
+    layout: &mut Layout<'_>,
+    tree: &Tree<'_>,
+    entries: &[Entry],
+) -> Result<Regions> {
     let mut used = vec![false; entries.len()];
     for node in &tree.nodes {
         if let NodeKind::File { entry, .. } = node.kind {
             used[entry] = true;
         }
     }
-    // where the data of each entry starts, ascending, and whether a file has it
-    let starts: Vec<(LayerOffset, bool)> = entries
+    // where the data of each entry starts, ascending as the regions are, and whether a file has it
+    let mut starts = entries
         .iter()
         .zip(used)
         .filter(|(entry, _)| entry.kind == EntryKind::Regular && entry.size > 0)
-        .map(|(entry, used)| (entry.data_offset, used))
-        .collect();
-    let is_used = |region: &&DataRegion| {
-        let after = starts.partition_point(|(start, _)| *start <= region.layer.start);
-        after > 0 && starts[after - 1].1
-    };
-    let data = layout.regions.iter().filter(is_used).cloned().collect();
+        .map(|(entry, used)| (entry.data_offset, used));
+    let mut next = starts.next();
+    let mut is_used = false;
+    let mut data = std::mem::take(&mut layout.regions);
+    data.retain(|region| {
+        while let Some((_, used)) = next.filter(|(start, _)| *start <= region.layer.start) {
+            is_used = used;
+            next = starts.next();
+        }
+        is_used
+    });
     Regions::new(layout.size, data).or_kind(Kind::Corrupt, || "its files' data overlap".to_owned())
 }
 
 /// Writes a disk's metadata, and gives the disk its size.
-pub(super) fn write_metadata(disk: &std::fs::File, layout: &Layout) -> std::io::Result<()> {
+pub(super) fn write_metadata(disk: File, layout: &Layout<'_>) -> io::Result<()> {
     disk.set_len(layout.size)?;
-    for (offset, bytes) in &layout.metadata {
-        disk.write_all_at(bytes, offset.get())?;
-    }
-    Ok(())
+    let mut gather = Gather::new(disk);
+    layout.write_metadata(|offset, bytes| gather.write_at(offset, bytes))?;
+    gather.finish().map(drop)
 }
 
 /// Writes the files that a disk has whichever way it came.

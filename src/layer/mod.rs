@@ -19,6 +19,7 @@ mod entry_table;
 mod fetch;
 mod flight;
 mod folder;
+mod gather;
 mod headers;
 mod health;
 mod import;

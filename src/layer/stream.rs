@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashMap,
-    fs::File,
     path::Path,
     sync::{Arc, Mutex, PoisonError, Weak},
 };
@@ -215,18 +214,16 @@ fn unpack(
     let table = entry_table::digest(&indexed.entries);
     let tree = Tree::build(&indexed.entries)
         .or_kind(Kind::Unsupported, || "its files make no tree".to_owned())?;
-    let layout = Layout::new(&tree, &indexed.entries, table.bytes())
+    let mut layout = Layout::new(&tree, &indexed.entries, table.bytes())
         .or_kind(Kind::Unsupported, || "its files do not fit ext4".to_owned())?;
-    let regions = import::used_regions(&layout, &tree, &indexed.entries)?;
-    drop(indexed);
-    let facts = import::stacking_facts(tree);
-    let disk: File = sink.finish(&regions).or_kind(Kind::Io, write)?;
-    import::write_metadata(&disk, &layout).or_kind(Kind::Io, write)?;
+    let regions = import::used_regions(&mut layout, &tree, &indexed.entries)?;
+    let disk = sink.finish(&regions).or_kind(Kind::Io, write)?;
+    import::write_metadata(disk, &layout).or_kind(Kind::Io, write)?;
     folder.write(folder::SPAN_TABLE, &no_spans()?)?;
     folder.write(folder::SPANS, &[])?;
     folder.write(folder::SOURCES, &Sources::encode_one(source))?;
-    import::write_common(folder, &regions, &facts)?;
-    let mut state = State::new(layer, table, layout.size, 0);
+    import::write_common(folder, &regions, &import::stacking_facts(tree))?;
+    let mut state = State::new(layer, table, regions.size(), 0);
     state.complete = true;
     state.verified = true;
     folder.write(folder::STATE, &state.encode())?;

@@ -1,16 +1,14 @@
 //! Files' data, written to their places on a disk while the layer passes.
 
-use std::{fs::File, io, ops::Range, os::unix::fs::FileExt as _};
+use std::{fs::File, io, ops::Range};
 
+use super::gather::Gather;
 use crate::{
     ext4::{self, BLOCK_SIZE, DataPlacer, Regions},
     soci::build::LayerSink,
     tar::{Entry, EntryKind},
     units::DiskOffset,
 };
-
-/// Bytes that are written at once.
-const BUFFER_BYTES: usize = 1 << 20;
 
 /// Why data could not be taken.
 #[derive(Debug, thiserror::Error)]
@@ -28,9 +26,7 @@ pub(super) struct DiskSink {
     start: u64,
     /// The place of each regular entry with data, in order.
     placed: Vec<Range<DiskOffset>>,
-    disk: File,
-    position: u64,
-    buffer: Vec<u8>,
+    disk: Gather,
 }
 
 impl DiskSink {
@@ -39,54 +35,23 @@ impl DiskSink {
             placer: DataPlacer::default(),
             start: 0,
             placed: Vec::new(),
-            disk,
-            position: 0,
-            buffer: Vec::with_capacity(BUFFER_BYTES),
+            disk: Gather::new(disk),
         }
     }
 
     /// Writes what is left, and gives back the disk. Data that `regions` has no use for (an entry that a later one of the same name
     /// replaced) is taken away again: all on the disk that is neither metadata nor a file's data is zero.
-    pub(super) fn finish(mut self, regions: &Regions) -> io::Result<File> {
-        self.write_buffer()?;
+    pub(super) fn finish(self, regions: &Regions) -> io::Result<File> {
+        let disk = self.disk.finish()?;
         for place in &self.placed {
             if !regions.in_disk(place).is_empty() {
                 continue;
             }
             let start = place.start.get();
             let end = place.end.get().next_multiple_of(BLOCK_SIZE);
-            punch(&self.disk, start, end - start)?;
+            punch(&disk, start, end - start)?;
         }
-        Ok(self.disk)
-    }
-
-    fn write_at(&mut self, position: u64, bytes: &[u8]) -> io::Result<()> {
-        let end = self.position + self.buffer.len() as u64;
-        if position != end {
-            let next_block = end.next_multiple_of(BLOCK_SIZE) == position;
-            if next_block && !self.buffer.is_empty() {
-                // the rest of the last file's block
-                self.buffer.resize((position - self.position) as usize, 0);
-            } else {
-                self.write_buffer()?;
-                self.position = position;
-            }
-        }
-        self.buffer.extend_from_slice(bytes);
-        if self.buffer.len() >= BUFFER_BYTES {
-            self.write_buffer()?;
-        }
-        Ok(())
-    }
-
-    fn write_buffer(&mut self) -> io::Result<()> {
-        // zeros stay a hole
-        if self.buffer.iter().any(|byte| *byte != 0) {
-            self.disk.write_all_at(&self.buffer, self.position)?;
-        }
-        self.position += self.buffer.len() as u64;
-        self.buffer.clear();
-        Ok(())
+        Ok(disk)
     }
 }
 
@@ -104,8 +69,8 @@ impl LayerSink for DiskSink {
     }
 
     fn data(&mut self, _index: usize, file_offset: u64, bytes: &[u8]) -> Result<(), Error> {
-        self.write_at(self.start.saturating_add(file_offset), bytes)
-            .map_err(Error::Write)
+        let at = DiskOffset(self.start.saturating_add(file_offset));
+        self.disk.write_at(at, bytes).map_err(Error::Write)
     }
 }
 

@@ -1,9 +1,6 @@
 //! From a layer's entries, in tar order, to its tree.
 
-use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    ops::Bound,
-};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::{
     Error, Node, NodeId, NodeKind, ROOT, Tree,
@@ -26,7 +23,10 @@ const IMPLIED_MODE: u16 = 0o755;
 /// The mode that symlinks have on Linux, whatever a tar says.
 const SYMLINK_MODE: u16 = 0o777;
 
-pub(super) fn build(entries: &[Entry]) -> Result<Tree, Error> {
+/// What a name stands for from its removal until its next node is there.
+const GONE: NodeId = NodeId::MAX;
+
+pub(super) fn build(entries: &[Entry]) -> Result<Tree<'_>, Error> {
     if entries.len() > ENTRY_LIMIT {
         return Err(Error::TooManyEntries {
             count: entries.len(),
@@ -37,11 +37,13 @@ pub(super) fn build(entries: &[Entry]) -> Result<Tree, Error> {
         entries,
         nodes: vec![implied_directory()],
         named: vec![false],
+        late: BTreeMap::new(),
         marks: BTreeMap::new(),
         forward: HashMap::new(),
         implied: 0,
         steps: 0,
         last_parent: None,
+        last_directory: None,
     };
     builder.nodes.reserve(entries.len());
     let mut clean = Clean::default();
@@ -54,23 +56,28 @@ pub(super) fn build(entries: &[Entry]) -> Result<Tree, Error> {
 struct Builder<'a> {
     entries: &'a [Entry],
     /// All nodes that ever were, also those that later entries replaced.
-    nodes: Vec<Node>,
+    nodes: Vec<Node<'a>>,
     /// For each node: does an entry name it? Only directories may be without.
     named: Vec<bool>,
+    /// Names that came after a greater one of their directory, until all have come. Most tars are in order, and so a directory's names
+    /// are a sorted list that grows at its end; but one in any order must not take time by the square of its length.
+    late: BTreeMap<(NodeId, &'a [u8]), NodeId>,
     /// What whiteouts say of each directory.
-    marks: BTreeMap<NodeId, Marks>,
+    marks: BTreeMap<NodeId, Marks<'a>>,
     /// Nodes that stand for a hard link whose target has not come yet, and the link's entry.
     forward: HashMap<NodeId, usize>,
     implied: usize,
     steps: usize,
     /// The parent of the last entry, as its text and as its node, until anything is replaced.
     last_parent: Option<(&'a [u8], NodeId)>,
+    /// Likewise the last entry that is a directory: what comes next is often in it.
+    last_directory: Option<(&'a [u8], NodeId)>,
 }
 
 #[derive(Default)]
-struct Marks {
+struct Marks<'a> {
     opaque: bool,
-    hidden: BTreeSet<Vec<u8>>,
+    hidden: BTreeSet<&'a [u8]>,
 }
 
 /// How far a walk over directories came.
@@ -85,9 +92,10 @@ impl<'a> Builder<'a> {
         let entries = self.entries;
         let entry = &entries[index];
         let plain = split_plain(&entry.name);
-        let (parent, leaf) = match (plain, self.last_parent) {
-            (Some((parent, name)), Some((last, node))) if parent == last => (node, name),
-            _ => {
+        let known = plain.and_then(|(parent, name)| Some((self.known(parent)?, name)));
+        let (parent, leaf) = match known {
+            Some(found) => found,
+            None => {
                 clean.set(&entry.name)?;
                 let Some((leaf, parents)) = clean.split() else {
                     return self.add_root(index);
@@ -100,18 +108,29 @@ impl<'a> Builder<'a> {
             }
         };
         match Leaf::of(leaf) {
-            Leaf::Name(name) => self.add_name(parent, name, index),
+            Leaf::Name(name) => {
+                let node = self.add_name(parent, name, index)?;
+                if plain.is_some() && entry.kind == EntryKind::Directory {
+                    let path = entry.name.strip_suffix(b"/").unwrap_or(&entry.name);
+                    self.last_directory = Some((path, node));
+                }
+            }
             Leaf::Whiteout(name) => {
-                let marks = self.marks.entry(parent).or_default();
-                marks.hidden.insert(name.to_vec());
-                Ok(())
+                self.marks.entry(parent).or_default().hidden.insert(name);
             }
-            Leaf::Opaque => {
-                self.marks.entry(parent).or_default().opaque = true;
-                Ok(())
-            }
-            Leaf::Nothing => Ok(()),
+            Leaf::Opaque => self.marks.entry(parent).or_default().opaque = true,
+            Leaf::Nothing => {}
         }
+        Ok(())
+    }
+
+    /// The directory of this text, if it is one of those that come again and again.
+    fn known(&self, parent: &[u8]) -> Option<NodeId> {
+        [self.last_parent, self.last_directory]
+            .into_iter()
+            .flatten()
+            .find(|(text, _)| *text == parent)
+            .map(|(_, node)| node)
     }
 
     /// `./` gives the root its attributes; anything else that comes to the root is passed over, as in containerd.
@@ -122,16 +141,18 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
-    fn add_name(&mut self, parent: NodeId, name: &'a [u8], index: usize) -> Result<(), Error> {
+    fn add_name(&mut self, parent: NodeId, name: &'a [u8], index: usize) -> Result<NodeId, Error> {
         let entry = &self.entries[index];
         if let Some(existing) = self.child(parent, name) {
             let both = entry.kind == EntryKind::Directory && self.is_directory(existing);
             if both {
-                return self.set_directory(existing, index);
+                self.set_directory(existing, index)?;
+                return Ok(existing);
             }
-            self.names_mut(parent).remove(name);
+            self.insert(parent, name, GONE);
             // what was replaced may have been a directory or symlink on the way there
             self.last_parent = None;
+            self.last_directory = None;
         }
         let node = match entry.kind {
             EntryKind::Hardlink => self.link(index)?,
@@ -140,13 +161,14 @@ impl<'a> Builder<'a> {
                 self.push(node, true)
             }
         };
-        self.names_mut(parent).insert(name.to_vec(), node);
-        Ok(())
+        self.insert(parent, name, node);
+        Ok(node)
     }
 
     /// The node that a hard link's name will stand for.
     fn link(&mut self, index: usize) -> Result<NodeId, Error> {
-        let entry = &self.entries[index];
+        let entries = self.entries;
+        let entry = &entries[index];
         match self.find(entry)? {
             Some(node) if self.is_directory(node) => Err(link_to_directory(entry)),
             Some(node) => Ok(node),
@@ -159,8 +181,9 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn new_node(&self, index: usize) -> Result<Node, Error> {
-        let entry = &self.entries[index];
+    fn new_node(&self, index: usize) -> Result<Node<'a>, Error> {
+        let entries = self.entries;
+        let entry = &entries[index];
         let path = || shown(&entry.name);
         let device = || -> Result<(u32, u32), Error> {
             let number = |value: i64| u32::try_from(value).ok();
@@ -177,14 +200,14 @@ impl<'a> Builder<'a> {
                 entry: index,
                 size: entry.size,
             },
-            EntryKind::Directory => NodeKind::Directory(BTreeMap::new()),
+            EntryKind::Directory => NodeKind::Directory(vec![]),
             EntryKind::Symlink if entry.linkname.is_empty() => {
                 return Err(Error::EmptySymlink { path: path() });
             }
             EntryKind::Symlink if entry.linkname.contains(&0) => {
                 return Err(Error::ZeroByte { path: path() });
             }
-            EntryKind::Symlink => NodeKind::Symlink(entry.linkname.clone()),
+            EntryKind::Symlink => NodeKind::Symlink(&entry.linkname),
             EntryKind::Char => device().map(|(major, minor)| NodeKind::Char(major, minor))?,
             EntryKind::Block => device().map(|(major, minor)| NodeKind::Block(major, minor))?,
             // a link never gets here: it has no node of its own
@@ -219,7 +242,7 @@ impl<'a> Builder<'a> {
     }
 
     /// The directory that a path's parents name; those that are missing are made.
-    fn parent(&mut self, parents: &[&[u8]], path: &[u8]) -> Result<NodeId, Error> {
+    fn parent(&mut self, parents: &[&'a [u8]], path: &[u8]) -> Result<NodeId, Error> {
         let mut ancestors = vec![ROOT];
         let mut links = 0;
         self.descend(
@@ -233,7 +256,7 @@ impl<'a> Builder<'a> {
     }
 
     /// The node that a hard link names, if it is there yet. A symlink there is itself the target.
-    fn find(&mut self, link: &Entry) -> Result<Option<NodeId>, Error> {
+    fn find(&mut self, link: &'a Entry) -> Result<Option<NodeId>, Error> {
         let mut clean = Clean::default();
         clean.set(&link.linkname)?;
         let Some((leaf, parents)) = clean.split() else {
@@ -249,10 +272,10 @@ impl<'a> Builder<'a> {
 
     /// Walks from the last of `ancestors` down `names`, through symlinks, and leaves in `ancestors` the way from the root to where
     /// that leads. Calls itself for the text of a symlink, 40 deep at most.
-    fn descend<'n>(
+    fn descend(
         &mut self,
         ancestors: &mut Vec<NodeId>,
-        names: impl Iterator<Item = &'n [u8]>,
+        names: impl Iterator<Item = &'a [u8]>,
         links: &mut usize,
         create: bool,
         path: &[u8],
@@ -285,7 +308,7 @@ impl<'a> Builder<'a> {
                 ancestors.push(self.imply(here, name, path)?);
                 continue;
             };
-            match &self.nodes[child as usize].kind {
+            match self.nodes[child as usize].kind {
                 NodeKind::Directory(_) => ancestors.push(child),
                 NodeKind::Symlink(text) => {
                     *links += 1;
@@ -295,13 +318,12 @@ impl<'a> Builder<'a> {
                             limit: SYMLINK_LIMIT,
                         });
                     }
-                    let text = text.clone();
                     if text.starts_with(b"/") {
                         ancestors.truncate(1);
                     }
-                    let names: Vec<&[u8]> = text.split(|&byte| byte == b'/').collect();
                     // a box ends the chain of types that a function calling itself with another iterator would make
-                    let names: Box<dyn Iterator<Item = &[u8]>> = Box::new(names.into_iter());
+                    let names: Box<dyn Iterator<Item = &'a [u8]>> =
+                        Box::new(text.split(|&byte| byte == b'/'));
                     if let Walked::Missing = self.descend(ancestors, names, links, create, path)? {
                         return Ok(Walked::Missing);
                     }
@@ -318,7 +340,7 @@ impl<'a> Builder<'a> {
         Ok(Walked::Whole)
     }
 
-    fn imply(&mut self, parent: NodeId, name: &[u8], path: &[u8]) -> Result<NodeId, Error> {
+    fn imply(&mut self, parent: NodeId, name: &'a [u8], path: &[u8]) -> Result<NodeId, Error> {
         self.implied += 1;
         if self.implied > IMPLIED_LIMIT {
             return Err(Error::TooManyImplied {
@@ -335,12 +357,12 @@ impl<'a> Builder<'a> {
             });
         }
         let node = self.push(implied_directory(), false);
-        self.names_mut(parent).insert(name.to_vec(), node);
+        self.insert(parent, name, node);
         Ok(node)
     }
 
-    fn push(&mut self, node: Node, named: bool) -> NodeId {
-        // ENTRY_LIMIT and IMPLIED_LIMIT together are below 2^32
+    fn push(&mut self, node: Node<'a>, named: bool) -> NodeId {
+        // ENTRY_LIMIT and IMPLIED_LIMIT together are below 2^32, and GONE
         let id = self.nodes.len() as NodeId;
         self.nodes.push(node);
         self.named.push(named);
@@ -348,13 +370,30 @@ impl<'a> Builder<'a> {
     }
 
     fn child(&self, parent: NodeId, name: &[u8]) -> Option<NodeId> {
-        match &self.nodes[parent as usize].kind {
-            NodeKind::Directory(names) => names.get(name).copied(),
-            _ => None,
+        let NodeKind::Directory(names) = &self.nodes[parent as usize].kind else {
+            return None;
+        };
+        let found = match place(names, name) {
+            Place::At(at) => names[at].1,
+            Place::Late => *self.late.get(&(parent, name))?,
+            Place::End => return None,
+        };
+        (found != GONE).then_some(found)
+    }
+
+    /// Makes a name stand for a node, whatever it stood for.
+    fn insert(&mut self, parent: NodeId, name: &'a [u8], node: NodeId) {
+        let names = self.names_mut(parent);
+        match place(names, name) {
+            Place::At(at) => names[at].1 = node,
+            Place::End => names.push((name, node)),
+            Place::Late => {
+                self.late.insert((parent, name), node);
+            }
         }
     }
 
-    fn names_mut(&mut self, directory: NodeId) -> &mut BTreeMap<Vec<u8>, NodeId> {
+    fn names_mut(&mut self, directory: NodeId) -> &mut Vec<(&'a [u8], NodeId)> {
         match &mut self.nodes[directory as usize].kind {
             NodeKind::Directory(names) => names,
             _ => unreachable!("only directories are taken as parents"),
@@ -365,7 +404,8 @@ impl<'a> Builder<'a> {
         matches!(self.nodes[node as usize].kind, NodeKind::Directory(_))
     }
 
-    fn finish(mut self) -> Result<Tree, Error> {
+    fn finish(mut self) -> Result<Tree<'a>, Error> {
+        self.sort_late_names();
         self.join_forward_links()?;
         self.apply_marks();
         self.remove_hidden_names();
@@ -373,19 +413,33 @@ impl<'a> Builder<'a> {
         Ok(self.into_tree(&live))
     }
 
+    /// Brings late names to their places.
+    fn sort_late_names(&mut self) {
+        let late = std::mem::take(&mut self.late);
+        let mut directories: Vec<NodeId> = late.keys().map(|(directory, _)| *directory).collect();
+        directories.dedup();
+        for ((directory, name), node) in late {
+            self.names_mut(directory).push((name, node));
+        }
+        for directory in directories {
+            // two sorted lists, one after the other: a sort that looks for such merges them
+            self.names_mut(directory).sort_by_key(|(name, _)| *name);
+        }
+    }
+
     /// Gives the names of forward hard links the nodes of their targets.
     fn join_forward_links(&mut self) -> Result<(), Error> {
         if self.forward.is_empty() {
             return Ok(());
         }
-        let mut waiting: Vec<(NodeId, Vec<u8>, NodeId)> = vec![];
+        let mut waiting: Vec<(NodeId, &[u8], NodeId)> = vec![];
         for directory in self.reachable_directories() {
             let NodeKind::Directory(names) = &self.nodes[directory as usize].kind else {
                 continue;
             };
             for (name, node) in names {
                 if self.forward.contains_key(node) {
-                    waiting.push((directory, name.clone(), *node));
+                    waiting.push((directory, name, *node));
                 }
             }
         }
@@ -399,7 +453,8 @@ impl<'a> Builder<'a> {
                     at = known;
                     continue;
                 }
-                let entry = &self.entries[index];
+                let entries = self.entries;
+                let entry = &entries[index];
                 let target = self.find(entry)?;
                 way.push(at);
                 match target {
@@ -418,7 +473,7 @@ impl<'a> Builder<'a> {
         }
         for (directory, name, link) in waiting {
             if let Some(&node) = resolved.get(&link) {
-                self.names_mut(directory).insert(name, node);
+                self.insert(directory, name, node);
             }
         }
         Ok(())
@@ -431,7 +486,8 @@ impl<'a> Builder<'a> {
         while let Some(&directory) = found.get(next) {
             next += 1;
             if let NodeKind::Directory(names) = &self.nodes[directory as usize].kind {
-                found.extend(names.values().filter(|&&node| self.is_directory(node)));
+                let nodes = names.iter().map(|(_, node)| *node);
+                found.extend(nodes.filter(|&node| self.is_directory(node)));
             }
         }
         found
@@ -442,16 +498,19 @@ impl<'a> Builder<'a> {
             if marks.opaque {
                 self.set_opaque(directory);
             }
+            let mut whiteouts = vec![];
             for name in marks.hidden {
-                match self.child(directory, &name) {
+                match self.child(directory, name) {
                     Some(node) if self.is_directory(node) => self.set_opaque(node),
                     // anything else hides what is below by itself
                     Some(_) => {}
-                    None => {
-                        let node = self.push(whiteout(), true);
-                        self.names_mut(directory).insert(name, node);
-                    }
+                    None => whiteouts.push((name, self.push(whiteout(), true))),
                 }
+            }
+            if !whiteouts.is_empty() {
+                let names = self.names_mut(directory);
+                names.extend(whiteouts);
+                names.sort_by_key(|(name, _)| *name);
             }
         }
     }
@@ -465,13 +524,10 @@ impl<'a> Builder<'a> {
     fn remove_hidden_names(&mut self) {
         for node in &mut self.nodes {
             if let NodeKind::Directory(names) = &mut node.kind {
-                let from = (Bound::Included(WHITEOUT_PREFIX), Bound::Unbounded);
-                while let Some((name, _)) = names.range::<[u8], _>(from).next()
-                    && name.starts_with(WHITEOUT_PREFIX)
-                {
-                    let name = name.clone();
-                    names.remove(&name);
-                }
+                let first = names.partition_point(|(name, _)| *name < WHITEOUT_PREFIX);
+                let is_hidden = |(name, _): &(&[u8], NodeId)| name.starts_with(WHITEOUT_PREFIX);
+                let count = names[first..].partition_point(is_hidden);
+                names.drain(first..first + count);
             }
         }
     }
@@ -484,7 +540,7 @@ impl<'a> Builder<'a> {
             let NodeKind::Directory(names) = &self.nodes[directory as usize].kind else {
                 continue;
             };
-            for &node in names.values() {
+            for &(_, node) in names {
                 if self.is_directory(node) {
                     links[directory as usize] += 1;
                 } else {
@@ -496,7 +552,7 @@ impl<'a> Builder<'a> {
     }
 
     /// The tree of the nodes that have a name, numbered anew if there are others.
-    fn into_tree(mut self, links: &[u32]) -> Tree {
+    fn into_tree(mut self, links: &[u32]) -> Tree<'a> {
         for (node, &links) in self.nodes.iter_mut().zip(links) {
             node.links = links;
         }
@@ -544,7 +600,7 @@ impl<'a> Builder<'a> {
             .collect();
         for node in &mut self.nodes {
             if let NodeKind::Directory(names) = &mut node.kind {
-                for child in names.values_mut() {
+                for (_, child) in names {
                     *child = numbers[*child as usize];
                 }
             }
@@ -552,6 +608,25 @@ impl<'a> Builder<'a> {
         let mut named = links.iter();
         self.named.retain(|_| named.next() != Some(&0));
         self.nodes.retain(|node| node.links > 0);
+    }
+}
+
+/// Where a name is, or would be.
+enum Place {
+    /// In its directory's list.
+    At(usize),
+    /// Behind all of the list.
+    End,
+    /// Among the late names.
+    Late,
+}
+
+fn place(names: &[(&[u8], NodeId)], name: &[u8]) -> Place {
+    match names.last() {
+        Some((last, _)) if name <= *last => names
+            .binary_search_by_key(&name, |(name, _)| name)
+            .map_or(Place::Late, Place::At),
+        _ => Place::End,
     }
 }
 
@@ -570,9 +645,9 @@ fn link_to_directory(entry: &Entry) -> Error {
     }
 }
 
-fn implied_directory() -> Node {
+fn implied_directory() -> Node<'static> {
     Node {
-        kind: NodeKind::Directory(BTreeMap::new()),
+        kind: NodeKind::Directory(vec![]),
         mode: IMPLIED_MODE,
         uid: 0,
         gid: 0,
@@ -582,7 +657,7 @@ fn implied_directory() -> Node {
     }
 }
 
-fn whiteout() -> Node {
+fn whiteout() -> Node<'static> {
     Node {
         kind: NodeKind::Char(0, 0),
         mode: 0,

@@ -21,12 +21,12 @@ pub type NodeId = u32;
 /// The root directory.
 pub const ROOT: NodeId = 0;
 
-/// The tree of one layer.
+/// The tree of one layer. Its names and texts are those of the entries that it was built from.
 #[derive(Clone, Debug)]
-pub struct Tree {
+pub struct Tree<'a> {
     /// The inodes, each of them with at least one name, in the order in which the tar first names or implies them; `nodes[0]` is the
     /// root directory.
-    pub nodes: Vec<Node>,
+    pub nodes: Vec<Node<'a>>,
     /// Paths (without a leading `/`) of directories that the tar does not name, only implies: their attributes say nothing. The root,
     /// when not named, is the empty path. Sorted.
     pub implied: Vec<Vec<u8>>,
@@ -38,9 +38,9 @@ pub struct Tree {
 
 /// One inode.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Node {
+pub struct Node<'a> {
     /// What it is.
-    pub kind: NodeKind,
+    pub kind: NodeKind<'a>,
     /// The low 12 bits of the mode.
     pub mode: u16,
     /// Owner.
@@ -58,7 +58,7 @@ pub struct Node {
 
 /// What a node is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NodeKind {
+pub enum NodeKind<'a> {
     /// A regular file. `entry` is the index of the tar entry that has its data.
     File {
         /// Index into the entries that the tree was built from.
@@ -67,9 +67,9 @@ pub enum NodeKind {
         size: u64,
     },
     /// A directory and its names, sorted bytewise, without `.` and `..`.
-    Directory(BTreeMap<Vec<u8>, NodeId>),
+    Directory(Vec<(&'a [u8], NodeId)>),
     /// A symbolic link and its text.
-    Symlink(Vec<u8>),
+    Symlink(&'a [u8]),
     /// A character device; 0/0 is an overlay whiteout.
     Char(u32, u32),
     /// A block device.
@@ -182,7 +182,7 @@ pub enum Error {
     },
 }
 
-impl Tree {
+impl<'a> Tree<'a> {
     /// Builds the tree of a layer.
     ///
     /// - An entry that is there already is replaced, with all below it, unless both are directories: then the attributes are.
@@ -191,7 +191,7 @@ impl Tree {
     /// - A whiteout hides what lower layers have, whatever the order of entries in this one: beside a directory of this layer it makes
     ///   that opaque, beside anything else it says nothing more.
     /// - Xattrs that an unpack could not set, because the kernel has no such namespace for that kind of file, are dropped.
-    pub fn build(entries: &[Entry]) -> Result<Self, Error> {
+    pub fn build(entries: &'a [Entry]) -> Result<Self, Error> {
         build::build(entries)
     }
 
@@ -215,7 +215,7 @@ impl Tree {
         let mut under_way = vec![(self.names(ROOT), 0)];
         while let Some((names, length)) = under_way.last_mut() {
             path.truncate(*length);
-            let Some((name, &node)) = names.next() else {
+            let Some((name, node)) = names.next() else {
                 under_way.pop();
                 continue;
             };
@@ -223,9 +223,9 @@ impl Tree {
                 path.push(b'/');
             }
             path.extend_from_slice(name);
-            visit(&path, node);
-            if matches!(self.node(node).kind, NodeKind::Directory(_)) {
-                under_way.push((self.names(node), path.len()));
+            visit(&path, *node);
+            if matches!(self.node(*node).kind, NodeKind::Directory(_)) {
+                under_way.push((self.names(*node), path.len()));
             }
         }
     }
@@ -234,11 +234,11 @@ impl Tree {
     ///
     /// # Panics
     /// If the tree has none: a tree's own numbers always stand for something.
-    pub fn node(&self, node: NodeId) -> &Node {
+    pub fn node(&self, node: NodeId) -> &Node<'a> {
         &self.nodes[node as usize]
     }
 
-    fn names(&self, node: NodeId) -> std::collections::btree_map::Iter<'_, Vec<u8>, NodeId> {
+    fn names(&self, node: NodeId) -> std::slice::Iter<'_, (&'a [u8], NodeId)> {
         match &self.node(node).kind {
             NodeKind::Directory(names) => names.iter(),
             _ => Default::default(),

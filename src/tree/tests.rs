@@ -93,7 +93,7 @@ fn check_sound(tree: &Tree) {
     assert!(names.iter().all(|&count| count > 0), "a node has no name");
 }
 
-fn at<'t>(tree: &'t Tree, wanted: &str) -> &'t Node {
+fn at<'t>(tree: &'t Tree<'t>, wanted: &str) -> &'t Node<'t> {
     let mut found = None;
     tree.walk(|path, node| {
         if path == wanted.as_bytes() {
@@ -143,11 +143,13 @@ fn paths_are_cleaned_and_parents_implied() {
 #[test]
 fn an_entry_for_the_root_gives_its_attributes() {
     for name in ["./", "/", "", "a/..", ".."] {
-        let tree = Tree::build(&[dir(name)]).unwrap();
+        let entries = [dir(name)];
+        let tree = Tree::build(&entries).unwrap();
         assert_eq!((tree.nodes.len(), tree.nodes[0].uid), (1, 1), "{name}");
         assert_eq!(tree.implied, Vec::<Vec<u8>>::new());
         // what is no directory does not replace it
-        let tree = Tree::build(&[file(name), symlink(name, "x")]).unwrap();
+        let entries = [file(name), symlink(name, "x")];
+        let tree = Tree::build(&entries).unwrap();
         assert_eq!((tree.nodes.len(), tree.nodes[0].uid), (1, 0), "{name}");
     }
 }
@@ -183,7 +185,8 @@ fn a_directory_that_comes_back_does_not_bring_what_was_in_it() {
 
 #[test]
 fn a_named_directory_is_not_implied_whenever_its_entry_comes() {
-    let tree = Tree::build(&[file("a/b/c"), dir("a/b"), dir(".")]).unwrap();
+    let entries = [file("a/b/c"), dir("a/b"), dir(".")];
+    let tree = Tree::build(&entries).unwrap();
     assert_eq!(texts(&tree.implied), ["a"]);
 }
 
@@ -201,7 +204,8 @@ fn hard_links_share_a_node_whichever_comes_first() {
         assert!(matches!(at(&tree, "b").kind, NodeKind::File { .. }));
     }
     // a symlink is itself the target
-    let tree = Tree::build(&[symlink("a", "x"), hardlink("b", "a")]).unwrap();
+    let entries = [symlink("a", "x"), hardlink("b", "a")];
+    let tree = Tree::build(&entries).unwrap();
     assert!(matches!(at(&tree, "b").kind, NodeKind::Symlink(_)));
 }
 

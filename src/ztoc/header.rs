@@ -2,7 +2,7 @@
 
 use super::time;
 use crate::{
-    oci::digest::Hasher,
+    oci::Digest,
     tar::{Entry, EntryKind, Event, Reader, Timestamp},
     units::LayerOffset,
 };
@@ -61,8 +61,19 @@ pub fn check_header(
 /// A fingerprint of what [`check_header`] compares, for who cannot keep the entries: the same of a table's entry and of the header
 /// that it is true to.
 pub fn fingerprint(entry: &Entry) -> [u8; 16] {
-    /// Two bytes, eight numbers, and two NULs.
-    const FIXED_BYTES: usize = 2 + 8 * 8 + 2;
+    fingerprint_in(&mut Vec::new(), entry)
+}
+
+/// The [`fingerprint`]s of these entries.
+pub fn fingerprints(entries: &[Entry]) -> impl Iterator<Item = [u8; 16]> {
+    let mut bytes = Vec::new();
+    entries
+        .iter()
+        .map(move |entry| fingerprint_in(&mut bytes, entry))
+}
+
+/// The same; what is hashed is put together in `bytes`, whatever it had.
+fn fingerprint_in(bytes: &mut Vec<u8>, entry: &Entry) -> [u8; 16] {
     let is_regular = entry.kind == EntryKind::Regular;
     let is_link = is_link(entry);
     let is_device = is_device(entry);
@@ -77,11 +88,7 @@ pub fn fingerprint(entry: &Entry) -> [u8; 16] {
         EntryKind::Fifo => 6,
     };
     let link: &[u8] = if is_link { &entry.linkname } else { &[] };
-    let mut bytes = Vec::with_capacity(
-        FIXED_BYTES
-            .saturating_add(entry.name.len())
-            .saturating_add(link.len()),
-    );
+    bytes.clear();
     bytes.extend_from_slice(&[kind, u8::from(mtime.is_some())]);
     let mtime = mtime.unwrap_or_default();
     for number in [
@@ -107,9 +114,7 @@ pub fn fingerprint(entry: &Entry) -> [u8; 16] {
         bytes.extend_from_slice(&u64::try_from(value.len()).unwrap_or(u64::MAX).to_le_bytes());
         bytes.extend_from_slice(value);
     }
-    let mut hasher = Hasher::default();
-    hasher.update(&bytes);
-    let digest = hasher.finish();
+    let digest = Digest::of(bytes);
     let mut half = [0; 16];
     half.copy_from_slice(digest.bytes().first_chunk::<16>().unwrap_or(&[0; 16])); // it has 32
     half

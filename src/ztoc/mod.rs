@@ -39,7 +39,7 @@ use std::ops::Range;
 use crate::tar::Entry;
 
 pub use header::{
-    EndCheck, HeaderMismatch, check_header, fingerprint, header_fingerprint, storable,
+    EndCheck, HeaderMismatch, check_header, fingerprint, fingerprints, header_fingerprint, storable,
 };
 pub use spans::{Span, SpanTable};
 pub use time::format as rfc3339;

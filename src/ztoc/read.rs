@@ -141,9 +141,7 @@ fn entries(
     let most = listed.len().min(budget.0 / TABLE_SIZE);
     let (mut found, mut sizes) = (Vec::with_capacity(most), Vec::with_capacity(most));
     for (index, table) in listed.tables().enumerate() {
-        let (entry, size) = entry(index, &table?, budget)?;
-        found.push(entry);
-        sizes.push(size);
+        sizes.push(entry(index, &table?, budget, &mut found)?);
     }
     // a tar's entries that share a name count in tar order, so that is what the table's must be brought into
     if !found.is_sorted_by_key(|entry: &Entry| entry.data_offset) {
@@ -155,8 +153,13 @@ fn entries(
     Ok(found)
 }
 
-/// An entry, and its size as the table has it: AWS's tool also writes that of entries without data.
-fn entry(index: usize, table: &Table<'_>, budget: &mut Budget) -> Result<(Entry, u64), Error> {
+/// Puts an entry to those `found`, and gives its size as the table has it: AWS's tool also writes that of entries without data.
+fn entry(
+    index: usize,
+    table: &Table<'_>,
+    budget: &mut Budget,
+    found: &mut Vec<Entry>,
+) -> Result<u64, Error> {
     use slots::file as slot;
     budget.spend(TABLE_SIZE)?;
     let kind = kind(index, table.bytes(slot::TYPE)?)?;
@@ -176,7 +179,7 @@ fn entry(index: usize, table: &Table<'_>, budget: &mut Budget) -> Result<(Entry,
         });
     };
     let is_regular = kind == EntryKind::Regular;
-    let entry = Entry {
+    found.push(Entry {
         name,
         kind,
         data_offset: LayerOffset(data_offset),
@@ -192,11 +195,11 @@ fn entry(index: usize, table: &Table<'_>, budget: &mut Budget) -> Result<(Entry,
         devminor: table.i64(slot::DEVMINOR)?,
         pax: records(table.vector(slot::XATTRS)?, budget)?,
         sparse: None,
-    };
-    if is_regular && entry.says_sparse() {
+    });
+    if is_regular && found.last().is_some_and(Entry::says_sparse) {
         return Err(Error::SparseEntry { index });
     }
-    Ok((entry, listed_size))
+    Ok(listed_size)
 }
 
 fn kind(index: usize, text: &[u8]) -> Result<EntryKind, Error> {

@@ -28,18 +28,18 @@ pub(super) fn has_text(time: Timestamp) -> bool {
 
 /// Any zone. `None` where Go's reader has none either.
 pub(super) fn parse(text: &[u8]) -> Option<Timestamp> {
-    let mut rest = text;
-    let year = digits(&mut rest, 4)?;
-    literal(&mut rest, b'-')?;
-    let month = digits(&mut rest, 2)?;
-    literal(&mut rest, b'-')?;
-    let day = digits(&mut rest, 2)?;
-    literal(&mut rest, b'T')?;
-    let hour = digits(&mut rest, 2)?;
-    literal(&mut rest, b':')?;
-    let minute = digits(&mut rest, 2)?;
-    literal(&mut rest, b':')?;
-    let second = digits(&mut rest, 2)?;
+    let (start, mut rest) = text.split_first_chunk::<19>()?;
+    #[rustfmt::skip]
+    let &[y0, y1, y2, y3, b'-', m0, m1, b'-', d0, d1, b'T', h0, h1, b':', n0, n1, b':', s0, s1] = start
+    else {
+        return None;
+    };
+    let (year, month, day) = (
+        number([y0, y1, y2, y3])?,
+        number([m0, m1])?,
+        number([d0, d1])?,
+    );
+    let (hour, minute, second) = (number([h0, h1])?, number([n0, n1])?, number([s0, s1])?);
     let nanoseconds = fraction(&mut rest)?;
     let east = zone(rest)?;
     if hour > 23 || minute > 59 || second > 59 {
@@ -62,23 +62,12 @@ fn of_day(hours: i64, minutes: i64) -> Option<i64> {
         .checked_add(minutes.checked_mul(60)?)
 }
 
-fn digits(rest: &mut &[u8], count: usize) -> Option<i64> {
-    let (text, tail) = rest.split_at_checked(count)?;
-    *rest = tail;
-    if !text.iter().all(u8::is_ascii_digit) {
-        return None;
-    }
-    let number = text.iter().fold(0_i64, |number, digit| {
-        number
-            .saturating_mul(10)
-            .saturating_add(i64::from(digit & 0x0f))
-    });
-    Some(number)
-}
-
-fn literal(rest: &mut &[u8], byte: u8) -> Option<()> {
-    *rest = rest.strip_prefix(&[byte])?;
-    Some(())
+/// A few digits.
+fn number<const N: usize>(digits: [u8; N]) -> Option<i64> {
+    digits.iter().try_fold(0_i64, |number, digit| {
+        let digit = i64::from(char::from(*digit).to_digit(10)?);
+        number.checked_mul(10)?.checked_add(digit)
+    })
 }
 
 /// Nanoseconds; further digits are dropped.
@@ -98,11 +87,11 @@ fn zone(text: &[u8]) -> Option<i64> {
     if text == b"Z" {
         return Some(0);
     }
-    let (sign, mut rest) = text.split_first()?;
-    let hours = digits(&mut rest, 2)?;
-    literal(&mut rest, b':')?;
-    let minutes = digits(&mut rest, 2)?;
-    if !rest.is_empty() || hours > 23 || minutes > 59 {
+    let &[sign, h0, h1, b':', m0, m1] = text else {
+        return None;
+    };
+    let (hours, minutes) = (number([h0, h1])?, number([m0, m1])?);
+    if hours > 23 || minutes > 59 {
         return None;
     }
     let seconds = of_day(hours, minutes)?;

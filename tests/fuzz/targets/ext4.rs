@@ -18,24 +18,24 @@ use socinbd::{
 const MAX_DISK: u64 = 64 << 20;
 
 fuzz_target!(|bytes: &[u8]| {
-    let entries = Source(bytes).entries();
-    let Some((tree, layout)) = common::lay_out(&entries) else {
-        return;
-    };
-    if layout.size > MAX_DISK {
-        return;
-    }
-    let mut disk = vec![0; layout.size as usize];
-    for (offset, bytes) in &layout.metadata {
-        let start = offset.get() as usize;
-        disk[start..start + bytes.len()].copy_from_slice(bytes);
-    }
-    let ext4 = Ext4::load(Box::new(disk)).expect("it is an ext4 file system");
-    walk(&tree, &ext4);
+    common::lay_out(&Source(bytes).entries(), |tree, layout| {
+        if layout.size > MAX_DISK {
+            return;
+        }
+        let mut disk = vec![0; layout.size as usize];
+        let written = layout.write_metadata(|offset, bytes| {
+            let start = offset.get() as usize;
+            disk[start..start + bytes.len()].copy_from_slice(bytes);
+            Ok::<_, std::convert::Infallible>(())
+        });
+        written.expect("nothing refuses it");
+        let ext4 = Ext4::load(Box::new(disk)).expect("it is an ext4 file system");
+        walk(tree, &ext4);
+    });
 });
 
 /// Each path of the tree is there, and is what it should be.
-fn walk(tree: &Tree, ext4: &Ext4) {
+fn walk(tree: &Tree<'_>, ext4: &Ext4) {
     tree.walk(|path, node| {
         // the reader takes names up to 255 bytes and paths of any length, as Linux does
         let mut full = vec![b'/'];

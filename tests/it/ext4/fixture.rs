@@ -133,17 +133,14 @@ impl Layer {
         content
     }
 
-    pub fn tree(&self) -> Tree {
+    pub fn tree(&self) -> Tree<'_> {
         Tree::build(&self.entries).unwrap()
-    }
-
-    pub fn layout(&self) -> Layout {
-        Layout::new(&self.tree(), &self.entries, &SEED).unwrap()
     }
 
     /// The layer's disk, complete.
     pub fn disk(&self) -> Disk {
-        let layout = self.layout();
+        let tree = self.tree();
+        let layout = Layout::new(&tree, &self.entries, &SEED).unwrap();
         let disk = Disk::of_metadata(&layout);
         let file = File::options().write(true).open(&disk.path).unwrap();
         for region in layout.table().data() {
@@ -171,14 +168,13 @@ pub struct Disk {
 
 impl Disk {
     /// A disk with its metadata alone.
-    pub fn of_metadata(layout: &Layout) -> Self {
+    pub fn of_metadata(layout: &Layout<'_>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("disk.ext4");
         let file = File::create(&path).unwrap();
         file.set_len(layout.size).unwrap();
-        for (offset, bytes) in &layout.metadata {
-            file.write_all_at(bytes, offset.get()).unwrap();
-        }
+        let written = layout.write_metadata(|offset, bytes| file.write_all_at(bytes, offset.get()));
+        written.unwrap();
         Self { path, folder }
     }
 

@@ -158,6 +158,7 @@ impl Layer {
         let parsed = Ztoc::parse(&ztoc).unwrap();
         let tree = Tree::build(&parsed.entries).unwrap();
         let layout = Layout::new(&tree, &parsed.entries, table.bytes()).unwrap();
+        let regions = layout.regions;
         Self {
             files,
             layer: LayerBlob {
@@ -171,7 +172,7 @@ impl Layer {
             table,
             entries: parsed.entries,
             spans: parsed.spans,
-            regions: layout.regions,
+            regions,
         }
     }
 
