@@ -143,3 +143,97 @@ impl std::fmt::Debug for BlockInflater {
         f.debug_struct("BlockInflater").finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use flate2::{Compress, Compression, FlushCompress};
+
+    use super::*;
+
+    /// A stream of stored blocks, or of packed ones with empty stored ones between them, and what it holds. It is small: `scripts/sanitize`
+    /// runs these tests in an interpreter.
+    fn stream(level: Compression) -> (Vec<u8>, Vec<u8>) {
+        let parts: [&[u8]; 3] = [
+            b"a block, a block, and another block\n",
+            &[7; 300],
+            b"the last",
+        ];
+        let mut compress = Compress::new(level, false);
+        let mut packed = Vec::with_capacity(1000);
+        for (number, part) in parts.iter().enumerate() {
+            let flush = [FlushCompress::Sync, FlushCompress::Finish][number / 2];
+            compress.compress_vec(part, &mut packed, flush).unwrap();
+        }
+        (packed, parts.concat())
+    }
+
+    /// What comes out, and where blocks end, as the bit of the input and the byte of the output.
+    type Inflated = (Vec<u8>, Vec<(usize, usize)>);
+
+    /// Inflates input that comes in pieces into so much room.
+    fn inflated(
+        inflater: &mut BlockInflater,
+        stream: &[u8],
+        piece: usize,
+        room: usize,
+    ) -> Result<Inflated, &'static str> {
+        let (mut bytes, mut ends, mut at) = (Vec::new(), Vec::new(), 0);
+        let mut output = vec![0; room];
+        loop {
+            let input = &stream[at..stream.len().min(at + piece)];
+            let step = inflater.inflate(input, &mut output)?;
+            at += step.taken;
+            bytes.extend(&output[..step.written]);
+            match step.stop {
+                Stop::End => return Ok((bytes, ends)),
+                Stop::Block { bits } => ends.push((at * 8 - usize::from(bits), bytes.len())),
+                Stop::Buffers if step.taken + step.written == 0 => return Err("cut short"),
+                Stop::Buffers => {}
+            }
+        }
+    }
+
+    #[test]
+    fn however_small_the_buffers_the_bytes_and_the_ends_of_blocks_are_the_same() {
+        for level in [Compression::none(), Compression::default()] {
+            let (packed, bytes) = stream(level);
+            let mut inflater = BlockInflater::new();
+            let whole = inflated(&mut inflater, &packed, packed.len(), 1000).unwrap();
+            assert!(whole.0 == bytes);
+            assert!(whole.1.len() >= 4, "{:?}", whole.1);
+            for (piece, room) in [(1, 1000), (packed.len(), 1), (1, 1), (7, 3)] {
+                inflater.reset();
+                // it is not tied to a thread
+                let (pieces, used) = std::thread::scope(|scope| {
+                    let run = scope.spawn(|| {
+                        let pieces = inflated(&mut inflater, &packed, piece, room);
+                        (pieces, inflater)
+                    });
+                    run.join().unwrap()
+                });
+                assert!(pieces.as_ref() == Ok(&whole), "{piece}, {room}: {pieces:?}");
+                inflater = used;
+            }
+        }
+    }
+
+    #[test]
+    fn after_any_damage_it_can_be_used_again() {
+        let (packed, bytes) = stream(Compression::default());
+        let mut inflater = BlockInflater::new();
+        let mut texts = std::collections::BTreeSet::new();
+        for place in 0..packed.len() {
+            let mut damaged = packed.clone();
+            damaged[place] ^= 0xff;
+            inflater.reset();
+            texts.extend(inflated(&mut inflater, &damaged, 16, 64).err());
+            inflater.reset();
+            let cut = inflated(&mut inflater, &packed[..place], 16, 64);
+            assert_eq!(cut, Err("cut short"));
+        }
+        assert!(texts.contains("invalid distance too far back"), "{texts:?}");
+        inflater.reset();
+        let whole = inflated(&mut inflater, &packed, 16, 64).unwrap();
+        assert!(whole.0 == bytes);
+    }
+}
