@@ -9,6 +9,7 @@ mod protocol;
 
 use std::{
     io::IoSlice,
+    mem::MaybeUninit,
     ops::Range,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -16,7 +17,7 @@ use std::{
 };
 
 use rustix::{
-    event::{EventfdFlags, PollFd, PollFlags, eventfd, poll},
+    event::{EventfdFlags, epoll, eventfd},
     fs::{CWD, Mode, OFlags, openat},
     io::Errno,
     mount::MountAttrFlags,
@@ -88,8 +89,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // an event counter takes eight bytes; it cannot be full
-        let _ = rustix::io::write(&self.stop, &1u64.to_ne_bytes());
+        end_all(&self.stop);
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
@@ -133,6 +133,8 @@ pub fn serve(disk: Arc<dyn ServedDisk>, name: &str, runtime: &Handle) -> Result<
 fn start(device: Arc<OwnedFd>, disk: Arc<dyn ServedDisk>, runtime: &Handle) -> Result<Server> {
     let stop =
         eventfd(0, EventfdFlags::CLOEXEC).or_kind(Kind::Io, || "making an eventfd".into())?;
+    let events = events(&device, &stop).or_kind(Kind::Io, || "making an epoll".into())?;
+    let events = Arc::new(events);
     let mut server = Server {
         stop: Arc::new(stop),
         threads: Vec::with_capacity(THREADS),
@@ -140,6 +142,7 @@ fn start(device: Arc<OwnedFd>, disk: Arc<dyn ServedDisk>, runtime: &Handle) -> R
     for _ in 0..THREADS {
         let worker = Worker {
             device: device.clone(),
+            events: events.clone(),
             stop: server.stop.clone(),
             disk: disk.clone(),
             runtime: runtime.clone(),
@@ -153,8 +156,30 @@ fn start(device: Arc<OwnedFd>, disk: Arc<dyn ServedDisk>, runtime: &Handle) -> R
     Ok(server)
 }
 
+/// What all threads of a file wait for. A request wakes one of them (`EPOLLET`): each takes requests until there is none. With poll(2) each
+/// request woke all, and they spun for the kernel's lock of its queue. The end wakes all.
+fn events(device: &OwnedFd, stop: &OwnedFd) -> rustix::io::Result<OwnedFd> {
+    use epoll::{CreateFlags, EventData, EventFlags, add, create};
+    let events = create(CreateFlags::CLOEXEC)?;
+    let requests = EventFlags::IN | EventFlags::ET;
+    add(&events, device, EventData::new_u64(REQUEST), requests)?;
+    add(&events, stop, EventData::new_u64(STOP), EventFlags::IN)?;
+    Ok(events)
+}
+
+/// Ends all threads of a file.
+fn end_all(stop: &OwnedFd) {
+    // an event counter takes eight bytes; it cannot be full
+    let _ = rustix::io::write(stop, &1u64.to_ne_bytes());
+}
+
+/// The two things that are waited for.
+const REQUEST: u64 = 0;
+const STOP: u64 = 1;
+
 struct Worker {
     device: Arc<OwnedFd>,
+    events: Arc<OwnedFd>,
     stop: Arc<OwnedFd>,
     disk: Arc<dyn ServedDisk>,
     runtime: Handle,
@@ -181,7 +206,7 @@ impl Worker {
                 // taken back before it was read
                 Err(Errno::INTR | Errno::NOENT) => {}
                 // the last user is gone, or the kernel has ended the file system before it
-                Err(Errno::NODEV | Errno::CONNABORTED) => return,
+                Err(Errno::NODEV | Errno::CONNABORTED) => return end_all(&self.stop),
                 Err(errno) => {
                     tracing::error!("reading a FUSE request: {errno}");
                     return;
@@ -192,12 +217,10 @@ impl Worker {
 
     /// Whether to go on.
     fn wait_for_request(&self) -> bool {
-        let mut fds = [
-            PollFd::new(&self.device, PollFlags::IN),
-            PollFd::new(&self.stop, PollFlags::IN),
-        ];
-        match poll(&mut fds, None) {
-            Ok(_) => fds[1].revents().is_empty(),
+        let mut events = [MaybeUninit::uninit()];
+        match epoll::wait(&self.events, &mut events, None) {
+            Ok(([event], _)) => event.data.u64() != STOP,
+            Ok(_) => true,
             Err(errno) => errno == Errno::INTR,
         }
     }
