@@ -38,7 +38,7 @@ const NBD_DEAD: Duration = Duration::from_secs(60);
 /// `read_ahead_kb` of a lazy device: its spans by this number, so that one read in so many costs a span that nobody asked for; and no less
 /// than the least.
 const SPANS_BY_READ_AHEAD: u64 = 32;
-const LEAST_READ_AHEAD_KB: u64 = 16;
+const LEAST_READ_AHEAD_KB: u64 = 32;
 /// `read_ahead_kb` of a device whose disk is complete, or will be without being asked: the kernel's usual value.
 const READ_AHEAD_KB: u64 = 128;
 /// The largest request of an nbd device.

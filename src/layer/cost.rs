@@ -1,8 +1,9 @@
 //! What single spans cost an image's readers, and what they save them: both by what has been seen of the link and of this machine.
 //!
-//! They cost the time in which a reader waits and its bytes do not come: round trips, and decoding. They save what a pull takes for
-//! unpacking all layers after their bytes have come. As long as no more has been lost than a pull would take for that, whoever reads the
-//! whole image ends no later than after a pull.
+//! They cost the time in which a reader waits and its bytes do not come: round trips, and decoding. They save two things: what a pull takes for
+//! unpacking all layers after their bytes have come (as long as no more has been lost than that, whoever reads the whole image ends no
+//! later than after a pull), and the time in which a link brings what nobody wants. Where that is short, over a fast link and a long
+//! distance, it is soon lost in waits.
 
 use std::time::{Duration, Instant};
 
@@ -25,6 +26,8 @@ pub(super) struct Cost {
     waited: Cover,
     /// Bytes that have come.
     fetched: u64,
+    /// The least time that a first byte has taken.
+    round_trip: Option<Duration>,
     transfer: Pace,
     decoding: Pace,
 }
@@ -36,8 +39,17 @@ impl Cost {
         self.waited.add(from.max(longest), to);
     }
 
-    /// Bytes have come: those of the `first_piece` at once, and the last ones at this moment.
-    pub(super) fn came(&mut self, bytes: u64, first_piece: u64, first: Instant, last: Instant) {
+    /// Bytes have come that were `asked` for then: those of the `first_piece` at once, and the last ones at this moment.
+    pub(super) fn came(
+        &mut self,
+        bytes: u64,
+        first_piece: u64,
+        asked: Instant,
+        first: Instant,
+        last: Instant,
+    ) {
+        let waited = first.saturating_duration_since(asked);
+        self.round_trip = Some(self.round_trip.map_or(waited, |least| least.min(waited)));
         self.fetched = self.fetched.saturating_add(bytes);
         // the first piece was on its way before it could be seen; where it is all, that is all that there is to see
         let timed = match bytes.saturating_sub(first_piece) {
@@ -53,8 +65,19 @@ impl Cost {
         self.decoding.add_time(bytes, took);
     }
 
-    /// Whether readers have lost as much time as a pull takes for unpacking so many bytes. False as long as nothing is known.
-    pub(super) fn reaches_unpacking(&self, bytes: u64) -> bool {
+    /// Bytes that are on their way when the link is in use all the time.
+    pub(super) fn on_the_way(&self) -> u64 {
+        let a_second = self
+            .transfer
+            .time_of(1 << 20)
+            .map(|time| f64::from(1 << 20) / time.as_secs_f64());
+        let round_trip = self.round_trip.unwrap_or_default().as_secs_f64();
+        // out of range: the nearest number
+        (a_second.unwrap_or_default() * round_trip) as u64
+    }
+
+    /// Whether readers have lost as much time as so many bytes take to come, or a pull to unpack them. False as long as nothing is known.
+    pub(super) fn is_reached(&self, bytes: u64) -> bool {
         let lost = self
             .transfer
             .time_of(self.fetched)
@@ -63,7 +86,8 @@ impl Cost {
             .decoding
             .time_of(bytes)
             .and_then(|decoding| decoding.checked_mul(UNPACKING));
-        unpacking.is_some_and(|unpacking| lost >= Some(unpacking))
+        let saved = unpacking.zip(self.transfer.time_of(bytes));
+        saved.is_some_and(|(unpacking, coming)| lost >= Some(unpacking.min(coming)))
     }
 }
 
@@ -144,7 +168,7 @@ mod tests {
     /// Of a disk of which a thousand bytes take four milliseconds to come, and one to be decoded.
     fn known(at: &impl Fn(u32) -> Instant) -> Cost {
         let mut cost = Cost::default();
-        cost.came(1000, 0, at(0), at(4));
+        cost.came(1000, 0, at(0), at(0), at(4));
         cost.decoded(1000, MILLISECOND);
         cost
     }
@@ -154,15 +178,39 @@ mod tests {
         let at = moments();
         let mut cost = Cost::default();
         cost.waited(at(0), at(1000));
-        assert!(!cost.reaches_unpacking(1), "nothing is known of either");
+        assert!(!cost.is_reached(1), "nothing is known of either");
         let mut cost = known(&at);
         cost.waited(at(0), at(304));
-        assert!(cost.reaches_unpacking(100_000));
-        assert!(!cost.reaches_unpacking(100_001));
+        assert!(cost.is_reached(100_000));
+        assert!(!cost.is_reached(100_001));
         // what came while nobody waited is time saved
-        cost.came(1000, 0, at(400), at(404));
-        assert!(cost.reaches_unpacking(98_666));
-        assert!(!cost.reaches_unpacking(98_667));
+        cost.came(1000, 0, at(400), at(400), at(404));
+        assert!(cost.is_reached(98_666));
+        assert!(!cost.is_reached(98_667));
+    }
+
+    #[test]
+    fn what_comes_sooner_than_a_pull_unpacks_it_is_worth_no_more_waits() {
+        let at = moments();
+        let mut cost = Cost::default();
+        // a thousand bytes take one millisecond to come, and three to be unpacked
+        cost.came(1000, 0, at(0), at(0), at(1));
+        cost.decoded(1000, MILLISECOND);
+        cost.waited(at(0), at(101));
+        assert!(cost.is_reached(100_000));
+        assert!(!cost.is_reached(100_001));
+    }
+
+    #[test]
+    fn what_is_on_the_way_is_a_round_trip_long() {
+        let at = moments();
+        let mut cost = Cost::default();
+        assert_eq!(cost.on_the_way(), 0);
+        cost.came(1 << 20, 0, at(0), at(100), at(110));
+        assert_eq!(cost.on_the_way() >> 20, 10);
+        // it was in a queue
+        cost.came(1 << 20, 0, at(200), at(500), at(510));
+        assert_eq!(cost.on_the_way() >> 20, 10);
     }
 
     #[test]
@@ -170,8 +218,8 @@ mod tests {
         let at = moments();
         let mut cost = known(&at);
         cost.waited(at(0), at(60_000));
-        assert!(cost.reaches_unpacking(665_000));
-        assert!(!cost.reaches_unpacking(666_000));
+        assert!(cost.is_reached(665_000));
+        assert!(!cost.is_reached(666_000));
     }
 
     #[test]

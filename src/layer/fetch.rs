@@ -296,6 +296,7 @@ struct Arrivals<'a> {
     /// Bytes asked for, and those of them that have come.
     asked: u64,
     came: u64,
+    asked_at: Instant,
     /// When the first piece came, and its bytes.
     first: Option<(Instant, u64)>,
     _room: Option<SemaphorePermit<'a>>,
@@ -321,6 +322,7 @@ impl<'a> Arrivals<'a> {
             end,
             asked: end - start,
             came: 0,
+            asked_at: Instant::now(),
             first: None,
             _room: room,
         }
@@ -336,7 +338,7 @@ impl<'a> Arrivals<'a> {
         if self.came == self.asked {
             self.disk
                 .whole()
-                .measured(|cost| cost.came(self.asked, first_piece, first, now));
+                .measured(|cost| cost.came(self.asked, first_piece, self.asked_at, first, now));
         }
     }
 

@@ -38,8 +38,9 @@ impl Store {
             for (disk, spans) in list {
                 let mut rest = spans.start.get()..spans.end.get();
                 while !rest.is_empty() {
-                    let turn = traffic.turn().await;
-                    let Some(disk) = disk.upgrade() else { break };
+                    let Some((disk, turn)) = whole::turn(&disk, &traffic).await else {
+                        break;
+                    };
                     rest.end = rest.end.min(disk.spans().count());
                     let Some(run) = whole::next_run(&disk, rest.clone()) else {
                         break;

@@ -1,8 +1,8 @@
 //! Who may use the link: readers at once, and what nobody waits for yet in what they leave.
 //!
 //! Background fetches take turns, over all disks of a store. While no reader waits there are enough of them to fill a fast link over a
-//! long distance; while one does there is one, so that the reader has at least half of the link, and the link is not idle while the
-//! reader's request is on its way or its span is being decoded.
+//! long distance; while one does there are as many as keep the link in use, and no more: it is not idle while the reader's request is
+//! on its way or its span is being decoded, and over a short distance that is one, so that the reader has at least half of the link.
 
 use std::sync::Arc;
 
@@ -11,9 +11,6 @@ use tokio::sync::watch;
 /// Background fetches at a time while no reader waits: with [`super::whole::FETCH_BYTES`] each, 32 MiB on their way, twice what
 /// 1 Gbit/s and 100 ms hold.
 const TURNS: usize = 8;
-/// The same while one does.
-const TURNS_BESIDE_READERS: usize = 1;
-
 #[derive(Default)]
 struct State {
     waiting: usize,
@@ -21,10 +18,10 @@ struct State {
 }
 
 impl State {
-    fn has_turn(&self) -> bool {
+    fn has_turn(&self, beside_readers: usize) -> bool {
         let turns = match self.waiting {
             0 => TURNS,
-            _ => TURNS_BESIDE_READERS,
+            _ => beside_readers.clamp(1, TURNS),
         };
         self.running < turns
     }
@@ -47,14 +44,15 @@ impl Traffic {
         Waiting(self.clone())
     }
 
-    /// Waits for a turn of a background fetch.
-    pub(super) async fn turn(&self) -> Turn {
+    /// Waits for a turn of a background fetch, of which `beside_readers` at a time have one while a reader waits.
+    pub(super) async fn turn(&self, beside_readers: usize) -> Turn {
         let mut state = self.0.subscribe();
         loop {
             // the sender is in `self`: it is not closed
-            let _ = state.wait_for(State::has_turn).await;
+            let has_turn = |state: &State| state.has_turn(beside_readers);
+            let _ = state.wait_for(has_turn).await;
             let taken = self.0.send_if_modified(|state| {
-                let free = state.has_turn();
+                let free = state.has_turn(beside_readers);
                 state.running += usize::from(free);
                 free
             });
@@ -84,26 +82,30 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn beside_a_reader_one_fetch_has_a_turn() {
+    async fn beside_a_reader_few_fetches_have_a_turn() {
         let traffic = Traffic::default();
         let reader = traffic.wait();
-        let first = traffic.turn().await;
-        assert!(traffic.turn().now_or_never().is_none());
+        let three: Vec<Turn> =
+            futures_util::future::join_all((0..3).map(|_| traffic.turn(3))).await;
+        assert!(traffic.turn(3).now_or_never().is_none());
+        drop(three);
+        let first = traffic.turn(1).await;
+        assert!(traffic.turn(1).now_or_never().is_none());
         let second_reader = traffic.wait();
         drop(reader);
-        assert!(traffic.turn().now_or_never().is_none());
+        assert!(traffic.turn(1).now_or_never().is_none());
         drop(first);
-        let first = traffic.turn().await;
+        let first = traffic.turn(1).await;
         let waits = tokio::spawn({
             let traffic = traffic.clone();
-            async move { traffic.turn().await }
+            async move { traffic.turn(1).await }
         });
         drop(second_reader);
         let second = waits.await.unwrap();
         let rest: Vec<Turn> =
-            futures_util::future::join_all((2..TURNS).map(|_| traffic.turn())).await;
-        assert!(traffic.turn().now_or_never().is_none());
+            futures_util::future::join_all((2..TURNS).map(|_| traffic.turn(1))).await;
+        assert!(traffic.turn(1).now_or_never().is_none());
         drop((first, second, rest));
-        assert!(traffic.turn().now_or_never().is_some());
+        assert!(traffic.turn(1).now_or_never().is_some());
     }
 }

@@ -291,7 +291,7 @@ impl Worker {
             return read_and_reply(&self.device, unique, &*self.disk, range);
         }
         let disk = self.disk.clone();
-        let mut pending = Pending {
+        let pending = Pending {
             device: self.device.clone(),
             unique,
             is_answered: false,
@@ -301,10 +301,15 @@ impl Worker {
                 tracing::debug!(target: "data", "FUSE read at {start}: {}", error.report());
                 return;
             }
-            // a read of a local file and a copy into the kernel: not for the async workers
+            // what has just come is in the page cache as a rule, and no thread has to be woken up for it
+            if try_read_and_reply(&pending.device, unique, &*disk, &range) {
+                return pending.answered();
+            }
+            // a read of a local disk: not for the async workers
             let answer = tokio::task::spawn_blocking(move || {
-                pending.is_answered = true;
-                read_and_reply(&pending.device, unique, &*disk, range);
+                let device = Arc::clone(&pending.device);
+                pending.answered();
+                read_and_reply(&device, unique, &*disk, range);
             });
             let _ = answer.await;
         });
@@ -316,6 +321,12 @@ struct Pending {
     device: Arc<OwnedFd>,
     unique: u64,
     is_answered: bool,
+}
+
+impl Pending {
+    fn answered(mut self) {
+        self.is_answered = true;
+    }
 }
 
 impl Drop for Pending {
@@ -342,11 +353,30 @@ fn init_out(init: &InitIn) -> InitOut {
     }
 }
 
-fn read_and_reply(device: &OwnedFd, unique: u64, disk: &dyn ServedDisk, range: Range<DiskOffset>) {
-    // at most MAX_READ
-    let length = usize::try_from(range.end.get() - range.start.get()).unwrap_or(0);
+/// Bytes of a read: at most MAX_READ.
+fn length(range: &Range<DiskOffset>) -> usize {
+    usize::try_from(range.end.get() - range.start.get()).unwrap_or(0)
+}
+
+/// Answers a read where that need not wait for the local disk, and says whether it has.
+fn try_read_and_reply(
+    device: &OwnedFd,
+    unique: u64,
+    disk: &dyn ServedDisk,
+    range: &Range<DiskOffset>,
+) -> bool {
     let mut buffer = Buffer::lend();
-    let data = buffer.of_length(length);
+    let data = buffer.of_length(length(range));
+    let is_read = matches!(disk.try_read_present(range.start, data), Ok(true));
+    if is_read {
+        reply(device, unique, Ok(data));
+    }
+    is_read
+}
+
+fn read_and_reply(device: &OwnedFd, unique: u64, disk: &dyn ServedDisk, range: Range<DiskOffset>) {
+    let mut buffer = Buffer::lend();
+    let data = buffer.of_length(length(&range));
     match disk.read_present(range.start, data) {
         Ok(()) => reply(device, unique, Ok(data)),
         Err(error) => {

@@ -162,7 +162,7 @@ fn a_fetch_that_takes_longer_than_the_kernels_timeout() {
         let read_ahead = || blockdev::read_ahead(name).unwrap();
         let usual = read_ahead();
         assert!((16..128).contains(&usual), "the disk is not complete");
-        blockdev::set_read_ahead(name, None, 32).unwrap();
+        blockdev::set_read_ahead(name, None, 20).unwrap();
         registry.fail(
             On::Data,
             Fault::Delay(Duration::from_secs(14)),
