@@ -5,7 +5,7 @@ use super::{
     wire::{Cursor, put, put_bytes, put_signed},
 };
 use crate::{
-    tar::{Entry, EntryKind, MAX_TABLE_SIZE, Timestamp},
+    tar::{Entry, EntryKind, MAX_TABLE_SIZE, Timestamp, shared},
     units::LayerOffset,
     ztoc::storable,
 };
@@ -75,7 +75,7 @@ pub(super) fn encode(entries: &[Entry]) -> Vec<u8> {
     let mut before = 0_i64;
     for entry in entries {
         for (column, text) in [
-            (&mut columns.names, &entry.name),
+            (&mut columns.names, &entry.name[..]),
             (&mut columns.links, &entry.linkname),
             (&mut columns.users, &entry.uname),
             (&mut columns.groups, &entry.gname),
@@ -166,7 +166,14 @@ pub(super) fn parse(section: &[u8], count: u32, covered: u64) -> Result<Vec<Entr
     let mut end = 0_u64;
     let mut before = 0_i64;
     for index in 0..count {
-        let entry = one(index, &mut columns, &mut end, &mut before, covered)?;
+        let entry = one(
+            index,
+            &mut columns,
+            entries.last(),
+            &mut end,
+            &mut before,
+            covered,
+        )?;
         memory = memory.saturating_add(entry.memory());
         if memory > MAX_TABLE_SIZE {
             return Err(Error::TooLarge { index });
@@ -179,10 +186,11 @@ pub(super) fn parse(section: &[u8], count: u32, covered: u64) -> Result<Vec<Entr
     Ok(entries)
 }
 
-/// The next entry. `end` is where its headers start at the earliest, `before` the seconds of the latest time; both are moved on.
+/// The next entry, after the `last`. `end` is where its headers start at the earliest, `before` the seconds of the latest time; both are moved on.
 fn one(
     index: usize,
     columns: &mut Columns<Cursor<'_>>,
+    last: Option<&Entry>,
     end: &mut u64,
     before: &mut i64,
     covered: u64,
@@ -247,8 +255,8 @@ fn one(
         mode: columns.modes.signed()?,
         uid: small("owner", columns.uids.number()?)?,
         gid: small("group", columns.gids.number()?)?,
-        uname: columns.users.text()?.to_vec(),
-        gname: columns.groups.text()?.to_vec(),
+        uname: shared(last.map(|last| &last.uname), columns.users.text()?),
+        gname: shared(last.map(|last| &last.gname), columns.groups.text()?),
         mtime,
         devmajor: columns.majors.signed()?,
         devminor: columns.minors.signed()?,

@@ -60,6 +60,8 @@ fn unpack(stored: &[u8], size: u64) -> Result<Vec<u8>, Error> {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
     use crate::{
         compact::{
@@ -82,8 +84,8 @@ mod tests {
             mode: 0o100_644,
             uid: u32::MAX,
             gid: 7,
-            uname: b"root".to_vec(),
-            gname: Vec::new(),
+            uname: b"root".as_slice().into(),
+            gname: Bytes::new(),
             mtime: Some(Timestamp {
                 seconds: -5,
                 nanoseconds: 999_999_999,

@@ -82,6 +82,8 @@ impl Hash {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
     use crate::{tar::Timestamp, units::LayerOffset};
 
@@ -95,8 +97,8 @@ mod tests {
             mode: 0o644,
             uid: 1,
             gid: 2,
-            uname: Vec::new(),
-            gname: Vec::new(),
+            uname: Bytes::new(),
+            gname: Bytes::new(),
             mtime: None,
             devmajor: 0,
             devminor: 0,

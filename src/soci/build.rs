@@ -373,7 +373,7 @@ fn table_size(entries: &[Entry]) -> u64 {
     entries
         .iter()
         .map(|entry| {
-            let strings = [&entry.name, &entry.linkname, &entry.uname, &entry.gname];
+            let strings: [&[u8]; 4] = [&entry.name, &entry.linkname, &entry.uname, &entry.gname];
             let strings: usize = strings.iter().map(|string| string.len()).sum();
             let records: usize = entry
                 .pax

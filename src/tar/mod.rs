@@ -30,6 +30,8 @@ mod pax;
 mod reader;
 mod sparse;
 
+use bytes::Bytes;
+
 use crate::units::LayerOffset;
 
 pub use event::{Archive, Event, NoZtoc};
@@ -93,10 +95,10 @@ pub struct Entry {
     pub uid: u32,
     /// Group.
     pub gid: u32,
-    /// Owner's name; not used for the disk.
-    pub uname: Vec<u8>,
+    /// Owner's name; not used for the disk. Entries that have the same share it.
+    pub uname: Bytes,
     /// Group's name; not used for the disk.
-    pub gname: Vec<u8>,
+    pub gname: Bytes,
     /// Modification time; `None` where a zTOC holds no readable one.
     pub mtime: Option<Timestamp>,
     /// Device numbers, for `Char` and `Block`; on other kinds without meaning.
@@ -122,14 +124,22 @@ impl Entry {
             mode: 0o644,
             uid: 0,
             gid: 0,
-            uname: vec![],
-            gname: vec![],
+            uname: Bytes::new(),
+            gname: Bytes::new(),
             mtime: None,
             devmajor: 0,
             devminor: 0,
             pax: vec![],
             sparse: None,
         }
+    }
+}
+
+/// An owner's name, which is that of the `last` entry as a rule.
+pub(crate) fn shared(last: Option<&Bytes>, text: &[u8]) -> Bytes {
+    match last {
+        Some(last) if last == text => last.clone(),
+        _ => Bytes::copy_from_slice(text),
     }
 }
 
@@ -153,12 +163,13 @@ impl Entry {
     pub(super) fn memory(&self) -> usize {
         /// What an allocation costs besides its bytes.
         const OVERHEAD: usize = 16;
-        let strings = [&self.name, &self.linkname, &self.uname, &self.gname];
+        let strings = [&self.name, &self.linkname];
         let records = self.pax.iter().flat_map(|(key, value)| [key, value]);
-        let bytes = strings
-            .into_iter()
-            .chain(records)
-            .map(|text| text.capacity().saturating_add(OVERHEAD));
+        let capacities = strings.into_iter().chain(records).map(Vec::capacity);
+        let owners = [&self.uname, &self.gname].map(Bytes::len);
+        let bytes = capacities
+            .chain(owners)
+            .map(|bytes| bytes.saturating_add(OVERHEAD));
         let records = size_of::<(Vec<u8>, Vec<u8>)>().saturating_mul(self.pax.capacity());
         let segments = self.sparse.as_ref().map_or(0, Vec::capacity);
         let lists = records.saturating_add(size_of::<Segment>().saturating_mul(segments));

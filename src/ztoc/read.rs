@@ -1,5 +1,7 @@
 //! From a zTOC's bytes to its entries and spans.
 
+use bytes::Bytes;
+
 use super::{
     Error, SpanTable, Ztoc,
     flatbuffer::{Table, Vector},
@@ -10,7 +12,7 @@ use super::{
 };
 use crate::{
     oci::Digest,
-    tar::{Entry, EntryKind},
+    tar::{Entry, EntryKind, shared},
     units::LayerOffset,
 };
 
@@ -165,7 +167,14 @@ fn entry(
     let kind = kind(index, table.bytes(slot::TYPE)?)?;
     let mut text = |slot| budget.copy(table.bytes(slot)?);
     let (name, linkname) = (text(slot::NAME)?, text(slot::LINKNAME)?);
-    let (uname, gname) = (text(slot::UNAME)?, text(slot::GNAME)?);
+    let last = found.last();
+    let mut owner = |slot, last: Option<&Bytes>| {
+        let text = table.bytes(slot)?;
+        budget.spend(text.len())?;
+        Ok(shared(last, text))
+    };
+    let uname = owner(slot::UNAME, last.map(|last| &last.uname))?;
+    let gname = owner(slot::GNAME, last.map(|last| &last.gname))?;
     if name.contains(&0) || linkname.contains(&0) {
         return Err(Error::NulInName { index });
     }
@@ -304,8 +313,8 @@ mod tests {
                 mode: 0o644,
                 uid: 0,
                 gid: 0,
-                uname: b"root".to_vec(),
-                gname: b"root".to_vec(),
+                uname: b"root".as_slice().into(),
+                gname: b"root".as_slice().into(),
                 mtime: Some(crate::tar::Timestamp::default()),
                 devmajor: 0,
                 devminor: 0,

@@ -146,8 +146,8 @@ impl Source<'_> {
             mode: i64::from(self.byte()) << 4,
             uid: u32::from(self.byte()),
             gid: u32::from(self.byte()),
-            uname: Vec::new(),
-            gname: Vec::new(),
+            uname: Default::default(),
+            gname: Default::default(),
             mtime: (choice & 4 > 0).then(|| Timestamp {
                 // the other reader takes no time whose first 32 bits are negative
                 seconds: (self.number() & 0x7fff_ffff) as i64,

@@ -40,8 +40,8 @@ impl Layer {
             },
             uid: 0,
             gid: 0,
-            uname: vec![],
-            gname: vec![],
+            uname: Default::default(),
+            gname: Default::default(),
             mtime: Some(Timestamp {
                 seconds: 1_700_000_000,
                 nanoseconds: 123_456_789,
