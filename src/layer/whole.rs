@@ -356,7 +356,7 @@ mod tests {
         for (link, shares) in [
             (GIGABIT_NEAR, [74, 40]),
             (MEGABITS, [74, 20]),
-            (GIGABIT_FAR, [9, 3]),
+            (GIGABIT_FAR, [9, 2]),
         ] {
             for (span, share) in FETCHES.into_iter().zip(shares) {
                 let (misses, _) = read(&link, span, 100, share);
