@@ -186,7 +186,8 @@ pub(super) fn parse(section: &[u8], count: u32, covered: u64) -> Result<Vec<Entr
     Ok(entries)
 }
 
-/// The next entry, after the `last`. `end` is where its headers start at the earliest, `before` the seconds of the latest time; both are moved on.
+/// The next entry, after the `last`. `end` is where its headers start at the earliest, `before` the seconds of the latest time; both are
+/// moved on.
 fn one(
     index: usize,
     columns: &mut Columns<Cursor<'_>>,

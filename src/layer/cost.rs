@@ -67,13 +67,8 @@ impl Cost {
 
     /// Bytes that are on their way when the link is in use all the time.
     pub(super) fn on_the_way(&self) -> u64 {
-        let a_second = self
-            .transfer
-            .time_of(1 << 20)
-            .map(|time| f64::from(1 << 20) / time.as_secs_f64());
-        let round_trip = self.round_trip.unwrap_or_default().as_secs_f64();
-        // out of range: the nearest number
-        (a_second.unwrap_or_default() * round_trip) as u64
+        self.round_trip
+            .map_or(0, |round_trip| self.transfer.bytes_in(round_trip))
     }
 
     /// Whether readers have lost as much time as so many bytes take to come, or a pull to unpack them. False as long as nothing is known.
@@ -133,6 +128,11 @@ impl Pace {
             self.bytes /= 2;
             self.time.total /= 2;
         }
+    }
+
+    fn bytes_in(&self, time: Duration) -> u64 {
+        let times = time.as_secs_f64() / self.time.total.as_secs_f64();
+        (self.bytes as f64 * times) as u64 // the nearest number; 0 without any
     }
 
     fn time_of(&self, bytes: u64) -> Option<Duration> {

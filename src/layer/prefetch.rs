@@ -32,13 +32,12 @@ impl Store {
             .into_iter()
             .map(|listed| (Arc::downgrade(&listed.disk), listed.spans))
             .collect();
-        let traffic = self.traffic().clone();
         self.spawn(async move {
             let mut fetches = JoinSet::new();
             for (disk, spans) in list {
                 let mut rest = spans.start.get()..spans.end.get();
                 while !rest.is_empty() {
-                    let Some((disk, turn)) = whole::turn(&disk, &traffic).await else {
+                    let Some((disk, turn)) = whole::background_turn(&disk).await else {
                         break;
                     };
                     rest.end = rest.end.min(disk.spans().count());

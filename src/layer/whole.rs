@@ -20,12 +20,7 @@ use std::{
 use tokio::{sync::watch, task::JoinSet};
 
 use super::{
-    Disk, Progress,
-    bitmap::Bitmap,
-    cost::Cost,
-    fetch, flight,
-    spans::Spans,
-    traffic::{Traffic, Turn},
+    Disk, Progress, bitmap::Bitmap, cost::Cost, fetch, flight, spans::Spans, traffic::Turn,
 };
 use crate::units::SpanId;
 
@@ -193,7 +188,6 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// a span cannot be had: then the next miss begins anew.
 pub(super) async fn fetch_all(disk: Arc<Disk>, first: SpanId) {
     let count = disk.spans().count();
-    let traffic = disk.store().traffic().clone();
     let layer = disk.layer().digest;
     tracing::info!(%layer, "most of the layer is wanted: all of it is fetched");
     // the disk goes when its last user goes
@@ -207,7 +201,7 @@ pub(super) async fn fetch_all(disk: Arc<Disk>, first: SpanId) {
     let mut parts = [first.get()..count, 0..first.get()].into_iter();
     let mut rest = parts.next().unwrap_or_default();
     loop {
-        let Some((disk, turn)) = turn(&disk, &traffic).await else {
+        let Some((disk, turn)) = background_turn(&disk).await else {
             break;
         };
         if failed.load(Ordering::Relaxed) {
@@ -243,10 +237,12 @@ pub(super) async fn fetch_all(disk: Arc<Disk>, first: SpanId) {
 }
 
 /// Waits for the turn of a background fetch of a disk; `None` when nobody has the disk any more.
-pub(super) async fn turn(disk: &Weak<Disk>, traffic: &Traffic) -> Option<(Arc<Disk>, Turn)> {
-    let side_by_side = disk.upgrade()?.whole().side_by_side();
+pub(super) async fn background_turn(weak: &Weak<Disk>) -> Option<(Arc<Disk>, Turn)> {
+    let disk = weak.upgrade()?;
+    let (traffic, side_by_side) = (disk.store().traffic().clone(), disk.whole().side_by_side());
+    drop(disk); // while it waits its last user may go
     let turn = traffic.turn(side_by_side).await;
-    Some((disk.upgrade()?, turn))
+    Some((weak.upgrade()?, turn))
 }
 
 /// The first absent spans of `rest`, adjacent ones, for one GET.

@@ -307,9 +307,8 @@ impl Worker {
             }
             // a read of a local disk: not for the async workers
             let answer = tokio::task::spawn_blocking(move || {
-                let device = Arc::clone(&pending.device);
+                read_and_reply(&pending.device, unique, &*disk, range);
                 pending.answered();
-                read_and_reply(&device, unique, &*disk, range);
             });
             let _ = answer.await;
         });
