@@ -13,11 +13,15 @@ impl Disk {
         let end = range.end.min(DiskOffset(self.size()));
         let mut extents = Extents::new(range.start);
         let mut position = range.start;
+        // the rest of a file's last block is zeroes, which needs no question to the file system: tmpfs walks over pages for an answer
+        let mut slack = range.start;
         for region in self.regions().in_disk(&(range.start..end)) {
             let Some(part) = region.clip_disk(&(range.start..end)) else {
                 continue;
             };
-            stored(self.file(), position..part.disk.start, &mut extents);
+            let gap_end = part.disk.start;
+            extents.push(slack.min(gap_end), Allocation::Zero);
+            stored(self.file(), position.max(slack)..gap_end, &mut extents);
             for span in self.spans_of(&part.layer) {
                 let bytes = self.spans().uncompressed(span);
                 let Some(piece) = part.clip_layer(&bytes) else {
@@ -36,8 +40,10 @@ impl Disk {
             // a streamed disk has no spans
             extents.push(part.disk.end, Allocation::Present);
             position = part.disk.end;
+            slack = DiskOffset(position.get().next_multiple_of(BLOCK_SIZE));
         }
-        stored(self.file(), position..end, &mut extents);
+        extents.push(slack.min(end), Allocation::Zero);
+        stored(self.file(), position.max(slack)..end, &mut extents);
         extents.finish(end)
     }
 }
