@@ -18,8 +18,11 @@ use super::{
     store::Data,
 };
 
-/// Bytes sent at a time: small, so that connections share a shaped link fairly.
-const PIECE: u64 = 16 << 10;
+/// Bytes sent at a time, the fewest and the most: small, so that connections share a shaped link fairly.
+const PIECE: Range<u64> = 16 << 10..64 << 10;
+/// Pieces that a link carries in a second where that is between the two: each costs a wait, and a processor that is busy with waits is
+/// not there for who reads.
+const PIECES_A_SECOND: u64 = 2000;
 /// Time for what was sent to leave, before a connection is cut.
 const FLUSH: Duration = Duration::from_millis(20);
 
@@ -181,7 +184,9 @@ impl Shared {
                 if at >= end {
                     return Ok(None);
                 }
-                let mut until = end.min(at + PIECE);
+                let rate = shared.state().link.bytes_per_second;
+                let piece = (rate / PIECES_A_SECOND).clamp(PIECE.start, PIECE.end);
+                let mut until = end.min(at + piece);
                 match fault {
                     Some(Fault::Cut { after }) => {
                         if at - start >= after {
