@@ -97,7 +97,8 @@ async fn fetch_bare(disk: &Arc<Disk>) -> Result<()> {
         deadline,
     );
     for claim in claims {
-        disk.store().spawn(fetch::fetch(Arc::clone(disk), claim));
+        disk.store()
+            .spawn(fetch::fetch(Arc::clone(disk), claim, None));
     }
     for waiter in waiters {
         let late = || Arc::new(Error::new(Kind::Unavailable, "no source has answered"));

@@ -9,6 +9,7 @@ use super::{
     flight::{self, Claim, Deadline, Purpose, Waiter},
     readahead,
     touches::Touch,
+    upcoming::OnTheWay,
     whole,
 };
 use crate::{
@@ -227,9 +228,21 @@ impl Disk {
             let disk = first.disk.start..last.disk.end;
             self.readahead().mark(ahead.reader, &disk);
         }
-        let deadline = flight::deadline(Some(AHEAD_TIMEOUT));
-        let claims = self.claim(ahead.spans, MAX_AHEAD_BYTES, deadline);
-        self.start(claims);
+        self.upcoming().push(ahead.spans);
+        self.fetch_upcoming();
+    }
+
+    /// Starts fetches of what comes next, as long as the link has room for them.
+    pub(super) fn fetch_upcoming(self: &Arc<Self>) {
+        let fit = |run: &Range<u32>| self.compressed_length(run) <= MAX_AHEAD_BYTES;
+        while !self.upcoming().is_empty() {
+            let enough = self.whole().on_the_way().saturating_add(MAX_AHEAD_BYTES);
+            let Some(run) = self.upcoming().next(enough, fit) else {
+                return;
+            };
+            let deadline = flight::deadline(Some(AHEAD_TIMEOUT));
+            self.start(self.claim(run, MAX_AHEAD_BYTES, deadline));
+        }
     }
 
     /// Claims those of adjacent spans that are neither present nor on their way, in pieces of so many compressed bytes, for nobody yet.
@@ -251,7 +264,9 @@ impl Disk {
 
     fn start(self: &Arc<Self>, claims: Vec<Claim>) {
         for claim in claims {
-            self.store().spawn(fetch::fetch(Arc::clone(self), claim));
+            let on_the_way = OnTheWay::new(self, self.compressed_length(&claim.spans()));
+            let fetch = fetch::fetch(Arc::clone(self), claim, Some(on_the_way));
+            self.store().spawn(fetch);
         }
     }
 }

@@ -34,6 +34,7 @@ use super::{
     state::State,
     truth::{self, Refutation},
     uncached::UncachedFile,
+    upcoming::Upcoming,
     whole::Whole,
     windows::Windows,
 };
@@ -73,6 +74,7 @@ pub struct Disk {
     flights: Arc<Flights>,
     sources: Sources,
     readahead: ReadAhead,
+    upcoming: Upcoming,
     whole: Whole,
     health: Health,
     counters: Mutex<Counters>,
@@ -171,6 +173,7 @@ impl Disk {
             bitmap,
             flights: Arc::default(),
             readahead: ReadAhead::default(),
+            upcoming: Upcoming::default(),
             whole,
             health: Health::default(),
             counters: Mutex::default(),
@@ -402,6 +405,10 @@ impl Disk {
 
     pub(super) fn readahead(&self) -> &ReadAhead {
         &self.readahead
+    }
+
+    pub(super) fn upcoming(&self) -> &Upcoming {
+        &self.upcoming
     }
 
     /// What [`Self::set_io_timeout`] has set.

@@ -14,6 +14,7 @@ use super::{
     Disk,
     flight::{Claim, Effort},
     place::{Joint, Refused, place},
+    upcoming::OnTheWay,
     windows::{Before, Windows},
 };
 use crate::{
@@ -32,13 +33,15 @@ const LAST_PAUSE: Duration = Duration::from_secs(5);
 /// How long one source is tried without any progress, before the next one, and before the disk says that it is degraded.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Brings the spans of a claim to the disk. Whatever happens, all its flights end.
-pub(super) async fn fetch(disk: Arc<Disk>, claim: Claim) {
+/// Brings the spans of a claim to the disk. Whatever happens, all its flights end. `on_the_way`: its bytes, unless it is one in the
+/// background.
+pub(super) async fn fetch(disk: Arc<Disk>, claim: Claim, on_the_way: Option<OnTheWay>) {
+    let on_the_way = on_the_way.as_ref();
     let mut missing: Vec<SpanId> = claim.spans().map(SpanId).collect();
     let rounds = async {
         let mut pause = FIRST_PAUSE;
         for round in 1.. {
-            let failures = fetch_round(&disk, &claim, &mut missing).await;
+            let failures = fetch_round(&disk, &claim, on_the_way, &mut missing).await;
             if missing.is_empty() {
                 return;
             }
@@ -73,7 +76,12 @@ pub(super) async fn fetch(disk: Arc<Disk>, claim: Claim) {
 }
 
 /// Asks each source once, the next one for what is then still missing. Gives what failed.
-async fn fetch_round(disk: &Arc<Disk>, claim: &Claim, missing: &mut Vec<SpanId>) -> Vec<Error> {
+async fn fetch_round(
+    disk: &Arc<Disk>,
+    claim: &Claim,
+    on_the_way: Option<&OnTheWay>,
+    missing: &mut Vec<SpanId>,
+) -> Vec<Error> {
     let mut failures = Vec::new();
     for index in 0..disk.sources().len().max(1) {
         let source = match disk.sources().get(index).await {
@@ -86,7 +94,14 @@ async fn fetch_round(disk: &Arc<Disk>, claim: &Claim, missing: &mut Vec<SpanId>)
         let from = |error: Error| error.context(format!("from {}", source.reference()));
         let mut left = Vec::new();
         for run in runs(missing) {
-            let results = fetch_run(disk, claim, &source, run, &mut left).await;
+            let outcome = Outcome {
+                disk,
+                claim,
+                on_the_way,
+                left: &mut left,
+                failures: Vec::new(),
+            };
+            let results = fetch_run(outcome, &source, run).await;
             failures.extend(results.into_iter().map(from));
         }
         *missing = left;
@@ -99,20 +114,8 @@ async fn fetch_round(disk: &Arc<Disk>, claim: &Claim, missing: &mut Vec<SpanId>)
 
 /// One ranged GET for adjacent spans. Each is decoded as soon as its bytes are here, while those of the next ones come. Spans that are
 /// to be tried again are `left`; gives what failed.
-async fn fetch_run(
-    disk: &Arc<Disk>,
-    claim: &Claim,
-    source: &Source,
-    run: Range<u32>,
-    left: &mut Vec<SpanId>,
-) -> Vec<Error> {
-    let mut outcome = Outcome {
-        disk,
-        claim,
-        left,
-        failures: Vec::new(),
-    };
-    match disk.windows() {
+async fn fetch_run(mut outcome: Outcome<'_>, source: &Source, run: Range<u32>) -> Vec<Error> {
+    match outcome.disk.windows() {
         None => fetch_apart(&mut outcome, source, run).await,
         Some(windows) => fetch_in_order(&mut outcome, windows, source, run).await,
     }
@@ -124,7 +127,7 @@ async fn fetch_run(
 /// As [`fetch_run`], for spans that each have a window of their own: several are decoded at a time.
 async fn fetch_apart(outcome: &mut Outcome<'_>, source: &Source, run: Range<u32>) {
     let (disk, effort) = (outcome.disk, outcome.claim.effort());
-    let mut bytes = Arrivals::new(disk, source, run.clone()).await;
+    let mut bytes = Arrivals::new(disk, outcome.on_the_way, source, run.clone()).await;
     let mut decoding = FuturesUnordered::new();
     let mut arriving = run.clone();
     loop {
@@ -156,7 +159,7 @@ async fn fetch_in_order(
     run: Range<u32>,
 ) {
     let (disk, effort) = (outcome.disk, outcome.claim.effort());
-    let mut bytes = Arrivals::new(disk, source, run.clone()).await;
+    let mut bytes = Arrivals::new(disk, outcome.on_the_way, source, run.clone()).await;
     let (arrived, mut parts) = mpsc::unbounded_channel();
     let arrive = async {
         for span in run.clone() {
@@ -254,6 +257,7 @@ async fn seek(disk: &Disk, windows: &Windows, span: SpanId) -> Result<Before> {
 struct Outcome<'a> {
     disk: &'a Arc<Disk>,
     claim: &'a Claim,
+    on_the_way: Option<&'a OnTheWay>,
     /// Spans that are to be tried again.
     left: &'a mut Vec<SpanId>,
     failures: Vec<Error>,
@@ -287,6 +291,7 @@ impl Outcome<'_> {
 /// The bytes of adjacent spans as they come. The spans overlap where one ends inside a byte.
 struct Arrivals<'a> {
     disk: &'a Arc<Disk>,
+    on_the_way: Option<&'a OnTheWay>,
     pieces: BoxStream<'a, Result<Bytes>>,
     /// Bytes of the blob from `start` on.
     bytes: BytesMut,
@@ -304,7 +309,12 @@ struct Arrivals<'a> {
 
 impl<'a> Arrivals<'a> {
     /// Waits for room in memory, and asks the source.
-    async fn new(disk: &'a Arc<Disk>, source: &'a Source, run: Range<u32>) -> Self {
+    async fn new(
+        disk: &'a Arc<Disk>,
+        on_the_way: Option<&'a OnTheWay>,
+        source: &'a Source,
+        run: Range<u32>,
+    ) -> Self {
         let start = disk.spans().compressed(SpanId(run.start)).start.get();
         let end = disk.spans().compressed(SpanId(run.end - 1)).end.get(); // a run is not empty
         let room = disk.store().memory(end - start).await;
@@ -316,6 +326,7 @@ impl<'a> Arrivals<'a> {
         };
         Self {
             disk,
+            on_the_way,
             pieces,
             bytes: BytesMut::new(),
             start,
@@ -332,6 +343,9 @@ impl<'a> Arrivals<'a> {
     fn note(&mut self, length: u64) {
         self.disk
             .count_fetch(|counters| counters.fetched_bytes += length);
+        if let Some(on_the_way) = self.on_the_way {
+            on_the_way.came(length);
+        }
         let now = Instant::now();
         self.came += length;
         let (first, first_piece) = *self.first.get_or_insert((now, length));

@@ -42,6 +42,7 @@ mod touches;
 mod traffic;
 mod truth;
 mod uncached;
+mod upcoming;
 mod whole;
 mod windows;
 

@@ -48,7 +48,7 @@ impl Store {
                     fetches.spawn(async move {
                         let deadline = flight::deadline(Some(whole::TIMEOUT));
                         for claim in disk.claim(run, whole::FETCH_BYTES, deadline) {
-                            fetch::fetch(Arc::clone(&disk), claim).await;
+                            fetch::fetch(Arc::clone(&disk), claim, None).await;
                         }
                         drop(turn);
                     });

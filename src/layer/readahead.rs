@@ -40,7 +40,7 @@ const LONG_FILE: u32 = 3;
 
 /// Compressed bytes that are fetched ahead of a reader: at first, and at most.
 const FIRST_WINDOW: u64 = 1 << 20;
-const LAST_WINDOW: u64 = 16 << 20;
+const LAST_WINDOW: u64 = 32 << 20;
 
 /// One access to a disk, in spans.
 pub(super) struct Access {

@@ -115,10 +115,15 @@ impl Whole {
         note(&mut locked(&self.ledger().cost));
     }
 
+    /// Compressed bytes that are on their way when the link is in use all the time; 0 as long as nothing is known of it.
+    pub(super) fn on_the_way(&self) -> u64 {
+        locked(&self.ledger().cost).on_the_way()
+    }
+
     /// How many background fetches at a time keep the link in use.
     fn side_by_side(&self) -> usize {
-        let on_the_way = locked(&self.ledger().cost).on_the_way();
-        usize::try_from(on_the_way / FETCH_BYTES).map_or(usize::MAX, |more| more.saturating_add(1))
+        usize::try_from(self.on_the_way() / FETCH_BYTES)
+            .map_or(usize::MAX, |more| more.saturating_add(1))
     }
 
     fn ledger(&self) -> Arc<Ledger> {
@@ -220,7 +225,7 @@ pub(super) async fn fetch_all(disk: Arc<Disk>, first: SpanId) {
             let deadline = flight::deadline(Some(TIMEOUT));
             for claim in disk.claim(run, FETCH_BYTES, deadline) {
                 let spans = claim.spans();
-                fetch::fetch(Arc::clone(&disk), claim).await;
+                fetch::fetch(Arc::clone(&disk), claim, None).await;
                 if !spans.map(SpanId).all(|span| disk.has(span)) {
                     failed.store(true, Ordering::Relaxed);
                 }

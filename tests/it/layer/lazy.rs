@@ -1,6 +1,6 @@
 //! What is fetched when, asserted by counts.
 
-use std::{os::unix::fs::PermissionsExt as _, sync::Arc};
+use std::{os::unix::fs::PermissionsExt as _, sync::Arc, time::Duration};
 
 use socinbd::{
     error::Kind,
@@ -9,7 +9,10 @@ use socinbd::{
     units::DiskOffset,
 };
 
-use super::fixture::{Lab, Layer, Random, assert_holds, complete, open_when_free, range, read};
+use super::fixture::{
+    Files, Lab, Layer, Random, assert_holds, complete, open_when_free, range, read, tar,
+};
+use crate::support::registry::Link;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn import_fetches_nothing_and_the_whole_is_right_at_the_end() {
@@ -121,6 +124,39 @@ async fn a_sequential_reader_of_the_whole_costs_the_layer_once_in_few_requests()
         requests * 2 <= spans,
         "{requests} requests for {spans} spans"
     );
+}
+
+/// GETs share the link: what is wanted last must not slow down what is wanted next.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_fetched_ahead_is_asked_for_as_the_link_has_room() {
+    let big = Random::new(13).text(24 << 20);
+    let files = Files::from([("data/big".to_owned(), big)]);
+    let blob = tar(&files);
+    let lab = Lab::new(Layer::of(files, blob, Packing::Plain, 1 << 20));
+    lab.registry.set_link(Link {
+        round_trip: Duration::ZERO,
+        bytes_per_second: 30_000_000,
+    });
+    let disk = lab.disk().await;
+    let place = lab.layer.place("data/big");
+    let on_the_way = || {
+        let counters = lab.registry.counters();
+        let blobs = counters.log.iter().filter_map(|entry| {
+            let range = entry.range.clone()?;
+            Some(range.end - range.start - entry.bytes)
+        });
+        blobs.sum::<u64>()
+    };
+    let mut most = 0;
+    for start in (place.start.get()..place.end.get()).step_by(256 << 10) {
+        let length = (256 << 10).min(place.end.get() - start);
+        let bytes = read(&disk, range(start, length)).await.unwrap();
+        let from = (start - place.start.get()) as usize;
+        assert!(bytes == lab.layer.files["data/big"][from..from + bytes.len()]);
+        most = most.max(on_the_way());
+    }
+    // 2 MiB are enough for this link, and a GET has up to 2 MiB
+    assert!((1 << 20..5 << 20).contains(&most), "{most} bytes at a time");
 }
 
 #[tokio::test(flavor = "multi_thread")]
