@@ -215,7 +215,9 @@ impl Disks {
         source: &Source,
         compact: &CompactIndex,
     ) -> Result<Arc<Disk>> {
-        let table = match self.store.stored(&layer.digest, &part.table)? {
+        // held until it is found again below: to open it takes two dozen files
+        let stored = self.store.stored_for(layer, &part.table)?;
+        let table = match &stored {
             // what is there needs no table; the sources are noted
             Some(_) => Bytes::new(),
             None => compact.fetch_table(part).await?,
@@ -232,7 +234,8 @@ impl Disks {
         source: &Source,
         index: &SociIndex,
     ) -> Result<Arc<Disk>> {
-        let ztoc = match self.store.stored_for(layer, table)? {
+        let stored = self.store.stored_for(layer, table)?;
+        let ztoc = match &stored {
             // what is there needs no table; the source is noted
             Some(_) => Bytes::new(),
             None => index.fetch_ztoc(&layer.digest).await?,

@@ -20,7 +20,7 @@ use tokio::runtime::Handle;
 
 use crate::{
     error::Error,
-    kernel::blockdev,
+    kernel::blockdev::{self, Node},
     layer::{Allocation, Disk, ServedDisk},
     units::DiskOffset,
 };
@@ -46,8 +46,12 @@ impl WatchedDisk {
     }
 
     /// Names the device, by the kernel's name of it: from now on the kernel is asked.
-    pub(super) fn serves(&self, device: String) {
-        *self.windows.device() = Some(device);
+    pub(super) fn serves(&self, device: &str) {
+        match blockdev::node(device) {
+            Ok(node) => *self.windows.device() = Some(node),
+            // it is none the worse for that
+            Err(error) => tracing::debug!("metadata is not read ahead: {}", error.report()),
+        }
     }
 
     /// The device is about to go: from now on nothing here has it open.
@@ -105,7 +109,7 @@ struct Windows {
     /// For each window how often it was read.
     reads: Box<[AtomicU32]>,
     /// Locked while the kernel is being asked, with the device open.
-    device: Mutex<Option<String>>,
+    device: Mutex<Option<Node>>,
 }
 
 impl Windows {
@@ -141,12 +145,11 @@ impl Windows {
         if let Some(device) = &*device
             && let Err(error) = blockdev::will_need(device, &window)
         {
-            // it is none the worse for that
-            tracing::debug!(device, "metadata is not read ahead: {}", error.report());
+            tracing::debug!("metadata is not read ahead: {}", error.report());
         }
     }
 
-    fn device(&self) -> MutexGuard<'_, Option<String>> {
+    fn device(&self) -> MutexGuard<'_, Option<Node>> {
         self.device.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -5,7 +5,7 @@
 
 use std::{
     fs,
-    io::ErrorKind,
+    io::{ErrorKind, Write as _},
     path::{Path, PathBuf},
 };
 
@@ -38,7 +38,7 @@ impl Records {
         let path = self.path(&attachment.id);
         let write = || -> std::io::Result<()> {
             let mut file = tempfile::NamedTempFile::new_in(&self.folder)?;
-            serde_json::to_writer(&mut file, attachment)?;
+            file.write_all(&serde_json::to_vec(attachment)?)?;
             file.persist(&path)?;
             Ok(())
         };

@@ -110,6 +110,13 @@ impl Node {
     pub fn path(&self) -> &Path {
         &self.path
     }
+
+    fn open(&self) -> Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        openat(CWD, &self.path, flags, Mode::empty()).or_kind(Kind::Kernel, || {
+            format!("opening the device {}", self.path.display())
+        })
+    }
 }
 
 /// Finds the node of a block device. Without udev or devtmpfs `/dev` may not have it; then one is made in a tmpfs that is mounted
@@ -166,22 +173,16 @@ pub fn is_in_use(path: &Path) -> bool {
 }
 
 /// Has the kernel read a range of a device into its page cache, and does not wait for that.
-pub fn will_need(name: &str, range: &Range<u64>) -> Result<()> {
+pub fn will_need(node: &Node, range: &Range<u64>) -> Result<()> {
     // open no longer than that: who has a device open keeps it
-    let device = open(name)?;
+    let device = node.open()?;
     let length = NonZeroU64::new(range.end.saturating_sub(range.start));
-    fadvise(&device, range.start, length, Advice::WillNeed)
-        .or_kind(Kind::Kernel, || format!("reading {name} ahead"))
+    fadvise(&device, range.start, length, Advice::WillNeed).or_kind(Kind::Kernel, || {
+        format!("reading {} ahead", node.path.display())
+    })
 }
 
 /// Opens a block device for reading.
 pub fn open(name: &str) -> Result<OwnedFd> {
-    let node = node(name)?;
-    openat(
-        CWD,
-        node.path(),
-        OFlags::RDONLY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )
-    .or_kind(Kind::Kernel, || format!("opening the device {name}"))
+    node(name)?.open()
 }

@@ -5,6 +5,7 @@ use std::{
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 
 use rustix::{
@@ -155,6 +156,9 @@ pub fn attach(file: BorrowedFd<'_>, options: &LoopOptions) -> Result<LoopDevice>
         "opening /dev/loop-control (is the kernel's loop driver loaded? `modprobe loop`)".into()
     })?;
     let config = config(file, options)?;
+    // the kernel gives all who ask the same number until one of them has taken it
+    static TAKING: Mutex<()> = Mutex::new(());
+    let _taking = TAKING.lock().unwrap_or_else(PoisonError::into_inner);
     for _ in 0..TRIES {
         let index = free_index(control.as_fd())
             .or_kind(Kind::Kernel, || "asking for a free loop device".into())?;
