@@ -84,6 +84,14 @@ impl Stream {
         }
     }
 
+    /// Limits how long a read blocks; `None`: not at all.
+    pub(super) fn set_read_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
+        match self {
+            Self::Unix(stream) => stream.set_read_timeout(timeout),
+            Self::Tcp(stream) => stream.set_read_timeout(timeout),
+        }
+    }
+
     /// Reads what is there, and blocks when that is nothing; zero bytes are the peer's end.
     pub(super) fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {

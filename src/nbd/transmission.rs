@@ -21,7 +21,7 @@ use super::{
     errno_of,
     export::Shared,
     handshake::{ALLOCATION_CONTEXT, Session},
-    input::Input,
+    input::{Filled, Input},
     pending::Pending,
     protocol::*,
     reply::{Part, Replies},
@@ -60,6 +60,8 @@ pub(super) struct Transmission<'a> {
     /// Reads that wait for the local disk. The kernel has begun with them; this thread waits for one after the other.
     delayed: VecDeque<Request>,
     counts: Counts,
+    /// Reads from the stream end after [`IDLE_LIMIT`].
+    is_limited: bool,
 }
 
 /// Whether the client goes on.
@@ -93,6 +95,7 @@ impl<'a> Transmission<'a> {
             pending: Pending::new(runtime).map_err(ConnectionError::io("making an eventfd"))?,
             delayed: VecDeque::new(),
             counts: Counts::default(),
+            is_limited: false,
             session,
         })
     }
@@ -110,13 +113,12 @@ impl<'a> Transmission<'a> {
                 // a look only: the disk can work for new requests too while this thread waits for it
                 self.wait(self.listens(), Some(Duration::ZERO))?
             } else if self.pending.is_empty() {
-                self.shrink_when_idle()?;
                 Event::Requests
             } else {
                 self.wait(self.listens(), None)?
             };
             match event {
-                Event::Requests if self.input.fill(self.stream)? => {}
+                Event::Requests if self.fill()? => {}
                 Event::Completions => self.finish_ready()?,
                 Event::TimedOut if delayed.is_some() => {}
                 Event::Requests | Event::HungUp | Event::TimedOut => {
@@ -163,14 +165,23 @@ impl<'a> Transmission<'a> {
         }
     }
 
-    /// Before this thread blocks: waits a moment for a request, and if none comes gives back the memory of large replies.
-    fn shrink_when_idle(&mut self) -> Result<(), ConnectionError> {
-        if self.replies.capacity() > KEPT_CAPACITY
-            && let Event::TimedOut = self.wait(PollFlags::IN, Some(IDLE_LIMIT))?
-        {
-            self.replies.shrink();
+    /// Reads requests; blocks where there are none. A connection that is idle gives back the memory of large replies: as long as it has
+    /// some, its reads have a time limit (a poll before each read would cost a system call for each request). False at the end.
+    fn fill(&mut self) -> Result<bool, ConnectionError> {
+        loop {
+            let is_large = self.replies.capacity() > KEPT_CAPACITY;
+            if self.is_limited != is_large {
+                self.stream
+                    .set_read_timeout(is_large.then_some(IDLE_LIMIT))
+                    .map_err(ConnectionError::io("setting a time limit"))?;
+                self.is_limited = is_large;
+            }
+            match self.input.fill(self.stream)? {
+                Filled::Requests => return Ok(true),
+                Filled::End => return Ok(false),
+                Filled::TimedOut => self.replies.shrink(),
+            }
         }
-        Ok(())
     }
 
     /// After the end of what the client sends, which may be its doing or that of a server that stops: who waits is told so.

@@ -3,6 +3,7 @@
 mod builder;
 mod cli;
 mod compact;
+mod dependencies;
 mod engine;
 mod ext4;
 mod gzip;
