@@ -5,12 +5,14 @@
 const KEPT: libc::c_int = 1 << 20;
 
 /// Has the allocator give back what is freed at the end of an arena. Left alone it raises by itself what it keeps there, up to 64 MiB (and
-/// it has eight arenas a processor), to what a burst of work has needed, and [`give_back`] does not reach it.
+/// it has eight arenas a processor), to what a burst of work has needed, and [`give_back`] does not reach it. What fits into that is not
+/// mapped by itself either, which would be faulted in page by page each time.
 pub fn keep_little() {
     #[cfg(target_env = "gnu")]
     // SAFETY: it takes two numbers and sets an option of the allocator, under the allocator's own lock.
     unsafe {
         libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, KEPT);
     }
 }
 

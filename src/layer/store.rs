@@ -78,6 +78,8 @@ pub struct Store {
     decoders: Decoders,
     memory: Semaphore,
     traffic: Traffic,
+    /// Of those who lay disks out, a processor each: more would take no less time, and each needs hundreds of bytes of memory an entry.
+    layouts: Semaphore,
     /// Of the checks of whole layers, which read all of a disk: one at a time.
     checks: Semaphore,
     touches: Option<Touches>,
@@ -140,6 +142,7 @@ impl Store {
             decoders,
             memory: Semaphore::new(permits(options.fetch_memory) as usize),
             traffic: Traffic::default(),
+            layouts: Semaphore::new(thread::available_parallelism().map_or(1, usize::from)),
             checks: Semaphore::new(1),
             touches: options.record.then(Touches::default),
             runtime: OnceLock::new(),
@@ -187,6 +190,7 @@ impl Store {
         self.enter();
         let store = Arc::clone(self);
         let (layer, table, source) = (layer.clone(), *table, source.clone());
+        let _turn = self.layouts.acquire().await.ok(); // never closed
         blocking(move || {
             let making = store.making((layer.digest, table));
             let _making = locked(&making);
