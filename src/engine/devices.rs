@@ -228,7 +228,7 @@ impl Devices {
         let served = Arc::clone(&watched);
         let file = fuse::serve(served, &self.identifier(disk), &self.runtime)?;
         let device = self.loop_on(disk, file.file())?;
-        watched.serves(&device.name());
+        watched.serves(device.node());
         Ok(Backing::Fuse(device, file.into_server(), watched))
     }
 
@@ -356,7 +356,7 @@ impl Links {
             backend_id: identifier,
         };
         let device = kernel_nbd::connect(disk.size(), &sockets, &options)?;
-        watched.serves(&device.name());
+        watched.serves(device.node());
         let index = device.index();
         let link = Arc::new(Link {
             device,

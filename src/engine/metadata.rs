@@ -45,13 +45,9 @@ impl WatchedDisk {
         }
     }
 
-    /// Names the device, by the kernel's name of it: from now on the kernel is asked.
-    pub(super) fn serves(&self, device: &str) {
-        match blockdev::node(device) {
-            Ok(node) => *self.windows.device() = Some(node),
-            // it is none the worse for that
-            Err(error) => tracing::debug!("metadata is not read ahead: {}", error.report()),
-        }
+    /// Names the device: from now on the kernel is asked.
+    pub(super) fn serves(&self, device: &Arc<Node>) {
+        *self.windows.device() = Some(Arc::clone(device));
     }
 
     /// The device is about to go: from now on nothing here has it open.
@@ -109,7 +105,7 @@ struct Windows {
     /// For each window how often it was read.
     reads: Box<[AtomicU32]>,
     /// Locked while the kernel is being asked, with the device open.
-    device: Mutex<Option<Node>>,
+    device: Mutex<Option<Arc<Node>>>,
 }
 
 impl Windows {
@@ -145,11 +141,12 @@ impl Windows {
         if let Some(device) = &*device
             && let Err(error) = blockdev::will_need(device, &window)
         {
+            // it is none the worse for that
             tracing::debug!("metadata is not read ahead: {}", error.report());
         }
     }
 
-    fn device(&self) -> MutexGuard<'_, Option<Node>> {
+    fn device(&self) -> MutexGuard<'_, Option<Arc<Node>>> {
         self.device.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

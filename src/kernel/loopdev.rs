@@ -5,7 +5,7 @@ use std::{
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use rustix::{
@@ -97,7 +97,7 @@ impl Default for LoopOptions {
 #[derive(Debug)]
 pub struct LoopDevice {
     index: u32,
-    node: blockdev::Node,
+    node: Arc<blockdev::Node>,
     device: OwnedFd,
     kept: bool,
 }
@@ -116,6 +116,11 @@ impl LoopDevice {
     /// A path that opens it, while this value lives.
     pub fn path(&self) -> &Path {
         self.node.path()
+    }
+
+    /// Its node, for those who open it by themselves.
+    pub fn node(&self) -> &Arc<blockdev::Node> {
+        &self.node
     }
 
     /// Whether reads pass the page cache of the backing file by.
@@ -185,7 +190,7 @@ pub fn attach(file: BorrowedFd<'_>, options: &LoopOptions) -> Result<LoopDevice>
             Ok(()) => {
                 return Ok(LoopDevice {
                     index,
-                    node,
+                    node: Arc::new(node),
                     device,
                     kept: false,
                 });

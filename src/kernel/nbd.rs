@@ -7,6 +7,7 @@ use std::{
     },
     path::Path,
     process::{Command, Stdio},
+    sync::Arc,
     time::Duration,
 };
 
@@ -63,7 +64,7 @@ pub struct NbdOptions {
 #[derive(Debug)]
 pub struct NbdDevice {
     index: u32,
-    node: blockdev::Node,
+    node: Arc<blockdev::Node>,
     kept: bool,
 }
 
@@ -81,6 +82,11 @@ impl NbdDevice {
     /// A path that opens it, while this value lives.
     pub fn path(&self) -> &Path {
         self.node.path()
+    }
+
+    /// Its node, for those who open it by themselves.
+    pub fn node(&self) -> &Arc<blockdev::Node> {
+        &self.node
     }
 
     /// Leaves the device connected.
@@ -134,7 +140,7 @@ pub fn connect(size: u64, sockets: &[OwnedFd], options: &NbdOptions) -> Result<N
     match blockdev::wait_for_size(&name(index), size).and_then(|()| blockdev::node(&name(index))) {
         Ok(node) => Ok(NbdDevice {
             index,
-            node,
+            node: Arc::new(node),
             kept: false,
         }),
         Err(error) => {
