@@ -13,7 +13,7 @@ use super::{
     Engine, Live, blocking,
     devices::Device,
     disks::{Events, LAYERS_AT_ONCE},
-    mount_source,
+    mount_source, random_digits,
     records::Records,
     remove_tree,
     request::{AttachRequest, AttachedLayer, Attachment, Basis, UsedIndex},
@@ -70,7 +70,7 @@ impl Engine {
             .buffered(LAYERS_AT_ONCE)
             .try_collect()
             .await?;
-        let id = new_id()?;
+        let id = random_digits()?;
         let attachment = Attachment {
             id: id.clone(),
             reference: request.reference.clone(),
@@ -254,15 +254,8 @@ fn attached_layer(device: &Device, basis: Basis) -> AttachedLayer {
         size: layer.size,
         device: device.kind(),
         device_path: Path::new("/dev").join(device.name()),
-        why: device.why().to_owned(),
+        backing: device.backing(),
+        why: device.why(),
         basis,
     }
-}
-
-/// 16 random hexadecimal digits.
-fn new_id() -> Result<String> {
-    let mut bytes = [0; 8];
-    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
-        .or_kind(Kind::Io, || "getting random bytes".into())?;
-    Ok(format!("{:016x}", u64::from_ne_bytes(bytes)))
 }

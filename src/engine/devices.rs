@@ -1,51 +1,39 @@
 //! The devices of disks: one for a disk and a kind, however many attachments use it.
+//!
+//! A device whose disk becomes complete needs no daemon any more. So where the kernel has a device mapper, what is mounted is a device of
+//! its own, whose reads go on to the one that the daemon answers; and when the disk is complete they go to a loop device on it instead,
+//! under the mounted file system. From then on the image is read at the kernel's own speed, whatever becomes of the daemon.
 
 use std::{
     collections::{HashMap, HashSet},
-    os::fd::AsFd,
-    os::fd::{BorrowedFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
-    thread,
-    time::Duration,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use tokio::{runtime::Handle, sync::watch};
 
 use super::{
+    links::{self, Link, Links},
     metadata::WatchedDisk,
+    random_digits, read_ahead,
     request::{DeviceChoice, DeviceKind},
 };
 use crate::{
     error::{Error, Kind, Result, ResultExt},
     kernel::{
-        blockdev, fuse,
+        blockdev::{self, Node},
+        dm::{self, MappedDevice},
+        fuse,
         loopdev::{self, LoopDevice, LoopOptions},
-        nbd::{self as kernel_nbd, DeadLinks, LinkEvent, NbdDevice, NbdOptions},
+        nbd as kernel_nbd,
     },
     layer::{Disk, Progress},
-    nbd,
     oci::Digest,
 };
-
-/// Connections of a kernel nbd device.
-const CONNECTIONS: usize = 2;
-/// When the kernel drops a connection with an unanswered request: it sends requests again only then, so this bounds the stall after a
-/// crash. A fetch that takes longer joins its request again on the next connection.
-const NBD_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long requests wait for a new connection when all are dead.
-const NBD_DEAD: Duration = Duration::from_secs(60);
-/// `read_ahead_kb` of a lazy device: its spans by this number, so that one read in so many costs a span that nobody asked for; and no less
-/// than the least.
-const SPANS_BY_READ_AHEAD: u64 = 32;
-const LEAST_READ_AHEAD_KB: u64 = 32;
-/// `read_ahead_kb` of a device whose disk is complete, or will be without being asked: the kernel's usual value.
-const READ_AHEAD_KB: u64 = 128;
-/// The largest request of an nbd device.
-const NBD_MAX_REQUEST_KB: u64 = 1024;
-
-/// How often the watching thread looks whether it is still needed.
-const WATCH_TURN: Duration = Duration::from_secs(5);
 
 type Key = (Digest, Digest, DeviceKind);
 
@@ -53,16 +41,34 @@ type Key = (Digest, Digest, DeviceKind);
 pub(super) struct Devices {
     /// Names the engine in the identifiers of its devices, so that what is left over after a kill is known as its own.
     tag: String,
+    /// The daemon is to see every read, also of a disk that has become complete.
+    sees_all: bool,
     runtime: Handle,
     known: Mutex<HashMap<Key, Arc<tokio::sync::Mutex<Weak<Device>>>>>,
     links: Arc<Links>,
 }
 
 /// A block device with a layer's disk behind it. It goes when this is dropped; dropping blocks for a few system calls.
-pub(super) struct Device {
+pub(super) struct Device(Arc<Served>);
+
+struct Served {
     disk: Arc<Disk>,
+    /// The kernel's name of what is mounted.
+    name: String,
+    node: Arc<Node>,
+    /// What answers it, at first.
     kind: DeviceKind,
     why: String,
+    backing: Option<PathBuf>,
+    has_moved: AtomicBool,
+    watched: Option<Arc<WatchedDisk>>,
+    /// What it stands on; none once it has been given back.
+    stack: Mutex<Option<Stack>>,
+}
+
+/// What stands above goes before what is below it.
+struct Stack {
+    mapped: Option<MappedDevice>,
     backing: Backing,
 }
 
@@ -72,59 +78,79 @@ enum Backing {
     Fuse(
         LoopDevice,
         #[expect(dead_code, reason = "its threads answer while it lives")] fuse::Server,
-        Arc<WatchedDisk>,
     ),
     Nbd(Arc<Link>),
+}
+
+impl Backing {
+    fn name(&self) -> String {
+        match self {
+            Self::Loop(device) | Self::Fuse(device, ..) => device.name(),
+            Self::Nbd(link) => link.device().name(),
+        }
+    }
+
+    fn node(&self) -> &Arc<Node> {
+        match self {
+            Self::Loop(device) | Self::Fuse(device, ..) => device.node(),
+            Self::Nbd(link) => link.device().node(),
+        }
+    }
 }
 
 impl Device {
     /// The disk behind it.
     pub(super) fn disk(&self) -> &Arc<Disk> {
-        &self.disk
+        &self.0.disk
     }
 
-    /// Its kind.
+    /// What answers its reads now.
     pub(super) fn kind(&self) -> DeviceKind {
-        self.kind
+        match self.0.has_moved.load(Ordering::Acquire) {
+            true => DeviceKind::Loop,
+            false => self.0.kind,
+        }
     }
 
     /// Why it is of this kind.
-    pub(super) fn why(&self) -> &str {
-        &self.why
+    pub(super) fn why(&self) -> String {
+        match self.0.has_moved.load(Ordering::Acquire) {
+            true => format!("the disk has become complete; before that: {}", self.0.why),
+            false => self.0.why.clone(),
+        }
     }
 
     /// The kernel's name of it, e.g. `nbd3`.
-    pub(super) fn name(&self) -> String {
-        match &self.backing {
-            Backing::Loop(device) | Backing::Fuse(device, ..) => device.name(),
-            Backing::Nbd(link) => link.device.name(),
-        }
+    pub(super) fn name(&self) -> &str {
+        &self.0.name
     }
 
     /// A path that opens it.
     pub(super) fn path(&self) -> &Path {
-        match &self.backing {
-            Backing::Loop(device) | Backing::Fuse(device, ..) => device.path(),
-            Backing::Nbd(link) => link.device.path(),
-        }
+        self.0.node.path()
+    }
+
+    /// The device that its reads went on to at first, where it is one of the device mapper.
+    pub(super) fn backing(&self) -> Option<PathBuf> {
+        self.0.backing.clone()
     }
 }
 
 impl Drop for Device {
     fn drop(&mut self) {
-        match &self.backing {
-            Backing::Loop(_) => {}
-            Backing::Fuse(.., watched) => watched.serves_no_more(),
-            Backing::Nbd(link) => link.watched.serves_no_more(),
+        if let Some(watched) = &self.0.watched {
+            watched.serves_no_more();
         }
+        drop(self.0.stack().take());
     }
 }
 
 impl Devices {
-    /// No devices yet. `tag` is part of their identifiers.
-    pub(super) fn new(tag: String, runtime: Handle) -> Self {
+    /// No devices yet. `tag` is part of their identifiers. With `sees_all` none moves away from the daemon.
+    pub(super) fn new(tag: String, sees_all: bool, runtime: Handle) -> Self {
         Self {
             tag,
+            sees_all,
             runtime,
             known: Mutex::default(),
             links: Arc::default(),
@@ -144,7 +170,12 @@ impl Devices {
             .values()
             .filter_map(|place| place.try_lock().ok()?.upgrade());
         devices
-            .map(|device| Path::new("/dev").join(device.name()))
+            .flat_map(|device| {
+                let backing = device.0.stack().as_ref().map(|stack| stack.backing.name());
+                [Some(device.name().to_owned()), backing]
+            })
+            .flatten()
+            .map(|name| Path::new("/dev").join(name))
             .collect()
     }
 
@@ -165,6 +196,12 @@ impl Devices {
         choice: DeviceChoice,
     ) -> Result<Arc<Device>> {
         let (kind, why) = choose(disk, choice)?;
+        if choice == DeviceChoice::Auto
+            && kind == DeviceKind::Loop
+            && let Some(device) = self.moved(disk)
+        {
+            return Ok(device);
+        }
         let place = {
             let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
             known.retain(|_, place| {
@@ -183,53 +220,94 @@ impl Devices {
         if let Some(device) = place.upgrade() {
             return Ok(device);
         }
+        // what comes to pass from here on is followed
+        let progress = disk.progress();
+        let may_move = choice == DeviceChoice::Auto && !self.sees_all;
         let (this, disk) = (Arc::clone(self), Arc::clone(disk));
-        let made = tokio::task::spawn_blocking(move || this.make(disk, kind, why)).await;
-        let (device, progress) = made.or_kind(Kind::Io, || "making a device".into())??;
-        let device = Arc::new(device);
+        let made = tokio::task::spawn_blocking(move || {
+            let context = format!("making a {kind} device for layer {}", disk.layer().digest);
+            this.make(disk, kind, why, may_move)
+                .map_err(|error| error.context(context))
+        });
+        let device = Arc::new(
+            made.await
+                .or_kind(Kind::Io, || "making a device".into())??,
+        );
+        let served = Arc::downgrade(&device.0);
         self.runtime
-            .spawn(Device::follow(Arc::downgrade(&device), progress));
+            .spawn(follow(served, Arc::clone(self), progress));
         *place = Arc::downgrade(&device);
         Ok(device)
     }
 
-    /// The device, and the progress of its disk since the read-ahead was set.
+    /// The device of a complete disk that was made before it was complete, if there is one: its pages are in memory, and what is mounted
+    /// of it is mounted once.
+    fn moved(&self, disk: &Disk) -> Option<Arc<Device>> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        [DeviceKind::Nbd, DeviceKind::Fuse]
+            .into_iter()
+            .filter_map(|kind| known.get(&(disk.layer().digest, *disk.table(), kind)))
+            .filter_map(|place| place.try_lock().ok()?.upgrade())
+            .find(|device| device.kind() == DeviceKind::Loop)
+    }
+
     fn make(
         &self,
         disk: Arc<Disk>,
         kind: DeviceKind,
         why: String,
-    ) -> Result<(Device, watch::Receiver<Progress>)> {
-        let backing = match kind {
-            DeviceKind::Loop => self.loop_on(&disk, disk.file().as_fd()).map(Backing::Loop),
-            DeviceKind::Fuse => self.make_fuse(&disk),
-            DeviceKind::Nbd => self.make_nbd(&disk),
+        may_move: bool,
+    ) -> Result<Device> {
+        let watched = || Arc::new(WatchedDisk::new(Arc::clone(&disk), self.runtime.clone()));
+        let (backing, watched) = match kind {
+            DeviceKind::Loop => (
+                Backing::Loop(self.loop_on(&disk, disk.file().as_fd())?),
+                None,
+            ),
+            DeviceKind::Fuse => {
+                let watched = watched();
+                (self.make_fuse(&disk, &watched)?, Some(watched))
+            }
+            DeviceKind::Nbd => {
+                let watched = watched();
+                (self.make_nbd(&disk, &watched)?, Some(watched))
+            }
         };
-        let context = |error: Error| {
-            error.context(format!(
-                "making a {kind} device for layer {}",
-                disk.layer().digest
-            ))
+        set_read_ahead(&backing, &disk)?;
+        let mapped = match may_move && kind != DeviceKind::Loop && dm::is_available() {
+            true => self.map(&disk, &backing),
+            false => None,
         };
-        let backing = backing.map_err(context)?;
-        let device = Device {
-            disk: Arc::clone(&disk),
+        let (name, node) = mapped.as_ref().map_or_else(
+            || (backing.name(), backing.node()),
+            |mapped| (mapped.name(), mapped.node()),
+        );
+        if mapped.is_some() {
+            blockdev::set_read_ahead(&name, None, read_ahead::of(&disk))?;
+        }
+        if let Some(watched) = &watched {
+            watched.serves(node);
+        }
+        Ok(Device(Arc::new(Served {
+            name,
+            node: Arc::clone(node),
             kind,
             why,
-            backing,
-        };
-        let progress = device.disk.progress();
-        device.set_read_ahead().map_err(context)?;
-        Ok((device, progress))
+            backing: mapped
+                .is_some()
+                .then(|| Path::new("/dev").join(backing.name())),
+            has_moved: AtomicBool::new(false),
+            watched,
+            stack: Mutex::new(Some(Stack { mapped, backing })),
+            disk,
+        })))
     }
 
-    fn make_fuse(&self, disk: &Arc<Disk>) -> Result<Backing> {
-        let watched = Arc::new(WatchedDisk::new(Arc::clone(disk), self.runtime.clone()));
-        let served = Arc::clone(&watched);
+    fn make_fuse(&self, disk: &Arc<Disk>, watched: &Arc<WatchedDisk>) -> Result<Backing> {
+        let served = Arc::clone(watched);
         let file = fuse::serve(served, &self.identifier(disk), &self.runtime)?;
         let device = self.loop_on(disk, file.file())?;
-        watched.serves(device.node());
-        Ok(Backing::Fuse(device, file.into_server(), watched))
+        Ok(Backing::Fuse(device, file.into_server()))
     }
 
     fn loop_on(&self, disk: &Disk, file: BorrowedFd<'_>) -> Result<LoopDevice> {
@@ -240,49 +318,117 @@ impl Devices {
         loopdev::attach(file, &options)
     }
 
-    fn make_nbd(&self, disk: &Arc<Disk>) -> Result<Backing> {
-        Links::connect(
-            &self.links,
-            disk,
-            self.identifier(disk),
-            self.runtime.clone(),
-        )
-        .map(Backing::Nbd)
+    fn make_nbd(&self, disk: &Arc<Disk>, watched: &Arc<WatchedDisk>) -> Result<Backing> {
+        let identifier = self.identifier(disk);
+        let runtime = self.runtime.clone();
+        Links::connect(&self.links, disk, watched, identifier, runtime).map(Backing::Nbd)
+    }
+
+    /// A device of the device mapper, where one can be had; the disk is as well served without.
+    fn map(&self, disk: &Disk, backing: &Backing) -> Option<MappedDevice> {
+        let mapped = random_digits().and_then(|digits| {
+            // of a daemon that died there may be another one for the same disk
+            let name = format!("{}-{digits}", self.identifier(disk));
+            MappedDevice::new(&name, &backing.name(), disk.size())
+        });
+        mapped
+            .inspect_err(|error| {
+                tracing::warn!(
+                    layer = %disk.layer().digest,
+                    "the device stays with the daemon also when its disk is complete: {}",
+                    error.report()
+                );
+            })
+            .ok()
+    }
+
+    /// Frees what an engine that died has left in the device mapper, unless it is to be kept. What is in use goes with its last user.
+    pub(super) fn unmap_unless(&self, kept: impl Fn(&Path) -> bool) -> Result<()> {
+        let prefix = self.identifier_prefix();
+        for device in dm::mapped()? {
+            let path = Path::new("/dev").join(&device.name);
+            if device.mapped_name.starts_with(&prefix) && !kept(&path) {
+                tracing::info!(
+                    device = device.name,
+                    "a mapped device is left over; it is removed"
+                );
+                dm::remove(&device.mapped_name)?;
+            }
+        }
+        // the last user of another one may just have gone
+        dm::settle()
     }
 }
 
-impl Device {
-    /// Set last: other settings reset it.
-    fn set_read_ahead(&self) -> Result<()> {
-        let largest = (self.kind == DeviceKind::Nbd).then_some(NBD_MAX_REQUEST_KB);
-        blockdev::set_read_ahead(&self.name(), largest, read_ahead_kb(&self.disk))
+impl Served {
+    fn stack(&self) -> MutexGuard<'_, Option<Stack>> {
+        self.stack.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sets the read-ahead anew whenever the disk's progress changes, as long as the device is there.
-    async fn follow(device: Weak<Self>, mut progress: watch::Receiver<Progress>) {
-        // an error: the disk is gone, and so is the device
-        while progress.changed().await.is_ok() {
-            let Some(device) = device.upgrade() else {
-                return;
-            };
-            // the largest request stays: setting it would wait for all requests in flight, and hold up the others meanwhile
-            let set =
-                move || blockdev::set_read_ahead(&device.name(), None, read_ahead_kb(&device.disk));
-            let set = tokio::task::spawn_blocking(set).await;
-            if let Ok(Err(error)) = set {
-                tracing::warn!("a device keeps its read-ahead: {}", error.report());
-            }
+    /// Does what the disk's progress asks for.
+    fn progressed(&self, devices: &Devices) -> Result<()> {
+        let mut stack = self.stack();
+        let Some(stack) = &mut *stack else {
+            return Ok(());
+        };
+        if self.disk.is_complete() {
+            self.move_to_loop(stack, devices)?;
+        }
+        // the largest request stays: setting it would wait for all requests in flight, and hold up the others meanwhile
+        let kb = read_ahead::of(&self.disk);
+        blockdev::set_read_ahead(&stack.backing.name(), None, kb)?;
+        match stack.mapped {
+            Some(_) => blockdev::set_read_ahead(&self.name, None, kb),
+            None => Ok(()),
+        }
+    }
+
+    fn move_to_loop(&self, stack: &mut Stack, devices: &Devices) -> Result<()> {
+        let Some(mapped) = &stack.mapped else {
+            return Ok(());
+        };
+        if self.has_moved.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let device = devices.loop_on(&self.disk, self.disk.file().as_fd())?;
+        mapped.move_to(&device.name(), self.disk.size())?;
+        self.has_moved.store(true, Ordering::Release);
+        if let Some(watched) = &self.watched {
+            watched.serves_no_more();
+        }
+        stack.backing = Backing::Loop(device);
+        tracing::info!(
+            layer = %self.disk.layer().digest,
+            device = self.name,
+            "the disk is complete, and is read without the daemon"
+        );
+        Ok(())
+    }
+}
+
+/// Does what the disk's progress asks for whenever that changes, as long as the device is there.
+async fn follow(
+    served: Weak<Served>,
+    devices: Arc<Devices>,
+    mut progress: watch::Receiver<Progress>,
+) {
+    // an error: the disk is gone, and so is the device
+    while progress.changed().await.is_ok() {
+        let Some(served) = served.upgrade() else {
+            return;
+        };
+        let devices = Arc::clone(&devices);
+        let done = tokio::task::spawn_blocking(move || served.progressed(&devices)).await;
+        if let Ok(Err(error)) = done {
+            tracing::warn!("a device stays as it is: {}", error.report());
         }
     }
 }
 
-/// The `read_ahead_kb` that a device of this disk should have.
-fn read_ahead_kb(disk: &Disk) -> u64 {
-    match *disk.progress().borrow() {
-        Progress::Lazy => (disk.mean_span_bytes() / SPANS_BY_READ_AHEAD / 1024)
-            .clamp(LEAST_READ_AHEAD_KB, READ_AHEAD_KB),
-        Progress::Filling | Progress::Complete => READ_AHEAD_KB,
-    }
+/// Sets what the kernel asks for, the read-ahead last: other settings reset it.
+fn set_read_ahead(backing: &Backing, disk: &Disk) -> Result<()> {
+    let largest = matches!(backing, Backing::Nbd(_)).then_some(links::MAX_REQUEST_KB);
+    blockdev::set_read_ahead(&backing.name(), largest, read_ahead::of(disk))
 }
 
 fn choose(disk: &Disk, choice: DeviceChoice) -> Result<(DeviceKind, String)> {
@@ -322,168 +468,4 @@ fn choose(disk: &Disk, choice: DeviceChoice) -> Result<(DeviceKind, String)> {
         DeviceChoice::Fuse => (DeviceKind::Fuse, "asked for"),
     };
     Ok((kind, why.to_owned()))
-}
-
-/// The nbd devices of an engine, and the thread that gives a device new connections when the kernel has dropped its old ones.
-#[derive(Default)]
-struct Links {
-    by_index: Mutex<HashMap<u32, Weak<Link>>>,
-    watching: OnceLock<()>,
-}
-
-/// A connected nbd device.
-struct Link {
-    device: NbdDevice,
-    options: NbdOptions,
-    disk: Arc<Disk>,
-    watched: Arc<WatchedDisk>,
-    runtime: Handle,
-}
-
-impl Links {
-    fn connect(
-        links: &Arc<Self>,
-        disk: &Arc<Disk>,
-        identifier: String,
-        runtime: Handle,
-    ) -> Result<Arc<Link>> {
-        links.watch()?;
-        let watched = Arc::new(WatchedDisk::new(Arc::clone(disk), runtime.clone()));
-        let sockets = connections(&watched, &runtime)?;
-        let options = NbdOptions {
-            timeout: NBD_TIMEOUT,
-            dead: NBD_DEAD,
-            backend_id: identifier,
-        };
-        let device = kernel_nbd::connect(disk.size(), &sockets, &options)?;
-        watched.serves(device.node());
-        let index = device.index();
-        let link = Arc::new(Link {
-            device,
-            options,
-            disk: Arc::clone(disk),
-            watched,
-            runtime,
-        });
-        let mut by_index = links.known();
-        by_index.retain(|_, link| link.strong_count() > 0);
-        by_index.insert(index, Arc::downgrade(&link));
-        Ok(link)
-    }
-
-    /// Starts the watching thread, once. It ends with the process.
-    fn watch(self: &Arc<Self>) -> Result<()> {
-        if self.watching.get().is_some() {
-            return Ok(());
-        }
-        let mut dead = DeadLinks::watch()?;
-        if self.watching.set(()).is_err() {
-            return Ok(());
-        }
-        let links = Arc::downgrade(self);
-        let watch = move || {
-            while let Some(links) = links.upgrade() {
-                match dead.next(Some(WATCH_TURN)) {
-                    Ok(events) => links.mend(&events),
-                    Err(error) => {
-                        tracing::error!(
-                            "nbd's connections are not watched any more: {}",
-                            error.report()
-                        );
-                        return;
-                    }
-                }
-            }
-        };
-        let started = thread::Builder::new().name("nbd-links".into()).spawn(watch);
-        started
-            .map(drop)
-            .or_kind(Kind::Io, || "starting the thread that watches nbd".into())
-    }
-
-    fn mend(&self, events: &[LinkEvent]) {
-        let mut dead: Vec<u32> = Vec::new();
-        for event in events {
-            match event {
-                LinkEvent::Dead(index) => dead.push(*index),
-                LinkEvent::Lost => dead.extend(self.known().keys()),
-            }
-        }
-        dead.sort_unstable();
-        dead.dedup();
-        for index in dead {
-            let link = self.known().get(&index).and_then(Weak::upgrade);
-            if let Some(link) = link {
-                let mended = link.reconnect().and_then(|()| link.check_read_ahead());
-                match mended {
-                    Ok(()) => tracing::info!(
-                        device = index,
-                        "an nbd connection was dropped and is replaced"
-                    ),
-                    Err(error) => {
-                        tracing::error!(
-                            device = index,
-                            "replacing an nbd connection: {}",
-                            error.report()
-                        );
-                    }
-                }
-            }
-        }
-    }
-
-    fn known(&self) -> std::sync::MutexGuard<'_, HashMap<u32, Weak<Link>>> {
-        self.by_index.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Link {
-    /// Offers the kernel as many connections as a device has; it takes what replaces dead ones, and the rest end at once.
-    fn reconnect(&self) -> Result<()> {
-        let sockets = connections(&self.watched, &self.runtime)?;
-        kernel_nbd::reconfigure(self.device.index(), &sockets, &self.options)
-    }
-
-    /// Sets the read-ahead again where something has changed it.
-    fn check_read_ahead(self: &Arc<Self>) -> Result<()> {
-        let wanted = read_ahead_kb(&self.disk);
-        if blockdev::read_ahead(&self.device.name())? == wanted {
-            return Ok(());
-        }
-        let link = Arc::clone(self);
-        let set = move || {
-            let name = link.device.name();
-            match blockdev::set_read_ahead(&name, Some(NBD_MAX_REQUEST_KB), wanted) {
-                Ok(()) => {
-                    tracing::info!(name, wanted, "the read-ahead had changed; it is set again")
-                }
-                Err(error) => tracing::warn!("{}", error.report()),
-            }
-        };
-        // The kernel first waits for the requests in flight, and these may need another new connection from the thread that calls this.
-        let started = thread::Builder::new()
-            .name("nbd-read-ahead".into())
-            .spawn(set);
-        started.map(drop).or_kind(Kind::Io, || {
-            "starting a thread that sets the read-ahead".into()
-        })
-    }
-}
-
-/// Socket pairs with a serving thread on our end each; the kernel's ends.
-fn connections(disk: &Arc<WatchedDisk>, runtime: &Handle) -> Result<Vec<OwnedFd>> {
-    (0..CONNECTIONS)
-        .map(|_| {
-            let (kernel, ours) = kernel_nbd::socket_pair()?;
-            let (disk, runtime) = (Arc::clone(disk), runtime.clone());
-            let serve = move || {
-                if let Err(error) = nbd::transmission(ours, disk, &runtime) {
-                    tracing::debug!(%error, "a connection to the kernel ended");
-                }
-            };
-            let started = thread::Builder::new().name("nbd-serve".into()).spawn(serve);
-            started.or_kind(Kind::Io, || "starting a thread that serves a device".into())?;
-            Ok(kernel)
-        })
-        .collect()
 }

@@ -17,12 +17,14 @@ pub mod gc;
 mod graph;
 pub mod image;
 mod known;
+mod links;
 pub mod local;
 mod metadata;
 mod new_compact;
 mod prefetch;
 pub mod promote;
 pub mod push;
+mod read_ahead;
 mod records;
 mod request;
 mod stack;
@@ -115,11 +117,12 @@ impl Engine {
                 ),
             ));
         }
+        let sees_all = options.record;
         let disks = Disks::open_with(&root, options)?;
         let tag = Digest::of(root.as_os_str().as_encoded_bytes()).hex()[..8].to_owned();
         let records = Records::open(&run_dir)?;
         let engine = Self {
-            devices: Arc::new(Devices::new(tag, Handle::current())),
+            devices: Arc::new(Devices::new(tag, sees_all, Handle::current())),
             root,
             run_dir,
             disks,
@@ -159,12 +162,12 @@ impl Engine {
             // in any namespace: what was written there must not be lost
             if mountinfo::find_anywhere(&mount_source(&record.id))?.is_some() {
                 tracing::warn!(id = record.id, image = %record.reference, "its daemon has died; `socinbd detach` cleans up");
-                kept.extend(record.layers.into_iter().map(|layer| layer.device_path));
+                kept.extend(record.layers.iter().flat_map(AttachedLayer::devices));
                 continue;
             }
             self.forget(&record.id)?;
         }
-        self.disconnect_unless(|device| kept.contains(device))?;
+        self.free_unless(|device| kept.contains(device))?;
         // loop devices of ours free themselves when their last user goes; one that never had a user is left over
         for device in loopdev::attached()? {
             let path = PathBuf::from(format!("/dev/loop{}", device.index));
@@ -192,13 +195,10 @@ impl Engine {
                 ),
             ));
         }
-        let theirs: HashSet<&Path> = record
-            .layers
-            .iter()
-            .map(|layer| layer.device_path.as_path())
-            .collect();
+        let layers = record.layers.iter();
+        let theirs: HashSet<PathBuf> = layers.flat_map(AttachedLayer::devices).collect();
         let live = self.devices.paths();
-        self.disconnect_unless(|device| live.contains(device) || !theirs.contains(device))?;
+        self.free_unless(|device| live.contains(device) || !theirs.contains(device))?;
         self.forget(&record.id)
     }
 
@@ -207,8 +207,9 @@ impl Engine {
         self.records.remove(id)
     }
 
-    /// Disconnects the nbd devices of engines with this root but those that are to be kept.
-    fn disconnect_unless(&self, kept: impl Fn(&Path) -> bool) -> Result<()> {
+    /// Frees the mapped and the nbd devices of engines with this root but those that are to be kept.
+    fn free_unless(&self, kept: impl Fn(&Path) -> bool) -> Result<()> {
+        self.devices.unmap_unless(&kept)?;
         let prefix = self.devices.identifier_prefix();
         for device in kernel_nbd::connected()? {
             let ours = device.backend_id.is_some_and(|id| id.starts_with(&prefix));
@@ -414,6 +415,10 @@ impl Drop for Changing<'_> {
 impl Live {
     fn status(&self) -> AttachmentStatus {
         let disks = || self.devices.iter().map(|device| device.disk());
+        let mut attachment = self.attachment.clone();
+        for (layer, device) in attachment.layers.iter_mut().zip(&self.devices) {
+            (layer.device, layer.why) = (device.kind(), device.why());
+        }
         let why = disks().find_map(|disk| {
             disk.degraded()
                 .map(|why| format!("layer {}: {why}", disk.layer().digest))
@@ -424,7 +429,7 @@ impl Live {
                 (present + u64::from(counts.0), all + u64::from(counts.1))
             });
         AttachmentStatus {
-            attachment: self.attachment.clone(),
+            attachment,
             state: match &why {
                 Some(_) => State::Degraded,
                 None if disks().all(|disk| disk.is_complete()) => State::Complete,
@@ -499,6 +504,14 @@ fn unknown(id: &str) -> Error {
         Kind::NotFound,
         format!("this daemon has no attachment {id:?}"),
     )
+}
+
+/// 16 random hexadecimal digits.
+fn random_digits() -> Result<String> {
+    let mut bytes = [0; 8];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .or_kind(Kind::Io, || "getting random bytes".into())?;
+    Ok(format!("{:016x}", u64::from_ne_bytes(bytes)))
 }
 
 /// A folder, made 0700 where missing, as an absolute path without symlinks.

@@ -77,14 +77,26 @@ pub struct AttachedLayer {
     pub table: Digest,
     /// Bytes of the blob.
     pub size: u64,
-    /// The kind of device.
+    /// The kind of device. A lazy one becomes a loop device when the disk is complete, where the kernel has a device mapper.
     pub device: DeviceKind,
-    /// e.g. `/dev/nbd3`, `/dev/loop7`.
+    /// What is mounted, e.g. `/dev/nbd3`, `/dev/loop7`, `/dev/dm-2`.
     pub device_path: PathBuf,
+    /// Where that is one of the device mapper: the device that its reads went on to when it was made.
+    #[serde(default)]
+    pub backing: Option<PathBuf>,
     /// Why this kind of device.
     pub why: String,
     /// How its disk came to be.
     pub basis: Basis,
+}
+
+impl AttachedLayer {
+    /// Its devices.
+    pub(super) fn devices(&self) -> impl Iterator<Item = PathBuf> + use<> {
+        [Some(self.device_path.clone()), self.backing.clone()]
+            .into_iter()
+            .flatten()
+    }
 }
 
 /// How a layer's disk came to be.

@@ -111,7 +111,8 @@ impl Node {
         &self.path
     }
 
-    fn open(&self) -> Result<OwnedFd> {
+    /// Opens the device for reading.
+    pub fn open(&self) -> Result<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         openat(CWD, &self.path, flags, Mode::empty()).or_kind(Kind::Kernel, || {
             format!("opening the device {}", self.path.display())

@@ -1,4 +1,4 @@
-//! What this kernel has and does: nbd over generic netlink, loop, FUSE, mounts, namespaces. The only module with `unsafe` for system
+//! What this kernel has and does: nbd over generic netlink, loop, device mapper, FUSE, mounts, namespaces. The only module with `unsafe` for system
 //! calls.
 //!
 //! All functions block; async callers put them on a blocking thread. What they make is held by a guard: dropping the guard takes it
@@ -12,6 +12,7 @@
 
 pub mod blockdev;
 pub mod busy;
+pub mod dm;
 pub mod fdpass;
 pub mod fuse;
 pub mod loopdev;

@@ -152,7 +152,7 @@ impl Disk {
         let disowned = Disowned::open(&folder, state.spans)?;
         // the machine may have gone down before the bits did; in memory they count whatever becomes of the file
         let _ = bitmap.disown(&disowned.spans());
-        let whole = Whole::of(&bitmap, &spans, store.options().never_whole);
+        let whole = Whole::of(&bitmap, &spans, state.verified, store.options().never_whole);
         let disk = Arc::new_cyclic(|me| Self {
             me: Weak::clone(me),
             store: Arc::clone(store),
@@ -497,7 +497,7 @@ impl Disk {
             }
         }
         if self.bitmap.is_full() {
-            self.whole.completed();
+            self.whole.filled();
         }
         check::start(self);
         Ok(())
@@ -540,6 +540,7 @@ impl Disk {
             state.complete = self.bitmap.is_full() && lock(&self.unsynced).is_empty();
         })?;
         self.proof.verified();
+        self.whole.completed();
         self.folder.remove_rest()
     }
 

@@ -88,7 +88,9 @@ pub enum Progress {
     Lazy,
     /// Most of the layer is wanted: all absent spans are being fetched.
     Filling,
-    /// Every span is present.
+    /// Every span is present. The layer is being checked as a whole.
+    Full,
+    /// And it has been checked: the disk is an ordinary ext4 image.
     Complete,
 }
 

@@ -69,16 +69,17 @@ pub(super) struct Whole {
 
 impl Whole {
     /// Of a disk with these spans, of which some are present.
-    pub(super) fn of(bitmap: &Bitmap, spans: &Spans, off: bool) -> Self {
-        Self::new(bitmap.is_full(), absent(bitmap, spans), off)
+    pub(super) fn of(bitmap: &Bitmap, spans: &Spans, is_verified: bool, off: bool) -> Self {
+        let progress = match (bitmap.is_full(), is_verified) {
+            (true, true) => Progress::Complete,
+            (true, false) => Progress::Full,
+            (false, _) => Progress::Lazy,
+        };
+        Self::new(progress, absent(bitmap, spans), off)
     }
 
-    /// Of a disk that is full or not, with so many compressed bytes absent; it is never begun when it is `off`.
-    fn new(is_full: bool, absent: u64, off: bool) -> Self {
-        let progress = match is_full {
-            true => Progress::Complete,
-            false => Progress::Lazy,
-        };
+    /// Of a disk with so many compressed bytes absent; it is never begun when it is `off`.
+    fn new(progress: Progress, absent: u64, off: bool) -> Self {
         Self {
             absent,
             misses: AtomicU32::new(0),
@@ -107,7 +108,7 @@ impl Whole {
         !self.off
             && misses >= LEAST
             && (is_most_wanted || self.ledger().is_used_up())
-            && self.turn(Progress::Lazy, Progress::Filling)
+            && self.turn(&[Progress::Lazy], Progress::Filling)
     }
 
     /// Takes note of what was measured.
@@ -131,18 +132,23 @@ impl Whole {
     }
 
     /// Every span is present.
+    pub(super) fn filled(&self) {
+        self.turn(&[Progress::Lazy, Progress::Filling], Progress::Full);
+    }
+
+    /// The layer has been checked as a whole.
     pub(super) fn completed(&self) {
-        self.progress.send_replace(Progress::Complete);
+        self.turn(&[Progress::Full], Progress::Complete);
     }
 
     /// A span that was present is not any more.
     pub(super) fn lost(&self) {
-        self.turn(Progress::Complete, Progress::Lazy);
+        self.turn(&[Progress::Full, Progress::Complete], Progress::Lazy);
     }
 
-    fn turn(&self, from: Progress, to: Progress) -> bool {
+    fn turn(&self, from: &[Progress], to: Progress) -> bool {
         self.progress.send_if_modified(|progress| {
-            let is = *progress == from;
+            let is = from.contains(progress);
             if is {
                 *progress = to;
             }
@@ -237,7 +243,7 @@ pub(super) async fn fetch_all(disk: Arc<Disk>, first: SpanId) {
     while fetches.join_next().await.is_some() {}
     if let Some(disk) = disk.upgrade() {
         // not where it is complete
-        disk.whole().turn(Progress::Filling, Progress::Lazy);
+        disk.whole().turn(&[Progress::Filling], Progress::Lazy);
     }
 }
 
@@ -309,7 +315,7 @@ mod tests {
     /// never did), and when the last one was there.
     fn read(link: &Link, span: u32, count: u32, misses: u32) -> (u32, Duration) {
         let absent = u64::from(span) * u64::from(count);
-        let whole = Whole::new(false, absent, false);
+        let whole = Whole::new(Progress::Lazy, absent, false);
         let start = Instant::now();
         let mut now = start;
         for missed in 0..misses {
@@ -385,7 +391,7 @@ mod tests {
 
     /// A disk whose readers have waited for long.
     fn waited_for(off: bool) -> Whole {
-        let whole = Whole::new(false, 1 << 20, off);
+        let whole = Whole::new(Progress::Lazy, 1 << 20, off);
         let now = Instant::now();
         whole.measured(|cost| {
             cost.came(1 << 20, 0, now, now, now + Duration::from_millis(1));
@@ -402,8 +408,8 @@ mod tests {
     #[test]
     fn what_one_disk_saves_another_may_lose() {
         let (lost, other) = (
-            Whole::new(false, 1000, false),
-            Whole::new(false, 9000, false),
+            Whole::new(Progress::Lazy, 1000, false),
+            Whole::new(Progress::Lazy, 9000, false),
         );
         share(&[(&lost, 1000), (&other, 9000)]);
         let ledger = other.ledger();
@@ -437,14 +443,21 @@ mod tests {
         assert!(!misses(&whole, 10));
         assert_eq!(*whole.progress().borrow(), Progress::Filling);
         // it has failed, and somebody asks again
-        whole.turn(Progress::Filling, Progress::Lazy);
+        whole.turn(&[Progress::Filling], Progress::Lazy);
         assert!(misses(&whole, 1));
-        whole.completed();
-        assert_eq!(*whole.progress().borrow(), Progress::Complete);
+        whole.filled();
+        assert_eq!(*whole.progress().borrow(), Progress::Full);
         assert!(!misses(&whole, 1));
         // the disk could not be synced
         whole.lost();
         assert!(misses(&whole, 1));
+        whole.completed();
+        assert_eq!(*whole.progress().borrow(), Progress::Filling, "not yet");
+        whole.filled();
+        whole.completed();
+        // whoever brought another of the last spans comes late
+        whole.filled();
+        assert_eq!(*whole.progress().borrow(), Progress::Complete);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::{
 };
 
 use serde_json::Value;
-use socinbd::kernel::{blockdev, nbd};
+use socinbd::kernel::{blockdev, dm, loopdev, nbd};
 
 use super::{Host, images, real::RealImage};
 use crate::{
@@ -47,20 +47,33 @@ fn served(host: &Host, files: &[(&str, Vec<u8>)]) -> (MadeLayout, Registry) {
 fn every_layer_is_on_nbd(attachment: &Value) {
     for layer in attachment["layers"].as_array().unwrap() {
         assert_eq!(layer["device"], "nbd", "{layer}");
-        assert!(
-            layer["device_path"]
-                .as_str()
-                .unwrap()
-                .starts_with("/dev/nbd"),
-            "{layer}"
-        );
+        assert!(backing(layer).starts_with("nbd"), "{layer}");
     }
+}
+
+/// The name of the device that the daemon answers: below the mapped one, where there is one.
+fn backing(layer: &Value) -> &str {
+    let path = layer["backing"].as_str();
+    let path = path.or(layer["device_path"].as_str()).unwrap();
+    path.strip_prefix("/dev/").unwrap()
+}
+
+fn drop_caches() {
+    fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
 }
 
 /// No mount, device or record, whoever's: the VM is this test's alone.
 fn nothing_left(host: &Host) {
     assert_eq!(host.left_over(), [""; 0]);
+    nothing_left_soon(host);
+}
+
+/// As [`nothing_left`], after a daemon died: what it left the kernel takes down by itself, on a thread of its own.
+fn nothing_left_soon(host: &Host) {
+    eventually(|| host.left_over().is_empty());
     eventually(|| nbd::connected().unwrap().is_empty());
+    eventually(|| dm::mapped().unwrap().is_empty());
+    eventually(|| loopdev::attached().unwrap().is_empty());
 }
 
 #[test]
@@ -145,6 +158,118 @@ fn twenty_layers_at_once() {
     });
 }
 
+/// The reads of all files have brought all of the image, and it has been checked: its devices have moved to loop devices.
+fn has_moved(host: &Host, mountpoint: &Path, kind: &str) {
+    host.wait_complete(mountpoint);
+    let layers = || host.list()[0]["layers"].as_array().unwrap().clone();
+    eventually(|| layers().iter().all(|layer| layer["device"] == "loop"));
+    for layer in layers() {
+        let device = layer["device_path"].as_str().unwrap();
+        assert!(device.starts_with("/dev/dm-"), "{layer}");
+        let why = layer["why"].as_str().unwrap();
+        assert!(why.starts_with("the disk has become complete"), "{layer}");
+        assert!(why.contains(kind), "{layer}");
+    }
+    assert_eq!(nbd::connected().unwrap(), []);
+}
+
+#[test]
+fn a_complete_image_is_read_without_its_daemon() {
+    in_vm(|| {
+        let host = Host::new();
+        let content = |byte: u8| vec![byte; 300_000];
+        let files = [("one", content(b'1')), ("two", content(b'2'))];
+        let (_layout, registry) = served(&host, &files);
+        let mountpoint = host.mountpoint("mnt");
+        let reference = registry.reference("app");
+        let check = || {
+            drop_caches();
+            for (name, content) in &files {
+                assert!(
+                    fs::read(mountpoint.join(name)).unwrap() == *content,
+                    "{name}"
+                );
+            }
+        };
+        every_layer_is_on_nbd(&host.attach(&reference, &mountpoint, &[]));
+        // a reader that holds a file while its device moves
+        let open = fs::File::open(mountpoint.join("one")).unwrap();
+        check();
+        has_moved(&host, &mountpoint, "nbd");
+        check();
+        let read_ahead = blockdev::read_ahead(&dm::mapped().unwrap()[0].name);
+        assert_eq!(read_ahead.unwrap(), 128);
+        drop_caches();
+        let mut block = [0; 4096];
+        open.read_exact_at(&mut block, 200_000).unwrap();
+        assert!(block == [b'1'; 4096]);
+        drop(open);
+        // who comes now has the same devices, and so the same pages in memory
+        let again = host.mountpoint("again");
+        let attachment = host.attach(&reference, &again, &[]);
+        assert_eq!(dm::mapped().unwrap().len(), 2);
+        for layer in attachment["layers"].as_array().unwrap() {
+            let device = layer["device_path"].as_str().unwrap();
+            assert!(device.starts_with("/dev/dm-"), "{layer}");
+        }
+        host.detach(&again);
+        check();
+
+        host.kill_daemon();
+        assert_eq!(host.list()[0]["state"], "dead");
+        check();
+        // another daemon takes nothing away from it, and serves the same layers beside it
+        let other = host.mountpoint("other");
+        host.attach(&reference, &other, &[]);
+        check();
+        host.detach(&other);
+        check();
+        host.detach(&mountpoint);
+        nothing_left_soon(&host);
+    });
+}
+
+#[test]
+fn without_nbd_a_fuse_file_is_left_for_the_disk_as_well() {
+    in_vm(|| {
+        let output = std::process::Command::new("rmmod").arg("nbd").output();
+        assert!(output.unwrap().status.success());
+        let host = Host::new();
+        let content = b"content".repeat(50_000);
+        let (_layout, registry) = served(&host, &[("file", content.clone())]);
+        let mountpoint = host.mountpoint("mnt");
+        let attachment = host.attach(&registry.reference("app"), &mountpoint, &[]);
+        assert_eq!(attachment["layers"][0]["device"], "fuse");
+        assert!(fs::read(mountpoint.join("file")).unwrap() == content);
+        has_moved(&host, &mountpoint, "no nbd");
+        host.kill_daemon();
+        drop_caches();
+        assert!(fs::read(mountpoint.join("file")).unwrap() == content);
+        host.detach(&mountpoint);
+        nothing_left_soon(&host);
+    });
+}
+
+#[test]
+fn a_device_that_was_asked_for_stays() {
+    in_vm(|| {
+        for kind in ["nbd", "fuse"] {
+            let host = Host::new();
+            let content = b"content".repeat(50_000);
+            let (_layout, registry) = served(&host, &[("file", content.clone())]);
+            let mountpoint = host.mountpoint("mnt");
+            let reference = registry.reference("app");
+            host.attach(&reference, &mountpoint, &["--device", kind]);
+            assert!(fs::read(mountpoint.join("file")).unwrap() == content);
+            host.wait_complete(&mountpoint);
+            assert_eq!(host.list()[0]["layers"][0]["device"], kind);
+            assert_eq!(dm::mapped().unwrap(), []);
+            host.detach(&mountpoint);
+            nothing_left(&host);
+        }
+    });
+}
+
 /// The kernel drops a connection whose answer takes longer than its timeout, and asks again on a new one.
 #[test]
 fn a_fetch_that_takes_longer_than_the_kernels_timeout() {
@@ -157,8 +282,7 @@ fn a_fetch_that_takes_longer_than_the_kernels_timeout() {
         let mountpoint = host.mountpoint("mnt");
         let attachment = host.attach(&registry.reference("app"), &mountpoint, &[]);
         every_layer_is_on_nbd(&attachment);
-        let device = attachment["layers"][0]["device_path"].as_str().unwrap();
-        let name = device.trim_start_matches("/dev/");
+        let name = backing(&attachment["layers"][0]);
         let read_ahead = || blockdev::read_ahead(name).unwrap();
         let usual = read_ahead();
         assert!((16..128).contains(&usual), "the disk is not complete");
@@ -205,7 +329,7 @@ fn a_killed_daemon_is_cleaned_up_after() {
         host.kill_daemon();
         assert_eq!(host.list()[0]["state"], "dead");
         host.detach(&mountpoint);
-        nothing_left(&host);
+        nothing_left_soon(&host);
         host.attach(&reference, &mountpoint, &[]);
         assert!(fs::read(mountpoint.join("file")).unwrap() == content);
         // and when nobody detaches what is dead
@@ -215,6 +339,6 @@ fn a_killed_daemon_is_cleaned_up_after() {
         assert!(fs::read(other.join("file")).unwrap() == content);
         host.detach(&mountpoint);
         host.detach(&other);
-        nothing_left(&host);
+        nothing_left_soon(&host);
     });
 }

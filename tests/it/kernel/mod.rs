@@ -1,5 +1,6 @@
 //! Devices and mounts on the running kernel. They need root.
 
+mod dm;
 mod fuse;
 mod loopdev;
 mod mounts;

@@ -4,6 +4,14 @@ use crate::support::vm::{is_vm, run_tests};
 #[test]
 fn the_rest_holds_on_another_kernel() {
     if !is_vm() {
-        run_tests(&["kernel::", "--skip", "kernel::nbd", "--skip", "kernel::vm"]);
+        run_tests(&[
+            "kernel::",
+            "--skip",
+            "kernel::nbd",
+            "--skip",
+            "kernel::dm",
+            "--skip",
+            "kernel::vm",
+        ]);
     }
 }
