@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 use rustix::time::{ClockId, clock_gettime};
 use socinbd::{
-    layer::{LayerBlob, Store},
+    layer::{LayerBlob, Store, TableBytes},
     oci::{Digest, Packing, Reference},
     soci::build::{LayerIndexer, NoSink, Options},
     source::{Access, Source},
@@ -79,7 +79,7 @@ fn main() {
         let before = support::peak();
         let (begun, cpu) = (Instant::now(), cpu_time());
         let disk = runtime
-            .block_on(store.indexed(&blob, &table, ztoc.clone(), &source))
+            .block_on(store.indexed(&blob, &table, TableBytes::of(ztoc.clone()), &source))
             .expect("a disk");
         times.push(begun.elapsed());
         cpu_times.push(cpu_time() - cpu);

@@ -117,6 +117,14 @@ pub(super) enum Place {
 }
 
 impl Place {
+    /// Whether it is on this host.
+    pub(super) fn is_here(&self) -> bool {
+        match self {
+            Self::Source(source) => source.is_here(),
+            Self::Local(_) => true,
+        }
+    }
+
     /// A blob of an index there, verified.
     pub(super) async fn blob(&self, blob: &BlobRef, limit: u64) -> Result<Bytes> {
         match self {

@@ -6,7 +6,6 @@ use std::{
     sync::Arc,
 };
 
-use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
 use tokio::sync::Semaphore;
 
@@ -21,7 +20,7 @@ use super::{
 use crate::{
     compact::manifest::LayerIndex,
     error::{Error, Kind, Result, ResultExt},
-    layer::{Disk, LayerBlob, Options, Store},
+    layer::{Disk, LayerBlob, Options, Store, TableBytes},
     oci::{Digest, Platform, Reference},
     source::{Access, Source},
 };
@@ -215,12 +214,10 @@ impl Disks {
         source: &Source,
         compact: &CompactIndex,
     ) -> Result<Arc<Disk>> {
-        // held until it is found again below: to open it takes two dozen files
-        let stored = self.store.stored_for(layer, &part.table)?;
-        let table = match &stored {
-            // what is there needs no table; the sources are noted
-            Some(_) => Bytes::new(),
-            None => compact.fetch_table(part).await?,
+        let fetch = compact.fetch_table(part);
+        let table = match compact.source.is_here() {
+            true => TableBytes::here(fetch),
+            false => TableBytes::elsewhere(fetch),
         };
         self.store
             .compact(layer, part, table, &compact.source, source)
@@ -234,11 +231,10 @@ impl Disks {
         source: &Source,
         index: &SociIndex,
     ) -> Result<Arc<Disk>> {
-        let stored = self.store.stored_for(layer, table)?;
-        let ztoc = match &stored {
-            // what is there needs no table; the source is noted
-            Some(_) => Bytes::new(),
-            None => index.fetch_ztoc(&layer.digest).await?,
+        let fetch = index.fetch_ztoc(&layer.digest);
+        let ztoc = match index.place().is_here() {
+            true => TableBytes::here(fetch),
+            false => TableBytes::elsewhere(fetch),
         };
         self.store.indexed(layer, table, ztoc, source).await
     }

@@ -57,6 +57,8 @@ pub struct Disk {
     layer: LayerBlob,
     table: Digest,
     state: Mutex<State>,
+    /// What stacking has to know, until it is asked for.
+    facts: Mutex<Option<StackingFacts>>,
     /// `disk.ext4`, to read.
     file: UncachedFile,
     /// `disk.ext4`, to write.
@@ -107,7 +109,7 @@ impl Disk {
         if regions.size() != state.disk_size {
             return Err(damaged(folder::LAYOUT));
         }
-        folder.stacking()?; // is read at each attach
+        let facts = folder.stacking()?;
         let spans = Spans::open(folder.open(folder::SPAN_TABLE)?)?;
         let ztoc = match (state.spans, state.compact) {
             (0, _) | (_, Some(_)) => None,
@@ -179,6 +181,7 @@ impl Disk {
             counters: Mutex::default(),
             unsynced: Mutex::default(),
             io_timeout_ms: AtomicU64::new(u64::MAX),
+            facts: Mutex::new(Some(facts)),
             state: Mutex::new(state),
         });
         for span in disk.disowned.spans() {
@@ -267,7 +270,10 @@ impl Disk {
 
     /// What stacking has to know.
     pub fn stacking(&self) -> Result<StackingFacts> {
-        self.folder.stacking()
+        // asked once in an attach: they are not kept longer than until then
+        lock(&self.facts)
+            .take()
+            .map_or_else(|| self.folder.stacking(), Ok)
     }
 
     /// Why the disk is degraded at the moment, if it is.

@@ -43,6 +43,7 @@ mod traffic;
 mod truth;
 mod uncached;
 mod upcoming;
+mod wanted;
 mod whole;
 mod windows;
 
@@ -53,6 +54,7 @@ pub use prefetch::Listed;
 pub use served::ServedDisk;
 pub use store::{Options, Store, StoredDisk};
 pub use touches::Touch;
+pub use wanted::TableBytes;
 pub use windows::Before;
 
 use crate::oci::{Digest, Packing};

@@ -1,5 +1,7 @@
 //! `state.json`: what a disk's folder is worth.
 
+use std::sync::OnceLock;
+
 use serde::{Deserialize, Serialize};
 
 use super::LayerBlob;
@@ -49,7 +51,7 @@ impl State {
             complete: false,
             verified: false,
             refuted: None,
-            unsynced_since_boot: Some(boot()),
+            unsynced_since_boot: Some(boot().to_owned()),
         }
     }
 
@@ -71,10 +73,13 @@ impl State {
 }
 
 /// The kernel's identifier of this boot; empty where it has none, which no boot is equal to.
-fn boot() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
-        .map(|id| id.trim().to_owned())
-        .unwrap_or_default()
+fn boot() -> &'static str {
+    static BOOT: OnceLock<String> = OnceLock::new();
+    BOOT.get_or_init(|| {
+        std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+            .map(|id| id.trim().to_owned())
+            .unwrap_or_default()
+    })
 }
 
 #[cfg(test)]

@@ -11,27 +11,23 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use tokio::{
     runtime::Handle,
     sync::{Semaphore, SemaphorePermit},
 };
 
 use super::{
-    Disk, LayerBlob, check,
+    Disk, LayerBlob,
     decode::Decoders,
     folder::{self, Draft, Folder},
-    import::{self, NewTable},
     sync,
     touches::{Touch, Touches},
     traffic::Traffic,
     whole,
 };
 use crate::{
-    compact::manifest::LayerIndex,
     error::{Error, Kind, Result, ResultExt as _},
     oci::Digest,
-    source::Source,
 };
 
 /// How a store works.
@@ -65,7 +61,7 @@ impl Default for Options {
 const MEMORY_UNIT: u64 = 4096;
 
 /// A layer, and the table that its disk was laid out from.
-type Key = (Digest, Digest);
+pub(super) type Key = (Digest, Digest);
 
 /// The folder of all disks below a root. One a root, by a lock.
 pub struct Store {
@@ -154,67 +150,6 @@ impl Store {
         }))
     }
 
-    /// The disk of a layer for this zTOC (by its digest): the one in memory, the one on disk, or a new one made from `ztoc`.
-    /// Adds `source` to the disk's sources.
-    pub async fn indexed(
-        self: &Arc<Self>,
-        layer: &LayerBlob,
-        table: &Digest,
-        ztoc: Bytes,
-        source: &Source,
-    ) -> Result<Arc<Disk>> {
-        self.laid_out(layer, table, NewTable::Ztoc(ztoc), source)
-            .await
-    }
-
-    /// As [`Self::indexed`], for the table of a compact index; `windows` is where the index's own blob is.
-    pub async fn compact(
-        self: &Arc<Self>,
-        layer: &LayerBlob,
-        index: &LayerIndex,
-        table: Bytes,
-        windows: &Source,
-        source: &Source,
-    ) -> Result<Arc<Disk>> {
-        let new = NewTable::Compact(table, *index, windows.clone());
-        self.laid_out(layer, &index.table, new, source).await
-    }
-
-    async fn laid_out(
-        self: &Arc<Self>,
-        layer: &LayerBlob,
-        table: &Digest,
-        new: NewTable,
-        source: &Source,
-    ) -> Result<Arc<Disk>> {
-        self.enter();
-        let store = Arc::clone(self);
-        let (layer, table, source) = (layer.clone(), *table, source.clone());
-        let _turn = self.layouts.acquire().await.ok(); // never closed
-        blocking(move || {
-            let making = store.making((layer.digest, table));
-            let _making = locked(&making);
-            if let Some(disk) = store.find_for(&layer, &table)? {
-                disk.sources().add(&source)?;
-                if let (Some(known), NewTable::Compact(.., windows)) = (disk.windows(), &new) {
-                    known.sources().add(windows)?;
-                }
-                check::start(&disk);
-                return Ok(disk);
-            }
-            let draft = import::indexed(&store.new_folder(), &layer, &table, &new, &source)
-                .map_err(|error| {
-                    error.context(format!(
-                        "layer {} cannot be laid out from the {} {table}",
-                        layer.digest,
-                        new.name()
-                    ))
-                })?;
-            store.name(draft, &layer.digest, &table)
-        })
-        .await
-    }
-
     /// The disk of a layer and table that is in memory or on disk; `None` where there is none. Needs no source. Blocks on local files.
     pub fn stored(self: &Arc<Self>, layer: &Digest, table: &Digest) -> Result<Option<Arc<Disk>>> {
         let making = self.making((*layer, *table));
@@ -235,7 +170,11 @@ impl Store {
     }
 
     /// As [`Self::stored_for`]; the caller holds the lock of the key.
-    fn find_for(self: &Arc<Self>, layer: &LayerBlob, table: &Digest) -> Result<Option<Arc<Disk>>> {
+    pub(super) fn find_for(
+        self: &Arc<Self>,
+        layer: &LayerBlob,
+        table: &Digest,
+    ) -> Result<Option<Arc<Disk>>> {
         let Some(disk) = self.find(&layer.digest, table)? else {
             return Ok(None);
         };
@@ -392,7 +331,12 @@ impl Store {
     }
 
     /// Gives a draft its name, which no disk has, and opens it. The caller holds the lock of the key.
-    fn name(self: &Arc<Self>, draft: Draft, layer: &Digest, table: &Digest) -> Result<Arc<Disk>> {
+    pub(super) fn name(
+        self: &Arc<Self>,
+        draft: Draft,
+        layer: &Digest,
+        table: &Digest,
+    ) -> Result<Arc<Disk>> {
         draft.publish(&self.place(layer, table))?;
         let disk = self.open_disk(layer, table)?;
         self.sync_later(&disk);
@@ -400,7 +344,7 @@ impl Store {
     }
 
     /// The lock of a key, for whoever makes or opens its disk.
-    fn making(&self, key: Key) -> Arc<Mutex<()>> {
+    pub(super) fn making(&self, key: Key) -> Arc<Mutex<()>> {
         let mut making = locked(&self.making);
         making.retain(|_, lock| lock.strong_count() > 0);
         let entry = making.entry(key).or_default();
@@ -413,6 +357,11 @@ impl Store {
 }
 
 impl Store {
+    /// A turn of those who lay disks out.
+    pub(super) async fn layout_turn(&self) -> Option<SemaphorePermit<'_>> {
+        self.layouts.acquire().await.ok() // never closed
+    }
+
     /// Where drafts are made.
     pub(super) fn new_folder(&self) -> PathBuf {
         self.layers.join("new")
@@ -558,6 +507,6 @@ fn permits(bytes: u64) -> u32 {
         .min(Semaphore::MAX_PERMITS as u32)
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,6 +1,6 @@
 //! Requests as they come from the socket.
 
-use std::{io, ops::Range};
+use std::ops::Range;
 
 use zerocopy::FromBytes;
 
@@ -11,16 +11,8 @@ use super::{
     stream::Stream,
 };
 
-/// Bytes of the buffer for requests: 585 of them. One system call reads all that a client has sent.
-const INPUT: usize = 16 << 10;
-
-/// What a read of the socket has brought.
-pub(super) enum Filled {
-    Requests,
-    /// The client sends nothing any more.
-    End,
-    TimedOut,
-}
+/// Bytes of the buffer for requests: 146 of them. One system call reads all that a client has sent.
+const INPUT: usize = 4 << 10;
 
 /// Requests as they come from the socket.
 pub(super) struct Input {
@@ -75,22 +67,17 @@ impl Input {
         None
     }
 
-    /// Reads what the client has sent; blocks where that is nothing, as long as the stream lets it.
-    pub(super) fn fill(&mut self, stream: &Stream) -> Result<Filled, ConnectionError> {
+    /// Reads what the client has sent; blocks where that is nothing. False at the end.
+    pub(super) fn fill(&mut self, stream: &Stream) -> Result<bool, ConnectionError> {
         if self.held.start > 0 {
             self.bytes.copy_within(self.held.clone(), 0);
             self.held = 0..self.held.len();
         }
         let free = self.bytes.get_mut(self.held.end..).unwrap_or_default();
-        match stream.read(free) {
-            Ok(0) => Ok(Filled::End),
-            Ok(count) => {
-                self.held.end += count;
-                Ok(Filled::Requests)
-            }
-            // what a time limit of the socket gives
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Filled::TimedOut),
-            Err(error) => Err(ConnectionError::io("reading a request")(error)),
-        }
+        let count = stream
+            .read(free)
+            .map_err(ConnectionError::io("reading a request"))?;
+        self.held.end += count;
+        Ok(count > 0)
     }
 }

@@ -4,6 +4,7 @@
 use zerocopy::IntoBytes;
 
 use super::{connection::ConnectionError, protocol::*, stream::Stream};
+use crate::buffer::Buffer;
 
 /// Bytes that are gathered before they are sent. More gains nothing, and falls out of the processor's cache.
 const FLUSH_AT: usize = 256 << 10;
@@ -15,8 +16,8 @@ const MAX_MESSAGE: usize = 1024;
 pub(super) struct Replies<'a> {
     stream: &'a Stream,
     structured: bool,
-    /// All initialised; replies take its first `filled` bytes.
-    bytes: Vec<u8>,
+    /// Replies take its first `filled` bytes; none as long as there are none.
+    buffer: Option<Buffer>,
     filled: usize,
 }
 
@@ -25,29 +26,27 @@ impl<'a> Replies<'a> {
         Self {
             stream,
             structured,
-            bytes: Vec::new(),
+            buffer: None,
             filled: 0,
         }
     }
 
     /// Sends what is gathered.
     pub(super) fn flush(&mut self) -> Result<(), ConnectionError> {
+        self.send()?;
+        self.buffer = None;
+        Ok(())
+    }
+
+    fn send(&mut self) -> Result<(), ConnectionError> {
         let filled = std::mem::take(&mut self.filled);
-        let bytes = self.bytes.get(..filled).unwrap_or_default();
-        self.stream
-            .write_all(bytes)
-            .map_err(ConnectionError::io("sending a reply"))
-    }
-
-    /// Gives back the memory that large replies took.
-    pub(super) fn shrink(&mut self) {
-        self.bytes.truncate(self.filled);
-        self.bytes.shrink_to_fit();
-    }
-
-    /// Bytes held for replies.
-    pub(super) fn capacity(&self) -> usize {
-        self.bytes.len()
+        match &mut self.buffer {
+            Some(buffer) if filled > 0 => self
+                .stream
+                .write_all(buffer.of_length(filled))
+                .map_err(ConnectionError::io("sending a reply")),
+            _ => Ok(()),
+        }
     }
 
     /// Done, without data.
@@ -163,13 +162,10 @@ impl<'a> Replies<'a> {
     /// The next `count` bytes of the buffer; what stands before them may be sent to make room.
     fn space(&mut self, count: usize) -> Result<&mut [u8], ConnectionError> {
         if self.filled > 0 && self.filled + count > FLUSH_AT {
-            self.flush()?;
+            self.send()?;
         }
-        let end = self.filled + count;
-        if self.bytes.len() < end {
-            self.bytes.resize(end.next_power_of_two(), 0);
-        }
-        Ok(&mut self.bytes[self.filled..end])
+        let buffer = self.buffer.get_or_insert_with(Buffer::lend);
+        Ok(&mut buffer.of_length(self.filled + count)[self.filled..])
     }
 }
 

@@ -72,18 +72,15 @@ impl Stream {
 
     /// How long one read or write may block; `None` is for ever.
     pub(super) fn set_timeouts(&self, timeout: Option<Duration>) -> io::Result<()> {
-        self.set_read_timeout(timeout)?;
         match self {
-            Self::Unix(stream) => stream.set_write_timeout(timeout),
-            Self::Tcp(stream) => stream.set_write_timeout(timeout),
-        }
-    }
-
-    /// Limits how long a read blocks; `None`: not at all.
-    pub(super) fn set_read_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
-        match self {
-            Self::Unix(stream) => stream.set_read_timeout(timeout),
-            Self::Tcp(stream) => stream.set_read_timeout(timeout),
+            Self::Unix(stream) => {
+                stream.set_read_timeout(timeout)?;
+                stream.set_write_timeout(timeout)
+            }
+            Self::Tcp(stream) => {
+                stream.set_read_timeout(timeout)?;
+                stream.set_write_timeout(timeout)
+            }
         }
     }
 

@@ -21,7 +21,7 @@ use super::{
     errno_of,
     export::Shared,
     handshake::{ALLOCATION_CONTEXT, Session},
-    input::{Filled, Input},
+    input::Input,
     pending::Pending,
     protocol::*,
     reply::{Part, Replies},
@@ -44,10 +44,6 @@ const DISCONNECT_LIMIT: Duration = Duration::from_secs(30);
 /// How long the waits of a connection that has ended may take to notice it.
 const GIVE_UP_LIMIT: Duration = Duration::from_secs(1);
 
-/// Bytes of the buffer of replies that an idle connection keeps, and when it counts as idle.
-const KEPT_CAPACITY: usize = 64 << 10;
-const IDLE_LIMIT: Duration = Duration::from_secs(1);
-
 /// One connection in transmission.
 pub(super) struct Transmission<'a> {
     stream: &'a Stream,
@@ -60,8 +56,6 @@ pub(super) struct Transmission<'a> {
     /// Reads that wait for the local disk. The kernel has begun with them; this thread waits for one after the other.
     delayed: VecDeque<Request>,
     counts: Counts,
-    /// Reads from the stream end after [`IDLE_LIMIT`].
-    is_limited: bool,
 }
 
 /// Whether the client goes on.
@@ -95,7 +89,6 @@ impl<'a> Transmission<'a> {
             pending: Pending::new(runtime).map_err(ConnectionError::io("making an eventfd"))?,
             delayed: VecDeque::new(),
             counts: Counts::default(),
-            is_limited: false,
             session,
         })
     }
@@ -118,7 +111,7 @@ impl<'a> Transmission<'a> {
                 self.wait(self.listens(), None)?
             };
             match event {
-                Event::Requests if self.fill()? => {}
+                Event::Requests if self.input.fill(self.stream)? => {}
                 Event::Completions => self.finish_ready()?,
                 Event::TimedOut if delayed.is_some() => {}
                 Event::Requests | Event::HungUp | Event::TimedOut => {
@@ -162,25 +155,6 @@ impl<'a> Transmission<'a> {
             PollFlags::IN
         } else {
             PollFlags::RDHUP
-        }
-    }
-
-    /// Reads requests; blocks where there are none. A connection that is idle gives back the memory of large replies: as long as it has
-    /// some, its reads have a time limit (a poll before each read would cost a system call for each request). False at the end.
-    fn fill(&mut self) -> Result<bool, ConnectionError> {
-        loop {
-            let is_large = self.replies.capacity() > KEPT_CAPACITY;
-            if self.is_limited != is_large {
-                self.stream
-                    .set_read_timeout(is_large.then_some(IDLE_LIMIT))
-                    .map_err(ConnectionError::io("setting a time limit"))?;
-                self.is_limited = is_large;
-            }
-            match self.input.fill(self.stream)? {
-                Filled::Requests => return Ok(true),
-                Filled::End => return Ok(false),
-                Filled::TimedOut => self.replies.shrink(),
-            }
         }
     }
 

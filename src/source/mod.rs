@@ -121,6 +121,11 @@ impl Source {
         }
     }
 
+    /// Whether it is on this host: a layout, and not a registry.
+    pub fn is_here(&self) -> bool {
+        self.layout().is_some()
+    }
+
     /// The manifest or index that the reference itself names (its digest, or its tag).
     pub async fn root_manifest(&self) -> Result<Manifest> {
         match &self.0.place {

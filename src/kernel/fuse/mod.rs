@@ -12,7 +12,7 @@ use std::{
     mem::MaybeUninit,
     ops::Range,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     thread::JoinHandle,
 };
 
@@ -32,6 +32,7 @@ use self::protocol::{
     KERNEL_VERSION, OpenOut, OutHeader, ReadIn, StatfsOut,
 };
 use crate::{
+    buffer::Buffer,
     error::{Kind, Result, ResultExt},
     kernel::mount::FsContext,
     layer::ServedDisk,
@@ -49,8 +50,6 @@ const MAX_BACKGROUND: u16 = 256;
 const MAX_WRITE: u32 = 4096;
 /// The kernel asks for 8 KiB at least (FUSE_MIN_READ_BUFFER), and room for a write.
 const REQUEST_BUFFER: usize = 16 << 10;
-/// Buffers that are kept for replies: about as many as are in use at a time.
-const KEPT_BUFFERS: usize = 4;
 const BLOCK: u32 = 4096;
 /// A regular file that root can read.
 const MODE: u32 = 0o100_400;
@@ -381,39 +380,6 @@ fn read_and_reply(device: &OwnedFd, unique: u64, disk: &dyn ServedDisk, range: R
         Err(error) => {
             tracing::error!("reading the disk at {}: {error}", range.start);
             reply(device, unique, Err(Errno::IO));
-        }
-    }
-}
-
-/// The bytes of a reply in the making. All threads of all files share a few: a buffer a thread would be most of what a daemon with many
-/// idle disks holds.
-struct Buffer(Vec<u8>);
-
-static BUFFERS: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
-
-impl Buffer {
-    fn lend() -> Self {
-        Self(Self::kept().pop().unwrap_or_default())
-    }
-
-    /// Room for so many bytes, whatever is in it.
-    fn of_length(&mut self, length: usize) -> &mut [u8] {
-        if self.0.len() < length {
-            self.0.resize(length, 0);
-        }
-        &mut self.0[..length]
-    }
-
-    fn kept() -> MutexGuard<'static, Vec<Vec<u8>>> {
-        BUFFERS.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Buffer {
-    fn drop(&mut self) {
-        let mut kept = Self::kept();
-        if kept.len() < KEPT_BUFFERS {
-            kept.push(std::mem::take(&mut self.0));
         }
     }
 }

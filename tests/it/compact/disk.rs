@@ -1,6 +1,6 @@
 //! A disk from a compact index: what is fetched when, and that the bytes are right.
 
-use socinbd::layer::{Options, Store};
+use socinbd::layer::{Options, Store, TableBytes};
 
 use super::CompactLab;
 use crate::layer::fixture::{Layer, Random, assert_holds, complete, open_when_free, range, read};
@@ -120,7 +120,13 @@ async fn a_table_of_another_version_is_told_from_one_that_is_damaged() {
         let source = lab.lab.source().await;
         let table = bytes::Bytes::from(blob).slice(..index.table_size as usize);
         let error = store
-            .compact(&lab.lab.layer.layer, &index, table, &source, &source)
+            .compact(
+                &lab.lab.layer.layer,
+                &index,
+                TableBytes::of(table),
+                &source,
+                &source,
+            )
             .await
             .err()
             .unwrap();

@@ -8,6 +8,7 @@ use socinbd::{
     },
     error::Kind,
     gzip::{inflate::SpanDecoder, references::Used},
+    layer::TableBytes,
     oci::Digest,
 };
 
@@ -182,7 +183,7 @@ async fn a_table_of_another_layer_or_another_blob_is_refused() {
         let result = lab
             .lab
             .store
-            .compact(layer, &index, table, &source, &source);
+            .compact(layer, &index, TableBytes::of(table), &source, &source);
         result.await.err().unwrap()
     };
     let error = import(index, table(&other)).await;

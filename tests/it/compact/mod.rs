@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use socinbd::{
     compact::{Table, manifest::LayerIndex},
-    layer::{Disk, Options, Store},
+    layer::{Disk, Options, Store, TableBytes},
     oci::{Digest, Packing},
     soci::build::{CompactBlob, NoSink},
     units::DiskOffset,
@@ -89,7 +89,13 @@ impl CompactLab {
         let source = source(&self.lab.registry).await;
         let table = self.blob.slice(..self.index.table_size as usize);
         store
-            .compact(&self.lab.layer.layer, &self.index, table, &source, &source)
+            .compact(
+                &self.lab.layer.layer,
+                &self.index,
+                TableBytes::of(table),
+                &source,
+                &source,
+            )
             .await
     }
 

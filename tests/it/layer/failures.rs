@@ -7,7 +7,7 @@ use std::{
 
 use socinbd::{
     error::Kind,
-    layer::{Disk, Options},
+    layer::{Disk, Options, TableBytes},
 };
 
 use super::fixture::{Lab, Layer, assert_holds, complete, read, source};
@@ -182,7 +182,7 @@ async fn another_source_helps_where_one_lies() {
         .indexed(
             &lab.layer.layer,
             &lab.layer.table,
-            lab.layer.ztoc.clone(),
+            TableBytes::of(lab.layer.ztoc.clone()),
             &source(&other).await,
         )
         .await

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use socinbd::{
     error::Kind,
     ext4::{DataRegion, Layout},
-    layer::{Disk, LayerBlob, Options, Store},
+    layer::{Disk, LayerBlob, Options, Store, TableBytes},
     oci::{Digest, Packing},
     soci::build::{LayerIndexer, NoSink, Options as IndexOptions},
     source::{Access, Source},
@@ -278,7 +278,7 @@ impl Lab {
         } = &self.layer;
         let source = self.source().await;
         self.store
-            .indexed(layer, table, ztoc.clone(), &source)
+            .indexed(layer, table, TableBytes::of(ztoc.clone()), &source)
             .await
     }
 

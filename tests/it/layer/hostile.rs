@@ -6,7 +6,7 @@ use bytes::Bytes;
 use socinbd::{
     error::{Error, Kind},
     gzip::inflate::SpanDecoder,
-    layer::Disk,
+    layer::{Disk, TableBytes},
     oci::Digest,
     tar::{Entry, EntryKind, Timestamp},
     units::DiskOffset,
@@ -21,7 +21,12 @@ pub async fn refused(lab: &Lab, table: Digest, ztoc: Vec<u8>) -> Error {
     let source = lab.source().await;
     let result = lab
         .store
-        .indexed(&lab.layer.layer, &table, ztoc.into(), &source)
+        .indexed(
+            &lab.layer.layer,
+            &table,
+            TableBytes::of(ztoc.into()),
+            &source,
+        )
         .await;
     let layers = lab.root.path().join("layers");
     assert_eq!(lab.store.list().unwrap(), [], "{:?}", result.err());
@@ -177,7 +182,12 @@ pub async fn assert_honest(lab: &Lab, honest: &Layer) {
     let source = lab.source().await;
     let disk = lab
         .store
-        .indexed(&honest.layer, &honest.table, honest.ztoc.clone(), &source)
+        .indexed(
+            &honest.layer,
+            &honest.table,
+            TableBytes::of(honest.ztoc.clone()),
+            &source,
+        )
         .await
         .unwrap();
     complete(&disk).await;

@@ -17,7 +17,7 @@ use socinbd::{
         local::LocalIndexes,
         promote, push,
     },
-    layer::Store,
+    layer::{Store, TableBytes},
     source::{Access, Destination},
 };
 use tempfile::TempDir;
@@ -96,7 +96,10 @@ async fn assert_reads(image: &Image, reference: &str, index: &SociIndex, layers:
     for (layer, files) in image.layers.iter().zip(layers) {
         let ztoc = index.fetch_ztoc(&layer.digest).await.unwrap();
         let table = index.ztoc(&layer.digest).unwrap();
-        let disk = store.indexed(layer, &table, ztoc, &source).await.unwrap();
+        let disk = store
+            .indexed(layer, &table, TableBytes::of(ztoc), &source)
+            .await
+            .unwrap();
         assert!(disk.span_counts().1 > 10);
         complete(&disk).await;
         assert_holds(disk.path(), files);
