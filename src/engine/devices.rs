@@ -35,7 +35,8 @@ use crate::{
     oci::Digest,
 };
 
-type Key = (Digest, Digest, DeviceKind);
+/// A layer, a table, what answers at first, and whether that may change.
+type Key = (Digest, Digest, DeviceKind, bool);
 
 /// All devices of an engine.
 pub(super) struct Devices {
@@ -202,6 +203,7 @@ impl Devices {
         {
             return Ok(device);
         }
+        let may_move = choice == DeviceChoice::Auto && kind != DeviceKind::Loop && !self.sees_all;
         let place = {
             let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
             known.retain(|_, place| {
@@ -212,7 +214,7 @@ impl Devices {
             });
             Arc::clone(
                 known
-                    .entry((disk.layer().digest, *disk.table(), kind))
+                    .entry((disk.layer().digest, *disk.table(), kind, may_move))
                     .or_default(),
             )
         };
@@ -222,7 +224,6 @@ impl Devices {
         }
         // what comes to pass from here on is followed
         let progress = disk.progress();
-        let may_move = choice == DeviceChoice::Auto && !self.sees_all;
         let (this, disk) = (Arc::clone(self), Arc::clone(disk));
         let made = tokio::task::spawn_blocking(move || {
             let context = format!("making a {kind} device for layer {}", disk.layer().digest);
@@ -246,7 +247,7 @@ impl Devices {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         [DeviceKind::Nbd, DeviceKind::Fuse]
             .into_iter()
-            .filter_map(|kind| known.get(&(disk.layer().digest, *disk.table(), kind)))
+            .filter_map(|kind| known.get(&(disk.layer().digest, *disk.table(), kind, true)))
             .filter_map(|place| place.try_lock().ok()?.upgrade())
             .find(|device| device.kind() == DeviceKind::Loop)
     }
@@ -274,7 +275,7 @@ impl Devices {
             }
         };
         set_read_ahead(&backing, &disk)?;
-        let mapped = match may_move && kind != DeviceKind::Loop && dm::is_available() {
+        let mapped = match may_move && dm::is_available() {
             true => self.map(&disk, &backing),
             false => None,
         };

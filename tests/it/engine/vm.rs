@@ -259,11 +259,26 @@ fn a_device_that_was_asked_for_stays() {
             let (_layout, registry) = served(&host, &[("file", content.clone())]);
             let mountpoint = host.mountpoint("mnt");
             let reference = registry.reference("app");
-            host.attach(&reference, &mountpoint, &["--device", kind]);
+            let asked = host.attach(&reference, &mountpoint, &["--device", kind]);
+            assert_eq!(dm::mapped().unwrap(), []);
+            // one of the same disk that may move is another one
+            let beside = host.mountpoint("beside");
+            let auto = host.attach(&reference, &beside, &[]);
+            let path = |attachment: &Value| attachment["layers"][0]["device_path"].clone();
+            assert_ne!(path(&asked), path(&auto));
             assert!(fs::read(mountpoint.join("file")).unwrap() == content);
             host.wait_complete(&mountpoint);
-            assert_eq!(host.list()[0]["layers"][0]["device"], kind);
-            assert_eq!(dm::mapped().unwrap(), []);
+            let kinds = || -> Vec<(Value, Value)> {
+                let layers = host.list().into_iter().map(|it| it["layers"][0].clone());
+                let mut kinds: Vec<_> = layers
+                    .map(|layer| (layer["device_path"].clone(), layer["device"].clone()))
+                    .collect();
+                kinds.sort_by_key(|(path, _)| *path != asked["layers"][0]["device_path"]);
+                kinds
+            };
+            eventually(|| kinds()[1] == (path(&auto), "loop".into()));
+            assert_eq!(kinds()[0], (path(&asked), kind.into()));
+            host.detach(&beside);
             host.detach(&mountpoint);
             nothing_left(&host);
         }
