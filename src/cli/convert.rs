@@ -216,6 +216,8 @@ struct Converter<'a> {
 impl Converter<'_> {
     async fn places(&self, from: &Reference, to: &Reference) -> Result<(Source, Destination)> {
         let source = Source::open(from, self.access).await?;
+        // a source that is not there leaves no layout behind
+        source.root_manifest().await?;
         Ok((source, Destination::open(to, self.access).await?))
     }
 

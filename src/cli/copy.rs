@@ -39,6 +39,8 @@ impl Copy {
     pub(super) async fn run(self, global: &Global) -> Result<ExitCode> {
         let access = self.access.access()?;
         let source = Source::open(&self.source, &access).await?;
+        // a source that is not there leaves no layout behind
+        source.root_manifest().await?;
         let destination = Destination::open(&self.destination, &access).await?;
         let options = CopyOptions {
             referrers: self.referrers,

@@ -448,7 +448,10 @@ impl Live {
 impl AttachmentStatus {
     /// The status of an attachment that no daemon serves.
     pub fn dead(attachment: Attachment) -> Self {
-        let why = Some("its daemon has died; `socinbd detach` cleans up".to_owned());
+        let why = Some(
+            "its daemon has died: complete layers can be read on, absent data cannot; `socinbd detach` cleans up"
+                .to_owned(),
+        );
         Self {
             attachment,
             state: State::Dead,

@@ -39,7 +39,8 @@ const DM_DEFERRED_REMOVE: u32 = 1 << 17;
 /// The interface's version that all calls here have: Linux 3.13, the first with deferred removal.
 const VERSION: [u32; 3] = [4, 27, 0];
 const SECTOR: u64 = 512;
-const CONTROL: &str = "/dev/mapper/control";
+/// The node through which the driver is talked to.
+pub const CONTROL: &str = "/dev/mapper/control";
 
 /// How long the kernel may take to take a device down. It takes microseconds.
 const GOING: Duration = Duration::from_secs(1);
@@ -307,7 +308,7 @@ pub fn is_available() -> bool {
     control().is_ok()
 }
 
-/// Whether the driver is there, loaded or built in, and this process could open it.
+/// Whether the driver is there, loaded or built in, with its node.
 pub fn is_loaded() -> bool {
     Path::new(CONTROL).exists()
 }

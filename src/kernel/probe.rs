@@ -9,7 +9,7 @@ use std::{
 use rustix::thread::{CapabilitySet, capabilities};
 use serde::{Deserialize, Serialize};
 
-use crate::kernel::nbd;
+use crate::kernel::{dm, nbd};
 
 /// One thing that is there or not.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,6 +80,7 @@ pub fn probe() -> Report {
             user(),
             nbd_offer(&modules),
             loop_offer(&modules),
+            device_mapper_offer(&modules),
             fuse_offer(file_system("fuse")),
             ublk_offer(&modules),
             file_system("ext4"),
@@ -203,6 +204,21 @@ fn loop_offer(modules: &Modules) -> Offer {
     } else {
         modules.offer("loop", "loop", "run a kernel with CONFIG_BLK_DEV_LOOP")
     }
+}
+
+fn device_mapper_offer(modules: &Modules) -> Offer {
+    let name = "device-mapper";
+    if dm::is_loaded() {
+        return Offer::there(name, dm::CONTROL);
+    }
+    let mut offer = modules.offer(name, "dm-mod", "");
+    if !offer.available {
+        offer.advice = Some(
+            "not needed; with it an image that has become complete is read without the daemon (Debian's and Ubuntu's kernels have it)"
+                .into(),
+        );
+    }
+    offer
 }
 
 fn fuse_offer(file_system: Offer) -> Offer {
@@ -433,6 +449,7 @@ mod tests {
             "user",
             "nbd",
             "loop",
+            "device-mapper",
             "fuse",
             "ublk",
             "ext4",

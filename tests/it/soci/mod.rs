@@ -9,6 +9,7 @@ mod image;
 mod interop;
 mod layout;
 pub mod make;
+mod moving;
 mod oras;
 mod pipeline;
 mod registries;
