@@ -1,8 +1,8 @@
 //! socinbd: OCI image layers as read-only block devices, fetched span by span as the kernel reads them.
 //!
 //! Modules stand in levels; one uses only what stands below it (`tests/it/levels.rs` checks this):
-//! 0 `units`, `error`, `buffer` | 1 `oci`, `tar`, `ztoc`, `ext4::format`, `nbd::protocol` | 2 `gzip`, `compact`, `tree`, `ext4`, `soci` |
-//! 3 `source`, `layer` | 4 `nbd`, `kernel` | 5 `engine` | 6 `builder`, `api`, `cli`.
+//! 0 `units`, `error` | 1 `oci`, `tar`, `ztoc`, `ext4::format`, `nbd::protocol` | 2 `gzip`, `compact`, `tree`, `ext4`, `soci` |
+//! 3 `buffer`, `source`, `layer` | 4 `nbd`, `kernel` | 5 `engine` | 6 `builder`, `api`, `cli`.
 //! Levels 0 to 2 are pure: no I/O, no clock, no async. Within a level the order of this table counts. `docs/architecture.md` tells the two flows.
 
 #![warn(missing_docs, unreachable_pub)]
@@ -12,7 +12,6 @@
     clippy::unwrap_used
 )]
 
-mod buffer;
 pub mod error;
 pub mod units;
 
@@ -26,6 +25,7 @@ pub mod gzip;
 pub mod soci;
 pub mod tree;
 
+mod buffer;
 pub mod layer;
 pub mod source;
 
