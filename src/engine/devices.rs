@@ -20,7 +20,7 @@ use super::{
     links::{self, Link, Links},
     metadata::WatchedDisk,
     random_digits, read_ahead,
-    request::{DeviceChoice, DeviceKind},
+    request::{AttachedLayer, DeviceChoice, DeviceKind},
 };
 use crate::{
     error::{Error, Kind, Result, ResultExt},
@@ -116,7 +116,7 @@ impl Device {
     /// Why it is of this kind.
     pub(super) fn why(&self) -> String {
         match self.0.has_moved.load(Ordering::Acquire) {
-            true => format!("the disk has become complete; before that: {}", self.0.why),
+            true => moved(&self.0.why),
             false => self.0.why.clone(),
         }
     }
@@ -405,6 +405,26 @@ impl Served {
         );
         Ok(())
     }
+}
+
+/// The layer as its record has it, with the device as it is found: after its daemon has died, one that had become complete is a loop device.
+pub(super) fn as_found(mut layer: AttachedLayer) -> AttachedLayer {
+    let name = |path: &Path| Some(path.file_name()?.to_str()?.to_owned());
+    let was = layer.backing.as_deref().and_then(name);
+    let below = name(&layer.device_path).map_or_else(Vec::new, |name| dm::below(&name));
+    if was.is_some_and(|was| {
+        below
+            .iter()
+            .any(|now| now.starts_with("loop") && *now != was)
+    }) {
+        layer.device = DeviceKind::Loop;
+        layer.why = moved(&layer.why);
+    }
+    layer
+}
+
+fn moved(why: &str) -> String {
+    format!("the disk has become complete; before that: {why}")
 }
 
 /// Does what the disk's progress asks for whenever that changes, as long as the device is there.

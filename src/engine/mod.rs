@@ -413,12 +413,18 @@ impl Drop for Changing<'_> {
 }
 
 impl Live {
-    fn status(&self) -> AttachmentStatus {
-        let disks = || self.devices.iter().map(|device| device.disk());
+    /// The attachment with its devices as they are now.
+    fn attachment(&self) -> Attachment {
         let mut attachment = self.attachment.clone();
         for (layer, device) in attachment.layers.iter_mut().zip(&self.devices) {
             (layer.device, layer.why) = (device.kind(), device.why());
         }
+        attachment
+    }
+
+    fn status(&self) -> AttachmentStatus {
+        let disks = || self.devices.iter().map(|device| device.disk());
+        let attachment = self.attachment();
         let why = disks().find_map(|disk| {
             disk.degraded()
                 .map(|why| format!("layer {}: {why}", disk.layer().digest))
@@ -453,7 +459,7 @@ impl AttachmentStatus {
                 .to_owned(),
         );
         Self {
-            attachment,
+            attachment: attachment.with_devices_found(),
             state: State::Dead,
             why,
             spans: None,

@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::discovery::{IndexChoice, SociIndex};
+use super::{
+    devices,
+    discovery::{IndexChoice, SociIndex},
+};
 use crate::{
     oci::{Digest, Platform, Process, Reference},
     source::Access,
@@ -140,6 +143,14 @@ pub struct Attachment {
     pub layers: Vec<AttachedLayer>,
     /// What the person should know: a fallback taken, an index that could not be read.
     pub warnings: Vec<String>,
+}
+
+impl Attachment {
+    /// As [`devices::as_found`], for all its layers.
+    pub(super) fn with_devices_found(mut self) -> Self {
+        self.layers = self.layers.into_iter().map(devices::as_found).collect();
+        self
+    }
 }
 
 /// The SOCI index of an attachment.

@@ -72,12 +72,13 @@ impl Engine {
 
 impl Live {
     fn why(&self) -> Explanation {
-        let layers = self.attachment.layers.iter().zip(&self.devices);
+        let attachment = self.attachment();
+        let layers = attachment.layers.iter().zip(&self.devices);
         let layers = layers
             .map(|(layer, device)| LayerExplanation::of(layer.clone(), device.disk()))
             .collect();
         let state = self.status().state;
-        Explanation::new(self.attachment.clone(), state, layers)
+        Explanation::new(attachment, state, layers)
     }
 }
 
@@ -108,6 +109,7 @@ impl Explanation {
 
     /// What its record says of an attachment that no daemon serves.
     pub fn dead(attachment: Attachment) -> Self {
+        let attachment = attachment.with_devices_found();
         let layers = attachment.layers.iter().cloned();
         let layers = layers
             .map(|layer| LayerExplanation {

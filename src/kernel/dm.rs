@@ -5,7 +5,6 @@ use std::{
     fs, io,
     os::fd::OwnedFd,
     path::Path,
-    process::{Command, Stdio},
     sync::{Arc, Once},
     thread,
     time::{Duration, Instant},
@@ -19,7 +18,7 @@ use rustix::{
 
 use crate::{
     error::{Error, Kind, Result, ResultExt},
-    kernel::blockdev,
+    kernel::{blockdev, load_module},
 };
 
 /// `_IOWR(DM_IOCTL, number, struct dm_ioctl)`
@@ -273,6 +272,16 @@ fn entries() -> Result<Vec<(String, Option<Mapped>)>> {
         .collect())
 }
 
+/// The kernel's names of the devices that this one of the mapper's (`dm-N`) goes on to now; none where it is not there.
+pub fn below(name: &str) -> Vec<String> {
+    let slaves = fs::read_dir(Path::new("/sys/block").join(name).join("slaves"));
+    slaves
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .collect()
+}
+
 /// Waits for the devices that are being taken down: a thread of the kernel's does that when their last user goes, and what they stood on is
 /// free at the end of it.
 pub fn settle() -> Result<()> {
@@ -296,13 +305,7 @@ pub fn is_available() -> bool {
     static LOADING: Once = Once::new();
     LOADING.call_once(|| {
         if control().is_err() {
-            // whether it worked shows in the driver being there
-            let _ = Command::new("modprobe")
-                .args(["-q", "dm-mod"])
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .status();
+            load_module("dm-mod");
         }
     });
     control().is_ok()

@@ -6,8 +6,7 @@ use std::{
         unix::net::UnixStream,
     },
     path::Path,
-    process::{Command, Stdio},
-    sync::Arc,
+    sync::{Arc, Once},
     time::Duration,
 };
 
@@ -16,7 +15,7 @@ use rustix::io::Errno;
 use crate::{
     error::{Error, Kind, Result, ResultExt},
     kernel::{
-        blockdev,
+        blockdev, load_module,
         netlink::{self, Attributes, Family, Message, Socket},
     },
 };
@@ -293,7 +292,7 @@ pub fn is_loaded() -> Result<bool> {
     Ok(Socket::open()?.family("nbd")?.is_some())
 }
 
-/// Whether the driver is there or can be loaded.
+/// Whether the driver is there or can be loaded, which is tried once in a process.
 pub fn is_available() -> bool {
     open_loading().is_ok()
 }
@@ -309,15 +308,11 @@ fn open() -> Result<(Socket, Family)> {
     Ok((socket, family))
 }
 
+/// As [`open`]; where the driver is not there it is asked for, once in a process.
 fn open_loading() -> Result<(Socket, Family)> {
+    static LOADING: Once = Once::new();
     if !is_loaded()? {
-        // whether it worked shows in the driver being there
-        let _ = Command::new("modprobe")
-            .args(["-q", "nbd"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status();
+        LOADING.call_once(|| load_module("nbd"));
     }
     open()
 }

@@ -163,14 +163,24 @@ fn has_moved(host: &Host, mountpoint: &Path, kind: &str) {
     host.wait_complete(mountpoint);
     let layers = || host.list()[0]["layers"].as_array().unwrap().clone();
     eventually(|| layers().iter().all(|layer| layer["device"] == "loop"));
-    for layer in layers() {
-        let device = layer["device_path"].as_str().unwrap();
-        assert!(device.starts_with("/dev/dm-"), "{layer}");
-        let why = layer["why"].as_str().unwrap();
-        assert!(why.starts_with("the disk has become complete"), "{layer}");
-        assert!(why.contains(kind), "{layer}");
-    }
+    are_said_to_have_moved(host, mountpoint, kind);
     assert_eq!(nbd::connected().unwrap(), []);
+}
+
+/// What `list` and `why` say, whether a daemon lives or not.
+fn are_said_to_have_moved(host: &Host, mountpoint: &Path, kind: &str) {
+    let why = host.run(&["--json", "why", mountpoint.to_str().unwrap()]);
+    let why: Value = serde_json::from_str(&why).unwrap();
+    for said in [&host.list()[0], &why[0]] {
+        for layer in said["layers"].as_array().unwrap() {
+            let device = layer["device_path"].as_str().unwrap();
+            assert!(device.starts_with("/dev/dm-"), "{layer}");
+            assert_eq!(layer["device"], "loop", "{layer}");
+            let why = layer["why"].as_str().unwrap();
+            assert!(why.starts_with("the disk has become complete"), "{layer}");
+            assert!(why.contains(kind), "{layer}");
+        }
+    }
 }
 
 #[test]
@@ -217,6 +227,7 @@ fn a_complete_image_is_read_without_its_daemon() {
 
         host.kill_daemon();
         assert_eq!(host.list()[0]["state"], "dead");
+        are_said_to_have_moved(&host, &mountpoint, "nbd");
         check();
         // another daemon takes nothing away from it, and serves the same layers beside it
         let other = host.mountpoint("other");
