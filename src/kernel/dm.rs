@@ -225,9 +225,12 @@ impl Drop for MappedDevice {
 
 /// Puts the table that was loaded last into effect: waits for the reads of the old one, without freezing the file system.
 fn resume(control: &OwnedFd, name: &str) -> Result<(), Errno> {
-    let argument = Argument::new(name, DM_SKIP_LOCKFS_FLAG);
-    let mut argument = argument.map_err(|_| Errno::INVAL)?;
-    argument.call::<DM_DEV_SUSPEND>(control)
+    let argument = Argument::new(name, DM_SKIP_LOCKFS_FLAG).map_err(|_| Errno::INVAL)?;
+    // a signal ends the wait, and the table is kept for the next try
+    rustix::io::retry_on_intr(|| {
+        let mut argument = argument;
+        argument.call::<DM_DEV_SUSPEND>(control)
+    })
 }
 
 /// Removes a device now, or when its last user goes.
