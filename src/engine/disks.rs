@@ -214,11 +214,7 @@ impl Disks {
         source: &Source,
         compact: &CompactIndex,
     ) -> Result<Arc<Disk>> {
-        let fetch = compact.fetch_table(part);
-        let table = match compact.source.is_here() {
-            true => TableBytes::here(fetch),
-            false => TableBytes::elsewhere(fetch),
-        };
+        let table = TableBytes::new(compact.fetch_table(part), compact.source.is_here());
         self.store
             .compact(layer, part, table, &compact.source, source)
             .await
@@ -231,11 +227,7 @@ impl Disks {
         source: &Source,
         index: &SociIndex,
     ) -> Result<Arc<Disk>> {
-        let fetch = index.fetch_ztoc(&layer.digest);
-        let ztoc = match index.place().is_here() {
-            true => TableBytes::here(fetch),
-            false => TableBytes::elsewhere(fetch),
-        };
+        let ztoc = TableBytes::new(index.fetch_ztoc(&layer.digest), index.place().is_here());
         self.store.indexed(layer, table, ztoc, source).await
     }
 }

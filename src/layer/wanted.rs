@@ -18,27 +18,17 @@ pub struct TableBytes<F> {
 }
 
 impl<F: Future<Output = Result<Bytes>>> TableBytes<F> {
-    /// They are on this host: they are read when it is their layer's turn, so that few are in memory at a time.
-    pub fn here(read: F) -> Self {
-        Self {
-            fetch: read,
-            is_here: true,
-        }
-    }
-
-    /// They are not: they are fetched at once, beside those of other layers.
-    pub fn elsewhere(fetch: F) -> Self {
-        Self {
-            fetch,
-            is_here: false,
-        }
+    /// Those that `fetch` gives. If they are on this host (`is_here`), they are read when it is their layer's turn, so that few are in
+    /// memory at a time; else they are fetched at once, beside those of other layers.
+    pub fn new(fetch: F, is_here: bool) -> Self {
+        Self { fetch, is_here }
     }
 }
 
 impl TableBytes<std::future::Ready<Result<Bytes>>> {
     /// These.
     pub fn of(bytes: Bytes) -> Self {
-        Self::here(std::future::ready(Ok(bytes)))
+        Self::new(std::future::ready(Ok(bytes)), true)
     }
 }
 

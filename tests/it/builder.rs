@@ -17,7 +17,7 @@ use socinbd::{
 
 use crate::{
     soci::make::{GZIP_LAYER, INDEX, MANIFEST, MadeLayout},
-    support::{docker_registry::DockerRegistry, registry::Registry, tars::Layer},
+    support::{docker_registry::DockerRegistry, registry::Registry, succeeds, tars::Layer},
 };
 
 const SECRET: &str = "let me in";
@@ -328,16 +328,11 @@ async fn twenty_images_through_a_kill_and_a_real_registry_s_notifications() {
             drop(builder.take()); // killed with events on their way and images in the queue
             builder = Some(Builder::start(&registry.host, port, folder.path(), &[]));
         }
-        let output = Command::new("skopeo")
-            .args(["--insecure-policy", "copy", "-q", "--dest-tls-verify=false"])
-            .arg(layout.reference(&tag))
-            .arg(format!("docker://{}/team/app:{tag}", registry.host))
-            .output()
-            .expect("this test needs skopeo (apt-get install skopeo)");
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
+        succeeds(
+            Command::new("skopeo")
+                .args(["--insecure-policy", "copy", "-q", "--dest-tls-verify=false"])
+                .arg(layout.reference(&tag))
+                .arg(format!("docker://{}/team/app:{tag}", registry.host)),
         );
     }
     let source = open(&registry.host, "team/app:v1").await;

@@ -13,6 +13,7 @@ use super::{
 use crate::support::{
     compare::{Options, assert_same},
     registry::Registry,
+    succeeds,
 };
 
 /// An image that is indexed, served, and attached on a host of its own.
@@ -157,16 +158,11 @@ fn as_umoci() -> Options {
 
 fn umoci(image: &RealImage, host: &Host) -> std::path::PathBuf {
     let bundle = host.mountpoint("umoci").join("bundle");
-    let output = Command::new("umoci")
-        .args(["--log=error", "unpack", "--image"])
-        .arg(format!("{}:latest", image.path().display()))
-        .arg(&bundle)
-        .output()
-        .expect("this test needs umoci");
-    assert!(
-        output.status.success(),
-        "umoci: {}",
-        String::from_utf8_lossy(&output.stderr)
+    succeeds(
+        Command::new("umoci")
+            .args(["--log=error", "unpack", "--image"])
+            .arg(format!("{}:latest", image.path().display()))
+            .arg(&bundle),
     );
     bundle.join("rootfs")
 }

@@ -13,18 +13,15 @@ use std::{
     process::Command,
 };
 
+use crate::support::succeeds;
+
 /// Makes an ext4 image from a directory, as a layer's disk is: 4 KiB blocks, no journal.
 pub(crate) fn ext4_image(from: &Path, image: &Path) -> PathBuf {
-    let output = Command::new("mke2fs")
-        .args(["-q", "-t", "ext4", "-b", "4096", "-O", "^has_journal", "-d"])
-        .args([from, image])
-        .arg("8M")
-        .output()
-        .expect("mke2fs: install the package e2fsprogs");
-    assert!(
-        output.status.success(),
-        "mke2fs: {}",
-        String::from_utf8_lossy(&output.stderr)
+    succeeds(
+        Command::new("mke2fs")
+            .args(["-q", "-t", "ext4", "-b", "4096", "-O", "^has_journal", "-d"])
+            .args([from, image])
+            .arg("8M"),
     );
     image.to_owned()
 }

@@ -13,6 +13,7 @@ use crate::{
         docker_registry::DockerRegistry,
         noise,
         registry::{Fault, Kind, On, Referrers, Registry, Times},
+        succeeds,
     },
 };
 
@@ -143,19 +144,14 @@ fn what_skopeo_copied_is_lazy_or_is_told() {
     )
     .unwrap();
     let skopeo = |arguments: &[&str]| {
-        let output = std::process::Command::new("skopeo")
-            .arg("--policy")
-            .arg(&policy)
-            .arg("copy")
-            .args(["--src-tls-verify=false", "--dest-tls-verify=false"])
-            .args(arguments)
-            .args([format!("docker://{image}"), format!("docker://{copied}")])
-            .output()
-            .expect("this test needs skopeo (apt-get install skopeo)");
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
+        succeeds(
+            std::process::Command::new("skopeo")
+                .arg("--policy")
+                .arg(&policy)
+                .arg("copy")
+                .args(["--src-tls-verify=false", "--dest-tls-verify=false"])
+                .args(arguments)
+                .args([format!("docker://{image}"), format!("docker://{copied}")]),
         );
     };
     skopeo(&["--all"]);

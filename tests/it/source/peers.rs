@@ -7,7 +7,7 @@ use serde_json::json;
 use socinbd::error::Kind;
 
 use super::*;
-use crate::support::{docker_registry::DockerRegistry, registry::MANIFEST};
+use crate::support::{docker_registry::DockerRegistry, registry::MANIFEST, succeeds};
 
 const LAYER: usize = 9 << 20;
 
@@ -72,24 +72,14 @@ fn skopeo(folder: &std::path::Path, from: &str, to: &str) {
         r#"{"default":[{"type":"insecureAcceptAnything"}]}"#,
     )
     .expect("write");
-    let output = Command::new("skopeo")
-        .arg("--policy")
-        .arg(&policy)
-        .args([
-            "copy",
-            "--preserve-digests",
-            "--src-tls-verify=false",
-            "--dest-tls-verify=false",
-            from,
-            to,
-        ])
-        .output()
-        .expect("this test needs skopeo (apt-get install skopeo)");
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    succeeds(Command::new("skopeo").arg("--policy").arg(&policy).args([
+        "copy",
+        "--preserve-digests",
+        "--src-tls-verify=false",
+        "--dest-tls-verify=false",
+        from,
+        to,
+    ]));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,6 +9,18 @@ pub mod vm;
 pub mod zot;
 pub mod ztocs;
 
+/// Runs another project's program, which must be there and succeed.
+pub fn succeeds(command: &mut std::process::Command) {
+    let output = command
+        .output()
+        .unwrap_or_else(|error| panic!("{command:?}: {error} (scripts/setup test installs it)"));
+    assert!(
+        output.status.success(),
+        "{command:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
 /// Bytes that do not compress, the same at each run and others for another seed.
 pub fn seeded_noise(length: usize, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
