@@ -99,7 +99,43 @@ pub fn report(error: &(dyn std::error::Error + 'static)) -> String {
         }
         next = error.source();
     }
+    if let Some(advice) = advice(&text) {
+        text.push_str(" (");
+        text.push_str(advice);
+        text.push(')');
+    }
     text
+}
+
+/// Errors that a limit of the process or of the machine makes, as [`std::io::Error`] ends their text, and what the person can do. They are
+/// known by their text: many libraries hand on no more of what was underneath.
+const LIMITS: [(&str, &str); 5] = [
+    (
+        "(os error 24)",
+        "the limit of open files is used up: raise LimitNOFILE= of the service, or `ulimit -n` of the shell that starts the process",
+    ),
+    (
+        "(os error 23)",
+        "the machine's limit of open files is used up: raise the sysctl fs.file-max",
+    ),
+    (
+        "(os error 27)",
+        "a limit forbids files of this size: raise LimitFSIZE= of the service, or `ulimit -f` of the shell that starts the process",
+    ),
+    (
+        "(os error 28)",
+        "the file system is full: remove what is not needed there, or make it larger",
+    ),
+    (
+        "(os error 122)",
+        "the disk quota is used up: remove what is not needed, or raise the quota",
+    ),
+];
+
+/// What to do about an error of this text. One that has the advice already gets none.
+fn advice(text: &str) -> Option<&'static str> {
+    let (_, advice) = LIMITS.iter().find(|(mark, _)| text.contains(mark))?;
+    (!text.contains(advice)).then_some(advice)
 }
 
 impl fmt::Display for Error {
@@ -133,5 +169,41 @@ impl<T, E: Into<Box<dyn std::error::Error + Send + Sync>>> ResultExt<T>
 {
     fn or_kind(self, kind: Kind, context: impl FnOnce() -> String) -> Result<T> {
         self.map_err(|source| Error::with_source(kind, context(), source))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn limits_are_named_once_with_what_to_do() {
+        for (code, words) in [
+            (24, "ulimit -n"),
+            (23, "fs.file-max"),
+            (27, "ulimit -f"),
+            (28, "full"),
+        ] {
+            let error =
+                Error::with_source(Kind::Io, "opening it", io::Error::from_raw_os_error(code));
+            assert_eq!(
+                error.report().matches(words).count(),
+                1,
+                "{}",
+                error.report()
+            );
+            // handed on as text
+            let again = Error::new(Kind::Io, error.report()).context("attaching");
+            assert_eq!(
+                again.report().matches(words).count(),
+                1,
+                "{}",
+                again.report()
+            );
+        }
+        let other = Error::with_source(Kind::Io, "x", io::Error::from_raw_os_error(2));
+        assert!(!other.report().contains("ulimit"), "{}", other.report());
     }
 }

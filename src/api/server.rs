@@ -29,13 +29,16 @@ use tokio::{
 use super::{AttachLine, DaemonInfo, Failure, control_socket, mounts_socket, status_of};
 use crate::{
     engine::{AttachRequest, Attached, Engine},
-    error::{Error, Kind, Result, ResultExt},
+    error::{Error, Kind, Result, ResultExt, report},
 };
 
 /// Bytes of a request's body, at most.
 const BODY_LIMIT: usize = 1 << 20;
 /// How long an attachment waits for its caller to fetch the mount and to say `mounted`.
 const MOUNT_TIME: Duration = Duration::from_secs(60);
+
+/// How long it is waited when no connection can be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 type Body = BoxBody<Bytes, Infallible>;
 
@@ -74,12 +77,11 @@ impl Server {
     }
 
     /// Answers until it is dropped.
-    pub async fn run(self: Arc<Self>) -> Result<Infallible> {
+    pub async fn run(self: Arc<Self>) -> Infallible {
         loop {
             let server = Arc::clone(&self);
             tokio::select! {
-                accepted = self.control.accept() => {
-                    let stream = accept(accepted).await?;
+                stream = accept(&self.control) => {
                     tokio::spawn(async move {
                         let service = service_fn(move |request| Arc::clone(&server).answer(request));
                         let mut http = http1::Builder::new();
@@ -89,8 +91,7 @@ impl Server {
                         }
                     });
                 }
-                accepted = self.mounts.accept() => {
-                    let stream = accept(accepted).await?;
+                stream = accept(&self.mounts) => {
                     tokio::spawn(async move {
                         if let Err(error) = server.hand_out(stream).await {
                             tracing::warn!(error = error.report(), "a mount was not handed out");
@@ -292,15 +293,16 @@ fn bind(path: &Path) -> Result<UnixListener> {
     bind().or_kind(Kind::Io, || format!("listening on {}", path.display()))
 }
 
-/// An accepted stream; waits a moment when there is no descriptor left for one.
-async fn accept(
-    accepted: std::io::Result<(UnixStream, tokio::net::unix::SocketAddr)>,
-) -> Result<UnixStream> {
-    match accepted {
-        Ok((stream, _)) => Ok(stream),
-        Err(error) => {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            Err(error).or_kind(Kind::Io, || "accepting a connection".into())
+/// The next connection. What `accept` fails with passes: no descriptor or no memory is free, or the client is gone again. It must not end
+/// the daemon, which holds the devices of running containers; clients wait meanwhile.
+async fn accept(listener: &UnixListener) -> UnixStream {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => return stream,
+            Err(error) => {
+                tracing::warn!("accepting a connection: {}", report(&error));
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
         }
     }
 }

@@ -114,7 +114,7 @@ impl Service {
                     });
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "accepting a connection");
+                    tracing::warn!("accepting a connection: {}", report(&error));
                     sleep(Duration::from_millis(100)).await; // mostly no descriptor is free
                 }
             }

@@ -21,7 +21,7 @@ use crate::{
     },
     engine::{AttachRequest, Attachment, DeviceChoice, Engine},
     error::{Error, Kind, Result, ResultExt},
-    kernel,
+    kernel, open_files,
 };
 
 /// How often a foreground attachment whose mount is gone looks whether it is still in use.
@@ -163,6 +163,7 @@ async fn foreground(
     request: AttachRequest,
     mountpoint: PathBuf,
 ) -> Result<ExitCode> {
+    open_files::raise();
     let engine = Engine::open(&absolute(&global.root)?, &absolute(&global.run_dir)?).await?;
     let engine = Arc::new(engine);
     // `list` and `detach` find it
@@ -191,9 +192,7 @@ async fn foreground(
             signal?;
             engine.detach_at(&mountpoint).await?;
         }
-        ended = answering => {
-            ended.or_kind(Kind::Io, || "the sockets".into())??;
-        }
+        ended = answering => match ended.or_kind(Kind::Io, || "the sockets".into())? {},
         gone = unmounted(&engine, &mountpoint, &id) => gone?,
     }
     Ok(ExitCode::SUCCESS)

@@ -20,6 +20,7 @@ use crate::{
     },
     engine::{convert::ConvertOptions, local::LocalIndexes},
     error::{Error, Kind, Result, ResultExt},
+    open_files,
     soci::index::Version,
 };
 
@@ -92,6 +93,7 @@ enum IndexVersion {
 
 impl Builder {
     pub(super) async fn run(self, global: &Global) -> Result<ExitCode> {
+        open_files::raise();
         let rules = self.rules()?;
         let secret = self.secret()?;
         let root = absolute(&global.root)?;

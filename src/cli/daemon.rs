@@ -10,6 +10,7 @@ use crate::{
     api::server::Server,
     engine::Engine,
     error::{Kind, Result, ResultExt},
+    open_files,
 };
 
 /// Hold the devices of attached images
@@ -23,6 +24,7 @@ pub(super) struct Daemon {}
 impl Daemon {
     pub(super) async fn run(self, global: &Global) -> Result<ExitCode> {
         require_root("the daemon")?;
+        open_files::raise();
         let engine = std::sync::Arc::new(
             Engine::open(&absolute(&global.root)?, &absolute(&global.run_dir)?).await?,
         );
@@ -31,9 +33,7 @@ impl Daemon {
         let answering = tokio::spawn(server.run());
         tokio::select! {
             signal = stop_signal() => signal?,
-            ended = answering => {
-                ended.or_kind(Kind::Io, || "the daemon's sockets".into())??;
-            }
+            ended = answering => match ended.or_kind(Kind::Io, || "the daemon's sockets".into())? {},
         }
         engine.detach_all().await;
         Ok(ExitCode::SUCCESS)

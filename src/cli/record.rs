@@ -22,6 +22,7 @@ use crate::{
     error::{Error, Kind, Result, ResultExt},
     layer,
     oci::Reference,
+    open_files,
     soci::index::DEFAULT_SPAN_SIZE,
     source::{Destination, Source},
 };
@@ -59,6 +60,7 @@ pub(super) struct Record {
 impl Record {
     pub(super) async fn run(self, global: &Global) -> Result<ExitCode> {
         require_root("record")?;
+        open_files::raise();
         let root = absolute(&global.root)?;
         let local = LocalIndexes::open(&root)?;
         let access = self.image.access.access()?;

@@ -17,7 +17,7 @@ use crate::{
     engine::{Disks, disks::OpenedLayer},
     error::{Error, Kind, Result, ResultExt},
     layer::ServedDisk,
-    nbd,
+    nbd, open_files,
 };
 
 /// Export an image's layers over NBD
@@ -62,6 +62,7 @@ impl Serve {
                 ),
             ));
         }
+        open_files::raise();
         let disks = Disks::open(&absolute(&global.root)?)?;
         let progress = Progress::new(global.json);
         let opened = disks
@@ -133,6 +134,7 @@ impl Serve {
             .kill_on_drop(true)
             .spawn()
             .or_kind(Kind::Io, || format!("starting {command:?}"))?;
+        open_files::give_back_to(child.id());
         let status = tokio::select! {
             status = child.wait() => status.or_kind(Kind::Io, || format!("waiting for {command:?}"))?,
             signal = stop_signal() => {

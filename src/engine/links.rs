@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     os::fd::OwnedFd,
-    sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
+    sync::{Arc, Mutex, PoisonError, Weak},
     thread,
     time::Duration,
 };
@@ -33,12 +33,15 @@ pub(super) const MAX_REQUEST_KB: u64 = 1024;
 
 /// How often the watching thread looks whether it is still needed.
 const WATCH_TURN: Duration = Duration::from_secs(5);
+/// How soon it tries again to replace a connection.
+const RETRY_TURN: Duration = Duration::from_secs(1);
 
 /// The nbd devices of an engine, and the thread that gives a device new connections when the kernel has dropped its old ones.
 #[derive(Default)]
 pub(super) struct Links {
     by_index: Mutex<HashMap<u32, Weak<Link>>>,
-    watching: OnceLock<()>,
+    /// Whether the thread runs.
+    watching: Mutex<bool>,
 }
 
 /// A connected nbd device.
@@ -83,36 +86,39 @@ impl Links {
 
     /// Starts the watching thread, once. It ends with the process.
     fn watch(self: &Arc<Self>) -> Result<()> {
-        if self.watching.get().is_some() {
+        let mut is_watching = self.watching.lock().unwrap_or_else(PoisonError::into_inner);
+        if *is_watching {
             return Ok(());
         }
         let mut dead = DeadLinks::watch()?;
-        if self.watching.set(()).is_err() {
-            return Ok(());
-        }
         let links = Arc::downgrade(self);
         let watch = move || {
+            let mut left = Vec::new();
             while let Some(links) = links.upgrade() {
-                match dead.next(Some(WATCH_TURN)) {
-                    Ok(events) => links.mend(&events),
-                    Err(error) => {
-                        tracing::error!(
-                            "nbd's connections are not watched any more: {}",
-                            error.report()
-                        );
-                        return;
-                    }
-                }
+                // what could not be replaced, for want of a descriptor perhaps, is tried again
+                let turn = if left.is_empty() {
+                    WATCH_TURN
+                } else {
+                    RETRY_TURN
+                };
+                let events = dead.next(Some(turn)).unwrap_or_else(|error| {
+                    tracing::error!("watching nbd's connections: {}", error.report());
+                    thread::sleep(RETRY_TURN);
+                    Vec::new()
+                });
+                left = links.mend(&events, &left);
             }
         };
         let started = thread::Builder::new().name("nbd-links".into()).spawn(watch);
-        started
-            .map(drop)
-            .or_kind(Kind::Io, || "starting the thread that watches nbd".into())
+        started.or_kind(Kind::Io, || "starting the thread that watches nbd".into())?;
+        *is_watching = true;
+        Ok(())
     }
 
-    fn mend(&self, events: &[LinkEvent]) {
-        let mut dead: Vec<u32> = Vec::new();
+    /// Replaces the connections of these events, and those that are left from before; gives the devices whose connections could not be.
+    fn mend(&self, events: &[LinkEvent], left: &[u32]) -> Vec<u32> {
+        let mut dead = left.to_vec();
+        let mut failed = Vec::new();
         for event in events {
             match event {
                 LinkEvent::Dead(index) => dead.push(*index),
@@ -136,10 +142,12 @@ impl Links {
                             "replacing an nbd connection: {}",
                             error.report()
                         );
+                        failed.push(index);
                     }
                 }
             }
         }
+        failed
     }
 
     fn known(&self) -> std::sync::MutexGuard<'_, HashMap<u32, Weak<Link>>> {

@@ -320,14 +320,8 @@ pub fn is_loaded() -> bool {
 }
 
 fn control() -> Result<OwnedFd> {
-    openat(CWD, CONTROL, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(|errno| {
-        let kind = match errno {
-            Errno::PERM | Errno::ACCESS => Kind::Unauthorized,
-            _ => Kind::Unsupported,
-        };
-        let what = format!("opening {CONTROL} (is the device mapper loaded? `modprobe dm-mod`)");
-        Error::with_source(kind, what, errno)
-    })
+    openat(CWD, CONTROL, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|errno| super::driver_error(CONTROL, "dm-mod", errno))
 }
 
 fn failed(what: &str, name: &str, errno: Errno) -> Error {

@@ -157,9 +157,7 @@ pub fn attach(file: BorrowedFd<'_>, options: &LoopOptions) -> Result<LoopDevice>
         OFlags::RDWR | OFlags::CLOEXEC,
         Mode::empty(),
     )
-    .or_kind(Kind::Kernel, || {
-        "opening /dev/loop-control (is the kernel's loop driver loaded? `modprobe loop`)".into()
-    })?;
+    .map_err(|errno| super::driver_error("/dev/loop-control", "loop", errno))?;
     let config = config(file, options)?;
     // the kernel gives all who ask the same number until one of them has taken it
     static TAKING: Mutex<()> = Mutex::new(());
@@ -197,9 +195,13 @@ pub fn attach(file: BorrowedFd<'_>, options: &LoopOptions) -> Result<LoopDevice>
             }
             Err(Errno::BUSY) => continue,
             Err(errno) => {
+                let why = match errno {
+                    Errno::INVAL | Errno::NOTTY => " (it needs Linux 5.8 or newer)",
+                    _ => "",
+                };
                 return Err(Error::with_source(
                     Kind::Kernel,
-                    format!("LOOP_CONFIGURE of {name} (it needs Linux 5.8 or newer)"),
+                    format!("LOOP_CONFIGURE of {name}{why}"),
                     errno,
                 ));
             }

@@ -30,6 +30,25 @@ pub mod user;
 
 use std::process::{Command, Stdio};
 
+use rustix::io::Errno;
+
+use crate::error::{Error, Kind};
+
+/// Why the node of a driver could not be opened. That the driver is missing is said only of errors that mean so.
+fn driver_error(node: &str, module: &str, errno: Errno) -> Error {
+    let (kind, why) = match errno {
+        Errno::NOENT | Errno::NODEV | Errno::NXIO => (
+            Kind::Unsupported,
+            format!(
+                " (the kernel has no {module}, or this container has no such node: `modprobe {module}`)"
+            ),
+        ),
+        Errno::PERM | Errno::ACCESS => (Kind::Unauthorized, String::new()),
+        _ => (Kind::Kernel, String::new()),
+    };
+    Error::with_source(kind, format!("opening {node}{why}"), errno)
+}
+
 /// Asks for a module of the kernel. Whether it worked shows in what the module brings being there.
 fn load_module(name: &str) {
     let _ = Command::new("modprobe")

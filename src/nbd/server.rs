@@ -26,7 +26,7 @@ use super::{
     export::Exports,
     stream::Stream,
 };
-use crate::error::{Error, Kind, Result, ResultExt};
+use crate::error::{Error, Kind, Result, ResultExt, report};
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 128;
@@ -299,7 +299,7 @@ impl Shared {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => {
                     // out of descriptors or memory: the client stays in the backlog, and this must not spin
-                    tracing::warn!(%error, "cannot accept an nbd connection");
+                    tracing::warn!("cannot accept an nbd connection: {}", report(&error));
                     thread::sleep(Duration::from_millis(100));
                 }
             }
@@ -313,8 +313,13 @@ impl Shared {
                 tracing::debug!(limit = self.limits.connections, "too many nbd connections");
                 return;
             }
-            let Ok(second) = stream.try_clone() else {
-                return; // out of descriptors: the client sees its connection closed
+            let second = match stream.try_clone() {
+                Ok(second) => second,
+                Err(error) => {
+                    // the client sees its connection closed
+                    tracing::warn!("an nbd connection is closed: {}", report(&error));
+                    return;
+                }
             };
             connections.next += 1;
             let id = connections.next;

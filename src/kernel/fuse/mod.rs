@@ -17,10 +17,11 @@ use std::{
 };
 
 use rustix::{
-    event::{EventfdFlags, epoll, eventfd},
+    event::{EventfdFlags, PollFd, PollFlags, epoll, eventfd, poll},
     fs::{CWD, Mode, OFlags, openat},
     io::Errno,
     mount::MountAttrFlags,
+    time::Timespec,
 };
 use tokio::runtime::Handle;
 use zerocopy::{FromBytes, IntoBytes};
@@ -51,6 +52,11 @@ const MAX_WRITE: u32 = 4096;
 /// The kernel asks for 8 KiB at least (FUSE_MIN_READ_BUFFER), and room for a write.
 const REQUEST_BUFFER: usize = 16 << 10;
 const BLOCK: u32 = 4096;
+/// How long it is waited when a request cannot be read.
+const READ_PAUSE: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 100_000_000,
+};
 /// A regular file that root can read.
 const MODE: u32 = 0o100_400;
 
@@ -103,9 +109,7 @@ pub fn serve(disk: Arc<dyn ServedDisk>, name: &str, runtime: &Handle) -> Result<
         OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK,
         Mode::empty(),
     )
-    .or_kind(Kind::Unsupported, || {
-        "opening /dev/fuse (is the kernel's FUSE there? `modprobe fuse`)".into()
-    })?;
+    .map_err(|errno| super::driver_error("/dev/fuse", "fuse", errno))?;
     let context = FsContext::open("fuse")?;
     context.string("source", name)?;
     context.string("fd", device.as_raw_fd().to_string())?;
@@ -206,9 +210,12 @@ impl Worker {
                 Err(Errno::INTR | Errno::NOENT) => {}
                 // the last user is gone, or the kernel has ended the file system before it
                 Err(Errno::NODEV | Errno::CONNABORTED) => return end_all(&self.stop),
+                // a shortage of memory, say; without this thread the file's readers would wait for ever
                 Err(errno) => {
                     tracing::error!("reading a FUSE request: {errno}");
-                    return;
+                    if self.ends_within(READ_PAUSE) {
+                        return;
+                    }
                 }
             }
         }
@@ -222,6 +229,12 @@ impl Worker {
             Ok(_) => true,
             Err(errno) => errno == Errno::INTR,
         }
+    }
+
+    /// Waits, unless the threads are to end meanwhile.
+    fn ends_within(&self, pause: Timespec) -> bool {
+        let mut stop = [PollFd::new(&self.stop, PollFlags::IN)];
+        poll(&mut stop, Some(&pause)).is_ok_and(|ready| ready > 0)
     }
 
     fn handle(&self, header: InHeader, body: &[u8]) {

@@ -31,6 +31,7 @@ use crate::{
         scratch::{self, Scratch},
         user::Credentials,
     },
+    open_files,
 };
 
 /// Where programs are looked for when the image does not say.
@@ -247,7 +248,10 @@ fn start(spec: ContainerSpec) -> Result<(std::process::Child, OwnedFd, Scratch)>
     // SAFETY: the closure runs between fork and exec. It makes system calls, allocates (glibc's fork keeps its allocator usable) and
     // touches no lock that another thread may have held: no logging, no standard streams.
     unsafe {
-        command.pre_exec(move || init::become_container(&user, &report));
+        command.pre_exec(move || {
+            open_files::give_back(None);
+            init::become_container(&user, &report)
+        });
     }
     let child = command.spawn().map_err(|error| {
         let (kind, what) = match progress.reached() {

@@ -15,6 +15,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use crate::{
     error::{Error, Kind, Result, ResultExt as _},
     oci::reference::DOCKER_HUB,
+    open_files,
     source::Access,
 };
 
@@ -282,6 +283,8 @@ async fn run_helper(name: &str, server: &str, access: &Access) -> Result<Option<
         }
         child => child.or_kind(Kind::Io, failed)?,
     };
+    // it waits for its input until then
+    open_files::give_back_to(child.id());
     if let Some(mut stdin) = child.stdin.take() {
         // a helper that does not read says so by its status
         let _ = stdin.write_all(server.as_bytes()).await;

@@ -9,6 +9,7 @@ mod lazy;
 mod lifecycle;
 mod real;
 mod record;
+mod shortage;
 mod stacking;
 mod vm;
 
@@ -59,6 +60,18 @@ impl Host {
             .args(arguments)
             .env("DOCKER_CONFIG", self.folder.path());
         command
+    }
+
+    /// The program with this host's folders, and with limits: the options of prlimit(1).
+    pub fn limited(&self, limits: &[&str], arguments: &[&str]) -> Command {
+        let command = self.command(arguments);
+        let mut limited = Command::new("prlimit");
+        limited
+            .args(limits)
+            .arg(command.get_program())
+            .args(command.get_args());
+        limited.env("DOCKER_CONFIG", self.folder.path());
+        limited
     }
 
     /// Runs the program, whatever its status.
@@ -159,7 +172,7 @@ impl Host {
         }
     }
 
-    fn log(&self) -> String {
+    pub fn log(&self) -> String {
         fs::read_to_string(self.run_dir().join("daemon.log")).unwrap_or_default()
     }
 

@@ -1,0 +1,138 @@
+//! What the daemon does when something runs short: descriptors, the size of files, room in the run directory.
+
+use std::{
+    fs,
+    os::unix::{fs::PermissionsExt as _, net::UnixStream},
+    path::Path,
+};
+
+use serde_json::json;
+
+use super::{
+    Host,
+    lifecycle::{indexed, one_file, one_file_host},
+};
+use crate::support::{
+    registry::{Auth, Registry},
+    succeeds,
+    tars::Layer,
+    wait,
+};
+
+/// The soft and the hard limit of a process, as /proc lists them.
+fn limits_of(pid: u32, name: &str) -> (String, String) {
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+    let row = limits.lines().find_map(|line| line.strip_prefix(name));
+    let mut words = row.unwrap().split_whitespace().map(str::to_owned);
+    (words.next().unwrap(), words.next().unwrap())
+}
+
+#[test]
+fn a_daemon_without_a_free_descriptor_lives_on() {
+    let (host, layout, mountpoint) = one_file_host();
+    let arguments = [
+        "attach",
+        &layout.reference(""),
+        mountpoint.to_str().unwrap(),
+    ];
+    succeeds(&mut host.limited(&["--nofile=100:100"], &arguments));
+    let daemon = host.daemon().unwrap();
+    for socket in ["socinbd.sock", "mounts.sock"] {
+        let path = host.run_dir().join(socket);
+        let said = || host.log().matches("accepting a connection").count();
+        let before = said();
+        let held: Vec<_> = (0..100)
+            .map(|_| UnixStream::connect(&path).unwrap())
+            .collect();
+        wait("no descriptor is free", || said() > before);
+        assert!(host.log().contains("ulimit -n"), "{}", host.log());
+        drop(held);
+        wait("the daemon answers", || {
+            host.output(&["list"]).status.success()
+        });
+    }
+    assert_eq!(host.daemon(), Some(daemon));
+    assert_eq!(fs::read(mountpoint.join("hello")).unwrap(), b"hello\n");
+    host.detach(&mountpoint);
+}
+
+#[test]
+fn the_limit_of_open_files_is_the_hard_one() {
+    let (host, layout, mountpoint) = one_file_host();
+    let arguments = [
+        "attach",
+        &layout.reference(""),
+        mountpoint.to_str().unwrap(),
+    ];
+    succeeds(&mut host.limited(&["--nofile=90:300"], &arguments));
+    let (soft, hard) = limits_of(host.daemon().unwrap(), "Max open files");
+    assert_eq!((soft.as_str(), hard.as_str()), ("300", "300"));
+    host.detach(&mountpoint);
+}
+
+/// A credential helper that says which limit it has.
+fn write_helper(folder: &Path, said: &Path) {
+    let helper = folder.join("docker-credential-limits");
+    let answer = r#"{"Username":"me","Secret":"secret"}"#;
+    let script = format!(
+        "#!/bin/sh\ncat >{0}.in; ulimit -S -n >{0}; echo '{answer}'\n",
+        said.display()
+    );
+    fs::write(&helper, script).unwrap();
+    fs::set_permissions(&helper, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+#[test]
+fn programs_that_are_started_have_the_limit_that_was_given() {
+    let host = Host::new();
+    let layout = indexed(&host, one_file());
+    let registry = Registry::start();
+    registry.add_layout("app", layout.path()).unwrap();
+    registry.set_auth(Auth::Basic {
+        user: "me".into(),
+        password: "secret".into(),
+    });
+    let (tools, out) = (host.mountpoint("tools"), host.mountpoint("out"));
+    let said = out.join("limit");
+    write_helper(&tools, &said);
+    let config = json!({"credHelpers": {registry.host(): "limits"}}).to_string();
+    fs::write(tools.join("config.json"), config).unwrap();
+    let socket = out.join("nbd.sock");
+    // a shell may look before it has it
+    let until = "while [ $(ulimit -S -n) != 90 ]; do :; done";
+    let image = registry.reference("app");
+    let arguments = [
+        "serve",
+        &image,
+        "--socket",
+        socket.to_str().unwrap(),
+        "--run",
+        until,
+    ];
+    let mut command = host.limited(&["--nofile=90:300"], &arguments);
+    let path = format!("{}:{}", tools.display(), std::env::var("PATH").unwrap());
+    succeeds(command.env("DOCKER_CONFIG", &tools).env("PATH", path));
+    assert_eq!(fs::read_to_string(said).unwrap(), "90\n");
+}
+
+#[test]
+fn an_attach_that_finds_no_free_descriptor_says_so() {
+    let host = Host::new();
+    let layers = (0..20).map(|n: u32| Layer::new().file(&format!("file-{n}"), b"content"));
+    let layout = indexed(&host, layers.collect());
+    let mountpoint = host.mountpoint("mnt");
+    let (image, place) = (layout.reference(""), mountpoint.to_str().unwrap());
+    let output = host
+        .limited(&["--nofile=60:60"], &["attach", &image, place])
+        .output()
+        .unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(
+        error.contains("LimitNOFILE") && error.contains("ulimit -n"),
+        "{error}"
+    );
+    assert!(!error.contains("modprobe"), "{error}");
+    assert_eq!(host.list(), [json!(null); 0]);
+    assert_eq!(host.left_over(), [""; 0]);
+}
