@@ -11,8 +11,8 @@ use std::{
 use clap::Args;
 
 use super::{
-    Global, ImageArgs, IndexArgs, absolute, daemon::stop_signal, output, progress::Progress,
-    require_root, start,
+    Global, INTERRUPTED, ImageArgs, IndexArgs, absolute, output, progress::Progress, require_root,
+    signals::Signals, start,
 };
 use crate::{
     api::{
@@ -47,7 +47,7 @@ pub(super) struct Attach {
     /// Add a writable upper layer; what is written there ends with the attachment
     #[arg(long)]
     rw: bool,
-    /// Hold the devices in this process, until it is interrupted or the mount is gone
+    /// Hold the devices in this process, until it is interrupted or hung up, or the mount is gone
     #[arg(long)]
     foreground: bool,
 }
@@ -164,6 +164,7 @@ async fn foreground(
     mountpoint: PathBuf,
 ) -> Result<ExitCode> {
     open_files::raise();
+    let mut ends = Signals::that_end()?;
     let engine = Engine::open(&absolute(&global.root)?, &absolute(&global.run_dir)?).await?;
     let engine = Arc::new(engine);
     // `list` and `detach` find it
@@ -172,10 +173,7 @@ async fn foreground(
     let event = |event| progress.event(event);
     let attached = tokio::select! {
         attached = engine.attach(request, &event) => attached?,
-        signal = stop_signal() => {
-            signal?;
-            return Ok(ExitCode::from(130));
-        }
+        _ = ends.next() => return Ok(ExitCode::from(INTERRUPTED)),
     };
     progress.finish();
     let id = attached.attachment.id.clone();
@@ -188,10 +186,7 @@ async fn foreground(
     engine.mounted(&id)?;
     output::attached(global.json, &attached.attachment)?;
     tokio::select! {
-        signal = stop_signal() => {
-            signal?;
-            engine.detach_at(&mountpoint).await?;
-        }
+        _ = ends.next() => engine.detach_at(&mountpoint).await?,
         ended = answering => match ended.or_kind(Kind::Io, || "the sockets".into())? {},
         gone = unmounted(&engine, &mountpoint, &id) => gone?,
     }

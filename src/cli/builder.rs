@@ -8,9 +8,9 @@ use tokio::net::TcpListener;
 
 use super::{
     AccessArgs, Global, absolute,
-    daemon::stop_signal,
     making::{MakeArgs, UploadArgs},
     output,
+    signals::Signals,
 };
 use crate::{
     builder::{
@@ -94,6 +94,7 @@ enum IndexVersion {
 impl Builder {
     pub(super) async fn run(self, global: &Global) -> Result<ExitCode> {
         open_files::raise();
+        let mut ends = Signals::that_end()?;
         let rules = self.rules()?;
         let secret = self.secret()?;
         let root = absolute(&global.root)?;
@@ -132,7 +133,7 @@ impl Builder {
         let work = async { tokio::try_join!(backlog, async { Ok(workers.await) }) };
         // what is being worked on stays in the queue
         tokio::select! {
-            signal = stop_signal() => signal?,
+            _ = ends.next() => {}
             ended = work => drop(ended?),
         }
         Ok(ExitCode::SUCCESS)

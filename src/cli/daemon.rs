@@ -3,9 +3,8 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Global, absolute, require_root};
+use super::{Global, absolute, require_root, signals::Signals};
 use crate::{
     api::server::Server,
     engine::Engine,
@@ -15,7 +14,7 @@ use crate::{
 
 /// Hold the devices of attached images
 ///
-/// `attach` and `run` start one where none runs. On SIGTERM or SIGINT it unmounts what is not in use, and ends.
+/// `attach` and `run` start one where none runs. On SIGTERM, SIGINT or SIGQUIT it unmounts what is not in use, and ends.
 #[derive(Args)]
 #[command(after_help = "Examples:\n\
 \x20 socinbd daemon --root /srv/socinbd --run-dir /run/socinbd-2")]
@@ -25,6 +24,7 @@ impl Daemon {
     pub(super) async fn run(self, global: &Global) -> Result<ExitCode> {
         require_root("the daemon")?;
         open_files::raise();
+        let mut ends = Signals::that_end_the_daemon()?;
         let engine = std::sync::Arc::new(
             Engine::open(&absolute(&global.root)?, &absolute(&global.run_dir)?).await?,
         );
@@ -32,22 +32,10 @@ impl Daemon {
         tracing::info!(root = %engine.root().display(), run_dir = %engine.run_dir().display(), "the daemon is ready");
         let answering = tokio::spawn(server.run());
         tokio::select! {
-            signal = stop_signal() => signal?,
+            signal = ends.next() => tracing::info!(?signal, "the daemon ends"),
             ended = answering => match ended.or_kind(Kind::Io, || "the daemon's sockets".into())? {},
         }
         engine.detach_all().await;
         Ok(ExitCode::SUCCESS)
     }
-}
-
-/// Returns at SIGTERM or SIGINT.
-pub(super) async fn stop_signal() -> Result<()> {
-    let setup = || "waiting for signals".to_owned();
-    let mut terminate = signal(SignalKind::terminate()).or_kind(Kind::Io, setup)?;
-    let mut interrupt = signal(SignalKind::interrupt()).or_kind(Kind::Io, setup)?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    Ok(())
 }

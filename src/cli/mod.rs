@@ -18,6 +18,7 @@ mod progress;
 mod record;
 mod run;
 mod serve;
+mod signals;
 mod start;
 mod tables;
 mod why;
@@ -119,6 +120,9 @@ enum Command {
     Doctor(doctor::Doctor),
     Daemon(daemon::Daemon),
 }
+
+/// The exit status of a command that a signal has ended before it was done, as shells have it.
+const INTERRUPTED: u8 = 130;
 
 /// How the registry of an image is reached.
 #[derive(Args, Clone, Debug)]
@@ -232,6 +236,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         .or_kind(Kind::Io, || "starting the worker threads".into())?;
     let Cli { global, command } = cli;
     let code = runtime.block_on(async move {
+        signals::survive_large_files()?;
         match command {
             Command::Attach(command) => command.run(&global).await,
             Command::Detach(command) => command.run(&global).await,

@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::{
     Global, ImageArgs, IndexArgs, absolute, attach, attach::MountArgs, making::UploadArgs, output,
-    progress::Progress, require_root, run::ProgramArgs,
+    progress::Progress, require_root, run::ProgramArgs, signals::Signals,
 };
 use crate::{
     engine::{
@@ -127,6 +127,8 @@ impl Record {
             .or_kind(Kind::Io, || {
                 format!("making a folder in {}", root.display())
             })?;
+        // what has been made is taken back
+        let mut ends = Signals::that_end()?;
         let store = layer::Options {
             record: true,
             never_whole: true,
@@ -140,9 +142,11 @@ impl Record {
         .await?;
         let request = attach::request(&self.image, &self.index, &self.options, true, None)?;
         let progress = Progress::new(global.json);
-        let attached = engine
-            .attach(request, &|event| progress.event(event))
-            .await?;
+        let event = |event| progress.event(event);
+        let attached = tokio::select! {
+            attached = engine.attach(request, &event) => attached?,
+            _ = ends.next() => return Err(Error::new(Kind::Io, "interrupted before the program was started")),
+        };
         progress.finish();
         let id = attached.attachment.id.clone();
         engine.mounted(&id)?;

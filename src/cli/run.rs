@@ -4,9 +4,10 @@ use std::{ffi::OsString, io::IsTerminal, os::fd::OwnedFd, path::Path, process::E
 
 use clap::Args;
 use rustix::process::Signal;
-use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Global, ImageArgs, IndexArgs, attach, attach::MountArgs, require_root};
+use super::{
+    Global, ImageArgs, IndexArgs, attach, attach::MountArgs, require_root, signals::Signals,
+};
 use crate::{
     engine::Attachment,
     error::{Error, Kind, Result, ResultExt},
@@ -99,11 +100,13 @@ impl ProgramArgs {
             };
             namespace::spawn(spec.with_usual_environment())
         };
+        // before there is a program: one that comes while it starts is passed on
+        let signals = Signals::to_pass_on()?;
         let ended = async {
             let container = tokio::task::spawn_blocking(start)
                 .await
                 .or_kind(Kind::Kernel, || "starting the program".into())??;
-            wait(container).await
+            wait(container, signals).await
         };
         ended.await.map_err(|error: Error| {
             error.context(format!("running the program of {}", attachment.reference))
@@ -112,12 +115,7 @@ impl ProgramArgs {
 }
 
 /// Waits for the program, and passes on the signals that come meanwhile.
-async fn wait(container: Container) -> Result<u8> {
-    let listen = |kind| signal(kind).or_kind(Kind::Io, || "listening for signals".into());
-    let mut interrupt = listen(SignalKind::interrupt())?;
-    let mut quit = listen(SignalKind::quit())?;
-    let mut terminate = listen(SignalKind::terminate())?;
-    let mut hangup = listen(SignalKind::hangup())?;
+async fn wait(container: Container, mut signals: Signals) -> Result<u8> {
     // a terminal's Ctrl-C goes to the program as well as to us
     let is_terminal = std::io::stdin().is_terminal();
     let program = container.signals()?;
@@ -128,12 +126,10 @@ async fn wait(container: Container) -> Result<u8> {
                 let status = ended.or_kind(Kind::Kernel, || "waiting for the program".into())??;
                 return Ok(u8::try_from(status).unwrap_or(u8::MAX));
             }
-            _ = interrupt.recv() => (!is_terminal).then_some(Signal::INT),
-            _ = quit.recv() => (!is_terminal).then_some(Signal::QUIT),
-            _ = terminate.recv() => Some(Signal::TERM),
-            _ = hangup.recv() => Some(Signal::HUP),
+            signal = signals.next() => signal,
         };
-        if let Some(signal) = signal {
+        let is_of_terminal = is_terminal && matches!(signal, Signal::INT | Signal::QUIT);
+        if !is_of_terminal {
             // it may have ended just now
             let _ = program.send(signal);
         }

@@ -11,7 +11,8 @@ use clap::Args;
 use tokio::process::Command;
 
 use super::{
-    Global, ImageArgs, IndexArgs, absolute, daemon::stop_signal, output, progress::Progress,
+    Global, INTERRUPTED, ImageArgs, IndexArgs, absolute, output, progress::Progress,
+    signals::Signals,
 };
 use crate::{
     engine::{Disks, disks::OpenedLayer},
@@ -23,7 +24,7 @@ use crate::{
 /// Export an image's layers over NBD
 ///
 /// Each layer is an export, named by its digest and by its number from the lowest, 0. An image with one layer is the default export too.
-/// It serves until it is interrupted, or as long as the command of --run.
+/// It serves until it is interrupted or hung up, or as long as the command of --run.
 #[derive(Args)]
 #[command(group = clap::ArgGroup::new("where").required(true).args(["socket", "listen"]))]
 #[command(after_help = "Examples:\n\
@@ -63,19 +64,16 @@ impl Serve {
             ));
         }
         open_files::raise();
+        let mut ends = Signals::that_end()?;
         let disks = Disks::open(&absolute(&global.root)?)?;
         let progress = Progress::new(global.json);
-        let opened = disks
-            .open_image(
-                &self.image.image,
-                &self.image.access.access()?,
-                self.image.platform.as_ref(),
-                &self.index.choice(),
-                &|event| {
-                    progress.event(event);
-                },
-            )
-            .await?;
+        let access = self.image.access.access()?;
+        let (platform, choice) = (self.image.platform.as_ref(), self.index.choice());
+        let event = |event| progress.event(event);
+        let opened = tokio::select! {
+            opened = disks.open_image(&self.image.image, &access, platform, &choice, &event) => opened?,
+            _ = ends.next() => return Ok(ExitCode::from(INTERRUPTED)),
+        };
         progress.finish();
         for warning in &opened.warnings {
             tracing::warn!("{warning}");
@@ -120,7 +118,7 @@ impl Serve {
             } else {
                 output::line(&uri)?;
             }
-            stop_signal().await?;
+            ends.next().await;
             blocking_stop(server).await?;
             return Ok(ExitCode::SUCCESS);
         };
@@ -137,10 +135,7 @@ impl Serve {
         open_files::give_back_to(child.id());
         let status = tokio::select! {
             status = child.wait() => status.or_kind(Kind::Io, || format!("waiting for {command:?}"))?,
-            signal = stop_signal() => {
-                signal?;
-                return Ok(ExitCode::from(130));
-            }
+            _ = ends.next() => return Ok(ExitCode::from(INTERRUPTED)),
         };
         blocking_stop(server).await?;
         use std::os::unix::process::ExitStatusExt;

@@ -242,7 +242,7 @@ fn what_is_kept_is_for_its_owner_only() {
 }
 
 /// An `attach --foreground` that has said that the image is mounted.
-fn foreground(host: &Host, image: &str, mountpoint: &Path) -> Child {
+pub fn foreground(host: &Host, image: &str, mountpoint: &Path) -> Child {
     let arguments = [
         "attach",
         "--foreground",

@@ -10,6 +10,7 @@ mod lifecycle;
 mod real;
 mod record;
 mod shortage;
+mod signals;
 mod stacking;
 mod vm;
 
