@@ -3,7 +3,6 @@
 #   layout_start LAYOUT WORK             begins a layout; it appears in place when it is whole. WORK is a folder for what is in between
 #   layer NAME PACKING TAR-ARGUMENT...   packs a layer in the background: gzip, pigz, members, zstd or plain
 #   layout_end CONFIG                    waits for the layers, and ends it. CONFIG is the configuration's "config", as JSON
-#   package_sources CODENAME             prints which file names this distribution's own package sources, whatever else the machine has
 
 layout_start() {
   layout=$1 layout_work=$2 layer_names=() layer_jobs=()
@@ -64,13 +63,4 @@ layout_end() {
   printf '{"imageLayoutVersion":"1.0.0"}' >"$layout.new/oci-layout"
   rm -rf "$layout"
   mv "$layout.new" "$layout"
-}
-
-package_sources() {
-  local file
-  for file in /etc/apt/sources.list.d/{debian,ubuntu}.sources /etc/apt/sources.list /etc/apt/sources.list.d/*.{sources,list}; do
-    if [ -e "$file" ] && grep -q "^[^#]*$1" "$file"; then echo "$file"; return; fi
-  done
-  echo "oci-layout: no file below /etc/apt names package sources for $1" >&2
-  return 1
 }

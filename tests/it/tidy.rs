@@ -82,36 +82,64 @@ fn has_unsafe(source: &str) -> bool {
         })
 }
 
-/// Paths of the machines that the project is made on mean nothing elsewhere.
-#[test]
-fn no_file_has_a_path_of_one_machine() {
+/// The lines of the project's files that `is_wrong` is true of, each with its file.
+fn wrong_lines(is_wrong: impl Fn(&str) -> bool) -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut found = Vec::new();
+    let mut look = |path: &str, text: &str| {
+        let lines = text.lines().filter(|line| is_wrong(line));
+        found.extend(lines.map(|line| format!("{path}: {line}")));
+    };
     for folder in ["src", "tests", "benches", "scripts", "docs", ".ci"] {
         if !root.join(folder).is_dir() {
             continue;
         }
         for (path, text) in files(&root.join(folder)) {
-            found.extend(machine_paths(&text).map(|line| format!("{folder}/{path}: {line}")));
+            look(&format!("{folder}/{path}"), &text);
         }
     }
     for file in ["README.md", "CONTRIBUTING.md", "Cargo.toml"] {
         let text = std::fs::read_to_string(root.join(file)).unwrap_or_default();
-        found.extend(machine_paths(&text).map(|line| format!("{file}: {line}")));
+        look(file, &text);
     }
-    assert!(found.is_empty(), "{}", found.join("\n"));
+    found.join("\n")
 }
 
-fn machine_paths(text: &str) -> impl Iterator<Item = &str> {
+/// Paths of the machines that the project is made on mean nothing elsewhere.
+#[test]
+fn no_file_has_a_path_of_one_machine() {
+    let found = wrong_lines(has_machine_path);
+    assert!(found.is_empty(), "{found}");
+}
+
+/// From where a machine gets packages is that machine's to say, and elsewhere the tools' own defaults.
+#[test]
+fn no_file_names_a_package_mirror() {
+    let found = wrong_lines(has_mirror);
+    assert!(found.is_empty(), "{found}");
+}
+
+fn has_mirror(line: &str) -> bool {
+    // put together here, so that this file passes
+    let hosts = [
+        ["deb", "ian.org"],
+        ["ubu", "ntu.com"],
+        ["index.", "crates.io"],
+        ["static.", "crates.io"],
+        ["static.", "rust-lang.org"],
+        ["py", "pi.org"],
+    ];
+    hosts.iter().any(|parts| line.contains(&parts.concat()))
+}
+
+fn has_machine_path(line: &str) -> bool {
     // put together here, so that this file passes
     let paths = [["/wo", "rk/"], ["/root/", ".cargo"], ["/root/", ".pyenv"]];
-    text.lines().filter(move |line| {
-        paths.iter().any(|parts| {
-            let path = parts.concat();
-            line.match_indices(&path).any(|(at, _)| {
-                // what stands before it may make it the end of another word, or a folder in something else
-                !line[..at].ends_with(|c: char| c.is_alphanumeric() || "}._-$".contains(c))
-            })
+    paths.iter().any(|parts| {
+        let path = parts.concat();
+        line.match_indices(&path).any(|(at, _)| {
+            // what stands before it may make it the end of another word, or a folder in something else
+            !line[..at].ends_with(|c: char| c.is_alphanumeric() || "}._-$".contains(c))
         })
     })
 }
@@ -123,7 +151,8 @@ fn what_is_not_tidy_is_found() {
     assert!(has_unsafe("let x = unsafe { f() };"));
     assert!(!has_unsafe("// unsafe { }\n#![deny(unsafe_code)]"));
     let line = ["see /wo", "rk/lab"].concat();
-    assert_eq!(machine_paths(&line).count(), 1);
+    assert!(has_machine_path(&line));
     let line = ["overlay/wo", "rk/ and ${DIR}/wo", "rk/x"].concat();
-    assert_eq!(machine_paths(&line).count(), 0);
+    assert!(!has_machine_path(&line));
+    assert!(has_mirror(&["http://deb.deb", "ian.org/debian"].concat()));
 }
