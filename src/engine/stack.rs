@@ -9,26 +9,20 @@
 //!
 //! An image of one layer has an empty directory as its second lower: overlayfs wants two where nothing is writable.
 
+mod merged;
+mod mounted;
+mod top;
+
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    ffi::OsStr,
-    fs, io,
-    os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-        unix::{ffi::OsStrExt, fs::DirBuilderExt},
-    },
-    path::{Path, PathBuf},
+    collections::{BTreeMap, BTreeSet},
+    io,
 };
 
-use rustix::{
-    fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid},
-    io::Errno,
-};
+use merged::Merged;
+pub(super) use mounted::MountedLayer;
+pub(super) use top::make_top;
 
-use crate::{
-    error::{Kind, Result, ResultExt},
-    layer::StackingFacts,
-};
+use crate::layer::StackingFacts;
 
 /// A path inside a layer, without a leading `/`; the root is empty.
 type LayerPath = Vec<u8>;
@@ -130,212 +124,6 @@ fn prefixes(path: &[u8]) -> impl Iterator<Item = &[u8]> {
         .filter(|&(_, &byte)| byte == b'/')
         .map(|(slash, _)| &path[..slash]);
     root.into_iter().chain(between).chain([path])
-}
-
-/// The layers merged, looked at by path.
-struct Merged<'a, T> {
-    layers: &'a [T],
-    implied: Vec<HashSet<&'a [u8]>>,
-    looked: Vec<HashMap<LayerPath, Option<Found>>>,
-}
-
-impl<'a, T: LayerTree> Merged<'a, T> {
-    fn new(layers: &'a [T]) -> Self {
-        Self {
-            layers,
-            implied: layers
-                .iter()
-                .map(|layer| layer.facts().implied.iter().map(Vec::as_slice).collect())
-                .collect(),
-            looked: vec![HashMap::new(); layers.len()],
-        }
-    }
-
-    fn look(&mut self, layer: usize, path: &[u8]) -> io::Result<Option<Found>> {
-        if let Some(found) = self.looked[layer].get(path) {
-            return Ok(found.clone());
-        }
-        let found = self.layers[layer].look(path)?;
-        self.looked[layer].insert(path.to_vec(), found.clone());
-        Ok(found)
-    }
-
-    /// The layers whose directories make up the merged one at `path`, topmost first; none where the merged tree has no directory.
-    fn parts(&mut self, path: &[u8]) -> io::Result<Vec<usize>> {
-        let mut parts = Vec::new();
-        'layers: for layer in 0..self.layers.len() {
-            let mut cut = false;
-            for prefix in prefixes(path) {
-                match self.look(layer, prefix)? {
-                    None => break,
-                    Some(found) if !found.directory => break 'layers,
-                    Some(found) => {
-                        cut |= found.opaque;
-                        if prefix.len() == path.len() {
-                            parts.push(layer);
-                        }
-                    }
-                }
-            }
-            if cut {
-                break;
-            }
-        }
-        Ok(parts)
-    }
-
-    /// Of these layers the one whose attributes count for the directory: the topmost that names it, else the topmost.
-    fn owner(&self, path: &[u8], parts: &[usize]) -> Option<usize> {
-        let named = parts
-            .iter()
-            .find(|&&layer| !self.implied[layer].contains(path));
-        named.or(parts.first()).copied()
-    }
-}
-
-/// A layer's tree on its mount.
-pub(super) struct MountedLayer<'a> {
-    /// The root of the mount.
-    pub root: BorrowedFd<'a>,
-    /// See [`LayerTree::facts`].
-    pub facts: StackingFacts,
-}
-
-impl LayerTree for MountedLayer<'_> {
-    fn facts(&self) -> &StackingFacts {
-        &self.facts
-    }
-
-    fn look(&self, path: &[u8]) -> io::Result<Option<Found>> {
-        let name = if path.is_empty() {
-            OsStr::new(".")
-        } else {
-            OsStr::from_bytes(path)
-        };
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = match rustix::fs::openat2(
-            self.root,
-            name,
-            flags,
-            Mode::empty(),
-            ResolveFlags::NO_SYMLINKS | ResolveFlags::BENEATH,
-        ) {
-            Ok(fd) => fd,
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
-        let stat = rustix::fs::fstat(&fd)?;
-        let directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-        let xattrs = if directory { xattrs(&fd)? } else { Vec::new() };
-        let (marks, xattrs): (Vec<_>, Vec<_>) = xattrs
-            .into_iter()
-            .partition(|(name, _)| name.starts_with(b"trusted.overlay."));
-        Ok(Some(Found {
-            directory,
-            opaque: marks
-                .iter()
-                .any(|(name, value)| name == b"trusted.overlay.opaque" && value == b"y"),
-            attributes: Attributes {
-                mode: stat.st_mode & 0o7777,
-                uid: stat.st_uid,
-                gid: stat.st_gid,
-                mtime: (
-                    stat.st_mtime,
-                    i64::try_from(stat.st_mtime_nsec).unwrap_or_default(),
-                ),
-                xattrs,
-            },
-        }))
-    }
-}
-
-/// The xattrs of what an O_PATH descriptor stands for, through its name in /proc (fgetxattr refuses such descriptors).
-fn xattrs(fd: &OwnedFd) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
-    let path = PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()));
-    let mut names = vec![0; 64 * 1024]; // XATTR_LIST_MAX
-    let length = rustix::fs::listxattr(&path, &mut names[..])?;
-    let mut value = vec![0; 64 * 1024]; // XATTR_SIZE_MAX
-    names[..length]
-        .split(|&byte| byte == 0)
-        .filter(|name| !name.is_empty())
-        .map(|name| {
-            let length = rustix::fs::getxattr(&path, name, &mut value[..])?;
-            Ok((name.to_vec(), value[..length].to_vec()))
-        })
-        .collect()
-}
-
-/// Makes the tree on top in `folder`, which does not exist yet.
-pub(super) fn make_top(folder: &Path, plan: &Plan) -> Result<()> {
-    let make = || -> io::Result<()> {
-        make_directory(folder)?;
-        for path in plan.top.keys().filter(|path| !path.is_empty()) {
-            make_directory(&folder.join(OsStr::from_bytes(path)))?;
-        }
-        // children first: making an entry changes its parent's time
-        for (path, attributes) in plan.top.iter().rev() {
-            attributes.apply(&folder.join(OsStr::from_bytes(path)))?;
-        }
-        Ok(())
-    };
-    make().or_kind(Kind::Io, || {
-        format!(
-            "making the tree on top of the layers in {}",
-            folder.display()
-        )
-    })
-}
-
-fn make_directory(path: &Path) -> io::Result<()> {
-    fs::DirBuilder::new().mode(0o755).create(path)
-}
-
-impl Attributes {
-    /// Gives them to the directory at `path`.
-    pub(super) fn apply(&self, path: &Path) -> io::Result<()> {
-        let directory = rustix::fs::open(
-            path,
-            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-            Mode::empty(),
-        )?;
-        rustix::fs::fchown(
-            &directory,
-            Some(Uid::from_raw(self.uid)),
-            Some(Gid::from_raw(self.gid)),
-        )?;
-        rustix::fs::fchmod(&directory, Mode::from_raw_mode(self.mode))?;
-        for (name, value) in &self.xattrs {
-            rustix::fs::fsetxattr(
-                &directory,
-                name.as_slice(),
-                value,
-                rustix::fs::XattrFlags::empty(),
-            )?;
-        }
-        let time = Timespec {
-            tv_sec: self.mtime.0,
-            tv_nsec: self.mtime.1,
-        };
-        rustix::fs::utimensat(
-            directory.as_fd(),
-            c"",
-            &Timestamps {
-                last_access: time,
-                last_modification: time,
-            },
-            AtFlags::EMPTY_PATH,
-        )
-        .or_else(|_| {
-            rustix::fs::futimens(
-                &directory,
-                &Timestamps {
-                    last_access: time,
-                    last_modification: time,
-                },
-            )
-        })?;
-        Ok(())
-    }
 }
 
 #[cfg(test)]
