@@ -2,8 +2,9 @@
 //!
 //! Given the layers' trees, topmost first:
 //! - Layers below an opaque root are left out (overlayfs ignores the mark there).
-//! - A directory that a layer's tar only implies has attributes that say nothing. Where a lower layer names it, the tree on top has the
-//!   directory with that layer's attributes.
+//! - A directory that a layer's tar only implies has attributes that say nothing. As in containerd's unpack it takes those of what the
+//!   nearest lower layer has at its path, whose symlinks are followed within that layer, whatever is opaque; where there is nothing, the
+//!   group of a parent that passes its group on. Where that gives it others, the tree on top has the directory with them.
 //! - A directory that only one layer has is not merged, and overlayfs then lists the whiteouts in it as devices. The tree on top has
 //!   such directories too, with their own attributes, which makes them merged ones.
 //!
@@ -30,9 +31,24 @@ type LayerPath = Vec<u8>;
 /// What stands at a path of one layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Found {
-    directory: bool,
+    kind: FoundKind,
     opaque: bool,
     attributes: Attributes,
+}
+
+/// What it is, as far as stacking tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum FoundKind {
+    Directory,
+    /// With its text.
+    Symlink(Vec<u8>),
+    Other,
+}
+
+impl Found {
+    fn is_directory(&self) -> bool {
+        self.kind == FoundKind::Directory
+    }
 }
 
 /// What a directory of the tree on top takes over.
@@ -51,6 +67,9 @@ pub(super) trait LayerTree {
     fn facts(&self) -> &StackingFacts;
     /// What stands at `path`; no symlink is followed on the way. `None`: nothing.
     fn look(&self, path: &[u8]) -> io::Result<Option<Found>>;
+    /// The text of the symlink at `path`, where it is one; symlinks on the way are followed as the kernel does it, and lead to nothing
+    /// where they leave the layer.
+    fn link_text(&self, path: &[u8]) -> io::Result<Option<Vec<u8>>>;
 }
 
 /// What is to be stacked.
@@ -81,12 +100,18 @@ impl Plan {
 pub(super) fn plan<T: LayerTree>(layers: &[T]) -> io::Result<Plan> {
     let opaque = layers.iter().position(|layer| layer.facts().opaque_root);
     let kept = opaque.map_or(layers.len(), |opaque| opaque + 1);
-    let mut merged = Merged::new(&layers[..kept]);
+    let mut merged = Merged::new(layers, kept);
     let mut wanted: BTreeSet<&[u8]> = BTreeSet::new();
     for (number, layer) in layers[..kept].iter().enumerate() {
         for path in &layer.facts().implied {
-            let parts = merged.parts(path)?;
-            if merged.owner(path, &parts) != parts.first().copied() {
+            if merged.parts(path)?.first() != Some(&number) {
+                continue;
+            }
+            let attributes = merged.attributes(number, path)?;
+            if merged
+                .look(number, path)?
+                .is_some_and(|found| found.attributes != attributes)
+            {
                 wanted.extend(prefixes(path));
             }
         }
@@ -103,13 +128,9 @@ pub(super) fn plan<T: LayerTree>(layers: &[T]) -> io::Result<Plan> {
         ..Plan::default()
     };
     for path in wanted {
-        let parts = merged.parts(path)?;
-        let owner = merged
-            .owner(path, &parts)
-            .map(|owner| merged.look(owner, path))
-            .transpose()?;
-        if let Some(found) = owner.flatten() {
-            plan.top.insert(path.to_vec(), found.attributes);
+        if let Some(&topmost) = merged.parts(path)?.first() {
+            let attributes = merged.attributes(topmost, path)?;
+            plan.top.insert(path.to_vec(), attributes);
         }
     }
     Ok(plan)
@@ -143,11 +164,17 @@ mod tests {
         fn look(&self, path: &[u8]) -> io::Result<Option<Found>> {
             Ok(self.nodes.get(path).cloned())
         }
+        fn link_text(&self, path: &[u8]) -> io::Result<Option<Vec<u8>>> {
+            Ok(match self.nodes.get(path).map(|found| &found.kind) {
+                Some(FoundKind::Symlink(text)) => Some(text.clone()),
+                _ => None, // links on the way are left to the tests of real images
+            })
+        }
     }
 
-    fn found(directory: bool, opaque: bool, mode: u32) -> Found {
+    fn found(kind: FoundKind, opaque: bool, mode: u32) -> Found {
         Found {
-            directory,
+            kind,
             opaque,
             attributes: Attributes {
                 mode,
@@ -156,28 +183,44 @@ mod tests {
         }
     }
 
-    /// `+dir mode`, `~dir` implied, `!dir mode` opaque, `-path` whiteout, `file`.
+    /// `+dir mode`, `~dir` implied, `!dir mode` opaque, `-path` whiteout, `@link text`, `=file`.
     fn layer(lines: &[&str]) -> Fake {
         let mut fake = Fake::default();
         fake.facts.implied.push(Vec::new());
-        fake.nodes.insert(Vec::new(), found(true, false, 0o755));
+        fake.nodes
+            .insert(Vec::new(), found(FoundKind::Directory, false, 0o755));
         for line in lines {
             let (sign, rest) = line.split_at(1);
             let (path, mode) = rest.split_once(' ').unwrap_or((rest, "755"));
-            let mode = u32::from_str_radix(mode, 8).unwrap();
+            let mode = u32::from_str_radix(mode, 8).unwrap_or_default();
             let path = path.as_bytes().to_vec();
             match sign {
-                "+" => drop(fake.nodes.insert(path, found(true, false, mode))),
-                "!" => drop(fake.nodes.insert(path, found(true, true, mode))),
+                "+" => drop(
+                    fake.nodes
+                        .insert(path, found(FoundKind::Directory, false, mode)),
+                ),
+                "!" => drop(
+                    fake.nodes
+                        .insert(path, found(FoundKind::Directory, true, mode)),
+                ),
                 "~" => {
                     fake.facts.implied.push(path.clone());
-                    fake.nodes.insert(path, found(true, false, 0o755));
+                    fake.nodes
+                        .insert(path, found(FoundKind::Directory, false, 0o755));
+                }
+                "@" => {
+                    let text = rest.split_once(' ').unwrap().1.as_bytes().to_vec();
+                    let link = found(FoundKind::Symlink(text), false, 0o777);
+                    fake.nodes.insert(path, link);
                 }
                 "-" => {
                     fake.facts.whiteouts.push(path.clone());
-                    fake.nodes.insert(path, found(false, false, 0));
+                    fake.nodes.insert(path, found(FoundKind::Other, false, 0));
                 }
-                _ => drop(fake.nodes.insert(path, found(false, false, mode))),
+                _ => drop(
+                    fake.nodes
+                        .insert(path, found(FoundKind::Other, false, mode)),
+                ),
             }
         }
         fake
@@ -222,11 +265,126 @@ mod tests {
     }
 
     #[test]
-    fn an_opaque_or_removed_parent_does_not_show_what_lies_below() {
+    fn an_implied_directory_that_is_new_has_the_group_of_a_parent_that_passes_it_on() {
+        let with_group = |mode: &str| {
+            let mut layer = layer(&[&format!("+a {mode}"), "~a/b", "~a/b/c"]);
+            let a = layer.nodes.get_mut(&b"a"[..]).unwrap();
+            a.attributes.gid = 50;
+            layer
+        };
+        let groups = |mode: &str| {
+            let plan = plan(&[with_group(mode)]).unwrap();
+            let groups = plan.top.values().map(|attributes| attributes.gid);
+            groups.collect::<Vec<u32>>()
+        };
         assert_eq!(
-            top(&[layer(&["!a", "~a/b"]), layer(&["+a", "+a/b 700"])]),
-            []
+            groups("2775"),
+            [0, 50, 50],
+            "its child's parent is an ordinary one"
         );
+        assert_eq!(groups("1775"), [0; 0]);
+    }
+
+    #[test]
+    fn an_opaque_parent_hides_contents_and_not_attributes() {
+        assert_eq!(
+            top(&[layer(&["!a 711", "~a/b"]), layer(&["+a", "+a/b 700"])]),
+            [
+                (String::new(), 0o755),
+                ("a".into(), 0o711),
+                ("a/b".into(), 0o700)
+            ]
+        );
+        let mut opaque = layer(&["~a"]);
+        opaque.facts.opaque_root = true;
+        assert_eq!(
+            top(&[opaque, layer(&["+a 700"])]),
+            [(String::new(), 0o755), ("a".into(), 0o700)]
+        );
+    }
+
+    #[test]
+    fn an_implied_parent_over_a_symlink_takes_the_attributes_of_what_it_leads_to() {
+        let implied = || layer(&["~lock", "=lock/x"]);
+        let mode = |lower: &[&str]| top(&[implied(), layer(lower)]).last().cloned();
+        let lock = |mode| Some(("lock".to_owned(), mode));
+        let run = ["+run", "+run/lock 1777"];
+        for text in [
+            "run/lock",
+            "/run/lock",
+            "../../run/lock",
+            "./run//lock/",
+            "/run/../run/lock",
+        ] {
+            let link = format!("@lock {text}");
+            assert_eq!(mode(&[&run[..], &[&link]].concat()), lock(0o1777), "{text}");
+        }
+        // a chain; relative to where the link is
+        let chain = ["@lock a", "@a run/b", "@run/b lock"];
+        assert_eq!(mode(&[&run[..], &chain].concat()), lock(0o1777));
+        // loops, files, and links to nothing say nothing
+        assert_eq!(mode(&["@lock a", "@a lock"]), None);
+        assert_eq!(mode(&["@lock lock/x"]), None);
+        assert_eq!(mode(&["@lock f", "=f"]), None);
+        assert_eq!(mode(&["@lock f/x", "=f"]), None);
+        assert_eq!(mode(&["@lock nothing"]), None);
+    }
+
+    #[test]
+    fn a_link_is_followed_within_its_layer_and_what_leads_nowhere_is_passed_over() {
+        let implied = || layer(&["~lock", "=lock/x"]);
+        let link = || layer(&["@lock run/lock"]);
+        let target = layer(&["+run", "+run/lock 1777"]);
+        assert_eq!(top(&[implied(), link(), target]), []);
+        let directory = layer(&["+lock 711", "+run", "+run/lock 1777"]);
+        assert_eq!(
+            top(&[implied(), link(), directory]).last(),
+            Some(&("lock".to_owned(), 0o711))
+        );
+        // what the link leads to may be implied itself
+        let there = layer(&["~run", "~run/lock", "@lock run/lock"]);
+        let below = layer(&["+run", "+run/lock 1777"]);
+        assert_eq!(
+            top(&[implied(), there, below])
+                .iter()
+                .find(|(path, _)| path == "lock"),
+            Some(&("lock".to_owned(), 0o1777))
+        );
+    }
+
+    #[test]
+    fn a_link_on_the_way_to_an_implied_parent_is_followed() {
+        let layers = [
+            layer(&["~a", "~a/c", "=a/c/x"]),
+            layer(&["+b 711", "+b/c 700", "@a b"]),
+        ];
+        assert_eq!(
+            top(&layers),
+            [
+                (String::new(), 0o755),
+                ("a".into(), 0o711),
+                ("a/c".into(), 0o700)
+            ]
+        );
+    }
+
+    #[test]
+    fn links_without_end_are_refused_and_not_followed_for_ever() {
+        let names = || (0..20).map(|number| format!("lock{number}"));
+        let implied: Vec<String> = names().map(|name| format!("~{name}")).collect();
+        let turns = "d/../".repeat(800);
+        let links = names().map(|name| format!("@{name} /{turns}{name}"));
+        let links: Vec<String> = links.chain(["+d".to_owned()]).collect();
+        let layers = [implied, links].map(|lines| {
+            let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+            layer(&lines)
+        });
+        let error = plan(&layers).unwrap_err();
+        assert!(error.to_string().contains("symlinks"), "{error}");
+    }
+
+    #[test]
+    fn a_removed_parent_does_not_show_what_lies_below() {
         assert_eq!(
             top(&[
                 layer(&["~a", "~a/b"]),
@@ -262,7 +420,7 @@ mod tests {
     fn an_opaque_root_drops_what_is_below() {
         let mut opaque = layer(&["+a"]);
         opaque.facts.opaque_root = true;
-        let plan = plan(&[layer(&["~b"]), opaque, layer(&["+b 700", "-c/d"])]).unwrap();
+        let plan = plan(&[layer(&["+b"]), opaque, layer(&["+b 700", "-c/d"])]).unwrap();
         assert_eq!((plan.layers, plan.top.len()), (2, 0));
     }
 

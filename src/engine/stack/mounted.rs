@@ -15,7 +15,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::{Attributes, Found, LayerTree};
+use super::{Attributes, Found, FoundKind, LayerTree};
 use crate::layer::StackingFacts;
 
 /// A layer's tree on its mount.
@@ -26,37 +26,55 @@ pub(in crate::engine) struct MountedLayer<'a> {
     pub facts: StackingFacts,
 }
 
+impl MountedLayer<'_> {
+    /// What stands at `path` in the layer, as a descriptor that only names it; `None`: nothing, or nothing in the layer.
+    fn open(&self, path: &[u8], resolve: ResolveFlags) -> io::Result<Option<OwnedFd>> {
+        let name = if path.is_empty() {
+            OsStr::new(".")
+        } else {
+            OsStr::from_bytes(path)
+        };
+        match rustix::fs::openat2(
+            self.root,
+            name,
+            OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+            Mode::empty(),
+            resolve | ResolveFlags::BENEATH,
+        ) {
+            Ok(fd) => Ok(Some(fd)),
+            // a symlink's text may name what no file system can hold
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV | Errno::NAMETOOLONG) => {
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
 impl LayerTree for MountedLayer<'_> {
     fn facts(&self) -> &StackingFacts {
         &self.facts
     }
 
     fn look(&self, path: &[u8]) -> io::Result<Option<Found>> {
-        let name = if path.is_empty() {
-            OsStr::new(".")
-        } else {
-            OsStr::from_bytes(path)
-        };
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = match rustix::fs::openat2(
-            self.root,
-            name,
-            flags,
-            Mode::empty(),
-            ResolveFlags::NO_SYMLINKS | ResolveFlags::BENEATH,
-        ) {
-            Ok(fd) => fd,
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
-            Err(error) => return Err(error.into()),
+        let Some(fd) = self.open(path, ResolveFlags::NO_SYMLINKS)? else {
+            return Ok(None);
         };
         let stat = rustix::fs::fstat(&fd)?;
-        let directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-        let xattrs = if directory { xattrs(&fd)? } else { Vec::new() };
+        let kind = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => FoundKind::Directory,
+            FileType::Symlink => FoundKind::Symlink(text_of(&fd)?),
+            _ => FoundKind::Other,
+        };
+        let xattrs = match kind {
+            FoundKind::Directory => xattrs(&fd)?,
+            _ => Vec::new(),
+        };
         let (marks, xattrs): (Vec<_>, Vec<_>) = xattrs
             .into_iter()
             .partition(|(name, _)| name.starts_with(b"trusted.overlay."));
         Ok(Some(Found {
-            directory,
+            kind,
             opaque: marks
                 .iter()
                 .any(|(name, value)| name == b"trusted.overlay.opaque" && value == b"y"),
@@ -72,6 +90,22 @@ impl LayerTree for MountedLayer<'_> {
             },
         }))
     }
+
+    fn link_text(&self, path: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        let Some(fd) = self.open(path, ResolveFlags::NO_MAGICLINKS)? else {
+            return Ok(None);
+        };
+        let stat = rustix::fs::fstat(&fd)?;
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Symlink => text_of(&fd).map(Some),
+            _ => Ok(None),
+        }
+    }
+}
+
+/// The text of the symlink that a descriptor stands for.
+fn text_of(fd: &OwnedFd) -> io::Result<Vec<u8>> {
+    Ok(rustix::fs::readlinkat(fd, c"", Vec::new())?.into_bytes())
 }
 
 /// The xattrs of what an O_PATH descriptor stands for, through its name in /proc (fgetxattr refuses such descriptors).

@@ -20,13 +20,13 @@ use crate::{
 };
 
 /// A containerd with folders of its own.
-struct Containerd {
+pub(super) struct Containerd {
     folder: TempDir,
     process: Child,
 }
 
 impl Containerd {
-    fn start() -> Self {
+    pub(super) fn start() -> Self {
         let folder = TempDir::with_prefix("containerd-").unwrap();
         let path = |name: &str| folder.path().join(name);
         let config = "version = 2\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n";
@@ -53,7 +53,7 @@ impl Containerd {
         self.folder.path().join("socket")
     }
 
-    fn ctr(&self, arguments: &[&str]) -> Output {
+    pub(super) fn ctr(&self, arguments: &[&str]) -> Output {
         let mut command = Command::new("ctr");
         command.arg("--address").arg(self.address());
         command.args(["--namespace", "test"]).args(arguments);

@@ -12,6 +12,7 @@ mod record;
 mod shortage;
 mod signals;
 mod stacking;
+mod unpack;
 mod vm;
 
 use std::{

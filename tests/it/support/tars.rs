@@ -43,6 +43,15 @@ impl Layer {
         self.entry(EntryType::Directory, name, mode, b"", None)
     }
 
+    /// A directory with an extended attribute.
+    pub fn directory_with_xattr(mut self, name: &str, mode: u32, xattr: (&str, &str)) -> Self {
+        let key = format!("SCHILY.xattr.{}", xattr.0);
+        self.tar
+            .append_pax_extensions([(&key[..], xattr.1.as_bytes())])
+            .unwrap();
+        self.directory(name, mode)
+    }
+
     pub fn file(self, name: &str, content: &[u8]) -> Self {
         self.entry(EntryType::Regular, name, 0o644, content, None)
     }
