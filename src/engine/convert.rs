@@ -24,6 +24,7 @@ use super::{
     image::Image,
     known::Known,
     local::LocalIndexes,
+    naming::Naming,
     new_compact::NewCompact,
     ztocs::{Made, Maker},
 };
@@ -121,10 +122,11 @@ pub async fn convert(
     progress: Progress<'_>,
 ) -> Result<ConvertReport> {
     let work = async {
+        let naming = Naming::begin(destination).await?;
         let root = source.root_manifest().await?;
         let (images, mut warnings) = chosen(source, &root, &options.platforms).await?;
         let tally = Tally::default();
-        let known = known(source, destination, &images, options, local).await?;
+        let known = known(source, &naming, destination, &images, options, local).await?;
         let made = layers(
             source,
             destination,
@@ -163,7 +165,7 @@ pub async fn convert(
         let index = image_index(is_list.then_some(&root.bytes[..]), &converted)
             .or_kind(Kind::Corrupt, || "the image index".to_owned())?;
         let index = index.into();
-        let digest = destination.tag_manifest(OCI_INDEX, &index).await?;
+        let digest = naming.give(OCI_INDEX, &index).await?;
         destination.finish().await?;
         Ok(ConvertReport {
             source: source.reference().to_string(),
@@ -192,7 +194,7 @@ pub enum Outcome {
 /// Converts an image, unless the destination's name has the conversion of just that image already, or making it anew is forced.
 ///
 /// Where the name leads nowhere, or to what another image became, the image is converted. What the name leads to and cannot be read is an
-/// error, and nothing is replaced: nobody has seen what it is. [`convert`] itself asks nothing.
+/// error, and nothing is replaced: nobody has seen what it is. [`convert`] itself replaces what is there, unless it has come meanwhile.
 pub async fn convert_unless_done(
     source: &Source,
     destination: &Destination,
@@ -262,6 +264,7 @@ pub async fn is_converted(
 /// The zTOCs that exist already.
 async fn known(
     source: &Source,
+    naming: &Naming<'_>,
     destination: &Destination,
     images: &[Image],
     options: &ConvertOptions,
@@ -278,9 +281,9 @@ async fn known(
     // what an earlier conversion to the same name has made
     if let Some(there) = destination.source().await?
         && there.reference() != source.reference()
-        && let Ok(before) = there.root_manifest().await
+        && let Some(before) = naming.before()
     {
-        known.add_listed(&there, &before).await;
+        known.add_listed(&there, before).await;
     }
     Ok(known)
 }

@@ -9,9 +9,12 @@ use serde::Serialize;
 
 use crate::{
     error::{Error, Kind, Result},
-    oci::Digest,
-    soci::index::V1_TYPE,
-    source::{Destination, Referrer, Source},
+    oci::{
+        Digest,
+        referrers::{referring, subject_of_tag},
+    },
+    soci::index::{IndexManifest, V1_TYPE},
+    source::{Destination, Manifest, Source},
 };
 
 /// What was removed, or would be.
@@ -55,32 +58,28 @@ pub async fn collect(
         .tags()
         .await?
         .iter()
-        .filter_map(|tag| {
-            format!("sha256:{}", tag.strip_prefix("sha256-")?)
-                .parse()
-                .ok()
-        })
+        .filter_map(|tag| subject_of_tag(tag))
         .collect();
     subjects.extend(&listed);
     let mut removed = Vec::new();
     for image in &subjects {
-        let is_gone = !exists(&source, image).await?;
+        let is_gone = matches!(at(&source, image).await?, Found::Nothing);
         for referrer in source.all_referrers(image).await? {
-            let what = if is_gone && referrer.artifact_type == V1_TYPE {
-                "index"
-            } else if is_dangling(&source, &referrer).await? {
-                "entry"
-            } else {
-                continue;
+            // what a list says of it is not enough to remove it
+            let what = match at(&source, &referrer.digest).await? {
+                Found::Nothing => "entry",
+                Found::Manifest(found) if is_gone && is_index_of(&found, image) => "index",
+                Found::Manifest(_) | Found::Other => continue,
             };
-            if !dry_run {
-                destination.delete_referrer(&referrer.digest, image).await?;
+            let is_changed =
+                dry_run || destination.delete_referrer(&referrer.digest, image).await?;
+            if is_changed {
+                removed.push(Removed {
+                    digest: referrer.digest,
+                    image: *image,
+                    what,
+                });
             }
-            removed.push(Removed {
-                digest: referrer.digest,
-                image: *image,
-                what,
-            });
         }
     }
     Ok(GcReport {
@@ -91,16 +90,28 @@ pub async fn collect(
     })
 }
 
-async fn is_dangling(source: &Source, referrer: &Referrer) -> Result<bool> {
-    Ok(!exists(source, &referrer.digest).await?)
+/// What is there under a digest.
+enum Found {
+    Nothing,
+    Manifest(Manifest),
+    /// Something that cannot be read as a manifest.
+    Other,
 }
 
-async fn exists(source: &Source, digest: &Digest) -> Result<bool> {
+async fn at(source: &Source, digest: &Digest) -> Result<Found> {
     match source.manifest(digest).await {
-        Ok(_) => Ok(true),
-        Err(error) if error.kind() == Kind::NotFound => Ok(false),
+        Ok(manifest) => Ok(Found::Manifest(manifest)),
+        Err(error) if error.kind() == Kind::NotFound => Ok(Found::Nothing),
+        Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Unsupported) => Ok(Found::Other),
         Err(error) => Err(error),
     }
+}
+
+/// Whether a manifest says by itself that it is a SOCI index (version 1) of this image.
+fn is_index_of(manifest: &Manifest, image: &Digest) -> bool {
+    let referring = referring(&manifest.bytes, image);
+    referring.is_some_and(|referring| referring.artifact_type == V1_TYPE)
+        && IndexManifest::parse(&manifest.bytes).is_ok()
 }
 
 impl fmt::Display for GcReport {

@@ -20,6 +20,7 @@ mod known;
 mod links;
 pub mod local;
 mod metadata;
+mod naming;
 mod new_compact;
 mod prefetch;
 pub mod promote;

@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::{
     companions::{self, Companion},
     graph::{Counts, Graph, Tally},
+    naming::Naming,
 };
 use crate::{
     compact::manifest::ARTIFACT_TYPE as COMPACT_TYPE,
@@ -59,6 +60,7 @@ pub async fn copy(
     options: &CopyOptions,
 ) -> Result<CopyReport> {
     let work = async {
+        let naming = Naming::begin(destination).await?;
         let root = source.root_manifest().await?;
         let tally = Tally::default();
         let graph = Graph::new(source, destination, options.uploads, &tally);
@@ -70,18 +72,17 @@ pub async fn copy(
                 if !seen.insert(companion.digest) {
                     continue;
                 }
-                if !is_wanted(&companion, options) {
+                if is_wanted(&companion, options)
+                    && along(source, destination, &graph, &companion).await?
+                {
+                    referrers.push(companion);
+                } else {
                     left.push(companion);
-                    continue;
                 }
-                along(source, destination, &graph, &companion).await?;
-                referrers.push(companion);
             }
         }
         // the name last: who finds the image finds its index
-        destination
-            .tag_manifest(&root.media_type, &root.bytes)
-            .await?;
+        naming.give(&root.media_type, &root.bytes).await?;
         destination.finish().await?;
         Ok(CopyReport {
             source: source.reference().to_string(),
@@ -119,20 +120,34 @@ fn subjects(root: &Manifest) -> Vec<Digest> {
         .collect()
 }
 
-/// Copies what refers to the image, its blobs first.
+/// Copies what refers to the image, its blobs first. `false` where the destination has something else under its tag: that stays, for
+/// signatures of others may be in it.
 async fn along(
     source: &Source,
     destination: &Destination,
     graph: &Graph<'_>,
     companion: &Companion,
-) -> Result<()> {
+) -> Result<bool> {
     let manifest = source.manifest(&companion.digest).await?;
     if let Some(tag) = &companion.tag {
+        let there = match destination.source().await? {
+            Some(there) => there.tagged(tag).await?,
+            None => None,
+        };
+        if let Some(other) = there.filter(|there| there.digest != manifest.digest) {
+            tracing::warn!(
+                "{}: its tag {tag} names {} already, and not {}: it stays as it is",
+                destination.reference(),
+                other.digest,
+                manifest.digest
+            );
+            return Ok(false);
+        }
         graph.copy(&manifest).await?;
-        return destination
+        destination
             .tag_as(&manifest.media_type, &manifest.bytes, tag)
-            .await
-            .map(drop);
+            .await?;
+        return Ok(true);
     }
     graph.copy_blobs(&manifest).await?;
     let annotations = serde_json::from_slice::<Value>(&manifest.bytes)
@@ -149,8 +164,8 @@ async fn along(
     };
     destination
         .put_referrer(artifact, &companion.subject, 1)
-        .await
-        .map(drop)
+        .await?;
+    Ok(true)
 }
 
 impl fmt::Display for CopyReport {

@@ -10,6 +10,7 @@ use super::{
     graph::{Counts, Graph, Tally},
     image::Image,
     local::LocalIndexes,
+    naming::Naming,
 };
 use crate::{
     compact::manifest::{self as compact, ARTIFACT_TYPE as COMPACT_TYPE},
@@ -98,12 +99,11 @@ pub async fn push(
         }
         let mut image_blobs = None;
         if source.reference().place() != destination.reference().place() {
+            let naming = Naming::begin(destination).await?;
             let tally = Tally::default();
             let graph = Graph::new(source, destination, options.uploads, &tally);
             graph.copy(&root).await?;
-            destination
-                .tag_manifest(&root.media_type, &root.bytes)
-                .await?;
+            naming.give(&root.media_type, &root.bytes).await?;
             image_blobs = Some(tally.counts());
         }
         let mut pushed = Vec::new();

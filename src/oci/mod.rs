@@ -4,6 +4,7 @@
 
 pub mod artifact;
 pub mod config;
+pub mod descriptor;
 pub mod digest;
 pub mod manifest;
 pub mod media_type;
@@ -11,6 +12,7 @@ pub mod pattern;
 pub mod platform;
 mod process;
 pub mod reference;
+pub mod referrers;
 
 pub use config::ImageConfig;
 pub use digest::Digest;

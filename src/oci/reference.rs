@@ -360,8 +360,8 @@ fn is_path_component(component: &str) -> bool {
             })
 }
 
-/// `[A-Za-z0-9_][A-Za-z0-9._-]{0,127}`.
-fn is_tag(tag: &str) -> bool {
+/// Whether this is a tag by the distribution specification: `[A-Za-z0-9_][A-Za-z0-9._-]{0,127}`.
+pub fn is_tag(tag: &str) -> bool {
     (1..=MAX_TAG).contains(&tag.len())
         && !tag.starts_with(['.', '-'])
         && tag

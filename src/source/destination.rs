@@ -302,20 +302,11 @@ impl Destination {
         }
     }
 
-    /// Removes a referrer and what lists it. `false` when it was not there.
+    /// Removes a referrer and what lists it; a manifest that does not refer to the subject is an error. `false` when it was not there.
     pub async fn delete_referrer(&self, digest: &Digest, subject: &Digest) -> Result<bool> {
         match &self.0.place {
             WritePlace::Registry(repository) => repository.delete_referrer(digest, subject).await,
-            WritePlace::Folder(layout) => layout.unlist(digest).await,
-            WritePlace::Archive(_) => Ok(false),
-        }
-    }
-
-    /// Removes a manifest. `false` when it was not there.
-    pub async fn delete_manifest(&self, digest: &Digest) -> Result<bool> {
-        match &self.0.place {
-            WritePlace::Registry(repository) => repository.delete_manifest(digest).await,
-            WritePlace::Folder(layout) => layout.unlist(digest).await,
+            WritePlace::Folder(layout) => layout.unlist_referrer(digest, subject).await,
             WritePlace::Archive(_) => Ok(false),
         }
     }

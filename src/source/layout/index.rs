@@ -1,12 +1,17 @@
 //! `index.json` of a layout: which of its entries a tag names, and which are not images but belong to one.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use serde::Deserialize;
+use serde_json::Value;
 
 use crate::{
     error::{Error, Kind, Result},
-    oci::{Digest, media_type},
+    oci::{
+        Digest,
+        descriptor::Descriptor,
+        media_type,
+        referrers::{referrers_tag, subject_of_tag},
+    },
 };
 
 /// Bytes of the largest `index.json` that is read. One entry has 200 to 500.
@@ -17,89 +22,65 @@ pub(super) const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// The annotation in which containerd keeps the whole name; `ref.name` has only the tag then.
 const CONTAINERD_NAME: &str = "io.containerd.image.name";
 
-/// A descriptor, as far as a layout needs it.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct Entry {
-    #[serde(default)]
-    pub(super) media_type: String,
-    pub(super) digest: Digest,
-    pub(super) size: u64,
-    #[serde(default)]
-    pub(super) annotations: Option<BTreeMap<String, String>>,
-    #[serde(default)]
-    pub(super) artifact_type: Option<String>,
-    #[serde(default)]
-    platform: Option<serde_json::Value>,
+/// The tag of an entry, if it has one.
+pub(super) fn ref_name(entry: &Descriptor) -> Option<&str> {
+    annotation(entry, REF_NAME)
 }
 
-impl Entry {
-    /// The tag, if the entry has one.
-    pub(super) fn ref_name(&self) -> Option<&str> {
-        self.annotation(REF_NAME)
-    }
-
-    fn annotation(&self, key: &str) -> Option<&str> {
-        Some(self.annotations.as_ref()?.get(key)?.as_str())
-    }
-
-    /// Whether this is marked as something that belongs to an image and is none: an artifact, or the list of an image's referrers
-    /// that a copy from a registry without the referrers API brings along.
-    fn is_companion(&self) -> bool {
-        self.artifact_type.is_some() || self.ref_name().is_some_and(is_referrers_tag)
-    }
-
-    /// Whether this tag names the entry: by the whole of its name, or by the part after the colon of `host/name:tag`.
-    fn is_tagged(&self, tag: &str) -> bool {
-        [REF_NAME, CONTAINERD_NAME]
-            .iter()
-            .any(|key| self.annotation(key) == Some(tag))
-    }
-
-    fn has_tag_part(&self, tag: &str) -> bool {
-        self.ref_name()
-            .and_then(|name| name.rsplit_once(':'))
-            .is_some_and(|(_, part)| part == tag)
-    }
+fn annotation<'a>(entry: &'a Descriptor, key: &str) -> Option<&'a str> {
+    entry.annotations.get(key).map(String::as_str)
 }
 
-/// The tag under which referrers are listed where there is no API for them (distribution specification, referrers tag schema).
-pub(super) fn referrers_tag(subject: &Digest) -> String {
-    format!("sha256-{}", subject.hex())
+/// Whether an entry is marked as something that belongs to an image and is none: an artifact, or the list of an image's referrers that
+/// a copy from a registry without the referrers API brings along.
+fn is_companion(entry: &Descriptor) -> bool {
+    entry.artifact_type.is_some() || ref_name(entry).is_some_and(is_referrers_tag)
+}
+
+/// Whether this tag names an entry: by the whole of its name, or by the part after the colon of `host/name:tag`.
+fn is_tagged(entry: &Descriptor, tag: &str) -> bool {
+    [REF_NAME, CONTAINERD_NAME]
+        .iter()
+        .any(|key| annotation(entry, key) == Some(tag))
+}
+
+fn has_tag_part(entry: &Descriptor, tag: &str) -> bool {
+    ref_name(entry)
+        .and_then(|name| name.rsplit_once(':'))
+        .is_some_and(|(_, part)| part == tag)
 }
 
 fn is_referrers_tag(name: &str) -> bool {
-    name.strip_prefix("sha256-")
-        .is_some_and(|hex| format!("sha256:{hex}").parse::<Digest>().is_ok())
+    subject_of_tag(name).is_some()
+}
+
+/// Whether an entry stands for the list of a subject's referrers.
+pub(super) fn is_list_of(entry: &Descriptor, subject: &Digest) -> bool {
+    ref_name(entry) == Some(&referrers_tag(subject))
 }
 
 /// What an `index.json` and a tag lead to.
 #[derive(Debug)]
 pub(super) enum Root {
     /// One entry.
-    Entry(Entry),
+    Entry(Descriptor),
     /// `index.json` itself: a flat list of one image's platforms.
     Whole,
 }
 
-/// The entries of an `index.json`. One that is malformed, or has a digest that this program cannot check, is left out.
-pub(super) fn entries(bytes: &[u8]) -> Result<Vec<Entry>, serde_json::Error> {
-    #[derive(Deserialize)]
-    struct Index {
-        // no default: with it serde would take an empty list for an index
-        manifests: Option<Vec<serde_json::Value>>,
+/// The entries of an `index.json` that are sound, and what is odd about the others.
+pub(super) fn entries(bytes: &[u8]) -> Result<(Vec<Descriptor>, Vec<String>)> {
+    let index: Value = serde_json::from_slice(bytes)
+        .map_err(|error| Error::with_source(Kind::Corrupt, "not JSON", error))?;
+    match &index["manifests"] {
+        Value::Array(entries) => Ok(Descriptor::read_list(entries)),
+        Value::Null if index.is_object() => Ok((Vec::new(), Vec::new())), // Go's empty list
+        _ => Err(Error::new(Kind::Corrupt, "not an index")),
     }
-    let index: Index = serde_json::from_slice(bytes)?;
-    Ok(index
-        .manifests
-        .unwrap_or_default()
-        .into_iter()
-        .filter_map(|entry| serde_json::from_value(entry).ok())
-        .collect())
 }
 
 /// Finds what the tag names; without one, the only image. `place` is what the layout is called in errors.
-pub(super) fn root(entries: &[Entry], tag: Option<&str>, place: &str) -> Result<Root> {
+pub(super) fn root(entries: &[Descriptor], tag: Option<&str>, place: &str) -> Result<Root> {
     let Some(tag) = tag else {
         return only(entries, place);
     };
@@ -112,14 +93,14 @@ pub(super) fn root(entries: &[Entry], tag: Option<&str>, place: &str) -> Result<
             )),
         };
     }
-    let mut found: Vec<&Entry> = entries
+    let mut found: Vec<&Descriptor> = entries
         .iter()
-        .filter(|entry| entry.is_tagged(tag))
+        .filter(|entry| is_tagged(entry, tag))
         .collect();
     if found.is_empty() {
         found = entries
             .iter()
-            .filter(|entry| entry.has_tag_part(tag))
+            .filter(|entry| has_tag_part(entry, tag))
             .collect();
     }
     distinct(&mut found);
@@ -145,35 +126,33 @@ pub(super) fn root(entries: &[Entry], tag: Option<&str>, place: &str) -> Result<
 }
 
 /// The tags that name an image or artifact, sorted.
-pub(super) fn tags(entries: &[Entry]) -> Vec<String> {
+pub(super) fn tags(entries: &[Descriptor]) -> Vec<String> {
     let tags: BTreeSet<&str> = entries
         .iter()
-        .filter_map(Entry::ref_name)
+        .filter_map(ref_name)
         .filter(|name| !is_referrers_tag(name))
         .collect();
     tags.into_iter().map(str::to_owned).collect()
 }
 
 /// Leaves out what lists a manifest again.
-fn distinct(entries: &mut Vec<&Entry>) {
+fn distinct(entries: &mut Vec<&Descriptor>) {
     let mut seen = BTreeSet::new();
     entries.retain(|entry| seen.insert(entry.digest));
 }
 
-fn only(entries: &[Entry], place: &str) -> Result<Root> {
-    let mut images: Vec<&Entry> = entries
+fn only(entries: &[Descriptor], place: &str) -> Result<Root> {
+    let mut images: Vec<&Descriptor> = entries
         .iter()
-        .filter(|entry| !entry.is_companion())
+        .filter(|entry| !is_companion(entry))
         .collect();
     distinct(&mut images);
     // all that there is may be an artifact: then it is named as such by who reads it
     if images.is_empty() {
         images = entries.iter().collect();
     }
-    let flat = |entry: &&Entry| {
-        entry.platform.is_some()
-            && entry.ref_name().is_none()
-            && !media_type::is_index(&entry.media_type)
+    let flat = |entry: &&Descriptor| {
+        entry.has_platform && ref_name(entry).is_none() && !media_type::is_index(&entry.media_type)
     };
     match images[..] {
         [entry] => Ok(Root::Entry(entry.clone())),
@@ -194,12 +173,12 @@ fn only(entries: &[Entry], place: &str) -> Result<Root> {
 }
 
 /// Tags (digests, where there is no tag) of the images, for an error.
-fn names(entries: &[Entry]) -> String {
+fn names(entries: &[Descriptor]) -> String {
     const SHOWN: usize = 20;
     let names: Vec<String> = entries
         .iter()
-        .filter(|entry| !entry.is_companion())
-        .map(|entry| match entry.ref_name() {
+        .filter(|entry| !is_companion(entry))
+        .map(|entry| match ref_name(entry) {
             Some(name) => format!("{name:?}"),
             None => entry.digest.to_string(),
         })
@@ -229,9 +208,9 @@ mod tests {
         entry(hex, &format!(r#","annotations":{{"{REF_NAME}":"{tag}"}}"#))
     }
 
-    fn parse(list: &[String]) -> Vec<Entry> {
-        entries(format!(r#"{{"schemaVersion":2,"manifests":[{}]}}"#, list.join(",")).as_bytes())
-            .unwrap()
+    fn parse(list: &[String]) -> Vec<Descriptor> {
+        let index = format!(r#"{{"schemaVersion":2,"manifests":[{}]}}"#, list.join(","));
+        entries(index.as_bytes()).unwrap().0
     }
 
     fn found(list: &[String], tag: Option<&str>) -> Result<char, (Kind, String)> {
@@ -322,6 +301,6 @@ mod tests {
         ];
         assert_eq!(found(&list, None), Ok('a'));
         assert!(entries(b"[]").is_err());
-        assert!(entries(br#"{"manifests":null}"#).unwrap().is_empty());
+        assert!(entries(br#"{"manifests":null}"#).unwrap().0.is_empty());
     }
 }

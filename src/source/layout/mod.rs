@@ -4,7 +4,7 @@
 //! that is no regular file is not opened. Writing goes through temporary files and renames: into a folder under a lock, or as a new
 //! archive (`pack`).
 
-use std::{collections::BTreeMap, ops::Range, path::Path, sync::Arc};
+use std::{ops::Range, path::Path, sync::Arc};
 
 use bytes::Bytes;
 use futures_util::stream::{BoxStream, StreamExt as _, try_unfold};
@@ -16,8 +16,10 @@ use crate::{
     oci::{
         Digest,
         artifact::{What, what_is},
+        descriptor::Descriptor,
         manifest::MAX_MANIFEST_BYTES,
         media_type::{OCI_INDEX, OCI_MANIFEST, is_index},
+        referrers::{Candidate, NotAList, referring},
     },
 };
 
@@ -33,7 +35,7 @@ pub(super) use stream::Incoming;
 pub use write::{Collected, NewArtifact};
 
 use blobs::{Blob, Blobs};
-use index::{Entry, Root};
+use index::Root;
 
 /// Bytes of a blob that a stream gives at once.
 const PIECE_BYTES: usize = 1 << 20;
@@ -86,7 +88,11 @@ impl Layout {
         self.run(|opened| {
             let bytes = opened.index_json()?;
             let place = opened.place();
-            match index::root(&opened.parse_index(&bytes)?, opened.tag.as_deref(), &place)? {
+            let (entries, odd) = opened.judge_index(&bytes)?;
+            for odd in odd {
+                tracing::warn!("{place}: index.json: left out: {odd}");
+            }
+            match index::root(&entries, opened.tag.as_deref(), &place)? {
                 Root::Entry(entry) => {
                     opened.manifest(&entry.digest, &entry.media_type, Some(entry.size))
                 }
@@ -226,7 +232,7 @@ impl Layout {
                 digest: entry.digest,
                 size: entry.size,
                 artifact_type: artifact_type.clone(),
-                annotations: entry.annotations.unwrap_or_default(),
+                annotations: entry.annotations,
             });
             Ok(listed.collect())
         })
@@ -287,8 +293,14 @@ impl Opened {
         Ok(bytes.into())
     }
 
-    fn parse_index(&self, bytes: &[u8]) -> Result<Vec<Entry>> {
-        index::entries(bytes).or_kind(Kind::Corrupt, || format!("{}: index.json", self.place()))
+    fn parse_index(&self, bytes: &[u8]) -> Result<Vec<Descriptor>> {
+        Ok(self.judge_index(bytes)?.0)
+    }
+
+    /// The sound entries of an `index.json`, and what is odd about the others.
+    fn judge_index(&self, bytes: &[u8]) -> Result<(Vec<Descriptor>, Vec<String>)> {
+        index::entries(bytes)
+            .map_err(|error| error.context(format!("{}: index.json", self.place())))
     }
 
     fn open_sized(&self, digest: &Digest, size: Option<u64>) -> Result<Blob> {
@@ -350,17 +362,12 @@ impl Opened {
 
     fn referrers(&self, subject: &Digest, artifact_type: Option<&str>) -> Result<Vec<Referrer>> {
         let entries = self.parse_index(&self.index_json()?)?;
-        let tag = index::referrers_tag(subject);
         let mut found: Vec<Referrer> = Vec::new();
         let mut read = 0;
         for entry in &entries {
-            let list = if entry.ref_name() == Some(&tag) {
-                let list = self.whole(&entry.digest, Some(entry.size), MAX_MANIFEST_BYTES)?;
-                index::entries(&list).or_kind(Kind::Corrupt, || {
-                    format!("{}: list of referrers {}", self.place(), entry.digest)
-                })?
-            } else {
-                vec![entry.clone()]
+            let list = match index::is_list_of(entry, subject) {
+                true => self.list(entry, subject)?,
+                false => vec![entry.clone()],
             };
             for entry in list {
                 let other_type = artifact_type.is_some()
@@ -388,51 +395,59 @@ impl Opened {
         Ok(found)
     }
 
+    /// The entries of the list of a subject's referrers that has its tag; none where that is something else.
+    fn list(&self, entry: &Descriptor, subject: &Digest) -> Result<Vec<Descriptor>> {
+        let manifest = self.manifest(&entry.digest, &entry.media_type, Some(entry.size))?;
+        let passed_over = |why: &NotAList| {
+            tracing::info!(
+                "{}: {} is passed over as a list of referrers: {why}",
+                self.place(),
+                entry.digest
+            );
+        };
+        let candidate = match Candidate::read(&manifest.bytes, &manifest.media_type, subject) {
+            Ok(candidate) => candidate,
+            Err(why) => {
+                passed_over(&why);
+                return Ok(Vec::new());
+            }
+        };
+        let looked_at = candidate.untyped().filter_map(|digest| {
+            let manifest = self.whole(&digest, None, MAX_MANIFEST_BYTES).ok()?;
+            Some((digest, referring(&manifest, subject)?))
+        });
+        let looked_at = looked_at.collect();
+        let (entries, odd) = match candidate.prove(looked_at) {
+            Ok(list) => list.descriptors(),
+            Err(why) => {
+                passed_over(&why);
+                return Ok(Vec::new());
+            }
+        };
+        for odd in odd {
+            tracing::warn!("{}: list {}: left out: {odd}", self.place(), entry.digest);
+        }
+        Ok(entries)
+    }
+
     /// The entry as a referrer, if its manifest is here and says that it is one.
     fn referrer(
         &self,
-        entry: &Entry,
+        entry: &Descriptor,
         subject: &Digest,
         artifact_type: Option<&str>,
     ) -> Option<Referrer> {
-        #[derive(Deserialize)]
-        struct Descriptor {
-            #[serde(default)]
-            digest: String,
-            #[serde(default, rename = "mediaType")]
-            media_type: String,
-        }
-        #[derive(Deserialize)]
-        #[serde(rename_all = "camelCase")]
-        struct Artifact {
-            #[serde(default)]
-            artifact_type: Option<String>,
-            #[serde(default)]
-            config: Option<Descriptor>,
-            #[serde(default)]
-            subject: Option<Descriptor>,
-            #[serde(default)]
-            annotations: Option<BTreeMap<String, String>>,
-        }
         let bytes = self
             .whole(&entry.digest, Some(entry.size), MAX_MANIFEST_BYTES)
             .ok()?;
-        let artifact: Artifact = serde_json::from_slice(&bytes).ok()?;
-        if artifact.subject?.digest != subject.to_string() {
-            return None;
-        }
-        // distribution specification: without artifactType, the configuration's media type stands for it
-        let stated = artifact
-            .artifact_type
-            .filter(|stated| !stated.is_empty())
-            .or(artifact.config.map(|config| config.media_type))?;
+        let found = referring(&bytes, subject)?;
         artifact_type
-            .is_none_or(|wanted| stated == wanted)
-            .then(|| Referrer {
+            .is_none_or(|wanted| found.artifact_type == wanted)
+            .then_some(Referrer {
                 digest: entry.digest,
                 size: entry.size,
-                artifact_type: stated,
-                annotations: artifact.annotations.unwrap_or_default(),
+                artifact_type: found.artifact_type,
+                annotations: found.annotations,
             })
     }
 }

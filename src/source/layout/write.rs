@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     error::{Error, Kind, Result, ResultExt},
-    oci::{Digest, manifest::MAX_MANIFEST_BYTES},
+    oci::{Digest, manifest::MAX_MANIFEST_BYTES, referrers::referring},
 };
 
 /// An artifact to be stored: a manifest and the blobs that it names.
@@ -239,19 +239,32 @@ impl Layout {
         .await
     }
 
-    /// Takes a manifest out of `index.json`. Its blobs stay: other tools may know about them.
-    pub(in crate::source) async fn unlist(&self, digest: &Digest) -> Result<bool> {
-        let digest = digest.to_string();
+    /// Takes a referrer out of `index.json`. Its blobs stay: other tools may know about them. An error where the manifest does not refer to
+    /// the subject.
+    pub(in crate::source) async fn unlist_referrer(
+        &self,
+        digest: &Digest,
+        subject: &Digest,
+    ) -> Result<bool> {
+        let (digest, subject) = (*digest, *subject);
         self.run(move |opened| {
             let folder = opened.folder()?;
             let _lock = opened.lock(folder)?;
-            let mut listed = false;
-            opened.change_index(folder, opened.file_mode(folder), |manifests| {
-                let before = manifests.len();
-                manifests.retain(|known| known["digest"] != digest.as_str());
-                listed = manifests.len() != before;
-            })?;
-            Ok(listed)
+            match opened.whole(&digest, None, MAX_MANIFEST_BYTES) {
+                Ok(manifest) if referring(&manifest, &subject).is_none() => {
+                    return Err(Error::new(
+                        Kind::InvalidArgument,
+                        format!(
+                            "{}: {digest} does not refer to {subject}: it is not removed",
+                            opened.place()
+                        ),
+                    ));
+                }
+                Ok(_) => {}
+                Err(error) if error.kind() == Kind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+            opened.unlist(folder, &digest)
         })
         .await
     }
@@ -263,14 +276,7 @@ impl Layout {
         self.run(move |opened| {
             let folder = opened.folder()?;
             let _lock = opened.lock(folder)?;
-            let mode = opened.file_mode(folder);
-            let mut listed = false;
-            opened.change_index(folder, mode, |manifests| {
-                let before = manifests.len();
-                manifests.retain(|known| known["digest"] != digest.to_string().as_str());
-                listed = manifests.len() != before;
-            })?;
-            if !listed {
+            if !opened.unlist(folder, &digest)? {
                 return Ok(None);
             }
             opened.collect(folder).map(Some)
@@ -352,6 +358,18 @@ impl Opened {
             return Ok(());
         }
         replace(&folder.join("index.json"), &changed, mode).or_kind(Kind::Io, context)
+    }
+
+    /// Takes a manifest out of `index.json`. Whether it was there.
+    fn unlist(&self, folder: &Path, digest: &Digest) -> Result<bool> {
+        let digest = digest.to_string();
+        let mut was_listed = false;
+        self.change_index(folder, self.file_mode(folder), |manifests| {
+            let before = manifests.len();
+            manifests.retain(|known| known["digest"] != digest.as_str());
+            was_listed = manifests.len() != before;
+        })?;
+        Ok(was_listed)
     }
 
     /// Removes what `index.json` does not lead to, also what interrupted writes left.

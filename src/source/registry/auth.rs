@@ -265,7 +265,7 @@ impl Authenticator {
         let mut body = self.transport.send(request).await?;
         if !body.head().status().is_success() {
             let refusal = Refusal::read(body.into_response()).await;
-            return Err(match refusal.into_failure() {
+            return Err(match refusal.failure() {
                 Failure::Final(error) => {
                     let place = state.place.as_deref().map_or_else(
                         || credentials::places(&self.access),

@@ -207,13 +207,13 @@ impl Client {
         }
         match by_registry {
             true => self.refuse_at_registry(refusal).await,
-            false => refusal.into_failure(),
+            false => refusal.failure(),
         }
     }
 
     async fn refuse_at_registry(&self, refusal: Refusal) -> Failure {
         let status = refusal.status;
-        match refusal.into_failure() {
+        match refusal.failure() {
             Failure::Final(error) if error.kind() == Kind::Immutable => Failure::Final(error),
             Failure::Final(error)
                 if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) =>

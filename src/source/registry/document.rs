@@ -1,11 +1,12 @@
 //! Small JSON documents of a registry: manifests, and lists of referrers.
 
 use bytes::{Bytes, BytesMut};
-use reqwest::StatusCode;
+use reqwest::{StatusCode, header::HeaderValue};
 use url::Url;
 
 use super::{
     client::{Client, Wanted},
+    link,
     refusal::Refusal,
     retry::{Failure, Tries},
 };
@@ -21,15 +22,40 @@ pub(super) struct Document {
     /// `Docker-Content-Digest`.
     pub(super) digest: Option<String>,
     /// All `Link`s.
-    pub(super) links: Vec<String>,
+    pub(super) links: Vec<HeaderValue>,
     /// `OCI-Filters-Applied`.
     pub(super) filters: String,
     pub(super) bytes: Bytes,
 }
 
+impl Document {
+    /// Where the list that this is a page of goes on. An error where that cannot be told, or is another host.
+    pub(super) fn next_page(&self, client: &Client, at: &Url, what: &str) -> Result<Option<Url>> {
+        let corrupt = |why: &str| Error::new(Kind::Corrupt, format!("{what}: {why}"));
+        for header in &self.links {
+            let next = header
+                .to_str()
+                .map_err(|_| link::Unreadable)
+                .and_then(link::next_target)
+                .map_err(|link::Unreadable| {
+                    corrupt("its Link header cannot be read, and so whether the list goes on")
+                })?;
+            if let Some(target) = next {
+                return match at.join(target) {
+                    Ok(next) if client.is_own(&next) => Ok(Some(next)),
+                    _ => Err(corrupt("its list goes on at another host")),
+                };
+            }
+        }
+        Ok(None)
+    }
+}
+
 /// What a registry says to a request for a document.
 pub(super) enum Answer {
     Document(Document),
+    /// 204: there is no document.
+    Nothing,
     /// A refusal by which a caller may tell what the registry has; credentials are not the reason.
     Refused(Refusal),
 }
@@ -48,6 +74,12 @@ pub(super) async fn get(
     };
     loop {
         match try_get(client, url, &wanted).await {
+            // a hasty no is asked again, and is a no in the end
+            Ok(Answer::Refused(refusal)) if refusal.is_passing() => {
+                if tries.after(refusal.failure()).await.is_err() {
+                    return Ok(Answer::Refused(refusal));
+                }
+            }
             Ok(answer) => return Ok(answer),
             Err(failure) => tries.after(failure).await?,
         }
@@ -58,10 +90,12 @@ async fn try_get(client: &Client, url: &Url, wanted: &Wanted) -> Result<Answer, 
     let mut body = client.ask(url, wanted).await?;
     match body.head().status() {
         StatusCode::OK => {}
-        StatusCode::BAD_REQUEST
-        | StatusCode::NOT_FOUND
-        | StatusCode::METHOD_NOT_ALLOWED
-        | StatusCode::NOT_IMPLEMENTED => {
+        StatusCode::NO_CONTENT => return Ok(Answer::Nothing),
+        // about credentials or haste
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS => {
+            return Err(client.refuse(body).await);
+        }
+        status if status.is_client_error() || status == StatusCode::NOT_IMPLEMENTED => {
             return Ok(Answer::Refused(Refusal::read(body.into_response()).await));
         }
         _ => return Err(client.refuse(body).await),
@@ -81,7 +115,7 @@ async fn try_get(client: &Client, url: &Url, wanted: &Wanted) -> Result<Answer, 
             .headers()
             .get_all("link")
             .iter()
-            .filter_map(|value| Some(value.to_str().ok()?.to_owned()))
+            .cloned()
             .collect(),
         filters: text("oci-filters-applied"),
         bytes: Bytes::new(),

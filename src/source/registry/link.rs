@@ -3,40 +3,47 @@
 /// Longer than any honest header.
 const MAX_HEADER: usize = 16 << 10;
 
+/// A header that is not of the grammar: what it says of a next page is not known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Unreadable;
+
 /// The target of the first link whose relation is `next`, as it stands: it may be relative.
-pub(super) fn next_target(header: &str) -> Option<&str> {
+pub(super) fn next_target(header: &str) -> Result<Option<&str>, Unreadable> {
     if header.len() > MAX_HEADER {
-        return None;
+        return Err(Unreadable);
     }
     let mut rest = header;
     loop {
+        rest = rest.trim_start_matches([' ', '\t', ',']);
+        if rest.is_empty() {
+            return Ok(None);
+        }
         let (target, after) = rest
-            .trim_start_matches([' ', '\t', ','])
-            .strip_prefix('<')?
-            .split_once('>')?;
-        let (is_next, after) = parameters(after);
+            .strip_prefix('<')
+            .and_then(|link| link.split_once('>'))
+            .ok_or(Unreadable)?;
+        let (is_next, after) = parameters(after)?;
         if is_next {
-            return Some(target);
+            return Ok(Some(target));
         }
         rest = after;
     }
 }
 
 /// Reads the parameters up to the comma that ends a link. Whether `next` is among its relations, and what follows the link.
-fn parameters(mut rest: &str) -> (bool, &str) {
+fn parameters(mut rest: &str) -> Result<(bool, &str), Unreadable> {
     let mut is_next = false;
     let mut has_relation = false;
     loop {
         rest = rest.trim_start();
-        let Some(after) = rest.strip_prefix(';') else {
-            // the end, the next link, or what is no parameter: then the link ends here too
-            return (is_next, rest);
-        };
-        let after = after.trim_start();
+        if rest.is_empty() || rest.starts_with(',') {
+            return Ok((is_next, rest));
+        }
+        let after = rest.strip_prefix(';').ok_or(Unreadable)?.trim_start();
         let name_end = after.find(['=', ';', ',']).unwrap_or(after.len());
         let (name, after) = after.split_at(name_end);
         let (value, after) = match after.strip_prefix('=') {
-            Some(after) => value(after.trim_start()),
+            Some(after) => value(after.trim_start())?,
             None => ("", after),
         };
         // of several, the first counts (RFC 8288, section 3.3)
@@ -51,7 +58,7 @@ fn parameters(mut rest: &str) -> (bool, &str) {
 }
 
 /// A token or a quoted string, and what follows. A backslash in a string stays: no relation has one.
-fn value(text: &str) -> (&str, &str) {
+fn value(text: &str) -> Result<(&str, &str), Unreadable> {
     match text.strip_prefix('"') {
         Some(quoted) => {
             let mut escaped = false;
@@ -59,16 +66,16 @@ fn value(text: &str) -> (&str, &str) {
                 match byte {
                     _ if escaped => escaped = false,
                     b'\\' => escaped = true,
-                    b'"' => return (&quoted[..at], &quoted[at + 1..]),
+                    b'"' => return Ok((&quoted[..at], &quoted[at + 1..])),
                     _ => {}
                 }
             }
-            (quoted, "")
+            Err(Unreadable)
         }
         None => {
             let end = text.find([';', ',']).unwrap_or(text.len());
             let (value, rest) = text.split_at(end);
-            (value.trim_end(), rest)
+            Ok((value.trim_end(), rest))
         }
     }
 }
@@ -96,7 +103,7 @@ mod tests {
             (r#"<a>; rel=prev; rel=next, <b>; rel=next"#, "b"),
             (r#", <x>; rel=next"#, "x"),
         ] {
-            assert_eq!(next_target(header), Some(target), "{header}");
+            assert_eq!(next_target(header), Ok(Some(target)), "{header}");
         }
     }
 
@@ -104,22 +111,35 @@ mod tests {
     fn no_next_link() {
         for header in [
             "",
+            " , ",
+            "<x>",
+            "<x>; rel=prev",
+            "<x>; rel",
+            "<x>; nextrel=next",
+            "<x>;;, <y>",
+        ] {
+            assert_eq!(next_target(header), Ok(None), "{header}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_not_the_last_page() {
+        for header in [
             "<",
             "<x",
-            "<x>",
             "x; rel=next",
-            "<x>; rel=prev",
-            "<x>; rel=\"",
-            "<x>; rel",
+            "/v2/a/tags/list?next_page=x; rel=\"next\"",
             ";;;",
-            "<x>; nextrel=next",
+            "<x>; rel=\"",
             "<x>; title=\"; rel=next",
             "<x> rel=next",
+            "<x>; rel=prev, y; rel=next",
+            "rel=\"next\"; <x>",
         ] {
-            assert_eq!(next_target(header), None, "{header}");
+            assert_eq!(next_target(header), Err(Unreadable), "{header}");
         }
         let long = format!("<{}>; rel=next", "x".repeat(MAX_HEADER));
-        assert_eq!(next_target(&long), None);
+        assert_eq!(next_target(&long), Err(Unreadable));
     }
 
     proptest! {

@@ -6,6 +6,7 @@ use reqwest::{Method, StatusCode};
 use super::{
     client::{Client, Wanted},
     document::{self, Answer, Document},
+    refusal::Refusal,
     retry::{Failure, Tries},
 };
 use crate::{
@@ -31,39 +32,43 @@ struct Head {
 
 /// The manifest that a tag names now.
 pub(super) async fn by_tag(client: &Client, tag: &str) -> Result<Manifest> {
-    match find_tag(client, tag).await? {
-        Ok(manifest) => Ok(manifest),
-        Err(refused) => Err(refused),
-    }
+    found(find_tag(client, tag).await?, client, tag)
 }
 
 /// As [`by_tag`]; a refusal (no such tag) is an answer.
-pub(super) async fn find_tag(client: &Client, tag: &str) -> Result<Result<Manifest>> {
-    get(
-        client,
-        tag,
-        &format!("reading manifest {tag} of {}", client.name()),
-        None,
-    )
-    .await
+pub(super) async fn find_tag(client: &Client, tag: &str) -> Result<Result<Manifest, Refusal>> {
+    get(client, tag, None).await
 }
 
 /// The manifest with this digest.
 pub(super) async fn by_digest(client: &Client, digest: &Digest) -> Result<Manifest> {
-    let what = format!("reading manifest {digest} of {}", client.name());
-    get(client, &digest.to_string(), &what, Some(digest)).await?
+    let name = digest.to_string();
+    found(get(client, &name, Some(digest)).await?, client, &name)
+}
+
+fn what(client: &Client, name: &str) -> String {
+    format!("reading manifest {name} of {}", client.name())
+}
+
+/// A refusal is an error.
+fn found(answer: Result<Manifest, Refusal>, client: &Client, name: &str) -> Result<Manifest> {
+    answer.map_err(|refusal| refusal.error().context(what(client, name)))
 }
 
 async fn get(
     client: &Client,
     name: &str,
-    what: &str,
     expected: Option<&Digest>,
-) -> Result<Result<Manifest>> {
+) -> Result<Result<Manifest, Refusal>> {
+    let what = what(client, name);
     let url = client.url(&format!("manifests/{name}"))?;
-    let document = match document::get(client, &url, ACCEPT, what).await? {
+    let document = match document::get(client, &url, ACCEPT, &what).await? {
         Answer::Document(document) => document,
-        Answer::Refused(refusal) => return Ok(Err(refusal.error().context(what))),
+        Answer::Nothing => {
+            let nothing = Error::new(Kind::Corrupt, "the answer has no manifest (204)");
+            return Err(nothing.context(what));
+        }
+        Answer::Refused(refusal) => return Ok(Err(refusal)),
     };
     verify(document, expected)
         .map(Ok)

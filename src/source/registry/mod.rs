@@ -12,7 +12,7 @@ use futures_util::stream::{BoxStream, StreamExt as _, try_unfold};
 use super::{Access, Copied, Limits, Manifest, Referrer, layout::NewArtifact};
 use crate::{
     error::{Error, Kind, Result},
-    oci::Digest,
+    oci::{Digest, referrers::referring},
 };
 
 mod auth;
@@ -168,10 +168,10 @@ impl Repository {
 
     /// The manifest that a tag names; a tag that is not there is an answer.
     pub(super) async fn find_tag(&self, tag: &str) -> Result<Option<Manifest>> {
-        match manifest::find_tag(&self.client, tag).await? {
+        match manifest::by_tag(&self.client, tag).await {
             Ok(manifest) => Ok(Some(manifest)),
-            Err(refused) if refused.kind() == Kind::NotFound => Ok(None),
-            Err(refused) => Err(refused),
+            Err(error) if error.kind() == Kind::NotFound => Ok(None),
+            Err(error) => Err(error),
         }
     }
 
@@ -207,34 +207,50 @@ impl Repository {
         subject: &Digest,
     ) -> Result<Digest> {
         let digest = Digest::of(&artifact.manifest);
-        let listed = manifest::put(
-            &self.client,
-            &digest.to_string(),
-            &artifact.media_type,
-            &artifact.manifest,
-        )
-        .await?;
-        if listed.is_none() {
-            referrers_list::add(&self.client, subject, &artifact.entry()).await?;
+        let name = digest.to_string();
+        let (media_type, bytes) = (&artifact.media_type, &artifact.manifest);
+        let is_noted = manifest::put(&self.client, &name, media_type, bytes)
+            .await?
+            .is_some();
+        // asked as a reader asks: whatever the answer to the PUT was, that is where readers look
+        let artifact_type = Some(artifact.artifact_type.as_str());
+        match referrers::by_api(&self.client, subject, artifact_type).await? {
+            None => referrers_list::add(&self.client, subject, &artifact.entry()).await?,
+            Some(list) if is_noted || list.iter().any(|listed| listed.digest == digest) => {}
+            Some(_) => {
+                return Err(Error::new(
+                    Kind::Unsupported,
+                    format!(
+                        "{} has the referrers API, and does not list there what it has just stored: {digest} of {subject}",
+                        self.client.name()
+                    ),
+                ));
+            }
         }
         Ok(digest)
     }
 
-    pub(super) async fn delete_manifest(&self, digest: &Digest) -> Result<bool> {
-        manifest::delete(&self.client, digest).await
-    }
-
-    /// Removes a referrer and its entry in the list that stands in for the referrers API.
+    /// Removes a referrer and its entry in the list that stands in for the referrers API. What is there under the digest has to say by
+    /// itself that it refers to the subject. `false` when there was neither.
     pub(super) async fn delete_referrer(&self, digest: &Digest, subject: &Digest) -> Result<bool> {
+        let is_there = match manifest::by_digest(&self.client, digest).await {
+            Ok(found) if referring(&found.bytes, subject).is_some() => true,
+            Ok(_) => {
+                return Err(Error::new(
+                    Kind::InvalidArgument,
+                    format!(
+                        "{digest} of {} does not refer to {subject}: it is not removed",
+                        self.client.name()
+                    ),
+                ));
+            }
+            Err(error) if error.kind() == Kind::NotFound => false,
+            Err(error) => return Err(error),
+        };
         // the entry first: what is listed must be there
-        if self
-            .find_tag(&format!("sha256-{}", subject.hex()))
-            .await?
-            .is_some()
-        {
-            referrers_list::remove(&self.client, subject, digest).await?;
-        }
-        manifest::delete(&self.client, digest).await
+        let was_listed = referrers_list::remove(&self.client, subject, digest).await?;
+        let was_there = is_there && manifest::delete(&self.client, digest).await?;
+        Ok(was_listed || was_there)
     }
 }
 

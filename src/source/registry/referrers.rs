@@ -1,21 +1,22 @@
 //! Referrers of a manifest (OCI distribution 1.1, "Listing Referrers"): the API, or where there is none the tag that stands in for it.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 
 use reqwest::StatusCode;
+use serde_json::Value;
 
 use super::{
     client::Client,
     document::{self, Answer, Document},
-    link, manifest,
+    referrers_list::{self, Tagged},
+    refusal::Refusal,
 };
 use crate::{
     error::{Error, Kind, Result, ResultExt as _},
-    oci::Digest,
+    oci::{Digest, descriptor::Descriptor, media_type::OCI_INDEX, referrers::referrers_tag},
     source::Referrer,
 };
 
-const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 /// Answers of one list. A subject with more referrers of one type is no honest one.
 const MAX_ANSWERS: usize = 64;
 /// Referrers of one list.
@@ -23,44 +24,30 @@ const MAX_REFERRERS: usize = 4096;
 /// The annotation by which early registries said which filters they had applied.
 const FILTERS_ANNOTATION: &str = "org.opencontainers.referrers.filtersApplied";
 
-#[derive(serde::Deserialize)]
-struct Index {
-    // no defaults: with them serde would take an empty list for an index
-    manifests: Option<Vec<Entry>>,
-    annotations: Option<BTreeMap<String, String>>,
-}
-
-#[derive(serde::Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Entry {
-    digest: String,
-    size: u64,
-    #[serde(default)]
-    artifact_type: Option<String>,
-    #[serde(default)]
-    annotations: Option<BTreeMap<String, String>>,
-}
-
 /// All referrers of this artifact type, or of any, in the registry's order.
 pub(super) async fn list(
     client: &Client,
     subject: &Digest,
     artifact_type: Option<&str>,
 ) -> Result<Vec<Referrer>> {
-    let what = format!("listing the referrers of {subject} of {}", client.name());
-    match by_api(client, subject, artifact_type, &what).await? {
+    match by_api(client, subject, artifact_type).await? {
         Some(found) => Ok(found),
-        None => by_tag(client, subject, artifact_type, &what).await,
+        None => by_tag(client, subject, artifact_type).await,
     }
 }
 
-/// `None` where the registry has no such API.
-async fn by_api(
+fn what(client: &Client, subject: &Digest) -> String {
+    format!("listing the referrers of {subject} of {}", client.name())
+}
+
+/// What the registry's API lists; `None` where it has no such API. Who reads and who writes ask this: what is written under the tag is what
+/// will be looked for there.
+pub(super) async fn by_api(
     client: &Client,
     subject: &Digest,
     artifact_type: Option<&str>,
-    what: &str,
 ) -> Result<Option<Vec<Referrer>>> {
+    let what = &what(client, subject);
     let mut url = client.url(&format!("referrers/{subject}"))?;
     if let Some(artifact_type) = artifact_type {
         url.query_pairs_mut()
@@ -72,90 +59,102 @@ async fn by_api(
         if !seen.insert(url.clone()) {
             return Err(corrupt(what, "its list leads back to itself"));
         }
-        let document = match document::get(client, &url, INDEX, what).await? {
-            Answer::Document(document) => document,
-            Answer::Refused(refusal) => {
-                let unknown_name = refusal.codes.iter().any(|code| code == "NAME_UNKNOWN");
-                if answers > 0 || refusal.status == StatusCode::NOT_FOUND && unknown_name {
-                    return Err(refusal.error().context(what));
-                }
-                return Ok(None);
+        let document = match document::get(client, &url, OCI_INDEX, what).await? {
+            Answer::Document(document) if document.content_type == OCI_INDEX => document,
+            Answer::Document(_) | Answer::Nothing if answers == 0 => return Ok(None),
+            Answer::Document(_) | Answer::Nothing => {
+                return Err(corrupt(what, "its list goes on with what is not an index"));
             }
+            Answer::Refused(refusal) if answers == 0 && means_no_api(&refusal) => return Ok(None),
+            Answer::Refused(refusal) => return Err(refusal.error().context(what.as_str())),
         };
-        if document.content_type != INDEX {
-            return match answers {
-                0 => Ok(None),
-                _ => Err(corrupt(what, "its list goes on with what is no index")),
-            };
-        }
-        let next = document
-            .links
-            .iter()
-            .find_map(|header| link::next_target(header))
-            .map(|target| url.join(target));
-        take(&mut found, &document, artifact_type, what)?;
-        url = match next {
+        take_answer(&mut found, &document, artifact_type, what)?;
+        match document.next_page(client, &url, what)? {
+            Some(next) => url = next,
             None => return Ok(Some(found)),
-            Some(Ok(next)) if client.is_own(&next) => next,
-            Some(_) => return Err(corrupt(what, "its list goes on at another host")),
-        };
+        }
     }
     Err(corrupt(what, "its list has no end"))
 }
 
-/// The index under the tag `sha256-<hex>`, which clients keep where the registry has no API.
+/// Whether a registry that refuses the API does not have it. Credentials and haste are other reasons, and so is an outage.
+fn means_no_api(refusal: &Refusal) -> bool {
+    let is_other_reason = matches!(
+        refusal.status,
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS
+    );
+    refusal.status == StatusCode::NOT_IMPLEMENTED
+        || refusal.status.is_client_error() && !is_other_reason
+}
+
+/// The list under the tag `sha256-<hex>`, which clients keep where the registry has no API. What is something else is not a list.
 async fn by_tag(
     client: &Client,
     subject: &Digest,
     artifact_type: Option<&str>,
-    what: &str,
 ) -> Result<Vec<Referrer>> {
-    let tag = format!("sha256-{}", subject.hex());
-    let manifest = match manifest::find_tag(client, &tag).await? {
-        Ok(manifest) => manifest,
-        Err(refused) if refused.kind() == Kind::NotFound => return Ok(Vec::new()),
-        Err(refused) => return Err(refused),
-    };
-    let document = Document {
-        content_type: manifest.media_type,
-        digest: None,
-        links: Vec::new(),
-        filters: String::new(),
-        bytes: manifest.bytes,
+    let what = what(client, subject);
+    let list = match referrers_list::read(client, subject)
+        .await
+        .map_err(|error| error.context(what.as_str()))?
+    {
+        Tagged::Nothing => return Ok(Vec::new()),
+        Tagged::List(list) => list,
+        Tagged::Other(why) => {
+            tracing::info!(
+                "{} of {} is passed over as a list of referrers: {why}",
+                referrers_tag(subject),
+                client.name()
+            );
+            return Ok(Vec::new());
+        }
     };
     let mut found = Vec::new();
-    take(&mut found, &document, artifact_type, what)?;
+    take(&mut found, list.descriptors(), false, artifact_type, &what)?;
     Ok(found)
 }
 
-/// Adds the referrers of one answer. What the registry did not filter is filtered here; what is no SHA-256 digest cannot be fetched
-/// and is passed over.
-fn take(
+/// Adds the referrers of one answer of the API.
+fn take_answer(
     found: &mut Vec<Referrer>,
     document: &Document,
     artifact_type: Option<&str>,
     what: &str,
 ) -> Result<()> {
-    let index: Index = serde_json::from_slice(&document.bytes)
-        .or_kind(Kind::Corrupt, || format!("{what}: no index"))?;
-    let annotated = index
-        .annotations
-        .as_ref()
-        .and_then(|annotations| annotations.get(FILTERS_ANNOTATION))
-        .map_or("", String::as_str);
+    let index: Value = serde_json::from_slice(&document.bytes)
+        .or_kind(Kind::Corrupt, || format!("{what}: not an index"))?;
+    let entries: &[Value] = match &index["manifests"] {
+        Value::Array(entries) => entries,
+        Value::Null if index.is_object() => &[], // Go's empty list
+        _ => return Err(corrupt(what, "not an index")),
+    };
+    let annotated = index["annotations"][FILTERS_ANNOTATION]
+        .as_str()
+        .unwrap_or_default();
     let is_filtered = [document.filters.as_str(), annotated]
         .iter()
         .flat_map(|list| list.split(','))
         .any(|filter| filter.trim() == "artifactType");
-    for entry in index.manifests.unwrap_or_default() {
+    let entries = Descriptor::read_list(entries);
+    take(found, entries, is_filtered, artifact_type, what)
+}
+
+/// Adds the referrers of a list. What its registry did not filter is filtered here; what is odd is told of and left out.
+fn take(
+    found: &mut Vec<Referrer>,
+    (entries, odd): (Vec<Descriptor>, Vec<String>),
+    is_filtered: bool,
+    artifact_type: Option<&str>,
+    what: &str,
+) -> Result<()> {
+    for odd in odd {
+        tracing::warn!("{what}: left out: {odd}");
+    }
+    for entry in entries {
         let of_type = match (entry.artifact_type.as_deref(), artifact_type) {
             (_, None) => true,
-            (None | Some(""), Some(_)) => is_filtered,
+            (None, Some(_)) => is_filtered,
             (Some(other), Some(wanted)) => other == wanted,
-        };
-        let Ok(digest) = entry.digest.parse::<Digest>() else {
-            tracing::debug!(what, "a referrer whose digest is not SHA-256");
-            continue;
         };
         if !of_type {
             continue;
@@ -164,13 +163,13 @@ fn take(
             return Err(corrupt(what, "over 4096 of one type"));
         }
         found.push(Referrer {
-            digest,
+            digest: entry.digest,
             size: entry.size,
             artifact_type: artifact_type
                 .map(str::to_owned)
                 .or(entry.artifact_type)
                 .unwrap_or_default(),
-            annotations: entry.annotations.unwrap_or_default(),
+            annotations: entry.annotations,
         });
     }
     Ok(())

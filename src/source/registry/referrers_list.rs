@@ -4,6 +4,9 @@
 //! Registries have no compare-and-swap: of two who change one list at once, one may write over the other's change. In this process a
 //! lock prevents it. Against others each looks again after its write, as long after as it had itself taken from reading to writing:
 //! by then, who wrote over it has done so, and its change is made once more.
+//!
+//! What stands under the tag is changed only after it has shown that it is such a list. A list that was replaced is not removed: registries
+//! remove a manifest with all tags that name it, and two subjects' lists may be the same bytes.
 
 use std::{
     collections::HashMap,
@@ -12,12 +15,16 @@ use std::{
 };
 
 use bytes::Bytes;
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 
 use super::{client::Client, manifest};
 use crate::{
-    error::{Error, Kind, Result, ResultExt as _},
-    oci::{Digest, media_type::OCI_INDEX},
+    error::{Error, Kind, Result},
+    oci::{
+        Digest,
+        media_type::OCI_INDEX,
+        referrers::{Candidate, NotAList, ReferrersList, referrers_tag, referring},
+    },
 };
 
 /// How often a change that was lost is made again.
@@ -28,63 +35,109 @@ const LONGEST_WAIT: Duration = Duration::from_secs(2);
 /// Locks of the lists that are being changed, by `HOST/REPOSITORY@SUBJECT`.
 static CHANGING: Mutex<Option<HashMap<String, Weak<tokio::sync::Mutex<()>>>>> = Mutex::new(None);
 
-/// Adds a descriptor to the list of a subject, at its end, unless it is there.
-pub(super) async fn add(client: &Client, subject: &Digest, entry: &Value) -> Result<()> {
-    let digest = entry["digest"].clone();
-    change(client, subject, &|entries: &mut Vec<Value>| {
-        let missing = !entries.iter().any(|known| known["digest"] == digest);
-        if missing {
-            entries.push(entry.clone());
-        }
-        missing
-    })
-    .await
+/// What stands under the tag of a subject's list.
+pub(super) enum Tagged {
+    Nothing,
+    List(ReferrersList),
+    /// Something that is not this program's to change, and why it is not a list.
+    Other(NotAList),
 }
 
-/// Takes a manifest out of the list of a subject.
-pub(super) async fn remove(client: &Client, subject: &Digest, digest: &Digest) -> Result<()> {
-    let digest = Value::from(digest.to_string());
-    change(client, subject, &|entries: &mut Vec<Value>| {
-        let before = entries.len();
-        entries.retain(|known| known["digest"] != digest);
-        entries.len() != before
+/// Reads what stands under the tag of a subject's list.
+pub(super) async fn read(client: &Client, subject: &Digest) -> Result<Tagged> {
+    let tag = referrers_tag(subject);
+    let found = match manifest::find_tag(client, &tag).await? {
+        Ok(found) => found,
+        // a repository that is not there is another matter than a tag
+        Err(refusal) if refusal.kind() == Kind::NotFound && !refusal.has_code("NAME_UNKNOWN") => {
+            return Ok(Tagged::Nothing);
+        }
+        Err(refusal) => {
+            let what = format!("reading manifest {tag} of {}", client.name());
+            return Err(refusal.error().context(what));
+        }
+    };
+    let candidate = match Candidate::read(&found.bytes, &found.media_type, subject) {
+        Ok(candidate) => candidate,
+        Err(why) => return Ok(Tagged::Other(why)),
+    };
+    let mut looked_at = HashMap::new();
+    for digest in candidate.untyped() {
+        match manifest::by_digest(client, &digest).await {
+            Ok(manifest) => {
+                if let Some(found) = referring(&manifest.bytes, subject) {
+                    looked_at.insert(digest, found);
+                }
+            }
+            // then it shows nothing
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    Kind::NotFound | Kind::Corrupt | Kind::Unsupported
+                ) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(match candidate.prove(looked_at) {
+        Ok(list) => Tagged::List(list),
+        Err(why) => Tagged::Other(why),
     })
-    .await
+}
+
+/// Adds a descriptor to the list of a subject, at its end, unless it is there. An error where something else has the list's tag.
+pub(super) async fn add(client: &Client, subject: &Digest, entry: &Value) -> Result<()> {
+    match change(client, subject, &|list| list.add(entry)).await? {
+        Change::Made | Change::NotNeeded => Ok(()),
+        Change::Other(why) => Err(Error::with_source(
+            Kind::Unsupported,
+            format!(
+                "{} has no referrers API, and its tag {} is not free for the list that stands in for it: nothing was changed there \
+                 (`socinbd convert` makes an image that needs no list)",
+                client.name(),
+                referrers_tag(subject)
+            ),
+            why,
+        )),
+    }
+}
+
+/// Takes a manifest out of the list of a subject, where there is one. Whether it was listed.
+pub(super) async fn remove(client: &Client, subject: &Digest, digest: &Digest) -> Result<bool> {
+    let change = change(client, subject, &|list| list.remove(digest)).await?;
+    Ok(matches!(change, Change::Made))
+}
+
+/// What came of a change.
+enum Change {
+    Made,
+    NotNeeded,
+    /// Something else has the tag.
+    Other(NotAList),
 }
 
 /// Makes a change that is to last: `edit` says whether it has changed anything.
 async fn change(
     client: &Client,
     subject: &Digest,
-    edit: &(dyn Fn(&mut Vec<Value>) -> bool + Send + Sync),
-) -> Result<()> {
+    edit: &(dyn Fn(&mut ReferrersList) -> bool + Send + Sync),
+) -> Result<Change> {
     let lock = lock_of(&format!("{}@{subject}", client.name()));
     let _changing = lock.lock().await;
-    let tag = format!("sha256-{}", subject.hex());
-    let mut replaced: Option<Digest> = None;
+    let tag = referrers_tag(subject);
+    let mut change = Change::NotNeeded;
     for _ in 0..MAX_TURNS {
         let start = Instant::now();
-        let (old, mut list) = read(client, &tag).await?;
-        let manifests = list
-            .entry("manifests")
-            .or_insert_with(|| json!([]))
-            .as_array_mut()
-            .ok_or_else(|| {
-                Error::new(
-                    Kind::Corrupt,
-                    format!("{tag} of {}: manifests is no list", client.name()),
-                )
-            })?;
-        if !edit(manifests) {
+        let mut list = match read(client, subject).await? {
+            Tagged::Nothing => ReferrersList::default(),
+            Tagged::List(list) => list,
+            Tagged::Other(why) => return Ok(Change::Other(why)),
+        };
+        if !edit(&mut list) {
             // also the second look after a write
-            if let Some(replaced) = replaced.filter(|replaced| Some(*replaced) != old) {
-                forget(client, &replaced).await;
-            }
-            return Ok(());
+            return Ok(change);
         }
-        let bytes = serde_json::to_vec(&list).or_kind(Kind::Io, || "a list of referrers".into())?;
-        manifest::put(client, &tag, OCI_INDEX, &Bytes::from(bytes)).await?;
-        replaced = old;
+        manifest::put(client, &tag, OCI_INDEX, &Bytes::from(list.to_bytes())).await?;
+        change = Change::Made;
         let wait = start.elapsed().clamp(SHORTEST_WAIT, LONGEST_WAIT);
         tokio::time::sleep(wait).await;
     }
@@ -95,32 +148,6 @@ async fn change(
             client.name()
         ),
     ))
-}
-
-/// The list as it is, and its digest; an empty one where there is none.
-async fn read(client: &Client, tag: &str) -> Result<(Option<Digest>, Map<String, Value>)> {
-    let found = match manifest::find_tag(client, tag).await? {
-        Ok(found) => found,
-        Err(refused) if refused.kind() == Kind::NotFound => {
-            let empty = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []});
-            let Value::Object(empty) = empty else {
-                return Ok((None, Map::new())); // it is one
-            };
-            return Ok((None, empty));
-        }
-        Err(refused) => return Err(refused),
-    };
-    let list = serde_json::from_slice(&found.bytes).or_kind(Kind::Corrupt, || {
-        format!("{tag} of {}: no list of referrers", client.name())
-    })?;
-    Ok((Some(found.digest), list))
-}
-
-/// Removes the list that was replaced. Registries that let nothing be removed keep it; it harms nobody.
-async fn forget(client: &Client, replaced: &Digest) {
-    if let Err(error) = manifest::delete(client, replaced).await {
-        tracing::debug!(list = %replaced, error = error.report(), "an old list of referrers stays");
-    }
 }
 
 fn lock_of(name: &str) -> Arc<tokio::sync::Mutex<()>> {

@@ -20,7 +20,7 @@ pub(super) struct Refusal {
     /// Who answered, without path and query.
     host: String,
     /// The codes of an OCI error body, e.g. `NAME_UNKNOWN`.
-    pub(super) codes: Vec<String>,
+    codes: Vec<String>,
     /// Its first message.
     message: String,
     retry_after: Option<Duration>,
@@ -85,7 +85,7 @@ impl Refusal {
     }
 
     /// Whether the same request may work later.
-    fn is_passing(&self) -> bool {
+    pub(super) fn is_passing(&self) -> bool {
         match self.status {
             StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => true,
             StatusCode::NOT_IMPLEMENTED => false,
@@ -124,7 +124,7 @@ impl Refusal {
                 || code("tagalreadyexists"))
     }
 
-    fn kind(&self) -> Kind {
+    pub(super) fn kind(&self) -> Kind {
         match self.status {
             _ if self.is_about_immutable_tag() => Kind::Immutable,
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Kind::Unauthorized,
@@ -145,7 +145,12 @@ impl Refusal {
         Error::new(self.kind(), text)
     }
 
-    pub(super) fn into_failure(self) -> Failure {
+    /// Whether the body has this code of the specification.
+    pub(super) fn has_code(&self, code: &str) -> bool {
+        self.codes.iter().any(|known| known == code)
+    }
+
+    pub(super) fn failure(&self) -> Failure {
         match self.is_passing() {
             true => Failure::Passing {
                 error: self.error(),

@@ -2,22 +2,22 @@
 
 use std::collections::{BTreeSet, HashSet};
 
+use serde_json::Value;
+
 use super::{
     client::Client,
     document::{self, Answer},
-    link,
 };
-use crate::error::{Error, Kind, Result, ResultExt as _};
+use crate::{
+    error::{Error, Kind, Result, ResultExt as _},
+    oci::reference::is_tag,
+};
 
 /// Answers of one list, of a thousand tags each or as many as the registry likes.
 const MAX_ANSWERS: usize = 4096;
 
-/// All tags, sorted.
+/// All tags, sorted. What is not a tag is told of and left out: as a part of a URL it could lead anywhere.
 pub(super) async fn list(client: &Client) -> Result<Vec<String>> {
-    #[derive(serde::Deserialize)]
-    struct List {
-        tags: Option<Vec<String>>,
-    }
     let what = format!("listing the tags of {}", client.name());
     let corrupt = |why: &str| Error::new(Kind::Corrupt, format!("{what}: {why}"));
     let mut url = client.url("tags/list")?;
@@ -30,21 +30,36 @@ pub(super) async fn list(client: &Client) -> Result<Vec<String>> {
         }
         let document = match document::get(client, &url, "application/json", &what).await? {
             Answer::Document(document) => document,
+            Answer::Nothing => return Err(corrupt("no list of tags")),
             Answer::Refused(refusal) => return Err(refusal.error().context(what)),
         };
-        let list: List = serde_json::from_slice(&document.bytes)
+        let list: Value = serde_json::from_slice(&document.bytes)
             .or_kind(Kind::Corrupt, || format!("{what}: no list of tags"))?;
-        tags.extend(list.tags.unwrap_or_default());
-        let next = document
-            .links
-            .iter()
-            .find_map(|header| link::next_target(header))
-            .map(|target| url.join(target));
-        url = match next {
+        match &list["tags"] {
+            Value::Array(listed) => {
+                for tag in listed {
+                    match tag.as_str().filter(|tag| is_tag(tag)) {
+                        Some(tag) => drop(tags.insert(tag.to_owned())),
+                        None => tracing::warn!("{what}: left out: {}", shown(tag)),
+                    }
+                }
+            }
+            Value::Null if list.is_object() => {} // Go's empty list
+            _ => return Err(corrupt("no list of tags")),
+        }
+        match document.next_page(client, &url, &what)? {
+            Some(next) => url = next,
             None => return Ok(tags.into_iter().collect()),
-            Some(Ok(next)) if client.is_own(&next) => next,
-            Some(_) => return Err(corrupt("its list goes on at another host")),
-        };
+        }
     }
     Err(corrupt("its list has no end"))
+}
+
+/// What is not a tag, for a message.
+fn shown(entry: &Value) -> String {
+    let text = entry.to_string(); // as JSON: control characters are escaped
+    match text.char_indices().nth(80) {
+        Some((end, _)) => format!("{}...", text.get(..end).unwrap_or_default()),
+        None => text,
+    }
 }

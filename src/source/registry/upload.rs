@@ -284,7 +284,7 @@ impl Upload<'_, '_> {
                 refusal.error(),
             ));
         }
-        refusal.into_failure()
+        refusal.failure()
     }
 
     /// Asks how far the registry has come; forgets an upload that it does not know.

@@ -49,6 +49,43 @@ fn sign(registry: &Registry, repository: &str, subject: Digest, size: usize) -> 
     registry.add_manifest(repository, None, MANIFEST, signature.to_string())
 }
 
+/// A signature by cosign's older form, under its tag.
+fn cosign(registry: &Registry, subject: Digest, note: &str) -> (String, Digest) {
+    registry.add_blob("app", &b"{}"[..]);
+    let empty = json!({"mediaType": "application/vnd.dev.cosign.simplesigning.v1+json", "digest": Digest::of(b"{}"), "size": 2});
+    let config = json!({"mediaType": "application/vnd.oci.image.config.v1+json", "digest": Digest::of(b"{}"), "size": 2});
+    let signature = json!({"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": [empty], "annotations": {"note": note}});
+    let tag = format!("sha256-{}.sig", subject.hex());
+    let digest = registry.add_manifest("app", Some(&tag), MANIFEST, signature.to_string());
+    (tag, digest)
+}
+
+/// Signatures of several people stand in one manifest, and the destination may have more of them than the source.
+#[test]
+fn signatures_that_the_destination_has_stay() {
+    let (made, _) = multi();
+    let (from, to) = (Registry::start(), Registry::start());
+    for registry in [&from, &to] {
+        registry.add_layout("app", made.path()).unwrap();
+    }
+    let root = from.tags("app")["1"];
+    let host = Host::new();
+    let arguments = ["--referrers", "*"];
+    let (tag, ours) = cosign(&from, root, "ours");
+    let copy = |to: &str| {
+        json_of(
+            &host,
+            &[&["copy", &from.reference("app:1"), to][..], &arguments].concat(),
+        )
+    };
+    let report = copy(&to.reference("app:1"));
+    assert_eq!(report["referrers"][0]["digest"], json!(ours), "{report}");
+    let (_, theirs) = cosign(&to, root, "theirs");
+    let report = copy(&to.reference("app:1"));
+    assert_eq!(report["left"][0]["digest"], json!(ours), "{report}");
+    assert_eq!(to.tags("app")[&tag], theirs);
+}
+
 #[test]
 fn an_image_moves_with_its_index_and_what_was_chosen() {
     let (made, _) = multi();

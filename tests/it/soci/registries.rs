@@ -9,11 +9,15 @@ use std::{
 use serde_json::{Value, json};
 use socinbd::oci::Digest;
 
-use super::make::{GZIP_LAYER, MadeLayout, digest};
+use super::make::{GZIP_LAYER, INDEX, MANIFEST, MadeLayout, digest};
 use crate::{
     engine::Host,
     support::{
-        docker_registry::DockerRegistry, registry::Registry, seeded_noise, tars::Layer, zot,
+        docker_registry::DockerRegistry,
+        registry::{Referrers, Registry},
+        seeded_noise,
+        tars::Layer,
+        zot,
     },
 };
 
@@ -64,6 +68,59 @@ fn with_the_referrers_api() {
 fn without_the_referrers_api() {
     let registry = DockerRegistry::start();
     live(&registry.host);
+}
+
+/// One image of a multi-platform image is gone, and the rest of it has the tag of a list of referrers.
+#[test]
+fn an_image_that_has_the_tag_of_a_list_is_not_cleaned() {
+    let registry = DockerRegistry::start();
+    let host = Host::new();
+    let mut made = MadeLayout::new();
+    let images = ["amd64", "arm64"].map(|architecture| {
+        let tar = Layer::new().file("etc/of", architecture.as_bytes()).tar();
+        let mut entry = made.image(architecture, &[(GZIP_LAYER, tar)]);
+        entry["platform"] = json!({"os": "linux", "architecture": architecture});
+        entry
+    });
+    let gone = digest(&images[1]);
+    let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": images});
+    let index = made.blob(INDEX, index.to_string().as_bytes());
+    made.tag(&index, "v1");
+    let repository = format!("{}/team/app", registry.host);
+    let tag = format!("{repository}:sha256-{}", gone.hex());
+    for to in [&format!("{repository}:v1"), &tag] {
+        host.run(&["copy", &made.reference("v1"), to]);
+    }
+    delete(&registry.host, "team/app", &gone);
+    let image = gone.to_string();
+    let report = json_of(
+        &host,
+        &["index", "gc", "--remote", &repository, "--image", &image],
+    );
+    assert_eq!(report["removed"], json!([]), "{report}");
+    for name in ["v1", &format!("sha256-{}", gone.hex())] {
+        let found = json_of(&host, &["inspect", &format!("{repository}:{name}")]);
+        assert_eq!(found["described"]["digest"], index["digest"], "{found}");
+    }
+}
+
+/// What a list says of a manifest does not remove it.
+#[test]
+fn what_a_list_calls_an_index_and_is_none_is_not_cleaned() {
+    let registry = Registry::start();
+    registry.set_referrers(Referrers::Absent);
+    let (made, image) = image("v1", 1);
+    registry.add_layout("team/app", made.path()).unwrap();
+    let gone = Digest::of(b"an image that is gone");
+    let entry = json!({"mediaType": MANIFEST, "digest": image, "size": 7, "artifactType": "application/vnd.amazon.soci.index.v1+json"});
+    let list = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [entry]});
+    let tag = format!("sha256-{}", gone.hex());
+    registry.add_manifest("team/app", Some(&tag), INDEX, list.to_string());
+    let before = registry.tags("team/app");
+    let repository = registry.reference("team/app");
+    let report = json_of(&Host::new(), &["index", "gc", "--remote", &repository]);
+    assert_eq!(report["removed"], json!([]), "{report}");
+    assert_eq!(registry.tags("team/app"), before);
 }
 
 /// Needs zot, and is not one of the tests that may never be skipped: without it, it says so and returns.

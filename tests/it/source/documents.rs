@@ -269,11 +269,7 @@ async fn lists_that_never_end_or_lead_away() {
         assert!(registry.counters().total().requests <= 64, "{link}");
         registry.heal();
     }
-    for body in [
-        "",
-        r#"{"manifests":7}"#,
-        r#"{"manifests":[{"digest":"x","size":-1}]}"#,
-    ] {
+    for body in ["", "[]", r#"{"manifests":7}"#] {
         registry.fail(
             On::Kind(Of::Referrers),
             replaced(INDEX, body, &[]),

@@ -17,6 +17,7 @@ mod network;
 mod peers;
 mod ranges;
 mod redirects;
+mod referrers;
 mod streams;
 mod writes;
 
