@@ -1,9 +1,8 @@
 //! The command line's side.
 
 use std::{
-    io::{ErrorKind, Write},
+    io::ErrorKind,
     os::fd::OwnedFd,
-    os::unix::net::UnixStream as StdUnixStream,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -12,7 +11,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Method, Request, Response, body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
-use tokio::net::UnixStream;
+use tokio::{io::AsyncWriteExt as _, net::UnixStream, time::timeout};
 
 use super::{AttachLine, DaemonInfo, Failure, control_socket, mounts_socket};
 use crate::{
@@ -26,6 +25,12 @@ const ANSWER_LIMIT: usize = 64 << 20;
 /// How often a daemon that ends its connections is asked who it is, and the pause in between.
 const TRIES: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(50);
+
+/// How long the daemon may take for an answer that it need not work for. One that takes longer is not running: stopped, frozen, or out of
+/// what it needs.
+const ANSWER_TIME: Duration = Duration::from_secs(7);
+/// How often a daemon that works for an answer is asked whether it runs.
+const PULSE: Duration = Duration::from_secs(2);
 
 /// The daemon of a run directory.
 #[derive(Clone, Debug)]
@@ -53,13 +58,17 @@ impl Client {
     /// Who answers; `None` when no daemon does. One that is dying may take connections until its last socket is closed, and end them:
     /// it is asked again, until it is gone or answers.
     pub async fn daemon(&self) -> Result<Option<DaemonInfo>> {
+        self.soon(self.find_daemon()).await
+    }
+
+    async fn find_daemon(&self) -> Result<Option<DaemonInfo>> {
         let mut tries = TRIES;
         loop {
             if !self.is_listening().await? {
                 return Ok(None);
             }
             tries -= 1;
-            match self.get("/v1/daemon").await {
+            match self.ask(Method::GET, "/v1/daemon").await {
                 Err(error) if error.kind() == Kind::Unavailable && tries > 0 => {
                     tokio::time::sleep(PAUSE).await;
                 }
@@ -70,7 +79,7 @@ impl Client {
 
     async fn is_listening(&self) -> Result<bool> {
         let socket = control_socket(&self.run_dir);
-        match UnixStream::connect(&socket).await {
+        match connect(&socket).await {
             Ok(_) => Ok(true),
             Err(error)
                 if matches!(
@@ -84,6 +93,66 @@ impl Client {
                 format!("connecting to the daemon at {}", socket.display())
             }),
         }
+    }
+
+    /// Waits for an answer that the daemon need not work for.
+    async fn soon<T>(&self, answer: impl Future<Output = Result<T>>) -> Result<T> {
+        match timeout(ANSWER_TIME, answer).await {
+            Ok(answer) => answer,
+            Err(_) => Err(self.does_not_answer().await),
+        }
+    }
+
+    /// Waits for an answer that the daemon works for, however long, as long as it says that it runs.
+    async fn patiently<T>(&self, answer: impl Future<Output = Result<T>>) -> Result<T> {
+        let pulse = async {
+            loop {
+                tokio::time::sleep(PULSE).await;
+                let asked = timeout(
+                    ANSWER_TIME,
+                    self.send(Method::GET, "/v1/daemon", Vec::new()),
+                );
+                if asked.await.is_err() {
+                    return self.does_not_answer().await;
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            answer = answer => answer,
+            error = pulse => Err(error),
+        }
+    }
+
+    /// What is wrong with a daemon that takes connections and does not answer, as far as can be seen from here.
+    async fn does_not_answer(&self) -> Error {
+        let socket = control_socket(&self.run_dir);
+        let peer = match timeout(PULSE, connect(&socket)).await {
+            Ok(Ok(stream)) => rustix::net::sockopt::socket_peercred(&stream).ok(),
+            _ => None,
+        };
+        let pid = peer.map(|peer| peer.pid.as_raw_nonzero());
+        let stat = pid.and_then(|pid| std::fs::read_to_string(format!("/proc/{pid}/stat")).ok());
+        let is_stopped = stat.is_some_and(|stat| {
+            let state = stat
+                .rsplit(") ")
+                .next()
+                .and_then(|rest| rest.chars().next());
+            matches!(state, Some('T' | 't'))
+        });
+        let process = pid.map_or(String::new(), |pid| format!(", process {pid},"));
+        let why = match (pid, is_stopped) {
+            (Some(pid), true) => format!("it is stopped; `kill -CONT {pid}` lets it go on"),
+            _ => "it is frozen, out of open files, or the machine is overloaded; its log may say more"
+                .to_owned(),
+        };
+        Error::new(
+            Kind::Unavailable,
+            format!(
+                "the daemon at {}{process} does not answer: {why}",
+                socket.display()
+            ),
+        )
     }
 
     /// All attachments.
@@ -104,12 +173,10 @@ impl Client {
     ) -> Result<Offer> {
         let body = serde_json::to_vec(request)
             .or_kind(Kind::InvalidArgument, || "writing the request".into())?;
-        let mut response = self
-            .send(Method::POST, "/v1/attachments", body)
-            .await?
-            .into_body();
+        let asked = self.send(Method::POST, "/v1/attachments", body);
+        let mut response = self.soon(asked).await?.into_body();
         let mut pending = Vec::new();
-        while let Some(frame) = response.frame().await {
+        while let Some(frame) = self.patiently(async { Ok(response.frame().await) }).await? {
             let frame = frame.or_kind(Kind::Unavailable, || {
                 "the daemon went away while it attached".into()
             })?;
@@ -140,50 +207,46 @@ impl Client {
     }
 
     /// The descriptor of an attachment's mount. Only once.
-    pub fn mount(&self, id: &str) -> Result<OwnedFd> {
+    pub async fn mount(&self, id: &str) -> Result<OwnedFd> {
         let path = mounts_socket(&self.run_dir);
-        let mut socket = StdUnixStream::connect(&path).or_kind(Kind::Unavailable, || {
-            format!("connecting to {}", path.display())
-        })?;
-        socket
-            .write_all(format!("{id}\n").as_bytes())
-            .or_kind(Kind::Unavailable, || "asking for a mount".into())?;
-        crate::kernel::fdpass::receive(&socket)
+        let asking = || format!("asking for a mount at {}", path.display());
+        let asked = async {
+            let mut socket = connect(&path).await?;
+            socket.write_all(format!("{id}\n").as_bytes()).await?;
+            socket.readable().await?;
+            let socket = socket.into_std()?;
+            socket.set_nonblocking(false)?;
+            socket.set_read_timeout(Some(ANSWER_TIME))?;
+            Ok::<_, std::io::Error>(socket)
+        };
+        let asked = async { asked.await.or_kind(Kind::Unavailable, asking) };
+        crate::kernel::fdpass::receive(&self.soon(asked).await?)
     }
 
     /// Tells the daemon that the caller has mounted.
     pub async fn mounted(&self, id: &str) -> Result<()> {
-        self.read(
-            self.send(
-                Method::POST,
-                &format!("/v1/attachments/{id}/mounted"),
-                Vec::new(),
-            )
-            .await?,
-        )
-        .await
+        let path = format!("/v1/attachments/{id}/mounted");
+        self.soon(self.ask(Method::POST, &path)).await
     }
 
     /// Gives an attachment's devices back.
     pub async fn release(&self, id: &str) -> Result<()> {
-        self.read(
-            self.send(Method::DELETE, &format!("/v1/attachments/{id}"), Vec::new())
-                .await?,
-        )
-        .await
+        let path = format!("/v1/attachments/{id}");
+        self.patiently(self.ask(Method::DELETE, &path)).await
     }
 
     async fn get<T: serde::de::DeserializeOwned>(&self, path: &str) -> Result<T> {
-        self.read(self.send(Method::GET, path, Vec::new()).await?)
-            .await
+        self.soon(self.ask(Method::GET, path)).await
+    }
+
+    async fn ask<T: serde::de::DeserializeOwned>(&self, method: Method, path: &str) -> Result<T> {
+        self.read(self.send(method, path, Vec::new()).await?).await
     }
 
     async fn send(&self, method: Method, path: &str, body: Vec<u8>) -> Result<Response<Incoming>> {
         let socket = control_socket(&self.run_dir);
         let context = || format!("asking the daemon at {}", socket.display());
-        let stream = UnixStream::connect(&socket)
-            .await
-            .or_kind(Kind::Unavailable, context)?;
+        let stream = connect(&socket).await.or_kind(Kind::Unavailable, context)?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
             .or_kind(Kind::Unavailable, context)?;
@@ -225,5 +288,15 @@ impl Client {
         Ok(body
             .or_kind(Kind::Unavailable, || "reading the daemon's answer".into())?
             .to_bytes())
+    }
+}
+
+/// Connects. Where as many wait as a socket lets wait, this waits too: its caller has a limit.
+async fn connect(socket: &Path) -> std::io::Result<UnixStream> {
+    loop {
+        match UnixStream::connect(socket).await {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => tokio::time::sleep(PAUSE).await,
+            connected => return connected,
+        }
     }
 }

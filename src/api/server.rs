@@ -6,11 +6,11 @@ use std::{
     fs,
     os::{
         fd::{AsFd, OwnedFd},
-        unix::fs::PermissionsExt,
+        unix::fs::{MetadataExt, PermissionsExt},
     },
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -37,6 +37,8 @@ const BODY_LIMIT: usize = 1 << 20;
 /// How long an attachment waits for its caller to fetch the mount and to say `mounted`.
 const MOUNT_TIME: Duration = Duration::from_secs(60);
 
+/// How long a client may take for a request.
+const REQUEST_TIME: Duration = Duration::from_secs(30);
 /// How long it is waited when no connection can be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -47,8 +49,12 @@ pub struct Server {
     engine: Arc<Engine>,
     control: UnixListener,
     mounts: UnixListener,
+    /// The sockets' files, and their numbers.
+    files: [(PathBuf, Option<u64>); 2],
     /// Whether it attaches what others ask for.
     attaches: bool,
+    /// How many clients are connected, and when one last was.
+    clients: Mutex<(usize, Instant)>,
     /// Mounts that wait for their callers.
     waiting: Mutex<HashMap<String, OwnedFd>>,
 }
@@ -65,15 +71,36 @@ impl Server {
     }
 
     fn bind_with(engine: Arc<Engine>, attaches: bool) -> Result<Arc<Self>> {
-        let control = bind(&control_socket(engine.run_dir()))?;
-        let mounts = bind(&mounts_socket(engine.run_dir()))?;
+        let paths = [control_socket, mounts_socket].map(|socket| socket(engine.run_dir()));
+        let (control, mounts) = (bind(&paths[0])?, bind(&paths[1])?);
+        let files = paths.map(|path| {
+            let number = inode(&path);
+            (path, number)
+        });
         Ok(Arc::new(Self {
             engine,
             control,
             mounts,
+            files,
             attaches,
+            clients: Mutex::new((0, Instant::now())),
             waiting: Mutex::default(),
         }))
+    }
+
+    /// When a client was last connected; `None` while one is.
+    pub fn last_client(&self) -> Option<Instant> {
+        let (connected, last) = *self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        (connected == 0).then_some(last)
+    }
+
+    /// Counts a client until the guard is dropped.
+    fn count_client(self: &Arc<Self>) -> ConnectedClient {
+        self.clients
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .0 += 1;
+        ConnectedClient(Arc::clone(self))
     }
 
     /// Answers until it is dropped.
@@ -82,10 +109,12 @@ impl Server {
             let server = Arc::clone(&self);
             tokio::select! {
                 stream = accept(&self.control) => {
+                    let connected = server.count_client();
                     tokio::spawn(async move {
+                        let _connected = connected;
                         let service = service_fn(move |request| Arc::clone(&server).answer(request));
                         let mut http = http1::Builder::new();
-                        http.timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(30));
+                        http.timer(TokioTimer::new()).header_read_timeout(REQUEST_TIME);
                         if let Err(error) = http.serve_connection(TokioIo::new(stream), service).await {
                             tracing::debug!(%error, "a client of the control socket went away");
                         }
@@ -136,10 +165,10 @@ impl Server {
                 ),
             )),
             (&Method::POST, ["v1", "attachments"]) => {
-                let body = Limited::new(request.into_body(), BODY_LIMIT)
-                    .collect()
-                    .await;
-                let body = body
+                let body = Limited::new(request.into_body(), BODY_LIMIT).collect();
+                let body = tokio::time::timeout(REQUEST_TIME, body)
+                    .await
+                    .or_kind(Kind::InvalidArgument, || "waiting for the request".into())?
                     .or_kind(Kind::InvalidArgument, || "reading the request".into())?
                     .to_bytes();
                 let request = serde_json::from_slice(&body)
@@ -207,11 +236,9 @@ impl Server {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .insert(id.clone(), attached.mount);
-        let told = lines
-            .send(AttachLine::Attached(Box::new(attached.attachment)))
-            .await
-            .is_ok();
-        if told {
+        let line = AttachLine::Attached(Box::new(attached.attachment));
+        let told = tokio::time::timeout(MOUNT_TIME, lines.send(line)).await;
+        if matches!(told, Ok(Ok(()))) {
             tokio::select! {
                 biased;
                 () = self.engine.wait_mounted(&id) => return,
@@ -267,17 +294,39 @@ impl Server {
     }
 }
 
+/// A client that is connected, until this is dropped.
+struct ConnectedClient(Arc<Server>);
+
+impl Drop for ConnectedClient {
+    fn drop(&mut self) {
+        let mut clients = self
+            .0
+            .clients
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *clients = (clients.0 - 1, Instant::now());
+    }
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
-        for socket in [
-            control_socket(self.engine.run_dir()),
-            mounts_socket(self.engine.run_dir()),
-        ] {
-            if let Err(error) = fs::remove_file(&socket) {
+        for (socket, number) in &self.files {
+            // where the run directory was removed it may be that of another daemon
+            if inode(socket) != *number {
+                continue;
+            }
+            if let Err(error) = fs::remove_file(socket) {
                 tracing::debug!(%error, socket = %socket.display(), "removing a socket");
             }
         }
     }
+}
+
+/// The number of a file.
+fn inode(path: &Path) -> Option<u64> {
+    fs::symlink_metadata(path)
+        .ok()
+        .map(|metadata| metadata.ino())
 }
 
 fn bind(path: &Path) -> Result<UnixListener> {

@@ -64,6 +64,11 @@ pub(super) struct MountArgs {
 }
 
 impl Attach {
+    /// Whether it holds the devices itself.
+    pub(super) fn is_lasting(&self) -> bool {
+        self.foreground
+    }
+
     pub(super) async fn run(self, global: &Global) -> Result<ExitCode> {
         require_root("attach")?;
         let mountpoint = self
@@ -136,7 +141,7 @@ pub(super) async fn by_daemon(global: &Global, request: &AttachRequest) -> Resul
 }
 
 async fn mount(client: &Client, attachment: &Attachment, mountpoint: PathBuf) -> Result<()> {
-    let fd = client.mount(&attachment.id)?;
+    let fd = client.mount(&attachment.id).await?;
     kernel::mount::attach(fd.as_fd(), &mountpoint)?;
     drop(fd);
     client.mounted(&attachment.id).await

@@ -63,7 +63,7 @@ impl Run {
         let (client, offer) = attach::by_daemon(global, &request).await?;
         let attachment = &offer.attachment;
         let ended = async {
-            let root = client.mount(&attachment.id)?;
+            let root = client.mount(&attachment.id).await?;
             client.mounted(&attachment.id).await?;
             self.program.run(root, attachment).await
         };

@@ -382,6 +382,32 @@ impl Engine {
         Ok(())
     }
 
+    /// Whether nothing is attached here, or about to be.
+    pub fn is_idle(&self) -> bool {
+        let live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        let changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        live.is_empty() && changing.is_empty()
+    }
+
+    /// Releases what was mounted and is not any more, in any mount namespace, and not in use.
+    pub async fn release_unmounted(&self) {
+        let ids: Vec<String> = {
+            let live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+            let mounted = live.values().filter(|live| live.is_mounted);
+            mounted.map(|live| live.attachment.id.clone()).collect()
+        };
+        for id in ids {
+            let released = match mountinfo::find_anywhere(&mount_source(&id)) {
+                Ok(None) => self.release(&id).await,
+                Ok(Some(_)) => continue,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = released {
+                tracing::debug!(id, error = error.report(), "not released");
+            }
+        }
+    }
+
     /// Unmounts and releases all that is not in use. What is in use loses its daemon; it is logged.
     pub async fn detach_all(&self) {
         let mountpoints: Vec<PathBuf> = {
