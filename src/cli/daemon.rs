@@ -1,10 +1,18 @@
 //! `socinbd daemon`.
 
-use std::process::ExitCode;
+use std::{
+    fs,
+    io::ErrorKind,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use clap::Args;
 
-use super::{Global, absolute, require_root, signals::Signals};
+use super::{Global, absolute, log, require_root, signals::Signals};
 use crate::{
     api::server::Server,
     engine::Engine,
@@ -12,30 +20,111 @@ use crate::{
     open_files,
 };
 
+/// How often the daemon looks whether it is still wanted.
+const TURN: Duration = Duration::from_secs(1);
+
 /// Hold the devices of attached images
 ///
-/// `attach` and `run` start one where none runs. On SIGTERM, SIGINT or SIGQUIT it unmounts what is not in use, and ends.
+/// `attach` and `run` start one where none runs, which ends when nothing has been attached for five minutes. On SIGTERM, SIGINT or
+/// SIGQUIT it unmounts what is not in use, and ends. When its root or run directory is gone it ends with the last attachment.
 #[derive(Args)]
 #[command(after_help = "Examples:\n\
 \x20 socinbd daemon --root /srv/socinbd --run-dir /run/socinbd-2")]
-pub(super) struct Daemon {}
+pub(super) struct Daemon {
+    /// End when nothing has been attached and nobody has asked for this time [default: never]
+    #[arg(long, value_name = "SECONDS")]
+    idle_exit: Option<u64>,
+    /// Write the log to this file, of at most 1 MiB, and keep the one before it
+    #[arg(long, value_name = "FILE")]
+    log_file: Option<PathBuf>,
+}
 
 impl Daemon {
+    pub(super) fn log_file(&self) -> Option<&Path> {
+        self.log_file.as_deref()
+    }
+
     pub(super) async fn run(self, global: &Global) -> Result<ExitCode> {
         require_root("the daemon")?;
         open_files::raise();
         let mut ends = Signals::that_end_the_daemon()?;
-        let engine = std::sync::Arc::new(
-            Engine::open(&absolute(&global.root)?, &absolute(&global.run_dir)?).await?,
-        );
-        let server = Server::bind(std::sync::Arc::clone(&engine))?;
+        let engine = Engine::open(&absolute(&global.root)?, &absolute(&global.run_dir)?).await?;
+        let engine = Arc::new(engine);
+        let folders = [engine.root(), engine.run_dir()].map(Place::of);
+        let server = Server::bind(Arc::clone(&engine))?;
         tracing::info!(root = %engine.root().display(), run_dir = %engine.run_dir().display(), "the daemon is ready");
-        let answering = tokio::spawn(server.run());
+        log::let_go_of_stderr()?;
+        let answering = tokio::spawn(Arc::clone(&server).run());
+        let idle_exit = self.idle_exit.map(Duration::from_secs);
         tokio::select! {
             signal = ends.next() => tracing::info!(?signal, "the daemon ends"),
+            why = unwanted(&engine, &server, &folders, idle_exit) => tracing::info!("the daemon ends: {why}"),
             ended = answering => match ended.or_kind(Kind::Io, || "the daemon's sockets".into())? {},
         }
         engine.detach_all().await;
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// A folder, to see whether it is still there.
+struct Place {
+    path: PathBuf,
+    /// Its number, and that of its file system.
+    id: Option<(u64, u64)>,
+}
+
+impl Place {
+    fn of(path: &Path) -> Self {
+        let metadata = fs::metadata(path).ok();
+        Self {
+            path: path.to_owned(),
+            id: metadata.map(|metadata| (metadata.dev(), metadata.ino())),
+        }
+    }
+
+    /// Whether it has been removed, or another folder stands in its place.
+    fn is_gone(&self) -> bool {
+        match fs::metadata(&self.path) {
+            Ok(metadata) => self
+                .id
+                .is_some_and(|id| id != (metadata.dev(), metadata.ino())),
+            Err(error) => matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory),
+        }
+    }
+}
+
+/// Returns when nobody needs the daemon any more, with the reason: nothing is attached, and that for a while or in a folder that is gone.
+async fn unwanted(
+    engine: &Engine,
+    server: &Server,
+    folders: &[Place],
+    idle_exit: Option<Duration>,
+) -> String {
+    let mut wanted = Instant::now();
+    let mut is_told = false;
+    loop {
+        tokio::time::sleep(TURN).await;
+        let is_idle = engine.is_idle();
+        wanted = match server.last_client() {
+            Some(last) if is_idle => wanted.max(last),
+            _ => Instant::now(),
+        };
+        if let Some(folder) = folders.iter().find(|folder| folder.is_gone()) {
+            let path = folder.path.display();
+            if is_idle {
+                return format!("its folder {path} is gone");
+            }
+            if !is_told {
+                tracing::error!(
+                    "the folder {path} is gone; the daemon ends when nothing is mounted any more"
+                );
+                is_told = true;
+            }
+            // nobody may be able to ask for it
+            engine.release_unmounted().await;
+        }
+        if idle_exit.is_some_and(|limit| wanted.elapsed() >= limit) {
+            return "nothing has been attached for a while".to_owned();
+        }
     }
 }

@@ -54,6 +54,9 @@ impl Detach {
                 ),
             ));
         }
+        let client = Client::new(&run_dir);
+        // one that does not answer is told of before anything is done
+        client.daemon().await?;
         let (path, attached) = (mountpoint.clone(), here.clone());
         let unmount_all = move || {
             let ids: Vec<String> = attached.iter().map(|record| record.id.clone()).collect();
@@ -64,11 +67,12 @@ impl Detach {
         tokio::task::spawn_blocking(unmount_all)
             .await
             .map_err(|error| Error::with_source(Kind::Io, "unmounting", error))??;
-        let _starting = start::lock(&run_dir).await?;
-        let client = Client::new(&run_dir);
         let deadline = Instant::now() + ENDING_TIME;
         loop {
-            let done = give_back(global, &client, &run_dir, &here).await;
+            let done = match client.daemon().await? {
+                Some(_) => release(&client, &here).await,
+                None => give_back(global, &client, &run_dir, &here).await,
+            };
             let error = match done {
                 Err(error) if error.kind() == Kind::Unavailable => error,
                 done => return done.map(|()| ExitCode::SUCCESS),
@@ -82,18 +86,24 @@ impl Detach {
     }
 }
 
-/// Gives back what attachments that are not mounted any more have. `Unavailable` while a process that does not answer has them.
+/// Has the daemon give back what attachments that are not mounted any more have.
+async fn release(client: &Client, attachments: &[Attachment]) -> Result<()> {
+    for attachment in attachments {
+        gone_is_fine(client.release(&attachment.id).await)?;
+    }
+    Ok(())
+}
+
+/// As [`release`], where no daemon answers. `Unavailable` while a process has them.
 async fn give_back(
     global: &Global,
     client: &Client,
     run_dir: &Path,
     attachments: &[Attachment],
 ) -> Result<()> {
+    let _starting = start::lock(run_dir).await?;
     if client.daemon().await?.is_some() {
-        for attachment in attachments {
-            gone_is_fine(client.release(&attachment.id).await)?;
-        }
-        return Ok(());
+        return release(client, attachments).await;
     }
     // opening the engine clears away what has no daemon and no mount
     let engine = match Engine::open(&absolute(&global.root)?, run_dir).await {

@@ -11,6 +11,7 @@ mod doctor;
 mod index;
 mod inspect;
 mod list;
+mod log;
 mod making;
 mod output;
 mod prefetch;
@@ -24,7 +25,12 @@ mod tables;
 mod why;
 mod ztoc;
 
-use std::{ffi::OsString, io::IsTerminal, path::PathBuf, process::ExitCode};
+use std::{
+    ffi::OsString,
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
@@ -121,6 +127,27 @@ enum Command {
     Daemon(daemon::Daemon),
 }
 
+impl Command {
+    /// The file that the log goes to, instead of standard error.
+    fn log_file(&self) -> Option<&Path> {
+        match self {
+            Self::Daemon(daemon) => daemon.log_file(),
+            _ => None,
+        }
+    }
+
+    /// Whether it works until it is ended.
+    fn is_lasting(&self) -> bool {
+        match self {
+            Self::Daemon(_) | Self::Serve(_) | Self::Builder(_) => true,
+            Self::Attach(attach) => attach.is_lasting(),
+            _ => false,
+        }
+    }
+}
+
+/// The exit status of a command whose folders or devices others use.
+const BUSY: u8 = 6;
 /// The exit status of a command that a signal has ended before it was done, as shells have it.
 const INTERRUPTED: u8 = 130;
 
@@ -215,15 +242,17 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
-    match run(cli) {
+    if let Err(error) = log::start(filter, cli.command.log_file(), cli.command.is_lasting()) {
+        eprintln!("socinbd: {}", error.report());
+        return exit_code(error.kind());
+    }
+    let ended = run(cli);
+    log::end();
+    match ended {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("socinbd: {}", error.report());
+            // a daemon may have lost who started it
+            let _ = writeln!(std::io::stderr(), "socinbd: {}", error.report());
             exit_code(error.kind())
         }
     }
@@ -237,6 +266,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
     let Cli { global, command } = cli;
     let code = runtime.block_on(async move {
         signals::survive_large_files()?;
+        tokio::spawn(log::keep_counting());
         match command {
             Command::Attach(command) => command.run(&global).await,
             Command::Detach(command) => command.run(&global).await,
@@ -269,7 +299,7 @@ fn exit_code(kind: Kind) -> ExitCode {
         Kind::NotFound => 3,
         Kind::Unauthorized => 4,
         Kind::Unavailable => 5,
-        Kind::Busy => 6,
+        Kind::Busy => BUSY,
         Kind::Corrupt => 7,
         Kind::Unsupported => 8,
         Kind::Immutable => 9,
@@ -278,7 +308,7 @@ fn exit_code(kind: Kind) -> ExitCode {
 }
 
 /// A path that still means the same in another working directory.
-fn absolute(path: &std::path::Path) -> Result<PathBuf> {
+fn absolute(path: &Path) -> Result<PathBuf> {
     std::path::absolute(path).or_kind(Kind::InvalidArgument, || {
         format!("the path {}", path.display())
     })

@@ -2,153 +2,357 @@
 
 use std::{
     ffi::{OsStr, OsString},
-    fs::{self, File, OpenOptions},
+    fs::{self, File, OpenOptions, TryLockError},
+    io::{Read as _, Write as _},
     os::unix::{
         ffi::{OsStrExt, OsStringExt},
         fs::OpenOptionsExt,
     },
-    path::Path,
-    process::{Command, Stdio},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
-use super::{Global, absolute};
+use tokio::time::{sleep, timeout};
+
+use super::{BUSY, Global, absolute};
 use crate::{
     api::client::Client,
     error::{Error, Kind, Result, ResultExt},
+    kernel::session,
     layer::make_private,
+    oci::Digest,
 };
 
-/// How long a new daemon may take until it answers.
+/// How long a new daemon may take until it answers, or one that has the run directory until it listens.
 const START_TIME: Duration = Duration::from_secs(20);
+/// How long it is waited for a daemon with another run directory that has the root; it may be ending.
+const ROOT_TIME: Duration = Duration::from_secs(3);
+/// How long the service manager may take to start the daemon.
+const MANAGER_TIME: Duration = Duration::from_secs(5);
+/// How often it is looked whether a daemon answers.
+const TURN: Duration = Duration::from_millis(5);
+/// How long a daemon that could not get its folders is not started again.
+const RETRY_TIME: Duration = Duration::from_millis(500);
+/// As [`RETRY_TIME`], for the service manager, which does not tell that it could not.
+const SERVICE_RETRY_TIME: Duration = Duration::from_secs(2);
+/// How long it is waited in silence.
+const SILENCE: Duration = Duration::from_secs(1);
+/// How long other commands may take that start a daemon or clean up after one.
+const LOCK_TIME: Duration = Duration::from_secs(60);
+/// How long a daemon that was started for a command has no attachment until it ends.
+const IDLE_EXIT_SECONDS: &str = "300";
 
 /// A client of the daemon of `--run-dir`, which is started where none runs.
 pub(super) async fn daemon(global: &Global) -> Result<Client> {
     let (root, run_dir) = (absolute(&global.root)?, absolute(&global.run_dir)?);
     let client = Client::new(&run_dir);
     make_private(&run_dir)?;
-    let _starting = lock(&run_dir).await?;
-    if let Some(info) = client.daemon().await? {
-        // the daemon's is without symlinks
-        if info.root != root.canonicalize().unwrap_or_else(|_| root.clone()) {
-            return Err(Error::new(
-                Kind::InvalidArgument,
-                format!(
-                    "the daemon at {} works on {}, not on {}; give it a --run-dir of its own",
-                    run_dir.display(),
-                    info.root.display(),
-                    root.display()
-                ),
-            ));
-        }
+    if is_there(&client, &root, &run_dir).await? {
         return Ok(client);
     }
-    let log = run_dir.join("daemon.log");
-    let mut child = start(&root, &run_dir, &log, &global.log)?;
-    let deadline = Instant::now() + START_TIME;
+    let _starting = lock(&run_dir).await?;
+    let mut start = Start::new(root, run_dir, &global.log)?;
+    let begun = Instant::now();
+    let mut waiting = Waiting::default();
     loop {
-        if client.daemon().await?.is_some() {
+        if is_there(&client, &start.root, &start.run_dir).await? {
             return Ok(client);
         }
-        let ended = child
-            .try_wait()
-            .or_kind(Kind::Io, || "waiting for the daemon".into())?;
-        // systemd-run ends at once, and well; another daemon that was faster is fine too
-        if ended.is_some_and(|status| !status.success()) && client.daemon().await?.is_none() {
-            return Err(Error::new(
-                Kind::Unavailable,
-                format!("the daemon did not start: {}", tail(&log)),
-            ));
+        let limit = start.turn().await?;
+        if begun.elapsed() > limit {
+            return Err(start.failed(begun.elapsed()));
         }
-        if Instant::now() > deadline {
-            return Err(Error::new(
-                Kind::Unavailable,
-                format!(
-                    "the daemon did not answer within {} s: {}",
-                    START_TIME.as_secs(),
-                    tail(&log)
-                ),
-            ));
+        waiting.tell(|| format!("the daemon of {}", start.run_dir.display()));
+        sleep(TURN).await;
+    }
+}
+
+/// Whether a daemon answers; it must work on this root.
+async fn is_there(client: &Client, root: &Path, run_dir: &Path) -> Result<bool> {
+    let Some(info) = client.daemon().await? else {
+        return Ok(false);
+    };
+    // the daemon's is without symlinks
+    if info.root != root.canonicalize().unwrap_or_else(|_| root.to_owned()) {
+        return Err(Error::new(
+            Kind::InvalidArgument,
+            format!(
+                "the daemon at {} works on {}, not on {}; give it a --run-dir of its own",
+                run_dir.display(),
+                info.root.display(),
+                root.display()
+            ),
+        ));
+    }
+    Ok(true)
+}
+
+/// Tells once, after a while, what is waited for.
+struct Waiting {
+    begun: Instant,
+    is_told: bool,
+}
+
+impl Default for Waiting {
+    fn default() -> Self {
+        Self {
+            begun: Instant::now(),
+            is_told: false,
         }
-        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+impl Waiting {
+    fn tell(&mut self, what: impl FnOnce() -> String) {
+        if !self.is_told && self.begun.elapsed() > SILENCE {
+            self.is_told = true;
+            let _ = writeln!(std::io::stderr(), "socinbd: waiting for {}", what());
+        }
     }
 }
 
 /// The lock of who starts a daemon, or cleans up after one: of two at once, the second finds what the first has done.
 pub(super) async fn lock(run_dir: &Path) -> Result<File> {
     let path = run_dir.join("starting");
-    let work = move || {
-        let take = || -> std::io::Result<File> {
-            let file = OpenOptions::new()
-                .create(true)
-                .truncate(false)
-                .write(true)
-                .mode(0o600)
-                .open(&path)?;
-            file.lock()?;
-            Ok(file)
-        };
-        take().or_kind(Kind::Io, || format!("locking {}", path.display()))
+    let locking = || format!("locking {}", path.display());
+    let mut file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .mode(0o600)
+        .open(&path)
+        .or_kind(Kind::Io, locking)?;
+    let holder = || {
+        let pid = fs::read_to_string(&path).unwrap_or_default();
+        format!(
+            "process {pid}, which starts the daemon of {} or cleans up after it",
+            run_dir.display()
+        )
     };
-    tokio::task::spawn_blocking(work)
-        .await
-        .or_kind(Kind::Io, || "a worker thread".into())?
+    let mut waiting = Waiting::default();
+    loop {
+        match file.try_lock() {
+            Ok(()) => break,
+            Err(TryLockError::WouldBlock) => {}
+            Err(TryLockError::Error(error)) => return Err(error).or_kind(Kind::Io, locking),
+        }
+        if waiting.begun.elapsed() > LOCK_TIME {
+            return Err(Error::new(
+                Kind::Unavailable,
+                format!("waited for {} s for {}", LOCK_TIME.as_secs(), holder()),
+            ));
+        }
+        waiting.tell(holder);
+        sleep(TURN).await;
+    }
+    // for those who wait; without it they are told less
+    let _ = file.set_len(0);
+    let _ = write!(file, "{}", std::process::id());
+    Ok(file)
 }
 
-/// Starts a daemon that outlives this login: as a transient service where systemd runs, else in a session of its own.
-fn start(root: &Path, run_dir: &Path, log: &Path, filter: &str) -> Result<std::process::Child> {
-    let program = std::env::current_exe().or_kind(Kind::Io, || "finding this program".into())?;
-    let open = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .mode(0o600)
-        .open(log);
-    let output = open.or_kind(Kind::Io, || format!("opening the log {}", log.display()))?;
-    let mut arguments: Vec<OsString> = vec!["daemon".into()];
-    for (flag, folder) in [("--root", root), ("--run-dir", run_dir)] {
-        arguments.extend([flag.into(), folder.into()]);
+/// A daemon that is being started.
+struct Start {
+    root: PathBuf,
+    run_dir: PathBuf,
+    log: PathBuf,
+    program: PathBuf,
+    /// `socinbd daemon` with its options.
+    arguments: Vec<OsString>,
+    state: Started,
+    /// What the last one has said that could not start.
+    said: Option<String>,
+}
+
+enum Started {
+    /// Not yet, or not any more: again at this time, and until it has been this long.
+    Not {
+        again: Instant,
+        limit: Duration,
+    },
+    Child(Child),
+    /// A service of this name, since this time.
+    Service(String, Instant),
+}
+
+impl Start {
+    fn new(root: PathBuf, run_dir: PathBuf, filter: &str) -> Result<Self> {
+        let mut arguments: Vec<OsString> = vec!["daemon".into()];
+        for (flag, folder) in [("--root", &root), ("--run-dir", &run_dir)] {
+            arguments.extend([flag.into(), folder.into()]);
+        }
+        let filter = if filter == "warn" { "info" } else { filter };
+        arguments.extend(["--log", filter, "--idle-exit", IDLE_EXIT_SECONDS].map(OsString::from));
+        Ok(Self {
+            log: run_dir.join("daemon.log"),
+            root,
+            run_dir,
+            program: std::env::current_exe().or_kind(Kind::Io, || "finding this program".into())?,
+            arguments,
+            state: Started::Not {
+                again: Instant::now(),
+                limit: START_TIME,
+            },
+            said: None,
+        })
     }
-    let filter = if filter == "warn" { "info" } else { filter };
-    arguments.extend(["--log".into(), filter.into()]);
-    let mut command = if Path::new("/run/systemd/system").is_dir() {
-        let file = |kind: &str| {
-            let mut property = OsString::from(format!("--property=Standard{kind}=append:"));
-            property.push(log);
-            property
+
+    /// Starts it where that has not been done, and looks what has become of it. How long it may take in all.
+    async fn turn(&mut self) -> Result<Duration> {
+        match &mut self.state {
+            Started::Not { again, limit } => {
+                let limit = *limit;
+                if *again <= Instant::now() {
+                    self.state = self.start().await?;
+                }
+                return Ok(limit);
+            }
+            Started::Child(child) => {
+                let ended = child
+                    .try_wait()
+                    .or_kind(Kind::Io, || "waiting for the daemon".into())?;
+                let Some(status) = ended else {
+                    return Ok(START_TIME);
+                };
+                let mut said = String::new();
+                if let Some(mut stderr) = child.stderr.take() {
+                    let _ = stderr.read_to_string(&mut said);
+                }
+                let said = said.trim().trim_start_matches("socinbd: ").to_owned();
+                if status.code() != Some(BUSY.into()) {
+                    let said = if said.is_empty() {
+                        tail(&self.log)
+                    } else {
+                        said
+                    };
+                    return Err(Error::new(
+                        Kind::Io,
+                        format!("the daemon did not start ({status}): {said}"),
+                    ));
+                }
+                self.said = Some(said);
+            }
+            // that it could not get its folders shows in its not answering
+            Started::Service(_, since) => {
+                if since.elapsed() > SERVICE_RETRY_TIME {
+                    self.state = self.start().await?;
+                }
+                return Ok(START_TIME);
+            }
+        }
+        // who has the folders may be about to listen, or about to end
+        let limit = match self.is_run_dir_taken() {
+            true => START_TIME,
+            false => ROOT_TIME,
         };
-        let mut command = Command::new("systemd-run");
+        self.state = Started::Not {
+            again: Instant::now() + RETRY_TIME,
+            limit,
+        };
+        Ok(limit)
+    }
+
+    /// Whether a process has the run directory.
+    fn is_run_dir_taken(&self) -> bool {
+        let lock = File::open(self.run_dir.join("lock"));
+        lock.is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)))
+    }
+
+    /// Starts a daemon that outlives this login: as a transient service where a service manager answers, else in a session of its own.
+    async fn start(&self) -> Result<Started> {
+        // how sd_booted(3) knows it
+        if Path::new("/run/systemd/system").is_dir() {
+            match self.start_service().await {
+                Ok(unit) => return Ok(Started::Service(unit, Instant::now())),
+                Err(why) => tracing::warn!("the daemon is started without systemd: {why}"),
+            }
+        }
+        let mut command = Command::new(&self.program);
+        command
+            .args(&self.arguments)
+            .arg("--log-file")
+            .arg(&self.log)
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            // until it is ready
+            .stderr(Stdio::piped());
+        for name in proxy_variables() {
+            command.env_remove(name);
+        }
+        session::detach(&mut command);
+        let child = command.spawn();
+        Ok(Started::Child(
+            child.or_kind(Kind::Io, || "starting the daemon".into())?,
+        ))
+    }
+
+    /// Has systemd start the daemon, whose log then is the journal's. The name of its unit; or why not.
+    async fn start_service(&self) -> Result<String, String> {
+        let place = Digest::of(self.run_dir.as_os_str().as_bytes()).hex()[..8].to_owned();
+        // another one may be ending
+        let unit = format!("socinbd-{place}-{}", std::process::id());
+        let mut command = tokio::process::Command::new("systemd-run");
         command
             .args(["--quiet", "--collect", "--description=socinbd daemon"])
-            .args([file("Output"), file("Error")])
+            .arg(format!("--unit={unit}"))
             .arg("--")
-            .arg(program)
-            .args(arguments.iter().map(|argument| without_variables(argument)));
-        command
-    } else {
-        let mut command = Command::new(program);
-        command.args(arguments);
-        command
-    };
-    for (name, _) in std::env::vars_os().filter(|(name, _)| {
-        name.to_string_lossy()
-            .to_ascii_uppercase()
-            .ends_with("_PROXY")
-    }) {
-        command.env_remove(name); // they come with each request
+            .arg(&self.program)
+            .args(
+                self.arguments
+                    .iter()
+                    .map(|argument| without_variables(argument)),
+            )
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        for name in proxy_variables() {
+            command.env_remove(name);
+        }
+        match timeout(MANAGER_TIME, command.output()).await {
+            Err(_) => Err(format!(
+                "systemd-run has not ended after {} s",
+                MANAGER_TIME.as_secs()
+            )),
+            Ok(Err(error)) => Err(format!("systemd-run: {error}")),
+            Ok(Ok(output)) if output.status.success() => Ok(unit),
+            Ok(Ok(output)) => Err(format!(
+                "systemd-run failed: {}",
+                String::from_utf8_lossy(&output.stderr).trim()
+            )),
+        }
     }
-    command
-        .current_dir("/")
-        .stdin(Stdio::null())
-        .stderr(
-            output
-                .try_clone()
-                .or_kind(Kind::Io, || "the daemon's log".into())?,
+
+    /// Why no daemon has answered in this time.
+    fn failed(self, time: Duration) -> Error {
+        let (kind, why) = match (self.said, self.state) {
+            (Some(said), _) => (Kind::Busy, said),
+            (None, Started::Service(unit, _)) => (
+                Kind::Unavailable,
+                format!("`journalctl --unit {unit}` may say why"),
+            ),
+            (None, _) => (Kind::Unavailable, tail(&self.log)),
+        };
+        let time = time.as_secs();
+        Error::new(
+            kind,
+            format!(
+                "no daemon of {} has answered in {time} s: {why}",
+                self.run_dir.display()
+            ),
         )
-        .stdout(output);
-    crate::kernel::session::detach(&mut command);
-    command
-        .spawn()
-        .or_kind(Kind::Io, || "starting the daemon".into())
+    }
+}
+
+/// The environment's proxies: they come with each request.
+fn proxy_variables() -> impl Iterator<Item = OsString> {
+    let names = std::env::vars_os().map(|(name, _)| name);
+    names.filter(|name| {
+        let name = name.to_string_lossy().to_ascii_uppercase();
+        name.ends_with("_PROXY")
+    })
 }
 
 /// The argument as the service manager has to get it: it replaces `$NAME` and `${NAME}`, and reads `$$` as `$`.

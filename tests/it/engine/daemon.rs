@@ -2,12 +2,20 @@
 
 use std::{
     fs,
-    process::{Command, Stdio},
+    io::{BufRead as _, BufReader, Read as _},
+    process::{Child, Command, Stdio},
 };
 
 use super::{
     Host,
     lifecycle::{SLEEP, asleep, indexed, one_file, one_file_host, sitting_in},
+};
+use crate::{
+    soci::make::MadeLayout,
+    support::{
+        registry::{Fault, On, Registry, Times},
+        succeeds, wait,
+    },
 };
 
 /// A command of the program, for a shell.
@@ -79,34 +87,37 @@ shift
 setsid "$@" </dev/null >/dev/null 2>&1 &
 "#;
 
+/// Attaches and reads where /run/systemd/system is, which is how sd_booted(3) knows it, with this systemd-run. What is printed.
+fn attach_with_systemd(host: &Host, image: &str, systemd_run: &str) -> String {
+    let (mountpoint, tools) = (host.mountpoint("mnt"), host.mountpoint("tools"));
+    let (path, tools) = (mountpoint.to_str().unwrap(), tools.to_str().unwrap());
+    let script = format!(
+        "set -e
+        mount -t tmpfs none /run; mkdir -p /run/systemd/system
+        cat >{tools}/systemd-run <<'END'\n{systemd_run}END
+        chmod +x {tools}/systemd-run; PATH={tools}:$PATH
+        {} 2>&1; cat {path}/hello; {}",
+        shell_words(host, &["attach", image, path]),
+        shell_words(host, &["detach", path]),
+    );
+    in_a_namespace(&script)
+}
+
 #[test]
 fn where_systemd_runs_the_daemon_is_a_transient_service() {
     let host = Host::new();
     let layout = indexed(&host, one_file());
-    let (mountpoint, tools) = (host.mountpoint("mnt"), host.mountpoint("tools"));
-    let image = layout.reference("");
-    let (path, tools) = (mountpoint.to_str().unwrap(), tools.to_str().unwrap());
-    // /run/systemd/system is how sd_booted(3) knows it
-    let script = format!(
-        "set -e
-        mount -t tmpfs none /run; mkdir -p /run/systemd/system
-        cat >{tools}/systemd-run <<'END'\n{SYSTEMD_RUN}END
-        chmod +x {tools}/systemd-run; PATH={tools}:$PATH
-        {}; cat {path}/hello; {}",
-        shell_words(&host, &["attach", &image, path]),
-        shell_words(&host, &["detach", path]),
-    );
-    let text = in_a_namespace(&script);
+    let text = attach_with_systemd(&host, &layout.reference(""), SYSTEMD_RUN);
     assert!(text.contains("hello\n"), "{text}");
-    let log = host.run_dir().join("daemon.log");
-    let log = log.display();
     let (root, run_dir) = (host.root(), host.run_dir());
+    let arguments = fs::read_to_string(host.mountpoint("tools").join("arguments")).unwrap();
+    let mut arguments: Vec<&str> = arguments.lines().collect();
+    let unit = arguments.remove(3);
+    assert!(unit.starts_with("--unit=socinbd-"), "{unit}");
     let expected = [
         "--quiet",
         "--collect",
         "--description=socinbd daemon",
-        &format!("--property=StandardOutput=append:{log}"),
-        &format!("--property=StandardError=append:{log}"),
         "--",
         env!("CARGO_BIN_EXE_socinbd"),
         "daemon",
@@ -116,11 +127,252 @@ fn where_systemd_runs_the_daemon_is_a_transient_service() {
         run_dir.to_str().unwrap(),
         "--log",
         "info",
+        "--idle-exit",
+        "300",
     ];
-    let arguments = fs::read_to_string(format!("{tools}/arguments")).unwrap();
-    assert_eq!(arguments.lines().collect::<Vec<_>>(), expected);
+    assert_eq!(arguments, expected);
+    // the journal has its log
+    assert!(!run_dir.join("daemon.log").exists());
     host.end_daemon();
     assert_eq!(host.left_over(), [""; 0]);
+}
+
+#[test]
+fn where_no_service_manager_answers_the_daemon_is_started_directly() {
+    for systemd_run in [
+        "#!/bin/sh\necho 'Failed to connect to bus: No such file or directory' >&2\nexit 1\n",
+        "#!/bin/sh\nexec sleep 600\n",
+    ] {
+        let host = Host::new();
+        let layout = indexed(&host, one_file());
+        let text = attach_with_systemd(&host, &layout.reference(""), systemd_run);
+        assert!(text.contains("hello\n"), "{text}");
+        assert!(text.contains("without systemd"), "{text}");
+        host.end_daemon();
+        assert_eq!(host.left_over(), [""; 0]);
+    }
+}
+
+/// A process that has the lock of a run directory, until it is killed.
+fn holding(host: &Host, lock: &str) -> super::lifecycle::Sleeper {
+    fs::create_dir_all(host.run_dir()).unwrap();
+    let mut command = Command::new("flock");
+    command.arg("--no-fork");
+    command
+        .arg(host.run_dir().join(lock))
+        .args(["sh", "-c", SLEEP]);
+    asleep(command)
+}
+
+#[test]
+fn a_daemon_that_does_not_listen_yet_is_waited_for() {
+    let (host, layout, mountpoint) = one_file_host();
+    let holder = holding(&host, "lock");
+    let image = layout.reference("");
+    let mut attach = host.command(&["attach", &image, mountpoint.to_str().unwrap()]);
+    let mut attaching = attach.stderr(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    let mut said = BufReader::new(attaching.stderr.take().unwrap());
+    said.read_line(&mut line).unwrap();
+    assert!(line.contains("waiting for the daemon of"), "{line}");
+    drop(holder);
+    assert!(attaching.wait().unwrap().success());
+    assert_eq!(fs::read(mountpoint.join("hello")).unwrap(), b"hello\n");
+    host.detach(&mountpoint);
+}
+
+#[test]
+fn who_holds_the_lock_of_starting_is_named_to_those_that_wait() {
+    let (host, layout, mountpoint) = one_file_host();
+    let holder = holding(&host, "starting");
+    let image = layout.reference("");
+    let mut attach = host.command(&["attach", &image, mountpoint.to_str().unwrap()]);
+    let mut attaching = attach.stderr(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    let mut said = BufReader::new(attaching.stderr.take().unwrap());
+    said.read_line(&mut line).unwrap();
+    assert!(line.contains("waiting for process"), "{line}");
+    drop(holder);
+    assert!(attaching.wait().unwrap().success());
+    host.detach(&mountpoint);
+}
+
+#[test]
+fn a_daemon_that_cannot_start_says_why() {
+    let (host, layout, mountpoint) = one_file_host();
+    fs::create_dir_all(host.run_dir()).unwrap();
+    // where its socket should be
+    fs::create_dir_all(host.run_dir().join("mounts.sock/x")).unwrap();
+    let error = host.fail(
+        &[
+            "attach",
+            &layout.reference(""),
+            mountpoint.to_str().unwrap(),
+        ],
+        1,
+    );
+    assert!(
+        error.contains("did not start") && error.contains("listening on"),
+        "{error}"
+    );
+}
+
+/// `socinbd daemon` with these options, which listens.
+fn daemon(host: &Host, options: &[&str]) -> Child {
+    let mut daemon = host.command(&[&["daemon"], options].concat());
+    let daemon = daemon.stderr(Stdio::null()).spawn().unwrap();
+    wait("the daemon listens", || {
+        host.output(&["list"]).status.success() && host.run_dir().join("mounts.sock").exists()
+    });
+    daemon
+}
+
+fn has_ended(daemon: &mut Child) -> bool {
+    daemon.try_wait().unwrap().is_some()
+}
+
+#[test]
+fn a_daemon_ends_a_while_after_its_last_attachment() {
+    let (host, layout, mountpoint) = one_file_host();
+    let mut daemon = daemon(&host, &["--idle-exit", "1"]);
+    host.attach(&layout.reference(""), &mountpoint, &[]);
+    // two of its turns
+    std::thread::sleep(std::time::Duration::from_millis(2500));
+    assert!(!has_ended(&mut daemon));
+    assert_eq!(fs::read(mountpoint.join("hello")).unwrap(), b"hello\n");
+    host.detach(&mountpoint);
+    let daemon = std::cell::RefCell::new(daemon);
+    wait("it ends", || has_ended(&mut daemon.borrow_mut()));
+    assert!(!host.run_dir().join("socinbd.sock").exists());
+    assert_eq!(host.left_over(), [""; 0]);
+}
+
+#[test]
+fn a_daemon_ends_when_its_folders_are_gone() {
+    for gone in [Host::root, Host::run_dir] {
+        let host = Host::new();
+        let daemon = std::cell::RefCell::new(daemon(&host, &[]));
+        fs::remove_dir_all(gone(&host)).unwrap();
+        // another one in its place is not its own
+        fs::create_dir_all(gone(&host)).unwrap();
+        wait("it ends", || has_ended(&mut daemon.borrow_mut()));
+    }
+}
+
+#[test]
+fn a_mount_is_served_on_when_the_run_directory_is_gone() {
+    let (host, layout, mountpoint) = one_file_host();
+    let mut daemon = daemon(&host, &[]);
+    host.attach(&layout.reference(""), &mountpoint, &[]);
+    fs::remove_dir_all(host.run_dir()).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(2500));
+    assert!(!has_ended(&mut daemon));
+    assert_eq!(fs::read(mountpoint.join("hello")).unwrap(), b"hello\n");
+    succeeds(Command::new("umount").arg(&mountpoint));
+    let daemon = std::cell::RefCell::new(daemon);
+    wait("it ends", || has_ended(&mut daemon.borrow_mut()));
+    assert_eq!(host.left_over(), [""; 0]);
+}
+
+/// Stops a process until this is dropped.
+struct Stopped(u32);
+
+impl Stopped {
+    fn new(pid: u32) -> Self {
+        succeeds(Command::new("kill").args(["-STOP", &pid.to_string()]));
+        Self(pid)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        let _ = Command::new("kill")
+            .args(["-CONT", &self.0.to_string()])
+            .status();
+    }
+}
+
+#[test]
+fn a_frozen_daemon_is_told_of_with_its_process() {
+    let (host, layout, mountpoint) = one_file_host();
+    let other = host.mountpoint("other");
+    let (image, path, other) = (
+        layout.reference(""),
+        mountpoint.to_str().unwrap(),
+        other.to_str().unwrap(),
+    );
+    host.attach(&image, &mountpoint, &[]);
+    let pid = host.daemon().unwrap();
+    let stopped = Stopped::new(pid);
+    let commands = [
+        &["list"][..],
+        &["why", path],
+        &["attach", &image, other],
+        &["run", &image, "--", "x"],
+        &["detach", path],
+        &["detach", path],
+    ];
+    std::thread::scope(|scope| {
+        for arguments in commands {
+            let host = &host;
+            scope.spawn(move || {
+                let begun = std::time::Instant::now();
+                let error = host.fail(arguments, 5);
+                assert!(
+                    error.contains(&format!("process {pid}, does not answer: it is stopped")),
+                    "{error}"
+                );
+                assert!(
+                    begun.elapsed().as_secs() < 10,
+                    "{arguments:?}: {:?}",
+                    begun.elapsed()
+                );
+            });
+        }
+    });
+    drop(stopped);
+    // nothing has been done to it
+    assert_eq!(fs::read(mountpoint.join("hello")).unwrap(), b"hello\n");
+    assert_eq!(host.list().len(), 1);
+    host.detach(&mountpoint);
+    assert_eq!(host.left_over(), [""; 0]);
+}
+
+#[test]
+fn a_daemon_that_freezes_while_it_attaches_is_told_of_and_one_that_is_slow_is_not() {
+    let host = Host::new();
+    let layout = MadeLayout::of(one_file());
+    let registry = Registry::start();
+    registry.add_layout("app", layout.path()).unwrap();
+    let mountpoint = host.mountpoint("mnt");
+    let mut daemon = daemon(&host, &[]);
+    registry.fail(On::Data, Fault::Hang, Times::UntilHealed);
+    let image = registry.reference("app");
+    let mut attach = host.command(&["attach", &image, mountpoint.to_str().unwrap()]);
+    let mut attaching = attach.stderr(Stdio::piped()).spawn().unwrap();
+    wait("the registry is asked for data", || {
+        registry.counters().blobs().requests > 0
+    });
+    // more than it waits for a frozen one
+    std::thread::sleep(std::time::Duration::from_secs(10));
+    assert!(!has_ended(&mut attaching), "a slow daemon is not frozen");
+    let stopped = Stopped::new(daemon.id());
+    let begun = std::time::Instant::now();
+    assert_eq!(attaching.wait().unwrap().code(), Some(5));
+    assert!(begun.elapsed().as_secs() < 10, "{:?}", begun.elapsed());
+    let mut error = String::new();
+    attaching
+        .stderr
+        .take()
+        .unwrap()
+        .read_to_string(&mut error)
+        .unwrap();
+    assert!(error.contains("it is stopped"), "{error}");
+    drop(stopped);
+    registry.heal();
+    wait("the daemon forgets it", || host.list().is_empty());
+    host.end_daemon();
+    assert!(daemon.wait().unwrap().success());
 }
 
 #[test]

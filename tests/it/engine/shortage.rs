@@ -39,13 +39,15 @@ fn a_daemon_without_a_free_descriptor_lives_on() {
     let daemon = host.daemon().unwrap();
     for socket in ["socinbd.sock", "mounts.sock"] {
         let path = host.run_dir().join(socket);
-        let said = || host.log().matches("accepting a connection").count();
-        let before = said();
+        let open = || fs::read_dir(format!("/proc/{daemon}/fd")).unwrap().count();
         let held: Vec<_> = (0..100)
             .map(|_| UnixStream::connect(&path).unwrap())
             .collect();
-        wait("no descriptor is free", || said() > before);
-        assert!(host.log().contains("ulimit -n"), "{}", host.log());
+        wait("no descriptor is free", || open() >= 100);
+        wait("it is told", || {
+            let log = host.log();
+            log.contains("accepting a connection") && log.contains("ulimit -n")
+        });
         drop(held);
         wait("the daemon answers", || {
             host.output(&["list"]).status.success()
@@ -135,4 +137,68 @@ fn an_attach_that_finds_no_free_descriptor_says_so() {
     assert!(!error.contains("modprobe"), "{error}");
     assert_eq!(host.list(), [json!(null); 0]);
     assert_eq!(host.left_over(), [""; 0]);
+}
+
+#[test]
+fn a_limit_of_files_sizes_is_an_error_that_says_so() {
+    let (host, layout, mountpoint) = one_file_host();
+    let (image, place) = (layout.reference(""), mountpoint.to_str().unwrap());
+    for arguments in [
+        &["attach", &image, place][..],
+        &[
+            "index",
+            "create",
+            "--force",
+            "--min-layer-size",
+            "0",
+            &image,
+        ],
+    ] {
+        let output = host.limited(&["--fsize=100"], arguments).output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {error}");
+        assert!(
+            error.contains("ulimit -f") && error.contains("LimitFSIZE"),
+            "{error}"
+        );
+    }
+    assert_eq!(host.left_over(), [""; 0]);
+}
+
+/// Limits what a run directory holds: a tmpfs of its own, full but for a few bytes.
+fn full_run_dir(host: &Host) {
+    fs::create_dir_all(host.run_dir()).unwrap();
+    succeeds(
+        std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=64k,mode=700", "none"])
+            .arg(host.run_dir()),
+    );
+}
+
+#[test]
+fn a_full_run_directory_is_named_with_its_reason() {
+    let (host, layout, mountpoint) = one_file_host();
+    let (image, place) = (layout.reference(""), mountpoint.to_str().unwrap());
+    full_run_dir(&host);
+    let filler = host.run_dir().join("filler");
+    // a daemon that cannot be started, and one that cannot write a record
+    fs::write(&filler, vec![0; 1 << 20]).unwrap_err();
+    let error = host.fail(&["attach", &image, place], 1);
+    let run_dir = host.run_dir();
+    assert!(
+        error.contains(run_dir.to_str().unwrap()) && error.contains("full"),
+        "{error}"
+    );
+    fs::remove_file(&filler).unwrap();
+    host.attach(&image, &mountpoint, &[]);
+    fs::write(&filler, vec![0; 1 << 20]).unwrap_err();
+    let other = host.mountpoint("other");
+    let error = host.fail(&["attach", &image, other.to_str().unwrap()], 1);
+    assert!(
+        error.contains(run_dir.to_str().unwrap()) && error.contains("full"),
+        "{error}"
+    );
+    assert_eq!(host.list().len(), 1);
+    host.detach(&mountpoint);
+    assert_eq!(host.list(), [json!(null); 0]);
 }

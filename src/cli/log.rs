@@ -1,0 +1,384 @@
+//! Where the log goes: to standard error; or, of a daemon that a command has started, to a file of bounded size.
+//!
+//! A program that tries an unreadable file again and again makes the daemon say the same again and again. So what a lasting process has
+//! just said is counted, and written once a minute.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, IsTerminal as _, Write},
+    num::NonZeroUsize,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use lru::LruCache;
+use tracing_subscriber::EnvFilter;
+
+use crate::error::{Kind, Result, ResultExt};
+
+/// How long lines that say the same as one before are counted.
+const WINDOW: Duration = Duration::from_secs(60);
+/// How many lines that differ in numbers alone are written in that time.
+const BURST: u32 = 5;
+/// Different lines that are known.
+const KNOWN: NonZeroUsize = NonZeroUsize::new(256).unwrap();
+/// Bytes of the log's file. The one before it is kept; the folder may be in memory.
+const FILE_BYTES: u64 = 1 << 20;
+/// How often it is looked for what has been counted long enough.
+const TURN: Duration = Duration::from_secs(10);
+
+static LOG: Mutex<Option<Log>> = Mutex::new(None);
+
+struct Log {
+    sink: Sink,
+    /// Of a process that lasts.
+    repeats: Option<Repeats>,
+}
+
+enum Sink {
+    Stderr,
+    File(BoundedFile),
+}
+
+/// Starts the log of this process. A lasting one counts what it repeats.
+pub(super) fn start(filter: EnvFilter, file: Option<&Path>, is_lasting: bool) -> Result<()> {
+    let sink = match file {
+        Some(path) => {
+            let opened = BoundedFile::open(path.to_owned(), FILE_BYTES);
+            let file =
+                opened.or_kind(Kind::Io, || format!("opening the log {}", path.display()))?;
+            // its standard error goes nowhere once it is ready
+            std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
+            Sink::File(file)
+        }
+        None => Sink::Stderr,
+    };
+    let is_colored = matches!(sink, Sink::Stderr) && io::stderr().is_terminal();
+    with_log(|log| {
+        *log = Some(Log {
+            sink,
+            repeats: is_lasting.then(Repeats::default),
+        });
+    });
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(|| Lines)
+        .with_ansi(is_colored)
+        .init();
+    Ok(())
+}
+
+/// Writes what has been counted long enough, as long as the process runs.
+pub(super) async fn keep_counting() {
+    loop {
+        tokio::time::sleep(TURN).await;
+        with_log(|log| {
+            log.iter_mut()
+                .for_each(|log| log.expire(Some(Instant::now())))
+        });
+    }
+}
+
+/// The process ends: what has been counted is written.
+pub(super) fn end() {
+    with_log(|log| log.iter_mut().for_each(|log| log.expire(None)));
+}
+
+/// The process has told who started it what there was to tell: it lets go of that one's standard error, where it has a log of its own.
+pub(super) fn let_go_of_stderr() -> Result<()> {
+    if !with_log(|log| {
+        matches!(
+            log,
+            Some(Log {
+                sink: Sink::File(_),
+                ..
+            })
+        )
+    }) {
+        return Ok(());
+    }
+    let nowhere = OpenOptions::new().write(true).open("/dev/null");
+    nowhere
+        .and_then(|nowhere| Ok(rustix::stdio::dup2_stderr(nowhere)?))
+        .or_kind(Kind::Io, || "opening /dev/null".into())
+}
+
+fn with_log<T>(work: impl FnOnce(&mut Option<Log>) -> T) -> T {
+    work(&mut LOG.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+impl Log {
+    fn line(&mut self, line: &str) {
+        match &mut self.repeats {
+            Some(repeats) => {
+                let lines = repeats.line(line, Instant::now());
+                lines.iter().for_each(|line| self.sink.write(line));
+            }
+            None => self.sink.write(line),
+        }
+    }
+
+    fn expire(&mut self, now: Option<Instant>) {
+        let lines = self.repeats.as_mut().map(|repeats| repeats.expire(now));
+        lines
+            .iter()
+            .flatten()
+            .for_each(|line| self.sink.write(line));
+    }
+}
+
+impl Sink {
+    /// What cannot be written is lost: the log ends nothing.
+    fn write(&mut self, line: &str) {
+        let _ = match self {
+            Self::Stderr => io::stderr().write_all(line.as_bytes()),
+            Self::File(file) => file.write(line.as_bytes()),
+        };
+    }
+}
+
+/// Takes the lines of `tracing_subscriber`, each in one write.
+struct Lines;
+
+impl Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let line = String::from_utf8_lossy(bytes);
+        with_log(|log| log.iter_mut().for_each(|log| log.line(&line)));
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What has been said lately.
+struct Repeats(LruCache<String, Said>);
+
+struct Said {
+    since: Instant,
+    written: u32,
+    /// The last that was written, without its time.
+    last: String,
+    /// How many were not written, and the last of them.
+    counted: u32,
+    held: String,
+}
+
+impl Default for Repeats {
+    fn default() -> Self {
+        Self(LruCache::new(KNOWN))
+    }
+}
+
+impl Repeats {
+    /// What is written for a line.
+    fn line(&mut self, line: &str, now: Instant) -> Vec<String> {
+        let text = line.split_once(' ').map_or(line, |(_time, text)| text);
+        let key = without_numbers(text);
+        let mut lines = Vec::new();
+        if let Some(said) = self.0.get_mut(&key)
+            && now.saturating_duration_since(said.since) < WINDOW
+        {
+            if said.last == text || said.written >= BURST {
+                said.counted = said.counted.saturating_add(1);
+                line.clone_into(&mut said.held);
+                return lines;
+            }
+            said.written += 1;
+            text.clone_into(&mut said.last);
+            lines.push(line.to_owned());
+            return lines;
+        }
+        let said = Said {
+            since: now,
+            written: 1,
+            last: text.to_owned(),
+            counted: 0,
+            held: String::new(),
+        };
+        // of what is forgotten for it, or of this line a while ago
+        let before = self.0.push(key, said);
+        lines.extend(before.and_then(|(_, said)| said.counted()));
+        lines.push(line.to_owned());
+        lines
+    }
+
+    /// What is written of lines that have been counted long enough by now, or of all.
+    fn expire(&mut self, now: Option<Instant>) -> Vec<String> {
+        let is_over =
+            |said: &Said| now.is_none_or(|now| now.saturating_duration_since(said.since) >= WINDOW);
+        let over = self.0.iter().filter(|(_, said)| is_over(said));
+        let keys: Vec<String> = over.map(|(key, _)| key.clone()).collect();
+        let said = keys.iter().filter_map(|key| self.0.pop(key)?.counted());
+        said.collect()
+    }
+}
+
+impl Said {
+    fn counted(&self) -> Option<String> {
+        (self.counted > 0).then(|| {
+            let held = self.held.trim_end();
+            format!(
+                "{held} [the last of {} such lines that were counted, not written]\n",
+                self.counted
+            )
+        })
+    }
+}
+
+/// A line's text with one mark in place of each number.
+fn without_numbers(text: &str) -> String {
+    let mut key = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character.is_ascii_digit() {
+            false => key.push(character),
+            true if key.ends_with('#') => {}
+            true => key.push('#'),
+        }
+    }
+    key
+}
+
+/// A file that is put aside, in the place of the one that was put aside before, when it has its bytes.
+struct BoundedFile {
+    path: PathBuf,
+    file: File,
+    length: u64,
+    limit: u64,
+}
+
+impl BoundedFile {
+    fn open(path: PathBuf, limit: u64) -> io::Result<Self> {
+        let file = Self::append_to(&path)?;
+        Ok(Self {
+            length: file.metadata()?.len(),
+            path,
+            file,
+            limit,
+        })
+    }
+
+    fn append_to(path: &Path) -> io::Result<File> {
+        let mut options = OpenOptions::new();
+        options.create(true).append(true).mode(0o600).open(path)
+    }
+
+    fn write(&mut self, line: &[u8]) -> io::Result<()> {
+        let bytes = line.len() as u64;
+        if self.length > 0 && self.length.saturating_add(bytes) > self.limit {
+            self.put_aside()?;
+        }
+        self.length = self.length.saturating_add(bytes);
+        self.file.write_all(line)
+    }
+
+    fn put_aside(&mut self) -> io::Result<()> {
+        let aside = self.path.with_added_extension("1");
+        let next = std::fs::rename(&self.path, aside).and_then(|()| Self::append_to(&self.path));
+        match next {
+            Ok(next) => self.file = next,
+            // its folder is gone, say: the file that is open has its bound all the same
+            Err(_) => self.file.set_len(0)?,
+        }
+        self.length = 0;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(seconds: u64, text: &str) -> String {
+        format!("2026-01-01T00:00:{seconds:02}Z {text}\n")
+    }
+
+    #[test]
+    fn what_is_repeated_is_counted() {
+        let (mut repeats, start) = (Repeats::default(), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let (a, b) = ("WARN span 1 of layer a: 404", "WARN other");
+        assert_eq!(repeats.line(&line(0, a), at(0)), [line(0, a)]);
+        for second in 1..30 {
+            assert_eq!(repeats.line(&line(second, a), at(second)), [""; 0]);
+        }
+        assert_eq!(repeats.line(&line(30, b), at(30)), [line(30, b)]);
+        assert_eq!(repeats.expire(Some(at(59))), [""; 0]);
+        let told = repeats.expire(Some(at(60)));
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(
+            told[0].starts_with(line(29, a).trim_end()) && told[0].contains("last of 29 "),
+            "{told:?}"
+        );
+        assert_eq!(
+            repeats.line(&line(59, a), at(61)),
+            [line(59, a)],
+            "it is new again"
+        );
+    }
+
+    #[test]
+    fn lines_with_other_numbers_are_written_a_few_times() {
+        let (mut repeats, now) = (Repeats::default(), Instant::now());
+        let text = |span: u64| line(span % 60, &format!("WARN span {span} of layer a"));
+        let written: usize = (0..100)
+            .map(|span| repeats.line(&text(span), now).len())
+            .sum();
+        assert_eq!(written, BURST as usize);
+        let told = repeats.expire(None);
+        assert!(
+            told[0].contains("span 99 ") && told[0].contains("last of 95 "),
+            "{told:?}"
+        );
+        assert_eq!(repeats.expire(None), [""; 0]);
+    }
+
+    #[test]
+    fn what_was_counted_is_told_when_it_is_said_again_or_forgotten() {
+        let (mut repeats, start) = (Repeats::default(), Instant::now());
+        for _ in 0..3 {
+            repeats.line(&line(0, "WARN a"), start);
+        }
+        let lines = repeats.line(&line(1, "WARN a"), start + WINDOW);
+        assert!(
+            lines.len() == 2 && lines[0].contains("last of 2 "),
+            "{lines:?}"
+        );
+        repeats.line(&line(1, "WARN a"), start + WINDOW);
+        let others = (0..KNOWN.get()).flat_map(|n| {
+            let name: String = format!("{n:b}").replace('0', "x").replace('1', "y");
+            repeats.line(&line(1, &name), start + WINDOW)
+        });
+        assert_eq!(others.filter(|line| line.contains("last of 1 ")).count(), 1);
+    }
+
+    #[test]
+    fn the_file_has_an_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("daemon.log");
+        let mut file = BoundedFile::open(path.clone(), 100).unwrap();
+        for number in 0..100 {
+            file.write(format!("line {number:04}\n").as_bytes())
+                .unwrap();
+        }
+        let read = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
+        assert_eq!(
+            (read("daemon.log").len(), read("daemon.log.1").len()),
+            (100, 100)
+        );
+        assert!(read("daemon.log").ends_with("line 0099\n"));
+        assert!(read("daemon.log.1").starts_with("line 0080\n"));
+        // opened again it counts what is there
+        let mut file = BoundedFile::open(path, 100).unwrap();
+        file.write(b"line 0100\n").unwrap();
+        assert_eq!(read("daemon.log"), "line 0100\n");
+        drop(folder);
+        for _ in 0..100 {
+            file.write(b"line more\n").unwrap();
+        }
+        assert!(file.file.metadata().unwrap().len() <= 100);
+    }
+}
