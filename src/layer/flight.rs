@@ -393,11 +393,11 @@ mod tests {
         assert!(waiters.pop().unwrap().wait(None, stopped).await.is_ok());
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn each_waits_for_its_own_time_and_the_fetch_for_the_longest() {
         let flights = Arc::new(Flights::default());
-        let short = deadline(Some(Duration::from_millis(20)));
-        let long = deadline(Some(Duration::from_millis(120)));
+        let short = deadline(Some(Duration::from_secs(20)));
+        let long = deadline(Some(Duration::from_secs(120)));
         let (mut first, claims) = flights.claim(spans(0..1), |_| false, |_| true, READER, short);
         let effort = Arc::clone(claims[0].effort());
         let (mut second, _) = flights.claim(spans(0..1), |_| false, |_| true, READER, long);
@@ -405,9 +405,9 @@ mod tests {
 
         let error = first.pop().unwrap().wait(short, stopped).await.unwrap_err();
         assert_eq!(error.kind(), Kind::Unauthorized);
-        assert!(Some(Instant::now()) >= short && Some(Instant::now()) < long);
+        assert!(is_over(short) && !is_over(long));
         effort.passed().await;
-        assert!(Some(Instant::now()) >= long);
+        assert!(is_over(long));
         claims[0].end(SpanId(0), Ok(()));
         assert!(second.pop().unwrap().wait(None, stopped).await.is_ok());
     }
@@ -422,5 +422,39 @@ mod tests {
         assert!(!ahead[0].effort().is_awaited());
         claim(Purpose::Reader);
         assert!(ahead[0].effort().is_awaited());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_joins_never_makes_a_fetch_end_sooner() {
+        const HOUR: Duration = Duration::from_secs(3600);
+        for (began_with, joined_with, ends_with) in [
+            (Some(10), Some(100), Some(100)),
+            (Some(100), Some(10), Some(100)),
+            (Some(10), Some(10), Some(10)),
+            (None, Some(10), None),
+            (Some(10), None, None),
+            (None, None, None),
+        ] {
+            let now = Instant::now();
+            let after = |seconds: Option<u64>| Some(now + Duration::from_secs(seconds?));
+            let [began_with, joined_with, ends_with] =
+                [began_with, joined_with, ends_with].map(after);
+            let effort = Effort::new(READER, began_with);
+            let waits = Arc::clone(&effort);
+            let passed = tokio::spawn(async move {
+                let end = tokio::time::timeout(HOUR, waits.passed()).await;
+                end.ok().map(|()| Instant::now())
+            });
+            // it waits already
+            tokio::task::yield_now().await;
+            effort.join(READER, joined_with);
+            assert_eq!(*effort.deadline.borrow(), ends_with);
+            let ended = passed.await.unwrap();
+            let is_right = match (ended, ends_with) {
+                (Some(ended), Some(ends_with)) => ended.duration_since(ends_with).as_millis() <= 1,
+                (ended, ends_with) => ended.is_none() && ends_with.is_none(),
+            };
+            assert!(is_right, "{began_with:?}, {joined_with:?}: {ended:?}");
+        }
     }
 }

@@ -1,12 +1,8 @@
 //! The handshake: fixed newstyle negotiation, within a time limit and in bounded memory.
 
-use std::{
-    io,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::IntoBytes;
 
 use super::{
     MAX_PAYLOAD, TRANSMISSION_FLAGS,
@@ -17,11 +13,9 @@ use super::{
         *,
     },
     stream::Stream,
+    timed::{MAX_OPTION_DATA, Timed},
 };
 use crate::layer::ServedDisk;
-
-/// Bytes of option data that are read. The longest that makes sense are a name and a few queries.
-const MAX_OPTION_DATA: u32 = 16 << 10;
 
 /// Bytes of option data that are skipped, and answered with `NBD_REP_ERR_TOO_BIG`; a client that sends more is cut off.
 const MAX_SKIPPED_DATA: u32 = 1 << 20;
@@ -45,25 +39,20 @@ pub(super) fn negotiate(
     limit: Duration,
 ) -> Result<Option<Session>, ConnectionError> {
     let mut haggling = Haggling {
-        wire: Timed {
-            stream,
-            deadline: Instant::now() + limit,
-        },
+        wire: Timed::new(stream, limit),
         exports,
         no_zeroes: false,
         structured: false,
         contexts_of: None,
     };
     let session = haggling.run()?;
-    stream
-        .set_timeouts(None)
-        .map_err(ConnectionError::io("lifting the handshake's time limit"))?;
+    haggling.wire.lift()?;
     Ok(session)
 }
 
 /// The state of "option haggling".
 struct Haggling<'a> {
-    wire: Timed<'a>,
+    wire: Timed<'a, Stream>,
     exports: &'a Exports,
     no_zeroes: bool,
     structured: bool,
@@ -305,75 +294,22 @@ fn length_of(data: impl AsRef<[u8]>) -> u32 {
     u32::try_from(data.as_ref().len()).unwrap_or(u32::MAX)
 }
 
-/// The socket, until the deadline.
-struct Timed<'a> {
-    stream: &'a Stream,
-    deadline: Instant,
-}
+#[cfg(test)]
+mod tests {
+    use std::{io::Write as _, os::unix::net::UnixStream};
 
-impl Timed<'_> {
-    /// Lets the next call block until the deadline and no longer: a client that sends a byte now and then gains nothing by it.
-    fn arm(&self) -> Result<(), ConnectionError> {
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(ConnectionError::HandshakeTimeout);
-        }
-        self.stream
-            .set_timeouts(Some(left))
-            .map_err(ConnectionError::io("setting the handshake's time limit"))
-    }
+    use super::*;
 
-    fn fill(&self, mut buffer: &mut [u8]) -> Result<(), ConnectionError> {
-        while !buffer.is_empty() {
-            self.arm()?;
-            match self.stream.read(buffer) {
-                Ok(0) => return Err(ConnectionError::Disconnected),
-                Ok(count) => buffer = buffer.get_mut(count..).unwrap_or_default(),
-                Err(error) => return Err(blocked(error, "reading an option")),
-            }
-        }
-        Ok(())
-    }
-
-    fn receive<T: FromBytes + IntoBytes>(&self) -> Result<T, ConnectionError> {
-        let mut value = T::new_zeroed();
-        self.fill(value.as_mut_bytes())?;
-        Ok(value)
-    }
-
-    fn receive_data(&self, length: u32) -> Result<Vec<u8>, ConnectionError> {
-        let mut data = vec![0; length.min(MAX_OPTION_DATA) as usize];
-        self.fill(&mut data)?;
-        Ok(data)
-    }
-
-    fn skip(&self, length: u32) -> Result<(), ConnectionError> {
-        let mut left = length as usize;
-        let mut scratch = [0; 4096];
-        while left > 0 {
-            let count = left.min(scratch.len());
-            self.fill(scratch.get_mut(..count).unwrap_or_default())?;
-            left -= count;
-        }
-        Ok(())
-    }
-
-    fn send(&self, mut bytes: &[u8]) -> Result<(), ConnectionError> {
-        while !bytes.is_empty() {
-            self.arm()?;
-            match self.stream.write(bytes) {
-                Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
-                Err(error) => return Err(blocked(error, "answering an option")),
-            }
-        }
-        Ok(())
-    }
-}
-
-/// A socket with a time limit says `WouldBlock` when it is over.
-fn blocked(error: io::Error, doing: &'static str) -> ConnectionError {
-    match error.kind() {
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => ConnectionError::HandshakeTimeout,
-        _ => ConnectionError::io(doing)(error),
+    /// In transmission a client may be silent for as long as it likes.
+    #[test]
+    fn the_time_limit_ends_with_the_handshake() {
+        let (server, mut client) = UnixStream::pair().unwrap();
+        client.write_all(&[0, 0, 0, 3]).unwrap();
+        client.write_all(b"IHAVEOPT\0\0\0\x02\0\0\0\0").unwrap();
+        let stream = Stream::from(server.try_clone().unwrap());
+        let session = negotiate(&stream, &Exports::new(), Duration::from_secs(10)).unwrap();
+        assert!(session.is_none(), "NBD_OPT_ABORT");
+        assert_eq!(server.read_timeout().unwrap(), None);
+        assert_eq!(server.write_timeout().unwrap(), None);
     }
 }

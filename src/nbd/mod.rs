@@ -21,6 +21,7 @@ mod pending;
 mod reply;
 mod server;
 mod stream;
+mod timed;
 mod transmission;
 
 pub use self::{
