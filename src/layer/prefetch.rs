@@ -40,7 +40,6 @@ impl Store {
                     let Some((disk, turn)) = whole::background_turn(&disk).await else {
                         break;
                     };
-                    rest.end = rest.end.min(disk.spans().count());
                     let Some(run) = whole::next_run(&disk, rest.clone()) else {
                         break;
                     };
@@ -60,11 +59,16 @@ impl Store {
     }
 }
 
-/// The same spans, adjacent ones together, where their order allows it.
+/// The spans that there are, adjacent ones together, where their order allows it.
 fn gathered(list: Vec<Listed>) -> Vec<Listed> {
     let mut all = Vec::new();
     let (mut near, mut bytes) = (Vec::new(), 0_u64);
-    for listed in list {
+    for mut listed in list {
+        let count = SpanId(listed.disk.spans().count());
+        listed.spans.end = listed.spans.end.min(count);
+        if listed.spans.is_empty() {
+            continue;
+        }
         let size = listed
             .disk
             .compressed_length(&(listed.spans.start.get()..listed.spans.end.get()));

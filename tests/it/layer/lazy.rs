@@ -4,15 +4,15 @@ use std::{os::unix::fs::PermissionsExt as _, sync::Arc, time::Duration};
 
 use socinbd::{
     error::Kind,
-    layer::{Allocation, Store},
+    layer::{Allocation, Listed, Store},
     oci::Packing,
-    units::DiskOffset,
+    units::{DiskOffset, SpanId},
 };
 
 use super::fixture::{
     Files, Lab, Layer, Random, assert_holds, complete, open_when_free, range, read, tar,
 };
-use crate::support::registry::Link;
+use crate::support::{registry::Link, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn import_fetches_nothing_and_the_whole_is_right_at_the_end() {
@@ -305,4 +305,23 @@ async fn a_plain_tar_may_be_padded_behind_its_end() {
     let disk = lab.disk().await;
     complete(&disk).await;
     assert_holds(disk.path(), &lab.layer.files);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prefetch_past_the_last_span_brings_those_that_there_are() {
+    let lab = Lab::new(Layer::new(31));
+    let disk = lab.disk().await;
+    let (_, all) = disk.span_counts();
+    let listed = |spans: std::ops::Range<u32>| Listed {
+        disk: Arc::clone(&disk),
+        spans: SpanId(spans.start)..SpanId(spans.end),
+    };
+    lab.store.prefetch(vec![
+        listed(all..u32::MAX),
+        listed(u32::MAX - 1..u32::MAX),
+        listed(all - 1..all + 1),
+        listed(0..u32::MAX),
+    ]);
+    until("all spans are here", || disk.span_counts().0 == all).await;
+    assert_eq!(disk.degraded(), None);
 }
