@@ -145,6 +145,23 @@ mod tests {
     }
 
     #[test]
+    fn a_number_has_64_bits() {
+        for (tenth, expected) in [
+            (0, Some(u64::MAX >> 1)),
+            (1, Some(u64::MAX)),
+            (2, None),
+            (3, None),
+            (0x7f, None),
+            (0x80, None),
+            (0x81, None),
+        ] {
+            let bytes = [&[0xff; 9][..], &[tenth, 0]].concat();
+            let read = Cursor::new(&bytes, "bytes").number();
+            assert_eq!(read.ok(), expected, "{tenth:#x}");
+        }
+    }
+
+    #[test]
     fn nothing_is_read_past_the_end() {
         let short = Err(Error::Part { part: "bytes" });
         for bytes in [&[][..], &[0x80], &[0xff; 10], &[0xff; 11], &[0x80; 9]] {

@@ -196,8 +196,8 @@ mod tests {
         broken:x:abc:0::/:\n\
         7:x:70:71::/seven:\n\
         short:x:80:81\n";
-    const GROUP: &str =
-        "root:x:0:\nwheel:x:10:root,www\nweb:x:34:\nlog:x:44:other,www\nnothing:x\n";
+    const GROUP: &str = "root:x:0:\nwheel:x:10:root,www\nweb:x:34:\nlog:x:44:other,www\nnothing:x\n\
+        longer:x:50:www2,awww,www-data\nnone:x:51:\nempty:x:52:,\nalone:x:53:ww\n";
 
     fn resolved(user: &str, group: Option<&str>) -> (u32, u32, Vec<u32>, Option<String>) {
         let found = resolve_in(PASSWD, GROUP, user, group).unwrap();

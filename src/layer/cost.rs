@@ -236,4 +236,33 @@ mod tests {
         assert!(time < 105 * MILLISECOND, "{time:?}");
         assert_eq!(Pace::default().time_of(7), None);
     }
+
+    #[test]
+    fn the_first_piece_says_nothing_of_the_pace() {
+        let at = moments();
+        // 900 of a thousand bytes were there at once, and the other hundred took ten milliseconds: ten bytes a millisecond
+        let mut pieces = Cost::default();
+        pieces.came(1000, 900, at(0), at(0), at(10));
+        assert_eq!(pieces.transfer.time_of(100), Some(10 * MILLISECOND));
+        assert_eq!(pieces.fetched, 1000);
+        // what came at once is all that there is to see
+        let mut whole = Cost::default();
+        whole.came(1000, 1000, at(0), at(0), at(10));
+        assert_eq!(whole.transfer.time_of(1000), Some(10 * MILLISECOND));
+    }
+
+    #[test]
+    fn bytes_that_come_at_one_moment_have_taken_what_can_be_timed() {
+        let at = moments();
+        let mut cost = Cost::default();
+        // the clock has not moved, or went back between two threads
+        for last in [at(10), at(9)] {
+            cost.came(1000, 0, at(0), at(10), last);
+        }
+        assert_eq!(cost.transfer.time_of(2000), Some(RESOLUTION));
+        assert_eq!(cost.on_the_way(), 200_000);
+        cost.decoded(1000, MILLISECOND);
+        cost.waited(at(0), at(12));
+        assert!(cost.is_reached(100_000) && !cost.is_reached(1_000_000));
+    }
 }

@@ -322,4 +322,16 @@ mod tests {
         file.write_all(&[0; RECORD_BYTES + 1]).unwrap();
         assert!(Headers::open(file).unwrap().is_none());
     }
+
+    #[test]
+    fn a_cut_file_is_none() {
+        let layer = tar(&["a".to_owned(), "b".to_owned()]);
+        let bytes = encode(&entries(&layer));
+        assert_eq!(bytes.len(), 3 * RECORD_BYTES);
+        for length in 0..bytes.len() {
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(&bytes[..length]).unwrap();
+            assert!(Headers::open(file).unwrap().is_none(), "{length} bytes");
+        }
+    }
 }

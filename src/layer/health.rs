@@ -150,4 +150,36 @@ mod tests {
             ]
         );
     }
+
+    #[test]
+    fn so_many_spans_have_a_reason_and_no_more() {
+        let health = Health::default();
+        let many = u32::try_from(MAX_SPANS).unwrap() * 2;
+        for span in 0..many {
+            health.failed(&[SpanId(span)], &error(Kind::Corrupt, "wrong"));
+        }
+        assert_eq!(health.reasons().len(), MAX_SPANS);
+        // one that has a reason may get another
+        health.failed(&[SpanId(3)], &error(Kind::Corrupt, "wrong again"));
+        let reasons = health.reasons();
+        assert_eq!(reasons.len(), MAX_SPANS);
+        assert_eq!(reasons[3].message, "wrong again");
+        // and where one has come right there is room for the next
+        health.fetched(SpanId(0));
+        health.failed(&[SpanId(many)], &error(Kind::Corrupt, "wrong"));
+        let last = health.reasons().pop().unwrap();
+        assert_eq!(last.span, Some(many));
+    }
+
+    #[test]
+    fn a_layer_that_is_wrong_as_a_whole_stays_wrong() {
+        let health = Health::default();
+        health.failed_as_a_whole(&error(Kind::Corrupt, "another layer"));
+        health.failed_locally(&error(Kind::Io, "full"));
+        assert_eq!(health.degraded().as_deref(), Some("full"));
+        assert_eq!(health.reasons().len(), 2);
+        health.needs_no_source();
+        health.fetched(SpanId(0));
+        assert_eq!(health.degraded().as_deref(), Some("another layer"));
+    }
 }

@@ -385,4 +385,47 @@ mod tests {
             assert!(Spans::open(file).is_err());
         }
     }
+
+    #[test]
+    fn ends_that_go_back_are_refused() {
+        // in the blob: each starts behind the one before, and the second ends inside it
+        let error = encode(&table(vec![span(10..30, 0..100), span(20..25, 100..200)])).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                Error::Misplaced {
+                    span: SpanId(1),
+                    ..
+                }
+            ),
+            "{error}"
+        );
+        // in the layer
+        let error = encode(&table(vec![span(10..20, 0..100), span(20..30, 100..99)])).unwrap_err();
+        assert_eq!(error, Error::Reversed { span: SpanId(1) });
+        // the same place twice is where empty spans are
+        encode(&table(vec![span(10..20, 0..100), span(20..20, 100..100)])).unwrap();
+        encode(&table(vec![span(10..20, 0..100), span(10..20, 100..200)])).unwrap();
+    }
+
+    #[test]
+    fn the_longest_span_is_taken_and_no_longer_one() {
+        let longest = |compressed: u64, uncompressed: u64| {
+            let mut table = table(vec![span(0..compressed, 0..uncompressed)]);
+            table.compressed_size = u64::MAX;
+            encode(&table).map(drop)
+        };
+        longest(MAX_SPAN_BYTES, MAX_SPAN_BYTES).unwrap();
+        for (compressed, uncompressed) in [(MAX_SPAN_BYTES + 1, 1), (1, MAX_SPAN_BYTES + 1)] {
+            let error = longest(compressed, uncompressed).unwrap_err();
+            let bytes = MAX_SPAN_BYTES + 1;
+            assert_eq!(
+                error,
+                Error::TooLong {
+                    span: SpanId(0),
+                    bytes
+                }
+            );
+        }
+    }
 }

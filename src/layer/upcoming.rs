@@ -58,10 +58,24 @@ impl Upcoming {
     }
 }
 
+/// Bytes of one fetch that have not come.
+struct Left(AtomicU64);
+
+impl Left {
+    /// Takes so many of them, and gives how many there were: what is asked for again after a failure comes twice, and counts once.
+    fn take(&self, bytes: u64) -> u64 {
+        let take = |left: u64| Some(left.saturating_sub(bytes));
+        let before = self
+            .0
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
+        before.unwrap_or(0).min(bytes) // it always takes
+    }
+}
+
 /// The bytes of one fetch. When it is dropped, those that have not come are not on their way any more.
 pub(super) struct OnTheWay {
     disk: Arc<Disk>,
-    bytes: AtomicU64,
+    left: Left,
 }
 
 impl OnTheWay {
@@ -70,19 +84,13 @@ impl OnTheWay {
         on_the_way.fetch_add(bytes, Ordering::Relaxed);
         Self {
             disk: Arc::clone(disk),
-            bytes: AtomicU64::new(bytes),
+            left: Left(AtomicU64::new(bytes)),
         }
     }
 
-    /// So many of them have come; what is asked for again after a failure counts once.
+    /// So many of them have come.
     pub(super) fn came(&self, bytes: u64) {
-        let take = |left: u64| Some(left.saturating_sub(bytes));
-        // it always takes
-        let before = self
-            .bytes
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, take)
-            .unwrap_or(0);
-        self.leave(before.min(bytes));
+        self.leave(self.left.take(bytes));
     }
 
     fn leave(&self, bytes: u64) {
@@ -94,7 +102,7 @@ impl OnTheWay {
 
 impl Drop for OnTheWay {
     fn drop(&mut self) {
-        self.leave(self.bytes.load(Ordering::Relaxed));
+        self.leave(self.left.take(u64::MAX));
     }
 }
 
@@ -117,5 +125,16 @@ mod tests {
         assert_eq!(upcoming.next(101, |_| false), Some(10..11));
         assert!(upcoming.is_empty());
         assert_eq!(upcoming.next(101, fit), None);
+    }
+
+    /// Else the bytes on their way would fall below none, which is more than enough: nothing would be read ahead any more.
+    #[test]
+    fn what_comes_twice_counts_once() {
+        let left = Left(AtomicU64::new(100));
+        assert_eq!(left.take(60), 60);
+        // the connection was lost, and the GET begins anew
+        assert_eq!(left.take(60), 40);
+        assert_eq!(left.take(40), 0);
+        assert_eq!(left.take(u64::MAX), 0);
     }
 }

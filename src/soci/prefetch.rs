@@ -371,4 +371,39 @@ mod tests {
         assert!(Prefetch::of_runs([]).is_none());
         assert!(Prefetch::of_runs([SpanId(4)..SpanId(4)]).is_none());
     }
+
+    fn of_uses(uses: &[(i64, u32)]) -> Vec<(i64, i32, i32)> {
+        let uses = uses.iter().map(|(order, span)| (*order, SpanId(*span)));
+        let made = Prefetch::of_uses(uses).unwrap();
+        let spans = made.spans.iter();
+        spans
+            .map(|span| (span.priority, span.start_span, span.end_span))
+            .collect()
+    }
+
+    #[test]
+    fn the_first_use_counts_in_whatever_order_uses_come() {
+        assert_eq!(of_uses(&[(9, 5), (2, 5), (4, 5)]), [(2, 5, 5)]);
+        assert_eq!(of_uses(&[(2, 5), (9, 5)]), [(2, 5, 5)]);
+    }
+
+    #[test]
+    fn spans_are_one_entry_only_in_their_order_and_near_each_other() {
+        // used one after the other, or by the same read
+        assert_eq!(of_uses(&[(1, 5), (2, 6)]), [(1, 5, 6)]);
+        assert_eq!(of_uses(&[(1, 5), (1, 6)]), [(1, 5, 6)]);
+        // the second was used first
+        assert_eq!(of_uses(&[(2, 5), (1, 6)]), [(2, 5, 5), (1, 6, 6)]);
+        // the third before the second
+        let uses = [(1, 5), (3, 6), (2, 7)];
+        assert_eq!(of_uses(&uses), [(1, 5, 6), (2, 7, 7)]);
+        // not adjacent
+        assert_eq!(of_uses(&[(1, 5), (2, 7)]), [(1, 5, 5), (2, 7, 7)]);
+        // near the entry's first, and not its last
+        assert_eq!(of_uses(&[(1, 5), (1 + NEAR, 6)]), [(1, 5, 6)]);
+        let far = 2 + NEAR;
+        assert_eq!(of_uses(&[(1, 5), (far, 6)]), [(1, 5, 5), (far, 6, 6)]);
+        let uses = [(1, 5), (10, 6), (far, 7)];
+        assert_eq!(of_uses(&uses), [(1, 5, 6), (far, 7, 7)]);
+    }
 }

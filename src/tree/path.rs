@@ -215,4 +215,48 @@ mod tests {
             assert_eq!(split_plain(path.as_bytes()), None, "{path}");
         }
     }
+
+    #[test]
+    fn the_longest_path_and_one_byte_more() {
+        let path = |length: usize| {
+            let mut path = b"d/".repeat(length / 2);
+            path.resize(length, b'n');
+            path
+        };
+        let (longest, longer) = (path(PATH_LIMIT), path(PATH_LIMIT + 1));
+        assert!(longest.ends_with(b"/n") && longer.ends_with(b"d/"));
+        Clean::default().set(&longest).unwrap();
+        // a slash at its end is none of its bytes
+        Clean::default()
+            .set(&[&longest[..], b"/"].concat())
+            .unwrap();
+        Clean::default().set(&longer).unwrap();
+        let longer = [&longest[..], b"n"].concat();
+        let error = Clean::default().set(&longer).unwrap_err();
+        assert!(
+            matches!(error, Error::PathTooLong { length: 4096, .. }),
+            "{error}"
+        );
+        // by its cleaned length alone
+        let cleaned = [&b"x/../".repeat(2000)[..], &longest].concat();
+        Clean::default().set(&cleaned).unwrap();
+        // the short way leaves to the long one what it cannot take
+        assert!(split_plain(&longest).is_some());
+        assert_eq!(split_plain(&longer), None);
+    }
+
+    #[test]
+    fn the_longest_name_and_one_byte_more() {
+        let name = |length| [&b"a/"[..], &vec![b'n'; length]].concat();
+        for (length, is_short) in [(NAME_LIMIT, true), (NAME_LIMIT + 1, false)] {
+            assert_eq!(split_plain(&name(length)).is_some(), is_short);
+            assert_eq!(Clean::default().set(&name(length)).is_ok(), is_short);
+            // of a parent too, also behind a whiteout's prefix, which is a part of its name there
+            let parent = [&name(length)[..], b"/x"].concat();
+            assert_eq!(Clean::default().set(&parent).is_ok(), is_short);
+        }
+        let parent = [&b".wh."[..], &vec![b'n'; NAME_LIMIT], b"/x"].concat();
+        assert!(Clean::default().set(&parent).is_err());
+        assert_eq!(split_plain(b"a/b\0"), None);
+    }
 }

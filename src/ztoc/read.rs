@@ -346,6 +346,84 @@ mod tests {
         }
     }
 
+    /// The same layer's bytes with its digests, and as many entries of one table as said.
+    fn repeating(count: usize, name: &str) -> Vec<u8> {
+        let slot = super::super::write::voffset;
+        let mut to = FlatBufferBuilder::new();
+        let name = to.create_string(name);
+        let kind = to.create_string("dir");
+        let table = to.start_table();
+        to.push_slot_always(slot(slots::file::NAME), name);
+        to.push_slot_always(slot(slots::file::TYPE), kind);
+        let entry = to.end_table(table);
+        let listed = to.create_vector(&vec![entry; count]);
+        let table = to.start_table();
+        to.push_slot_always(slot(slots::toc::METADATA), listed);
+        let toc = to.end_table(table);
+        let mut checkpoints = CheckpointsBuilder::new(4 << 20);
+        checkpoints.push(CompressedOffset(10), LayerOffset(0), 0, &[]);
+        let checkpoints = to.create_vector(&checkpoints.finish());
+        let digest = crate::oci::digest::Hasher::default().finish();
+        let digest = to.create_string(&digest.to_string());
+        let digests = to.create_vector(&[digest]);
+        let table = to.start_table();
+        to.push_slot_always(slot(slots::compression_info::SPAN_DIGESTS), digests);
+        to.push_slot_always(slot(slots::compression_info::CHECKPOINTS), checkpoints);
+        let info = to.end_table(table);
+        let table = to.start_table();
+        to.push_slot_always(slot(slots::ztoc::TOC), toc);
+        to.push_slot_always(slot(slots::ztoc::COMPRESSED_ARCHIVE_SIZE), 1000_i64);
+        to.push_slot_always(slot(slots::ztoc::UNCOMPRESSED_ARCHIVE_SIZE), 1000_i64);
+        to.push_slot_always(slot(slots::ztoc::COMPRESSION_INFO), info);
+        let root = to.end_table(table);
+        to.finish_minimal(root);
+        to.finished_data().to_vec()
+    }
+
+    #[test]
+    fn a_file_says_at_most_twice_its_length() {
+        // the digest's 71 bytes, and of each entry its table and its name
+        let bytes = |count: usize, name: &str| 71 + count * (TABLE_SIZE + name.len());
+        let name = "n".repeat(1000);
+        let few = repeating(1, &name);
+        assert!(bytes(1, &name) <= 2 * few.len());
+        // it is another error, which comes later: its data starts where no header has room
+        assert!(matches!(parse(&few), Err(Error::EntryOverlap { .. })));
+        // the first count at which it is too much
+        let is_too_much = |count: usize| bytes(count, &name) > 2 * repeating(count, &name).len();
+        let most = (1..1000).find(|count| is_too_much(*count)).expect("soon");
+        assert!(most > 2);
+        assert_eq!(parse(&repeating(most, &name)), Err(Error::Amplified));
+        let within = parse(&repeating(most - 1, &name));
+        assert!(matches!(within, Err(Error::EntryOverlap { .. })));
+    }
+
+    #[test]
+    fn every_part_of_an_entry_is_counted() {
+        let bytes = ztoc_of(1);
+        let root = Table::root(&bytes).expect("it was just written");
+        let toc = root.table(slots::ztoc::TOC).unwrap().unwrap();
+        let info = root.table(slots::ztoc::COMPRESSION_INFO).unwrap().unwrap();
+        let name = "usr/lib/python3/dist-packages/package/module_0.py";
+        let all = TABLE_SIZE + name.len() + "root".len() * 2 + 32 + "mtime".len() + "0".len();
+        let read = |budget: usize| {
+            let listed = toc.vector(slots::toc::METADATA).unwrap();
+            let mut budget = Budget(budget);
+            entries(listed, LayerOffset(2048), &mut budget).map(|_| budget.0)
+        };
+        assert_eq!(read(all), Ok(0));
+        assert_eq!(read(all + 7), Ok(7));
+        for less in 0..all {
+            assert_eq!(read(less), Err(Error::Amplified), "{less} of {all}");
+        }
+        let digest = |budget: usize| {
+            let listed = info.vector(slots::compression_info::SPAN_DIGESTS).unwrap();
+            digests(listed, &mut Budget(budget)).map(|digests| digests.len())
+        };
+        assert_eq!(digest(71), Ok(1));
+        assert_eq!(digest(70), Err(Error::Amplified));
+    }
+
     #[test]
     fn a_file_that_says_more_than_its_length_is_refused() {
         let mut to = FlatBufferBuilder::new();
