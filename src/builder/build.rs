@@ -35,7 +35,9 @@ impl Build {
     pub async fn image(&self, rules: &Rules, job: &Job) -> Result<String> {
         let source = Source::open(&rules.source(job)?, &self.access).await?;
         let root = source.root_manifest().await?;
-        let (images, _) = chosen(&source, &root, &self.options.platforms).await?;
+        let images = chosen(&source, &root, &self.options.platforms)
+            .await?
+            .images;
         let size = |image: &Image| {
             let sizes = image.layers.iter().map(|layer| layer.size);
             sizes.fold(0, u64::saturating_add)

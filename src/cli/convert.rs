@@ -25,7 +25,8 @@ use crate::{
 ///
 /// The result is an image index that binds image and SOCI index: its digest covers both. Registries, OCI layouts in folders and in tar
 /// files are read and written; no daemon, no root. What the destination has is not sent, what its registry has elsewhere is mounted,
-/// and zTOCs that an index of the image has are used again. Other platforms, attestations and what is unknown stay as they are.
+/// and zTOCs that an index of the image has are used again. Other platforms, attestations and what is unknown stay as they are; what is
+/// listed and not there is left out, with a warning.
 #[derive(Args)]
 #[command(after_help = "Examples:\n\
 \x20 socinbd convert registry.example/app:1.0 registry.example/app:1.0-soci\n\

@@ -14,7 +14,8 @@ use crate::{
 
 /// Copy an image with its SOCI indexes, and what else refers to it
 ///
-/// Between registries and OCI layouts (folders, tar files), all platforms, byte for byte. SOCI indexes always go along; signatures,
+/// Between registries and OCI layouts (folders, tar files), all platforms, byte for byte; platforms that are listed and not there are left
+/// out, with a warning. SOCI indexes always go along; signatures,
 /// SBOMs and other referrers by their artifact types.
 #[derive(Args)]
 #[command(after_help = "Examples:\n\
@@ -47,6 +48,9 @@ impl Copy {
             uploads: self.uploads.max_concurrent_uploads,
         };
         let report = promote::copy(&source, &destination, &options).await?;
+        for warning in &report.warnings {
+            tracing::warn!("{warning}");
+        }
         output::report(global.json, &report)?;
         Ok(ExitCode::SUCCESS)
     }

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     engine::{
-        chosen::chosen,
+        chosen::{Chosen, chosen},
         create, gc,
         local::{LocalIndex, LocalIndexes},
         push::{self, Existing, PushOptions},
@@ -175,8 +175,12 @@ impl Create {
             false => None,
         };
         let root = source.root_manifest().await?;
-        let (images, warnings) = chosen(&source, &root, &self.make.platforms.platforms()).await?;
-        for warning in warnings {
+        let Chosen {
+            images,
+            absent,
+            warnings,
+        } = chosen(&source, &root, &self.make.platforms.platforms()).await?;
+        for warning in absent.iter().chain(&warnings) {
             tracing::warn!("{warning}");
         }
         let progress = Progress::new(global.json);
@@ -262,7 +266,7 @@ impl List {
             [] => crate::engine::convert::Platforms::All,
             these => crate::engine::convert::Platforms::These(these.to_vec()),
         };
-        let (images, _) = chosen(&source, &root, &platforms).await?;
+        let images = chosen(&source, &root, &platforms).await?.images;
         let mut list = Vec::new();
         for image in images {
             let mut found = source.referrers(&image.digest, V1_TYPE).await?;

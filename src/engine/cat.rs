@@ -212,7 +212,7 @@ impl Layers<'_> {
         }
         whole(&self.image.source, layer)
             .await
-            .map_err(|error| error.context(context()))
+            .map_err(|error| self.image.explain(&layer.digest, error).context(context()))
     }
 
     async fn read(mut self, (layer, entry, name): (usize, usize, Vec<u8>)) -> Result<Found> {

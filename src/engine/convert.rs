@@ -17,10 +17,10 @@ use serde_json::{Map, Value, json};
 pub use super::chosen::Platforms;
 
 use super::{
-    chosen::chosen,
+    chosen::{Chosen, chosen, indexes, listed},
     companions::{self, Companion},
     create::{CreateOptions, LayerReport, NewIndex, Progress},
-    graph::{Counts, Graph, Tally},
+    graph::{Counts, Graph, Listed, Tally},
     image::Image,
     known::Known,
     local::LocalIndexes,
@@ -33,9 +33,7 @@ use crate::{
     layer::LayerBlob,
     oci::{
         Digest,
-        manifest::{Document, parse},
         media_type::{OCI_INDEX, OCI_MANIFEST},
-        platform::images,
     },
     soci::convert::{
         Converted, annotations, image_index, image_manifest, named_compact_index, named_index,
@@ -124,7 +122,11 @@ pub async fn convert(
     let work = async {
         let naming = Naming::begin(destination).await?;
         let root = source.root_manifest().await?;
-        let (images, mut warnings) = chosen(source, &root, &options.platforms).await?;
+        let Chosen {
+            images,
+            mut warnings,
+            absent: _, // the copy of the index says it
+        } = chosen(source, &root, &options.platforms).await?;
         let tally = Tally::default();
         let known = known(source, &naming, destination, &images, options, local).await?;
         let made = layers(
@@ -147,32 +149,35 @@ pub async fn convert(
                 })?;
             converted.push(one);
             reports.push(report);
-            warnings.extend(noted);
+            for warning in noted {
+                if !warnings.contains(&warning) {
+                    warnings.push(warning);
+                }
+            }
         }
+        let mut graph =
+            Graph::new(source, destination, options.uploads, &tally).with_converted(&converted);
         let is_list = images.iter().all(|image| image.digest != root.digest);
-        if is_list {
-            others(
-                source,
-                destination,
-                &root,
-                &images,
-                options,
-                &tally,
-                &mut warnings,
-            )
-            .await?;
-        }
-        let index = image_index(is_list.then_some(&root.bytes[..]), &converted)
-            .or_kind(Kind::Corrupt, || "the image index".to_owned())?;
-        let index = index.into();
-        let digest = naming.give(OCI_INDEX, &index).await?;
+        let (media_type, index) = match is_list {
+            true => {
+                let index = graph.lead(&root).await?;
+                (index.media_type, index.bytes)
+            }
+            false => {
+                let index = image_index(None, &converted);
+                let index = index.or_kind(Kind::Corrupt, || "the image index".to_owned())?;
+                (OCI_INDEX.to_owned(), index.into())
+            }
+        };
+        warnings.append(&mut graph.warnings);
+        let digest = naming.give(&media_type, &index).await?;
         destination.finish().await?;
         Ok(ConvertReport {
             source: source.reference().to_string(),
             source_digest: root.digest,
             destination: destination.reference().to_string(),
             digest,
-            vouchers: vouchers(source, &root, &images, digest, &mut warnings).await,
+            vouchers: vouchers(source, &root, &images, &graph.copied, &mut warnings).await,
             images: reports,
             blobs: tally.counts(),
             warnings,
@@ -232,29 +237,24 @@ pub async fn is_converted(
     platforms: &Platforms,
 ) -> Result<bool> {
     let root = source.root_manifest().await?;
-    let (wanted, _) = chosen(source, &root, platforms).await?;
-    let Ok(Document::Index(index)) = parse(&found.bytes, &found.media_type) else {
-        return Ok(false);
-    };
-    let mut digests = HashSet::new();
-    for (_, descriptor) in images(&index).named {
-        digests.insert(descriptor.digest().to_string());
+    let wanted = chosen(source, &root, platforms).await?.images;
+    let mut manifests = Vec::new();
+    for index in indexes(there, found).await {
+        for digest in listed(&index, |entry| entry.get("artifactType").is_none()) {
+            manifests.extend(there.manifest(&digest).await.ok());
+        }
     }
     for image in &wanted {
-        let mut is_there = false;
-        for digest in &digests {
-            let Ok(manifest) = there.manifest(&digest.parse()?).await else {
-                continue;
-            };
+        let is_conversion = |manifest: &Manifest| {
             let named = named_index(&manifest.bytes).and_then(|named| named.parse().ok());
             let compact = named_compact_index(&manifest.bytes);
             let compact = compact.and_then(|named| named.parse().ok());
             let made = named.and_then(|named| {
                 image_manifest(&image.manifest_bytes, &named, compact.as_ref()).ok()
             });
-            is_there |= made.is_some_and(|made| made == manifest.bytes);
-        }
-        if !is_there {
+            made.is_some_and(|made| made == manifest.bytes)
+        };
+        if !manifests.iter().any(is_conversion) {
             return Ok(false);
         }
     }
@@ -283,7 +283,9 @@ async fn known(
         && there.reference() != source.reference()
         && let Some(before) = naming.before()
     {
-        known.add_listed(&there, before).await;
+        for index in indexes(&there, before).await {
+            known.add_listed(&there, &index).await;
+        }
     }
     Ok(known)
 }
@@ -298,10 +300,12 @@ async fn layers(
     tally: &Tally,
     progress: Progress<'_>,
 ) -> Result<HashMap<Digest, Made>> {
+    let foreign = images.iter().flat_map(Image::foreign_layers).collect();
     let maker = Maker {
         options: &options.create,
         known,
         destination: Some(destination),
+        foreign,
         progress,
     };
     let maker = &maker;
@@ -445,63 +449,22 @@ fn platform_of(image: &Image) -> Value {
     platform.into()
 }
 
-/// Copies what the index lists besides the converted images, unchanged.
-async fn others(
-    source: &Source,
-    destination: &Destination,
-    root: &Manifest,
-    converted: &[Image],
-    options: &ConvertOptions,
-    tally: &Tally,
-    warnings: &mut Vec<String>,
-) -> Result<()> {
-    let index: Value = serde_json::from_slice(&root.bytes).unwrap_or_default();
-    let graph = Graph::new(source, destination, options.uploads, tally);
-    // the SOCI index of an image that gets a new one is replaced
-    let replaced: HashSet<String> = converted
-        .iter()
-        .filter_map(|image| named_index(&image.manifest_bytes))
-        .collect();
-    for entry in index["manifests"].as_array().into_iter().flatten() {
-        let text = entry["digest"].as_str().unwrap_or_default();
-        let is_done = converted
-            .iter()
-            .any(|image| image.digest.to_string() == text);
-        if is_done || replaced.contains(text) {
-            continue;
-        }
-        match source.manifest(&text.parse()?).await {
-            Ok(manifest) => graph.copy(&manifest).await?,
-            Err(error) if error.kind() == Kind::NotFound => warnings.push(format!(
-                "{text} is listed and not there, and stays as it is"
-            )),
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
-/// The signatures and attestations of the source, and whether what they vouch for is part of the new image.
+/// The signatures and attestations of the source, and whether what they vouch for is part of the new image: the manifests that were
+/// copied as they are.
 async fn vouchers(
     source: &Source,
     root: &Manifest,
     converted: &[Image],
-    digest: Digest,
+    copied: &[Listed],
     warnings: &mut Vec<String>,
 ) -> Vec<Voucher> {
-    let mut subjects = vec![root.digest];
-    subjects.extend(converted.iter().map(|image| image.digest));
-    let mut unchanged = HashSet::from([digest]);
-    let index: Value = serde_json::from_slice(&root.bytes).unwrap_or_default();
-    for entry in index["manifests"].as_array().into_iter().flatten() {
-        let Some(digest) = entry["digest"].as_str().and_then(|text| text.parse().ok()) else {
-            continue;
-        };
-        if !subjects.contains(&digest) && entry.get("artifactType").is_none() {
-            subjects.push(digest);
-            unchanged.insert(digest);
-        }
-    }
+    let unchanged: Vec<Digest> = copied
+        .iter()
+        .filter(|manifest| !manifest.is_artifact)
+        .map(|manifest| manifest.digest)
+        .collect();
+    let changed = std::iter::once(root.digest).chain(converted.iter().map(|image| image.digest));
+    let subjects: Vec<Digest> = changed.chain(unchanged.iter().copied()).collect();
     let mut found = Vec::new();
     let mut seen = HashSet::new();
     for subject in subjects {

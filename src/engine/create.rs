@@ -224,6 +224,7 @@ impl Pass {
             options,
             known,
             destination: None,
+            foreign: image.foreign_layers(),
             progress,
         };
         let cores = available_parallelism().map_or(1, usize::from);
@@ -325,7 +326,15 @@ impl NewIndex {
         if descriptors.is_empty() {
             return Err(nothing_made(&report));
         }
-        let mut warnings = Vec::new();
+        let mut warnings: Vec<String> = Vec::new();
+        for (layer, _, made) in &layers {
+            let noted = made
+                .absent
+                .clone()
+                .into_iter()
+                .chain(made.other_diff_id(layer));
+            warnings.extend(noted);
+        }
         if !options.prefetch_files.is_empty() {
             let layers: Vec<(Digest, &Made)> = layers
                 .iter()
@@ -466,6 +475,16 @@ fn add_list(
 }
 
 impl Made {
+    /// Says that a layer has not the diff ID that the image's configuration gives it.
+    fn other_diff_id(&self, layer: &LayerBlob) -> Option<String> {
+        let other = self.diff_id.filter(|diff_id| *diff_id != layer.diff_id)?;
+        Some(format!(
+            "layer {} has the diff ID {other}, where the image's configuration says {}: container engines that unpack the layer refuse \
+             the image, and an attach of it fails when the layer has been read in full; build the image again",
+            layer.digest, layer.diff_id
+        ))
+    }
+
     fn outcome(&self) -> Outcome {
         match &self.ztoc {
             Ok(table) => Outcome::Indexed {

@@ -26,7 +26,7 @@ pub struct Description {
     pub digest: Digest,
     /// The manifest's media type.
     pub media_type: String,
-    /// Its artifact type: its own word, else its configuration's media type; `None` of images and indexes.
+    /// Its artifact type: its own word, else, of what is no image, its configuration's media type.
     pub artifact_type: Option<String>,
     /// Bytes of the manifest.
     pub size: usize,
@@ -75,7 +75,7 @@ pub async fn describe(source: &Source) -> Result<Description> {
         digest: root.digest,
         media_type: root.media_type.clone(),
         artifact_type: match what.is_image() {
-            true => None,
+            true => text(&document["artifactType"]),
             false => text(&document["artifactType"]).or(text(&document["config"]["mediaType"])),
         },
         size: root.bytes.len(),
@@ -113,9 +113,9 @@ impl Description {
         let platform = &entry["platform"];
         let part = |key: &str| platform[key].as_str().unwrap_or_default();
         let annotation = |key: &str| entry["annotations"][key].as_str().map(str::to_owned);
-        let what = match (entry["artifactType"].as_str(), &found) {
-            (Some(kind), _) => what_is_type(kind).to_string(),
-            (None, Some(manifest)) => what_is(&manifest.bytes, &manifest.media_type).to_string(),
+        let what = match (&found, entry["artifactType"].as_str()) {
+            (Some(manifest), _) => what_is(&manifest.bytes, &manifest.media_type).to_string(),
+            (None, Some(kind)) => what_is_type(kind).to_string(),
             (None, None) => "not there".to_owned(),
         };
         self.entries.push(Listed {

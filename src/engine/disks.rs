@@ -112,7 +112,11 @@ impl Disks {
         let streams = Semaphore::new(STREAMS_AT_ONCE);
         let opening: Vec<_> = layers
             .into_iter()
-            .map(|layer| self.layer(layer, &image.source, &found, choice, &streams, event))
+            .map(async |layer| {
+                self.layer(layer, &image.source, &found, choice, &streams, event)
+                    .await
+                    .map_err(|error| image.explain(&layer.digest, error))
+            })
             .collect();
         let opened: Vec<(OpenedLayer, Option<String>)> = futures_util::stream::iter(opening)
             .buffered(LAYERS_AT_ONCE)

@@ -43,7 +43,7 @@ pub struct CopyReport {
     pub source: String,
     /// To where.
     pub destination: String,
-    /// The image, the same at both.
+    /// The image at the destination: the same as at the source, unless something that it lists was left out.
     pub digest: Digest,
     /// What went along.
     pub referrers: Vec<Companion>,
@@ -51,6 +51,8 @@ pub struct CopyReport {
     pub left: Vec<Companion>,
     /// How the blobs went.
     pub blobs: Counts,
+    /// What the person should know: what was left out.
+    pub warnings: Vec<String>,
 }
 
 /// Copies what the source's reference names, unchanged, and what refers to it and to the images that it lists.
@@ -63,17 +65,20 @@ pub async fn copy(
         let naming = Naming::begin(destination).await?;
         let root = source.root_manifest().await?;
         let tally = Tally::default();
-        let graph = Graph::new(source, destination, options.uploads, &tally);
-        graph.copy(&root).await?;
+        let mut graph = Graph::new(source, destination, options.uploads, &tally);
+        let copied = graph.copy(&root).await?;
         let (mut referrers, mut left) = (Vec::new(), Vec::new());
         let mut seen = HashSet::new();
-        for subject in subjects(&root) {
+        let listed: Vec<Digest> = graph.copied.iter().map(|listed| listed.digest).collect();
+        for subject in std::iter::once(root.digest).chain(listed) {
+            let is_there = subject != root.digest || subject == copied.digest;
             for companion in companions::of(source, &subject).await? {
                 if !seen.insert(companion.digest) {
                     continue;
                 }
-                if is_wanted(&companion, options)
-                    && along(source, destination, &graph, &companion).await?
+                if is_there
+                    && is_wanted(&companion, options)
+                    && along(source, destination, &mut graph, &companion).await?
                 {
                     referrers.push(companion);
                 } else {
@@ -82,15 +87,26 @@ pub async fn copy(
             }
         }
         // the name last: who finds the image finds its index
-        naming.give(&root.media_type, &root.bytes).await?;
+        naming
+            .give(&copied.media_type, &copied.bytes)
+            .await
+            .map_err(|error| match changed(&root, &copied) {
+                Some(changed) => error.context(changed),
+                None => error,
+            })?;
         destination.finish().await?;
         Ok(CopyReport {
             source: source.reference().to_string(),
             destination: destination.reference().to_string(),
-            digest: root.digest,
+            digest: copied.digest,
             referrers,
             left,
             blobs: tally.counts(),
+            warnings: graph
+                .warnings
+                .into_iter()
+                .chain(changed(&root, &copied))
+                .collect(),
         })
     };
     work.await.map_err(|error: Error| {
@@ -111,13 +127,14 @@ fn is_wanted(companion: &Companion, options: &CopyOptions) -> bool {
             .any(|wanted| pattern::matches(wanted, kind))
 }
 
-/// The root, and the manifests that it lists.
-fn subjects(root: &Manifest) -> Vec<Digest> {
-    let document: Value = serde_json::from_slice(&root.bytes).unwrap_or_default();
-    let listed = document["manifests"].as_array().into_iter().flatten();
-    std::iter::once(root.digest)
-        .chain(listed.filter_map(|entry| entry["digest"].as_str()?.parse().ok()))
-        .collect()
+/// Says that what was written is another index than the source's.
+pub(super) fn changed(root: &Manifest, copied: &Manifest) -> Option<String> {
+    (root.digest != copied.digest).then(|| {
+        format!(
+            "as something is left out, the copy has the digest {}, not {}: signatures of that do not cover it",
+            copied.digest, root.digest
+        )
+    })
 }
 
 /// Copies what refers to the image, its blobs first. `false` where the destination has something else under its tag: that stays, for
@@ -125,7 +142,7 @@ fn subjects(root: &Manifest) -> Vec<Digest> {
 async fn along(
     source: &Source,
     destination: &Destination,
-    graph: &Graph<'_>,
+    graph: &mut Graph<'_>,
     companion: &Companion,
 ) -> Result<bool> {
     let manifest = source.manifest(&companion.digest).await?;

@@ -5,12 +5,13 @@ use std::{collections::BTreeMap, fmt};
 use serde::Serialize;
 
 use super::{
-    chosen::{Platforms, chosen},
+    chosen::{Chosen, Platforms, chosen},
     discovery::{MAX_ZTOC_BYTES, Place},
     graph::{Counts, Graph, Tally},
     image::Image,
     local::LocalIndexes,
     naming::Naming,
+    promote::changed,
 };
 use crate::{
     compact::manifest::{self as compact, ARTIFACT_TYPE as COMPACT_TYPE},
@@ -89,7 +90,11 @@ pub async fn push(
 ) -> Result<PushReport> {
     let work = async {
         let root = source.root_manifest().await?;
-        let (images, mut warnings) = chosen(source, &root, &options.platforms).await?;
+        let Chosen {
+            images,
+            absent,
+            mut warnings,
+        } = chosen(source, &root, &options.platforms).await?;
         let mut found = Vec::new();
         for image in &images {
             found.push((image, newest(image, local, &mut warnings).await?));
@@ -101,10 +106,14 @@ pub async fn push(
         if source.reference().place() != destination.reference().place() {
             let naming = Naming::begin(destination).await?;
             let tally = Tally::default();
-            let graph = Graph::new(source, destination, options.uploads, &tally);
-            graph.copy(&root).await?;
-            naming.give(&root.media_type, &root.bytes).await?;
+            let mut graph = Graph::new(source, destination, options.uploads, &tally);
+            let copied = graph.copy(&root).await?;
+            naming.give(&copied.media_type, &copied.bytes).await?;
+            warnings.append(&mut graph.warnings);
+            warnings.extend(changed(&root, &copied));
             image_blobs = Some(tally.counts());
+        } else {
+            warnings.extend(absent);
         }
         let mut pushed = Vec::new();
         for (image, index) in found {

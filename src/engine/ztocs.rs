@@ -1,18 +1,21 @@
 //! A layer passes once: to its indexer, and on the same way to where it is copied.
 
+use std::collections::HashSet;
+
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use tokio::{sync::mpsc, task::JoinHandle};
 
 use super::{
     create::{CreateOptions, Progress},
+    graph::foreign_layer_left,
     known::Known,
     new_compact::CompactPart,
 };
 use crate::{
     error::{Error, Kind, Result},
     layer::LayerBlob,
-    oci::{Digest, Packing},
+    oci::{Digest, Packing, Reference},
     soci::{
         build::{self, Indexed, LayerIndexer, NoSink, Options},
         index::{DISABLE_XATTRS, Descriptor},
@@ -30,6 +33,22 @@ pub(super) struct Made {
     pub(super) ztoc: std::result::Result<LayerTable, String>,
     /// Its part of the compact index, if one is wanted, or why there is none.
     pub(super) compact: Option<std::result::Result<CompactPart, String>>,
+    /// The layer's diff ID, if all of it was read.
+    pub(super) diff_id: Option<Digest>,
+    /// What the person should know where the layer is not at the source and is done without.
+    pub(super) absent: Option<String>,
+}
+
+impl Made {
+    /// Nothing, for a reason.
+    fn nothing(reason: String) -> Self {
+        Self {
+            ztoc: Err(reason),
+            compact: None,
+            diff_id: None,
+            absent: None,
+        }
+    }
 }
 
 /// A layer's zTOC.
@@ -58,6 +77,8 @@ pub(super) struct Maker<'a> {
     pub(super) known: Known,
     /// Where the layers go as well.
     pub(super) destination: Option<&'a Destination>,
+    /// Layers that need not be at the source.
+    pub(super) foreign: HashSet<Digest>,
     pub(super) progress: Progress<'a>,
 }
 
@@ -68,18 +89,45 @@ impl Maker<'_> {
         source: &Source,
         layer: &LayerBlob,
     ) -> Result<(Made, Option<Copied>)> {
-        self.one(source, layer)
-            .await
-            .map_err(|error| error.context(format!("layer {}", layer.digest)))
+        match self.one(source, layer).await {
+            Err(error) if error.kind() == Kind::NotFound => match self.without(layer) {
+                Some(made) => Ok((made, None)),
+                None => Err(error),
+            },
+            done => done,
+        }
+        .map_err(|error| error.context(format!("layer {}", layer.digest)))
+    }
+
+    /// How a layer is done without that is not at the source, if it can be.
+    fn without(&self, layer: &LayerBlob) -> Option<Made> {
+        if self.foreign.contains(&layer.digest) {
+            let absent = self.destination.map(|_| foreign_layer_left(&layer.digest));
+            let reason = "it is a foreign layer, which is not at the source".to_owned();
+            return Some(Made {
+                absent,
+                ..Made::nothing(reason)
+            });
+        }
+        // a layout may be as incomplete as the one that it came from; what is in a registry is there for others
+        let to = self.destination?.reference();
+        let is_layout = !matches!(to, Reference::Registry { .. });
+        let reason = self.too_small(layer).filter(|_| is_layout)?;
+        Some(Made {
+            absent: Some(format!(
+                "layer {} is not at the source: {to} lacks it too, and cannot be started",
+                layer.digest
+            )),
+            ..Made::nothing(reason)
+        })
     }
 
     async fn one(&self, source: &Source, layer: &LayerBlob) -> Result<(Made, Option<Copied>)> {
+        if layer.size == 0 {
+            return self.empty(source, layer).await;
+        }
         if let Some(reason) = self.no_ztoc(layer) {
-            let made = Made {
-                ztoc: Err(reason),
-                compact: None,
-            };
-            return Ok((made, self.copy(source, layer).await?));
+            return Ok((Made::nothing(reason), self.copy(source, layer).await?));
         }
         let (ztoc, compact) = self.known(layer).await;
         let wanted = Wanted {
@@ -93,6 +141,7 @@ impl Maker<'_> {
         let mut made = Made {
             ztoc: ztoc.ok_or_else(|| "no zTOC was made".to_owned()),
             compact: compact.map(Ok),
+            ..Made::nothing(String::new())
         };
         if !wanted.ztoc && wanted.compact_span_size.is_none() {
             return Ok((made, self.copy(source, layer).await?));
@@ -104,6 +153,7 @@ impl Maker<'_> {
                 format!("its content has the digest {}", indexed.digest),
             ));
         }
+        made.diff_id = indexed.diff_id;
         if let Some(ztoc) = indexed.ztoc {
             made.ztoc = ztoc.map(|bytes| LayerTable {
                 digest: Digest::of(&bytes),
@@ -116,6 +166,20 @@ impl Maker<'_> {
             made.compact = Some(compact.map(|blob| CompactPart::of(layer.digest, blob)));
         }
         Ok((made, copied))
+    }
+
+    /// A layer of no bytes: an empty layer.
+    async fn empty(&self, source: &Source, layer: &LayerBlob) -> Result<(Made, Option<Copied>)> {
+        let digest = Digest::of(b"");
+        if layer.digest != digest {
+            let text = "it is said to have no bytes, and has not their digest";
+            return Err(Error::new(Kind::Corrupt, text));
+        }
+        let made = Made {
+            diff_id: Some(digest),
+            ..Made::nothing("it is empty".to_owned())
+        };
+        Ok((made, self.copy(source, layer).await?))
     }
 
     /// What there is of a layer already, and is as good as new.
@@ -144,14 +208,15 @@ impl Maker<'_> {
 
     /// Why a layer gets no zTOC, as far as it can be told without reading it.
     fn no_ztoc(&self, layer: &LayerBlob) -> Option<String> {
-        if layer.size < self.options.min_layer_size {
-            return Some(format!(
-                "size {} is less than min-layer-size {}",
-                layer.size, self.options.min_layer_size
-            ));
-        }
-        (layer.packing == Packing::Zstd)
-            .then(|| "zstd: a zTOC can describe gzip and plain tar only".to_owned())
+        let zstd = || "zstd: a zTOC can describe gzip and plain tar only".to_owned();
+        let is_zstd = layer.packing == Packing::Zstd;
+        self.too_small(layer).or_else(|| is_zstd.then(zstd))
+    }
+
+    fn too_small(&self, layer: &LayerBlob) -> Option<String> {
+        let least = self.options.min_layer_size;
+        let size = layer.size;
+        (size < least).then(|| format!("size {size} is less than min-layer-size {least}"))
     }
 
     async fn copy(&self, source: &Source, layer: &LayerBlob) -> Result<Option<Copied>> {
@@ -262,7 +327,7 @@ impl Maker<'_> {
             build_tool: self.options.build_tool.clone(),
             ztoc: wanted.ztoc,
             compact_span_size: wanted.compact_span_size,
-            diff_id: false,
+            diff_id: true,
             checked_digest: wanted.is_checked.then_some(layer.digest),
         };
         let mut indexer = LayerIndexer::new(layer.packing, options, NoSink);

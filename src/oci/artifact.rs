@@ -8,8 +8,8 @@ use std::fmt;
 use serde_json::Value;
 
 use super::media_type::{
-    DOCKER_CONFIG, DOCKER_LIST, DOCKER_MANIFEST, OCI_CONFIG, OCI_EMPTY, OCI_INDEX, OCI_MANIFEST,
-    Packing, is_config,
+    DOCKER_CONFIG, DOCKER_LIST, DOCKER_MANIFEST, LAYER_STEMS, OCI_CONFIG, OCI_EMPTY, OCI_INDEX,
+    OCI_MANIFEST, Packing, is_config,
 };
 
 /// What the bytes of a manifest describe.
@@ -51,6 +51,19 @@ pub enum What {
 }
 
 impl What {
+    /// What a person who needs an image does about this, as the end of a message that names it.
+    pub(super) fn advice(&self) -> &'static str {
+        match self {
+            Self::ImageOfUnknownLayers(layer) if layer.ends_with("+encrypted") => {
+                ", which cannot be read: decrypt the image first (skopeo copy --decryption-key)"
+            }
+            Self::ImageOfUnknownLayers(_) => {
+                ", which cannot be read: build the image with gzip or zstd layers"
+            }
+            _ => ", not an image",
+        }
+    }
+
     /// Whether images are taken from this.
     pub fn is_image(&self) -> bool {
         matches!(self, Self::Image | Self::ImageIndex)
@@ -74,11 +87,28 @@ impl fmt::Display for What {
             Self::DockerSchema1 => f.write_str("a Docker manifest of the obsolete schema 1"),
             Self::ImageConfig => f.write_str("the configuration of an image, not its manifest"),
             Self::Artifact(kind) => write!(f, "an artifact of type {kind:?}"),
-            Self::ImageOfUnknownLayers(media_type) => {
-                write!(f, "an image with a layer of unknown type {media_type:?}")
-            }
+            Self::ImageOfUnknownLayers(media_type) => match unsupported_layer(media_type) {
+                Some(kind) => write!(f, "an image with {kind} ({media_type})"),
+                None => write!(f, "an image with a layer of unknown type {media_type:?}"),
+            },
             Self::NoManifest => f.write_str("no manifest"),
         }
+    }
+}
+
+/// What kind of layer has this media type, where such layers exist and this program does not read them.
+fn unsupported_layer(media_type: &str) -> Option<&'static str> {
+    let rest = LAYER_STEMS
+        .iter()
+        .find_map(|stem| media_type.strip_prefix(stem))?;
+    if rest.ends_with("+encrypted") {
+        return Some("an encrypted layer");
+    }
+    match rest.trim_start_matches(['+', '.']) {
+        "bzip2" | "bz2" => Some("a layer that is compressed with bzip2"),
+        "xz" => Some("a layer that is compressed with xz"),
+        "lz4" => Some("a layer that is compressed with lz4"),
+        _ => None,
     }
 }
 
@@ -154,14 +184,19 @@ fn of_manifest(document: &Value, artifact_type: &str) -> What {
     if let Some(what) = marks.into_iter().find_map(known) {
         return what;
     }
-    if !artifact_type.is_empty() && !is_config(artifact_type) {
-        return artifact(artifact_type, OCI_MANIFEST);
-    }
+    let has_type = !artifact_type.is_empty() && !is_config(artifact_type);
+    // what has an image's configuration and an image's layers is one, whatever type it has besides
     if is_config(config_type) {
-        return match layers().find(|layer| Packing::of_media_type(layer).is_none()) {
-            None => What::Image,
-            Some(layer) => What::ImageOfUnknownLayers(layer.to_owned()),
-        };
+        match layers().find(|layer| Packing::of_media_type(layer).is_none()) {
+            None => return What::Image,
+            Some(layer) if !has_type || unsupported_layer(layer).is_some() => {
+                return What::ImageOfUnknownLayers(layer.to_owned());
+            }
+            Some(_) => {}
+        }
+    }
+    if has_type {
+        return artifact(artifact_type, OCI_MANIFEST);
     }
     // by the distribution specification, the configuration's media type is then the artifact type
     let by_layer = layers().next().unwrap_or_default();
@@ -329,7 +364,31 @@ mod tests {
                 "",
                 OCI_CONFIG,
                 &["application/vnd.oci.image.layer.v1.tar+gzip+encrypted"],
-                "an image with a layer of unknown type \"application/vnd.oci.image.layer.v1.tar+gzip+encrypted\"",
+                "an image with an encrypted layer (application/vnd.oci.image.layer.v1.tar+gzip+encrypted)",
+            ),
+            (
+                "application/vnd.example.thing", // an image may have a type of its own
+                OCI_CONFIG,
+                &[LAYER, LAYER],
+                "an image",
+            ),
+            (
+                "application/vnd.example.thing",
+                DOCKER_CONFIG,
+                &[],
+                "an image",
+            ),
+            (
+                "application/vnd.example.thing",
+                OCI_CONFIG, // borrowed
+                &["text/plain"],
+                "an artifact of type \"application/vnd.example.thing\"",
+            ),
+            (
+                "",
+                OCI_CONFIG,
+                &["application/vnd.oci.image.layer.v1.tar+bzip2"],
+                "an image with a layer that is compressed with bzip2 (application/vnd.oci.image.layer.v1.tar+bzip2)",
             ),
             (
                 "application/vnd.example.thing",

@@ -54,7 +54,7 @@ pub enum Error {
         stated: String,
     },
     /// Something else.
-    #[error("it is {0}, not an image")]
+    #[error("it is {0}{advice}", advice = .0.advice())]
     NotAnImage(What),
     /// It lacks what an image must have.
     #[error("malformed: {what} is expected")]

@@ -35,6 +35,20 @@ pub fn is_config(media_type: &str) -> bool {
     matches!(media_type, OCI_CONFIG | DOCKER_CONFIG)
 }
 
+/// What the media type of an image's layer begins with; its compression follows.
+pub(super) const LAYER_STEMS: [&str; 4] = [
+    "application/vnd.oci.image.layer.v1.tar",
+    "application/vnd.oci.image.layer.nondistributable.v1.tar",
+    "application/vnd.docker.image.rootfs.diff.tar",
+    "application/vnd.docker.image.rootfs.foreign.diff.tar",
+];
+
+/// Whether this names a layer that registries need not keep (a *foreign* layer): its descriptor has URLs of where it is.
+pub fn is_foreign_layer(media_type: &str) -> bool {
+    let [_, oci, _, docker] = LAYER_STEMS;
+    media_type.starts_with(oci) || media_type.starts_with(docker)
+}
+
 /// How a layer's blob is packed, from its media type (and, where that lies or says nothing, from its first bytes).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -50,14 +64,9 @@ pub enum Packing {
 impl Packing {
     /// The packing that a layer's media type states; `None` where it is not the media type of a layer.
     pub fn of_media_type(media_type: &str) -> Option<Self> {
-        let suffix = [
-            "application/vnd.oci.image.layer.v1.tar",
-            "application/vnd.oci.image.layer.nondistributable.v1.tar",
-            "application/vnd.docker.image.rootfs.diff.tar",
-            "application/vnd.docker.image.rootfs.foreign.diff.tar",
-        ]
-        .iter()
-        .find_map(|stem| media_type.strip_prefix(stem))?;
+        let suffix = LAYER_STEMS
+            .iter()
+            .find_map(|stem| media_type.strip_prefix(stem))?;
         // OCI joins the compression with `+`, Docker with `.`; both have been seen under the other's name
         match suffix {
             "" => Some(Self::Plain),

@@ -6,6 +6,7 @@ pub mod artifact;
 pub mod config;
 pub mod descriptor;
 pub mod digest;
+pub mod index_edit;
 pub mod manifest;
 pub mod media_type;
 pub mod pattern;

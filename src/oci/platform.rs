@@ -7,7 +7,10 @@ use std::{fmt, str::FromStr};
 
 use oci_spec::image::{Descriptor, ImageIndex};
 
-use super::media_type;
+use super::{
+    artifact::{What, what_is_type},
+    media_type,
+};
 
 /// An operating system, an architecture and its variant, in normal form.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -160,70 +163,49 @@ impl Platform {
     }
 }
 
-/// What an image index offers for a platform.
+/// An entry of an image index that is an image, or that may be one or lead to one.
 #[derive(Debug)]
-pub struct Choice<'a> {
-    /// The manifests that run there, best first; of equals the one that stands first.
-    pub manifests: Vec<&'a Descriptor>,
-    /// Entries that name no platform and might hold one: nested indexes, and manifests.
-    pub unnamed: Vec<&'a Descriptor>,
-    /// All platforms that the index names, for an error message.
-    pub offered: Vec<Platform>,
+pub struct Candidate<'a> {
+    /// The entry.
+    pub descriptor: &'a Descriptor,
+    /// The platform that the entry names.
+    pub platform: Option<Platform>,
+    /// Whether the entry itself says that it is an image. If not, its document has to be read to know: an index, a manifest without a
+    /// platform, a manifest with an artifact type that is not known.
+    pub is_image: bool,
 }
 
-/// The images that an index lists.
-#[derive(Debug, Default)]
-pub struct Images<'a> {
-    /// Manifests whose platform is named.
-    pub named: Vec<(Platform, &'a Descriptor)>,
-    /// Entries that name no platform and might hold one: nested indexes, and manifests.
-    pub unnamed: Vec<&'a Descriptor>,
+/// The candidates of an image index, in its order. Attestations, artifacts of known types, and what is for `unknown/unknown` or has a
+/// media type of another kind are none.
+pub fn candidates(index: &ImageIndex) -> Vec<Candidate<'_>> {
+    index.manifests().iter().filter_map(candidate).collect()
 }
 
-/// The entries of an image index that are, or may hold, images. What is marked as an artifact or an attestation is left out.
-pub fn images(index: &ImageIndex) -> Images<'_> {
-    let mut images = Images::default();
-    for descriptor in index.manifests() {
-        if descriptor.artifact_type().is_some() || is_attestation(descriptor) {
-            continue;
-        }
-        let stated = descriptor.media_type().to_string();
-        match Platform::of_descriptor(descriptor) {
-            Some(platform) if media_type::is_manifest(&stated) => {
-                images.named.push((platform, descriptor));
-            }
-            None if descriptor.platform().is_some() => {} // unknown/unknown
-            _ if media_type::is_manifest(&stated) || media_type::is_index(&stated) => {
-                images.unnamed.push(descriptor);
-            }
-            _ => {}
+/// An entry of an image index as a candidate, if it is one.
+pub fn candidate(descriptor: &Descriptor) -> Option<Candidate<'_>> {
+    let media_type = descriptor.media_type().to_string();
+    let is_manifest = media_type::is_manifest(&media_type);
+    let platform = Platform::of_descriptor(descriptor);
+    let is_unknown = platform.is_none() && descriptor.platform().is_some();
+    let is_index = media_type::is_index(&media_type);
+    if is_attestation(descriptor) || is_unknown || !(is_manifest || is_index) {
+        return None;
+    }
+    let artifact_type = descriptor.artifact_type().as_ref().map(ToString::to_string);
+    let artifact_type =
+        artifact_type.filter(|stated| !stated.is_empty() && !media_type::is_config(stated));
+    if let Some(stated) = &artifact_type {
+        // an image may have an artifact type of its own; then it has a platform as well
+        let may_be_image = matches!(what_is_type(stated), What::Artifact(_)) && platform.is_some();
+        if !may_be_image {
+            return None;
         }
     }
-    images
-}
-
-/// Sorts the entries of an image index by how well they suit a platform.
-pub fn choose<'a>(index: &'a ImageIndex, wanted: &Platform) -> Choice<'a> {
-    let Images { named, unnamed } = images(index);
-    let mut ranked = Vec::new();
-    let mut offered = Vec::new();
-    for (platform, descriptor) in named {
-        if let Some(rank) = wanted.rank(&platform) {
-            ranked.push((rank, descriptor));
-        }
-        if !offered.contains(&platform) {
-            offered.push(platform);
-        }
-    }
-    ranked.sort_by_key(|(rank, _)| *rank); // stable
-    Choice {
-        manifests: ranked
-            .into_iter()
-            .map(|(_, descriptor)| descriptor)
-            .collect(),
-        unnamed,
-        offered,
-    }
+    Some(Candidate {
+        is_image: is_manifest && platform.is_some() && artifact_type.is_none(),
+        descriptor,
+        platform,
+    })
 }
 
 /// BuildKit marks its attestations so.
@@ -417,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn an_index_is_sorted_and_artifacts_are_left_out() {
+    fn artifacts_and_attestations_are_no_candidates() {
         let entry = |hex: char, rest: &str| {
             format!(
                 r#"{{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"sha256:{}","size":1{rest}}}"#,
@@ -441,23 +423,38 @@ mod tests {
                 '0',
                 r#","platform":{"os":"linux","architecture":"amd64"},"annotations":{"vnd.docker.reference.type":"attestation-manifest"}"#,
             ),
+            entry(
+                '2',
+                r#","platform":{"os":"linux","architecture":"amd64"},"artifactType":"application/vnd.amazon.soci.index.v2+json""#,
+            ),
+            entry('3', r#","artifactType":"application/x""#),
+            entry('1', r#","platform":{"os":"linux","architecture":"amd64"}"#)
+                .replace("image.manifest", "image.index"),
         ];
         let text = format!(
             r#"{{"schemaVersion":2,"manifests":[{}]}}"#,
             entries.join(",")
         );
         let index: ImageIndex = serde_json::from_str(&text).unwrap();
-        let choice = choose(&index, &platform("linux/amd64"));
-        let first = |list: &[&Descriptor]| -> String {
-            list.iter()
-                .map(|d| d.digest().digest().chars().next().unwrap())
-                .collect()
-        };
-        assert_eq!(first(&choice.manifests), "bca");
-        assert_eq!(first(&choice.unnamed), "f");
+        let found: Vec<(char, Option<String>, bool)> = candidates(&index)
+            .iter()
+            .map(|candidate| {
+                let first = candidate.descriptor.digest().digest().chars().next();
+                let platform = candidate.platform.as_ref().map(Platform::to_string);
+                (first.unwrap(), platform, candidate.is_image)
+            })
+            .collect();
+        let amd64 = || Some("linux/amd64".to_owned());
         assert_eq!(
-            choice.offered,
-            [platform("linux/386"), platform("linux/amd64")]
+            found,
+            [
+                ('a', Some("linux/386".to_owned()), true),
+                ('b', amd64(), true),
+                ('c', amd64(), true),
+                ('e', amd64(), false),
+                ('f', None, false),
+                ('1', amd64(), false),
+            ]
         );
     }
 

@@ -38,6 +38,16 @@ pub(super) fn packing(head: &[u8]) -> Packing {
     }
 }
 
+/// The compression that a blob which starts so may have and that is not read here: other tools have made such layers.
+pub(super) fn unreadable(head: &[u8]) -> Option<&'static str> {
+    match head {
+        [b'B', b'Z', b'h', ..] => Some("bzip2"),
+        [0xfd, b'7', b'z', b'X', ..] => Some("xz"),
+        [0x04, 0x22, 0x4d, 0x18, ..] => Some("lz4"),
+        _ => None,
+    }
+}
+
 /// What the blob's bytes go through.
 pub(super) enum Unpacker {
     Gzip(Box<Scanner>),

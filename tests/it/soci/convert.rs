@@ -406,7 +406,7 @@ fn platforms_that_are_not_there_and_what_is_no_image_are_named_errors() {
         assert_eq!(error.kind(), kind, "{}", error.report());
         assert!(error.report().contains(text), "{}", error.report());
     }
-    // all that are there: the other entry stays
+    // all that are there: the other entry is left out
     let report = run(convert_all(&made.reference("sparse"), &to)).unwrap();
     assert!(
         report.warnings[0].contains("linux/arm64"),
@@ -414,10 +414,8 @@ fn platforms_that_are_not_there_and_what_is_no_image_are_named_errors() {
         report.warnings
     );
     let converted = run(manifest(&to, &report.digest));
-    assert_eq!(
-        converted["manifests"][1]["digest"],
-        json!(Digest::of(b"absent"))
-    );
+    let entries = converted["manifests"].as_array().unwrap();
+    assert_eq!(entries.len(), 2, "the image and its SOCI index");
 }
 
 /// One platform of a converted image again, with another span size: the other platform's entries, manifests and indexes are as they

@@ -155,6 +155,28 @@ fn a_layer_that_is_not_what_the_image_says_is_refused() {
         error.report()
     );
 
+    // compressed in another way, which is named
+    for (magic, name) in [
+        (&b"BZh91AY&SY"[..], "bzip2"),
+        (b"\xfd7zXZ\0", "xz"),
+        (b"\x04\x22\x4d\x18", "lz4"),
+    ] {
+        let mut made = MadeLayout::new();
+        let layer = made.blob(GZIP_LAYER, &[magic, &noise(5000)].concat());
+        let config = json!({"architecture": "amd64", "os": "linux",
+            "rootfs": {"type": "layers", "diff_ids": [Digest::of(b"x")]}});
+        let config = made.blob(
+            "application/vnd.oci.image.config.v1+json",
+            config.to_string().as_bytes(),
+        );
+        let image = made.manifest(&config, &[layer]);
+        made.tag(&image, "x");
+        let error = run(create(&made.reference("x"), &root, 0)).unwrap_err();
+        assert_eq!(error.kind(), Kind::Unsupported, "{}", error.report());
+        let text = format!("compressed with {name}");
+        assert!(error.report().contains(&text), "{}", error.report());
+    }
+
     // no gzip where gzip is said, and no tar either
     let mut made = MadeLayout::new();
     let image = made.image("amd64", &[(PLAIN_LAYER, noise(5000))]);

@@ -10,11 +10,13 @@ mod interop;
 mod layout;
 pub mod make;
 mod moving;
+mod nested;
 mod oras;
 mod pipeline;
 mod registries;
 mod scenarios;
 mod snapshotter;
+mod sparse;
 
 /// Runs async code in a test, on a runtime of its own.
 fn run<T>(work: impl Future<Output = T>) -> T {

@@ -317,7 +317,6 @@ fn what_lacks_a_part_is_not_pushed_and_has_no_name_there() {
     let index = manifest(&from, &digest(&listed[2]));
     assert_eq!(index["config"]["mediaType"], V2_CONFIG);
     for (what, part) in [
-        ("image", &listed[0]),
         ("SOCI index", &listed[2]),
         ("configuration", &image["config"]),
         ("layer", &image["layers"][1]),
