@@ -80,6 +80,11 @@ impl Error {
         }
     }
 
+    /// The same kind and report in an error that several can hold.
+    pub fn to_shared(&self) -> std::sync::Arc<Self> {
+        std::sync::Arc::new(Self::new(self.kind, self.report()))
+    }
+
     /// The context and every source, joined by `: `.
     pub fn report(&self) -> String {
         report(self)

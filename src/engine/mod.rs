@@ -56,7 +56,7 @@ pub use why::{Explanation, LayerExplanation};
 use crate::{
     error::{Error, Kind, Result, ResultExt},
     kernel::{self, busy, loopdev, mountinfo, nbd as kernel_nbd},
-    layer::{self, Progress},
+    layer::{self, Progress, SourceDown},
     oci::Digest,
 };
 use devices::{Device, Devices};
@@ -461,8 +461,15 @@ impl Live {
             .fold((0, 0), |(present, all), counts| {
                 (present + u64::from(counts.0), all + u64::from(counts.1))
             });
+        let mut sources_down: Vec<SourceDown> = Vec::new();
+        for down in disks().flat_map(|disk| disk.sources_down()) {
+            if !sources_down.iter().any(|it| it.source == down.source) {
+                sources_down.push(down);
+            }
+        }
         AttachmentStatus {
             attachment,
+            sources_down,
             state: match &why {
                 Some(_) => State::Degraded,
                 None if disks().all(|disk| disk.is_complete()) => State::Complete,
@@ -491,6 +498,7 @@ impl AttachmentStatus {
             why,
             spans: None,
             fetched_bytes: None,
+            sources_down: Vec::new(),
         }
     }
 }

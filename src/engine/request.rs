@@ -9,6 +9,7 @@ use super::{
     discovery::{IndexChoice, SociIndex},
 };
 use crate::{
+    layer::SourceDown,
     oci::{Digest, Platform, Process, Reference},
     source::Access,
 };
@@ -189,6 +190,9 @@ pub struct AttachmentStatus {
     pub spans: Option<(u64, u64)>,
     /// Compressed bytes fetched for its layers since the daemon opened their disks.
     pub fetched_bytes: Option<u64>,
+    /// Sources of its layers that do not answer.
+    #[serde(default)]
+    pub sources_down: Vec<SourceDown>,
 }
 
 /// How an attachment is.
@@ -201,7 +205,7 @@ pub enum State {
     Filling,
     /// Every layer is complete.
     Complete,
-    /// A fetch fails at the moment; see `why`.
+    /// A fetch fails at the moment, or a source of a layer is down; see `why`.
     Degraded,
     /// No daemon serves it: its daemon has died. `detach` cleans up.
     Dead,

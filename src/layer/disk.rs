@@ -17,7 +17,7 @@ use std::{
 use tokio::sync::watch;
 
 use super::{
-    Counters, LayerBlob, Progress, StackingFacts, Store,
+    Counters, LayerBlob, Progress, SourceDown, StackingFacts, Store,
     bitmap::Bitmap,
     check,
     demand::first_and_last,
@@ -116,7 +116,7 @@ impl Disk {
             _ => Some(folder.open(folder::ZTOC)?),
         };
         let windows = match (state.compact, spans.compression()) {
-            (Some(blob), Compression::Gzip) => Some(Windows::open(&folder, blob)?),
+            (Some(blob), Compression::Gzip) => Some(Windows::open(&folder, blob, store.hosts())?),
             _ => None,
         };
         let headers = match state.spans {
@@ -161,7 +161,7 @@ impl Disk {
             path,
             layer: state.layer.clone(),
             table: state.table,
-            sources: Sources::open(&folder, folder::SOURCES),
+            sources: Sources::open(&folder, folder::SOURCES, store.hosts()),
             folder,
             file: UncachedFile::new(file),
             data,
@@ -278,12 +278,25 @@ impl Disk {
 
     /// Why the disk is degraded at the moment, if it is.
     pub fn degraded(&self) -> Option<String> {
-        self.health.degraded()
+        let down = || self.sources_down().first().map(ToString::to_string);
+        self.health.degraded().or_else(down)
     }
 
     /// All that it is degraded for.
     pub fn reasons(&self) -> Vec<Reason> {
-        self.health.reasons()
+        let down = self.sources_down().into_iter().map(|down| Reason {
+            span: None,
+            message: down.to_string(),
+        });
+        self.health.reasons().into_iter().chain(down).collect()
+    }
+
+    /// The sources that do not answer, of a disk that needs some.
+    pub fn sources_down(&self) -> Vec<SourceDown> {
+        match self.is_full() {
+            true => Vec::new(),
+            false => self.sources.down(),
+        }
     }
 
     /// How long [`Self::make_present`] goes on trying when the sources do not answer; `None`: for ever.

@@ -6,20 +6,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::{Bytes, BytesMut};
-use futures_util::{StreamExt as _, stream::BoxStream, stream::FuturesUnordered};
-use tokio::sync::{SemaphorePermit, mpsc};
+use bytes::Bytes;
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use tokio::sync::mpsc;
 
 use super::{
     Disk,
+    arrivals::{Arrival, Arrivals},
     flight::{Claim, Effort},
     place::{Joint, Refused, place},
+    sources::Place,
     upcoming::OnTheWay,
     windows::{Before, Windows},
 };
 use crate::{
     error::{Error, Kind, Result, ResultExt as _},
-    source::Source,
     units::{DiskOffset, SpanId},
 };
 
@@ -29,9 +30,6 @@ const ROUNDS: u32 = 3;
 /// The pause after the first round; doubled after each.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(5);
-
-/// How long one source is tried without any progress, before the next one, and before the disk says that it is degraded.
-const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Brings the spans of a claim to the disk. Whatever happens, all its flights end. `on_the_way`: its bytes, unless it is one in the
 /// background.
@@ -47,8 +45,7 @@ pub(super) async fn fetch(disk: Arc<Disk>, claim: Claim, on_the_way: Option<OnTh
             }
             let error = Arc::new(summary(&disk, &missing, round, &failures));
             claim.effort().note(&error);
-            disk.health().failed(&missing, &error);
-            if round == 1 {
+            if disk.health().failed(&missing, &error) {
                 tracing::warn!("{}", error.report());
             }
             let hopeless = failures.iter().all(|failure| is_definite(failure.kind()));
@@ -75,7 +72,7 @@ pub(super) async fn fetch(disk: Arc<Disk>, claim: Claim, on_the_way: Option<OnTh
     }
 }
 
-/// Asks each source once, the next one for what is then still missing. Gives what failed.
+/// Asks each source once, one for what another could not give. Gives what failed.
 async fn fetch_round(
     disk: &Arc<Disk>,
     claim: &Claim,
@@ -83,88 +80,76 @@ async fn fetch_round(
     missing: &mut Vec<SpanId>,
 ) -> Vec<Error> {
     let mut failures = Vec::new();
-    for index in 0..disk.sources().len().max(1) {
-        let source = match disk.sources().get(index).await {
-            Ok(source) => source,
-            Err(error) => {
-                failures.push(error);
-                continue;
-            }
+    let mut places = disk.sources().in_order();
+    loop {
+        let mut outcome = Outcome {
+            disk,
+            claim,
+            on_the_way,
+            places: &places,
+            left: Vec::new(),
+            failures: Vec::new(),
+            wrong: Vec::new(),
         };
-        let from = |error: Error| error.context(format!("from {}", source.reference()));
-        let mut left = Vec::new();
         for run in runs(missing) {
-            let outcome = Outcome {
-                disk,
-                claim,
-                on_the_way,
-                left: &mut left,
-                failures: Vec::new(),
-            };
-            let results = fetch_run(outcome, &source, run).await;
-            failures.extend(results.into_iter().map(from));
+            match disk.windows() {
+                None => fetch_apart(&mut outcome, run).await,
+                Some(windows) => fetch_in_order(&mut outcome, windows, run).await,
+            }
         }
+        let Outcome { left, wrong, .. } = outcome;
+        failures.extend(outcome.failures);
         *missing = left;
-        if missing.is_empty() {
-            break;
+        missing.sort_unstable();
+        places.retain(|place| !wrong.iter().any(|wrong| Arc::ptr_eq(place, wrong)));
+        if missing.is_empty() || wrong.is_empty() || places.is_empty() {
+            return failures;
         }
     }
-    failures
 }
 
-/// One ranged GET for adjacent spans. Each is decoded as soon as its bytes are here, while those of the next ones come. Spans that are
-/// to be tried again are `left`; gives what failed.
-async fn fetch_run(mut outcome: Outcome<'_>, source: &Source, run: Range<u32>) -> Vec<Error> {
-    match outcome.disk.windows() {
-        None => fetch_apart(&mut outcome, source, run).await,
-        Some(windows) => fetch_in_order(&mut outcome, windows, source, run).await,
-    }
-    let Outcome { left, failures, .. } = outcome;
-    left.sort_unstable();
-    failures
-}
-
-/// As [`fetch_run`], for spans that each have a window of their own: several are decoded at a time.
-async fn fetch_apart(outcome: &mut Outcome<'_>, source: &Source, run: Range<u32>) {
+/// One ranged GET for adjacent spans. Each is decoded as soon as its bytes are here, while those of the next ones come. For spans that each
+/// have a window of their own: several are decoded at a time.
+async fn fetch_apart(outcome: &mut Outcome<'_>, run: Range<u32>) {
     let (disk, effort) = (outcome.disk, outcome.claim.effort());
-    let mut bytes = Arrivals::new(disk, outcome.on_the_way, source, run.clone()).await;
+    let mut bytes = Arrivals::new(disk, outcome.on_the_way, outcome.places, run.clone()).await;
     let mut decoding = FuturesUnordered::new();
     let mut arriving = run.clone();
     loop {
         tokio::select! {
-            part = bytes.next(arriving.start), if !arriving.is_empty() => match part {
-                Ok(part) => {
-                    decoding.push(decode(disk, effort, SpanId(arriving.start), part, None));
-                    arriving.start += 1;
-                }
-                Err(error) => {
-                    outcome.failed(arriving, error);
+            part = bytes.next(arriving.start), if !arriving.is_empty() => {
+                let Some(Arrival { bytes, place }) = part else {
+                    outcome.absent(arriving.clone());
                     arriving = run.end..run.end;
-                }
+                    continue;
+                };
+                let span = SpanId(arriving.start);
+                decoding.push(async move {
+                    let (span, placed) = decode(disk, effort, span, bytes, None).await;
+                    (span, placed, place)
+                });
+                arriving.start += 1;
             },
-            Some((span, result)) = decoding.next(), if !decoding.is_empty() => {
-                outcome.settle(span, result.map(drop));
+            Some((span, placed, place)) = decoding.next(), if !decoding.is_empty() => {
+                outcome.settle(span, placed.map(drop), place);
             }
             else => break,
         }
     }
+    drop(decoding);
+    outcome.failures.extend(bytes.failures());
 }
 
-/// As [`fetch_run`], for spans that take their window from the span before: one is decoded after another. The window of the first, and
+/// As [`fetch_apart`], for spans that take their window from the span before: one is decoded after another. The window of the first, and
 /// of one whose predecessor failed or was too short, is fetched.
-async fn fetch_in_order(
-    outcome: &mut Outcome<'_>,
-    windows: &Windows,
-    source: &Source,
-    run: Range<u32>,
-) {
+async fn fetch_in_order(outcome: &mut Outcome<'_>, windows: &Windows, run: Range<u32>) {
     let (disk, effort) = (outcome.disk, outcome.claim.effort());
-    let mut bytes = Arrivals::new(disk, outcome.on_the_way, source, run.clone()).await;
+    let mut bytes = Arrivals::new(disk, outcome.on_the_way, outcome.places, run.clone()).await;
     let (arrived, mut parts) = mpsc::unbounded_channel();
     let arrive = async {
         for span in run.clone() {
             let part = bytes.next(span).await;
-            let failed = part.is_err();
+            let failed = part.is_none();
             // the other side ends after this one
             let _ = arrived.send((span, part));
             if failed {
@@ -177,19 +162,17 @@ async fn fetch_in_order(
         let mut before = seek(disk, windows, SpanId(run.start)).await;
         while let Some((number, part)) = parts.recv().await {
             let span = SpanId(number);
-            let part = match part {
-                Ok(part) => part,
-                Err(error) => {
-                    if let (true, Ok(before)) = (number > run.start, &before) {
-                        keep(windows, span, before);
-                    }
-                    return outcome.failed(number..run.end, error);
+            let Some(part) = part else {
+                if let (true, Ok(before)) = (number > run.start, &before) {
+                    keep(windows, span, before);
                 }
+                return outcome.absent(number..run.end);
             };
             let known = match before {
                 Ok(before) => before,
                 Err(error) => {
-                    outcome.failed(number..number + 1, error);
+                    outcome.failures.push(error);
+                    outcome.absent(number..number + 1);
                     before = seek_next(disk, windows, number + 1, &run).await;
                     continue;
                 }
@@ -198,7 +181,7 @@ async fn fetch_in_order(
                 before: known,
                 is_followed: number + 1 < run.end,
             };
-            let (_, placed) = decode(disk, effort, span, part, Some(joint.clone())).await;
+            let (_, placed) = decode(disk, effort, span, part.bytes, Some(joint.clone())).await;
             before = match &placed {
                 Ok(Some(tail)) => Ok(Before::True(tail.clone())),
                 Ok(None) => seek_next(disk, windows, number + 1, &run).await,
@@ -209,10 +192,11 @@ async fn fetch_in_order(
                     seek_next(disk, windows, number + 1, &run).await
                 }
             };
-            outcome.settle(span, placed.map(drop));
+            outcome.settle(span, placed.map(drop), part.place);
         }
     };
     tokio::join!(arrive, decode_all);
+    outcome.failures.extend(bytes.failures());
 }
 
 /// Keeps what the span before has left to a span that comes again later.
@@ -248,146 +232,58 @@ async fn seek(disk: &Disk, windows: &Windows, span: SpanId) -> Result<Before> {
     };
     disk.count_fetch(|counters| counters.fetches += 1);
     let range = range.start as u64..range.end as u64;
-    let stored = windows.fetch(range, PATIENCE).await?;
+    let stored = windows.fetch(disk.store(), range).await?;
     disk.count_fetch(|counters| counters.fetched_bytes += stored.len() as u64);
     Before::stated(stored)
 }
 
-/// What becomes of the spans of a run.
+/// What becomes of the spans that were asked for.
 struct Outcome<'a> {
     disk: &'a Arc<Disk>,
     claim: &'a Claim,
     on_the_way: Option<&'a OnTheWay>,
+    places: &'a [Arc<Place>],
     /// Spans that are to be tried again.
-    left: &'a mut Vec<SpanId>,
+    left: Vec<SpanId>,
     failures: Vec<Error>,
+    /// Those who have sent what is not the blob's.
+    wrong: Vec<Arc<Place>>,
 }
 
 impl Outcome<'_> {
-    /// A span was placed, or refused.
-    fn settle(&mut self, span: SpanId, result: Result<(), Refused>) {
+    /// A span was placed, or refused. `place` has sent its bytes.
+    fn settle(&mut self, span: SpanId, result: Result<(), Refused>, place: Option<Arc<Place>>) {
         match result {
-            Ok(()) => self.claim.end(span, Ok(())),
+            Ok(()) => {
+                if let Some(place) = place {
+                    place.is_right();
+                }
+                self.claim.end(span, Ok(()));
+            }
             Err(Refused::Mismatch(error)) => {
-                self.failures.push(error);
+                self.failures.push(match &place {
+                    Some(place) => {
+                        place.failed(&error.to_shared());
+                        error.context(format!("from {}", place.reference()))
+                    }
+                    None => error,
+                });
+                self.wrong.extend(place);
                 self.left.push(span);
             }
             Err(Refused::Lasting(error)) => {
                 let error = Arc::new(error);
-                tracing::warn!("{}", error.report());
-                self.disk.health().failed(&[span], &error);
+                if self.disk.health().failed(&[span], &error) {
+                    tracing::warn!("{}", error.report());
+                }
                 self.claim.end(span, Err(error));
             }
         }
     }
 
     /// What these spans need did not come.
-    fn failed(&mut self, spans: Range<u32>, error: Error) {
-        self.failures.push(error);
+    fn absent(&mut self, spans: Range<u32>) {
         self.left.extend(spans.map(SpanId));
-    }
-}
-
-/// The bytes of adjacent spans as they come. The spans overlap where one ends inside a byte.
-struct Arrivals<'a> {
-    disk: &'a Arc<Disk>,
-    on_the_way: Option<&'a OnTheWay>,
-    pieces: BoxStream<'a, Result<Bytes>>,
-    /// Bytes of the blob from `start` on.
-    bytes: BytesMut,
-    start: u64,
-    /// The end of the last span.
-    end: u64,
-    /// Bytes asked for, and those of them that have come.
-    asked: u64,
-    came: u64,
-    asked_at: Instant,
-    /// When the first piece came, and its bytes.
-    first: Option<(Instant, u64)>,
-    _room: Option<SemaphorePermit<'a>>,
-}
-
-impl<'a> Arrivals<'a> {
-    /// Waits for room in memory, and asks the source.
-    async fn new(
-        disk: &'a Arc<Disk>,
-        on_the_way: Option<&'a OnTheWay>,
-        source: &'a Source,
-        run: Range<u32>,
-    ) -> Self {
-        let start = disk.spans().compressed(SpanId(run.start)).start.get();
-        let end = disk.spans().compressed(SpanId(run.end - 1)).end.get(); // a run is not empty
-        let room = disk.store().memory(end - start).await;
-        let pieces = if start < end {
-            disk.count_fetch(|counters| counters.fetches += 1);
-            source.pieces(&disk.layer().digest, start..end, PATIENCE)
-        } else {
-            futures_util::stream::empty().boxed()
-        };
-        Self {
-            disk,
-            on_the_way,
-            pieces,
-            bytes: BytesMut::new(),
-            start,
-            end,
-            asked: end - start,
-            came: 0,
-            asked_at: Instant::now(),
-            first: None,
-            _room: room,
-        }
-    }
-
-    /// Takes note of a piece; once all have come, of how long they took.
-    fn note(&mut self, length: u64) {
-        self.disk
-            .count_fetch(|counters| counters.fetched_bytes += length);
-        if let Some(on_the_way) = self.on_the_way {
-            on_the_way.came(length);
-        }
-        let now = Instant::now();
-        self.came += length;
-        let (first, first_piece) = *self.first.get_or_insert((now, length));
-        if self.came == self.asked {
-            self.disk
-                .whole()
-                .measured(|cost| cost.came(self.asked, first_piece, self.asked_at, first, now));
-        }
-    }
-
-    /// The bytes of a span; each is asked for in its turn. May be dropped while it waits, and called again.
-    async fn next(&mut self, span: u32) -> Result<Bytes> {
-        let range = self.disk.spans().compressed(SpanId(span));
-        let (start, end) = (range.start.get(), range.end.get());
-        while self.start + (self.bytes.len() as u64) < end {
-            let Some(piece) = self.pieces.next().await.transpose()? else {
-                let at = self.start + self.bytes.len() as u64;
-                return Err(Error::new(
-                    Kind::Corrupt,
-                    format!("byte {at} of a range to {} is the last that came", self.end),
-                ));
-            };
-            self.note(piece.len() as u64);
-            if self.bytes.is_empty() {
-                self.bytes.reserve((end - self.start) as usize); // at most MAX_SPAN_BYTES
-            }
-            self.bytes.extend_from_slice(&piece);
-        }
-        let whole = self.bytes.split().freeze();
-        // inside `whole`: spans follow each other in the blob
-        let part = whole.slice((start - self.start) as usize..(end - self.start) as usize);
-        let next = match span + 1 {
-            next if next < self.disk.spans().count() => {
-                self.disk.spans().compressed(SpanId(next)).start.get()
-            }
-            _ => end,
-        };
-        let next = next.clamp(start, self.start + whole.len() as u64);
-        self.bytes
-            .extend_from_slice(&whole[(next - self.start) as usize..]);
-        self.start = next;
-        Ok(part)
     }
 }
 

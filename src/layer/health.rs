@@ -37,18 +37,19 @@ pub struct Reason {
 pub(super) struct Health(Mutex<Reasons>);
 
 impl Health {
-    /// These spans could not be fetched.
-    pub(super) fn failed(&self, spans: &[SpanId], error: &Arc<Error>) {
+    /// These spans could not be fetched. True where that is new: it is to be said once, and not with each failure.
+    pub(super) fn failed(&self, spans: &[SpanId], error: &Arc<Error>) -> bool {
         let mut reasons = self.lock();
         if error.kind() != Kind::Corrupt {
-            reasons.outage = Some(Arc::clone(error));
-            return;
+            return reasons.outage.replace(Arc::clone(error)).is_none();
         }
+        let mut is_new = false;
         for span in spans {
             if reasons.spans.len() < MAX_SPANS || reasons.spans.contains_key(span) {
-                reasons.spans.insert(*span, Arc::clone(error));
+                is_new |= reasons.spans.insert(*span, Arc::clone(error)).is_none();
             }
         }
+        is_new
     }
 
     /// What is not about a span failed.

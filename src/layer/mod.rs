@@ -8,6 +8,7 @@
 //! When all are there the layer is checked as a whole (`check`), for which what is in no file was kept (`rest`).
 
 mod allocation;
+mod arrivals;
 mod bitmap;
 mod check;
 mod cost;
@@ -26,10 +27,12 @@ mod import;
 mod place;
 mod prefetch;
 mod proof;
+mod race;
 mod readahead;
 mod rest;
 mod scatter;
 mod served;
+mod source_health;
 mod sources;
 mod spans;
 mod state;
@@ -52,6 +55,7 @@ pub use folder::make_private;
 pub use health::Reason;
 pub use prefetch::Listed;
 pub use served::ServedDisk;
+pub use source_health::SourceDown;
 pub use store::{Options, Store, StoredDisk};
 pub use touches::Touch;
 pub use wanted::TableBytes;

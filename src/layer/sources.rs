@@ -1,13 +1,16 @@
 //! Where a layer can be had: every place that an image named for it, each with its own way to credentials. Kept with the disk, so that
 //! a daemon that starts again can fetch without being told.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-use super::folder::Folder;
+use super::{
+    folder::Folder,
+    source_health::{Change, HostKey, Hosts, SourceDown, SourceHealth, is_of_host},
+};
 use crate::{
-    error::{Error, Kind, Result},
+    error::{Error, Result},
     oci::Reference,
     source::{Access, Source},
 };
@@ -47,10 +50,89 @@ impl Record {
     }
 }
 
-/// A place, opened when it is first needed.
-struct Known {
+/// A place, opened when it is first needed, and what is remembered of it.
+pub(super) struct Place {
     record: Record,
-    source: Option<Source>,
+    source: Mutex<Option<Source>>,
+    /// Of its host: shared by all places there.
+    host: Arc<SourceHealth>,
+    /// Whether it gives this blob, where its host answers.
+    blob: SourceHealth,
+}
+
+impl Place {
+    fn new(record: Record, source: Option<Source>, hosts: &Hosts) -> Arc<Self> {
+        let host = hosts.get(HostKey::of(&record.reference, &record.access));
+        Arc::new(Self {
+            record,
+            source: Mutex::new(source),
+            host,
+            blob: SourceHealth::default(),
+        })
+    }
+
+    /// The source, opened.
+    pub(super) async fn open(&self) -> Result<Source> {
+        if let Some(source) = &*locked(&self.source) {
+            return Ok(source.clone());
+        }
+        let source = Source::open(&self.record.reference, &self.record.access).await?;
+        Ok(locked(&self.source).get_or_insert(source).clone())
+    }
+
+    /// What its reference names.
+    pub(super) fn reference(&self) -> &Reference {
+        &self.record.reference
+    }
+
+    /// What is remembered of its host.
+    pub(super) fn host(&self) -> &SourceHealth {
+        &self.host
+    }
+
+    /// It has sent what it was asked for.
+    pub(super) fn answered(&self) {
+        self.changed(self.host.succeeded(), None);
+    }
+
+    /// What it has sent was the blob's.
+    pub(super) fn is_right(&self) {
+        self.changed(self.blob.succeeded(), None);
+    }
+
+    /// It has not sent what it was asked for, or other bytes.
+    pub(super) fn failed(&self, error: &Arc<Error>) {
+        if is_of_host(error.kind()) {
+            self.changed(self.host.failed(error), Some(error));
+        } else {
+            // the host has answered
+            self.changed(self.host.succeeded(), None);
+            self.changed(self.blob.failed(error), Some(error));
+        }
+    }
+
+    /// Whether others are to be asked before it.
+    pub(super) fn is_down(&self) -> bool {
+        self.host.is_down() || self.blob.is_down()
+    }
+
+    /// Whether it is to be tried now, for it is down and its pause is over. True for one caller after each pause.
+    pub(super) fn begin_trial(&self) -> bool {
+        self.host.begin_trial() || (!self.host.is_down() && self.blob.begin_trial())
+    }
+
+    /// Says when it goes down or comes up; nothing of each failure.
+    fn changed(&self, change: Change, error: Option<&Arc<Error>>) {
+        let source = self.reference();
+        match change {
+            Change::Nothing => {}
+            Change::WentDown => tracing::warn!(
+                "the source {source} is down, others are asked before it: {}",
+                error.map(|error| error.report()).unwrap_or_default()
+            ),
+            Change::CameUp => tracing::info!("the source {source} is up again"),
+        }
+    }
 }
 
 /// The places of one layer; the one added last is tried first, for its credentials are the newest.
@@ -58,27 +140,26 @@ pub(super) struct Sources {
     folder: Folder,
     /// The file that remembers them.
     name: &'static str,
-    known: Mutex<Vec<Known>>,
+    hosts: Hosts,
+    known: Mutex<Vec<Arc<Place>>>,
 }
 
 impl Sources {
     /// What a file of the folder remembers. A list that cannot be read is an empty one: the next attach adds its source.
-    pub(super) fn open(folder: &Folder, name: &'static str) -> Self {
+    pub(super) fn open(folder: &Folder, name: &'static str, hosts: &Hosts) -> Self {
         let records: Vec<Record> = folder
             .read(name)
             .ok()
             .and_then(|bytes| serde_json::from_slice(&bytes).ok())
             .unwrap_or_default();
+        let known = records.into_iter();
         Self {
             folder: folder.clone(),
             name,
+            hosts: hosts.clone(),
             known: Mutex::new(
-                records
-                    .into_iter()
-                    .map(|record| Known {
-                        record,
-                        source: None,
-                    })
+                known
+                    .map(|record| Place::new(record, None, hosts))
                     .collect(),
             ),
         }
@@ -98,57 +179,41 @@ impl Sources {
             reference: source.reference().clone(),
             access: source.access().clone(),
         };
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let place = known
+        let mut known = locked(&self.known);
+        let found = known
             .iter()
             .position(|known| known.record.same_place(&record));
-        if let Some(0) = place {
-            known[0].source = Some(source.clone());
+        if let Some(0) = found {
+            *locked(&known[0].source) = Some(source.clone());
             return Ok(());
         }
-        if let Some(place) = place {
-            known.remove(place);
+        if let Some(found) = found {
+            known.remove(found);
         }
-        known.insert(
-            0,
-            Known {
-                record,
-                source: Some(source.clone()),
-            },
-        );
+        known.insert(0, Place::new(record, Some(source.clone()), &self.hosts));
         known.truncate(MAX_SOURCES);
         let bytes = encode(&known.iter().map(|known| &known.record).collect::<Vec<_>>());
         self.folder.replace(self.name, &bytes)
     }
 
-    /// How many there are.
-    pub(super) fn len(&self) -> usize {
-        self.known
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .len()
+    /// All of them, in the order in which they are to be asked: those that are down last.
+    pub(super) fn in_order(&self) -> Vec<Arc<Place>> {
+        let mut places = locked(&self.known).clone();
+        places.sort_by_cached_key(|place| (place.host.is_down(), place.blob.is_down()));
+        places
     }
 
-    /// The `index`-th source, opened.
-    pub(super) async fn get(&self, index: usize) -> Result<Source> {
-        let record = {
-            let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-            let Some(known) = known.get(index) else {
-                return Err(Error::new(Kind::Unavailable, "no source is known"));
-            };
-            match &known.source {
-                Some(source) => return Ok(source.clone()),
-                None => known.record.clone(),
-            }
-        };
-        let source = Source::open(&record.reference, &record.access).await?;
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        // it may have been moved meanwhile
-        if let Some(known) = known.iter_mut().find(|known| known.record == record) {
-            known.source.get_or_insert(source.clone());
-        }
-        Ok(source)
+    /// Those whose host does not answer.
+    pub(super) fn down(&self) -> Vec<SourceDown> {
+        let known = locked(&self.known);
+        let down = known.iter();
+        down.filter_map(|place| place.host.down(place.reference()))
+            .collect()
     }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn encode(records: &[&Record]) -> Vec<u8> {

@@ -20,6 +20,7 @@ use super::{
     Disk, LayerBlob,
     decode::Decoders,
     folder::{self, Draft, Folder},
+    source_health::Hosts,
     sync,
     touches::{Touch, Touches},
     traffic::Traffic,
@@ -74,6 +75,7 @@ pub struct Store {
     decoders: Decoders,
     memory: Semaphore,
     traffic: Traffic,
+    hosts: Hosts,
     /// Of those who lay disks out, a processor each: more would take no less time, and each needs hundreds of bytes of memory an entry.
     layouts: Semaphore,
     /// Of the checks of whole layers, which read all of a disk: one at a time.
@@ -138,6 +140,7 @@ impl Store {
             decoders,
             memory: Semaphore::new(permits(options.fetch_memory) as usize),
             traffic: Traffic::default(),
+            hosts: Hosts::default(),
             layouts: Semaphore::new(thread::available_parallelism().map_or(1, usize::from)),
             checks: Semaphore::new(1),
             touches: options.record.then(Touches::default),
@@ -381,6 +384,11 @@ impl Store {
 
     pub(super) fn decoders(&self) -> &Decoders {
         &self.decoders
+    }
+
+    /// What is remembered of the hosts of sources.
+    pub(super) fn hosts(&self) -> &Hosts {
+        &self.hosts
     }
 
     pub(super) fn traffic(&self) -> &Traffic {

@@ -12,15 +12,16 @@ use std::{
     ops::Range,
     os::unix::fs::FileExt as _,
     sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
 use bytes::Bytes;
-use futures_util::TryStreamExt as _;
 use rustix::fs::FallocateFlags;
 
 use super::{
+    Store,
     folder::{self, Folder},
+    race::{self, Race},
+    source_health::Hosts,
     sources::Sources,
 };
 use crate::{
@@ -107,11 +108,11 @@ pub(super) struct Windows {
 }
 
 impl Windows {
-    pub(super) fn open(folder: &Folder, blob: Digest) -> Result<Self> {
+    pub(super) fn open(folder: &Folder, blob: Digest, hosts: &Hosts) -> Result<Self> {
         Ok(Self {
             blob,
             file: folder.open(folder::WINDOWS)?,
-            sources: Sources::open(folder, folder::WINDOW_SOURCES),
+            sources: Sources::open(folder, folder::WINDOW_SOURCES, hosts),
             joints: Mutex::default(),
         })
     }
@@ -141,29 +142,21 @@ impl Windows {
             .map(Bytes::from))
     }
 
-    /// Fetches what the compact index stores at this place, from one source after another.
-    pub(super) async fn fetch(&self, range: Range<u64>, patience: Duration) -> Result<Bytes> {
-        let mut last = None;
-        for index in 0..self.sources.len().max(1) {
-            let source = match self.sources.get(index).await {
-                Ok(source) => source,
-                Err(error) => {
-                    last = Some(error);
-                    continue;
-                }
-            };
-            let pieces = source.pieces(&self.blob, range.clone(), patience);
-            // ends after exactly the range, or with an error
-            match pieces.try_collect::<Vec<Bytes>>().await {
-                Ok(pieces) => return Ok(pieces.concat().into()),
-                Err(error) => last = Some(error),
-            }
-        }
-        let error = last.unwrap_or_else(|| Error::new(Kind::Unavailable, "no source is known"));
-        Err(error.context(format!(
-            "a window of the compact index's blob {}",
-            self.blob
-        )))
+    /// Fetches what the compact index stores at this place, from one source or another.
+    pub(super) async fn fetch(&self, store: &Store, range: Range<u64>) -> Result<Bytes> {
+        let places = self.sources.in_order();
+        race::try_again(store, &places, self.blob, &range);
+        let bytes = Race::new(places, self.blob, range.end)
+            .collect(range.start)
+            .await;
+        bytes.map_err(|mut failures| {
+            let last = failures.pop(); // there is one
+            let error = last.unwrap_or_else(|| Error::new(Kind::Unavailable, "no source is known"));
+            error.context(format!(
+                "a window of the compact index's blob {}",
+                self.blob
+            ))
+        })
     }
 
     /// Brings the notes to the disk.

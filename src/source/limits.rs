@@ -2,12 +2,15 @@
 
 use std::time::Duration;
 
-/// How patient a registry's client is. The defaults suit people and daemons; tests take shorter ones.
+/// How patient a registry's client is. The defaults suit people and daemons; tests take shorter ones. Each is longer than the one before
+/// that it contains, and a read of a disk may take longer than all: one server that hangs does not use up its time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Limits {
     /// For a connection to stand, TLS included.
     pub connect: Duration,
-    /// For the beginning of an answer, and for each further 4 KiB of its body: a slower connection counts as broken.
+    /// For the head of an answer, connecting included.
+    pub first_byte: Duration,
+    /// For each 4 KiB of a body: a slower connection counts as broken.
     pub stall: Duration,
     /// How long what fails without any progress is tried again: manifests, tokens, referrers.
     pub control_patience: Duration,
@@ -18,10 +21,31 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            connect: Duration::from_secs(10),
-            stall: Duration::from_secs(15),
+            connect: Duration::from_secs(5),
+            first_byte: Duration::from_secs(20),
+            stall: Duration::from_secs(25),
             control_patience: Duration::from_secs(15),
             data_patience: Duration::from_secs(30),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_limit_is_longer_than_the_one_in_it() {
+        let Limits {
+            connect,
+            first_byte,
+            stall,
+            data_patience,
+            ..
+        } = Limits::default();
+        let read = Duration::from_secs(60);
+        assert!(connect < first_byte && first_byte < stall);
+        assert!(stall < data_patience && data_patience < read);
+        assert!(2 * stall < read, "a read has time for a second try");
     }
 }

@@ -173,11 +173,11 @@ impl Source {
         digest: &Digest,
         range: Range<u64>,
         patience: Duration,
-    ) -> BoxStream<'_, Result<Bytes>> {
+    ) -> BoxStream<'static, Result<Bytes>> {
         match &self.0.place {
             Place::Registry(repository) => repository.pieces(digest, range, patience),
             Place::Layout(layout) => {
-                let digest = *digest;
+                let (layout, digest) = (layout.clone(), *digest);
                 futures_util::stream::once(async move { layout.range(&digest, range).await })
                     .boxed()
             }

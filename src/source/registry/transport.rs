@@ -98,9 +98,11 @@ impl Transport {
             _ => self.plain.get_or_try_init(|| self.plain_client()).await,
         }
         .map_err(Failure::Final)?;
-        let stall = self.way.limits.stall;
+        let Limits {
+            first_byte, stall, ..
+        } = self.way.limits;
         // connecting has its own limit inside
-        match timeout(self.way.limits.connect + stall, client.execute(request)).await {
+        match timeout(first_byte, client.execute(request)).await {
             Ok(Ok(response)) => Ok(Body {
                 response,
                 host,
@@ -109,7 +111,10 @@ impl Transport {
             Ok(Err(error)) => Err(network_failure(error, &host)),
             Err(_) => Err(Failure::passing(Error::new(
                 Kind::Unavailable,
-                format!("no answer from {host} within {} s", stall.as_secs_f64()),
+                format!(
+                    "no answer from {host} within {} s",
+                    first_byte.as_secs_f64()
+                ),
             ))),
         }
     }
@@ -191,7 +196,9 @@ impl Transport {
             .redirect(redirect::Policy::none())
             .referer(false)
             .connect_timeout(self.way.limits.connect)
-            .tcp_keepalive(Duration::from_secs(30));
+            .tcp_keepalive(Duration::from_secs(30))
+            // a peer whose machine is gone acknowledges nothing, also on a connection that stood before
+            .tcp_user_timeout(self.way.limits.connect * 2);
         // as curl and Go: what is on this machine is not asked of a proxy
         let exceptions = format!(
             "localhost,127.0.0.0/8,::1,{}",

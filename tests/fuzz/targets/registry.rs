@@ -72,6 +72,7 @@ async fn ask(choice: u8, port: u16) {
     let reference = format!("127.0.0.1:{port}/app:1").parse().expect("a reference");
     let limits = Limits {
         connect: Duration::from_secs(1),
+        first_byte: Duration::from_millis(1300),
         stall: Duration::from_millis(300),
         control_patience: Duration::ZERO,
         data_patience: Duration::ZERO,

@@ -407,3 +407,40 @@ fn a_disk_remembers_its_sources_with_their_credentials() {
     host.detach(&two);
     assert_eq!(host.left_over(), [""; 0]);
 }
+
+#[test]
+fn list_says_which_source_is_down() {
+    let host = Host::new();
+    let content = noise(300_000);
+    let layers = ["a", "b", "c"].map(|name| Layer::new().file(name, &content));
+    let layout = indexed(&host, layers.into());
+    let (first, second) = (Registry::start(), Registry::start());
+    let mut mountpoint = host.mountpoint("none");
+    for registry in [&first, &second] {
+        registry.add_layout("app", layout.path()).unwrap();
+        mountpoint = host.mountpoint(&registry.host());
+        host.attach(&registry.reference("app"), &mountpoint, &[]);
+    }
+    second.fail(On::Data, Fault::Hang, Times::UntilHealed);
+    for name in ["a", "b"] {
+        assert!(fs::read(mountpoint.join(name)).unwrap() == content);
+    }
+    let down = format!("the source {} is down", second.reference("app:latest"));
+    for attachment in host.list() {
+        assert_eq!(attachment["state"], "degraded");
+        let why = attachment["why"].as_str().unwrap();
+        assert!(why.contains(&down), "{why}");
+        let sources = attachment["sources_down"].as_array().unwrap();
+        assert_eq!(sources.len(), 1);
+        let source = sources[0]["source"].as_str().unwrap();
+        assert!(source.contains(&second.host()), "{source}");
+    }
+    let why = host.run(&["why", mountpoint.to_str().unwrap()]);
+    assert!(why.contains(&down), "{why}");
+    let log = fs::read_to_string(host.run_dir().join("daemon.log")).unwrap();
+    assert_eq!(log.matches(&down).count(), 1, "{log}");
+    for registry in [&first, &second] {
+        host.detach(&host.mountpoint(&registry.host()));
+    }
+    assert_eq!(host.left_over(), [""; 0]);
+}

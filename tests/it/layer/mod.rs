@@ -8,6 +8,7 @@ mod full;
 mod hostile;
 mod lazy;
 mod restart;
+mod sources;
 mod streamed;
 mod structure;
 mod whole;

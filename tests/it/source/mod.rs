@@ -24,6 +24,7 @@ mod writes;
 /// Short enough for a test, long enough for a busy machine.
 const LIMITS: Limits = Limits {
     connect: Duration::from_secs(5),
+    first_byte: Duration::from_secs(10),
     stall: Duration::from_secs(5),
     control_patience: Duration::from_secs(4),
     data_patience: Duration::from_secs(4),
@@ -32,6 +33,7 @@ const LIMITS: Limits = Limits {
 /// Gives up as soon as it may.
 const IMPATIENT: Limits = Limits {
     connect: Duration::from_secs(5),
+    first_byte: Duration::from_secs(5),
     stall: Duration::from_millis(300),
     control_patience: Duration::from_millis(600),
     data_patience: Duration::from_millis(600),

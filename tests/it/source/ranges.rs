@@ -205,7 +205,7 @@ async fn a_connection_that_stops_is_left_and_the_rest_asked_for() {
         let (registry, bytes, blob, _) = one_blob().await;
         let limits = Limits {
             stall: Duration::from_millis(300),
-            connect: Duration::ZERO + Duration::from_secs(1),
+            first_byte: Duration::from_millis(1300),
             ..LIMITS
         };
         let source = open_with(&registry, "app", &Access::default(), limits).await;
