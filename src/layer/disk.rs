@@ -17,7 +17,7 @@ use std::{
 use tokio::sync::watch;
 
 use super::{
-    Counters, LayerBlob, Progress, SourceDown, StackingFacts, Store,
+    Counters, LayerBlob, Progress, StackingFacts, Store,
     bitmap::Bitmap,
     check,
     demand::first_and_last,
@@ -25,7 +25,7 @@ use super::{
     flight::Flights,
     folder::{self, Folder},
     headers::Headers,
-    health::{Health, Reason},
+    health::Health,
     proof::Proof,
     readahead::ReadAhead,
     rest::Rest,
@@ -274,29 +274,6 @@ impl Disk {
         lock(&self.facts)
             .take()
             .map_or_else(|| self.folder.stacking(), Ok)
-    }
-
-    /// Why the disk is degraded at the moment, if it is.
-    pub fn degraded(&self) -> Option<String> {
-        let down = || self.sources_down().first().map(ToString::to_string);
-        self.health.degraded().or_else(down)
-    }
-
-    /// All that it is degraded for.
-    pub fn reasons(&self) -> Vec<Reason> {
-        let down = self.sources_down().into_iter().map(|down| Reason {
-            span: None,
-            message: down.to_string(),
-        });
-        self.health.reasons().into_iter().chain(down).collect()
-    }
-
-    /// The sources that do not answer, of a disk that needs some.
-    pub fn sources_down(&self) -> Vec<SourceDown> {
-        match self.is_full() {
-            true => Vec::new(),
-            false => self.sources.down(),
-        }
     }
 
     /// How long [`Self::make_present`] goes on trying when the sources do not answer; `None`: for ever.
