@@ -165,12 +165,13 @@ impl Client {
         self.get(&format!("/v1/attachments/{id}/why")).await
     }
 
-    /// Attaches; `event` is told what happens. The mount waits to be fetched by [`Client::mount`], as long as the offer is kept.
+    /// Attaches; `event` is told what happens. The mount waits to be fetched by [`Client::mount`], as long as the offer is kept. `None`: the
+    /// daemon is ending, and a new one has to be asked.
     pub async fn attach(
         &self,
         request: &AttachRequest,
         event: &(dyn Fn(Event) + Sync),
-    ) -> Result<Offer> {
+    ) -> Result<Option<Offer>> {
         let body = serde_json::to_vec(request)
             .or_kind(Kind::InvalidArgument, || "writing the request".into())?;
         let asked = self.send(Method::POST, "/v1/attachments", body);
@@ -188,12 +189,13 @@ impl Client {
                 {
                     AttachLine::Progress(progress) => event(progress),
                     AttachLine::Attached(attachment) => {
-                        return Ok(Offer {
+                        return Ok(Some(Offer {
                             attachment: *attachment,
                             _answer: response,
-                        });
+                        }));
                     }
                     AttachLine::Failed(failure) => return Err(failure.into_error()),
+                    AttachLine::Ending => return Ok(None),
                 }
             }
             if pending.len() > ANSWER_LIMIT {

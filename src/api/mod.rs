@@ -4,15 +4,16 @@
 //! |---|---|---|
 //! | `GET /v1/daemon` | | [`DaemonInfo`] |
 //! | `GET /v1/attachments` | | a list of [`AttachmentStatus`](crate::engine::AttachmentStatus) |
-//! | `POST /v1/attachments` | [`AttachRequest`](crate::engine::AttachRequest) | lines of JSON, each an [`AttachLine`]; the last is `attached` or `failed` |
+//! | `POST /v1/attachments` | [`AttachRequest`](crate::engine::AttachRequest) | lines of JSON, each an [`AttachLine`]; the last is `attached`, `failed` or `ending` |
 //! | `GET /v1/attachments/ID/why` | | an [`Explanation`](crate::engine::Explanation) |
 //! | `POST /v1/attachments/ID/mounted` | | the caller has mounted it |
-//! | `DELETE /v1/attachments/ID` | | its devices are given back; `Busy` while they are in use |
+//! | `DELETE /v1/attachments/ID` | | its devices are given back, or were before; `Busy` while they are in use |
 //!
 //! An error is a body [`Failure`] with the status that its kind has. The descriptor of an attachment's mount comes over
 //! `<run-dir>/mounts.sock`: the caller writes the attachment's id and a newline, and receives the descriptor with `SCM_RIGHTS`. The caller
 //! makes the last `move_mount` itself, so that it works from its own mount namespace. The answer to an attach ends when the caller has said
-//! `mounted`; a caller that goes away before has its attachment taken back.
+//! `mounted`; a caller that goes away before it has mounted has its attachment taken back. What a request has begun comes to its end also when
+//! its client goes away.
 
 pub mod client;
 pub mod server;
@@ -45,6 +46,9 @@ pub struct DaemonInfo {
     pub pid: u32,
     /// Its root.
     pub root: PathBuf,
+    /// It is giving back what it has, and attaches nothing any more.
+    #[serde(default)]
+    pub is_ending: bool,
 }
 
 /// One line of the answer to an attach.
@@ -57,6 +61,8 @@ pub enum AttachLine {
     Attached(Box<Attachment>),
     /// It failed, and nothing is left of it.
     Failed(Failure),
+    /// The daemon is ending, and attaches nothing any more: a new one has to be asked.
+    Ending,
 }
 
 /// An error on the wire.

@@ -9,15 +9,14 @@ use std::{
         unix::fs::{MetadataExt, PermissionsExt},
     },
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited, StreamBody, combinators::BoxBody};
 use hyper::{
-    Method, Request, Response, StatusCode, body::Frame, body::Incoming, server::conn::http1,
-    service::service_fn,
+    Method, Request, Response, StatusCode, body::Frame, server::conn::http1, service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
@@ -42,7 +41,8 @@ const REQUEST_TIME: Duration = Duration::from_secs(30);
 /// How long it is waited when no connection can be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-type Body = BoxBody<Bytes, Infallible>;
+/// The body of an answer.
+pub type Body = BoxBody<Bytes, Infallible>;
 
 /// The daemon's two sockets, bound. They are removed when this is dropped.
 pub struct Server {
@@ -131,10 +131,16 @@ impl Server {
         }
     }
 
-    async fn answer(
+    /// Answers a request. What it has begun comes to its end also when this is dropped, as it is when the client goes away; except that
+    /// a layer is not streamed on for a client that has gone.
+    pub async fn answer<B>(
         self: Arc<Self>,
-        request: Request<Incoming>,
-    ) -> Result<Response<Body>, Infallible> {
+        request: Request<B>,
+    ) -> Result<Response<Body>, Infallible>
+    where
+        B: hyper::body::Body,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
         Ok(self.route(request).await.unwrap_or_else(|error| {
             let status = StatusCode::from_u16(status_of(error.kind()))
                 .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
@@ -142,7 +148,11 @@ impl Server {
         }))
     }
 
-    async fn route(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Body>> {
+    async fn route<B>(self: Arc<Self>, request: Request<B>) -> Result<Response<Body>>
+    where
+        B: hyper::body::Body,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
         let path = request.uri().path().to_owned();
         let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
         match (request.method(), parts.as_slice()) {
@@ -152,6 +162,7 @@ impl Server {
                     version: env!("CARGO_PKG_VERSION").to_owned(),
                     pid: std::process::id(),
                     root: self.engine.root().to_owned(),
+                    is_ending: self.engine.is_ending(),
                 },
             )),
             (&Method::GET, ["v1", "attachments"]) => {
@@ -168,25 +179,24 @@ impl Server {
                 let body = Limited::new(request.into_body(), BODY_LIMIT).collect();
                 let body = tokio::time::timeout(REQUEST_TIME, body)
                     .await
-                    .or_kind(Kind::InvalidArgument, || "waiting for the request".into())?
-                    .or_kind(Kind::InvalidArgument, || "reading the request".into())?
-                    .to_bytes();
+                    .or_kind(Kind::InvalidArgument, || "waiting for the request".into())?;
+                let body = body.map_err(|error| {
+                    Error::with_source(Kind::InvalidArgument, "reading the request", error)
+                })?;
+                let body = body.to_bytes();
                 let request = serde_json::from_slice(&body)
                     .or_kind(Kind::InvalidArgument, || "reading the request".into())?;
                 Ok(self.attach(request))
             }
             (&Method::GET, ["v1", "attachments", id, "why"]) => {
-                Ok(json(StatusCode::OK, &self.engine.why(id)?))
+                Ok(json(StatusCode::OK, &self.engine.why(id).await?))
             }
             (&Method::POST, ["v1", "attachments", id, "mounted"]) => {
                 self.engine.mounted(id)?;
                 Ok(json(StatusCode::OK, &()))
             }
             (&Method::DELETE, ["v1", "attachments", id]) => {
-                self.waiting
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .remove(*id);
+                drop(self.take(id));
                 self.engine.release(id).await?;
                 Ok(json(StatusCode::OK, &()))
             }
@@ -210,8 +220,10 @@ impl Server {
                 attached = self.engine.attach(request, &event) => attached,
                 () = lines.closed() => return,
             };
+            // an error: the caller has gone away
             match attached {
                 Ok(attached) => self.offer(attached, &lines).await,
+                Err(_) if self.engine.is_ending() => drop(lines.send(AttachLine::Ending).await),
                 Err(error) => drop(lines.send(AttachLine::Failed(Failure::from(&error))).await),
             }
         });
@@ -229,39 +241,34 @@ impl Server {
         response
     }
 
-    /// Keeps the mount for its caller, tells it, and takes the attachment back if it is not mounted in time.
+    /// Keeps the mount for its caller, and tells it. A mount that is not fetched in time is dropped here, and so the engine gives back
+    /// what it had; it does the same when a caller goes away that has fetched it.
     async fn offer(&self, attached: Attached, lines: &mpsc::Sender<AttachLine>) {
         let id = attached.attachment.id.clone();
-        self.waiting
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(id.clone(), attached.mount);
+        self.waiting().insert(id.clone(), attached.mount);
         let line = AttachLine::Attached(Box::new(attached.attachment));
         let told = tokio::time::timeout(MOUNT_TIME, lines.send(line)).await;
         if matches!(told, Ok(Ok(()))) {
             tokio::select! {
                 biased;
-                () = self.engine.wait_mounted(&id) => return,
+                () = self.engine.wait_mounted(&id) => {}
                 () = lines.closed() => {}
+                () = self.engine.wait_ending() => {}
                 () = tokio::time::sleep(MOUNT_TIME) => {}
             }
         }
-        self.waiting
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&id);
-        if self.engine.is_mounted(&id) {
-            // it went away in between; what is mounted is detached by who finds it
-            drop(self.engine.mounted(&id));
-            return;
+        if self.take(&id).is_some() {
+            tracing::warn!(id, "nobody has fetched the mount; it is taken back");
         }
-        tracing::warn!(
-            id,
-            "the caller did not mount its attachment; it is taken back"
-        );
-        if let Err(error) = self.engine.release(&id).await {
-            tracing::warn!(id, error = error.report(), "taking an attachment back");
-        }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, HashMap<String, OwnedFd>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the mount that waits for its caller.
+    fn take(&self, id: &str) -> Option<OwnedFd> {
+        self.waiting().remove(id)
     }
 
     async fn hand_out(&self, stream: UnixStream) -> Result<()> {
@@ -271,12 +278,7 @@ impl Server {
         read.or_kind(Kind::Unavailable, || "a client asked for no mount".into())?
             .or_kind(Kind::Io, || "reading a mount's id".into())?;
         let id = id.trim_end();
-        let mount = self
-            .waiting
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(id);
-        let mount = mount.ok_or_else(|| {
+        let mount = self.take(id).ok_or_else(|| {
             Error::new(
                 Kind::NotFound,
                 format!("no mount waits under the id {id:?}"),

@@ -1,14 +1,16 @@
 //! `socinbd attach`.
 
 use std::{
+    convert::Infallible,
     os::fd::AsFd,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::ExitCode,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use clap::Args;
+use tokio::task::JoinHandle;
 
 use super::{
     Global, INTERRUPTED, ImageArgs, IndexArgs, absolute, output, progress::Progress, require_root,
@@ -19,13 +21,14 @@ use crate::{
         client::{Client, Offer},
         server::Server,
     },
-    engine::{AttachRequest, Attachment, DeviceChoice, Engine},
+    engine::{AttachRequest, Attached, Attachment, DeviceChoice, Engine, unmount},
     error::{Error, Kind, Result, ResultExt},
     kernel, open_files,
 };
 
-/// How often a foreground attachment whose mount is gone looks whether it is still in use.
-const RELEASE_TURN: Duration = Duration::from_millis(100);
+/// How long a daemon that is ending may take until its successor is started, and how often it is asked meanwhile.
+const SUCCESSION_TIME: Duration = Duration::from_secs(30);
+const ENDING_TURN: Duration = Duration::from_millis(20);
 
 /// Mount an image's root file system; its data is fetched as it is read
 ///
@@ -98,12 +101,7 @@ impl Attach {
         }
         let (client, offer) = by_daemon(global, &request).await?;
         let attachment = &offer.attachment;
-        let mounted = mount(&client, attachment, mountpoint).await;
-        if let Err(error) = mounted {
-            // the caller's own error is the one that counts
-            let _ = client.release(&attachment.id).await;
-            return Err(error);
-        }
+        mount(&client, attachment, mountpoint).await?;
         output::attached(global.json, attachment)?;
         Ok(ExitCode::SUCCESS)
     }
@@ -131,38 +129,47 @@ pub(super) fn request(
 
 /// Has a daemon attach an image, and shows how that goes on. It is taken back unless the caller mounts it.
 pub(super) async fn by_daemon(global: &Global, request: &AttachRequest) -> Result<(Client, Offer)> {
-    let client = start::daemon(global).await?;
-    let progress = Progress::new(global.json);
-    let offer = client
-        .attach(request, &|event| progress.event(event))
-        .await?;
-    progress.finish();
-    Ok((client, offer))
-}
-
-async fn mount(client: &Client, attachment: &Attachment, mountpoint: PathBuf) -> Result<()> {
-    let fd = client.mount(&attachment.id).await?;
-    kernel::mount::attach(fd.as_fd(), &mountpoint)?;
-    drop(fd);
-    client.mounted(&attachment.id).await
-}
-
-/// Gives the devices back once the mount is gone, and nobody uses what an `umount -l` has left.
-async fn unmounted(engine: &Engine, mountpoint: &Path, id: &str) -> Result<()> {
-    engine.wait_unmounted(mountpoint, id).await?;
+    let deadline = Instant::now() + SUCCESSION_TIME;
     loop {
-        match engine.release(id).await {
-            Err(error) if error.kind() == Kind::Busy => {
-                tokio::time::sleep(RELEASE_TURN).await;
+        let client = start::daemon(global).await?;
+        let progress = Progress::new(global.json);
+        let offer = client
+            .attach(request, &|event| progress.event(event))
+            .await?;
+        progress.finish();
+        if let Some(offer) = offer {
+            return Ok((client, offer));
+        }
+        while client.daemon().await?.is_some_and(|it| it.is_ending) {
+            if Instant::now() > deadline {
+                return Err(Error::new(
+                    Kind::Unavailable,
+                    format!(
+                        "the daemon at {} is ending, and has not ended within {} s; try again then",
+                        global.run_dir.display(),
+                        SUCCESSION_TIME.as_secs()
+                    ),
+                ));
             }
-            // `detach` was faster
-            Err(error) if error.kind() == Kind::NotFound => return Ok(()),
-            released => return released,
+            tokio::time::sleep(ENDING_TURN).await;
         }
     }
 }
 
-/// Attaches in this process, and waits for a signal or for the mount to go.
+/// Mounts what waits at the daemon. After an error nothing is mounted, and so the daemon takes back what it had.
+async fn mount(client: &Client, attachment: &Attachment, mountpoint: PathBuf) -> Result<()> {
+    let fd = client.mount(&attachment.id).await?;
+    kernel::mount::attach(fd.as_fd(), &mountpoint)?;
+    drop(fd);
+    let mounted = client.mounted(&attachment.id).await;
+    if mounted.is_err() {
+        // the caller's own error is the one that counts
+        let _ = unmount(std::slice::from_ref(attachment));
+    }
+    mounted
+}
+
+/// Holds an attachment in this process, which answers as a daemon does.
 async fn foreground(
     global: &Global,
     request: AttachRequest,
@@ -171,9 +178,22 @@ async fn foreground(
     open_files::raise();
     let mut ends = Signals::that_end()?;
     let engine = Engine::open(&absolute(&global.root)?, &absolute(&global.run_dir)?).await?;
-    let engine = Arc::new(engine);
     // `list` and `detach` find it
     let answering = tokio::spawn(Server::bind_for_one(Arc::clone(&engine))?.run());
+    let held = hold(global, &engine, request, mountpoint, &mut ends, answering).await;
+    engine.end().await;
+    held
+}
+
+/// Attaches in this process, and waits for a signal or for the mount to go.
+async fn hold(
+    global: &Global,
+    engine: &Arc<Engine>,
+    request: AttachRequest,
+    mountpoint: PathBuf,
+    ends: &mut Signals,
+    answering: JoinHandle<Infallible>,
+) -> Result<ExitCode> {
     let progress = Progress::new(global.json);
     let event = |event| progress.event(event);
     let attached = tokio::select! {
@@ -181,19 +201,17 @@ async fn foreground(
         _ = ends.next() => return Ok(ExitCode::from(INTERRUPTED)),
     };
     progress.finish();
-    let id = attached.attachment.id.clone();
-    let moved = kernel::mount::attach(attached.mount.as_fd(), &mountpoint);
-    drop(attached.mount);
-    if let Err(error) = moved {
-        engine.release(&id).await?;
-        return Err(error);
-    }
-    engine.mounted(&id)?;
-    output::attached(global.json, &attached.attachment)?;
+    let Attached { attachment, mount } = attached;
+    let id = &attachment.id;
+    kernel::mount::attach(mount.as_fd(), &mountpoint)?;
+    drop(mount);
+    engine.mounted(id)?;
+    output::attached(global.json, &attachment)?;
     tokio::select! {
-        _ = ends.next() => engine.detach_at(&mountpoint).await?,
+        _ = ends.next() => engine.detach(id).await?,
         ended = answering => match ended.or_kind(Kind::Io, || "the sockets".into())? {},
-        gone = unmounted(&engine, &mountpoint, &id) => gone?,
+        // unmounted, and used by nobody whom an `umount -l` has left
+        () = engine.wait_ended(id) => engine.release(id).await?,
     }
     Ok(ExitCode::SUCCESS)
 }

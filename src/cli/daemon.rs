@@ -26,7 +26,7 @@ const TURN: Duration = Duration::from_secs(1);
 /// Hold the devices of attached images
 ///
 /// `attach` and `run` start one where none runs, which ends when nothing has been attached for five minutes. On SIGTERM, SIGINT or
-/// SIGQUIT it unmounts what is not in use, and ends. When its root or run directory is gone it ends with the last attachment.
+/// SIGQUIT it attaches nothing any more, unmounts what is not in use, and ends. When its root or run directory is gone it ends with the last attachment.
 #[derive(Args)]
 #[command(after_help = "Examples:\n\
 \x20 socinbd daemon --root /srv/socinbd --run-dir /run/socinbd-2")]
@@ -49,7 +49,6 @@ impl Daemon {
         open_files::raise();
         let mut ends = Signals::that_end_the_daemon()?;
         let engine = Engine::open(&absolute(&global.root)?, &absolute(&global.run_dir)?).await?;
-        let engine = Arc::new(engine);
         let folders = [engine.root(), engine.run_dir()].map(Place::of);
         let server = Server::bind(Arc::clone(&engine))?;
         tracing::info!(root = %engine.root().display(), run_dir = %engine.run_dir().display(), "the daemon is ready");
@@ -61,7 +60,7 @@ impl Daemon {
             why = unwanted(&engine, &server, &folders, idle_exit) => tracing::info!("the daemon ends: {why}"),
             ended = answering => match ended.or_kind(Kind::Io, || "the daemon's sockets".into())? {},
         }
-        engine.detach_all().await;
+        engine.end().await;
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -95,7 +94,7 @@ impl Place {
 
 /// Returns when nobody needs the daemon any more, with the reason: nothing is attached, and that for a while or in a folder that is gone.
 async fn unwanted(
-    engine: &Engine,
+    engine: &Arc<Engine>,
     server: &Server,
     folders: &[Place],
     idle_exit: Option<Duration>,

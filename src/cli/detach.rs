@@ -1,6 +1,7 @@
 //! `socinbd detach`.
 
 use std::{
+    io::ErrorKind,
     path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, Instant},
@@ -11,8 +12,9 @@ use clap::Args;
 use super::{Global, absolute, require_root, start};
 use crate::{
     api::client::Client,
-    engine::{Attachment, Engine, Records, unmount},
+    engine::{Attachment, AttachmentStatus, Engine, Records, State, place_of, unmount},
     error::{Error, Kind, Result, ResultExt},
+    kernel::mountinfo,
 };
 
 /// How long a process that is ending may take until it has given everything back.
@@ -32,18 +34,8 @@ impl Detach {
         require_root("detach")?;
         let mountpoint = place(&absolute(&self.mountpoint)?)?;
         let run_dir = absolute(&global.run_dir)?;
-        let records = if run_dir.exists() {
-            Records::open(&run_dir)?.all()?
-        } else {
-            Vec::new()
-        };
-        let here: Vec<_> = records
-            .into_iter()
-            .filter(|record| {
-                record.mountpoint.as_ref() == Some(&mountpoint)
-                    || self.mountpoint.as_os_str() == record.id.as_str()
-            })
-            .collect();
+        let client = Client::new(&run_dir);
+        let here = self.meant(attached(global, &client).await?, &mountpoint)?;
         if here.is_empty() {
             return Err(Error::new(
                 Kind::NotFound,
@@ -54,17 +46,8 @@ impl Detach {
                 ),
             ));
         }
-        let client = Client::new(&run_dir);
-        // one that does not answer is told of before anything is done
-        client.daemon().await?;
-        let (path, attached) = (mountpoint.clone(), here.clone());
-        let unmount_all = move || {
-            let ids: Vec<String> = attached.iter().map(|record| record.id.clone()).collect();
-            // one that is named by its id is where it says
-            let path = attached[0].mountpoint.as_ref().unwrap_or(&path);
-            unmount(path, &ids)
-        };
-        tokio::task::spawn_blocking(unmount_all)
+        let mounted = here.clone();
+        tokio::task::spawn_blocking(move || unmount(&mounted))
             .await
             .map_err(|error| Error::with_source(Kind::Io, "unmounting", error))??;
         let deadline = Instant::now() + ENDING_TIME;
@@ -84,12 +67,50 @@ impl Detach {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
+
+    /// What is mounted there now, with what was and is left; else what was attached there and has been moved by a rename, or has this id.
+    fn meant(&self, all: Vec<AttachmentStatus>, place: &Path) -> Result<Vec<Attachment>> {
+        let mounts = mountinfo::own()?;
+        let mount_of = |status: &AttachmentStatus| place_of(&mounts, &status.attachment);
+        let was_here = |status: &AttachmentStatus| {
+            let places = [&status.attachment.mountpoint, &status.attached_at];
+            places.contains(&&Some(place.to_owned()))
+        };
+        let is_here = |status: &AttachmentStatus| match mount_of(status) {
+            Some(mount) => mount == place,
+            None => {
+                let is_left = matches!(status.state, State::Unmounted | State::Dead);
+                is_left && was_here(status)
+            }
+        };
+        let is_named = |status: &AttachmentStatus| {
+            was_here(status) || self.mountpoint.as_os_str() == status.attachment.id.as_str()
+        };
+        let found = |is_it: &dyn Fn(&AttachmentStatus) -> bool| -> Vec<Attachment> {
+            let found = all.iter().filter(|status| is_it(status));
+            found.map(|status| status.attachment.clone()).collect()
+        };
+        let here = found(&is_here);
+        Ok(match here.is_empty() {
+            true => found(&is_named),
+            false => here,
+        })
+    }
+}
+
+/// What is attached, as the daemon says, or, where none answers, as the records say of one that has died.
+pub(super) async fn attached(global: &Global, client: &Client) -> Result<Vec<AttachmentStatus>> {
+    if client.daemon().await?.is_some() {
+        return client.attachments().await;
+    }
+    let records = Records::open(&absolute(&global.root)?, &absolute(&global.run_dir)?)?.all()?;
+    Ok(records.into_iter().map(AttachmentStatus::dead).collect())
 }
 
 /// Has the daemon give back what attachments that are not mounted any more have.
 async fn release(client: &Client, attachments: &[Attachment]) -> Result<()> {
     for attachment in attachments {
-        gone_is_fine(client.release(&attachment.id).await)?;
+        client.release(&attachment.id).await?;
     }
     Ok(())
 }
@@ -117,32 +138,22 @@ async fn give_back(
         opened => opened?,
     };
     for attachment in attachments {
-        gone_is_fine(engine.release(&attachment.id).await)?;
+        engine.release(&attachment.id).await?;
     }
     Ok(())
 }
 
-/// Whoever had it may have seen that it is unmounted, and have been faster.
-fn gone_is_fine(released: Result<()>) -> Result<()> {
-    match released {
-        Err(error) if error.kind() == Kind::NotFound => Ok(()),
-        other => other,
-    }
-}
-
-/// The mount point as `attach` has noted it: without symlinks. Its own folder is not looked at: a dead mount does not answer.
+/// The mount point as `attach` has noted it: without symlinks. Its own folder is not looked at: a dead mount does not answer. What is not
+/// there any more, for it was renamed, keeps its name.
 pub(super) fn place(path: &Path) -> Result<PathBuf> {
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-        let path = path.canonicalize();
-        return path.or_kind(Kind::NotFound, || "the mount point".into());
+    let real = |path: &Path| match path.canonicalize() {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(path.to_owned()),
+        real => real.or_kind(Kind::NotFound, || {
+            format!("the mount point {}", path.display())
+        }),
     };
-    if path.is_symlink() {
-        let path = path.canonicalize();
-        return path.or_kind(Kind::NotFound, || "the mount point".into());
+    match (path.parent(), path.file_name()) {
+        (Some(parent), Some(name)) if !path.is_symlink() => Ok(real(parent)?.join(name)),
+        _ => real(path),
     }
-    let parent = parent.canonicalize();
-    let parent = parent.or_kind(Kind::NotFound, || {
-        format!("the mount point {}", path.display())
-    })?;
-    Ok(parent.join(name))
 }

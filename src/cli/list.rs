@@ -4,12 +4,8 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{Global, absolute, output};
-use crate::{
-    api::client::Client,
-    engine::{AttachmentStatus, Records},
-    error::Result,
-};
+use super::{Global, absolute, detach, output};
+use crate::{api::client::Client, error::Result};
 
 /// Show the attached images
 #[derive(Args)]
@@ -20,19 +16,8 @@ pub(super) struct List {}
 
 impl List {
     pub(super) async fn run(self, global: &Global) -> Result<ExitCode> {
-        let run_dir = absolute(&global.run_dir)?;
-        let client = Client::new(&run_dir);
-        let attachments = if client.daemon().await?.is_some() {
-            client.attachments().await?
-        } else if run_dir.join("attachments").is_dir() {
-            Records::open(&run_dir)?
-                .all()?
-                .into_iter()
-                .map(AttachmentStatus::dead)
-                .collect()
-        } else {
-            Vec::new()
-        };
+        let client = Client::new(&absolute(&global.run_dir)?);
+        let attachments = detach::attached(global, &client).await?;
         if global.json {
             output::json(&attachments)?;
             return Ok(ExitCode::SUCCESS);

@@ -1,6 +1,6 @@
 //! `socinbd record`.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, sync::Arc};
 
 use clap::Args;
 
@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     engine::{
-        Engine,
+        Attached, Engine, RecordingFolder,
         chosen::Platforms,
         compact::CompactIndex,
         convert::{self, ConvertOptions},
@@ -19,7 +19,7 @@ use crate::{
         image::Image,
         local::LocalIndexes,
     },
-    error::{Error, Kind, Result, ResultExt},
+    error::{Error, Kind, Result},
     layer,
     oci::Reference,
     open_files,
@@ -119,27 +119,27 @@ impl Record {
 
     /// Runs the program on disks of its own, with nothing in them: its status, and what was read.
     async fn record(&self, global: &Global) -> Result<(u8, Vec<layer::Touch>)> {
-        let root = absolute(&global.root)?;
-        layer::make_private(&root)?;
-        let folder = tempfile::Builder::new()
-            .prefix("recording.")
-            .tempdir_in(&root)
-            .or_kind(Kind::Io, || {
-                format!("making a folder in {}", root.display())
-            })?;
         // what has been made is taken back
         let mut ends = Signals::that_end()?;
+        let folder = RecordingFolder::new(&absolute(&global.root)?)?;
         let store = layer::Options {
             record: true,
             never_whole: true,
             ..layer::Options::default()
         };
-        let engine = Engine::open_with(
-            &folder.path().join("root"),
-            &folder.path().join("run"),
-            store,
-        )
-        .await?;
+        let (root, run_dir) = (folder.path().join("root"), folder.path().join("run"));
+        let engine = Engine::open_with(&root, &run_dir, store).await?;
+        let recorded = self.record_on(&engine, global, &mut ends).await;
+        engine.end().await;
+        recorded
+    }
+
+    async fn record_on(
+        &self,
+        engine: &Arc<Engine>,
+        global: &Global,
+        ends: &mut Signals,
+    ) -> Result<(u8, Vec<layer::Touch>)> {
         let request = attach::request(&self.image, &self.index, &self.options, true, None)?;
         let progress = Progress::new(global.json);
         let event = |event| progress.event(event);
@@ -148,16 +148,9 @@ impl Record {
             _ = ends.next() => return Err(Error::new(Kind::Io, "interrupted before the program was started")),
         };
         progress.finish();
-        let id = attached.attachment.id.clone();
-        engine.mounted(&id)?;
-        let ended = self
-            .program
-            .clone()
-            .run(attached.mount, &attached.attachment)
-            .await;
-        let uses = engine.touches();
-        engine.release(&id).await?;
-        Ok((ended?, uses))
+        let Attached { attachment, mount } = attached;
+        let status = self.program.clone().run(mount, &attachment).await?;
+        Ok((status, engine.touches()))
     }
 }
 

@@ -7,7 +7,7 @@ use clap::Args;
 use super::{Global, absolute, detach, output};
 use crate::{
     api::client::Client,
-    engine::{Attachment, Basis, Explanation, LayerExplanation, Records, UsedIndex},
+    engine::{AttachmentStatus, Basis, Explanation, LayerExplanation, UsedIndex},
     error::{Error, Kind, Result},
     oci::Reference,
 };
@@ -28,16 +28,10 @@ impl Why {
         let run_dir = absolute(&global.run_dir)?;
         let client = Client::new(&run_dir);
         let is_served = client.daemon().await?.is_some();
-        let attached: Vec<Attachment> = if is_served {
-            let statuses = client.attachments().await?.into_iter();
-            statuses.map(|status| status.attachment).collect()
-        } else if run_dir.exists() {
-            Records::open(&run_dir)?.all()?
-        } else {
-            Vec::new()
-        };
+        let attached = detach::attached(global, &client).await?;
         let mut explanations = Vec::new();
-        for attachment in attached.into_iter().filter(|it| self.means(it)) {
+        for AttachmentStatus { attachment, .. } in attached.into_iter().filter(|it| self.means(it))
+        {
             explanations.push(if is_served {
                 client.why(&attachment.id).await?
             } else {
@@ -62,10 +56,11 @@ impl Why {
         Ok(ExitCode::SUCCESS)
     }
 
-    fn means(&self, attachment: &Attachment) -> bool {
+    fn means(&self, status: &AttachmentStatus) -> bool {
+        let attachment = &status.attachment;
         let is_here = || {
-            let place = detach::place(&absolute(Path::new(&self.what)).ok()?).ok()?;
-            Some(attachment.mountpoint.as_ref() == Some(&place))
+            let place = Some(detach::place(&absolute(Path::new(&self.what)).ok()?).ok()?);
+            Some(attachment.mountpoint == place || status.attached_at == place)
         };
         let is_image = || {
             let reference: Reference = self.what.parse().ok()?;

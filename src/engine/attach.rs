@@ -2,20 +2,20 @@
 
 use std::{
     os::fd::{AsFd, OwnedFd},
-    path::{Path, PathBuf},
-    sync::{Arc, PoisonError},
+    path::Path,
+    sync::Arc,
 };
 
 use futures_util::{StreamExt, TryStreamExt};
-use tokio::sync::Notify;
+use tokio::sync::watch;
 
 use super::{
-    Engine, Live, blocking,
+    Engine, blocking,
     devices::Device,
-    disks::{Events, LAYERS_AT_ONCE},
+    disks::{Events, LAYERS_AT_ONCE, OpenedImage},
+    live::{self, Live},
     mount_source, random_digits,
     records::Records,
-    remove_tree,
     request::{AttachRequest, AttachedLayer, Attachment, Basis, UsedIndex},
     stack::{self, MountedLayer},
 };
@@ -23,6 +23,7 @@ use crate::{
     error::{Error, Kind, Result, ResultExt},
     kernel::{
         memory, mount,
+        mount_end::Watch,
         overlay::{Lower, Overlay, Upper},
     },
     layer::{StackingFacts, make_private},
@@ -32,21 +33,31 @@ use crate::{
 pub struct Attached {
     /// What is attached.
     pub attachment: Attachment,
-    /// The overlay over its layers, in no mount namespace yet. The caller moves it to its place and closes this.
+    /// The overlay over its layers, in no mount namespace yet. The caller moves it to its place and closes this; closed before, the
+    /// attachment is given back.
     pub mount: OwnedFd,
 }
 
 impl Engine {
-    /// Attaches an image. On an error, or when the future is dropped, nothing is left of it.
-    pub async fn attach(&self, request: AttachRequest, event: Events<'_>) -> Result<Attached> {
-        let context = |error: Error| error.context(format!("attaching {}", request.reference));
-        let attached = self.attach_steps(&request, event).await.map_err(context);
+    /// Attaches an image. On an error, or when the future is dropped, nothing is left of it: once devices are made, it goes on to its end
+    /// in a task of its own, and what nobody takes is given back when its mount is dropped. `Unavailable` when the engine has begun to end.
+    pub async fn attach(
+        self: &Arc<Self>,
+        request: AttachRequest,
+        event: Events<'_>,
+    ) -> Result<Attached> {
+        let reference = request.reference.clone();
+        let attached = self.attach_steps(request, event).await;
         // nobody waits for this
         drop(tokio::task::spawn_blocking(memory::give_back));
-        attached
+        attached.map_err(|error| error.context(format!("attaching {reference}")))
     }
 
-    async fn attach_steps(&self, request: &AttachRequest, event: Events<'_>) -> Result<Attached> {
+    async fn attach_steps(
+        self: &Arc<Self>,
+        request: AttachRequest,
+        event: Events<'_>,
+    ) -> Result<Attached> {
         if let Some(mountpoint) = &request.mountpoint {
             self.check_mountpoint(mountpoint)?;
         }
@@ -56,11 +67,35 @@ impl Engine {
             platform,
             index,
             ..
-        } = request;
-        let opened = self
+        } = &request;
+        // disks stay in the root, whoever has asked for them
+        let opening = self
             .disks
-            .open_image(reference, access, platform.as_ref(), index, event)
-            .await?;
+            .open_image(reference, access, platform.as_ref(), index, event);
+        let opened = tokio::select! {
+            biased;
+            () = self.wait_ending() => return Err(live::ending()),
+            opened = opening => opened?,
+        };
+        let engine = Arc::clone(self);
+        self.finish(async move { engine.mount(request, opened).await })
+            .await
+    }
+
+    /// From the disks of an image to its mount; on a task of its own.
+    async fn mount(
+        self: &Arc<Self>,
+        request: AttachRequest,
+        opened: OpenedImage,
+    ) -> Result<Attached> {
+        let id = random_digits()?;
+        let _changing = self.change(&id);
+        // what is declared later goes before it: the devices
+        let undo = Undo {
+            records: self.records.clone(),
+            id: id.clone(),
+            armed: true,
+        };
         let making: Vec<_> = opened
             .layers
             .iter()
@@ -70,7 +105,6 @@ impl Engine {
             .buffered(LAYERS_AT_ONCE)
             .try_collect()
             .await?;
-        let id = random_digits()?;
         let attachment = Attachment {
             id: id.clone(),
             reference: request.reference.clone(),
@@ -87,33 +121,49 @@ impl Engine {
                 .collect(),
             warnings: opened.warnings,
         };
-        let _changing = self.change(&id);
-        let undo = Undo {
-            records: self.records.clone(),
-            id: id.clone(),
-            folder: self.folder_of(&id),
-            armed: true,
-        };
-        self.records.write(&attachment)?;
-        let mount = self.stack(&id, &devices, request).await?;
+        self.records.write(&attachment, None)?;
+        let mount = self.stack(&id, &devices, &request).await?;
         let stat =
             rustix::fs::fstat(&mount).or_kind(Kind::Kernel, || "looking at the mount".into())?;
-        undo.disarm();
-        let live = Live {
+        let mount_device = (
+            rustix::fs::major(stat.st_dev),
+            rustix::fs::minor(stat.st_dev),
+        );
+        self.records.write(&attachment, Some(mount_device))?;
+        let live = Arc::new(Live {
             attachment: attachment.clone(),
             devices,
-            mount_device: (
-                rustix::fs::major(stat.st_dev),
-                rustix::fs::minor(stat.st_dev),
-            ),
-            mounted: Arc::new(Notify::new()),
-            is_mounted: false,
+            mount_device,
+            watch: self.watch(&mount),
+            phase: watch::Sender::default(),
+        });
+        let is_refused = {
+            let mut table = self.table();
+            let is_ending = self.is_ending();
+            if !is_ending {
+                table.live.insert(id, Arc::clone(&live));
+            }
+            is_ending
         };
-        self.live
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(id, live);
+        if is_refused {
+            drop(mount); // before its devices
+            return Err(live::ending());
+        }
+        undo.disarm();
         Ok(Attached { attachment, mount })
+    }
+
+    /// Has the kernel tell when the mount ends.
+    fn watch(&self, mount: &OwnedFd) -> Option<Watch> {
+        let ends = self.mount_ends.as_ref()?;
+        ends.watch(mount.as_fd())
+            .inspect_err(|error| {
+                tracing::warn!(
+                    "it is given back by `socinbd detach` only: {}",
+                    error.report()
+                );
+            })
+            .ok()
     }
 
     /// A mount in a folder of this engine's own, or over one, would hide what the engine works with.
@@ -145,7 +195,7 @@ impl Engine {
         devices: &[Arc<Device>],
         request: &AttachRequest,
     ) -> Result<OwnedFd> {
-        let folder = self.folder_of(id);
+        let folder = self.records.folder_of(id);
         let (source, writable) = (mount_source(id), request.writable);
         let allow_devices = request.allow_devices;
         // a mount is a dozen reads of the device, one after the other: side by side their waits overlap
@@ -216,11 +266,10 @@ async fn mount_layer(device: Arc<Device>) -> Result<(OwnedFd, StackingFacts)> {
     .await
 }
 
-/// Takes back a record and its folder unless it is disarmed.
+/// Removes a record and its folder unless it is disarmed.
 struct Undo {
     records: Records,
     id: String,
-    folder: PathBuf,
     armed: bool,
 }
 
@@ -232,16 +281,14 @@ impl Undo {
 
 impl Drop for Undo {
     fn drop(&mut self) {
-        if self.armed {
-            for done in [remove_tree(&self.folder), self.records.remove(&self.id)] {
-                if let Err(error) = done {
-                    tracing::error!(
-                        id = self.id,
-                        error = error.report(),
-                        "cleaning up after a failed attach"
-                    );
-                }
-            }
+        if self.armed
+            && let Err(error) = self.records.remove(&self.id)
+        {
+            tracing::error!(
+                id = self.id,
+                error = error.report(),
+                "cleaning up after a failed attach"
+            );
         }
     }
 }

@@ -12,6 +12,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use tokio::{runtime::Handle, sync::watch};
@@ -38,6 +39,9 @@ use crate::{
 /// A layer, a table, what answers at first, and whether that may change.
 type Key = (Digest, Digest, DeviceKind, bool);
 
+/// How often a device that is in use when nothing needs it any more is looked at.
+const LINGER_TURN: Duration = Duration::from_millis(100);
+
 /// All devices of an engine.
 pub(super) struct Devices {
     /// Names the engine in the identifiers of its devices, so that what is left over after a kill is known as its own.
@@ -49,7 +53,8 @@ pub(super) struct Devices {
     links: Arc<Links>,
 }
 
-/// A block device with a layer's disk behind it. It goes when this is dropped; dropping blocks for a few system calls.
+/// A block device with a layer's disk behind it. It goes when this is dropped, or, if something uses it then, when nothing does any more;
+/// dropping blocks for a few system calls.
 pub(super) struct Device(Arc<Served>);
 
 struct Served {
@@ -65,6 +70,7 @@ struct Served {
     watched: Option<Arc<WatchedDisk>>,
     /// What it stands on; none once it has been given back.
     stack: Mutex<Option<Stack>>,
+    runtime: Handle,
 }
 
 /// What stands above goes before what is below it.
@@ -131,6 +137,16 @@ impl Device {
         self.0.node.path()
     }
 
+    /// The path by which people know it.
+    pub(super) fn shown_path(&self) -> PathBuf {
+        Path::new("/dev").join(self.name())
+    }
+
+    /// Whether something (a mount) has it for itself.
+    pub(super) fn is_in_use(&self) -> bool {
+        blockdev::is_in_use(self.path())
+    }
+
     /// The device that its reads went on to at first, where it is one of the device mapper.
     pub(super) fn backing(&self) -> Option<PathBuf> {
         self.0.backing.clone()
@@ -139,10 +155,21 @@ impl Device {
 
 impl Drop for Device {
     fn drop(&mut self) {
-        if let Some(watched) = &self.0.watched {
-            watched.serves_no_more();
+        if !self.is_in_use() {
+            return self.0.give_back();
         }
-        drop(self.0.stack().take());
+        // whoever reads it would get errors for what is absent
+        tracing::warn!(
+            device = self.0.name,
+            "nothing needs it any more, and it is in use; it goes when it is idle"
+        );
+        let served = Arc::clone(&self.0);
+        self.0.runtime.spawn(async move {
+            while blockdev::is_in_use(served.node.path()) {
+                tokio::time::sleep(LINGER_TURN).await;
+            }
+            tokio::task::spawn_blocking(move || served.give_back());
+        });
     }
 }
 
@@ -300,6 +327,7 @@ impl Devices {
             has_moved: AtomicBool::new(false),
             watched,
             stack: Mutex::new(Some(Stack { mapped, backing })),
+            runtime: self.runtime.clone(),
             disk,
         })))
     }
@@ -342,26 +370,16 @@ impl Devices {
             })
             .ok()
     }
-
-    /// Frees what an engine that died has left in the device mapper, unless it is to be kept. What is in use goes with its last user.
-    pub(super) fn unmap_unless(&self, kept: impl Fn(&Path) -> bool) -> Result<()> {
-        let prefix = self.identifier_prefix();
-        for device in dm::mapped()? {
-            let path = Path::new("/dev").join(&device.name);
-            if device.mapped_name.starts_with(&prefix) && !kept(&path) {
-                tracing::info!(
-                    device = device.name,
-                    "a mapped device is left over; it is removed"
-                );
-                dm::remove(&device.mapped_name)?;
-            }
-        }
-        // the last user of another one may just have gone
-        dm::settle()
-    }
 }
 
 impl Served {
+    fn give_back(&self) {
+        if let Some(watched) = &self.watched {
+            watched.serves_no_more();
+        }
+        drop(self.stack().take());
+    }
+
     fn stack(&self) -> MutexGuard<'_, Option<Stack>> {
         self.stack.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -490,3 +508,6 @@ fn choose(disk: &Disk, choice: DeviceChoice) -> Result<(DeviceKind, String)> {
     };
     Ok((kind, why.to_owned()))
 }
+
+#[cfg(test)]
+mod tests;

@@ -182,6 +182,9 @@ pub struct AttachmentStatus {
     /// The attachment.
     #[serde(flatten)]
     pub attachment: Attachment,
+    /// Where it was mounted once, if it has moved since: a folder above it was renamed. `mountpoint` says where it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attached_at: Option<PathBuf>,
     /// Whether a daemon serves it, and how well.
     pub state: State,
     /// Why it is degraded.
@@ -207,6 +210,8 @@ pub enum State {
     Complete,
     /// A fetch fails at the moment, or a source of a layer is down; see `why`.
     Degraded,
+    /// Served, and mounted nowhere any more: it was unmounted by hand. It is given back when nothing uses it.
+    Unmounted,
     /// No daemon serves it: its daemon has died. `detach` cleans up.
     Dead,
 }
@@ -218,6 +223,7 @@ impl std::fmt::Display for State {
             Self::Filling => "filling",
             Self::Complete => "complete",
             Self::Degraded => "degraded",
+            Self::Unmounted => "unmounted",
             Self::Dead => "dead",
         })
     }
@@ -248,4 +254,25 @@ pub enum Event {
         /// What it is.
         message: String,
     },
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// An attachment of nothing, with this id.
+    pub(in crate::engine) fn attachment(id: &str) -> Attachment {
+        Attachment {
+            id: id.to_owned(),
+            reference: "registry.example/app".parse().unwrap(),
+            manifest: Digest::of(b""),
+            index: None,
+            compact_index: None,
+            mountpoint: None,
+            writable: false,
+            process: Process::default(),
+            layers: Vec::new(),
+            warnings: Vec::new(),
+        }
+    }
 }

@@ -1,12 +1,11 @@
 //! Why an attachment is as it is: of each layer its state and what is wrong, its device, and where its files come from.
 
-use std::sync::PoisonError;
-
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Engine, Live,
-    request::{AttachedLayer, Attachment, State, UsedIndex},
+    Engine,
+    live::Live,
+    request::{AttachedLayer, Attachment, AttachmentStatus, State, UsedIndex},
     unknown,
 };
 use crate::{
@@ -60,25 +59,25 @@ pub struct LayerExplanation {
 
 impl Engine {
     /// Explains an attachment by its id.
-    pub fn why(&self, id: &str) -> Result<Explanation> {
-        let live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(live) = live.get(id) {
-            return Ok(live.why());
-        }
-        let dead = self.records.all()?.into_iter().find(|it| it.id == id);
-        dead.map(Explanation::dead).ok_or_else(|| unknown(id))
+    pub async fn why(&self, id: &str) -> Result<Explanation> {
+        let mut all = self.list().await?.into_iter();
+        let status = all.find(|status| status.attachment.id == id);
+        let status = status.ok_or_else(|| unknown(id))?;
+        Ok(match self.live(id) {
+            Some(live) => live.why(status),
+            None => Explanation::dead(status.attachment),
+        })
     }
 }
 
 impl Live {
-    fn why(&self) -> Explanation {
-        let attachment = self.attachment();
+    fn why(&self, status: AttachmentStatus) -> Explanation {
+        let attachment = status.attachment;
         let layers = attachment.layers.iter().zip(&self.devices);
         let layers = layers
             .map(|(layer, device)| LayerExplanation::of(layer.clone(), device.disk()))
             .collect();
-        let state = self.status().state;
-        Explanation::new(attachment, state, layers)
+        Explanation::new(attachment, status.state, layers)
     }
 }
 

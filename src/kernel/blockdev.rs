@@ -173,6 +173,11 @@ pub fn is_in_use(path: &Path) -> bool {
     openat(CWD, path, exclusive, Mode::empty()).err() == Some(rustix::io::Errno::BUSY)
 }
 
+/// As [`is_in_use`], for a device by the kernel's name of it; one that is not there is not in use.
+pub fn is_used(name: &str) -> bool {
+    node(name).is_ok_and(|node| is_in_use(node.path()))
+}
+
 /// Has the kernel read a range of a device into its page cache, and does not wait for that.
 pub fn will_need(node: &Node, range: &Range<u64>) -> Result<()> {
     // open no longer than that: who has a device open keeps it

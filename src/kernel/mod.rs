@@ -1,7 +1,7 @@
 //! What this kernel has and does: nbd over generic netlink, loop, device mapper, FUSE, mounts, namespaces. The only module with `unsafe` for system
 //! calls.
 //!
-//! All functions block; async callers put them on a blocking thread. What they make is held by a guard: dropping the guard takes it
+//! All functions block but the one that waits for the end of mounts; async callers put them on a blocking thread. What they make is held by a guard: dropping the guard takes it
 //! back, `keep` leaves it. A mount is made *detached*, as a descriptor that can be sent to another process, and shows up in a mount
 //! namespace only by [`mount::attach`].
 
@@ -18,6 +18,7 @@ pub mod fuse;
 pub mod loopdev;
 pub mod memory;
 pub mod mount;
+pub mod mount_end;
 pub mod mountinfo;
 pub mod namespace;
 pub mod nbd;
@@ -32,7 +33,7 @@ use std::process::{Command, Stdio};
 
 use rustix::io::Errno;
 
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, Result, ResultExt};
 
 /// Why the node of a driver could not be opened. That the driver is missing is said only of errors that mean so.
 fn driver_error(node: &str, module: &str, errno: Errno) -> Error {
@@ -47,6 +48,13 @@ fn driver_error(node: &str, module: &str, errno: Errno) -> Error {
         _ => (Kind::Kernel, String::new()),
     };
     Error::with_source(kind, format!("opening {node}{why}"), errno)
+}
+
+/// What tells this boot of the machine from all others (random(4)).
+pub fn boot_id() -> Result<String> {
+    let path = "/proc/sys/kernel/random/boot_id";
+    let text = std::fs::read_to_string(path).or_kind(Kind::Kernel, || format!("reading {path}"))?;
+    Ok(text.trim().to_owned())
 }
 
 /// Asks for a module of the kernel. Whether it worked shows in what the module brings being there.

@@ -52,6 +52,16 @@ fn read(who: &str) -> Result<Vec<Mount>> {
 
 /// A mount with this source, in the mount namespace of any process.
 pub fn find_anywhere(source: &str) -> Result<Option<Mount>> {
+    let mut found = None;
+    in_namespaces(|mounts| {
+        found = mounts.into_iter().find(|mount| mount.source == source);
+        found.is_none()
+    })?;
+    Ok(found)
+}
+
+/// Shows the mounts of each mount namespace that a process is in, as long as more are wanted.
+fn in_namespaces(mut wants_more: impl FnMut(Vec<Mount>) -> bool) -> Result<()> {
     let processes = fs::read_dir("/proc").or_kind(Kind::Kernel, || "listing /proc".into())?;
     let mut seen = HashSet::new();
     for process in processes.filter_map(io::Result::ok) {
@@ -64,12 +74,12 @@ pub fn find_anywhere(source: &str) -> Result<Option<Mount>> {
             && let Ok(namespace) = fs::read_link(process.path().join("ns/mnt"))
             && seen.insert(namespace)
             && let Ok(mounts) = of(pid)
-            && let Some(mount) = mounts.into_iter().find(|mount| mount.source == source)
+            && !wants_more(mounts)
         {
-            return Ok(Some(mount));
+            break;
         }
     }
-    Ok(None)
+    Ok(())
 }
 
 /// The topmost mount whose mount point is this path.
@@ -80,8 +90,23 @@ pub fn at(path: &Path) -> Result<Option<Mount>> {
         Err(_) => std::path::absolute(path)
             .or_kind(Kind::InvalidArgument, || format!("{}", path.display()))?,
     };
-    // a later line is mounted over an earlier one
-    Ok(own()?.into_iter().rfind(|mount| mount.mount_point == path))
+    Ok(topmost(&own()?, &path).cloned())
+}
+
+/// Of these mounts the topmost one at this mount point: no other one there stands on it. (The order of the lines is not that of mounting.)
+pub fn topmost<'a>(mounts: &'a [Mount], path: &Path) -> Option<&'a Mount> {
+    let here = || mounts.iter().filter(|mount| mount.mount_point == path);
+    here().find(|mount| here().all(|other| other.parent != mount.id))
+}
+
+/// The mounts in all mount namespaces that processes are in.
+pub fn everywhere() -> Result<Vec<Mount>> {
+    let mut all = Vec::new();
+    in_namespaces(|mounts| {
+        all.extend(mounts);
+        true
+    })?;
+    Ok(all)
 }
 
 /// Parses the file. Lines that cannot be parsed are left out: the kernel writes none.
@@ -185,6 +210,16 @@ mod tests {
         assert!(mounts[1].has_option("nodev") && !mounts[1].has_option("node"));
         assert_eq!(mounts[1].super_option("lowerdir"), Some(&b"0:1"[..]));
         assert!(mounts[1].is_below(Path::new("/")) && !mounts[1].is_below(Path::new("/a")));
+    }
+
+    #[test]
+    fn the_topmost_mount_is_the_one_that_nothing_stands_on() {
+        let mounts = parse(
+            b"9 8 0:9 / /a ro - overlay top ro\n2 1 0:2 / /b ro - overlay other ro\n\
+              7 1 0:7 / /a ro - overlay below ro\n8 7 0:8 / /a ro - overlay middle ro\n",
+        );
+        let top = |path: &str| Some(topmost(&mounts, Path::new(path))?.id);
+        assert_eq!((top("/a"), top("/b"), top("/c")), (Some(9), Some(2), None));
     }
 
     #[test]

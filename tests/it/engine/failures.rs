@@ -8,14 +8,9 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use socinbd::{
-    api::client::Client,
-    engine::{AttachRequest, DeviceChoice, discovery::IndexChoice},
-    oci::Digest,
-    source::Access,
-};
+use socinbd::{api::client::Client, oci::Digest};
 
-use super::{Host, lifecycle::indexed};
+use super::{Host, interrupted::request, lifecycle::indexed};
 use crate::{
     soci::make::{MadeLayout, digest},
     support::{
@@ -249,19 +244,11 @@ fn an_offer_that_nobody_takes_is_taken_back() {
     let layout = indexed(&host, vec![Layer::new().file("f", b"f")]);
     let mountpoint = host.mountpoint("mnt");
     host.attach(&layout.reference(""), &mountpoint, &[]);
-    let request = AttachRequest {
-        reference: layout.reference("").parse().unwrap(),
-        access: Access::default(),
-        platform: None,
-        index: IndexChoice::default(),
-        device: DeviceChoice::Auto,
-        writable: true,
-        allow_devices: false,
-        mountpoint: None,
-    };
+    let request = request(&layout.reference(""), None);
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let client = Client::new(&host.run_dir());
     let offer = runtime.block_on(client.attach(&request, &|_| {})).unwrap();
+    assert!(offer.is_some(), "the daemon is not ending");
     assert_eq!(host.list().len(), 2);
     drop(offer);
     wait("the daemon takes it back", || host.list().len() == 1);

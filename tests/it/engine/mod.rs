@@ -2,9 +2,11 @@
 
 mod containerd;
 mod daemon;
+mod ends;
 mod failures;
 mod hostile;
 mod images;
+mod interrupted;
 mod lazy;
 mod lifecycle;
 mod real;
@@ -167,9 +169,11 @@ impl Host {
         let _ = Command::new("kill")
             .args([&format!("-{signal}"), &pid.to_string()])
             .status();
-        let status = PathBuf::from(format!("/proc/{pid}/stat"));
-        // a zombie's devices are gone as well; whoever started it may not have waited for it
-        while fs::read_to_string(&status).is_ok_and(|stat| !stat.contains(") Z ")) {
+        let process = PathBuf::from(format!("/proc/{pid}"));
+        let stat = || fs::read_to_string(process.join("stat")).unwrap_or_default();
+        let threads = || fs::read_dir(process.join("task")).map_or(0, Iterator::count);
+        // a zombie's devices are gone as well, when its other threads are; whoever started it may not have waited for it
+        while process.exists() && (!stat().contains(") Z ") || threads() > 1) {
             std::thread::yield_now();
         }
     }
@@ -198,6 +202,11 @@ impl Host {
                 .is_some_and(|id| id.starts_with(&self.identifier()))
             {
                 found.push(format!("/dev/nbd{}", device.index));
+            }
+        }
+        for device in socinbd::kernel::dm::mapped().unwrap() {
+            if device.mapped_name.starts_with(&self.identifier()) {
+                found.push(format!("/dev/{}", device.name));
             }
         }
         let attachments = fs::read_dir(self.root().join("attachments"));
