@@ -85,6 +85,18 @@ impl Error {
         std::sync::Arc::new(Self::new(self.kind, self.report()))
     }
 
+    /// The source of a type, however deep: what a caller asks for that has to tell causes of the same kind apart.
+    pub fn cause<T: std::error::Error + 'static>(&self) -> Option<&T> {
+        let mut next = std::error::Error::source(self);
+        while let Some(error) = next {
+            if let Some(found) = error.downcast_ref() {
+                return Some(found);
+            }
+            next = error.source();
+        }
+        None
+    }
+
     /// The context and every source, joined by `: `.
     pub fn report(&self) -> String {
         report(self)

@@ -7,22 +7,23 @@ use super::{
 };
 use crate::{
     engine::{
-        chosen::chosen,
+        chosen::{NotOffered, Platforms, chosen},
         convert::{self, ConvertOptions, Outcome},
         create,
         image::Image,
         local::LocalIndexes,
     },
-    error::{Error, Kind, Result},
+    error::{Error, Kind, Result, report},
+    oci::manifest::{self, parse},
     soci::index::{V1_TYPE, Version},
-    source::{Access, Destination, Source},
+    source::{Access, Destination, Manifest, Source},
 };
 
 /// How images are worked on.
 pub struct Build {
     /// How the registry is reached.
     pub access: Access,
-    /// How indexes are made, and for which platforms.
+    /// How indexes are made. For which platforms, the rules say.
     pub options: ConvertOptions,
     /// Images whose layers have fewer bytes together get none.
     pub min_image_size: u64,
@@ -30,28 +31,116 @@ pub struct Build {
     pub local: LocalIndexes,
 }
 
+/// What became of an image that was worked on, in words.
+#[derive(Debug)]
+pub enum BuildOutcome {
+    /// Its index is there now.
+    Made(String),
+    /// It gets none, by the rules, or has one.
+    LeftAlone(String),
+}
+
+/// Why no index was made, by what helps.
+#[derive(Debug)]
+pub enum Failure {
+    /// It may pass by itself: the registry is away, or refuses.
+    Passing(Error),
+    /// The tag is not there: not yet, or not any more.
+    NoTag(Error),
+    /// Something that the image names is not there, yet.
+    Incomplete(Error),
+    /// As the image and the rules are it will fail each time.
+    Lasting(Error),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        match error.kind() {
+            Kind::Unavailable | Kind::Io | Kind::Unauthorized => Self::Passing(error),
+            // what an index lists is what it will list
+            Kind::NotFound if error.cause::<NotOffered>().is_none() => Self::Incomplete(error),
+            _ => Self::Lasting(error),
+        }
+    }
+}
+
 impl Build {
-    /// Works on the image that a job names, as it is now. Says what was done.
-    pub async fn image(&self, rules: &Rules, job: &Job) -> Result<String> {
+    /// Works on the image that a job names, as it is now.
+    pub async fn image(&self, rules: &Rules, job: &Job) -> Result<BuildOutcome, Failure> {
         let source = Source::open(&rules.source(job)?, &self.access).await?;
-        let root = source.root_manifest().await?;
-        let images = chosen(&source, &root, &self.options.platforms)
-            .await?
-            .images;
+        let root = source
+            .root_manifest()
+            .await
+            .map_err(|error| match error.kind() {
+                Kind::NotFound => Failure::NoTag(error),
+                _ => error.into(),
+            })?;
+        let left_alone = |why: String| Ok(BuildOutcome::LeftAlone(format!("left alone: {why}")));
+        if let Err(error @ manifest::Error::NotAnImage(_)) = parse(&root.bytes, &root.media_type) {
+            return left_alone(error.to_string()); // a chart, a signature
+        }
+        let offered = self.offered(&source, &root, &rules.platforms).await;
+        let (mut platforms, images) = match offered {
+            Err(error) if error.cause().is_some_and(NotOffered::lists_nothing) => {
+                return left_alone(error.report()); // attestations alone
+            }
+            offered => offered?,
+        };
         let size = |image: &Image| {
             let sizes = image.layers.iter().map(|layer| layer.size);
             sizes.fold(0, u64::saturating_add)
         };
         let largest = images.iter().map(size).max().unwrap_or(0);
         if largest < self.min_image_size {
-            return Ok(format!(
-                "left alone: it has {largest} bytes, fewer than {}",
+            return left_alone(format!(
+                "it has {largest} bytes, fewer than {}",
                 self.min_image_size
             ));
         }
-        match rules.version {
+        let least = self.options.create.min_layer_size;
+        let has_large_layer = |image: &Image| image.layers.iter().any(|layer| layer.size >= least);
+        let count = images.len();
+        let images: Vec<Image> = images.into_iter().filter(has_large_layer).collect();
+        if images.is_empty() {
+            return left_alone(format!("each of its layers has fewer than {least} bytes"));
+        }
+        if images.len() < count {
+            platforms = Platforms::These(images.iter().map(|it| it.platform.clone()).collect());
+        }
+        let done = match rules.version {
             Version::V1 => self.refer(&source, &images).await,
-            Version::V2 => self.convert(rules, job, &source).await,
+            Version::V2 => self.convert(rules, job, &source, platforms).await,
+        };
+        Ok(done?)
+    }
+
+    /// The images for the platforms that the rules want. Of several platforms those count that the image has, one at least.
+    async fn offered(
+        &self,
+        source: &Source,
+        root: &Manifest,
+        platforms: &Platforms,
+    ) -> Result<(Platforms, Vec<Image>)> {
+        let Platforms::These(wanted) = platforms else {
+            let chosen = chosen(source, root, platforms).await?;
+            return Ok((platforms.clone(), chosen.images));
+        };
+        let (mut there, mut missing) = (Vec::new(), None);
+        for platform in wanted {
+            let one = Platforms::These(vec![platform.clone()]);
+            match chosen(source, root, &one).await {
+                Ok(_) => there.push(platform.clone()),
+                Err(error) if error.cause::<NotOffered>().is_some() => missing = Some(error),
+                Err(error) => return Err(error),
+            }
+        }
+        match missing {
+            Some(error) if there.is_empty() => Err(error),
+            _ => {
+                let platforms = Platforms::These(there);
+                let chosen = chosen(source, root, &platforms).await?;
+                Ok((platforms, chosen.images))
+            }
         }
     }
 
@@ -68,14 +157,12 @@ impl Build {
                 registry: None,
                 repository: repository.to_owned(),
                 tag,
-                digest: None,
             };
             match rules.judge(&push) {
                 Ok(Verdict::Wanted(job)) => jobs.push(job),
                 Ok(Verdict::Ignored(_)) => {}
                 Err(error) => {
-                    let context = format!("repository {repository:?}");
-                    return Err(Error::with_source(Kind::InvalidArgument, context, error));
+                    tracing::warn!(repository, "a tag is passed over: {}", report(&error));
                 }
             }
         }
@@ -83,7 +170,7 @@ impl Build {
     }
 
     /// An index of version 1 for each image that has none.
-    async fn refer(&self, source: &Source, images: &[Image]) -> Result<String> {
+    async fn refer(&self, source: &Source, images: &[Image]) -> Result<BuildOutcome> {
         let destination = Destination::open(source.reference(), &self.access).await?;
         let mut made = Vec::new();
         for image in images {
@@ -103,16 +190,25 @@ impl Build {
             made.push(format!("{} for {}", report.index, report.platform));
         }
         Ok(match made.is_empty() {
-            true => "left alone: it has a SOCI index".to_owned(),
-            false => format!("made the SOCI index {}", made.join(", ")),
+            true => BuildOutcome::LeftAlone("left alone: it has a SOCI index".to_owned()),
+            false => BuildOutcome::Made(format!("made the SOCI index {}", made.join(", "))),
         })
     }
 
     /// The image with its index (version 2), unless it is there.
-    async fn convert(&self, rules: &Rules, job: &Job, source: &Source) -> Result<String> {
+    async fn convert(
+        &self,
+        rules: &Rules,
+        job: &Job,
+        source: &Source,
+        platforms: Platforms,
+    ) -> Result<BuildOutcome> {
         let name = rules.destination(job)?;
         let destination = Destination::open(&name, &self.access).await?;
-        let options = &self.options;
+        let options = &ConvertOptions {
+            platforms,
+            ..self.options.clone()
+        };
         let explained = |error: Error| match error.kind() {
             Kind::Immutable => error.context(format!(
                 "{name}: where a registry keeps its tags, the builder needs a --suffix that is new"
@@ -124,8 +220,12 @@ impl Build {
                 .await
                 .map_err(explained)?;
         Ok(match done {
-            Outcome::Unchanged(_) => format!("left alone: {name} is its conversion"),
-            Outcome::Converted(report) => format!("made {name} with digest {}", report.digest),
+            Outcome::Unchanged(_) => {
+                BuildOutcome::LeftAlone(format!("left alone: {name} is its conversion"))
+            }
+            Outcome::Converted(report) => {
+                BuildOutcome::Made(format!("made {name} with digest {}", report.digest))
+            }
         })
     }
 }

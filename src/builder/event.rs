@@ -7,7 +7,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::oci::{Digest, media_type::MANIFESTS};
+use crate::oci::media_type::MANIFESTS;
 
 /// A manifest that was pushed under a tag.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,8 +18,27 @@ pub struct Push {
     pub repository: String,
     /// The tag, as it stands in the event: not checked.
     pub tag: String,
-    /// The manifest.
-    pub digest: Option<Digest>,
+}
+
+/// What a body tells of. Each of its events is judged by itself.
+#[derive(Debug, Default)]
+pub struct Events {
+    /// The pushes under tags.
+    pub pushes: Vec<Push>,
+    /// How many others there are: of other actions, and pushes that no tag names (the manifests of a multi-platform image, layers).
+    pub others: usize,
+    /// Why some of them cannot be read.
+    pub unreadable: Vec<Error>,
+}
+
+impl Events {
+    fn add(&mut self, read: Result<Option<Push>, serde_json::Error>) {
+        match read {
+            Ok(Some(push)) => self.pushes.push(push),
+            Ok(None) => self.others += 1,
+            Err(error) => self.unreadable.push(error.into()),
+        }
+    }
 }
 
 /// Why a body is no event.
@@ -35,200 +54,139 @@ pub enum Error {
          EventBridge"
     )]
     Unknown,
-    /// A digest that is none.
-    #[error("the event of {repository:?} has the digest {digest:?}, which is none")]
-    Digest {
-        /// The repository.
-        repository: String,
-        /// What stands for the digest.
-        digest: String,
-    },
 }
 
-/// The pushes under tags that a body tells of. Events of other actions, and pushes that no tag names (the manifests of a
-/// multi-platform image, layers), give none.
-pub fn parse(body: &[u8]) -> Result<Vec<Push>, Error> {
+/// What a body tells of; an error where it is no event, and no list of them.
+pub fn parse(body: &[u8]) -> Result<Events, Error> {
     let value: Value = serde_json::from_slice(body)?;
-    let text = |key: &str| value.get(key).and_then(Value::as_str);
-    if value.get("events").is_some_and(Value::is_array) {
-        Envelope::deserialize(&value)?.pushes()
-    } else if text("detail-type").is_some() && text("source").is_some() {
-        Ecr::deserialize(&value)?.pushes()
-    } else if value.get("event_data").is_some() {
-        let event = Harbor::deserialize(&value)?;
-        event.event_data.pushes(event.kind == "PUSH_ARTIFACT")
-    } else if text("specversion").is_some()
-        && text("type").is_some_and(|kind| kind.starts_with("harbor."))
-    {
-        let event = HarborCloudEvent::deserialize(&value)?;
-        event.data.pushes(event.kind == "harbor.artifact.pushed")
+    let text = |key: &str| value.get(key).and_then(Value::as_str).unwrap_or_default();
+    let mut events = Events::default();
+    if let Some(batch) = value.get("events").and_then(Value::as_array) {
+        for event in batch {
+            events.add(distribution(event));
+        }
+    } else if !text("detail-type").is_empty() && text("source") == "aws.ecr" {
+        events.add(ecr(&value));
+    } else if let Some(data) = value.get("event_data") {
+        harbor(data, text("type") == "PUSH_ARTIFACT", &mut events);
+    } else if !text("specversion").is_empty() && text("type").starts_with("harbor.") {
+        let data = value.get("data").unwrap_or(&Value::Null);
+        harbor(data, text("type") == "harbor.artifact.pushed", &mut events);
     } else {
-        Err(Error::Unknown)
+        return Err(Error::Unknown);
     }
+    Ok(events)
 }
 
-fn digest(repository: &str, text: Option<String>) -> Result<Option<Digest>, Error> {
-    text.filter(|text| !text.is_empty())
-        .map(|text| {
-            text.parse().map_err(|_| Error::Digest {
-                repository: repository.chars().take(255).collect(),
-                digest: text.chars().take(255).collect(),
-            })
-        })
-        .transpose()
-}
-
-/// The distribution registry's envelope.
-#[derive(Deserialize)]
-struct Envelope {
-    events: Vec<DistributionEvent>,
-}
-
-#[derive(Deserialize)]
-struct DistributionEvent {
-    action: String,
-    target: DistributionTarget,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct DistributionTarget {
-    #[serde(default)]
-    media_type: String,
-    digest: Option<String>,
-    repository: String,
-    #[serde(default)]
-    tag: String,
-}
-
-impl Envelope {
-    fn pushes(self) -> Result<Vec<Push>, Error> {
-        let is_image = |kind: &str| MANIFESTS.contains(&kind);
-        let pushed = self.events.into_iter().filter(|event| {
-            event.action == "push"
-                && !event.target.tag.is_empty()
-                && is_image(&event.target.media_type)
-        });
-        pushed
-            .map(|DistributionEvent { target, .. }| {
-                Ok(Push {
-                    // `request.host` is how that one client reached it, through whatever stands between
-                    registry: None,
-                    digest: digest(&target.repository, target.digest)?,
-                    repository: target.repository,
-                    tag: target.tag,
-                })
-            })
-            .collect()
+/// An event of the distribution registry, which sends them in batches.
+fn distribution(event: &Value) -> Result<Option<Push>, serde_json::Error> {
+    #[derive(Deserialize)]
+    struct Event {
+        action: String,
     }
+    #[derive(Deserialize)]
+    struct Pushed {
+        target: Target,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Target {
+        media_type: Option<String>,
+        repository: String,
+        tag: Option<String>,
+    }
+    if Event::deserialize(event)?.action != "push" {
+        return Ok(None); // what else there is of it may look as it likes
+    }
+    let Pushed { target } = Pushed::deserialize(event)?;
+    let is_image = |kind: String| MANIFESTS.contains(&kind.as_str());
+    if !target.media_type.is_some_and(is_image) {
+        return Ok(None);
+    }
+    let tag = target.tag.filter(|tag| !tag.is_empty());
+    Ok(tag.map(|tag| Push {
+        // `request.host` is how that one client reached it, through whatever stands between
+        registry: None,
+        repository: target.repository,
+        tag,
+    }))
 }
 
 /// ECR's event in EventBridge's envelope.
-#[derive(Deserialize)]
-struct Ecr {
-    source: String,
-    account: String,
-    region: String,
-    #[serde(rename = "detail-type")]
-    detail_type: String,
-    detail: Value,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "kebab-case")]
-struct EcrDetail {
-    action_type: String,
-    result: String,
-    repository_name: String,
-    image_digest: Option<String>,
-    #[serde(default)]
-    image_tag: String,
-}
-
-impl Ecr {
-    fn pushes(self) -> Result<Vec<Push>, Error> {
-        if self.source != "aws.ecr" {
-            return Err(Error::Unknown);
-        }
-        if self.detail_type != "ECR Image Action" {
-            return Ok(Vec::new()); // scans, replications
-        }
-        let detail = EcrDetail::deserialize(self.detail)?;
-        if detail.action_type != "PUSH" || detail.result != "SUCCESS" || detail.image_tag.is_empty()
-        {
-            return Ok(Vec::new());
-        }
-        let suffix = match self.region.starts_with("cn-") {
-            true => "amazonaws.com.cn",
-            false => "amazonaws.com",
-        };
-        Ok(vec![Push {
-            registry: Some(format!("{}.dkr.ecr.{}.{suffix}", self.account, self.region)),
-            digest: digest(&detail.repository_name, detail.image_digest)?,
-            repository: detail.repository_name,
-            tag: detail.image_tag,
-        }])
+fn ecr(event: &Value) -> Result<Option<Push>, serde_json::Error> {
+    #[derive(Deserialize)]
+    struct Event {
+        account: String,
+        region: String,
+        detail: Detail,
     }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "kebab-case")]
+    struct Detail {
+        action_type: String,
+        result: String,
+        repository_name: String,
+        image_tag: Option<String>,
+    }
+    if event["detail-type"] != "ECR Image Action" {
+        return Ok(None); // scans, replications
+    }
+    let Event {
+        account,
+        region,
+        detail,
+    } = Event::deserialize(event)?;
+    if detail.action_type != "PUSH" || detail.result != "SUCCESS" {
+        return Ok(None);
+    }
+    let suffix = match region.starts_with("cn-") {
+        true => "amazonaws.com.cn",
+        false => "amazonaws.com",
+    };
+    let tag = detail.image_tag.filter(|tag| !tag.is_empty());
+    Ok(tag.map(|tag| Push {
+        registry: Some(format!("{account}.dkr.ecr.{region}.{suffix}")),
+        repository: detail.repository_name,
+        tag,
+    }))
 }
 
-/// Harbor's own format.
-#[derive(Deserialize)]
-struct Harbor {
-    #[serde(rename = "type")]
-    kind: String,
-    event_data: HarborData,
-}
-
-/// The same in a CloudEvent.
-#[derive(Deserialize)]
-struct HarborCloudEvent {
-    #[serde(rename = "type")]
-    kind: String,
-    data: HarborData,
-}
-
-#[derive(Deserialize)]
-struct HarborData {
-    #[serde(default)]
-    resources: Vec<HarborResource>,
-    repository: Option<HarborRepository>,
-}
-
-#[derive(Deserialize)]
-struct HarborResource {
-    digest: Option<String>,
-    #[serde(default)]
-    tag: String,
-    resource_url: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct HarborRepository {
-    repo_full_name: String,
-}
-
-impl HarborData {
-    fn pushes(self, pushed: bool) -> Result<Vec<Push>, Error> {
-        let Some(HarborRepository { repo_full_name }) = self.repository.filter(|_| pushed) else {
-            return Ok(Vec::new());
-        };
-        self.resources
-            .into_iter()
+/// Harbor's event, in its own format or in a CloudEvent: the data is the same.
+fn harbor(data: &Value, is_push: bool, events: &mut Events) {
+    #[derive(Deserialize)]
+    struct Data {
+        #[serde(default)]
+        resources: Vec<Value>,
+        repository: Repository,
+    }
+    #[derive(Deserialize)]
+    struct Repository {
+        repo_full_name: String,
+    }
+    #[derive(Deserialize)]
+    struct Resource {
+        tag: Option<String>,
+        resource_url: Option<String>,
+    }
+    if !is_push {
+        return events.add(Ok(None));
+    }
+    let data = match Data::deserialize(data) {
+        Ok(data) => data,
+        Err(error) => return events.add(Err(error)),
+    };
+    for resource in &data.resources {
+        events.add(Resource::deserialize(resource).map(|resource| {
             // where there is no tag Harbor writes the digest in its place
-            .filter(|resource| !resource.tag.is_empty() && !resource.tag.contains(':'))
-            .map(|resource| {
-                let registry = resource
-                    .resource_url
-                    .as_deref()
-                    .and_then(|url| url.split_once('/'));
-                Ok(Push {
-                    registry: registry.map(|(host, _)| host.to_owned()),
-                    repository: repo_full_name.clone(),
-                    digest: digest(&repo_full_name, resource.digest)?,
-                    tag: resource.tag,
-                })
+            let is_tag = |tag: &String| !tag.is_empty() && !tag.contains(':');
+            let registry = resource.resource_url.as_deref();
+            let registry = registry.and_then(|url| url.split_once('/'));
+            resource.tag.filter(is_tag).map(|tag| Push {
+                registry: registry.map(|(host, _)| host.to_owned()),
+                repository: data.repository.repo_full_name.clone(),
+                tag,
             })
-            .collect()
+        }));
     }
 }
 
@@ -244,8 +202,14 @@ mod tests {
             registry: registry.map(str::to_owned),
             repository: "team/app".to_owned(),
             tag: "1.2".to_owned(),
-            digest: Some(DIGEST.parse().unwrap()),
         }
+    }
+
+    /// The pushes of a body all of whose events can be read.
+    fn pushes(body: &str) -> Vec<Push> {
+        let events = parse(body.as_bytes()).unwrap();
+        assert!(events.unreadable.is_empty(), "{:?}", events.unreadable);
+        events.pushes
     }
 
     #[test]
@@ -264,8 +228,8 @@ mod tests {
             event("push", "application/octet-stream", ""),
             event("push", DOCKER_LIST, tag),
         );
-        assert_eq!(parse(body.as_bytes()).unwrap(), [push(None), push(None)]);
-        assert_eq!(parse(br#"{"events":[]}"#).unwrap(), []);
+        assert_eq!(pushes(&body), [push(None), push(None)]);
+        assert_eq!(pushes(r#"{"events":[]}"#), []);
     }
 
     #[test]
@@ -284,13 +248,10 @@ mod tests {
             )
         };
         for body in [own("PUSH_ARTIFACT"), cloud("harbor.artifact.pushed")] {
-            assert_eq!(
-                parse(body.as_bytes()).unwrap(),
-                [push(Some("harbor.example:8443"))]
-            );
+            assert_eq!(pushes(&body), [push(Some("harbor.example:8443"))]);
         }
         for body in [own("PULL_ARTIFACT"), cloud("harbor.artifact.deleted")] {
-            assert_eq!(parse(body.as_bytes()).unwrap(), []);
+            assert_eq!(pushes(&body), []);
         }
     }
 
@@ -302,16 +263,10 @@ mod tests {
             )
         };
         let host = "123456789012.dkr.ecr.us-west-2.amazonaws.com";
-        assert_eq!(
-            parse(body("PUSH", "us-west-2").as_bytes()).unwrap(),
-            [push(Some(host))]
-        );
+        assert_eq!(pushes(&body("PUSH", "us-west-2")), [push(Some(host))]);
         let host = "123456789012.dkr.ecr.cn-north-1.amazonaws.com.cn";
-        assert_eq!(
-            parse(body("PUSH", "cn-north-1").as_bytes()).unwrap(),
-            [push(Some(host))]
-        );
-        assert_eq!(parse(body("DELETE", "us-west-2").as_bytes()).unwrap(), []);
+        assert_eq!(pushes(&body("PUSH", "cn-north-1")), [push(Some(host))]);
+        assert_eq!(pushes(&body("DELETE", "us-west-2")), []);
     }
 
     #[test]
@@ -319,16 +274,64 @@ mod tests {
         assert!(matches!(parse(b"{"), Err(Error::Json(_))));
         assert!(matches!(parse(b"{}"), Err(Error::Unknown)));
         assert!(matches!(parse(b"[]"), Err(Error::Unknown)));
-        assert!(matches!(parse(br#"{"events":[{}]}"#), Err(Error::Json(_))));
         assert!(matches!(
-            parse(br#"{"event_data":{},"type":7}"#),
-            Err(Error::Json(_))
+            parse(br#"{"source":"aws.ecr"}"#),
+            Err(Error::Unknown)
         ));
         let other = br#"{"source":"aws.s3","detail-type":"Object Created","account":"1","region":"r","detail":{}}"#;
         assert!(matches!(parse(other), Err(Error::Unknown)));
-        let text = format!(
-            r#"{{"events":[{{"action":"push","target":{{"mediaType":"{OCI_MANIFEST}","repository":"a","tag":"b","digest":"sha256:12"}}}}]}}"#
-        );
-        assert!(matches!(parse(text.as_bytes()), Err(Error::Digest { .. })));
+    }
+
+    #[test]
+    fn an_event_that_cannot_be_read_does_not_spoil_the_others() {
+        let target = format!(r#""mediaType":"{OCI_MANIFEST}","repository":"team/app""#);
+        let good = format!(r#"{{"action":"push","target":{{{target},"tag":"1.2"}}}}"#);
+        let bad = [
+            "{}".to_owned(),
+            "7".to_owned(),
+            "null".to_owned(),
+            r#"{"action":"push"}"#.to_owned(),
+            r#"{"action":"push","target":{"tag":"1.2"}}"#.to_owned(),
+            format!(r#"{{"action":"push","target":{{{target},"tag":{{}}}}}}"#),
+        ];
+        let others = [
+            r#"{"action":"pull"}"#.to_owned(),
+            r#"{"action":"delete","target":{"digest":7}}"#.to_owned(),
+            format!(r#"{{"action":"push","target":{{{target},"tag":null}}}}"#),
+            r#"{"action":"push","target":{"mediaType":null,"repository":"team/app","tag":"1.2"}}"#
+                .to_owned(),
+        ];
+        let all = [
+            &bad[..],
+            std::slice::from_ref(&good),
+            &others,
+            std::slice::from_ref(&good),
+        ]
+        .concat();
+        let events = parse(format!(r#"{{"events":[{}]}}"#, all.join(",")).as_bytes()).unwrap();
+        assert_eq!(events.pushes, [push(None), push(None)]);
+        assert_eq!((events.unreadable.len(), events.others), (6, 4));
+
+        let body = r#"{"type":"PUSH_ARTIFACT","event_data":{"resources":[{"tag":7},{"tag":"1.2"},{"tag":null}],"repository":{"repo_full_name":"team/app"}}}"#;
+        let events = parse(body.as_bytes()).unwrap();
+        assert_eq!(events.pushes, [push(None)]);
+        assert_eq!((events.unreadable.len(), events.others), (1, 1));
+        for body in [
+            r#"{"type":"PUSH_ARTIFACT","event_data":{}}"#,
+            r#"{"source":"aws.ecr","detail-type":"ECR Image Action","detail":7}"#,
+        ] {
+            assert_eq!(
+                parse(body.as_bytes()).unwrap().unreadable.len(),
+                1,
+                "{body}"
+            );
+        }
+        for body in [
+            r#"{"type":7,"event_data":{}}"#,
+            r#"{"type":"QUOTA_EXCEED","event_data":{"resources":"none"}}"#,
+            r#"{"source":"aws.ecr","detail-type":"ECR Image Scan","detail":7}"#,
+        ] {
+            assert_eq!(parse(body.as_bytes()).unwrap().others, 1, "{body}");
+        }
     }
 }

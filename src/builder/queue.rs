@@ -2,15 +2,16 @@
 //!
 //! A file is named after what it asks for (repository and tag), and so an event that is delivered twice is one file. What was asked
 //! for again while it was being worked on is done once more: the tag may lead elsewhere now. What can never work is kept in the
-//! folder `failed`, with the reason.
+//! folder `failed`, with the reason, until it works after all. What is in the folder and is no job is put there too.
 
 use std::{
     collections::BTreeMap,
+    ffi::OsStr,
     fs::{self, File},
     io::Write as _,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use serde::{Deserialize, Serialize};
@@ -28,6 +29,10 @@ const MAX_WAITING: usize = 100_000;
 const FIRST_DELAY: Duration = Duration::from_secs(1);
 /// The longest.
 const LONGEST_DELAY: Duration = Duration::from_secs(600);
+/// How often what is not there is looked for once more, one time after the other.
+const LOOKS: u32 = 4;
+/// Bytes of a job's file, at most.
+const MAX_JOB_BYTES: u64 = 64 << 10;
 
 /// A tag whose image wants an index.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -57,6 +62,8 @@ struct Entry {
     number: u64,
     status: Status,
     attempts: u32,
+    /// The last attempts that found something absent.
+    absences: u32,
 }
 
 enum Status {
@@ -76,7 +83,7 @@ pub struct Counts {
     pub waiting: usize,
     /// Being worked on.
     pub running: usize,
-    /// Given up, since the folder was made.
+    /// Given up: files in the folder `failed`.
     pub failed: usize,
 }
 
@@ -94,27 +101,22 @@ impl Queue {
         let context = || format!("the queue in {}", folder.display());
         let failed = folder.join("failed");
         make_private(&failed).map_err(|error| error.context(context()))?;
-        let mut found: Vec<(std::time::SystemTime, Job)> = Vec::new();
+        let mut found: Vec<(SystemTime, Job)> = Vec::new();
         for entry in fs::read_dir(folder).or_kind(Kind::Io, context)? {
-            let entry = entry.or_kind(Kind::Io, context)?;
-            let name = entry.file_name();
-            if entry
-                .path()
-                .extension()
-                .is_some_and(|extension| extension == "new")
-            {
+            let path = entry.or_kind(Kind::Io, context)?.path();
+            let extension = path.extension().and_then(OsStr::to_str);
+            if extension == Some("new") && path.is_file() {
                 // its sender got no answer
-                fs::remove_file(entry.path()).or_kind(Kind::Io, context)?;
-            } else if name.to_str().is_some_and(|name| name.ends_with(".json")) {
-                let bytes = fs::read(entry.path()).or_kind(Kind::Io, context)?;
-                match serde_json::from_slice::<Job>(&bytes) {
-                    Ok(job) => {
-                        let modified = entry.metadata().and_then(|metadata| metadata.modified());
-                        found.push((modified.or_kind(Kind::Io, context)?, job));
+                fs::remove_file(&path).or_kind(Kind::Io, context)?;
+            } else if extension == Some("json") {
+                match stored_job(&path) {
+                    Ok((modified, job)) => {
+                        // one that somebody has put there by hand may have any name
+                        fs::rename(&path, folder.join(file_name(&job)))
+                            .or_kind(Kind::Io, context)?;
+                        found.push((modified, job));
                     }
-                    Err(error) => {
-                        tracing::error!(file = %entry.path().display(), %error, "a queued image cannot be read; left where it is")
-                    }
+                    Err(error) => put_aside(&path, &failed, &error),
                 }
             }
         }
@@ -185,19 +187,31 @@ impl Queue {
     pub fn later(&self, job: &Job) {
         let mut state = self.state();
         if let Some(entry) = state.jobs.get_mut(job) {
-            let delay = FIRST_DELAY
-                .saturating_mul(1 << entry.attempts.min(16))
-                .min(LONGEST_DELAY);
-            entry.attempts = entry.attempts.saturating_add(1);
-            entry.status = Status::Delayed(Instant::now() + delay);
+            entry.put_off();
         }
         drop(state);
         self.changed.notify_waiters();
     }
 
-    /// How often the job was put off.
-    pub fn attempts(&self, job: &Job) -> u32 {
-        self.state().jobs.get(job).map_or(0, |entry| entry.attempts)
+    /// Something that the job needs is not there, and may be later. Says whether it is tried again, as after [`Queue::later`]: a few
+    /// times.
+    pub fn look_again(&self, job: &Job) -> bool {
+        let mut state = self.state();
+        let Some(entry) = state.jobs.get_mut(job) else {
+            return false;
+        };
+        let absences = match entry.status {
+            Status::Running { again: true } => 0, // it may lead to another image now
+            _ => entry.absences,
+        };
+        if absences >= LOOKS {
+            return false;
+        }
+        entry.put_off();
+        entry.absences = absences + 1;
+        drop(state);
+        self.changed.notify_waiters();
+        true
     }
 
     /// The job cannot work. Blocks on the disk.
@@ -225,26 +239,33 @@ impl Queue {
         if let Some(Entry {
             status: status @ Status::Running { again: true },
             attempts,
+            absences,
             ..
         }) = state.jobs.get_mut(job)
         {
-            (*status, *attempts) = (Status::Waiting, 0);
+            (*status, *attempts, *absences) = (Status::Waiting, 0, 0);
             drop(state);
             self.changed.notify_waiters();
             return Ok(());
         }
         let file = self.folder.join(file_name(job));
+        let reason = self.folder.join("failed").join(file_name(job));
+        let had_failed = reason.exists();
         let ended = || -> std::io::Result<()> {
-            if let Some(error) = error {
-                let text = serde_json::to_vec_pretty(&Failed { job, error })?;
-                fs::write(self.folder.join("failed").join(file_name(job)), text)?;
+            match error {
+                Some(error) => {
+                    fs::write(&reason, serde_json::to_vec_pretty(&Failed { job, error })?)?
+                }
+                None => remove_if_there(&reason)?,
             }
-            fs::remove_file(&file)
+            remove_if_there(&file)
         };
         ended().or_kind(Kind::Io, || self.context())?;
         state.jobs.remove(job);
-        if error.is_some() {
-            state.failed = state.failed.saturating_add(1);
+        match (had_failed, error) {
+            (false, Some(_)) => state.failed += 1,
+            (true, None) => state.failed = state.failed.saturating_sub(1),
+            _ => {}
         }
         Ok(())
     }
@@ -270,6 +291,20 @@ impl Queue {
     }
 }
 
+impl Entry {
+    fn put_off(&mut self) {
+        if matches!(self.status, Status::Running { again: true }) {
+            self.attempts = 0;
+        }
+        let delay = FIRST_DELAY
+            .saturating_mul(1 << self.attempts.min(16))
+            .min(LONGEST_DELAY);
+        self.attempts = self.attempts.saturating_add(1);
+        self.absences = 0;
+        self.status = Status::Delayed(Instant::now() + delay);
+    }
+}
+
 impl State {
     fn add(&mut self, job: Job) {
         let number = self.next;
@@ -279,12 +314,17 @@ impl State {
                 status: Status::Running { again },
                 ..
             }) => *again = true,
-            Some(entry) => entry.status = Status::Waiting,
+            // what it leads to may be another image now
+            Some(entry) => {
+                entry.status = Status::Waiting;
+                (entry.attempts, entry.absences) = (0, 0);
+            }
             None => {
                 let entry = Entry {
                     number,
                     status: Status::Waiting,
                     attempts: 0,
+                    absences: 0,
                 };
                 self.jobs.insert(job, entry);
             }
@@ -319,6 +359,42 @@ impl State {
 fn file_name(job: &Job) -> String {
     let key = format!("{}\0{}", job.repository, job.tag);
     format!("{}.json", Digest::of(key.as_bytes()).hex())
+}
+
+/// A job from its file, and when that was written.
+fn stored_job(path: &Path) -> Result<(SystemTime, Job)> {
+    let context = || path.display().to_string();
+    let metadata = fs::symlink_metadata(path).or_kind(Kind::Io, context)?;
+    // to open a pipe would wait for ever
+    if !metadata.is_file() || metadata.len() > MAX_JOB_BYTES {
+        return Err(Error::new(
+            Kind::Corrupt,
+            format!(
+                "{}: not a file of at most {MAX_JOB_BYTES} bytes",
+                path.display()
+            ),
+        ));
+    }
+    let bytes = fs::read(path).or_kind(Kind::Io, context)?;
+    let job = serde_json::from_slice(&bytes).or_kind(Kind::Corrupt, context)?;
+    Ok((metadata.modified().or_kind(Kind::Io, context)?, job))
+}
+
+/// Moves what is no job out of the queue's way.
+fn put_aside(path: &Path, failed: &Path, why: &Error) {
+    let place = failed.join(path.file_name().unwrap_or_default());
+    let moved = match fs::rename(path, &place) {
+        Ok(()) => format!("it is put aside as {}", place.display()),
+        Err(error) => format!("it stays where it is: {error}"),
+    };
+    tracing::error!("a queued image cannot be read, {moved}: {}", why.report());
+}
+
+fn remove_if_there(path: &Path) -> std::io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        done => done,
+    }
 }
 
 fn sync_folder(folder: &Path) -> std::io::Result<()> {
@@ -403,6 +479,75 @@ mod tests {
         assert_eq!(
             Queue::open(folder.path()).unwrap().counts(),
             counts(1, 0, 1)
+        );
+    }
+    #[tokio::test]
+    async fn what_is_absent_is_looked_for_a_few_times_each_time_that_it_is_asked_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let queue = Queue::open(folder.path()).unwrap();
+        let absent = |queue: &Queue| {
+            let mut looks = 0;
+            while queue.look_again(&job("1")) {
+                looks += 1;
+            }
+            looks
+        };
+        queue.add(&[job("1")]).unwrap();
+        // what has passed before does not count
+        for _ in 0..10 {
+            queue.later(&job("1"));
+        }
+        assert_eq!(absent(&queue), LOOKS);
+        queue.add(&[job("1")]).unwrap();
+        assert_eq!(absent(&queue), LOOKS);
+        assert_eq!(queue.next().await, job("1"));
+        // pushed while it was looked at
+        queue.add(&[job("1")]).unwrap();
+        assert_eq!(absent(&queue), LOOKS);
+    }
+
+    #[tokio::test]
+    async fn a_reason_is_kept_until_the_image_works() {
+        let folder = tempfile::tempdir().unwrap();
+        let queue = Queue::open(folder.path()).unwrap();
+        for _ in 0..2 {
+            queue.add(&[job("1")]).unwrap();
+            queue.give_up(&queue.next().await, "no").unwrap();
+            assert_eq!(queue.counts(), counts(0, 0, 1));
+        }
+        queue.add(&[job("1")]).unwrap();
+        let running = queue.next().await;
+        // somebody has tidied up
+        fs::remove_file(folder.path().join(file_name(&running))).unwrap();
+        queue.done(&running).unwrap();
+        assert_eq!(queue.counts(), counts(0, 0, 0));
+        assert_eq!(
+            fs::read_dir(folder.path().join("failed")).unwrap().count(),
+            0
+        );
+    }
+
+    #[tokio::test]
+    async fn what_is_no_job_is_put_aside() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        fs::write(path("half.json"), r#"{"repository":"te"#).unwrap();
+        fs::write(path("other.json"), r#"{"repository":7,"tag":"1"}"#).unwrap();
+        fs::write(path("long.json"), vec![b' '; 1 << 20]).unwrap();
+        fs::create_dir(path("folder.json")).unwrap();
+        let mode = rustix::fs::Mode::RUSR;
+        let fifo = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, path("pipe.json"), fifo, mode, 0).unwrap();
+        std::os::unix::fs::symlink("nowhere", path("link.json")).unwrap();
+        fs::write(path("by-hand.json"), serde_json::to_vec(&job("1")).unwrap()).unwrap();
+        fs::write(path("README"), "what somebody has left here").unwrap();
+        let queue = Queue::open(folder.path()).unwrap();
+        assert_eq!(queue.counts(), counts(1, 0, 6));
+        assert!(path("failed/half.json").exists() && path("README").exists());
+        queue.done(&queue.next().await).unwrap();
+        assert_eq!(
+            Queue::open(folder.path()).unwrap().counts(),
+            counts(0, 0, 6)
         );
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{event::Push, queue::Job};
 use crate::{
+    engine::chosen::Platforms,
     oci::{Reference, pattern},
     soci::index::Version,
 };
@@ -24,6 +25,8 @@ pub struct Rules {
     pub repositories: Vec<String>,
     /// Patterns of tags, one of which must fit; all where there is none.
     pub tags: Vec<String>,
+    /// The platforms that get an index. Of several those count that an image has, one at least.
+    pub platforms: Platforms,
     /// The version of the indexes.
     pub version: Version,
     /// Where a version 2 image goes.
@@ -161,6 +164,7 @@ mod tests {
             registry: "registry.example:5000".to_owned(),
             repositories: vec!["team/*".to_owned()],
             tags: vec!["v*".to_owned(), "latest*".to_owned()],
+            platforms: Platforms::Host,
             version: Version::V2,
             target: Target::Suffix("-soci".to_owned()),
         }
@@ -171,7 +175,6 @@ mod tests {
             registry: None,
             repository: repository.to_owned(),
             tag: tag.to_owned(),
-            digest: None,
         }
     }
 

@@ -20,7 +20,9 @@ use tokio::{
 };
 
 use super::{
-    Build, event,
+    Build,
+    build::{BuildOutcome, Failure},
+    event,
     metrics::Metrics,
     queue::{Job, Queue},
     rules::{self, Rules, Verdict},
@@ -36,8 +38,6 @@ const BODY_LIMIT: usize = 1 << 20;
 const REQUEST_TIME: Duration = Duration::from_secs(30);
 /// Connections at once; more wait.
 const MAX_CONNECTIONS: usize = 256;
-/// How often a tag that is not there is looked for.
-const LOOKS: u32 = 4;
 
 /// What those that may post have in their `Authorization` header, alone (as Harbor sends it) or after `Bearer `.
 ///
@@ -130,12 +130,17 @@ impl Service {
             let result = build.image(&self.rules, &job).await;
             let time = begun.elapsed();
             let stored = match result {
-                Ok(done) => {
+                Ok(BuildOutcome::Made(done)) => {
                     tracing::info!(image, seconds = time.as_secs_f64(), "{done}");
                     self.metrics.image("made", time);
                     self.queue.done(&job)
                 }
-                Err(error) => self.failed(&job, &image, &error, time),
+                Ok(BuildOutcome::LeftAlone(why)) => {
+                    tracing::info!(image, "{why}");
+                    self.metrics.image("skipped", time);
+                    self.queue.done(&job)
+                }
+                Err(failure) => self.failed(&job, &image, failure, time),
             };
             if let Err(error) = stored {
                 // the job is made once more after a restart, and finds its index there
@@ -145,32 +150,42 @@ impl Service {
         }
     }
 
-    /// What may pass is tried again, also a tag that is not to be seen yet. What is no image (a chart, a signature), or one that no index
-    /// is for, is done with; for all else the reason is kept.
-    fn failed(&self, job: &Job, image: &str, error: &Error, time: Duration) -> Result<()> {
-        let passes = match error.kind() {
-            Kind::Unavailable | Kind::Io | Kind::Unauthorized => true,
-            Kind::NotFound => self.queue.attempts(job) < LOOKS,
-            _ => false,
-        };
-        let report = error.report();
-        if passes {
+    /// What may pass is tried again. What is not there may be on its way, and is looked for a few times; then a tag is let go of, for it
+    /// may have been deleted, and for all else the reason is kept.
+    fn failed(&self, job: &Job, image: &str, failure: Failure, time: Duration) -> Result<()> {
+        let delayed = |error: &Error| {
             tracing::warn!(
                 image,
-                error = report,
+                error = error.report(),
                 "no index was made; it is tried again"
             );
             self.metrics.image("delayed", time);
-            self.queue.later(job);
-            Ok(())
-        } else if matches!(error.kind(), Kind::Unsupported | Kind::NotFound) {
-            tracing::info!(image, "no index is made: {report}");
-            self.metrics.image("skipped", time);
-            self.queue.done(job)
-        } else {
-            tracing::error!(image, error = report, "no index can be made");
-            self.metrics.image("failed", time);
-            self.queue.give_up(job, &report)
+        };
+        match failure {
+            Failure::Passing(error) => {
+                delayed(&error);
+                self.queue.later(job);
+                Ok(())
+            }
+            Failure::NoTag(error) | Failure::Incomplete(error) if self.queue.look_again(job) => {
+                delayed(&error);
+                Ok(())
+            }
+            Failure::NoTag(error) => {
+                tracing::warn!(
+                    image,
+                    "the tag is not there; no index is made: {}",
+                    error.report()
+                );
+                self.metrics.image("skipped", time);
+                self.queue.done(job)
+            }
+            Failure::Incomplete(error) | Failure::Lasting(error) => {
+                let report = error.report();
+                tracing::error!(image, error = report, "no index can be made");
+                self.metrics.image("failed", time);
+                self.queue.give_up(job, &report)
+            }
         }
     }
 
@@ -260,14 +275,19 @@ impl Service {
         self.take(&body)
     }
 
-    /// Takes an event. One that is in order and one that is not may stand in the same body: a sender would send both again for ever.
+    /// Takes a body of events. Where one is in order the body is taken, whatever the others are: its sender would send all of them again,
+    /// for ever.
     fn take(&self, body: &[u8]) -> Answer {
-        let pushes = match event::parse(body) {
-            Ok(pushes) => pushes,
+        let events = match event::parse(body) {
+            Ok(events) => events,
             Err(error) => return self.refuse(StatusCode::BAD_REQUEST, &report(&error)),
         };
-        let (mut jobs, mut ignored, mut refused) = (Vec::new(), 0, None);
-        for push in &pushes {
+        let (mut jobs, mut ignored) = (Vec::new(), events.others);
+        let unreadable = events.unreadable.iter();
+        let mut refused: Vec<_> = unreadable
+            .map(|error| (StatusCode::BAD_REQUEST, report(error)))
+            .collect();
+        for push in &events.pushes {
             match self.rules.judge(push) {
                 Ok(Verdict::Wanted(job)) => jobs.push(job),
                 Ok(Verdict::Ignored(why)) => {
@@ -283,16 +303,25 @@ impl Service {
                         rules::Error::OtherRegistry { .. } => StatusCode::FORBIDDEN,
                         rules::Error::NoImage(_) => StatusCode::UNPROCESSABLE_ENTITY,
                     };
-                    refused = Some((status, report(&error)));
+                    refused.push((status, report(&error)));
                 }
             }
         }
-        if let (Some((status, why)), true) = (refused, jobs.is_empty()) {
-            return self.refuse(status, &why);
+        if let (Some((status, why)), true) = (refused.first(), jobs.is_empty() && ignored == 0) {
+            return self.refuse(*status, why);
         }
         if let Err(error) = self.queue.add(&jobs) {
             tracing::error!(error = error.report(), "an event cannot be queued");
             return Answer::error(StatusCode::SERVICE_UNAVAILABLE, &error.report());
+        }
+        for _ in &refused {
+            self.metrics.event("refused");
+        }
+        if let Some((_, why)) = refused.first() {
+            tracing::warn!(
+                refused = refused.len(),
+                "a body of events was taken without those that cannot be: the first: {why}"
+            );
         }
         let outcome = if jobs.is_empty() {
             "ignored"
@@ -302,7 +331,7 @@ impl Service {
         self.metrics.event(outcome);
         Answer::json(
             StatusCode::ACCEPTED,
-            &json!({ "queued": jobs, "ignored": ignored }),
+            &json!({ "queued": jobs, "ignored": ignored, "refused": refused.len() }),
         )
     }
 

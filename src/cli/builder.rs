@@ -106,8 +106,8 @@ impl Builder {
             access: self.access.access()?,
             options: ConvertOptions {
                 create: self.make.options()?,
-                platforms: self.make.platforms.platforms(),
                 uploads: self.uploads.max_concurrent_uploads,
+                ..ConvertOptions::default()
             },
             min_image_size: self.min_image_size,
             local: LocalIndexes::open(&root)?,
@@ -162,6 +162,7 @@ impl Builder {
             registry: self.registry.clone(),
             repositories: self.repository.clone(),
             tags: self.tag.clone(),
+            platforms: self.make.platforms.platforms(),
             version: match self.index_version {
                 IndexVersion::V1 => Version::V1,
                 IndexVersion::V2 => Version::V2,

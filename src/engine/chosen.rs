@@ -41,6 +41,29 @@ pub enum Platforms {
     All,
 }
 
+/// There is no image for a platform, and there will be none: what an index lists does not change.
+#[derive(Debug, thiserror::Error)]
+#[error("{text}")]
+pub struct NotOffered {
+    text: String,
+    lists_nothing: bool,
+}
+
+impl NotOffered {
+    /// Whether there is no image at all.
+    pub fn lists_nothing(&self) -> bool {
+        self.lists_nothing
+    }
+
+    fn error(text: String, lists_nothing: bool) -> Error {
+        let cause = Self {
+            text: text.clone(),
+            lists_nothing,
+        };
+        Error::with_source(Kind::NotFound, text, cause)
+    }
+}
+
 /// The images that were chosen.
 #[derive(Default)]
 pub struct Chosen {
@@ -89,7 +112,10 @@ async fn single(
         .iter()
         .find(|platform| platform.rank(&image.platform).is_none());
     match other {
-        Some(platform) if is_strict => Err(not_offered(platform, &[image.platform])),
+        Some(platform) if is_strict => Err(NotOffered::error(
+            not_offered_text(platform, &[image.platform]),
+            false,
+        )),
         _ => Ok(Chosen {
             images: vec![image],
             ..Chosen::default()
@@ -241,11 +267,15 @@ impl<'a> Catalog<'a> {
             .iter()
             .filter_map(|entry| entry.offers().or(entry.platform.as_ref()).cloned())
             .collect();
-        let mut error = not_offered(wanted, &offered);
+        let mut text = not_offered_text(wanted, &offered);
         for noted in self.warnings.iter().chain(&self.absent) {
-            error = Error::new(error.kind(), format!("{error}; {noted}"));
+            text = format!("{text}; {noted}");
         }
-        Err(error)
+        // what is absent may come, and be what is wanted
+        Err(match self.absent.is_empty() {
+            true => NotOffered::error(text, offered.is_empty() && self.warnings.is_empty()),
+            false => Error::new(Kind::NotFound, text),
+        })
     }
 
     /// Reads an image's manifest and configuration, unless that is done.
@@ -341,13 +371,13 @@ impl<'a> Catalog<'a> {
         }
         if there.is_empty() {
             let absent = self.absent.join("; ");
-            return Err(Error::new(
-                Kind::NotFound,
-                match absent.is_empty() {
-                    true => "it lists no image".to_owned(),
-                    false => format!("none of the images that it lists is there: {absent}"),
-                },
-            ));
+            return Err(match absent.is_empty() {
+                true => NotOffered::error("it lists no image".to_owned(), self.warnings.is_empty()),
+                false => Error::new(
+                    Kind::NotFound,
+                    format!("none of the images that it lists is there: {absent}"),
+                ),
+            });
         }
         Ok(self.take(&there))
     }
@@ -402,12 +432,12 @@ pub(super) fn too_deep(digest: &Digest) -> Error {
     )
 }
 
-fn not_offered(platform: &Platform, offered: &[Platform]) -> Error {
+fn not_offered_text(platform: &Platform, offered: &[Platform]) -> String {
     let text = match offered.is_empty() {
         true => "it has no image".to_owned(),
         false => format!("it has {}; --platform names one", names(offered)),
     };
-    Error::new(Kind::NotFound, format!("no image for {platform}; {text}"))
+    format!("no image for {platform}; {text}")
 }
 
 fn names(platforms: &[Platform]) -> String {

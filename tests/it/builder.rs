@@ -1,5 +1,7 @@
 //! The builder: events in, indexes out, through kills.
 
+mod outcomes;
+
 use std::{
     io::{BufRead as _, BufReader},
     net::TcpListener,
@@ -29,20 +31,30 @@ struct Builder {
 }
 
 impl Builder {
-    /// On this port (0: any), with its queue in a folder.
+    /// On this port (0: any), with its queue and its log in a folder. Each layer gets an index, of images for amd64.
     fn start(registry: &str, port: u16, folder: &Path, more: &[&str]) -> Self {
+        let common = ["--min-layer-size", "0", "--platform", "linux/amd64"];
+        Self::start_with(registry, port, folder, &[&common, more].concat())
+    }
+
+    fn start_with(registry: &str, port: u16, folder: &Path, more: &[&str]) -> Self {
         // for the client of these tests; another test may have done it
         let _ = rustls::crypto::ring::default_provider().install_default();
         let secret = folder.join("secret");
         std::fs::write(&secret, format!("{SECRET}\n")).unwrap();
+        let log = std::fs::File::options()
+            .append(true)
+            .create(true)
+            .open(folder.join("log"))
+            .unwrap();
         let mut child = Command::new(env!("CARGO_BIN_EXE_socinbd"))
-            .args(["--log", "socinbd=info", "builder", "--registry", registry])
+            .args(["builder", "--registry", registry])
             .args(["--listen", &format!("127.0.0.1:{port}"), "--secret-file"])
             .arg(&secret)
-            .args(["--min-layer-size", "0", "--platform", "linux/amd64"])
             .args(more)
             .env("SOCINBD_ROOT", folder.join("root"))
             .stdout(Stdio::piped())
+            .stderr(log)
             .spawn()
             .unwrap();
         let mut line = String::new();
@@ -119,9 +131,13 @@ fn images(tags: impl Iterator<Item = String>) -> MadeLayout {
 }
 
 fn push_event(repository: &str, tag: &str) -> Value {
-    json!({"events": [{"id": "1", "action": "push", "target": {
+    json!({"events": [one_event(repository, tag)]})
+}
+
+fn one_event(repository: &str, tag: &str) -> Value {
+    json!({"id": "1", "action": "push", "target": {
         "mediaType": MANIFEST, "size": 2, "digest": Digest::of(b"any"), "repository": repository, "tag": tag,
-    }}]})
+    }})
 }
 
 async fn open(registry: &str, rest: &str) -> Source {
@@ -284,6 +300,52 @@ async fn an_event_that_comes_twice_makes_one_index() {
         .unwrap()
         .digest;
     assert_eq!(now, converted);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_event_in_a_batch_does_not_refuse_the_others() {
+    let registry = Registry::start();
+    let folder = tempfile::tempdir().unwrap();
+    let layout = images(["v1", "v2"].map(str::to_owned).into_iter());
+    registry.add_layout("team/app", layout.path()).unwrap();
+    let host = registry.host();
+    let builder = Builder::start(&host, 0, folder.path(), &[]);
+    let bad = [
+        json!({}),
+        json!({"action": "push", "target": {"mediaType": MANIFEST, "tag": "v1"}}),
+        one_event("../../etc", "v1"),
+        one_event("team/app", "no tag"),
+    ];
+    let good = [one_event("team/app", "v1"), one_event("team/app", "v2")];
+    let events = [&good[..1], &bad, &good[1..]].concat();
+    let (status, answer) = builder.post(json!({"events": events})).await;
+    assert_eq!(status, 202, "{answer}");
+    assert_eq!(answer["queued"].as_array().unwrap().len(), 2, "{answer}");
+    assert_eq!(answer["refused"], 4, "{answer}");
+    builder.idle().await;
+    for tag in ["v1-soci", "v2-soci"] {
+        assert_converted(&host, &format!("team/app:{tag}")).await;
+    }
+    // beside what is only ignored as well
+    let pull = json!({"action": "pull", "target": {"digest": 7}});
+    let (status, answer) = builder.post(json!({"events": [pull, bad[0]]})).await;
+    assert_eq!((status, &answer["ignored"]), (202, &json!(1)), "{answer}");
+    // nothing but bad ones is refused
+    let (status, answer) = builder.post(json!({"events": bad})).await;
+    assert_eq!(status, 400, "{answer}");
+    let metrics = builder.get("/metrics").await;
+    for line in [
+        r#"socinbd_builder_events_total{outcome="accepted"} 1"#,
+        r#"socinbd_builder_events_total{outcome="ignored"} 1"#,
+        r#"socinbd_builder_events_total{outcome="refused"} 6"#,
+    ] {
+        assert!(
+            metrics.lines().any(|found| found == line),
+            "{line}:\n{metrics}"
+        );
+    }
+    let log = std::fs::read_to_string(folder.path().join("log")).unwrap();
+    assert!(log.contains("without those that cannot be"), "{log}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
