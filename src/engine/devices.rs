@@ -26,7 +26,7 @@ use super::{
 use crate::{
     error::{Error, Kind, Result, ResultExt},
     kernel::{
-        blockdev::{self, Node},
+        blockdev::Node,
         dm::{self, MappedDevice},
         fuse,
         loopdev::{self, LoopDevice, LoopOptions},
@@ -301,7 +301,7 @@ impl Devices {
                 (self.make_nbd(&disk, &watched)?, Some(watched))
             }
         };
-        set_read_ahead(&backing, &disk)?;
+        set_read_ahead(&backing, &disk);
         let mapped = match may_move && dm::is_available() {
             true => self.map(&disk, &backing),
             false => None,
@@ -311,7 +311,7 @@ impl Devices {
             |mapped| (mapped.name(), mapped.node()),
         );
         if mapped.is_some() {
-            blockdev::set_read_ahead(&name, None, read_ahead::of(&disk))?;
+            read_ahead::set(&name, None, read_ahead::of(&disk));
         }
         if let Some(watched) = &watched {
             watched.serves(node);
@@ -395,11 +395,11 @@ impl Served {
         }
         // the largest request stays: setting it would wait for all requests in flight, and hold up the others meanwhile
         let kb = read_ahead::of(&self.disk);
-        blockdev::set_read_ahead(&stack.backing.name(), None, kb)?;
-        match stack.mapped {
-            Some(_) => blockdev::set_read_ahead(&self.name, None, kb),
-            None => Ok(()),
+        read_ahead::set(&stack.backing.name(), None, kb);
+        if stack.mapped.is_some() {
+            read_ahead::set(&self.name, None, kb);
         }
+        Ok(())
     }
 
     fn move_to_loop(&self, stack: &mut Stack, devices: &Devices) -> Result<()> {
@@ -465,9 +465,9 @@ async fn follow(
 }
 
 /// Sets what the kernel asks for, the read-ahead last: other settings reset it.
-fn set_read_ahead(backing: &Backing, disk: &Disk) -> Result<()> {
+fn set_read_ahead(backing: &Backing, disk: &Disk) {
     let largest = matches!(backing, Backing::Nbd(_)).then_some(links::MAX_REQUEST_KB);
-    blockdev::set_read_ahead(&backing.name(), largest, read_ahead::of(disk))
+    read_ahead::set(&backing.name(), largest, read_ahead::of(disk));
 }
 
 fn choose(disk: &Disk, choice: DeviceChoice) -> Result<(DeviceKind, String)> {

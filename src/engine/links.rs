@@ -130,12 +130,14 @@ impl Links {
         for index in dead {
             let link = self.known().get(&index).and_then(Weak::upgrade);
             if let Some(link) = link {
-                let mended = link.reconnect().and_then(|()| link.check_read_ahead());
-                match mended {
-                    Ok(()) => tracing::info!(
-                        device = index,
-                        "an nbd connection was dropped and is replaced"
-                    ),
+                match link.reconnect() {
+                    Ok(()) => {
+                        tracing::info!(
+                            device = index,
+                            "an nbd connection was dropped and is replaced"
+                        );
+                        link.check_read_ahead();
+                    }
                     Err(error) => {
                         tracing::error!(
                             device = index,
@@ -168,28 +170,20 @@ impl Link {
     }
 
     /// Sets the read-ahead again where something has changed it.
-    fn check_read_ahead(self: &Arc<Self>) -> Result<()> {
+    fn check_read_ahead(self: &Arc<Self>) {
         let wanted = read_ahead::of(&self.disk);
-        if blockdev::read_ahead(&self.device.name())? == wanted {
-            return Ok(());
+        if blockdev::read_ahead(&self.device.name()).is_ok_and(|found| found == wanted) {
+            return;
         }
         let link = Arc::clone(self);
-        let set = move || {
-            let name = link.device.name();
-            match blockdev::set_read_ahead(&name, Some(MAX_REQUEST_KB), wanted) {
-                Ok(()) => {
-                    tracing::info!(name, wanted, "the read-ahead had changed; it is set again")
-                }
-                Err(error) => tracing::warn!("{}", error.report()),
-            }
-        };
+        let set = move || read_ahead::set(&link.device.name(), Some(MAX_REQUEST_KB), wanted);
         // The kernel first waits for the requests in flight, and these may need another new connection from the thread that calls this.
         let started = thread::Builder::new()
             .name("nbd-read-ahead".into())
             .spawn(set);
-        started.map(drop).or_kind(Kind::Io, || {
-            "starting a thread that sets the read-ahead".into()
-        })
+        if let Err(error) = started {
+            tracing::warn!(%error, "starting a thread that sets the read-ahead");
+        }
     }
 }
 

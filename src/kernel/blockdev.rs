@@ -79,14 +79,16 @@ pub fn read_ahead(name: &str) -> Result<u64> {
 }
 
 /// Sets the largest request, where one is given, and then the read-ahead, both in KiB: writing `max_sectors_kb` resets
-/// `read_ahead_kb`, so the order matters. The largest request is capped at what the device can do.
+/// `read_ahead_kb`, so the order matters. The largest request is capped at what the device can do. Where the one cannot be set the other is
+/// tried all the same.
 pub fn set_read_ahead(name: &str, max_request_kb: Option<u64>, read_ahead_kb: u64) -> Result<()> {
     let queue = sys(name).join("queue");
-    if let Some(kb) = max_request_kb {
+    let largest = max_request_kb.map_or(Ok(()), |kb| {
         let most = read_number(&queue.join("max_hw_sectors_kb"))?;
-        write_number(&queue.join("max_sectors_kb"), kb.min(most))?;
-    }
-    write_number(&queue.join("read_ahead_kb"), read_ahead_kb)
+        write_number(&queue.join("max_sectors_kb"), kb.min(most))
+    });
+    let read_ahead = write_number(&queue.join("read_ahead_kb"), read_ahead_kb);
+    largest.and(read_ahead)
 }
 
 /// The device's numbers, from sysfs.

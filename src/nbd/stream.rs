@@ -63,8 +63,9 @@ impl Stream {
             Self::Unix(stream) => stream.set_nonblocking(false),
             Self::Tcp(stream) => {
                 stream.set_nonblocking(false)?;
-                stream.set_nodelay(true)?;
-                rustix::net::sockopt::set_socket_keepalive(stream, true)?;
+                // who cannot have these is served all the same
+                let _ = stream.set_nodelay(true);
+                let _ = rustix::net::sockopt::set_socket_keepalive(stream, true);
                 Ok(())
             }
         }

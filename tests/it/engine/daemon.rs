@@ -14,7 +14,9 @@ use crate::{
     soci::make::MadeLayout,
     support::{
         registry::{Fault, On, Registry, Times},
-        succeeds, wait,
+        succeeds,
+        tars::Layer,
+        wait,
     },
 };
 
@@ -395,6 +397,38 @@ fn attaching_works_in_another_mount_namespace() {
     assert!(!theirs.join("hello").exists());
     assert_eq!(host.list().len(), 1);
     host.detach(&ours);
+    assert_eq!(host.left_over(), [""; 0]);
+}
+
+/// As in a privileged container, whose /sys is read-only: nothing of the kernel can be tuned there.
+#[test]
+fn what_cannot_be_tuned_is_a_warning_and_attaching_goes_on() {
+    let host = Host::new();
+    let mut layers = one_file();
+    layers.push(Layer::new().file("second", b"second\n"));
+    let layout = indexed(&host, layers);
+    let image = layout.reference("");
+    let mountpoint = host.mountpoint("mnt");
+    let path = mountpoint.to_str().unwrap();
+    for kind in ["fuse", "auto"] {
+        let script = format!(
+            "set -e; mount -o remount,ro,bind /sys; {}; cat {path}/hello {path}/second; {}",
+            shell_words(&host, &["attach", "--device", kind, &image, path]),
+            shell_words(&host, &["detach", path])
+        );
+        let text = in_a_namespace(&script);
+        assert!(text.contains("hello\nsecond\n"), "{text}");
+        host.end_daemon();
+        let log = fs::read_to_string(host.run_dir().join("daemon.log")).unwrap();
+        let warnings = log.lines().filter(|line| line.contains("read-ahead"));
+        let warnings: Vec<_> = warnings.collect();
+        assert_eq!(warnings.len(), 1, "{log}");
+        assert!(
+            warnings[0].contains("WARN") && warnings[0].contains("/sys"),
+            "{log}"
+        );
+        fs::remove_file(host.run_dir().join("daemon.log")).unwrap();
+    }
     assert_eq!(host.left_over(), [""; 0]);
 }
 
