@@ -4,6 +4,7 @@ use std::{
     fs,
     os::unix::fs::FileExt,
     path::Path,
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -365,6 +366,47 @@ fn a_killed_daemon_is_cleaned_up_after() {
         assert!(fs::read(other.join("file")).unwrap() == content);
         host.detach(&mountpoint);
         host.detach(&other);
+        nothing_left_soon(&host);
+    });
+}
+
+/// Reads a block past what is in memory, in a thread of its own: how that ended and how long it took.
+fn reader(path: &Path, offset: u64) -> JoinHandle<(std::io::Result<()>, Duration)> {
+    let file = fs::File::open(path).unwrap();
+    std::thread::spawn(move || {
+        let began = Instant::now();
+        let read = file.read_exact_at(&mut [0; 4096], offset);
+        (read, began.elapsed())
+    })
+}
+
+/// The bound that docs/nbd.md names.
+#[test]
+fn readers_of_a_killed_daemon_wait_no_longer_than_is_documented() {
+    in_vm(|| {
+        let host = Host::new();
+        let content: Vec<u8> = (0..400_000_u32).flat_map(u32::to_le_bytes).collect();
+        let (_layout, registry) = served(&host, &[("file", content)]);
+        let mountpoint = host.mountpoint("mnt");
+        every_layer_is_on_nbd(&host.attach(&registry.reference("app"), &mountpoint, &[]));
+        registry.fail(On::Data, Fault::Hang, Times::UntilHealed);
+        let before = registry.counters().total().requests;
+        let path = mountpoint.join("file");
+        // one that waits when the daemon is killed, and one that comes afterwards
+        let waits = reader(&path, 40_960);
+        eventually(|| registry.counters().total().requests > before);
+        host.kill_daemon();
+        for reader in [waits, reader(&path, 1_000_000)] {
+            let (read, time) = reader.join().unwrap();
+            println!("a reader waited {time:?}: {read:?}");
+            assert!(read.is_err());
+            // 72 s, and what a machine under load takes to notice
+            assert!(time < Duration::from_secs(82), "{time:?}");
+        }
+        // from then on nobody waits
+        let (read, time) = reader(&path, 500_000).join().unwrap();
+        assert!(read.is_err() && time < Duration::from_secs(5), "{time:?}");
+        host.detach(&mountpoint);
         nothing_left_soon(&host);
     });
 }
