@@ -26,7 +26,7 @@ use super::{
 use crate::{
     error::{Error, Kind, Result, ResultExt},
     kernel::{
-        blockdev::Node,
+        blockdev::{self, Node},
         dm::{self, MappedDevice},
         fuse,
         loopdev::{self, LoopDevice, LoopOptions},
