@@ -12,7 +12,7 @@ use url::Url;
 use super::{
     challenge::Challenge,
     client::Purpose,
-    credentials::{self, Credentials, Found},
+    credentials::{self, Credentials},
     refusal::{Refusal, host_of},
     retry::Failure,
     transport::Transport,
@@ -51,6 +51,8 @@ struct State {
     challenges: Vec<Challenge>,
     /// Where the credentials came from.
     place: Option<String>,
+    /// Why a credential helper gave none.
+    trouble: Option<String>,
     /// Other repositories of this registry that a token must let one read.
     also_from: Vec<String>,
 }
@@ -142,7 +144,8 @@ impl Authenticator {
 
     /// What to do about a registry that stays at its no.
     pub(super) async fn advice(&self) -> String {
-        match &self.state.lock().await.place {
+        let state = self.state.lock().await;
+        match &state.place {
             Some(place) => format!(
                 "{} refuses the credentials of {place} for {}",
                 self.host, self.repository
@@ -151,7 +154,7 @@ impl Authenticator {
                 "{} gives {} to nobody without credentials ({}): is the name right? If so, log in (docker login {})",
                 self.host,
                 self.repository,
-                credentials::places(&self.access),
+                self.places(&state),
                 self.host
             ),
         }
@@ -165,19 +168,21 @@ impl Authenticator {
     }
 
     async fn find(&self, state: &mut State) -> Result<Option<Credentials>, Failure> {
-        let found = credentials::find(&self.access, &self.host, &self.repository)
+        let lookup = credentials::find(&self.access, &self.host, &self.repository)
             .await
             .map_err(Failure::Final)?;
-        Ok(match found {
-            Some(Found { credentials, place }) => {
-                state.place = Some(place);
-                Some(credentials)
-            }
-            None => {
-                state.place = None;
-                None
-            }
-        })
+        state.trouble = lookup.trouble;
+        state.place = lookup.found.as_ref().map(|found| found.place.clone());
+        Ok(lookup.found.map(|found| found.credentials))
+    }
+
+    /// Where credentials were looked for in vain.
+    fn places(&self, state: &State) -> String {
+        let places = credentials::places(&self.access);
+        match &state.trouble {
+            Some(trouble) => format!("{places}; {trouble}"),
+            None => places,
+        }
     }
 
     async fn show_password(&self, state: &mut State) -> Result<(), Failure> {
@@ -192,7 +197,7 @@ impl Authenticator {
             None => {
                 return Err(self.unauthorized(format!(
                     "it wants a name and a password ({}): log in (docker login {})",
-                    credentials::places(&self.access),
+                    self.places(state),
                     self.host
                 )));
             }
@@ -268,7 +273,7 @@ impl Authenticator {
             return Err(match refusal.failure() {
                 Failure::Final(error) => {
                     let place = state.place.as_deref().map_or_else(
-                        || credentials::places(&self.access),
+                        || self.places(state),
                         |place| format!("with the credentials of {place}"),
                     );
                     Failure::Final(Error::with_source(

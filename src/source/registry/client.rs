@@ -213,6 +213,7 @@ impl Client {
 
     async fn refuse_at_registry(&self, refusal: Refusal) -> Failure {
         let status = refusal.status;
+        let is_explained = refusal.is_explained();
         match refusal.failure() {
             Failure::Final(error) if error.kind() == Kind::Immutable => Failure::Final(error),
             Failure::Final(error)
@@ -224,9 +225,11 @@ impl Client {
                     error,
                 ))
             }
-            // what Go's and nginx's servers answer; it would be rare for another reason
+            // what Go's and nginx's servers answer; what a registry explains it has understood
             Failure::Final(error)
-                if status == StatusCode::BAD_REQUEST && self.base.scheme() == "http" =>
+                if status == StatusCode::BAD_REQUEST
+                    && self.base.scheme() == "http"
+                    && !is_explained =>
             {
                 Failure::Final(error.context(format!(
                     "{} was asked by plain HTTP; if it speaks TLS, ask for that",
@@ -397,13 +400,21 @@ fn challenges(body: &Body) -> Vec<Challenge> {
 /// Where an answer's `Location` leads.
 pub(super) fn next_location(body: &Body, at: &Url) -> Result<Url> {
     let host = body.host();
-    let location = body
-        .header("location")
-        .ok_or_else(|| Error::new(Kind::Unavailable, format!("{host} redirects to nowhere")))?;
+    let status = body.head().status();
+    let location = body.header("location").ok_or_else(|| {
+        let what = match is_redirect(status) {
+            true => "redirects",
+            false => "begins an upload",
+        };
+        Error::new(
+            Kind::Unavailable,
+            format!("{host} {what} ({status}) without a Location that says where it goes on"),
+        )
+    })?;
     let mut next = at.join(location).map_err(|error| {
         Error::with_source(
             Kind::Unavailable,
-            format!("{host} redirects to what is no URL"),
+            format!("{host}: its Location is not a URL ({status})"),
             error,
         )
     })?;

@@ -3,15 +3,14 @@
 //! Read anew for each token: `docker login` and short-lived passwords work without a restart.
 
 use std::{
-    collections::BTreeMap,
     path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
 };
 
-use base64::Engine as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
+use super::docker_config::Config;
 use crate::{
     error::{Error, Kind, Result, ResultExt as _},
     oci::reference::DOCKER_HUB,
@@ -44,22 +43,13 @@ pub(super) struct Found {
     pub(super) place: String,
 }
 
-#[derive(Default, serde::Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Config {
-    auths: BTreeMap<String, Auth>,
-    creds_store: Option<String>,
-    cred_helpers: BTreeMap<String, String>,
-}
-
-#[derive(Default, serde::Deserialize)]
-#[serde(default)]
-struct Auth {
-    auth: Option<String>,
-    username: Option<String>,
-    password: Option<String>,
-    identitytoken: Option<String>,
-    registrytoken: Option<String>,
+/// What a search for credentials came to.
+#[derive(Default)]
+pub(super) struct Lookup {
+    /// `None` where nobody has any: then the registry is asked as anonymous.
+    pub(super) found: Option<Found>,
+    /// Why a helper that should have them gave no answer: for the error, if the registry then refuses.
+    pub(super) trouble: Option<String>,
 }
 
 #[derive(serde::Deserialize)]
@@ -70,8 +60,10 @@ struct HelperAnswer {
     secret: String,
 }
 
-/// The credentials for a repository, or `None` where nobody has any: then the registry is asked as anonymous.
-pub(super) async fn find(access: &Access, host: &str, repository: &str) -> Result<Option<Found>> {
+/// The credentials for a repository. A helper that is not installed or fails is told of, and as with Docker no error yet: the image may
+/// be one that everybody gets.
+pub(super) async fn find(access: &Access, host: &str, repository: &str) -> Result<Lookup> {
+    let mut lookup = Lookup::default();
     for path in [&access.docker_config, &access.podman_auth]
         .into_iter()
         .flatten()
@@ -79,11 +71,13 @@ pub(super) async fn find(access: &Access, host: &str, repository: &str) -> Resul
         let Some(config) = read(path).await? else {
             continue;
         };
-        if let Some(found) = find_in(&config, path, access, host, repository).await? {
-            return Ok(Some(found));
+        lookup.found =
+            find_in(&config, path, access, host, repository, &mut lookup.trouble).await?;
+        if lookup.found.is_some() {
+            break;
         }
     }
-    Ok(None)
+    Ok(lookup)
 }
 
 /// Where credentials were looked for.
@@ -120,15 +114,12 @@ async fn read(path: &Path) -> Result<Option<Config>> {
             ),
         ));
     }
-    // serde's error would quote the text, which is secret; its place is enough
-    serde_json::from_slice(&bytes).map(Some).map_err(|error| {
+    Config::parse(&bytes).map(Some).map_err(|why| {
         Error::new(
             Kind::InvalidArgument,
             format!(
-                "{}: no credentials' file of Docker's form (line {}, column {})",
-                path.display(),
-                error.line(),
-                error.column()
+                "{}: no credentials' file of Docker's form ({why})",
+                path.display()
             ),
         )
     })
@@ -140,6 +131,7 @@ async fn find_in(
     access: &Access,
     host: &str,
     repository: &str,
+    trouble: &mut Option<String>,
 ) -> Result<Option<Found>> {
     let key = match host {
         DOCKER_HUB => DOCKER_HUB_KEY,
@@ -150,21 +142,27 @@ async fn find_in(
         .iter()
         .find(|(name, _)| is_host(name, host))
         .map(|(_, helper)| helper);
-    if let Some(helper) = special.or(config.creds_store.as_ref())
-        && !helper.is_empty()
-    {
-        let answer = ask_helper(helper, key, access, HELPER_TIME).await?;
-        if answer.is_some() || special.is_some() {
-            return Ok(answer.map(|credentials| Found {
-                credentials,
-                place: format!("docker-credential-{helper}"),
-            }));
+    let helper = special.unwrap_or(&config.creds_store);
+    if !helper.is_empty() {
+        let name = helper_name(helper)?;
+        match ask_helper(&name, key, access, HELPER_TIME).await {
+            Ok(None) if special.is_none() => {}
+            Ok(answer) => {
+                return Ok(answer.map(|credentials| Found {
+                    credentials,
+                    place: name,
+                }));
+            }
+            Err(error) => {
+                tracing::warn!("{host}: no credentials from a helper: {}", error.report());
+                *trouble = Some(error.report());
+            }
         }
     }
-    let Some((name, auth)) = best_match(&config.auths, host, repository) else {
+    let Some(name) = best_match(config, host, repository) else {
         return Ok(None);
     };
-    let credentials = auth.credentials().map_err(|why| {
+    let credentials = config.credentials(name).map_err(|why| {
         Error::new(
             Kind::InvalidArgument,
             format!("{}: {name}: {why}", path.display()),
@@ -177,15 +175,11 @@ async fn find_in(
 }
 
 /// The entry for this repository: the longest prefix of `host/repository` (Podman's namespaces), then the host in Docker's forms.
-fn best_match<'a>(
-    auths: &'a BTreeMap<String, Auth>,
-    host: &str,
-    repository: &str,
-) -> Option<(&'a String, &'a Auth)> {
+fn best_match<'a>(config: &'a Config, host: &str, repository: &str) -> Option<&'a str> {
     let whole = format!("{host}/{repository}");
     let mut prefix = whole.as_str();
     loop {
-        if let Some(found) = auths.get_key_value(prefix) {
+        if let Some(found) = config.names().find(|name| *name == prefix) {
             return Some(found);
         }
         match prefix.rsplit_once('/') {
@@ -193,7 +187,7 @@ fn best_match<'a>(
             None => break,
         }
     }
-    auths.iter().find(|(name, _)| is_host(name, host))
+    config.names().find(|name| is_host(name, host))
 }
 
 /// Whether a key of the file names this host: `host`, `https://host`, `https://host/v1/`.
@@ -208,53 +202,29 @@ fn is_host(key: &str, host: &str) -> bool {
     name == host || host == DOCKER_HUB && matches!(name, "index.docker.io" | "registry-1.docker.io")
 }
 
-impl Auth {
-    /// `None` where the entry is empty: a helper has what it stands for.
-    fn credentials(&self) -> Result<Option<Credentials>, &'static str> {
-        let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
-        if let Some(token) = given(&self.registrytoken) {
-            return Ok(Some(Credentials::RegistryToken(token)));
-        }
-        if let Some(token) = given(&self.identitytoken) {
-            return Ok(Some(Credentials::IdentityToken(token)));
-        }
-        if let Some(auth) = given(&self.auth) {
-            let bytes = base64::engine::general_purpose::STANDARD
-                .decode(auth.trim())
-                .map_err(|_| "its auth is no base64")?;
-            let text = String::from_utf8(bytes).map_err(|_| "its auth is not UTF-8")?;
-            let (user, password) = text.split_once(':').ok_or("its auth is no USER:PASSWORD")?;
-            return Ok(Some(Credentials::Password {
-                user: user.to_owned(),
-                // Docker's own files may end in NUL bytes
-                password: password.trim_end_matches('\0').to_owned(),
-            }));
-        }
-        match (given(&self.username), given(&self.password)) {
-            (Some(user), Some(password)) => Ok(Some(Credentials::Password { user, password })),
-            _ => Ok(None),
-        }
+/// The program of a helper.
+fn helper_name(helper: &str) -> Result<String> {
+    let name = format!("docker-credential-{helper}");
+    let is_plain = helper
+        .bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'));
+    match is_plain {
+        true => Ok(name),
+        false => Err(Error::new(
+            Kind::InvalidArgument,
+            format!("{name:?} is no credential helper's name"),
+        )),
     }
 }
 
 /// Runs `docker-credential-HELPER get`. `None` where it knows nothing of this server.
 async fn ask_helper(
-    helper: &str,
+    name: &str,
     server: &str,
     access: &Access,
     limit: Duration,
 ) -> Result<Option<Credentials>> {
-    let name = format!("docker-credential-{helper}");
-    if !helper
-        .bytes()
-        .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
-    {
-        return Err(Error::new(
-            Kind::InvalidArgument,
-            format!("{name:?} is no credential helper's name"),
-        ));
-    }
-    match tokio::time::timeout(limit, run_helper(&name, server, access)).await {
+    match tokio::time::timeout(limit, run_helper(name, server, access)).await {
         Ok(answer) => answer,
         Err(_) => Err(Error::new(
             Kind::Unauthorized,
@@ -339,11 +309,13 @@ mod tests {
     use super::*;
 
     fn lookup(auths: &[&str], host: &str, repository: &str) -> Option<String> {
-        let auths = auths
+        let auths: serde_json::Map<_, _> = auths
             .iter()
-            .map(|name| ((*name).to_owned(), Auth::default()))
+            .map(|name| ((*name).to_owned(), serde_json::json!({})))
             .collect();
-        best_match(&auths, host, repository).map(|(name, _)| name.clone())
+        let file = serde_json::json!({ "auths": auths }).to_string();
+        let config = Config::parse(file.as_bytes()).expect("a file");
+        best_match(&config, host, repository).map(str::to_owned)
     }
 
     #[test]
@@ -373,40 +345,6 @@ mod tests {
         }
     }
 
-    fn parsed(json: &str) -> Result<Option<Credentials>, &'static str> {
-        serde_json::from_str::<Auth>(json)
-            .expect("JSON")
-            .credentials()
-    }
-
-    #[test]
-    fn entries_are_read_in_all_their_forms() {
-        assert!(matches!(
-            parsed(r#"{"auth":"dXNlcjpwYTpzcw=="}"#),
-            Ok(Some(Credentials::Password { user, password })) if user == "user" && password == "pa:ss"
-        ));
-        assert!(matches!(
-            parsed(r#"{"username":"u","password":"p"}"#),
-            Ok(Some(Credentials::Password { user, password })) if user == "u" && password == "p"
-        ));
-        assert!(matches!(
-            parsed(r#"{"auth":"dXNlcjo=","identitytoken":"t"}"#),
-            Ok(Some(Credentials::IdentityToken(token))) if token == "t"
-        ));
-        assert!(matches!(
-            parsed(r#"{"registrytoken":"t"}"#),
-            Ok(Some(Credentials::RegistryToken(token))) if token == "t"
-        ));
-        assert!(matches!(parsed("{}"), Ok(None)));
-        for broken in [
-            r#"{"auth":"%"}"#,
-            r#"{"auth":"dXNlcg=="}"#,
-            r#"{"auth":"/////w=="}"#,
-        ] {
-            assert!(parsed(broken).is_err(), "{broken}");
-        }
-    }
-
     #[tokio::test]
     async fn a_helper_that_hangs_is_left() {
         use std::os::unix::fs::PermissionsExt as _;
@@ -422,7 +360,7 @@ mod tests {
             ..Access::default()
         };
         let limit = Duration::from_millis(200);
-        let Err(error) = ask_helper("slow", "a.b", &access, limit).await else {
+        let Err(error) = ask_helper("docker-credential-slow", "a.b", &access, limit).await else {
             panic!("it answered");
         };
         assert_eq!(error.kind(), Kind::Unauthorized);

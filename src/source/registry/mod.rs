@@ -20,6 +20,7 @@ mod challenge;
 mod client;
 mod content_range;
 mod credentials;
+mod docker_config;
 mod document;
 mod link;
 mod manifest;

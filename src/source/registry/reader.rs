@@ -173,6 +173,12 @@ impl Reader {
                         return Ok(answer);
                     }
                 }
+                // it calls a part the whole: its own word on which part it is counts
+                StatusCode::OK if is_part(&body, wanted.range.is_some()) => {
+                    if let Some(answer) = self.partial(body)? {
+                        return Ok(answer);
+                    }
+                }
                 StatusCode::OK => {
                     self.ignores_ranges |= wanted.range.is_some();
                     if let Some(length) = body.head().content_length() {
@@ -197,17 +203,27 @@ impl Reader {
         }
     }
 
-    /// A 206: the answer if it begins at the position, `None` to ask again.
+    /// A part: the answer if it is the one that was asked for, `None` to ask again. A 206 has to begin at the position; a 200 that says
+    /// which part it is only has to have the position.
     fn partial(&mut self, body: Body) -> Result<Option<Answer>, Failure> {
         let said = body.header("content-range");
         let range = said.and_then(ContentRange::parse);
-        if let Some(ContentRange::Bytes { start, total, .. }) = range {
+        if let Some(ContentRange::Bytes { start, end, total }) = range {
             if let Some(total) = total {
                 self.check_size(total, &body)?;
             }
-            if start == self.position {
+            let is_wanted = match body.head().status() {
+                StatusCode::OK => {
+                    let length = body.head().content_length();
+                    (start..end).contains(&self.position)
+                        && length.is_none_or(|length| length == end - start)
+                }
+                _ => start == self.position,
+            };
+            if is_wanted {
                 self.wrong_ranges = 0;
-                return Ok(Some(Answer { body, skip: 0 }));
+                let skip = self.position - start;
+                return Ok(Some(Answer { body, skip }));
             }
         }
         self.wrong_ranges += 1;
@@ -249,4 +265,11 @@ impl Reader {
             _ => Ok(()),
         }
     }
+}
+
+/// Whether a 200 is a part of the blob: it says which one. Where no part was asked for, a `Content-Range` that names none means nothing.
+fn is_part(body: &Body, asked_for_part: bool) -> bool {
+    body.header("content-range").is_some_and(|said| {
+        asked_for_part || matches!(ContentRange::parse(said), Some(ContentRange::Bytes { .. }))
+    })
 }

@@ -145,6 +145,11 @@ impl Refusal {
         Error::new(self.kind(), text)
     }
 
+    /// Whether the body is an error of the specification's form.
+    pub(super) fn is_explained(&self) -> bool {
+        self.codes.iter().any(|code| !code.is_empty()) || !self.message.is_empty()
+    }
+
     /// Whether the body has this code of the specification.
     pub(super) fn has_code(&self, code: &str) -> bool {
         self.codes.iter().any(|known| known == code)

@@ -360,6 +360,25 @@ async fn helpers_that_fail_are_named_and_not_quoted() {
     assert_eq!(error.kind(), Kind::InvalidArgument, "{error:?}");
 }
 
+/// As with Docker: who has no helper pulls what everybody may pull.
+#[tokio::test]
+async fn a_helper_that_is_not_there_does_not_keep_a_public_image() {
+    let (registry, blob) = with_blob(bearer(None));
+    for file in [
+        "",
+        "{\"auths\":null,\"credHelpers\":null}",
+        "{\"auths\":{\"other.example\":null}}",
+        "{\"auths\":{\"other.example\":{}},\"credsStore\":\"absent\"}",
+    ] {
+        let config = config_file(file);
+        read(&registry, &blob, &config.access).await.expect(file);
+    }
+    for script in ["exit 3", "echo no JSON"] {
+        let config = with_helper(&registry, "credHelpers", script);
+        read(&registry, &blob, &config.access).await.expect(script);
+    }
+}
+
 #[tokio::test]
 async fn files_that_are_broken_or_absent() {
     let (registry, blob) = with_blob(basic());

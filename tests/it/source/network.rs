@@ -159,7 +159,12 @@ async fn tls_at_a_loopback_address_when_it_is_asked_for() {
 async fn an_answer_to_plain_http_that_may_come_from_tls_says_so() {
     let registry = Registry::start();
     let blob = registry.add_blob("app", "hello");
-    registry.fail(On::Any, Fault::status(400), Times::Next(1));
+    let plain = Fault::Answer {
+        code: 400,
+        headers: vec![("content-type".to_owned(), "text/plain".to_owned())],
+        body: "Client sent an HTTP request to an HTTPS server.".into(),
+    };
+    registry.fail(On::Any, plain, Times::Next(1));
     let source = open_with(&registry, "app", &Access::default(), IMPATIENT).await;
     let error = source.range(&blob, 0..5).await.expect_err("refused");
     assert!(error.report().contains("if it speaks TLS"), "{error:?}");

@@ -433,3 +433,49 @@ async fn a_blob_that_breaks_off_goes_on_by_range() {
         "{log:?}"
     );
 }
+
+/// An answer that calls itself the whole, with a `Content-Range`.
+fn called_whole(content_range: String, body: &[u8]) -> Fault {
+    Fault::Answer {
+        code: 200,
+        headers: vec![("content-range".to_owned(), content_range)],
+        body: body.to_vec().into(),
+    }
+}
+
+/// A server that calls a part the whole says by its `Content-Range` which part it is.
+#[tokio::test]
+async fn a_200_with_a_content_range_is_that_part() {
+    let (registry, bytes, blob, source) = one_blob().await;
+    for (start, end) in [(100, 200), (50, 300), (100, 150), (0, 100_000)] {
+        let said = format!("bytes {start}-{}/100000", end - 1);
+        let part = called_whole(said, &bytes[start..end]);
+        registry.fail(On::Data, part, Times::Next(1));
+        let found = source.range(&blob, 100..200).await.expect("the part");
+        assert_eq!(found, bytes[100..200], "{start}-{end}");
+    }
+}
+
+#[tokio::test]
+async fn a_200_that_says_another_part_or_none_is_asked_again() {
+    let (registry, bytes, blob, source) = one_blob().await;
+    for (said, body) in [
+        ("bytes 300-399/100000", &bytes[300..400]),
+        // a part by its name and the whole by its length
+        ("bytes 100-199/100000", &bytes[..]),
+        ("lines 1-2/3", &bytes[300..400]),
+    ] {
+        registry.fail(
+            On::Data,
+            called_whole(said.to_owned(), body),
+            Times::Next(1),
+        );
+        let found = source.range(&blob, 100..200).await.expect("once wrong");
+        assert_eq!(found, bytes[100..200], "{said}");
+    }
+    // always, and it is the whole: it is taken when the whole was asked for
+    let whole = called_whole("all of it".to_owned(), &bytes);
+    registry.fail(On::Data, whole, Times::UntilHealed);
+    let found = source.range(&blob, 100..200).await.expect("the whole");
+    assert_eq!(found, bytes[100..200]);
+}

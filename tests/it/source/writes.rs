@@ -531,6 +531,36 @@ async fn what_no_registry_takes_is_a_named_error() {
     assert_eq!(error.kind(), Kind::InvalidArgument, "{error:?}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_registry_says_is_not_followed_by_guesses() {
+    let registry = Registry::start();
+    let to = destination(&registry.reference("a:1")).await;
+    let manifest = |code| {
+        (
+            On::Kind(Asked::Manifest),
+            Fault::status(code),
+            Times::Next(1),
+        )
+    };
+    let (on, fault, times) = manifest(400);
+    registry.fail(on, fault, times);
+    let error = to.tag_manifest(MANIFEST, &subject("x")).await;
+    let report = error.expect_err("refused").report();
+    assert!(!report.contains("TLS"), "{report}");
+    let begun = Fault::Answer {
+        code: 202,
+        headers: Vec::new(),
+        body: Bytes::new(),
+    };
+    registry.fail(On::Kind(Asked::Upload), begun, Times::Next(1));
+    let error = to.put_blob(&Bytes::from_static(b"x")).await;
+    let report = error.expect_err("nowhere to send it to").report();
+    assert!(
+        report.contains("begins an upload") && report.contains("without a Location"),
+        "{report}"
+    );
+}
+
 /// As the documentation of registries has it.
 const IMMUTABLE: [(u16, &str, &str); 6] = [
     (
