@@ -28,6 +28,8 @@ const MAX_DOCUMENTS: usize = 256;
 
 /// Indexes that are gone through for what is in them, at most.
 const MAX_INDEXES: usize = 64;
+/// Entries of one index that cannot be read and are told of, at most.
+const MAX_ODD: usize = 8;
 
 /// Which images of an image index are meant.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -83,11 +85,11 @@ pub async fn chosen(source: &Source, root: &Manifest, platforms: &Platforms) -> 
         Platforms::These(wanted) => wanted.clone(),
     };
     let is_strict = *platforms != Platforms::Host;
-    let index = match document(root)? {
-        Document::Index(index) => *index,
+    let (index, odd) = match document(root)? {
+        Document::Index(index, odd) => (*index, odd),
         Document::Image(_) => return single(source, root, &wanted, is_strict).await,
     };
-    let mut catalog = Catalog::of(source, root, &index);
+    let mut catalog = Catalog::of(source, root, &index, odd);
     if *platforms == Platforms::All {
         return catalog.all().await;
     }
@@ -184,7 +186,7 @@ impl Entry {
 }
 
 impl<'a> Catalog<'a> {
-    fn of(source: &'a Source, root: &Manifest, index: &ImageIndex) -> Self {
+    fn of(source: &'a Source, root: &Manifest, index: &ImageIndex, odd: Vec<String>) -> Self {
         let mut catalog = Self {
             source,
             root: root.digest,
@@ -193,11 +195,21 @@ impl<'a> Catalog<'a> {
             absent: Vec::new(),
             warnings: Vec::new(),
         };
-        catalog.entries = catalog.listed(index, None, 1);
+        catalog.entries = catalog.listed(index, odd, None, 1);
         catalog
     }
 
-    fn listed(&mut self, index: &ImageIndex, outer: Option<&Platform>, depth: usize) -> Vec<Entry> {
+    /// The entries of an index; `odd` tells of those that could not be read.
+    fn listed(
+        &mut self,
+        index: &ImageIndex,
+        odd: Vec<String>,
+        outer: Option<&Platform>,
+        depth: usize,
+    ) -> Vec<Entry> {
+        let odd = odd.into_iter().take(MAX_ODD);
+        self.warnings
+            .extend(odd.map(|odd| format!("the index lists what cannot be read: {odd}")));
         let mut entries = Vec::new();
         for candidate in candidates(index) {
             match Entry::of(candidate, outer, depth) {
@@ -331,11 +343,11 @@ impl<'a> Catalog<'a> {
             Err(error) => return Err(error),
         };
         match parse(&found.bytes, &found.media_type) {
-            Ok(Document::Index(index)) => {
+            Ok(Document::Index(index, odd)) => {
                 if entry.depth == MAX_DEPTH {
                     return Err(too_deep(&entry.digest));
                 }
-                let inner = self.listed(&index, entry.platform.as_ref(), entry.depth + 1);
+                let inner = self.listed(&index, odd, entry.platform.as_ref(), entry.depth + 1);
                 self.entries.splice(at..at, inner);
             }
             Ok(Document::Image(_)) => {
@@ -451,7 +463,7 @@ fn names(platforms: &[Platform]) -> String {
 pub(super) async fn indexes(source: &Source, root: &Manifest) -> Vec<Manifest> {
     let is_index = |found: &Manifest| {
         let document = parse(&found.bytes, &found.media_type);
-        matches!(document, Ok(Document::Index(_)))
+        matches!(document, Ok(Document::Index(..)))
     };
     let mut found: Vec<Manifest> = Some(root.clone()).into_iter().filter(is_index).collect();
     let mut at = 0;

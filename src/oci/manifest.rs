@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use super::{
     artifact::{What, what_is_document},
+    descriptor::{self, Descriptor},
     media_type,
 };
 use crate::error::Kind;
@@ -21,8 +22,8 @@ pub const MAX_LAYERS: usize = 500;
 pub enum Document {
     /// The manifest of one image.
     Image(Box<ImageManifest>),
-    /// A list of images by platform.
-    Index(Box<ImageIndex>),
+    /// A list of images by platform, of its sound entries; and a sentence for each entry that is left out because it cannot be read.
+    Index(Box<ImageIndex>, Vec<String>),
 }
 
 /// Why a document is no image.
@@ -129,9 +130,9 @@ pub fn parse(bytes: &[u8], media_type: &str) -> Result<Document, Error> {
             (Document::Image(Box::new(manifest)), version)
         }
         What::ImageIndex => {
-            let index: ImageIndex = serde_json::from_slice(bytes).map_err(malformed)?;
+            let (index, odd) = index(document).map_err(malformed)?;
             let version = index.schema_version();
-            (Document::Index(Box::new(index)), version)
+            (Document::Index(Box::new(index), odd), version)
         }
         other => return Err(Error::NotAnImage(other)),
     };
@@ -139,6 +140,41 @@ pub fn parse(bytes: &[u8], media_type: &str) -> Result<Document, Error> {
         return Err(Error::SchemaVersion(schema_version));
     }
     Ok(parsed)
+}
+
+/// An image index of the sound entries of a document, and a sentence for each of the others. Null is read as Go reads it: an empty list, an
+/// empty text.
+fn index(mut document: Value) -> Result<(ImageIndex, Vec<String>), serde_json::Error> {
+    let entries = match document.get_mut("manifests").map(Value::take) {
+        Some(Value::Array(entries)) => entries,
+        Some(Value::Null) => Vec::new(),
+        Some(_) => return Err(serde::de::Error::custom("its manifests are not a list")),
+        None => return Err(serde::de::Error::missing_field("manifests")),
+    };
+    document["manifests"] = Value::Array(Vec::new());
+    let mut index: ImageIndex = serde_json::from_value(with_texts(document))?;
+    let (mut sound, mut odd) = (Vec::new(), Vec::new());
+    for (at, entry) in entries.into_iter().enumerate() {
+        match Descriptor::read(&entry) {
+            Ok(_) => match serde_json::from_value(with_texts(entry.clone())) {
+                Ok(descriptor) => sound.push(descriptor),
+                Err(why) => odd.push(descriptor::oddity(at, &entry, &why)),
+            },
+            Err(why) => odd.push(descriptor::oddity(at, &entry, &why)),
+        }
+    }
+    index.set_manifests(sound);
+    Ok((index, odd))
+}
+
+/// The same descriptor or index, whose annotations are all texts.
+fn with_texts(mut value: Value) -> Value {
+    if let Some(texts) = descriptor::annotations(&value["annotations"])
+        && !value["annotations"].is_null()
+    {
+        value["annotations"] = texts.into_iter().collect();
+    }
+    value
 }
 
 /// Checks a document's length.
@@ -176,8 +212,8 @@ mod tests {
         };
         assert_eq!(manifest.layers().len(), 3);
         let index = br#"{"schemaVersion":2,"manifests":[]}"#;
-        assert!(matches!(parse(index, DOCKER_LIST), Ok(Document::Index(_))));
-        assert!(matches!(parse(index, ""), Ok(Document::Index(_))));
+        assert!(matches!(parse(index, DOCKER_LIST), Ok(Document::Index(..))));
+        assert!(matches!(parse(index, ""), Ok(Document::Index(..))));
     }
 
     #[test]
@@ -225,8 +261,52 @@ mod tests {
             Err(Error::SchemaVersion(1))
         ));
         assert!(matches!(
-            parse(br#"{"schemaVersion":2,"manifests":[{}]}"#, ""),
+            parse(br#"{"schemaVersion":2,"manifests":{}}"#, OCI_INDEX),
             Err(Error::Malformed { .. })
         ));
+    }
+
+    #[test]
+    fn odd_entries_of_an_index_are_left_out_each_with_a_sentence() {
+        let entry = |field: &str, value: Value| {
+            let mut entry =
+                serde_json::json!({"mediaType": OCI_MANIFEST, "digest": DIGEST, "size": 2});
+            entry[field] = value;
+            entry
+        };
+        let index = serde_json::json!({
+            "schemaVersion": 2,
+            "annotations": {"a": null},
+            "manifests": [
+                entry("size", Value::Null), entry("size", (-1).into()), entry("size", "2".into()), entry("digest", "sha256:ab".into()),
+                entry("digest", "blake3:ab".into()), entry("mediaType", 7.into()), entry("annotations", 7.into()), {}, null, 7, [],
+                entry("platform", "linux/amd64".into()),
+                entry("annotations", Value::Null),
+                entry("annotations", serde_json::json!({"a": null, "b": 7, "c": "d"})),
+            ],
+        });
+        let Ok(Document::Index(index, odd)) = parse(index.to_string().as_bytes(), OCI_INDEX) else {
+            panic!("an index is expected");
+        };
+        assert_eq!(odd.len(), 12, "{odd:#?}");
+        assert!(
+            odd[1].contains(DIGEST) && odd[1].contains("size"),
+            "{}",
+            odd[1]
+        );
+        let [plain, annotated] = &index.manifests()[..] else {
+            panic!("two sound entries are expected");
+        };
+        assert!(plain.annotations().is_none());
+        let annotations = annotated.annotations().as_ref().unwrap();
+        assert_eq!(annotations.len(), 2);
+        assert_eq!(
+            (annotations["a"].as_str(), annotations["c"].as_str()),
+            ("", "d")
+        );
+        let empty = parse(br#"{"schemaVersion":2,"manifests":null}"#, OCI_INDEX);
+        assert!(
+            matches!(empty, Ok(Document::Index(index, odd)) if index.manifests().is_empty() && odd.is_empty())
+        );
     }
 }

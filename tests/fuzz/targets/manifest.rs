@@ -23,7 +23,7 @@ fuzz_target!(|bytes: &[u8]| {
         0 => {
             let media_type = TYPES[usize::from(choice & 3)];
             artifact::what_is(bytes, media_type);
-            if let Ok(manifest::Document::Index(index)) = manifest::parse(bytes, media_type) {
+            if let Ok(manifest::Document::Index(index, _)) = manifest::parse(bytes, media_type) {
                 platform::choose(&index, &Platform::host());
             }
         }

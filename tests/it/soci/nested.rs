@@ -236,6 +236,48 @@ fn odd_entries_beside_the_image_do_not_hide_it() {
 }
 
 #[test]
+fn entries_that_cannot_be_read_do_not_hide_the_image() {
+    let mut made = MadeLayout::new();
+    let amd64 = named(&image(&made, "amd64"), "amd64");
+    let other = image(&made, "arm64");
+    let changed = |field: &str, value: Value| {
+        let mut entry = named(&other, "arm64");
+        entry[field] = value;
+        entry
+    };
+    let odd = [
+        changed("size", Value::Null),
+        changed("size", json!(-1)),
+        changed("digest", json!("sha256:ab")),
+        changed("annotations", json!(7)),
+        changed("annotations", json!({"a": null})),
+        Value::Null,
+        json!({}),
+        json!("text"),
+    ];
+    let inner = made.index(&[&odd[..], std::slice::from_ref(&amd64)].concat());
+    let nested = made.index(&[&odd[..], &[inner]].concat());
+    made.tag(&nested, "nested");
+    let flat = made.index(&[&odd[..], &[amd64]].concat());
+    made.tag(&flat, "flat");
+    let host = Host::new();
+    let small = ["--min-layer-size", "0", "--platform", "linux/amd64"];
+    for tag in ["flat", "nested"] {
+        let image = made.reference(tag);
+        let cat = |image: &str| host.run(&["cat", image, "/etc/arch", "--platform", "linux/amd64"]);
+        assert_eq!(cat(&image), "amd64", "{tag}");
+        let target = |name: &str| format!("oci:{}:{tag}", host.mountpoint(name).display());
+        host.run(&[&["index", "create", image.as_str()][..], &small].concat());
+        let converted = target("converted");
+        host.run(&[&["convert", image.as_str(), converted.as_str()][..], &small].concat());
+        assert_eq!(cat(&converted), "amd64", "{tag}");
+        let copied = target("copied");
+        host.run(&["copy", &image, &copied]);
+        assert_eq!(cat(&copied), "amd64", "{tag}");
+    }
+}
+
+#[test]
 fn nests_are_bounded() {
     let mut made = MadeLayout::new();
     let mut nest = image(&made, "amd64");
