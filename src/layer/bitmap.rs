@@ -1,22 +1,27 @@
-//! The bitmap of present spans: in memory what is present now, in the file `spans` what is known to be on the disk.
+//! The spans that are present: in memory what is present now, in the file `spans` what is known to be on the disk, each with its checks
+//! ([`super::span_check`]).
 //!
 //! The file is preallocated and written with pwrite, never through a mapping: a store into a hole of a mapping is SIGBUS on a full
-//! disk. The order that a crash relies on is data, fdatasync, bit; the file lags behind the memory.
+//! disk. The order that a crash relies on is data, fdatasync, record; the file lags behind the memory.
 
 use std::{
     fs::File,
     io,
     os::unix::fs::FileExt,
     sync::{
-        Mutex, PoisonError,
+        Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
 };
 
+use super::{
+    folder,
+    seal::Damage,
+    span_check::{self, RECORD_BYTES, SpanCheck, SpanRecord},
+};
 use crate::units::SpanId;
 
 const WORD_BITS: u32 = u64::BITS;
-const WORD_BYTES: usize = size_of::<u64>();
 
 /// Bits in memory and their file.
 pub(super) struct Bitmap {
@@ -24,42 +29,37 @@ pub(super) struct Bitmap {
     count: u32,
     present: AtomicU32,
     file: File,
-    /// What the file says.
-    saved: Mutex<Box<[u64]>>,
-}
-
-/// Bytes of the file for this many spans.
-pub(super) fn file_size(count: u32) -> u64 {
-    u64::from(count.div_ceil(WORD_BITS)) * WORD_BYTES as u64
+    /// Held while records are written.
+    writing: Mutex<()>,
 }
 
 impl Bitmap {
-    /// Reads the file. `None`: it is not a bitmap of this many spans.
-    pub(super) fn open(file: File, count: u32) -> io::Result<Option<Self>> {
-        if file.metadata()?.len() != file_size(count) {
-            return Ok(None);
-        }
-        let mut bytes = vec![0; count.div_ceil(WORD_BITS) as usize * WORD_BYTES];
-        file.read_exact_at(&mut bytes, 0)?;
-        let saved: Box<[u64]> = bytes
-            .chunks_exact(WORD_BYTES)
-            .map(|word| {
-                let mut bytes = [0; WORD_BYTES];
-                bytes.copy_from_slice(word);
-                u64::from_le_bytes(bytes)
-            })
-            .collect();
-        let tail = count % WORD_BITS;
-        if tail != 0 && saved.last().is_some_and(|word| word >> tail != 0) {
-            return Ok(None);
-        }
-        Ok(Some(Self {
-            words: saved.iter().map(|word| AtomicU64::new(*word)).collect(),
+    /// Reads the file. A record that is damaged is written anew as `lost`; the second value is how many there were.
+    pub(super) fn open(file: File, count: u32, lost: SpanRecord) -> io::Result<(Self, u32)> {
+        let mut bytes = Vec::new();
+        io::Read::read_to_end(&mut &file, &mut bytes)?;
+        let words = (0..count.div_ceil(WORD_BITS)).map(|_| AtomicU64::new(0));
+        let bitmap = Self {
+            words: words.collect(),
             count,
-            present: AtomicU32::new(saved.iter().map(|word| word.count_ones()).sum()),
+            present: AtomicU32::new(0),
             file,
-            saved: Mutex::new(saved),
-        }))
+            writing: Mutex::default(),
+        };
+        let mut damaged = Vec::new();
+        for (span, record) in (0..).map(SpanId).zip(span_check::decode_all(&bytes, count)) {
+            if record.is_none() {
+                damaged.push((span, lost));
+            }
+            if record.unwrap_or(lost).is_present() {
+                bitmap.set(span);
+            }
+        }
+        if bytes.len() as u64 != span_check::file_size(count) {
+            bitmap.file.set_len(span_check::file_size(count))?;
+        }
+        bitmap.write(&bitmap.lock(), &damaged)?;
+        Ok((bitmap, damaged.len() as u32)) // at most `count`
     }
 
     /// Spans in all.
@@ -103,44 +103,59 @@ impl Bitmap {
     pub(super) fn disown(&self, spans: &[SpanId]) -> io::Result<()> {
         // in this order: `save` looks at the bit in memory under the lock
         spans.iter().for_each(|span| self.clear(*span));
-        let mut saved = self.saved.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut words = Vec::new();
-        for span in spans {
-            let (word, mask) = place(*span);
-            if saved[word] & mask != 0 {
-                saved[word] &= !mask;
-                words.push(word);
-            }
-        }
-        self.write(&saved, words)
+        let absent: Vec<_> = spans
+            .iter()
+            .map(|span| (*span, SpanRecord::Absent))
+            .collect();
+        self.write(&self.lock(), &absent)
     }
 
-    /// Writes these spans' bits to the file, where they are still set. Their data is on the disk by now. The bits themselves reach it when they do: a bit lost
-    /// costs a fetch.
-    pub(super) fn save(&self, spans: &[SpanId]) -> io::Result<()> {
-        let mut saved = self.saved.lock().unwrap_or_else(PoisonError::into_inner);
-        for span in spans.iter().filter(|span| self.get(**span)) {
-            let (word, mask) = place(*span);
-            saved[word] |= mask;
-        }
-        let words = spans.iter().map(|span| place(*span).0).collect();
-        self.write(&saved, words)
+    /// Writes these spans' records to the file, where they are still set. Their data is on the disk by now. The records themselves reach it
+    /// when they do: one that is lost costs a fetch.
+    pub(super) fn save(&self, spans: &[(SpanId, SpanCheck)]) -> io::Result<()> {
+        let writing = self.lock();
+        let present: Vec<_> = spans
+            .iter()
+            .filter(|(span, _)| self.get(*span))
+            .map(|(span, check)| (*span, SpanRecord::Present(*check)))
+            .collect();
+        self.write(&writing, &present)
     }
 
-    /// Writes these words to the file, each once.
-    fn write(&self, saved: &[u64], mut words: Vec<usize>) -> io::Result<()> {
-        words.sort_unstable();
-        words.dedup();
-        for word in words {
+    /// What the file has of a span.
+    pub(super) fn record(&self, span: SpanId) -> io::Result<SpanRecord> {
+        let mut bytes = [0; RECORD_BYTES];
+        self.file
+            .read_exact_at(&mut bytes, span_check::place(span))?;
+        SpanRecord::decode(&bytes, span).ok_or_else(|| Damage::check(folder::SPANS).into())
+    }
+
+    /// Writes records; those of adjacent spans that follow each other at once.
+    fn write(
+        &self,
+        _writing: &MutexGuard<'_, ()>,
+        records: &[(SpanId, SpanRecord)],
+    ) -> io::Result<()> {
+        let runs =
+            records.chunk_by(|(one, _), (other, _)| one.get().wrapping_add(1) == other.get());
+        for run in runs {
+            let bytes: Vec<u8> = run
+                .iter()
+                .flat_map(|(span, record)| record.encode(*span))
+                .collect();
             self.file
-                .write_all_at(&saved[word].to_le_bytes(), (word * WORD_BYTES) as u64)?;
+                .write_all_at(&bytes, span_check::place(run[0].0))?; // no run is empty
         }
         Ok(())
     }
 
-    /// Brings the file's bits to the disk.
+    /// Brings the file's records to the disk.
     pub(super) fn sync(&self) -> io::Result<()> {
         self.file.sync_data()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, ()> {
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -155,17 +170,29 @@ fn place(span: SpanId) -> (usize, u64) {
 mod tests {
     use super::*;
 
+    const CHECK: SpanCheck = SpanCheck {
+        data: 1,
+        rest: 2,
+        has_last: false,
+    };
+
+    fn open(file: &tempfile::NamedTempFile, count: u32) -> Bitmap {
+        let opened = Bitmap::open(file.reopen().unwrap(), count, SpanRecord::Absent);
+        opened.unwrap().0
+    }
+
     fn bitmap(count: u32) -> (tempfile::NamedTempFile, Bitmap) {
         let file = tempfile::NamedTempFile::new().unwrap();
-        file.as_file().set_len(file_size(count)).unwrap();
-        let bitmap = Bitmap::open(file.reopen().unwrap(), count)
-            .unwrap()
-            .unwrap();
+        let bitmap = open(&file, count);
+        assert_eq!(
+            file.as_file().metadata().unwrap().len(),
+            span_check::file_size(count)
+        );
         (file, bitmap)
     }
 
     #[test]
-    fn a_bit_is_in_the_file_only_after_save() {
+    fn a_span_is_in_the_file_only_after_save() {
         let (file, bitmap) = bitmap(130);
         for span in [0, 63, 64, 129] {
             assert!(!bitmap.get(SpanId(span)));
@@ -174,12 +201,16 @@ mod tests {
             assert!(bitmap.get(SpanId(span)));
         }
         assert_eq!(bitmap.present(), 4);
-        bitmap.save(&[SpanId(63), SpanId(129)]).unwrap();
+        bitmap
+            .save(&[(SpanId(63), CHECK), (SpanId(129), CHECK)])
+            .unwrap();
 
-        let again = Bitmap::open(file.reopen().unwrap(), 130).unwrap().unwrap();
+        let again = open(&file, 130);
         assert_eq!(again.present(), 2);
         assert!(again.get(SpanId(63)) && again.get(SpanId(129)));
         assert!(!again.get(SpanId(0)) && !again.get(SpanId(64)));
+        let record = again.record(SpanId(63)).unwrap();
+        assert_eq!(record, SpanRecord::Present(CHECK));
     }
 
     #[test]
@@ -198,13 +229,16 @@ mod tests {
         for span in 0..3 {
             bitmap.set(SpanId(span));
         }
-        bitmap.save(&[SpanId(0), SpanId(1)]).unwrap();
+        bitmap
+            .save(&[(SpanId(0), CHECK), (SpanId(1), CHECK)])
+            .unwrap();
         bitmap.disown(&[SpanId(1)]).unwrap();
         bitmap.disown(&[SpanId(2)]).unwrap();
         // a sync that began before
-        bitmap.save(&[SpanId(1), SpanId(2)]).unwrap();
-        let again = Bitmap::open(file.reopen().unwrap(), 3).unwrap().unwrap();
-        for bits in [&bitmap, &again] {
+        bitmap
+            .save(&[(SpanId(1), CHECK), (SpanId(2), CHECK)])
+            .unwrap();
+        for bits in [bitmap, open(&file, 3)] {
             assert_eq!(
                 [0, 1, 2].map(|span| bits.get(SpanId(span))),
                 [true, false, false]
@@ -213,16 +247,31 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_another_length_or_with_bits_past_the_end_is_none() {
-        let (file, _) = bitmap(65);
-        let open = |count| {
-            Bitmap::open(file.reopen().unwrap(), count)
-                .unwrap()
-                .is_some()
+    fn what_is_damaged_is_lost_and_nothing_else() {
+        let (file, bitmap) = bitmap(4);
+        let all = [0, 1, 2, 3].map(|span| (SpanId(span), CHECK));
+        all.iter().for_each(|(span, _)| bitmap.set(*span));
+        bitmap.save(&all).unwrap();
+        let (bytes, length) = (std::fs::read(file.path()).unwrap(), 4 * RECORD_BYTES);
+        let opened = |bytes: &[u8], lost| {
+            std::fs::write(file.path(), bytes).unwrap();
+            let (bits, damaged) = Bitmap::open(file.reopen().unwrap(), 4, lost).unwrap();
+            assert_eq!(file.as_file().metadata().unwrap().len(), length as u64);
+            (bits.present(), damaged)
         };
-        assert!(open(65) && open(128));
-        assert!(!open(64) && !open(129));
-        file.as_file().write_all_at(&[2], 8).unwrap();
-        assert!(!open(65) && open(66));
+        let mut flipped = bytes.clone();
+        flipped[20] ^= 1;
+        let longer = [&bytes[..], b"more"].concat();
+        assert_eq!(opened(&bytes, SpanRecord::Absent), (4, 0));
+        assert_eq!(opened(&flipped, SpanRecord::Absent), (3, 1));
+        assert_eq!(opened(&bytes[..40], SpanRecord::Absent), (2, 2));
+        assert_eq!(opened(&longer, SpanRecord::Absent), (4, 0));
+        assert_eq!(opened(&[], SpanRecord::Absent), (0, 4));
+        assert_eq!(opened(&flipped, SpanRecord::Unchecked), (4, 1));
+        // and it is right from then on
+        let again = Bitmap::open(file.reopen().unwrap(), 4, SpanRecord::Absent).unwrap();
+        assert_eq!((again.0.present(), again.1), (4, 0));
+        let record = again.0.record(SpanId(1)).unwrap();
+        assert_eq!(record, SpanRecord::Unchecked);
     }
 }

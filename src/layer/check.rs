@@ -4,6 +4,9 @@
 //! A span's digest is the table's word; this is the image's. Only behind it a disk is complete: an ordinary ext4 image, which needs no
 //! daemon and may serve any image that has the layer. It reads the local files once and fetches nothing but spans without any file's data,
 //! which no reader has asked for.
+//!
+//! What does not come out right may be the fault of the local disk. So before anything is held against the table, each span's bytes are
+//! held against the checks that were written with them ([`super::local`]); what has changed since is fetched again, and looked at once more.
 
 use std::{
     io,
@@ -15,7 +18,9 @@ use std::{
 use super::{
     Disk, fetch,
     flight::{self, Purpose},
+    local::{self, Lost},
     rest::{self, Packed, Rest},
+    seal::Damage,
     store::blocking,
     tail::Tail,
     truth::{self, Refutation},
@@ -36,12 +41,17 @@ const OWN_HOLDS: usize = 2;
 /// Bytes that are read at once.
 const PIECE: usize = 1 << 20;
 
+/// Times that a layer is looked at in one check, when the local disk has not kept what was written to it.
+const ROUNDS: usize = 3;
+
 /// What a check has found.
 pub(super) enum Verdict {
     /// The disk is the layer's.
     True,
     /// It is not, and these spans are where that shows.
     False(Range<u32>, Refutation),
+    /// The local disk has not kept what was written to it: nothing is known of the table.
+    Damaged(Lost),
     /// Nobody needs the disk any more.
     Abandoned,
 }
@@ -68,26 +78,51 @@ pub(super) fn start(disk: &Arc<Disk>) {
 }
 
 async fn run(disk: &Arc<Disk>) -> Result<()> {
-    fetch_bare(disk).await?;
-    let store = Arc::clone(disk.store());
-    let _turn = store.check_turn().await;
-    let disk = Arc::clone(disk);
-    blocking(move || {
-        disk.sync()?;
-        let Some(rest) = disk.proof().rest() else {
+    for _ in 0..ROUNDS {
+        fetch_bare(disk).await?;
+        let store = Arc::clone(disk.store());
+        let _turn = store.check_turn().await;
+        let disk = Arc::clone(disk);
+        if blocking(move || check(&disk)).await? {
             return Ok(());
-        };
-        match examine(&disk, &rest)? {
-            Verdict::True => disk.prove(),
-            Verdict::False(spans, lie) => disk.refute(spans, &lie),
-            Verdict::Abandoned => Ok(()),
         }
-    })
-    .await
+    }
+    Err(Error::new(
+        Kind::Io,
+        format!(
+            "{} does not keep what is written to it; look at the disk that it is on",
+            disk.path().display()
+        ),
+    ))
+}
+
+/// Checks a layer whose spans are all there; false where some have to come again.
+fn check(disk: &Arc<Disk>) -> Result<bool> {
+    disk.sync()?;
+    let Some(rest) = disk.proof().rest() else {
+        return Ok(true);
+    };
+    match examine(disk, &rest)? {
+        Verdict::True => disk.prove()?,
+        Verdict::False(spans, lie) => disk.refute(spans, &lie)?,
+        Verdict::Abandoned => {}
+        Verdict::Damaged(lost) => {
+            tracing::warn!(
+                layer = %disk.layer().digest,
+                "{}; it is fetched again",
+                lost.describe(disk)
+            );
+            let unwritten = || format!("{} cannot be written", disk.path().display());
+            disk.lose(&lost.data, &lost.rest)
+                .or_kind(Kind::Io, unwritten)?;
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Fetches the spans that have nothing of any file.
-async fn fetch_bare(disk: &Arc<Disk>) -> Result<()> {
+pub(super) async fn fetch_bare(disk: &Arc<Disk>) -> Result<()> {
     let deadline = flight::deadline(Some(FETCH_TIMEOUT));
     let (waiters, claims) = disk.flights().claim(
         disk.proof().bare().into_iter(),
@@ -163,7 +198,22 @@ impl Disk {
     }
 }
 
+/// Looks at the layer; and at what is lost of it here, before it is said to be wrong.
 fn examine(disk: &Arc<Disk>, rest: &Rest) -> Result<Verdict> {
+    let mut verdict = judge(disk, rest);
+    if verdict.as_ref().is_err_and(Damage::is_in) && disk.mend() {
+        verdict = judge(disk, rest);
+    }
+    if matches!(verdict, Err(_) | Ok(Verdict::False(..))) {
+        let lost = local::lost(disk, Some(rest), |_| ())?;
+        if !lost.is_empty() {
+            return Ok(Verdict::Damaged(lost));
+        }
+    }
+    verdict
+}
+
+fn judge(disk: &Arc<Disk>, rest: &Rest) -> Result<Verdict> {
     let unread = || "what is kept of the layer cannot be read".to_owned();
     let tail = Tail::open(disk, rest)?;
     let abandoned = || Arc::strong_count(disk) <= OWN_HOLDS;

@@ -1,7 +1,9 @@
 //! One layer's disk, open.
 
+mod damage;
+mod open;
+
 use std::{
-    collections::BTreeSet,
     fs::File,
     io,
     ops::Range,
@@ -9,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -26,26 +28,26 @@ use super::{
     folder::{self, Folder},
     headers::Headers,
     health::Health,
+    import, mend, metadata,
     proof::Proof,
     readahead::ReadAhead,
-    rest::Rest,
+    seal::{self, Damage},
     sources::Sources,
-    spans::Spans,
+    span_check::SpanCheck,
+    spans::{Spans, StoredSpan},
     state::State,
-    truth::{self, Refutation},
+    truth::Refutation,
     uncached::UncachedFile,
     upcoming::Upcoming,
     whole::Whole,
     windows::Windows,
 };
 use crate::{
-    compact::Table,
     error::{Error, Kind, Result, ResultExt as _},
     ext4::{self, RegionTable},
     oci::Digest,
     tar::Entry,
     units::{DiskOffset, LayerOffset, SpanId},
-    ztoc::{Compression, Span, Ztoc},
 };
 
 /// One layer's disk, open.
@@ -81,118 +83,17 @@ pub struct Disk {
     health: Health,
     counters: Mutex<Counters>,
     /// Spans that are in memory only, as far as is known.
-    unsynced: Mutex<Vec<SpanId>>,
+    unsynced: Mutex<Vec<(SpanId, SpanCheck)>>,
+    /// The stored table itself is damaged: it has to come again.
+    lacks_table: AtomicBool,
+    /// Held while it is brought.
+    bringing_table: tokio::sync::Mutex<()>,
+    /// What was mended when it was opened.
+    mended: Mutex<Vec<String>>,
     io_timeout_ms: AtomicU64,
 }
 
 impl Disk {
-    /// Opens a folder. An error of kind `Corrupt` means that the folder is none that this program can serve, and should go.
-    pub(super) fn open(store: &Arc<Store>, folder: Folder) -> Result<Arc<Self>> {
-        let state = folder.state()?;
-        let damaged = |what: &str| {
-            let path = folder.path().join(what);
-            Error::new(Kind::Corrupt, format!("{} is damaged", path.display()))
-        };
-        let data = folder.open(folder::DISK)?;
-        let path = folder.path().join(folder::DISK);
-        let file =
-            File::open(&path).or_kind(Kind::Io, || format!("cannot open {}", path.display()))?;
-        let length = data
-            .metadata()
-            .or_kind(Kind::Io, || format!("cannot stat {}", path.display()))?
-            .len();
-        if length != state.disk_size {
-            return Err(damaged(folder::DISK));
-        }
-        let regions = RegionTable::decode(&folder.read(folder::LAYOUT)?)
-            .or_kind(Kind::Corrupt, || folder.path().display().to_string())?;
-        if regions.size() != state.disk_size {
-            return Err(damaged(folder::LAYOUT));
-        }
-        let facts = folder.stacking()?;
-        let spans = Spans::open(folder.open(folder::SPAN_TABLE)?)?;
-        let ztoc = match (state.spans, state.compact) {
-            (0, _) | (_, Some(_)) => None,
-            _ => Some(folder.open(folder::ZTOC)?),
-        };
-        let windows = match (state.compact, spans.compression()) {
-            (Some(blob), Compression::Gzip) => Some(Windows::open(&folder, blob, store.hosts())?),
-            _ => None,
-        };
-        let headers = match state.spans {
-            0 => None,
-            _ => Some(
-                Headers::open(folder.open(folder::HEADERS)?)
-                    .or_kind(Kind::Io, || format!("cannot stat {}", path.display()))?
-                    .ok_or_else(|| damaged(folder::HEADERS))?,
-            ),
-        };
-        if spans.count() != state.spans {
-            return Err(damaged(folder::SPAN_TABLE));
-        }
-        let bitmap = Bitmap::open(folder.open(folder::SPANS)?, state.spans)
-            .or_kind(Kind::Io, || format!("cannot read {}", path.display()))?
-            .ok_or_else(|| damaged(folder::SPANS))?;
-        let mut bare = BTreeSet::new();
-        for span in (0..state.spans).map(SpanId) {
-            // nothing of the disk is in a span without a region (tar headers, the end of the tar): no reader waits for it
-            let has_none = || regions.in_layer(&spans.uncompressed(span)).next().is_none();
-            if state.complete {
-                bitmap.set(span);
-            } else if !bitmap.get(span) && has_none() {
-                bare.insert(span);
-                bitmap.set(span);
-            }
-        }
-        let rest = if state.verified {
-            folder.remove_rest()?; // where the death of the daemon has left it
-            None
-        } else {
-            let file = folder.open(folder::REST)?;
-            Some(Rest::new(file, &spans, &regions))
-        };
-        let disowned = Disowned::open(&folder, state.spans)?;
-        // the machine may have gone down before the bits did; in memory they count whatever becomes of the file
-        let _ = bitmap.disown(&disowned.spans());
-        let whole = Whole::of(&bitmap, &spans, state.verified, store.options().never_whole);
-        let disk = Arc::new_cyclic(|me| Self {
-            me: Weak::clone(me),
-            store: Arc::clone(store),
-            path,
-            layer: state.layer.clone(),
-            table: state.table,
-            sources: Sources::open(&folder, folder::SOURCES, store.hosts()),
-            folder,
-            file: UncachedFile::new(file),
-            data,
-            regions,
-            spans,
-            ztoc,
-            windows,
-            headers,
-            proof: Proof::new(rest, bare),
-            disowned,
-            bitmap,
-            flights: Arc::default(),
-            readahead: ReadAhead::default(),
-            upcoming: Upcoming::default(),
-            whole,
-            health: Health::default(),
-            counters: Mutex::default(),
-            unsynced: Mutex::default(),
-            io_timeout_ms: AtomicU64::new(u64::MAX),
-            facts: Mutex::new(Some(facts)),
-            state: Mutex::new(state),
-        });
-        for span in disk.disowned.spans() {
-            let refutation = disk.refutation(span).unwrap_or(Refutation::Window); // there is one
-            let reason = truth::taken_back(&disk, Some(span), refutation);
-            disk.health.failed(&[span], &reason);
-        }
-        disk.set_io_timeout(store.options().io_timeout);
-        Ok(disk)
-    }
-
     /// The layer.
     pub fn layer(&self) -> &LayerBlob {
         &self.layer
@@ -286,7 +187,8 @@ impl Disk {
     /// Reads a range that is present, without leaving it in the page cache where the kernel can do that.
     pub fn read_present(&self, offset: DiskOffset, buffer: &mut [u8]) -> io::Result<()> {
         self.notice(offset, buffer.len());
-        self.file.read(offset.get(), buffer)
+        let read = self.file.read(offset.get(), buffer);
+        read.inspect_err(|error| self.cannot_be_read(offset, error))
     }
 
     /// As [`Self::read_present`], where that need not wait for the local disk. False where it must: then nothing is read, but the
@@ -296,7 +198,8 @@ impl Disk {
             return Ok(false);
         };
         self.notice(offset, buffer.len());
-        self.file.finish(offset.get(), buffer, done)?;
+        let read = self.file.finish(offset.get(), buffer, done);
+        read.inspect_err(|error| self.cannot_be_read(offset, error))?;
         Ok(true)
     }
 
@@ -328,7 +231,7 @@ impl Disk {
             .and_then(|()| rest.map_or(Ok(()), |rest| rest.sync()));
         if let Err(error) = synced {
             // what the kernel could not write it may drop: these spans have to come again
-            for span in &spans {
+            for (span, _) in &spans {
                 self.bitmap.clear(*span);
             }
             self.whole.lost();
@@ -354,7 +257,7 @@ impl Disk {
                 self.folder.path().join(folder::SPANS).display()
             )
         })?;
-        for span in &spans {
+        for (span, _) in &spans {
             self.drop_behind(*span);
         }
         let complete = self.bitmap.is_full() && lock(&self.unsynced).is_empty();
@@ -365,7 +268,15 @@ impl Disk {
         }
         let mut next = state.clone();
         next.complete |= complete && next.verified;
+        if next.complete && !state.complete {
+            self.sync_records()?;
+        }
         next.unsynced_since_boot = None;
+        if next.metadata_crc32.is_none() {
+            let crc = metadata::checksum(self.file.get(), &self.regions);
+            next.metadata_crc32 =
+                Some(crc.or_kind(Kind::Io, || format!("cannot read {}", self.path.display()))?);
+        }
         if next != *state {
             self.folder.replace(folder::STATE, &next.encode())?;
             *state = next;
@@ -443,14 +354,11 @@ impl Disk {
     }
 
     /// A span's window, from the zTOC.
-    pub(super) fn window(&self, span: &Span) -> io::Result<Option<Vec<u8>>> {
-        let (Some(range), Some(ztoc)) = (&span.window, &self.ztoc) else {
-            return Ok(None);
-        };
-        // its length was 32 KiB when the table was written; more would be damage
-        let mut window = vec![0; range.len().min(crate::gzip::WINDOW_SIZE)];
-        ztoc.read_exact_at(&mut window, range.start as u64)?;
-        Ok(Some(window))
+    pub(super) fn window(&self, stored: &StoredSpan) -> io::Result<Option<Vec<u8>>> {
+        match &self.ztoc {
+            Some(ztoc) => read_window(ztoc, stored),
+            None => Ok(None),
+        }
     }
 
     /// What the table says of the layer's entries; a disk that was streamed needs none.
@@ -465,17 +373,18 @@ impl Disk {
 
     /// The table's entries, from the local files. Reads and parses all of it.
     pub(super) fn read_entries(&self) -> Result<Vec<Entry>> {
-        let damaged = || "the stored table is damaged".to_owned();
-        if self.lock_state().compact.is_some() {
-            let table = Table::parse(&self.folder.read(folder::COMPACT)?);
-            return Ok(table.or_kind(Kind::Io, damaged)?.entries);
-        }
-        let ztoc = Ztoc::parse(&self.folder.read(folder::ZTOC)?);
-        Ok(ztoc.or_kind(Kind::Io, damaged)?.entries)
+        let state = self.lock_state().clone();
+        let table = mend::read_table(&self.folder, &state)?;
+        let (entries, _) = import::parse(&table, state.compact.is_some())?;
+        Ok(entries)
     }
 
     /// A span's data is in the file: readers see it from now on. They do not when the span was refuted meanwhile.
-    pub(super) fn set_present(self: &Arc<Self>, span: SpanId) -> Result<(), Refutation> {
+    pub(super) fn set_present(
+        self: &Arc<Self>,
+        span: SpanId,
+        check: SpanCheck,
+    ) -> Result<(), Refutation> {
         let appear = || {
             // first: who sees the span finds the disk well
             self.health.fetched(span);
@@ -487,13 +396,17 @@ impl Disk {
         self.proof.came(span);
         {
             let mut unsynced = lock(&self.unsynced);
-            unsynced.push(span);
+            unsynced.push((span, check));
             if unsynced.len() == 1 {
                 self.store.sync_later(self);
             }
         }
         if self.bitmap.is_full() {
             self.whole.filled();
+            if self.is_verified() {
+                // it was, and what it had lost since has come again
+                self.whole.completed();
+            }
         }
         check::start(self);
         Ok(())
@@ -531,6 +444,7 @@ impl Disk {
 
     /// The layer has been checked as a whole, and all is as it should be.
     pub(super) fn prove(&self) -> Result<()> {
+        self.sync_records()?;
         self.change_state(|state| {
             state.verified = true;
             state.complete = self.bitmap.is_full() && lock(&self.unsynced).is_empty();
@@ -538,6 +452,14 @@ impl Disk {
         self.proof.verified();
         self.whole.completed();
         self.folder.remove_rest()
+    }
+
+    /// Brings the spans' records to the disk: a complete disk has them all.
+    fn sync_records(&self) -> Result<()> {
+        self.bitmap.sync().or_kind(Kind::Io, || {
+            let path = self.folder.path().join(folder::SPANS);
+            format!("cannot write {} to its disk", path.display())
+        })
     }
 
     /// Reads from `disk.ext4`, past the page cache where the kernel can.
@@ -577,6 +499,24 @@ impl Drop for Disk {
         if let Err(error) = self.sync() {
             tracing::warn!(layer = %self.layer.digest, "the layer's disk could not be synced: {}", error.report());
         }
+    }
+}
+
+/// A span's window, where its zTOC has one. An error that is [`Damage`]: the window does not have its check.
+fn read_window(ztoc: &File, stored: &StoredSpan) -> io::Result<Option<Vec<u8>>> {
+    let Some(range) = &stored.span.window else {
+        return Ok(None);
+    };
+    // its length was 32 KiB when the table was written
+    let mut window = vec![0; range.len().min(crate::gzip::WINDOW_SIZE)];
+    ztoc.read_exact_at(&mut window, range.start as u64)
+        .map_err(|error| match Damage::found(folder::ZTOC, &error) {
+            Some(damage) => damage.into(),
+            None => error,
+        })?;
+    match seal::crc32(&window) == stored.window_crc {
+        true => Ok(Some(window)),
+        false => Err(Damage::check(folder::ZTOC).into()),
     }
 }
 

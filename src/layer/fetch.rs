@@ -43,6 +43,18 @@ pub(super) async fn fetch(disk: Arc<Disk>, claim: Claim, on_the_way: Option<OnTh
             if missing.is_empty() {
                 return;
             }
+            if disk.lacks_table() {
+                // what the spans are decoded with comes first; without it they are in vain
+                let Err(error) = disk.bring_table().await else {
+                    continue;
+                };
+                let error = Arc::new(error);
+                disk.health().failed(&missing, &error);
+                for span in missing.drain(..) {
+                    claim.end(span, Err(Arc::clone(&error)));
+                }
+                return;
+            }
             let error = Arc::new(summary(&disk, &missing, round, &failures));
             claim.effort().note(&error);
             if disk.health().failed(&missing, &error) {
@@ -226,7 +238,7 @@ async fn seek(disk: &Disk, windows: &Windows, span: SpanId) -> Result<Before> {
     if let Some(window) = windows.known(span).or_kind(Kind::Io, local)? {
         return Ok(Before::True(window));
     }
-    let record = disk.spans().read(span).or_kind(Kind::Io, local)?;
+    let record = disk.spans().read(span).or_kind(Kind::Io, local)?.span;
     let Some(range) = record.window else {
         return Ok(Before::unknown()); // it refers to nothing
     };

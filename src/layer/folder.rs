@@ -8,12 +8,17 @@ use std::{
     ffi::OsStr,
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use super::{StackingFacts, gather::WRITE_BYTES, state::State};
+use super::{
+    StackingFacts,
+    gather::WRITE_BYTES,
+    seal::{self, Damage},
+    state::State,
+};
 use crate::error::{Error, Kind, Result, ResultExt as _};
 
 /// The verified zTOC.
@@ -36,16 +41,26 @@ pub(super) const REST: &str = "rest";
 pub(super) const LAST: &str = "last";
 /// The layer's ext4 image.
 pub(super) const DISK: &str = "disk.ext4";
-/// One bit a span.
+/// Whether each span is on the disk, and its checks.
 pub(super) const SPANS: &str = "spans";
-/// One bit a span: was it taken back? Only where one was.
+/// The spans that were taken back. Only where one was.
 pub(super) const DISOWNED: &str = "disowned";
+/// Of a layer that was streamed: the check of each piece of its disk.
+pub(super) const PIECES: &str = "pieces";
 /// Where the layer can be had.
 pub(super) const SOURCES: &str = "sources.json";
 /// What stacking has to know.
 pub(super) const STACKING: &str = "stacking.json";
 /// What the folder is worth.
 pub(super) const STATE: &str = "state.json";
+
+/// The name of the table.
+pub(super) fn table(is_compact: bool) -> &'static str {
+    match is_compact {
+        true => COMPACT,
+        false => ZTOC,
+    }
+}
 
 /// Makes a folder that nobody else may enter, with its parents; what is there stays as it is.
 pub fn make_private(path: &Path) -> Result<()> {
@@ -72,7 +87,7 @@ impl Folder {
     }
 
     /// Makes a file, 0600, empty.
-    pub(super) fn create(&self, name: &str) -> Result<File> {
+    pub(super) fn create(&self, name: &'static str) -> Result<File> {
         self.open_with(name, OpenOptions::new().create_new(true))
     }
 
@@ -81,27 +96,31 @@ impl Folder {
         self.0.join(name).exists()
     }
 
-    /// Opens a file to read and write it. One that is not there is an error of kind `Corrupt`: the folder is damaged, or it was made by a
-    /// version of this program that did without.
-    pub(super) fn open(&self, name: &str) -> Result<File> {
+    /// Opens a file to read and write it. One that is not there is [`Damage`], in an error of kind `Corrupt`.
+    pub(super) fn open(&self, name: &'static str) -> Result<File> {
         self.open_with(name, &mut OpenOptions::new())
     }
 
-    fn open_with(&self, name: &str, options: &mut OpenOptions) -> Result<File> {
+    /// As [`Self::open`]; one that is not there is made, and then the second value is true.
+    pub(super) fn open_or_create(&self, name: &'static str) -> Result<(File, bool)> {
+        match self.has(name) {
+            true => Ok((self.open(name)?, false)),
+            false => Ok((self.create(name)?, true)),
+        }
+    }
+
+    fn open_with(&self, name: &'static str, options: &mut OpenOptions) -> Result<File> {
         let path = self.0.join(name);
         options
             .read(true)
             .write(true)
             .mode(0o600)
             .open(&path)
-            .map_err(|error| {
-                let context = format!("cannot open {}", path.display());
-                Error::with_source(missing_or_io(&error), context, error)
-            })
+            .map_err(|error| unusable(name, format!("cannot open {}", path.display()), error))
     }
 
     /// Writes a file that is not there yet.
-    pub(super) fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
+    pub(super) fn write(&self, name: &'static str, bytes: &[u8]) -> Result<()> {
         let mut file = self.create(name)?;
         bytes
             .chunks(WRITE_BYTES)
@@ -134,7 +153,7 @@ impl Folder {
     }
 
     /// Removes a file that is not needed any more.
-    fn remove(&self, name: &str) -> Result<()> {
+    pub(super) fn remove(&self, name: &str) -> Result<()> {
         let path = self.0.join(name);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -144,20 +163,34 @@ impl Folder {
         }
     }
 
-    /// Reads a whole file. As with [`Self::open`], one that is not there is damage.
-    pub(super) fn read(&self, name: &str) -> Result<Vec<u8>> {
+    /// Reads a whole file. As with [`Self::open`], one that is not there or cannot be read any more is [`Damage`].
+    pub(super) fn read(&self, name: &'static str) -> Result<Vec<u8>> {
         let path = self.0.join(name);
-        fs::read(&path).map_err(|error| {
-            let context = format!("cannot read {}", path.display());
-            Error::with_source(missing_or_io(&error), context, error)
-        })
+        fs::read(&path)
+            .map_err(|error| unusable(name, format!("cannot read {}", path.display()), error))
+    }
+
+    /// Makes the content of a damaged file right. It is written in place, so that those who have it open see it.
+    pub(super) fn mend(&self, name: &'static str, bytes: &[u8]) -> Result<()> {
+        let in_place = || {
+            let file = OpenOptions::new().write(true).open(self.0.join(name))?;
+            file.write_all_at(bytes, 0)?;
+            file.set_len(bytes.len() as u64)?;
+            file.sync_all()
+        };
+        match in_place() {
+            // it is not there, or its place on the medium takes nothing any more
+            Err(error) if seal::is_damage(&error) => self.replace(name, bytes),
+            written => written.or_kind(Kind::Io, || self.cannot_write(name)),
+        }
     }
 
     /// What stacking has to know.
     pub(super) fn stacking(&self) -> Result<StackingFacts> {
-        serde_json::from_slice(&self.read(STACKING)?).or_kind(Kind::Corrupt, || {
-            format!("{} is damaged", self.0.join(STACKING).display())
-        })
+        let damaged = || Damage::check(STACKING);
+        seal::unseal_json(&self.read(STACKING)?)
+            .ok_or_else(damaged)
+            .or_kind(Kind::Corrupt, || self.0.display().to_string())
     }
 
     /// The state, or an error of kind `Corrupt` where the folder does not count.
@@ -190,11 +223,11 @@ impl Folder {
     }
 }
 
-/// The kind of an error of opening or reading a file that every folder has.
-fn missing_or_io(error: &io::Error) -> Kind {
-    match error.kind() {
-        io::ErrorKind::NotFound => Kind::Corrupt,
-        _ => Kind::Io,
+/// The error of a file that every folder has, and that cannot be opened or read.
+fn unusable(name: &'static str, context: String, error: io::Error) -> Error {
+    match Damage::found(name, &error) {
+        Some(damage) => Error::with_source(Kind::Corrupt, context, damage),
+        None => Error::with_source(Kind::Io, context, error),
     }
 }
 

@@ -1,6 +1,6 @@
-//! What a table says of each entry, as the disk keeps it to hold the tar's headers against: 32 bytes an entry in the file `headers`, in
-//! tar order, and nothing in memory. A record is where the entry's headers start in the layer, where they end, and their fingerprint. The
-//! last record is of what stands behind all entries.
+//! What a table says of each entry, as the disk keeps it to hold the tar's headers against: 36 bytes an entry in the file `headers`, in
+//! tar order, and nothing in memory. A record is where the entry's headers start in the layer, where they end, their fingerprint, and a
+//! CRC-32 of these. The last record is of what stands behind all entries.
 
 use std::{
     fs::File,
@@ -9,6 +9,10 @@ use std::{
     os::unix::fs::FileExt as _,
 };
 
+use super::{
+    folder,
+    seal::{CRC_BYTES, Damage, crc32},
+};
 use crate::{
     error::{Error, Kind, Result, ResultExt as _},
     tar::{Entry, EntryKind},
@@ -16,7 +20,7 @@ use crate::{
     ztoc::{self, EndCheck, HeaderMismatch},
 };
 
-const RECORD_BYTES: usize = 32;
+const RECORD_BYTES: usize = 36;
 
 /// Records read at once.
 const BATCH: u64 = 64;
@@ -39,9 +43,7 @@ pub(super) fn encode(entries: &[Entry]) -> Vec<u8> {
     let mut start = 0_u64;
     for (entry, fingerprint) in entries.iter().zip(ztoc::fingerprints(entries)) {
         let data = entry.data_offset.get();
-        bytes.extend_from_slice(&start.to_le_bytes());
-        bytes.extend_from_slice(&data.to_le_bytes());
-        bytes.extend_from_slice(&fingerprint);
+        put(&mut bytes, start, data, &fingerprint);
         let length = match entry.kind {
             EntryKind::Regular => entry.size,
             _ => 0,
@@ -52,10 +54,17 @@ pub(super) fn encode(entries: &[Entry]) -> Vec<u8> {
             .checked_next_multiple_of(TAR_BLOCK)
             .unwrap_or(u64::MAX);
     }
-    bytes.extend_from_slice(&start.to_le_bytes());
-    bytes.extend_from_slice(&AFTER_ALL.get().to_le_bytes());
-    bytes.extend_from_slice(&[0; 16]);
+    put(&mut bytes, start, AFTER_ALL.get(), &[0; 16]);
     bytes
+}
+
+/// Adds a record.
+fn put(bytes: &mut Vec<u8>, start: u64, end: u64, fingerprint: &[u8; 16]) {
+    let record = bytes.len();
+    bytes.extend_from_slice(&start.to_le_bytes());
+    bytes.extend_from_slice(&end.to_le_bytes());
+    bytes.extend_from_slice(fingerprint);
+    bytes.extend_from_slice(&crc32(&bytes[record..]).to_le_bytes());
 }
 
 /// The entries of a disk.
@@ -65,16 +74,19 @@ pub(super) struct Headers {
 }
 
 impl Headers {
-    /// `None`: the file is not one that [`encode`] made.
-    pub(super) fn open(file: File) -> io::Result<Option<Self>> {
+    /// Opens a file that [`encode`] made. An error that is [`Damage`]: it is none.
+    pub(super) fn open(file: File) -> io::Result<Self> {
         let length = file.metadata()?.len();
         let count = length / RECORD_BYTES as u64;
         if count == 0 || !length.is_multiple_of(RECORD_BYTES as u64) {
-            return Ok(None);
+            return Err(Damage::new(folder::HEADERS, "it is cut").into());
         }
         let headers = Self { file, count };
         let last = headers.batch(count - 1)?;
-        Ok((record(&last).0.end == AFTER_ALL).then_some(headers))
+        match record(&last).0.end {
+            AFTER_ALL => Ok(headers),
+            _ => Err(Damage::new(folder::HEADERS, "it is cut").into()),
+        }
     }
 
     /// Holds the headers that lie whole in these bytes of the layer, which start at `start`, against the table; `entries` reads it.
@@ -152,11 +164,26 @@ impl Headers {
 
     /// The records from the `first`-th on, at most [`BATCH`].
     fn batch(&self, first: u64) -> io::Result<Vec<u8>> {
-        let count = (self.count - first).min(BATCH);
-        let mut batch = vec![0; count as usize * RECORD_BYTES]; // at most BATCH
+        self.read(first, (self.count - first).min(BATCH))
+    }
+
+    /// So many records, of which each is whole.
+    fn read(&self, first: u64, count: u64) -> io::Result<Vec<u8>> {
+        let mut records = vec![0; count as usize * RECORD_BYTES]; // at most BATCH
         self.file
-            .read_exact_at(&mut batch, first * RECORD_BYTES as u64)?;
-        Ok(batch)
+            .read_exact_at(&mut records, first * RECORD_BYTES as u64)
+            .map_err(|error| match Damage::found(folder::HEADERS, &error) {
+                Some(damage) => damage.into(),
+                None => error,
+            })?;
+        let is_whole = |record: &[u8]| {
+            let whole = record.split_last_chunk::<CRC_BYTES>();
+            whole.is_some_and(|(body, crc)| crc32(body) == u32::from_le_bytes(*crc))
+        };
+        match records.chunks_exact(RECORD_BYTES).all(is_whole) {
+            true => Ok(records),
+            false => Err(Damage::check(folder::HEADERS).into()),
+        }
     }
 
     /// The first record whose headers end after `start`.
@@ -164,10 +191,7 @@ impl Headers {
         let mut range = 0..self.count;
         while range.start < range.end {
             let middle = range.start + (range.end - range.start) / 2;
-            let mut end = [0; 8];
-            self.file
-                .read_exact_at(&mut end, middle * RECORD_BYTES as u64 + 8)?;
-            if u64::from_le_bytes(end) <= start.get() {
+            if record(&self.read(middle, 1)?).0.end <= start {
                 range.start = middle + 1;
             } else {
                 range.end = middle;
@@ -180,7 +204,7 @@ impl Headers {
 /// What a record says: where the headers are, and their fingerprint.
 fn record(bytes: &[u8]) -> (Range<LayerOffset>, &[u8]) {
     let headers = LayerOffset(u64_at(bytes, 0))..LayerOffset(u64_at(bytes, 8));
-    (headers, &bytes[16..])
+    (headers, &bytes[16..32])
 }
 
 /// What the table says and these headers do not. That is rare, and the table has the last word: its fields are compared one by one, and
@@ -272,7 +296,7 @@ mod tests {
     fn open(bytes: &[u8]) -> Headers {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(bytes).unwrap();
-        Headers::open(file).unwrap().unwrap()
+        Headers::open(file).unwrap()
     }
 
     /// Where the first headers that differ end.
@@ -317,10 +341,27 @@ mod tests {
     }
 
     #[test]
-    fn half_a_record_is_none() {
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(&[0; RECORD_BYTES + 1]).unwrap();
-        assert!(Headers::open(file).unwrap().is_none());
+    fn damage_is_found_and_convicts_nobody() {
+        let layer = tar(&["a".to_owned(), "b".to_owned()]);
+        let bytes = encode(&entries(&layer));
+        let open = |bytes: &[u8]| {
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(bytes).unwrap();
+            Headers::open(file)
+        };
+        let is_damage = |error: io::Error| error.get_ref().unwrap().is::<Damage>();
+        for length in [0, 1, RECORD_BYTES, RECORD_BYTES + 1, 2 * RECORD_BYTES] {
+            assert!(is_damage(open(&bytes[..length]).err().unwrap()));
+        }
+        for at in 0..bytes.len() {
+            let mut bytes = bytes.clone();
+            bytes[at] ^= 0x10;
+            let found = open(&bytes).and_then(|headers| {
+                let start = LayerOffset(0);
+                headers.differing(start, &layer)
+            });
+            assert!(is_damage(found.unwrap_err()), "{at}");
+        }
     }
 
     #[test]
@@ -331,7 +372,7 @@ mod tests {
         for length in 0..bytes.len() {
             let mut file = tempfile::tempfile().unwrap();
             file.write_all(&bytes[..length]).unwrap();
-            assert!(Headers::open(file).unwrap().is_none(), "{length} bytes");
+            assert!(Headers::open(file).is_err(), "{length} bytes");
         }
     }
 }

@@ -5,12 +5,12 @@ use std::{fs::File, io, path::Path};
 use bytes::Bytes;
 
 use super::{
-    LayerBlob, StackingFacts, bitmap,
+    LayerBlob, StackingFacts,
     folder::{self, Draft, Folder},
     gather::Gather,
-    headers,
+    headers, seal,
     sources::Sources,
-    spans,
+    span_check, spans,
     state::State,
 };
 use crate::{
@@ -49,41 +49,47 @@ impl NewTable {
 
     /// Parses and checks it.
     fn parse(&self, layer: &LayerBlob) -> Result<(Vec<Entry>, SpanTable)> {
+        let not_this_layers = || "it is not about this layer".to_owned();
         match self {
             Self::Ztoc(bytes) => {
-                let parsed =
-                    Ztoc::parse(bytes).or_kind(Kind::Corrupt, || "it is not valid".to_owned())?;
-                let sizes = parsed.spans.check_blob_size(layer.size);
-                sizes.or_kind(Kind::Corrupt, || "it is not about this layer".to_owned())?;
-                Ok((parsed.entries, parsed.spans))
+                let (entries, spans) = parse(bytes, false)?;
+                let sizes = spans.check_blob_size(layer.size);
+                sizes.or_kind(Kind::Corrupt, not_this_layers)?;
+                Ok((entries, spans))
             }
             Self::Compact(bytes, index, _) => {
-                let parsed = Table::parse(bytes).map_err(|error| {
-                    let kind = match error {
-                        compact::Error::Version { .. } => Kind::Unsupported,
-                        _ => Kind::Corrupt,
-                    };
-                    Error::with_source(kind, "it is not valid", error)
-                })?;
+                let parsed = parse_compact(bytes)?;
                 parsed
                     .check(&layer.digest, layer.size, index.size)
-                    .or_kind(Kind::Corrupt, || "it is not about this layer".to_owned())?;
+                    .or_kind(Kind::Corrupt, not_this_layers)?;
                 Ok((parsed.entries, parsed.spans))
             }
         }
     }
 
-    /// Writes it, and what is known of its windows.
-    fn write(&self, folder: &Folder) -> Result<()> {
-        match self {
-            Self::Ztoc(bytes) => folder.write(folder::ZTOC, bytes),
-            Self::Compact(bytes, _, source) => {
-                folder.write(folder::COMPACT, bytes)?;
-                folder.write(folder::WINDOWS, &[])?;
-                folder.write(folder::WINDOW_SOURCES, &Sources::encode_one(source))
-            }
-        }
+    fn is_compact(&self) -> bool {
+        matches!(self, Self::Compact(..))
     }
+}
+
+/// Parses a table.
+pub(super) fn parse(bytes: &[u8], is_compact: bool) -> Result<(Vec<Entry>, SpanTable)> {
+    if is_compact {
+        let parsed = parse_compact(bytes)?;
+        return Ok((parsed.entries, parsed.spans));
+    }
+    let parsed = Ztoc::parse(bytes).or_kind(Kind::Corrupt, || "it is not valid".to_owned())?;
+    Ok((parsed.entries, parsed.spans))
+}
+
+fn parse_compact(bytes: &[u8]) -> Result<Table> {
+    Table::parse(bytes).map_err(|error| {
+        let kind = match error {
+            compact::Error::Version { .. } => Kind::Unsupported,
+            _ => Kind::Corrupt,
+        };
+        Error::with_source(kind, "it is not valid", error)
+    })
 }
 
 /// Makes the folder of a layer's disk from its table. Nothing is written before all has been checked.
@@ -101,35 +107,60 @@ pub(super) fn indexed(
             format!("its bytes have digest {found}"),
         ));
     }
-    let (entries, span_table) = from.parse(layer)?;
-    let stored_spans = spans::encode(&span_table)
-        .or_kind(Kind::Corrupt, || "its spans cannot be served".to_owned())?;
-    let tree =
-        Tree::build(&entries).or_kind(Kind::Unsupported, || "its files make no tree".to_owned())?;
-    let mut layout = Layout::new(&tree, &entries, table.bytes())
-        .or_kind(Kind::Unsupported, || "its files do not fit ext4".to_owned())?;
-    let regions = used_regions(&mut layout, &tree, &entries)?;
-    check_coverage(&regions, &span_table)?;
-
-    let count = span_table.spans.len() as u32; // `spans::encode` has checked it
+    let (entries, spans) = from.parse(layer)?;
     let draft = Draft::new(new)?;
     let folder = draft.folder();
-    let disk = folder.create(folder::DISK)?;
-    write_metadata(disk, &layout).or_kind(Kind::Io, || cannot_write(folder, folder::DISK))?;
-    from.write(folder)?;
-    folder.write(folder::SPAN_TABLE, &stored_spans)?;
-    folder.write(folder::HEADERS, &headers::encode(&entries))?;
+    let parsed = (&entries[..], &spans);
+    let (regions, count) = write_derived(folder, table, from.bytes(), from.is_compact(), parsed)?;
+    if let NewTable::Compact(_, _, windows) = from {
+        folder.write(folder::WINDOWS, &[])?;
+        folder.write(folder::WINDOW_SOURCES, &Sources::encode_one(windows))?;
+    }
     folder.write(folder::REST, &[])?;
-    folder.write(folder::SPANS, &vec![0; bitmap::file_size(count) as usize])?;
+    folder.write(
+        folder::SPANS,
+        &vec![0; span_check::file_size(count) as usize],
+    )?;
     folder.write(folder::SOURCES, &Sources::encode_one(source))?;
-    write_common(folder, &regions, &stacking_facts(tree))?;
     let mut state = State::new(layer, *table, regions.size(), count);
+    state.table_size = from.bytes().len() as u64;
     state.compact = match from {
         NewTable::Ztoc(_) => None,
         NewTable::Compact(_, index, _) => Some(index.blob),
     };
     folder.write(folder::STATE, &state.encode())?;
     Ok(draft)
+}
+
+/// Writes the table, and what follows from it: the disk with its metadata, the layout, what stacking has to know, the spans, the headers.
+/// Gives the regions, and the number of the spans. Nothing is written before all has been checked.
+pub(super) fn write_derived(
+    folder: &Folder,
+    table: &Digest,
+    bytes: &[u8],
+    is_compact: bool,
+    (entries, span_table): (&[Entry], &SpanTable),
+) -> Result<(Regions, u32)> {
+    let windows = match is_compact {
+        true => &[], // they are in another blob
+        false => bytes,
+    };
+    let stored_spans = spans::encode(span_table, windows)
+        .or_kind(Kind::Corrupt, || "its spans cannot be served".to_owned())?;
+    let tree =
+        Tree::build(entries).or_kind(Kind::Unsupported, || "its files make no tree".to_owned())?;
+    let mut layout = Layout::new(&tree, entries, table.bytes())
+        .or_kind(Kind::Unsupported, || "its files do not fit ext4".to_owned())?;
+    let regions = used_regions(&mut layout, &tree, entries)?;
+    check_coverage(&regions, span_table)?;
+
+    let disk = folder.create(folder::DISK)?;
+    write_metadata(disk, &layout).or_kind(Kind::Io, || cannot_write(folder, folder::DISK))?;
+    folder.write(folder::table(is_compact), bytes)?;
+    folder.write(folder::SPAN_TABLE, &stored_spans)?;
+    folder.write(folder::HEADERS, &headers::encode(entries))?;
+    write_common(folder, &regions, &stacking_facts(tree))?;
+    Ok((regions, span_table.spans.len() as u32)) // `spans::encode` has checked it
 }
 
 /// What stacking has to know of a tree.
@@ -189,7 +220,7 @@ pub(super) fn write_common(
 ) -> Result<()> {
     folder.write(folder::LAYOUT, &regions.encode())?;
     let facts =
-        serde_json::to_vec(facts).or_kind(Kind::Io, || cannot_write(folder, folder::STACKING))?;
+        seal::seal_json(facts).or_kind(Kind::Io, || cannot_write(folder, folder::STACKING))?;
     folder.write(folder::STACKING, &facts)
 }
 

@@ -4,8 +4,11 @@
 //! The way of a read that misses: [`Disk::make_present`] (`demand`) finds the spans under the range (`regions`, `spans`), joins or starts their
 //! fetches (`flight`), which take the compressed bytes from one of the layer's sources (`fetch`, `sources`), verify and inflate them
 //! on threads of their own (`decode`), hold them against what else the table says (`truth`, `headers`), and write them where they belong
-//! in `disk.ext4` (`scatter`). The span's bit is set in memory at once, and in the file after the data is on the disk (`bitmap`, `sync`).
-//! When all are there the layer is checked as a whole (`check`), for which what is in no file was kept (`rest`).
+//! in `disk.ext4` (`scatter`). The span's bit is set in memory at once, and its record in the file after the data is on the disk (`bitmap`, `span_check`,
+//! `sync`). When all are there the layer is checked as a whole (`check`), for which what is in no file was kept (`rest`).
+//!
+//! Each file carries checks (`seal`); what does not have them is made again (`mend`, `metadata`), and so are spans that the local disk has not
+//! kept (`local`). `scrub` looks at all of it.
 
 mod allocation;
 mod arrivals;
@@ -24,6 +27,10 @@ mod gather;
 mod headers;
 mod health;
 mod import;
+mod local;
+mod mend;
+mod metadata;
+mod pieces;
 mod place;
 mod prefetch;
 mod proof;
@@ -31,9 +38,12 @@ mod race;
 mod readahead;
 mod rest;
 mod scatter;
+mod scrub;
+mod seal;
 mod served;
 mod source_health;
 mod sources;
+mod span_check;
 mod spans;
 mod state;
 mod store;
@@ -54,6 +64,7 @@ pub use disk::Disk;
 pub use folder::make_private;
 pub use health::Reason;
 pub use prefetch::Listed;
+pub use scrub::ScrubReport;
 pub use served::ServedDisk;
 pub use source_health::SourceDown;
 pub use store::{Options, Store, StoredDisk};

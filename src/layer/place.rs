@@ -7,6 +7,8 @@ use bytes::Bytes;
 use super::{
     Disk,
     scatter::scatter,
+    seal::Damage,
+    span_check::SpanCheck,
     tail,
     truth::{Decoded, Lie, Refutation},
     windows::{Before, Windows},
@@ -21,7 +23,7 @@ use crate::{
 
 /// Why a span whose compressed bytes have come is not present.
 pub(super) enum Refused {
-    /// The bytes are not the span's: another source, or another try, may have them.
+    /// The bytes are not the span's, or the table that says so has to come again: another source, or another try, may have them.
     Mismatch(Error),
     /// They are, and no try will help: the table lies, or the local disk fails.
     Lasting(Error),
@@ -36,11 +38,30 @@ pub(super) struct Joint {
     pub is_followed: bool,
 }
 
-/// Verifies, inflates and scatters one span, and sets its bit. On a decoding thread.
+/// Verifies, inflates and scatters one span, and sets its bit. On a decoding thread. A damaged file of the disk's folder is mended on the
+/// way, where that can be done.
 ///
 /// `joint` says what stands before the span where its table does not have it; then the window of the next span is given too, if all of
 /// it is known.
 pub(super) fn place(
+    disk: &Arc<Disk>,
+    span: SpanId,
+    compressed: &[u8],
+    joint: Option<&Joint>,
+    decoder: &mut SpanDecoder,
+) -> Result<Option<Bytes>, Refused> {
+    let mut place = || place_once(disk, span, compressed, joint, decoder);
+    match place() {
+        Err(Refused::Lasting(error)) if Damage::is_in(&error) => match disk.mend() {
+            true => place(),
+            false if disk.lacks_table() => Err(Refused::Mismatch(error)),
+            false => Err(Refused::Lasting(error)),
+        },
+        placed => placed,
+    }
+}
+
+fn place_once(
     disk: &Arc<Disk>,
     span: SpanId,
     compressed: &[u8],
@@ -55,9 +76,10 @@ pub(super) fn place(
             error,
         ))
     };
-    let record = disk.spans().read(span).map_err(local)?;
+    let stored = disk.spans().read(span).map_err(local)?;
+    let record = &stored.span;
     if joint.is_none() {
-        check_digest("bytes have", compressed, &record)?;
+        check_digest("bytes have", compressed, record)?;
     }
     let refused = |lie: Lie| {
         let context = format!(
@@ -72,10 +94,10 @@ pub(super) fn place(
     if let Some(refutation) = disk.refutation(span) {
         return Err(refused(Lie::Refuted(refutation)));
     }
-    let from_table = disk.window(&record).map_err(local)?;
+    let from_table = disk.window(&stored).map_err(local)?;
     let window = joint.map(|joint| joint.before.bytes());
     let window = window.or(from_table.as_deref());
-    let decoded = Decoded::new(disk, span, &record, compressed, window, decoder);
+    let decoded = Decoded::new(disk, span, record, compressed, window, decoder);
     let decoded = match joint {
         None => decoded.map_err(refused)?,
         Some(_) => {
@@ -84,7 +106,7 @@ pub(super) fn place(
                 let context = format!("{} does not decode", name());
                 Refused::Mismatch(Error::with_source(Kind::Corrupt, context, lie))
             })?;
-            check_digest("output has", decoded.bytes, &record)?;
+            check_digest("output has", decoded.bytes, record)?;
             decoded
         }
     };
@@ -111,18 +133,22 @@ pub(super) fn place(
     }
     let (start, bytes) = (record.uncompressed.start, decoded.bytes);
     let regions = disk.regions().in_layer(&record.uncompressed);
-    scatter(disk.data(), regions, start, bytes).map_err(local)?;
+    let mut check = SpanCheck {
+        data: scatter(disk.data(), regions, start, bytes).map_err(local)?,
+        ..SpanCheck::default()
+    };
     if let Some(rest) = disk.proof().rest() {
         let regions = disk.regions().in_layer(&record.uncompressed);
         let mut tail = decoded.tail;
         if tail::is_long(tail) {
             tail::keep_last(disk, window, compressed).map_err(Refused::Lasting)?;
             tail = &[];
+            check.has_last = true;
         }
         let kept = rest.write(span, start, bytes, regions, tail);
-        kept.map_err(local)?;
+        check.rest = kept.map_err(local)?;
     }
-    let present = disk.set_present(span);
+    let present = disk.set_present(span, check);
     present.map_err(|refutation| refused(Lie::Refuted(refutation)))?;
     Ok(after)
 }

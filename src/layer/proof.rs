@@ -21,7 +21,8 @@ pub(super) struct Proof {
     check_error: Mutex<Option<String>>,
     /// Until the layer has been checked.
     rest: Mutex<Option<Arc<Rest>>>,
-    /// Spans without anything of a file that have not come yet: only the check wants them.
+    /// Spans that the check wants and no reader: they have nothing of a file and have not come yet, or what was kept of them beside the disk
+    /// is lost.
     bare: Mutex<BTreeSet<SpanId>>,
     /// Why spans were taken back since the disk was opened.
     refutations: Mutex<Vec<(Range<u32>, Refutation)>>,
@@ -68,6 +69,11 @@ impl Proof {
     /// What of the layer is in no file; `None` once the layer has been checked.
     pub(super) fn rest(&self) -> Option<Arc<Rest>> {
         lock(&self.rest).clone()
+    }
+
+    /// Has the check fetch these spans, whoever else does.
+    pub(super) fn want(&self, spans: impl Iterator<Item = SpanId>) {
+        lock(&self.bare).extend(spans);
     }
 
     /// The spans that only the check wants.

@@ -5,7 +5,7 @@
 
 use std::{fs::File, io, os::unix::fs::FileExt as _};
 
-use super::spans::Spans;
+use super::{seal::crc32, spans::Spans};
 use crate::{
     ext4::{DataRegion, RegionTable},
     units::{LayerOffset, SpanId},
@@ -14,6 +14,9 @@ use crate::{
 /// What may stand behind the layer's last span and is kept: padding that the table does not count. GNU tar fills up to 10 KiB. Where there
 /// is more, the span itself is kept (`tail`).
 pub(super) const MAX_TAIL: usize = 1 << 20;
+
+/// Bytes that are read at once.
+const PIECE: u64 = 256 << 10;
 
 /// The file, and where in it the spans' parts are.
 pub(super) struct Rest {
@@ -40,7 +43,7 @@ impl Rest {
         }
     }
 
-    /// Keeps what of a span's bytes no region has; `tail` is what stands behind the last span.
+    /// Keeps what of a span's bytes no region has; `tail` is what stands behind the last span. Gives its CRC-32.
     pub(super) fn write(
         &self,
         span: SpanId,
@@ -48,7 +51,7 @@ impl Rest {
         bytes: &[u8],
         regions: impl Iterator<Item = DataRegion>,
         tail: &[u8],
-    ) -> io::Result<()> {
+    ) -> io::Result<u32> {
         let end = LayerOffset(start.get().saturating_add(bytes.len() as u64));
         let mut rest = Vec::new();
         let mut position = 0;
@@ -63,8 +66,36 @@ impl Rest {
         }
         rest.extend_from_slice(&bytes[position..]);
         rest.extend_from_slice(tail);
-        self.file
-            .write_all_at(&rest, self.starts[span.get() as usize])
+        let place = self.starts[span.get() as usize];
+        self.file.write_all_at(&rest, place)?;
+        if self.is_last(span) {
+            // what stands there from before is no tail
+            self.file.set_len(place + rest.len() as u64)?;
+        }
+        Ok(crc32(&rest))
+    }
+
+    /// The CRC-32 of what is kept of a span.
+    pub(super) fn checksum(&self, span: SpanId) -> io::Result<u32> {
+        let start = self.starts[span.get() as usize];
+        let end = match self.is_last(span) {
+            true => self.length()?.max(start),
+            false => self.starts[span.get() as usize + 1],
+        };
+        let mut crc = flate2::Crc::new();
+        let mut buffer = Vec::new();
+        let mut place = start;
+        while place < end {
+            buffer.resize((end - place).min(PIECE) as usize, 0);
+            self.read(place, &mut buffer)?;
+            crc.update(&buffer);
+            place += buffer.len() as u64;
+        }
+        Ok(crc.sum())
+    }
+
+    fn is_last(&self, span: SpanId) -> bool {
+        span.get() as usize + 2 == self.starts.len()
     }
 
     pub(super) fn sync(&self) -> io::Result<()> {

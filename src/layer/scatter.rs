@@ -15,7 +15,7 @@ const ZEROS: [u8; BLOCK_SIZE as usize] = [0; BLOCK_SIZE as usize];
 const MAX_SLICES: usize = 1024;
 
 /// Writes the bytes of the layer at `start` to those of `regions` that hold them; exactly these bytes, and the zeros after a file's end
-/// that are written on the way from one file to the next.
+/// that are written on the way from one file to the next. Gives their CRC-32, in the layer's order.
 ///
 /// Small files lie one after another both in the layer and on the disk, so many of them go into one system call.
 pub(super) fn scatter(
@@ -23,8 +23,9 @@ pub(super) fn scatter(
     regions: impl Iterator<Item = DataRegion>,
     start: LayerOffset,
     bytes: &[u8],
-) -> io::Result<()> {
+) -> io::Result<u32> {
     let end = LayerOffset(start.get().saturating_add(bytes.len() as u64));
+    let mut crc = flate2::Crc::new();
     let mut run = Run::default();
     for region in regions {
         let Some(part) = region.clip_layer(&(start..end)) else {
@@ -34,9 +35,11 @@ pub(super) fn scatter(
         // inside `bytes`, for it is clipped to them
         let from = (part.layer.start.get() - start.get()) as usize;
         let to = (part.layer.end.get() - start.get()) as usize;
+        crc.update(&bytes[from..to]);
         run.push(&bytes[from..to]);
     }
-    run.write(disk)
+    run.write(disk)?;
+    Ok(crc.sum())
 }
 
 /// Slices that lie one after another on the disk.

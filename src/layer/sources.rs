@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     folder::Folder,
+    seal,
     source_health::{Change, HostKey, Hosts, SourceDown, SourceHealth, is_of_host},
 };
 use crate::{
@@ -48,6 +49,12 @@ impl Record {
         };
         place && self.access == other.access
     }
+}
+
+/// The content of the file.
+#[derive(Serialize, Deserialize)]
+struct List<R = Record> {
+    sources: Vec<R>,
 }
 
 /// A place, opened when it is first needed, and what is remembered of it.
@@ -145,13 +152,18 @@ pub(super) struct Sources {
 }
 
 impl Sources {
-    /// What a file of the folder remembers. A list that cannot be read is an empty one: the next attach adds its source.
+    /// What a file of the folder remembers. A list that is damaged is an empty one: the next attach adds its source.
     pub(super) fn open(folder: &Folder, name: &'static str, hosts: &Hosts) -> Self {
-        let records: Vec<Record> = folder
-            .read(name)
-            .ok()
-            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
-            .unwrap_or_default();
+        let list = folder.read(name).map(|bytes| seal::unseal_json(&bytes));
+        let List { sources: records } = list.ok().flatten().unwrap_or_else(|| {
+            tracing::warn!(
+                "{} is damaged: where the layer can be had is known again when an image that has it is attached",
+                folder.path().join(name).display()
+            );
+            List {
+                sources: Vec::new(),
+            }
+        });
         let known = records.into_iter();
         Self {
             folder: folder.clone(),
@@ -217,6 +229,9 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 fn encode(records: &[&Record]) -> Vec<u8> {
+    let list = |sources| seal::seal_json(&List { sources });
     // a path that is not UTF-8 cannot be written; the list is then empty, and the next attach adds its source
-    serde_json::to_vec_pretty(records).unwrap_or_else(|_| b"[]".to_vec())
+    list(records.to_vec())
+        .or_else(|_| list(Vec::new()))
+        .unwrap_or_default()
 }

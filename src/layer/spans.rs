@@ -2,7 +2,8 @@
 //!
 //! A zTOC holds the spans together with all file metadata; parsing it again at each start would cost time and memory by the number of
 //! files. So import writes the spans alone, as records of one size, and a span's digest and window are read when it is decoded.
-//! Neither file is mapped: a read that fails is an error, a fault on a truncated mapping is SIGBUS.
+//! Neither file is mapped: a read that fails is an error, a fault on a truncated mapping is SIGBUS. The header and each record end with a
+//! CRC-32; a record also has that of its window in the zTOC.
 
 use std::{fs::File, io, ops::Range, os::unix::fs::FileExt};
 
@@ -12,13 +13,18 @@ use crate::{
     ztoc::{Compression, Span, SpanTable},
 };
 
+use super::{
+    folder,
+    seal::{CRC_BYTES, Damage, crc32},
+};
+
 /// The longest span that is taken, compressed or not: what one fetch may hold in memory. SOCI's default span is 4 MiB; the longest
 /// block of a deflate writer in use adds a few MiB to that.
 pub(super) const MAX_SPAN_BYTES: u64 = 128 << 20;
 
-const MAGIC: &[u8; 8] = b"spans 2\n";
-const HEADER_BYTES: usize = 16;
-const RECORD_BYTES: usize = 80;
+const MAGIC: &[u8; 8] = b"spans 3\n";
+const HEADER_BYTES: usize = 20;
+const RECORD_BYTES: usize = 88;
 const NO_WINDOW: u64 = u64::MAX;
 
 /// What cannot be served, of a zTOC's span table.
@@ -45,8 +51,14 @@ pub(super) enum Error {
     },
     #[error("span {span} has {bytes} bytes; the limit is {MAX_SPAN_BYTES}")]
     TooLong { span: SpanId, bytes: u64 },
-    #[error("the stored span table is damaged")]
-    Damaged,
+}
+
+/// All about a span.
+pub(super) struct StoredSpan {
+    /// What its table says.
+    pub span: Span,
+    /// CRC-32 of its window, where the zTOC has it.
+    pub window_crc: u32,
 }
 
 /// Where a span lies. 24 bytes in memory.
@@ -61,11 +73,12 @@ pub(super) struct Spans {
     compression: Compression,
     places: Box<[Place]>,
     uncompressed_size: u64,
-    file: File,
+    /// A disk that was streamed has none.
+    file: Option<File>,
 }
 
-/// Checks a zTOC's spans and encodes them for the file.
-pub(super) fn encode(table: &SpanTable) -> Result<Vec<u8>, Error> {
+/// Checks a table's spans and encodes them for the file. `windows` is what the places of their windows are in.
+pub(super) fn encode(table: &SpanTable, windows: &[u8]) -> Result<Vec<u8>, Error> {
     let count = u32::try_from(table.spans.len())
         .ok()
         .filter(|count| *count < u32::MAX)
@@ -77,10 +90,12 @@ pub(super) fn encode(table: &SpanTable) -> Result<Vec<u8>, Error> {
         Compression::Gzip => [1, 0, 0, 0],
         Compression::Uncompressed => [2, 0, 0, 0],
     });
+    bytes.extend_from_slice(&crc32(&bytes).to_le_bytes());
     let mut before: Option<&Span> = None;
     for (id, span) in (0..count).map(SpanId).zip(&table.spans) {
         check(id, span, before, table.compressed_size)?;
         let window = span.window.as_ref();
+        let record = bytes.len();
         bytes.extend_from_slice(&span.compressed.start.get().to_le_bytes());
         bytes.extend_from_slice(&span.compressed.end.get().to_le_bytes());
         bytes.extend_from_slice(&span.uncompressed.start.get().to_le_bytes());
@@ -95,6 +110,9 @@ pub(super) fn encode(table: &SpanTable) -> Result<Vec<u8>, Error> {
         bytes.extend_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_le_bytes());
         bytes.extend_from_slice(&[span.bits, span.end_bits, 0, 0]);
         bytes.extend_from_slice(span.digest.bytes());
+        let window = window.and_then(|window| windows.get(window.clone()));
+        bytes.extend_from_slice(&crc32(window.unwrap_or_default()).to_le_bytes());
+        bytes.extend_from_slice(&crc32(&bytes[record..]).to_le_bytes());
         before = Some(span);
     }
     Ok(bytes)
@@ -137,28 +155,36 @@ fn check(id: SpanId, span: &Span, before: Option<&Span>, blob: u64) -> Result<()
 impl Spans {
     /// Reads a file that [`encode`] made.
     pub(super) fn open(file: File) -> Result<Self, crate::error::Error> {
-        use crate::error::{Kind, ResultExt as _};
-        let damaged = || Error::Damaged;
-        let io = || "the stored span table cannot be read".to_owned();
+        use crate::error::{Error as Wrapped, Kind, ResultExt as _};
+        let unread = || "the stored span table cannot be read".to_owned();
+        let damaged = || Damage::check(folder::SPAN_TABLE);
         let mut bytes = Vec::new();
-        io::Read::read_to_end(&mut &file, &mut bytes).or_kind(Kind::Io, io)?;
-        let (header, records) = bytes
-            .split_at_checked(HEADER_BYTES)
-            .ok_or_else(damaged)
-            .or_kind(Kind::Corrupt, io)?;
+        io::Read::read_to_end(&mut &file, &mut bytes).map_err(|error| {
+            match Damage::found(folder::SPAN_TABLE, &error) {
+                Some(damage) => Wrapped::with_source(Kind::Corrupt, unread(), damage),
+                None => Wrapped::with_source(Kind::Io, unread(), error),
+            }
+        })?;
+        let header = bytes.split_first_chunk::<HEADER_BYTES>();
+        let header = header.filter(|(header, _)| is_whole(*header));
+        let (header, records) = header.ok_or_else(damaged).or_kind(Kind::Corrupt, unread)?;
         let compression = match header[12] {
             1 => Some(Compression::Gzip),
             2 => Some(Compression::Uncompressed),
             _ => None,
         };
-        let (Some(compression), true, true) = (
+        let (Some(compression), true, true, (records, [])) = (
             compression,
             header.starts_with(MAGIC),
-            records.len() == u32_at(header, 8) as usize * RECORD_BYTES,
+            records.len() as u64 == u64::from(u32_at(header, 8)) * RECORD_BYTES as u64,
+            records.as_chunks::<RECORD_BYTES>(),
         ) else {
-            return Err(Error::Damaged).or_kind(Kind::Corrupt, io);
+            return Err(damaged()).or_kind(Kind::Corrupt, unread);
         };
-        let records = records.chunks_exact(RECORD_BYTES).map(decode);
+        if !records.iter().all(|record| is_whole(record)) {
+            return Err(damaged()).or_kind(Kind::Corrupt, unread);
+        }
+        let records = records.iter().map(|record| decode(record).span);
         let mut uncompressed_size = 0;
         let places = records
             .map(|span| {
@@ -180,8 +206,18 @@ impl Spans {
             compression,
             places,
             uncompressed_size,
-            file,
+            file: Some(file),
         })
+    }
+
+    /// Those of a disk that was streamed.
+    pub(super) fn none() -> Self {
+        Self {
+            compression: Compression::Uncompressed,
+            places: Box::default(),
+            uncompressed_size: 0,
+            file: None,
+        }
     }
 
     /// How the blob is compressed.
@@ -236,19 +272,34 @@ impl Spans {
     }
 
     /// All about a span, from the file.
-    pub(super) fn read(&self, span: SpanId) -> io::Result<Span> {
+    pub(super) fn read(&self, span: SpanId) -> io::Result<StoredSpan> {
         let mut record = [0; RECORD_BYTES];
         let offset = HEADER_BYTES as u64 + u64::from(span.get()) * RECORD_BYTES as u64;
-        self.file.read_exact_at(&mut record, offset)?;
-        Ok(decode(&record))
+        let file = self.file.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        file.read_exact_at(&mut record, offset).map_err(|error| {
+            match Damage::found(folder::SPAN_TABLE, &error) {
+                Some(damage) => damage.into(),
+                None => error,
+            }
+        })?;
+        match is_whole(&record) {
+            true => Ok(decode(&record)),
+            false => Err(Damage::check(folder::SPAN_TABLE).into()),
+        }
     }
 }
 
-fn decode(record: &[u8]) -> Span {
+/// Whether the header or a record ends with its check.
+fn is_whole(bytes: &[u8]) -> bool {
+    let whole = bytes.split_last_chunk::<CRC_BYTES>();
+    whole.is_some_and(|(body, crc)| crc32(body) == u32::from_le_bytes(*crc))
+}
+
+fn decode(record: &[u8; RECORD_BYTES]) -> StoredSpan {
     let mut digest = [0; 32];
-    digest.copy_from_slice(&record[48..RECORD_BYTES]);
+    digest.copy_from_slice(&record[48..80]);
     let window = u64_at(record, 32);
-    Span {
+    let span = Span {
         compressed: CompressedOffset(u64_at(record, 0))..CompressedOffset(u64_at(record, 8)),
         uncompressed: LayerOffset(u64_at(record, 16))..LayerOffset(u64_at(record, 24)),
         digest: Digest::new(digest),
@@ -258,6 +309,10 @@ fn decode(record: &[u8]) -> Span {
             let start = window as usize;
             start..start.saturating_add(u32_at(record, 40) as usize)
         }),
+    };
+    StoredSpan {
+        span,
+        window_crc: u32_at(record, 80),
     }
 }
 
@@ -306,7 +361,7 @@ mod tests {
 
     fn open(table: &SpanTable) -> Spans {
         let mut file = tempfile::tempfile().unwrap();
-        file.write_all(&encode(table).unwrap()).unwrap();
+        file.write_all(&encode(table, &[]).unwrap()).unwrap();
         io::Seek::rewind(&mut file).unwrap();
         Spans::open(file).unwrap()
     }
@@ -321,7 +376,7 @@ mod tests {
         let spans = open(&table);
         assert_eq!(spans.count(), 3);
         for (id, span) in (0..).map(SpanId).zip(&table.spans) {
-            assert_eq!(&spans.read(id).unwrap(), span);
+            assert_eq!(&spans.read(id).unwrap().span, span);
             assert_eq!(spans.compressed(id), span.compressed);
             assert_eq!(spans.uncompressed(id), span.uncompressed);
         }
@@ -348,7 +403,7 @@ mod tests {
 
     #[test]
     fn hostile_tables_are_refused() {
-        let error = |spans| encode(&table(spans)).unwrap_err();
+        let error = |spans| encode(&table(spans), &[]).unwrap_err();
         assert!(matches!(
             error(vec![span(10..20, 5..100)]),
             Error::Gap { .. }
@@ -377,19 +432,36 @@ mod tests {
 
     #[test]
     fn a_damaged_file_is_an_error() {
-        let bytes = encode(&table(vec![span(10..20, 0..100)])).unwrap();
-        for length in [0, 15, 16, 95] {
+        let bytes = encode(
+            &table(vec![span(10..20, 0..100), span(20..30, 100..200)]),
+            &[],
+        )
+        .unwrap();
+        let open = |bytes: &[u8]| {
             let mut file = tempfile::tempfile().unwrap();
-            file.write_all(&bytes[..length]).unwrap();
+            file.write_all(bytes).unwrap();
             io::Seek::rewind(&mut file).unwrap();
-            assert!(Spans::open(file).is_err());
+            Spans::open(file)
+        };
+        assert!(open(&bytes).is_ok());
+        for length in [0, 15, 19, 20, 107, 108, bytes.len() - 1] {
+            assert!(Damage::is_in(&open(&bytes[..length]).err().unwrap()));
+        }
+        for at in 0..bytes.len() {
+            let mut bytes = bytes.clone();
+            bytes[at] ^= 0x10;
+            assert!(Damage::is_in(&open(&bytes).err().unwrap()), "{at}");
         }
     }
 
     #[test]
     fn ends_that_go_back_are_refused() {
         // in the blob: each starts behind the one before, and the second ends inside it
-        let error = encode(&table(vec![span(10..30, 0..100), span(20..25, 100..200)])).unwrap_err();
+        let error = encode(
+            &table(vec![span(10..30, 0..100), span(20..25, 100..200)]),
+            &[],
+        )
+        .unwrap_err();
         assert!(
             matches!(
                 error,
@@ -401,11 +473,23 @@ mod tests {
             "{error}"
         );
         // in the layer
-        let error = encode(&table(vec![span(10..20, 0..100), span(20..30, 100..99)])).unwrap_err();
+        let error = encode(
+            &table(vec![span(10..20, 0..100), span(20..30, 100..99)]),
+            &[],
+        )
+        .unwrap_err();
         assert_eq!(error, Error::Reversed { span: SpanId(1) });
         // the same place twice is where empty spans are
-        encode(&table(vec![span(10..20, 0..100), span(20..20, 100..100)])).unwrap();
-        encode(&table(vec![span(10..20, 0..100), span(10..20, 100..200)])).unwrap();
+        encode(
+            &table(vec![span(10..20, 0..100), span(20..20, 100..100)]),
+            &[],
+        )
+        .unwrap();
+        encode(
+            &table(vec![span(10..20, 0..100), span(10..20, 100..200)]),
+            &[],
+        )
+        .unwrap();
     }
 
     #[test]
@@ -413,7 +497,7 @@ mod tests {
         let longest = |compressed: u64, uncompressed: u64| {
             let mut table = table(vec![span(0..compressed, 0..uncompressed)]);
             table.compressed_size = u64::MAX;
-            encode(&table).map(drop)
+            encode(&table, &[]).map(drop)
         };
         longest(MAX_SPAN_BYTES, MAX_SPAN_BYTES).unwrap();
         for (compressed, uncompressed) in [(MAX_SPAN_BYTES + 1, 1), (1, MAX_SPAN_BYTES + 1)] {
@@ -427,5 +511,23 @@ mod tests {
                 }
             );
         }
+    }
+
+    #[test]
+    fn a_record_that_changes_after_the_file_was_opened_is_damage() {
+        let windows = [7; 1000 + 32768];
+        let bytes = encode(&table(vec![span(110..120, 0..100)]), &windows).unwrap();
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&bytes).unwrap();
+        io::Seek::rewind(&mut file).unwrap();
+        let spans = Spans::open(file.try_clone().unwrap()).unwrap();
+        let stored = spans.read(SpanId(0)).unwrap();
+        assert_eq!(stored.window_crc, crc32(&windows[1000..]));
+        file.write_all_at(&[1], 60).unwrap();
+        let error = spans.read(SpanId(0)).err().unwrap();
+        assert!(error.get_ref().unwrap().is::<Damage>());
+        file.set_len(50).unwrap();
+        let error = spans.read(SpanId(0)).err().unwrap();
+        assert!(error.get_ref().unwrap().is::<Damage>());
     }
 }

@@ -4,20 +4,27 @@ use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
-use super::LayerBlob;
+use super::{LayerBlob, seal};
 use crate::oci::Digest;
 
-/// The version of the folder that this program writes and reads.
-const VERSION: u32 = 1;
+/// The version of the folder that this program writes. It counts what the files are and where a layer's data goes on the disk: a change
+/// of either needs another one.
+const VERSION: u32 = 2;
+
+/// The version before: its files had no checks. It is read, and becomes one of this version when it is opened (`mend`).
+pub(super) const WITHOUT_CHECKS: u32 = 1;
 
 /// The content of `state.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct State {
-    version: u32,
+    pub version: u32,
     /// The layer, as the image that made the disk named it.
     pub layer: LayerBlob,
     /// The digest of the table that the disk was laid out from.
     pub table: Digest,
+    /// Bytes of the table; 0 where there is none, or it was not noted.
+    #[serde(default)]
+    pub table_size: u64,
     /// The blob of the compact index that has the layer's windows; none when the table is a zTOC.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compact: Option<Digest>,
@@ -29,6 +36,9 @@ pub(super) struct State {
     pub complete: bool,
     /// The layer's bytes, as the table lays them out, were checked in full against the layer's digest or diff ID.
     pub verified: bool,
+    /// The check of the disk's metadata (`metadata`); not known before the folder was synced for the first time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metadata_crc32: Option<u32>,
     /// What has shown that the table is not the layer's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refuted: Option<String>,
@@ -45,30 +55,41 @@ impl State {
             version: VERSION,
             layer: layer.clone(),
             table,
+            table_size: 0,
             compact: None,
             disk_size,
             spans,
             complete: false,
             verified: false,
+            metadata_crc32: None,
             refuted: None,
             unsynced_since_boot: Some(boot().to_owned()),
         }
     }
 
-    /// Reads a `state.json`. `None`: it is none of this version, or its folder may have suffered a loss of power.
+    /// Reads a `state.json`. `None`: it is damaged, of a version that is not read, or its folder may have suffered a loss of power.
     pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
-        let state: Self = serde_json::from_slice(bytes).ok()?;
+        let (state, version): (Self, _) = match seal::has_json_seal(bytes) {
+            true => (seal::unseal_json(bytes)?, VERSION),
+            false => (serde_json::from_slice(bytes).ok()?, WITHOUT_CHECKS),
+        };
         let lost = state
             .unsynced_since_boot
             .as_ref()
             .is_some_and(|then| then.is_empty() || *then != boot());
-        (state.version == VERSION && !lost).then_some(state)
+        (state.version == version && !lost).then_some(state)
+    }
+
+    /// This state, of a folder of this version.
+    pub(super) fn of_this_version(mut self) -> Self {
+        self.version = VERSION;
+        self
     }
 
     /// The bytes of `state.json`.
     pub(super) fn encode(&self) -> Vec<u8> {
         // plain numbers, strings and flags: nothing in here that JSON cannot hold
-        serde_json::to_vec_pretty(self).unwrap_or_default()
+        seal::seal_json(self).unwrap_or_default()
     }
 }
 
@@ -122,5 +143,23 @@ mod tests {
         assert_eq!(State::parse(b""), None);
         state.version += 1;
         assert_eq!(State::parse(&state.encode()), None);
+        state.version = 0;
+        assert_eq!(State::parse(&serde_json::to_vec(&state).unwrap()), None);
+    }
+
+    #[test]
+    fn a_state_counts_with_its_check_or_as_one_of_the_version_before() {
+        let mut state = state();
+        let bytes = state.encode();
+        for at in 0..bytes.len() {
+            let mut flipped = bytes.clone();
+            flipped[at] ^= 2;
+            assert_eq!(State::parse(&flipped), None, "{at}");
+        }
+        // a check that went with the end of the file is none of the version before
+        assert_eq!(State::parse(&serde_json::to_vec(&state).unwrap()), None);
+        state.version = WITHOUT_CHECKS;
+        let bytes = serde_json::to_vec_pretty(&state).unwrap();
+        assert_eq!(State::parse(&bytes), Some(state));
     }
 }

@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use tokio::{
     runtime::Handle,
     sync::{Semaphore, SemaphorePermit},
@@ -20,8 +21,10 @@ use super::{
     Disk, LayerBlob,
     decode::Decoders,
     folder::{self, Draft, Folder},
+    mend::{self, Mended},
+    seal::Damage,
     source_health::Hosts,
-    sync,
+    span_check, sync,
     touches::{Touch, Touches},
     traffic::Traffic,
     whole,
@@ -215,15 +218,79 @@ impl Store {
         if !place.exists() {
             return Ok(None);
         }
-        match self.open_disk(layer, table) {
+        match self.open_disk(layer, table, false) {
             Ok(disk) => Ok(Some(disk)),
-            Err(error) if error.kind() == Kind::Corrupt => {
-                tracing::warn!("a layer's disk is removed: {}", error.report());
-                folder::discard(&self.new_folder(), &place)?;
-                Ok(None)
+            Err(error) if Damage::is_in(&error) => {
+                tracing::warn!("{}", error.report());
+                let folder = Folder::new(place);
+                let mended = mend::from_stored_table(&self.new_folder(), &folder)?;
+                self.reopen(layer, table, mended)
             }
+            Err(error) if error.kind() == Kind::Corrupt => self.discard(layer, table, &error),
             Err(error) => Err(error),
         }
+    }
+
+    /// Mends the folder of a disk, whose table these bytes are, and gives the disk; `None` where there is no folder, or it had to go. The
+    /// caller holds the lock of the key.
+    pub(super) fn mended(
+        self: &Arc<Self>,
+        layer: &Digest,
+        table: &Digest,
+        bytes: &Bytes,
+    ) -> Result<Option<Arc<Disk>>> {
+        let folder = Folder::new(self.place(layer, table));
+        let state = match folder.state() {
+            Ok(state) => state,
+            Err(error) if error.kind() == Kind::Corrupt => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        if Digest::of(bytes) != *table {
+            return Ok(None); // who makes a disk of them says so
+        }
+        let mended = mend::from_table(&self.new_folder(), &folder, &state, bytes)?;
+        let disk = self.reopen(layer, table, mended)?;
+        if let Some(disk) = &disk {
+            disk.has_table_again();
+        }
+        Ok(disk)
+    }
+
+    /// The disk of a folder that was mended; `None` where that lacks its table, which whoever wants the disk has, or where it had to go.
+    fn reopen(
+        self: &Arc<Self>,
+        layer: &Digest,
+        table: &Digest,
+        mended: Mended,
+    ) -> Result<Option<Arc<Disk>>> {
+        let error = match mended {
+            Mended::LacksTable(error) => {
+                tracing::warn!("{}", error.report());
+                return Ok(None);
+            }
+            Mended::Hopeless(error) => error,
+            Mended::Done(what) => {
+                let open = locked(&self.open)
+                    .get(&(*layer, *table))
+                    .and_then(Weak::upgrade);
+                match open.map_or_else(|| self.open_disk(layer, table, false), Ok) {
+                    Ok(disk) => {
+                        disk.note_mended(what);
+                        return Ok(Some(disk));
+                    }
+                    Err(error) if error.kind() == Kind::Corrupt => error,
+                    Err(error) => return Err(error),
+                }
+            }
+        };
+        self.discard(layer, table, &error)
+    }
+
+    /// Removes a folder that cannot be served: the disk is made anew.
+    fn discard(&self, layer: &Digest, table: &Digest, why: &Error) -> Result<Option<Arc<Disk>>> {
+        tracing::warn!("a layer's disk is removed: {}", why.report());
+        folder::discard(&self.new_folder(), &self.place(layer, table))?;
+        Ok(None)
     }
 
     /// A disk of this layer that was checked in full against the layer's digest or diff ID, if there is one: it may serve any image. Blocks on local files.
@@ -267,6 +334,17 @@ impl Store {
         Ok(disks)
     }
 
+    /// The folders of all disks, also of those that cannot be served: their layers and tables. Blocks on local files.
+    pub fn folders(&self) -> Result<Vec<(Digest, Digest)>> {
+        let layers = self.layers.join("sha256");
+        let mut folders = Vec::new();
+        for layer in digests_in(&layers)? {
+            let tables = digests_in(&layers.join(layer.hex()))?;
+            folders.extend(tables.into_iter().map(|table| (layer, table)));
+        }
+        Ok(folders)
+    }
+
     /// The disks of a layer.
     fn disks_of(self: &Arc<Self>, layer: &Digest) -> Result<Vec<StoredDisk>> {
         let mut disks = Vec::new();
@@ -283,10 +361,7 @@ impl Store {
                 None if state.complete => state.spans,
                 None => folder
                     .read(folder::SPANS)
-                    .unwrap_or_default()
-                    .iter()
-                    .map(|byte| byte.count_ones())
-                    .sum(),
+                    .map_or(0, |bytes| span_check::count_present(&bytes, state.spans)),
             };
             disks.push(StoredDisk {
                 table,
@@ -304,8 +379,13 @@ impl Store {
     }
 
     /// Opens a disk that is not open. The caller holds the lock of the key: two disks on one folder must not be.
-    fn open_disk(self: &Arc<Self>, layer: &Digest, table: &Digest) -> Result<Arc<Disk>> {
-        let disk = Disk::open(self, Folder::new(self.place(layer, table)))?;
+    fn open_disk(
+        self: &Arc<Self>,
+        layer: &Digest,
+        table: &Digest,
+        is_new: bool,
+    ) -> Result<Arc<Disk>> {
+        let disk = Disk::open(self, Folder::new(self.place(layer, table)), is_new)?;
         if (disk.layer().digest, *disk.table()) != (*layer, *table) {
             return Err(Error::new(
                 Kind::Corrupt,
@@ -341,7 +421,7 @@ impl Store {
         table: &Digest,
     ) -> Result<Arc<Disk>> {
         draft.publish(&self.place(layer, table))?;
-        let disk = self.open_disk(layer, table)?;
+        let disk = self.open_disk(layer, table, true)?;
         self.sync_later(&disk);
         Ok(disk)
     }

@@ -13,9 +13,8 @@ use tokio::sync::{mpsc, watch};
 use super::{
     Disk, LayerBlob, Store, entry_table,
     folder::{self, Draft},
-    import,
+    import, pieces,
     sources::Sources,
-    spans,
     state::State,
     store::blocking,
     stream_sink::{self, DiskSink},
@@ -27,7 +26,6 @@ use crate::{
     soci::build::{self, Indexed, LayerIndexer},
     source::Source,
     tree::Tree,
-    ztoc::{Compression, SpanTable},
 };
 
 /// Pieces of the blob that may wait between the network and the thread that unpacks.
@@ -146,6 +144,12 @@ enum Piece {
     End,
 }
 
+/// The disk of a layer that was streamed before, as it comes once more; and its table.
+pub(super) async fn once_more(disk: &Disk, source: &Source) -> Result<(Draft, Digest)> {
+    let (progress, _) = watch::channel(Progress::default());
+    stream(&disk.store().new_folder(), disk.layer(), source, &progress).await
+}
+
 /// Takes the blob from the source to a draft of its disk.
 async fn stream(
     new: &Path,
@@ -219,7 +223,7 @@ fn unpack(
     let regions = import::used_regions(&mut layout, &tree, &indexed.entries)?;
     let disk = sink.finish(&regions).or_kind(Kind::Io, write)?;
     import::write_metadata(disk, &layout).or_kind(Kind::Io, write)?;
-    folder.write(folder::SPAN_TABLE, &no_spans()?)?;
+    pieces::write(folder, &folder.open(folder::DISK)?)?;
     folder.write(folder::SPANS, &[])?;
     folder.write(folder::SOURCES, &Sources::encode_one(source))?;
     import::write_common(folder, &regions, &import::stacking_facts(tree))?;
@@ -259,16 +263,4 @@ fn unpack_error(error: build::Error<stream_sink::Error>, write: impl FnOnce() ->
         }
         error => Error::with_source(Kind::Corrupt, "it cannot be read to its end", error),
     }
-}
-
-/// The span table of a disk that needs none.
-fn no_spans() -> Result<Vec<u8>> {
-    let table = SpanTable {
-        compression: Compression::Uncompressed,
-        compressed_size: 0,
-        uncompressed_size: 0,
-        span_size: 0,
-        spans: Vec::new(),
-    };
-    spans::encode(&table).or_kind(Kind::Io, || "an empty span table".to_owned())
 }

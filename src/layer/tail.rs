@@ -9,9 +9,11 @@ use std::{io, ops::ControlFlow};
 use super::{
     Disk, folder,
     rest::{MAX_TAIL, Rest},
+    seal::{self, Damage},
+    span_check::{SpanCheck, SpanRecord},
 };
 use crate::{
-    error::{Error, Kind, Result, ResultExt as _},
+    error::{Kind, Result, ResultExt as _},
     gzip::{WINDOW_SIZE, inflate::SpanDecoder},
     units::SpanId,
     ztoc::{Compression, Span},
@@ -38,7 +40,7 @@ pub(super) struct Last {
 pub(super) fn keep_last(disk: &Disk, window: Option<&[u8]>, compressed: &[u8]) -> Result<()> {
     let mut bytes = window.map_or_else(|| vec![0; WINDOW_SIZE], <[u8]>::to_vec);
     bytes.extend_from_slice(compressed);
-    disk.folder().replace(folder::LAST, &bytes)
+    disk.folder().replace(folder::LAST, &seal::seal(bytes))
 }
 
 /// Whether a tail, of which at most one byte more was decoded than is kept, is too long for that.
@@ -47,23 +49,25 @@ pub(super) fn is_long(tail: &[u8]) -> bool {
 }
 
 impl<'a> Tail<'a> {
+    /// The tail as it is kept. An error that is [`Damage`]: the last span has to come again.
     pub(super) fn open(disk: &Disk, rest: &'a Rest) -> Result<Self> {
-        if !disk.folder().has(folder::LAST) {
-            return Ok(Self::Kept(rest));
-        }
         let unread = || "what is kept of the layer cannot be read".to_owned();
         let last = SpanId(disk.spans().count().saturating_sub(1));
-        let record = disk.spans().read(last).or_kind(Kind::Io, unread)?;
-        let mut window = disk.folder().read(folder::LAST)?;
-        if window.len() < WINDOW_SIZE {
-            return Err(Error::new(Kind::Io, unread()));
-        }
-        let compressed = window.split_off(WINDOW_SIZE);
+        let record = disk.bitmap().record(last).or_kind(Kind::Io, unread)?;
+        let SpanRecord::Present(SpanCheck { has_last: true, .. }) = record else {
+            return Ok(Self::Kept(rest));
+        };
+        let record = disk.spans().read(last).or_kind(Kind::Io, unread)?.span;
+        let bytes = disk.folder().read(folder::LAST)?;
+        let kept = seal::unseal(&bytes).and_then(|bytes| bytes.split_at_checked(WINDOW_SIZE));
+        let (window, compressed) = kept
+            .ok_or_else(|| Damage::check(folder::LAST))
+            .or_kind(Kind::Io, unread)?;
         Ok(Self::Long(Box::new(Last {
             record,
             compression: disk.spans().compression(),
-            window,
-            compressed,
+            window: window.to_vec(),
+            compressed: compressed.to_vec(),
         })))
     }
 

@@ -143,7 +143,7 @@ impl<'a> Decoded<'a> {
     fn leads_to(&self, disk: &Disk, next: SpanId) -> Result<bool> {
         let read = || {
             let record = disk.spans().read(next)?;
-            Ok((disk.window(&record)?, record.uncompressed.start.get()))
+            Ok((disk.window(&record)?, record.span.uncompressed.start.get()))
         };
         let (window, start) = read().map_err(|error: std::io::Error| {
             let context = format!("the window of span {next} cannot be read");

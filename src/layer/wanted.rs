@@ -123,6 +123,12 @@ impl Store {
                 source,
                 compact,
             } = &*wanted;
+            // its folder lacks nothing but the table
+            if store.mended(&layer.digest, table, &bytes)?.is_some()
+                && let Some(disk) = store.known(&wanted)?
+            {
+                return Ok(disk);
+            }
             let new = match compact {
                 None => NewTable::Ztoc(bytes),
                 Some((index, windows)) => NewTable::Compact(bytes, *index, windows.clone()),
@@ -141,9 +147,10 @@ impl Store {
         .await
     }
 
-    /// The disk that is wanted, if there is one, with its sources noted. The caller holds the lock of the key.
+    /// The disk that is wanted, if there is one that needs no table, with its sources noted. The caller holds the lock of the key.
     fn known(self: &Arc<Self>, wanted: &Wanted) -> Result<Option<Arc<Disk>>> {
         let disk = self.find_for(&wanted.layer, &wanted.table)?;
+        let disk = disk.filter(|disk| !disk.lacks_table());
         if let Some(disk) = &disk {
             disk.sources().add(&wanted.source)?;
             if let (Some(known), Some((_, windows))) = (disk.windows(), &wanted.compact) {

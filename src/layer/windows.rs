@@ -21,6 +21,7 @@ use super::{
     Store,
     folder::{self, Folder},
     race::{self, Race},
+    seal,
     source_health::Hosts,
     sources::Sources,
 };
@@ -35,7 +36,7 @@ use crate::{
 /// Bytes of a span's place in the file, in whole blocks.
 const PLACE_SIZE: u64 = 40 << 10;
 
-/// Kind, length and CRC-32, each four bytes little-endian.
+/// Kind, length and CRC-32, each four bytes little-endian. The CRC is of the span's number, the kind and the content.
 const HEADER_SIZE: usize = 12;
 
 const _: () = assert!(HEADER_SIZE as u64 + window::MAX_STORED_SIZE <= PLACE_SIZE);
@@ -111,7 +112,7 @@ impl Windows {
     pub(super) fn open(folder: &Folder, blob: Digest, hosts: &Hosts) -> Result<Self> {
         Ok(Self {
             blob,
-            file: folder.open(folder::WINDOWS)?,
+            file: folder.open_or_create(folder::WINDOWS)?.0,
             sources: Sources::open(folder, folder::WINDOW_SOURCES, hosts),
             joints: Mutex::default(),
         })
@@ -172,7 +173,8 @@ impl Windows {
     fn read(&self, span: SpanId, kind: u32) -> io::Result<Option<Vec<u8>>> {
         let mut header = [0; HEADER_SIZE];
         match self.file.read_exact_at(&mut header, Self::place(span)) {
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+            // what is lost was not there: it is fetched again, or the whole layer's check has it
+            Err(error) if seal::is_damage(&error) => return Ok(None),
             read => read?,
         }
         let ([found, length, crc], _) = header.as_chunks::<4>() else {
@@ -185,17 +187,17 @@ impl Windows {
         let mut bytes = vec![0; length as usize]; // a few KiB
         let offset = Self::place(span) + HEADER_SIZE as u64;
         match self.file.read_exact_at(&mut bytes, offset) {
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+            Err(error) if seal::is_damage(&error) => return Ok(None),
             read => read?,
         }
-        Ok((checksum(&bytes) == u32::from_le_bytes(*crc)).then_some(bytes))
+        Ok((checksum(span, kind, &bytes) == u32::from_le_bytes(*crc)).then_some(bytes))
     }
 
     fn write(&self, span: SpanId, kind: u32, bytes: &[u8]) -> io::Result<()> {
         let mut note = Vec::with_capacity(HEADER_SIZE + bytes.len());
         note.extend_from_slice(&kind.to_le_bytes());
         note.extend_from_slice(&(bytes.len() as u32).to_le_bytes()); // at most MAX_STORED_SIZE
-        note.extend_from_slice(&checksum(bytes).to_le_bytes());
+        note.extend_from_slice(&checksum(span, kind, bytes).to_le_bytes());
         note.extend_from_slice(bytes);
         self.file.write_all_at(&note, Self::place(span))
     }
@@ -250,8 +252,10 @@ impl Joints<'_> {
     }
 }
 
-fn checksum(bytes: &[u8]) -> u32 {
+fn checksum(span: SpanId, kind: u32, bytes: &[u8]) -> u32 {
     let mut crc = flate2::Crc::new();
+    crc.update(&span.get().to_le_bytes());
+    crc.update(&kind.to_le_bytes());
     crc.update(bytes);
     crc.sum()
 }

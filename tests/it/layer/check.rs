@@ -12,7 +12,8 @@ use socinbd::{
 
 use super::{
     fixture::{
-        Files, Lab, Layer, assert_holds, complete, files, gzip, open_when_free, range, read, tar,
+        Files, Lab, Layer, assert_holds, change_state, complete, files, gzip, open_when_free,
+        range, read, tar,
     },
     hostile::{assert_honest, lying, with_entries},
 };
@@ -67,11 +68,11 @@ async fn a_full_disk_is_checked_when_it_is_opened_again() {
     let folder = disk.path().parent().unwrap().to_owned();
     drop((disk, lab.store));
     // as if the daemon had died before the check
-    let state = std::fs::read_to_string(folder.join("state.json")).unwrap();
-    let state = state
-        .replace("\"complete\": true", "\"complete\": false")
-        .replace("\"verified\": true", "\"verified\": false");
-    std::fs::write(folder.join("state.json"), state).unwrap();
+    change_state(&folder, |state| {
+        state
+            .replace("\"complete\": true", "\"complete\": false")
+            .replace("\"verified\": true", "\"verified\": false")
+    });
     std::fs::write(folder.join("rest"), kept(&lab.layer)).unwrap();
     lab.store = open_when_free(lab.root.path()).await;
     let disk = lab.disk().await;

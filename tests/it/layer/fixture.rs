@@ -366,6 +366,19 @@ pub fn assert_holds(disk: &Path, files: &Files) {
     }
 }
 
+/// Changes the text of a folder's `state.json`, and gives it its check again.
+pub fn change_state(folder: &Path, change: impl FnOnce(&str) -> String) {
+    let path = folder.join("state.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let (body, _) = text.split_once(",\n  \"crc32\"").unwrap();
+    let changed = change(body);
+    assert_ne!(changed, body);
+    let mut crc = flate2::Crc::new();
+    crc.update(changed.as_bytes());
+    let text = format!("{changed},\n  \"crc32\": \"{:08x}\"\n}}", crc.sum());
+    std::fs::write(&path, text).unwrap();
+}
+
 /// Opens a store that was dropped just now: a task that ends may hold it a moment longer.
 pub async fn open_when_free(root: &Path) -> Arc<Store> {
     let opening = async {

@@ -1,6 +1,7 @@
 //! The layer's disk: fetched by span, or filled by a stream.
 
 mod check;
+mod damage;
 mod failures;
 mod faults;
 pub mod fixture;

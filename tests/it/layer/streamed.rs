@@ -279,3 +279,74 @@ async fn a_streamed_disk_outlives_its_store() {
     let listed = store.list().unwrap();
     assert!(listed[0].complete && listed[0].verified);
 }
+
+/// A streamed layer has no table to mend its folder with: what is damaged is streamed again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_streamed_disk_that_is_damaged_is_streamed_again() {
+    let files = files(90);
+    let tar = tar(&files);
+    let names = [
+        "layout",
+        "stacking.json",
+        "state.json",
+        "disk.ext4",
+        "sources.json",
+        "spans",
+    ];
+    let mut lab = Lab::new();
+    let layer = lab.add(gzip(&tar), Packing::Gzip, &tar);
+    for name in names {
+        let disk = lab.stream(&layer).await.unwrap();
+        disk.sync().unwrap();
+        let path = disk.path().with_file_name(name);
+        let is_metadata = disk.metadata().start.get();
+        drop(disk);
+        let other = tempfile::tempdir().unwrap();
+        drop(std::mem::replace(
+            &mut lab.store,
+            Store::open(other.path()).unwrap(),
+        ));
+        lab.store = open_when_free(lab.root.path()).await;
+        let mut bytes = std::fs::read(&path).unwrap();
+        match (name, bytes.len()) {
+            ("disk.ext4", _) => bytes[is_metadata as usize + 77] ^= 1,
+            (_, 0) => bytes.push(1),
+            (_, length) => bytes[length / 2] ^= 1,
+        }
+        std::fs::write(&path, bytes).unwrap();
+        let disk = lab.stream(&layer).await.unwrap();
+        assert!(disk.is_complete(), "{name}");
+        assert_holds(disk.path(), &files);
+    }
+}
+
+/// The checks of a streamed disk's pieces find what rots, and the layer makes it right, in place.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_streamed_disk_that_rots_is_mended_in_place() {
+    let files = files(91);
+    let tar = tar(&files);
+    let lab = Lab::new();
+    let layer = lab.add(gzip(&tar), Packing::Gzip, &tar);
+    let disk = lab.stream(&layer).await.unwrap();
+    let scrub = async || {
+        let (read, _) = tokio::sync::watch::channel(0);
+        disk.scrub(read).await.unwrap()
+    };
+    assert!(scrub().await.is_sound());
+    let right = std::fs::read(disk.path()).unwrap();
+    for at in [5_000_000, disk.metadata().start.get() as usize + 70] {
+        let mut rotten = right.clone();
+        rotten[at] ^= 1;
+        std::fs::write(disk.path(), rotten).unwrap();
+        let report = scrub().await;
+        assert!(
+            report.mended.len() == 1 && report.wrong.is_empty(),
+            "{report:?}"
+        );
+        assert!(std::fs::read(disk.path()).unwrap() == right);
+        assert!(scrub().await.is_sound());
+    }
+    std::fs::remove_file(disk.path().with_file_name("pieces")).unwrap();
+    assert_eq!(scrub().await.mended.len(), 1);
+    assert!(scrub().await.is_sound());
+}

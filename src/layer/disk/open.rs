@@ -1,0 +1,197 @@
+//! From a folder to an open disk.
+
+use std::{
+    collections::BTreeSet,
+    fs::File,
+    sync::{
+        Arc, Mutex, Weak,
+        atomic::{AtomicBool, AtomicU64},
+    },
+};
+
+use super::{
+    super::{
+        bitmap::Bitmap,
+        disowned::Disowned,
+        folder::{self, Folder},
+        headers::Headers,
+        health::Health,
+        mend,
+        proof::Proof,
+        readahead::ReadAhead,
+        rest::Rest,
+        seal::Damage,
+        sources::Sources,
+        span_check::SpanRecord,
+        spans::Spans,
+        state::State,
+        truth::{self, Refutation},
+        uncached::UncachedFile,
+        upcoming::Upcoming,
+        whole::Whole,
+        windows::Windows,
+    },
+    Disk, Store, read_window,
+};
+use crate::{
+    error::{Error, Kind, Result, ResultExt as _},
+    ext4::RegionTable,
+    units::SpanId,
+    ztoc::Compression,
+};
+
+impl Disk {
+    /// Opens a folder. An error that is [`Damage`] means that `mend` may make it right; any other of kind `Corrupt` that the folder is none
+    /// that this program can serve, and should go. What `is_new` has just been written, and is not read once more.
+    pub(in crate::layer) fn open(
+        store: &Arc<Store>,
+        folder: Folder,
+        is_new: bool,
+    ) -> Result<Arc<Self>> {
+        let state = mend::of_this_version(&folder, folder.state()?)?;
+        let damaged = |name, what: &str| {
+            let context = folder.path().display().to_string();
+            Error::with_source(Kind::Corrupt, context, Damage::new(name, what))
+        };
+        let data = folder.open(folder::DISK)?;
+        let path = folder.path().join(folder::DISK);
+        let file =
+            File::open(&path).or_kind(Kind::Io, || format!("cannot open {}", path.display()))?;
+        let length = data
+            .metadata()
+            .or_kind(Kind::Io, || format!("cannot stat {}", path.display()))?
+            .len();
+        if length != state.disk_size {
+            return Err(damaged(folder::DISK, "it has another length"));
+        }
+        let regions = RegionTable::decode(&folder.read(folder::LAYOUT)?)
+            .map_err(|error| damaged(folder::LAYOUT, &error.to_string()))?;
+        if regions.size() != state.disk_size {
+            return Err(damaged(folder::LAYOUT, "it is another disk's"));
+        }
+        let facts = folder.stacking()?;
+        if !is_new {
+            mend::check_metadata(&folder, &state, &file, &regions)?;
+        }
+        let is_streamed = state.spans == 0;
+        let spans = match is_streamed {
+            true => Spans::none(),
+            false => Spans::open(folder.open(folder::SPAN_TABLE)?)?,
+        };
+        let ztoc = match is_streamed || state.compact.is_some() {
+            true => None,
+            false => Some(folder.open(folder::ZTOC)?),
+        };
+        if let Some(ztoc) = ztoc.as_ref().filter(|_| !is_new && !state.complete) {
+            // before a reader waits for one of its windows
+            let unread = || format!("cannot read {}", folder.path().join(folder::ZTOC).display());
+            for span in (0..spans.count()).map(SpanId) {
+                let window = spans
+                    .read(span)
+                    .and_then(|stored| read_window(ztoc, &stored));
+                window.or_kind(Kind::Io, unread)?;
+            }
+        }
+        let windows = match (state.compact, spans.compression()) {
+            (Some(blob), Compression::Gzip) => Some(Windows::open(&folder, blob, store.hosts())?),
+            _ => None,
+        };
+        let headers = match is_streamed {
+            true => None,
+            false => {
+                let headers = Headers::open(folder.open(folder::HEADERS)?);
+                Some(headers.or_kind(Kind::Io, || format!("cannot open {}", path.display()))?)
+            }
+        };
+        if spans.count() != state.spans {
+            return Err(damaged(folder::SPAN_TABLE, "it is another layer's"));
+        }
+        let bitmap = open_bitmap(&folder, &state)?;
+        let mut bare = BTreeSet::new();
+        for span in (0..state.spans).map(SpanId) {
+            // nothing of the disk is in a span without a region (tar headers, the end of the tar): no reader waits for it
+            let has_none = || regions.in_layer(&spans.uncompressed(span)).next().is_none();
+            if !bitmap.get(span) && has_none() {
+                bare.insert(span);
+                bitmap.set(span);
+            }
+        }
+        let rest = if state.verified {
+            folder.remove_rest()?; // where the death of the daemon has left it
+            None
+        } else {
+            let (file, is_lost) = folder.open_or_create(folder::REST)?;
+            if is_lost {
+                tracing::warn!(
+                    "{} is gone: the spans that left something in it are fetched again before the layer is checked",
+                    folder.path().join(folder::REST).display()
+                );
+                bare.extend(
+                    (0..state.spans)
+                        .map(SpanId)
+                        .filter(|span| bitmap.get(*span)),
+                );
+            }
+            Some(Rest::new(file, &spans, &regions))
+        };
+        let disowned = Disowned::open(&folder, state.spans)?;
+        // the machine may have gone down before the bits did; in memory they count whatever becomes of the file
+        let _ = bitmap.disown(&disowned.spans());
+        let whole = Whole::of(&bitmap, &spans, state.verified, store.options().never_whole);
+        let disk = Arc::new_cyclic(|me| Self {
+            me: Weak::clone(me),
+            store: Arc::clone(store),
+            path,
+            layer: state.layer.clone(),
+            table: state.table,
+            sources: Sources::open(&folder, folder::SOURCES, store.hosts()),
+            folder,
+            file: UncachedFile::new(file),
+            data,
+            regions,
+            spans,
+            ztoc,
+            windows,
+            headers,
+            proof: Proof::new(rest, bare),
+            disowned,
+            bitmap,
+            flights: Arc::default(),
+            readahead: ReadAhead::default(),
+            upcoming: Upcoming::default(),
+            whole,
+            health: Health::default(),
+            counters: Mutex::default(),
+            unsynced: Mutex::default(),
+            lacks_table: AtomicBool::new(false),
+            bringing_table: tokio::sync::Mutex::default(),
+            mended: Mutex::default(),
+            io_timeout_ms: AtomicU64::new(u64::MAX),
+            facts: Mutex::new(Some(facts)),
+            state: Mutex::new(state),
+        });
+        for span in disk.disowned.spans() {
+            let refutation = disk.refutation(span).unwrap_or(Refutation::Window); // there is one
+            let reason = truth::taken_back(&disk, Some(span), refutation);
+            disk.health.failed(&[span], &reason);
+        }
+        disk.set_io_timeout(store.options().io_timeout);
+        Ok(disk)
+    }
+}
+
+/// The spans that are present. What is lost of the file costs a fetch; of a complete disk it costs the spans' checks.
+fn open_bitmap(folder: &Folder, state: &State) -> Result<Bitmap> {
+    let path = || folder.path().join(folder::SPANS);
+    let (lost, means) = match state.complete {
+        true => (SpanRecord::Unchecked, "have no check"),
+        false => (SpanRecord::Absent, "are fetched again"),
+    };
+    let (file, _) = folder.open_or_create(folder::SPANS)?;
+    let (bitmap, damaged) = Bitmap::open(file, state.spans, lost)
+        .or_kind(Kind::Io, || format!("cannot read {}", path().display()))?;
+    if damaged > 0 {
+        tracing::warn!("{} is damaged: {damaged} spans {means}", path().display());
+    }
+    Ok(bitmap)
+}

@@ -1,0 +1,452 @@
+//! Files of a disk's folder that are not what was written to them. Every byte that is read is right, no table is taken for a liar, and
+//! nothing stays broken.
+
+use std::{
+    fs,
+    os::unix::fs::{FileExt as _, MetadataExt as _},
+    path::Path,
+    sync::Arc,
+};
+
+use socinbd::{
+    layer::{Disk, ScrubReport},
+    oci::Packing,
+    units::DiskOffset,
+};
+
+use super::fixture::{
+    Files, Lab, Layer, Random, assert_holds, change_state, complete, gzip, range, read, tar,
+};
+use crate::{compact::CompactLab, support::until};
+
+/// What happens to a file.
+#[derive(Clone, Copy, Debug)]
+enum Harm {
+    Flipped,
+    Cut,
+    Gone,
+    Longer,
+    Empty,
+}
+
+const HARMS: [Harm; 5] = [
+    Harm::Flipped,
+    Harm::Cut,
+    Harm::Gone,
+    Harm::Longer,
+    Harm::Empty,
+];
+
+/// Harms a file that is there; of a disk it is the file system's metadata.
+fn harm(path: &Path, how: Harm) -> bool {
+    let Ok(bytes) = fs::read(path) else {
+        return false;
+    };
+    if bytes.is_empty() {
+        return false;
+    }
+    match how {
+        Harm::Flipped => {
+            let at = match path.ends_with("disk.ext4") {
+                true => last_metadata(&bytes),
+                false => bytes.len() / 2,
+            };
+            flip(path, at as u64);
+        }
+        Harm::Cut => fs::write(path, &bytes[..bytes.len() / 2]).unwrap(),
+        Harm::Gone => fs::remove_file(path).unwrap(),
+        Harm::Longer => fs::write(path, [&bytes[..], &[0x5a; 5000]].concat()).unwrap(),
+        Harm::Empty => fs::write(path, b"").unwrap(),
+    }
+    true
+}
+
+/// A byte of the last block that is not zero.
+fn last_metadata(disk: &[u8]) -> usize {
+    let block = disk
+        .chunks(4096)
+        .rposition(|block| block.iter().any(|byte| *byte != 0));
+    block.unwrap() * 4096 + 64
+}
+
+fn flip(path: &Path, at: u64) {
+    let file = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 0x20], at).unwrap();
+}
+
+/// A few small files and a larger one, in spans of 16 KiB; more behind the tar's end than is kept in `rest`, where that is `padded`.
+fn layer(seed: u64, packing: Packing, padded: bool) -> Layer {
+    let mut random = Random::new(seed);
+    let mut files = Files::from([("data/big".to_owned(), random.text(200_000))]);
+    for number in 0..12 {
+        let length = 1 + random.below(6000) as usize;
+        files.insert(format!("data/{number:03}"), random.text(length));
+    }
+    let mut bytes = tar(&files);
+    if padded {
+        bytes.resize(bytes.len() + (2 << 20), 0);
+        *bytes.last_mut().unwrap() = 1;
+    }
+    let blob = match packing {
+        Packing::Gzip => gzip(&bytes),
+        _ => bytes,
+    };
+    Layer::of(files, blob, packing, 16 << 10)
+}
+
+/// Reads all files and has the layer checked: the bytes are right, and nothing is held against the table.
+async fn assert_heals(disk: &Arc<Disk>, files: &Files, what: &str) {
+    complete(disk).await;
+    assert_eq!(disk.degraded(), None, "{what}");
+    assert_holds(disk.path(), files);
+    let state = fs::read_to_string(disk.path().with_file_name("state.json")).unwrap();
+    assert!(!state.contains("refuted"), "{what}: {state}");
+}
+
+const FILES: [&str; 12] = [
+    "ztoc",
+    "layout",
+    "spans.table",
+    "headers",
+    "spans",
+    "rest",
+    "last",
+    "sources.json",
+    "stacking.json",
+    "state.json",
+    "disk.ext4",
+    "disowned",
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_file_s_damage_convicts_a_table_or_lasts() {
+    for (seed, packing, padded) in [(0, Packing::Gzip, true), (1, Packing::Plain, false)] {
+        let mut lab = Lab::new(layer(200 + seed, packing, padded));
+        let mut disk = lab.disk().await;
+        for is_complete in [false, true] {
+            for name in FILES {
+                for how in HARMS {
+                    let what = format!("{name} {how:?}, complete: {is_complete}");
+                    // from the start each time
+                    drop(disk);
+                    fs::remove_dir_all(lab.folder()).unwrap();
+                    disk = lab.disk().await;
+                    let end = lab.layer.place("data/big").end;
+                    read(&disk, lab.layer.place("data/000")).await.unwrap();
+                    read(&disk, range(end.get() - 5000, 5000)).await.unwrap();
+                    if is_complete {
+                        complete(&disk).await;
+                    }
+                    lab.reopen(disk).await;
+                    if !harm(&lab.folder().join(name), how) {
+                        disk = lab.disk().await;
+                        continue;
+                    }
+                    disk = lab.disk().await;
+                    assert_heals(&disk, &lab.layer.files, &what).await;
+                    lab.reopen(disk).await;
+                    disk = lab.disk().await;
+                    assert!(disk.is_complete(), "{what}");
+                }
+            }
+        }
+    }
+}
+
+/// Data that rots before the layer has been checked is found by the check, and fetched again.
+#[tokio::test(flavor = "multi_thread")]
+async fn data_that_rots_before_the_check_is_fetched_again() {
+    let mut lab = Lab::new(layer(210, Packing::Gzip, false));
+    let disk = lab.disk().await;
+    let place = lab.layer.place("data/003");
+    read(&disk, place.clone()).await.unwrap();
+    lab.reopen(disk).await;
+    flip(&lab.folder().join("disk.ext4"), place.start.get());
+    let disk = lab.disk().await;
+    assert_heals(&disk, &lab.layer.files, "rotten data").await;
+}
+
+/// Files that are damaged while the disk is in use are mended from the stored table, and readers do not notice.
+#[tokio::test(flavor = "multi_thread")]
+async fn files_that_are_damaged_while_they_are_open_are_mended() {
+    for name in ["spans.table", "headers"] {
+        let lab = Lab::new(layer(211, Packing::Gzip, false));
+        let disk = lab.disk().await;
+        let path = lab.folder().join(name);
+        let right = fs::read(&path).unwrap();
+        for at in (0..right.len()).step_by(30) {
+            flip(&path, at as u64);
+        }
+        let big = read(&disk, lab.layer.place("data/big")).await.unwrap();
+        assert!(big == lab.layer.files["data/big"], "{name}");
+        assert_heals(&disk, &lab.layer.files, name).await;
+        assert!(fs::read(&path).unwrap() == right, "{name}");
+    }
+}
+
+/// The table itself comes from where it came from: from where the layer is, or with the next attach. Until then readers get an error
+/// that says so, and accuses nobody.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_is_damaged_while_it_is_open_comes_again() {
+    let lab = Lab::new(layer(212, Packing::Gzip, false));
+    let disk = lab.disk().await;
+    let ztoc = lab.folder().join("ztoc");
+    let harm = || {
+        for at in (0..lab.layer.ztoc.len()).step_by(1000) {
+            flip(&ztoc, at as u64);
+        }
+    };
+    harm();
+    let big = lab.layer.place("data/big");
+    let error = read(&disk, big.clone()).await.unwrap_err();
+    let report = error.report();
+    assert!(report.contains("the stored table is damaged"), "{report}");
+    assert!(disk.degraded().unwrap().contains("attached"));
+    let same = lab.disk().await;
+    assert!(Arc::ptr_eq(&disk, &same));
+    let half = DiskOffset((big.start.get() + big.end.get()) / 2);
+    let bytes = read(&disk, big.start..half).await.unwrap();
+    assert!(bytes == lab.layer.files["data/big"][..bytes.len()]);
+
+    // once more, where the layer's registry has it
+    harm();
+    lab.registry
+        .add_blob(super::fixture::REPOSITORY, lab.layer.ztoc.clone());
+    assert!(read(&disk, big).await.unwrap() == lab.layer.files["data/big"]);
+    assert_heals(&disk, &lab.layer.files, "ztoc").await;
+    assert!(fs::read(ztoc).unwrap() == lab.layer.ztoc);
+}
+
+/// A local disk that does not give what it has is named.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_cannot_be_read_is_named() {
+    let lab = Lab::new(layer(217, Packing::Gzip, false));
+    let disk = lab.disk().await;
+    let place = lab.layer.place("data/big");
+    read(&disk, place.clone()).await.unwrap();
+    let file = fs::OpenOptions::new().write(true).open(disk.path());
+    file.unwrap().set_len(place.start.get()).unwrap();
+    let mut bytes = [0; 100];
+    assert!(disk.read_present(place.start, &mut bytes).is_err());
+    let why = disk.degraded().unwrap();
+    assert!(why.contains("disk.ext4 cannot be read"), "{why}");
+    let state = fs::read_to_string(lab.folder().join("state.json")).unwrap();
+    assert!(!state.contains("refuted"));
+}
+
+/// While nobody has the table, the data that is here is kept, and the error says what is missing.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_source_of_its_table_a_damaged_folder_is_kept() {
+    let mut lab = Lab::new(layer(213, Packing::Gzip, false));
+    let disk = lab.disk().await;
+    complete(&disk).await;
+    lab.reopen(disk).await;
+    flip(&lab.folder().join("ztoc"), 100);
+    flip(&lab.folder().join("layout"), 20);
+    let away = async {
+        Err(socinbd::error::Error::new(
+            socinbd::error::Kind::Unavailable,
+            "the registry is away",
+        ))
+    };
+    let (blob, table) = (&lab.layer.layer, &lab.layer.table);
+    let source = lab.source().await;
+    let bytes = socinbd::layer::TableBytes::new(away, false);
+    let error = lab.store.indexed(blob, table, bytes, &source).await;
+    let error = error.err().unwrap();
+    assert_eq!(error.kind(), socinbd::error::Kind::Unavailable);
+    lab.registry.reset_counters();
+    let disk = lab.disk().await;
+    assert!(disk.is_complete());
+    assert_eq!(lab.fetched().0, 0, "its data is kept");
+    assert_holds(disk.path(), &lab.layer.files);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_damage_convicts_a_compact_table_or_lasts() {
+    for is_complete in [false, true] {
+        for name in ["compact", "windows", "windows.json", "headers", "rest"] {
+            for how in HARMS {
+                let what = format!("{name} {how:?}, complete: {is_complete}");
+                let mut lab = CompactLab::new(Layer::new(214));
+                let disk = lab.disk().await;
+                let (place, _) = lab.place_in(lab.span_in_big());
+                read(&disk, place).await.unwrap();
+                if is_complete {
+                    complete(&disk).await;
+                }
+                lab.lab.reopen(disk).await;
+                let folder = lab.lab.root.path().join("layers/sha256");
+                let folder = folder.join(lab.lab.layer.layer.digest.hex());
+                if !harm(&folder.join(lab.index.table.hex()).join(name), how) {
+                    continue;
+                }
+                let disk = lab.disk().await;
+                assert_heals(&disk, &lab.lab.layer.files, &what).await;
+            }
+        }
+    }
+}
+
+/// A folder of the version before had no checks. A complete disk is used; of another the spans come again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_of_the_version_before_is_used() {
+    for is_complete in [true, false] {
+        let mut lab = Lab::new(layer(215, Packing::Gzip, false));
+        let disk = lab.disk().await;
+        read(&disk, lab.layer.place("data/003")).await.unwrap();
+        if is_complete {
+            complete(&disk).await;
+        }
+        let spans = disk.span_counts().1;
+        disk.sync().unwrap();
+        lab.reopen(disk).await;
+        let folder = lab.folder();
+        for name in ["state.json", "stacking.json", "sources.json"] {
+            let text = fs::read_to_string(folder.join(name)).unwrap();
+            let (body, _) = text.split_once(",\n  \"crc32\"").unwrap();
+            let body = body.replace("\"version\": 2", "\"version\": 1");
+            fs::write(folder.join(name), format!("{body}\n}}")).unwrap();
+        }
+        // records of 80 and of 32 bytes then, and one bit a span
+        fs::write(folder.join("spans.table"), b"spans 2\n").unwrap();
+        fs::write(folder.join("headers"), [0; 64]).unwrap();
+        fs::write(
+            folder.join("spans"),
+            vec![0xff; spans.div_ceil(64) as usize * 8],
+        )
+        .unwrap();
+        let inode = fs::metadata(folder.join("disk.ext4")).unwrap().ino();
+        lab.registry.reset_counters();
+        let disk = lab.disk().await;
+        assert_eq!(disk.is_complete(), is_complete);
+        assert_heals(&disk, &lab.layer.files, "an old folder").await;
+        assert_eq!(lab.fetched().0 == 0, is_complete);
+        assert_eq!(fs::metadata(disk.path()).unwrap().ino(), inode);
+        lab.reopen(disk).await;
+        assert!(lab.stored().unwrap().is_complete());
+    }
+}
+
+/// A version that is not known is no damage to mend: the folder goes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_of_a_later_version_is_made_again() {
+    let mut lab = Lab::new(layer(216, Packing::Gzip, false));
+    let disk = lab.disk().await;
+    lab.reopen(disk).await;
+    change_state(&lab.folder(), |state| {
+        state.replace("\"version\": 2", "\"version\": 3")
+    });
+    let disk = lab.disk().await;
+    assert_heals(&disk, &lab.layer.files, "another version").await;
+    until("it is of this version", || {
+        fs::read_to_string(lab.folder().join("state.json"))
+            .unwrap()
+            .contains("\"version\": 2")
+    })
+    .await;
+}
+
+async fn scrub(disk: &Arc<Disk>) -> ScrubReport {
+    let (read, _) = tokio::sync::watch::channel(0);
+    disk.scrub(read).await.unwrap()
+}
+
+/// Rotten data, rotten padding of a file's last block, rotten metadata and rotten tables of a disk in use: all is found and right again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_complete_disk_that_rots_is_mended_in_place() {
+    let lab = Lab::new(layer(220, Packing::Gzip, false));
+    let disk = lab.disk().await;
+    complete(&disk).await;
+    assert!(scrub(&disk).await.is_sound());
+    let right = fs::read(disk.path()).unwrap();
+    let inode = fs::metadata(disk.path()).unwrap().ino();
+    let small = lab.layer.place("data/003");
+    let places = [
+        small.start.get(),
+        lab.layer.place("data/big").end.get() - 1,
+        small.end.get(),
+        last_metadata(&right) as u64,
+        right.len() as u64 - 100,
+    ];
+    for at in places {
+        flip(disk.path(), at);
+        let report = scrub(&disk).await;
+        assert!(
+            !report.mended.is_empty() && report.wrong.is_empty(),
+            "{at}: {report:?}"
+        );
+        assert!(fs::read(disk.path()).unwrap() == right, "{at}");
+        assert!(disk.is_complete());
+        assert!(scrub(&disk).await.is_sound());
+    }
+    for name in [
+        "ztoc",
+        "spans.table",
+        "headers",
+        "layout",
+        "stacking.json",
+        "spans",
+    ] {
+        let path = lab.folder().join(name);
+        let whole = fs::read(&path).unwrap();
+        flip(&path, 3);
+        // what the registry has of the table too
+        lab.registry
+            .add_blob(super::fixture::REPOSITORY, lab.layer.ztoc.clone());
+        let report = scrub(&disk).await;
+        assert!(
+            !report.mended.is_empty() && report.wrong.is_empty(),
+            "{name}: {report:?}"
+        );
+        assert!(fs::read(&path).unwrap() == whole, "{name}");
+        assert!(scrub(&disk).await.is_sound(), "{name}");
+    }
+    assert_eq!(fs::metadata(disk.path()).unwrap().ino(), inode);
+}
+
+/// While the registry is away a rotten span stays absent, and is fetched when it is back.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_mended_now_is_said_and_mended_later() {
+    let mut lab = Lab::new(layer(221, Packing::Gzip, false));
+    let disk = lab.disk().await;
+    complete(&disk).await;
+    let place = lab.layer.place("data/003");
+    flip(disk.path(), place.start.get());
+    lab.registry
+        .remove(super::fixture::REPOSITORY, &lab.layer.layer.digest);
+    let report = scrub(&disk).await;
+    assert_eq!(report.wrong.len(), 1, "{report:?}");
+    assert!(report.wrong[0].contains("disk.ext4"), "{report:?}");
+    assert!(!disk.is_complete());
+    lab.registry
+        .add_blob(super::fixture::REPOSITORY, lab.layer.blob.clone());
+    lab.reopen(disk).await;
+    let disk = lab.disk().await;
+    assert!(!disk.is_complete(), "it is not forgotten");
+    assert!(read(&disk, place).await.unwrap() == lab.layer.files["data/003"]);
+    assert_heals(&disk, &lab.layer.files, "later").await;
+}
+
+/// A rotten span of a lazy disk is absent again, and nothing else.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rotten_span_of_a_lazy_disk_is_absent_again() {
+    let lab = Lab::new(layer(222, Packing::Gzip, false));
+    let disk = lab.disk().await;
+    let place = lab.layer.place("data/003");
+    read(&disk, place.clone()).await.unwrap();
+    let present = disk.span_counts().0;
+    assert!(scrub(&disk).await.is_sound());
+    flip(disk.path(), place.start.get());
+    let report = scrub(&disk).await;
+    assert!(report.mended[0].contains("when it is wanted"), "{report:?}");
+    assert_eq!(disk.span_counts().0, present - 1);
+    assert!(read(&disk, place).await.unwrap() == lab.layer.files["data/003"]);
+    assert_heals(&disk, &lab.layer.files, "lazy").await;
+}
