@@ -13,9 +13,12 @@ use hyper::{Method, Request, Response, body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use tokio::{io::AsyncWriteExt as _, net::UnixStream, time::timeout};
 
-use super::{AttachLine, DaemonInfo, Failure, control_socket, mounts_socket};
+use super::{AttachLine, CheckLine, DaemonInfo, Failure, control_socket, mounts_socket};
 use crate::{
-    engine::{AttachRequest, Attachment, AttachmentStatus, Event, Explanation},
+    engine::{
+        AttachRequest, Attachment, AttachmentStatus, Event, Explanation,
+        check::{CheckEvent, CheckRequest},
+    },
     error::{Error, Kind, Result, ResultExt},
 };
 
@@ -177,35 +180,71 @@ impl Client {
         let asked = self.send(Method::POST, "/v1/attachments", body);
         let mut response = self.soon(asked).await?.into_body();
         let mut pending = Vec::new();
-        while let Some(frame) = self.patiently(async { Ok(response.frame().await) }).await? {
-            let frame = frame.or_kind(Kind::Unavailable, || {
-                "the daemon went away while it attached".into()
-            })?;
-            pending.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
-            while let Some(end) = pending.iter().position(|&byte| byte == b'\n') {
-                let line: Vec<u8> = pending.drain(..=end).collect();
-                match serde_json::from_slice(&line)
-                    .or_kind(Kind::Corrupt, || "reading the daemon's answer".into())?
-                {
-                    AttachLine::Progress(progress) => event(progress),
-                    AttachLine::Attached(attachment) => {
-                        return Ok(Some(Offer {
-                            attachment: *attachment,
-                            _answer: response,
-                        }));
-                    }
-                    AttachLine::Failed(failure) => return Err(failure.into_error()),
-                    AttachLine::Ending => return Ok(None),
+        while let Some(line) = self.next_line(&mut response, &mut pending).await? {
+            match line {
+                AttachLine::Progress(progress) => event(progress),
+                AttachLine::Attached(attachment) => {
+                    return Ok(Some(Offer {
+                        attachment: *attachment,
+                        _answer: response,
+                    }));
                 }
-            }
-            if pending.len() > ANSWER_LIMIT {
-                break;
+                AttachLine::Failed(failure) => return Err(failure.into_error()),
+                AttachLine::Ending => return Ok(None),
             }
         }
         Err(Error::new(
             Kind::Unavailable,
             "the daemon ended its answer before the image was attached; its log says why",
         ))
+    }
+
+    /// Checks disks; `event` is told what happens.
+    pub async fn check(
+        &self,
+        request: &CheckRequest,
+        event: &(dyn Fn(CheckEvent) + Sync),
+    ) -> Result<()> {
+        let body = serde_json::to_vec(request)
+            .or_kind(Kind::InvalidArgument, || "writing the request".into())?;
+        let asked = self.send(Method::POST, "/v1/disks/check", body);
+        let mut response = self.soon(asked).await?.into_body();
+        let mut pending = Vec::new();
+        while let Some(line) = self.next_line(&mut response, &mut pending).await? {
+            match line {
+                CheckLine::Event(happened) => event(happened),
+                CheckLine::Done => return Ok(()),
+                CheckLine::Failed(failure) => return Err(failure.into_error()),
+            }
+        }
+        Err(Error::new(
+            Kind::Unavailable,
+            "the daemon ended its answer before all was checked; its log says why",
+        ))
+    }
+
+    /// The next line of an answer; `None` at its end. `pending` is what came behind the last one.
+    async fn next_line<T: serde::de::DeserializeOwned>(
+        &self,
+        response: &mut Incoming,
+        pending: &mut Vec<u8>,
+    ) -> Result<Option<T>> {
+        loop {
+            if let Some(line) = take_line(pending)? {
+                return Ok(Some(line));
+            }
+            if pending.len() > ANSWER_LIMIT {
+                return Ok(None);
+            }
+            let frame = self.patiently(async { Ok(response.frame().await) });
+            let Some(frame) = frame.await? else {
+                return Ok(None);
+            };
+            let frame = frame.or_kind(Kind::Unavailable, || {
+                "the daemon went away while it answered".into()
+            })?;
+            pending.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
+        }
     }
 
     /// The descriptor of an attachment's mount. Only once.
@@ -301,4 +340,15 @@ async fn connect(socket: &Path) -> std::io::Result<UnixStream> {
             connected => return connected,
         }
     }
+}
+
+/// A line that is whole, taken from what has come.
+fn take_line<T: serde::de::DeserializeOwned>(pending: &mut Vec<u8>) -> Result<Option<T>> {
+    let Some(end) = pending.iter().position(|&byte| byte == b'\n') else {
+        return Ok(None);
+    };
+    let line: Vec<u8> = pending.drain(..=end).collect();
+    serde_json::from_slice(&line)
+        .map(Some)
+        .or_kind(Kind::Corrupt, || "reading the daemon's answer".into())
 }

@@ -14,6 +14,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::{Stream, StreamExt as _};
 use http_body_util::{BodyExt, Full, Limited, StreamBody, combinators::BoxBody};
 use hyper::{
     Method, Request, Response, StatusCode, body::Frame, server::conn::http1, service::service_fn,
@@ -25,9 +26,12 @@ use tokio::{
     sync::mpsc,
 };
 
-use super::{AttachLine, DaemonInfo, Failure, control_socket, mounts_socket, status_of};
+use super::{AttachLine, CheckLine, DaemonInfo, Failure, control_socket, mounts_socket, status_of};
 use crate::{
-    engine::{AttachRequest, Attached, Engine},
+    engine::{
+        AttachRequest, Attached, Engine,
+        check::{self, CheckRequest},
+    },
     error::{Error, Kind, Result, ResultExt, report},
 };
 
@@ -176,17 +180,12 @@ impl Server {
                 ),
             )),
             (&Method::POST, ["v1", "attachments"]) => {
-                let body = Limited::new(request.into_body(), BODY_LIMIT).collect();
-                let body = tokio::time::timeout(REQUEST_TIME, body)
-                    .await
-                    .or_kind(Kind::InvalidArgument, || "waiting for the request".into())?;
-                let body = body.map_err(|error| {
-                    Error::with_source(Kind::InvalidArgument, "reading the request", error)
-                })?;
-                let body = body.to_bytes();
-                let request = serde_json::from_slice(&body)
-                    .or_kind(Kind::InvalidArgument, || "reading the request".into())?;
+                let request = read(request).await?;
                 Ok(self.attach(request))
+            }
+            (&Method::POST, ["v1", "disks", "check"]) => {
+                let request = read(request).await?;
+                Ok(self.check(request))
             }
             (&Method::GET, ["v1", "attachments", id, "why"]) => {
                 Ok(json(StatusCode::OK, &self.engine.why(id).await?))
@@ -228,17 +227,30 @@ impl Server {
             }
         });
         let lines = futures_util::stream::unfold(receiver, |mut receiver| async {
-            let line = receiver.recv().await?;
-            let mut bytes = serde_json::to_vec(&line).unwrap_or_default(); // plain data with string keys always serialises
-            bytes.push(b'\n');
-            Some((Ok(Frame::data(Bytes::from(bytes))), receiver))
+            Some((receiver.recv().await?, receiver))
         });
-        let mut response = Response::new(BodyExt::boxed(StreamBody::new(lines)));
-        response.headers_mut().insert(
-            "content-type",
-            hyper::header::HeaderValue::from_static("application/x-ndjson"),
-        );
-        response
+        answer_in_lines(lines)
+    }
+
+    /// Checks disks in a task of its own, and answers line by line. A caller that goes away stops it.
+    fn check(self: Arc<Self>, request: CheckRequest) -> Response<Body> {
+        let (lines, receiver) = mpsc::unbounded_channel::<CheckLine>();
+        tokio::spawn(async move {
+            // a caller that has gone away needs no line
+            let event = |event| drop(lines.send(CheckLine::Event(event)));
+            let last = tokio::select! {
+                checked = check::check(self.engine.disks().store(), &request, &event) => match checked {
+                    Ok(()) => CheckLine::Done,
+                    Err(error) => CheckLine::Failed(Failure::from(&error)),
+                },
+                () = lines.closed() => return,
+            };
+            drop(lines.send(last));
+        });
+        let lines = futures_util::stream::unfold(receiver, |mut receiver| async {
+            Some((receiver.recv().await?, receiver))
+        });
+        answer_in_lines(lines)
     }
 
     /// Keeps the mount for its caller, and tells it. A mount that is not fetched in time is dropped here, and so the engine gives back
@@ -356,6 +368,39 @@ async fn accept(listener: &UnixListener) -> UnixStream {
             }
         }
     }
+}
+
+/// What a request asks for, from its body.
+async fn read<B, T: serde::de::DeserializeOwned>(request: Request<B>) -> Result<T>
+where
+    B: hyper::body::Body,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let body = Limited::new(request.into_body(), BODY_LIMIT).collect();
+    let body = tokio::time::timeout(REQUEST_TIME, body)
+        .await
+        .or_kind(Kind::InvalidArgument, || "waiting for the request".into())?;
+    let body = body
+        .map_err(|error| Error::with_source(Kind::InvalidArgument, "reading the request", error))?
+        .to_bytes();
+    serde_json::from_slice(&body).or_kind(Kind::InvalidArgument, || "reading the request".into())
+}
+
+/// An answer that goes on as things happen: each a line of JSON.
+fn answer_in_lines<T: serde::Serialize>(
+    lines: impl Stream<Item = T> + Send + Sync + 'static,
+) -> Response<Body> {
+    let lines = lines.map(|line| {
+        let mut bytes = serde_json::to_vec(&line).unwrap_or_default(); // plain data with string keys always serialises
+        bytes.push(b'\n');
+        Ok(Frame::data(Bytes::from(bytes)))
+    });
+    let mut response = Response::new(BodyExt::boxed(StreamBody::new(lines)));
+    response.headers_mut().insert(
+        "content-type",
+        hyper::header::HeaderValue::from_static("application/x-ndjson"),
+    );
+    response
 }
 
 fn json<T: serde::Serialize>(status: StatusCode, value: &T) -> Response<Body> {

@@ -3,6 +3,7 @@
 mod attach;
 mod builder;
 mod cat;
+mod check;
 mod convert;
 mod copy;
 mod daemon;
@@ -67,7 +68,8 @@ Examples:
   socinbd doctor                               what this machine offers, and what is missing
 
 Exit status: 0 done; 1 failed; 2 wrong usage; 3 not found; 4 not allowed by the registry; 5 a registry or daemon does not answer;
-6 in use; 7 corrupt data; 8 not supported; 9 a tag that its registry does not let be replaced. `run` exits with the status of the program.";
+6 in use; 7 corrupt data; 8 not supported; 9 a tag that its registry does not let be replaced;
+10 `check` found damage and mended it. `run` exits with the status of the program.";
 
 /// What every command takes.
 #[derive(Args, Clone, Debug)]
@@ -110,6 +112,7 @@ enum Command {
     Detach(detach::Detach),
     List(list::List),
     Why(why::Why),
+    Check(check::Check),
     Run(run::Run),
     Serve(serve::Serve),
     Inspect(inspect::Inspect),
@@ -272,6 +275,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
             Command::Detach(command) => command.run(&global).await,
             Command::List(command) => command.run(&global).await,
             Command::Why(command) => command.run(&global).await,
+            Command::Check(command) => command.run(&global).await,
             Command::Run(command) => command.run(&global).await,
             Command::Serve(command) => command.run(&global).await,
             Command::Inspect(command) => command.run(&global).await,

@@ -4,6 +4,7 @@
 
 mod attach;
 pub mod cat;
+pub mod check;
 pub mod chosen;
 pub mod compact;
 pub mod companions;
@@ -159,6 +160,11 @@ impl Engine {
     /// What was read of which layers, in order, where the store records it.
     pub fn touches(&self) -> Vec<layer::Touch> {
         self.disks.store().touches()
+    }
+
+    /// The disks below the root.
+    pub fn disks(&self) -> &Disks {
+        &self.disks
     }
 
     /// The run directory.

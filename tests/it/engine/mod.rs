@@ -1,5 +1,6 @@
 //! Images attached by the program itself, as a person would, and compared with what an independent unpack makes of them.
 
+mod check;
 mod containerd;
 mod daemon;
 mod ends;
