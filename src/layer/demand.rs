@@ -35,9 +35,9 @@ enum Tried {
 }
 
 impl Disk {
-    /// Whether a read of this range needs no fetch. Cheap: no lock, no system call.
+    /// Whether a read of this range needs no fetch. Cheap: no lock where it is on the local disk, no system call.
     pub fn is_present(&self, range: Range<DiskOffset>) -> bool {
-        self.bitmap().is_full() || self.needed(&range).all(|span| self.has(span))
+        self.bitmap().is_full() || self.needed(&range).all(|span| self.is_here(span))
     }
 
     /// Makes a range present: one fetch a span however many wait, adjacent missing spans in one GET. Goes on trying for the disk's
@@ -97,7 +97,7 @@ impl Disk {
     fn ask_for(self: &Arc<Self>, range: &Range<DiskOffset>, deadline: Deadline) -> Vec<Waiter> {
         let (waiters, mut claims) = self.flights().claim(
             self.needed(range),
-            |span| self.has(span),
+            |span| self.is_here(span),
             |run| self.compressed_length(run) <= MAX_FETCH_BYTES,
             Purpose::Reader,
             deadline,
@@ -117,6 +117,7 @@ impl Disk {
         let end = missed.map(|missed| SpanId(missed.end));
         self.read_ahead(range, end);
         if let Some(next) = end
+            && !self.fails_to_keep()
             && self.whole().is_due_after_miss(bytes)
         {
             self.store().spawn(whole::fetch_all(Arc::clone(self), next));
@@ -136,11 +137,11 @@ impl Disk {
 
     /// The first span that a read of this range has to wait for.
     pub(super) fn missing(&self, range: &Range<DiskOffset>) -> Option<SpanId> {
-        self.needed(range).find(|span| !self.has(*span))
+        self.needed(range).find(|span| !self.is_here(*span))
     }
 
     /// The spans under a range of the disk, ascending, each once.
-    fn needed(&self, range: &Range<DiskOffset>) -> impl Iterator<Item = SpanId> {
+    pub(super) fn needed(&self, range: &Range<DiskOffset>) -> impl Iterator<Item = SpanId> {
         let mut next = 0;
         self.regions()
             .in_disk(range)
@@ -168,16 +169,17 @@ impl Disk {
 
     /// Has the fetch of a miss bring what its reader is likely to want next, where spans are fine.
     fn widen(&self, claim: &mut Claim) {
-        if !self.is_fine() {
+        if !self.is_fine() || self.fails_to_keep() {
             return;
         }
         let around = readahead::around(
             &claim.spans(),
             self.spans().count(),
-            |span| self.has(SpanId(span)),
+            |span| self.is_here(SpanId(span)),
             |span| self.compressed_length(&(span..span + 1)),
         );
-        self.flights().extend(claim, around, |span| self.has(span));
+        self.flights()
+            .extend(claim, around, |span| self.is_here(span));
     }
 
     /// Fetches the end of the file whose start was missed by a read of this range, where spans are fine.
@@ -246,15 +248,19 @@ impl Disk {
     }
 
     /// Claims those of adjacent spans that are neither present nor on their way, in pieces of so many compressed bytes, for nobody yet.
+    /// None as long as the local disk would not take them.
     pub(super) fn claim(
         &self,
         spans: Range<u32>,
         most_bytes: u64,
         deadline: Deadline,
     ) -> Vec<Claim> {
+        if self.fails_to_keep() {
+            return Vec::new();
+        }
         let (_, claims) = self.flights().claim(
             spans.map(SpanId),
-            |span| self.has(span),
+            |span| self.is_here(span),
             |run| self.compressed_length(run) <= most_bytes,
             Purpose::Later,
             deadline,

@@ -186,20 +186,27 @@ impl Disk {
 
     /// Reads a range that is present, without leaving it in the page cache where the kernel can do that.
     pub fn read_present(&self, offset: DiskOffset, buffer: &mut [u8]) -> io::Result<()> {
+        let range = offset..DiskOffset(offset.get().saturating_add(buffer.len() as u64));
+        let held = self.held(&range)?;
         self.notice(offset, buffer.len());
         let read = self.file.read(offset.get(), buffer);
-        read.inspect_err(|error| self.cannot_be_read(offset, error))
+        read.inspect_err(|error| self.cannot_be_read(offset, error))?;
+        self.lay_over(&held, &range, buffer);
+        Ok(())
     }
 
     /// As [`Self::read_present`], where that need not wait for the local disk. False where it must: then nothing is read, but the
     /// kernel has begun to, so that the waits of several reads overlap.
     pub fn try_read_present(&self, offset: DiskOffset, buffer: &mut [u8]) -> io::Result<bool> {
+        let range = offset..DiskOffset(offset.get().saturating_add(buffer.len() as u64));
+        let held = self.held(&range)?;
         let Some(done) = self.file.try_read(offset.get(), buffer) else {
             return Ok(false);
         };
         self.notice(offset, buffer.len());
         let read = self.file.finish(offset.get(), buffer, done);
         read.inspect_err(|error| self.cannot_be_read(offset, error))?;
+        self.lay_over(&held, &range, buffer);
         Ok(true)
     }
 
@@ -416,6 +423,7 @@ impl Disk {
     pub(super) fn take_back(&self, spans: Range<u32>) -> io::Result<()> {
         let spans: Vec<SpanId> = spans.map(SpanId).collect();
         let remembered = self.disowned.insert(&spans);
+        self.drop_held(&spans);
         self.whole.lost();
         self.bitmap.disown(&spans).and(remembered)
     }
@@ -491,6 +499,7 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
+        self.drop_all_held();
         let synced =
             lock(&self.unsynced).is_empty() && self.lock_state().unsynced_since_boot.is_none();
         if synced {

@@ -300,7 +300,7 @@ impl Outcome<'_> {
 }
 
 /// Has a span placed by one of the decoding threads. Gives the window of the span after it, as [`place`].
-async fn decode(
+pub(super) async fn decode(
     disk: &Arc<Disk>,
     effort: &Arc<Effort>,
     span: SpanId,

@@ -18,6 +18,8 @@ const MAX_SPANS: usize = 64;
 struct Reasons {
     /// The sources do not answer, or the local disk does not take the data: any success ends it.
     outage: Option<Arc<Error>>,
+    /// The local disk does not take what comes: ended when it does.
+    unkept: Option<Arc<Error>>,
     /// The layer as a whole is not what it should be. That stays.
     whole: Option<Arc<Error>>,
     /// Spans whose bytes are wrong: ended for each when it comes right.
@@ -58,6 +60,11 @@ impl Health {
         self.lock().outage = Some(Arc::clone(error));
     }
 
+    /// What has come cannot be kept in the local disk; `None`: it is.
+    pub(super) fn not_kept(&self, error: Option<&Arc<Error>>) {
+        self.lock().unkept = error.cloned();
+    }
+
     /// The layer as a whole is wrong.
     pub(super) fn failed_as_a_whole(&self, error: &Arc<Error>) {
         self.lock().whole = Some(Arc::clone(error));
@@ -79,14 +86,16 @@ impl Health {
     pub(super) fn degraded(&self) -> Option<String> {
         let reasons = self.lock();
         let lies = reasons.whole.iter().chain(reasons.spans.values());
-        let first = reasons.outage.iter().chain(lies).next()?;
+        let now = reasons.outage.iter().chain(&reasons.unkept);
+        let first = now.chain(lies).next()?;
         Some(first.report())
     }
 
     /// All reasons: what fails now, what is wrong with the whole, and then the spans in their order.
     pub(super) fn reasons(&self) -> Vec<Reason> {
         let reasons = self.lock();
-        let all = reasons.outage.iter().chain(&reasons.whole);
+        let now = reasons.outage.iter().chain(&reasons.unkept);
+        let all = now.chain(&reasons.whole);
         let spans = reasons.spans.iter();
         all.map(|error| (None, error))
             .chain(spans.map(|(span, error)| (Some(span.get()), error)))

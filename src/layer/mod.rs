@@ -55,6 +55,7 @@ mod touches;
 mod traffic;
 mod truth;
 mod uncached;
+mod unkept;
 mod upcoming;
 mod wanted;
 mod whole;

@@ -11,6 +11,7 @@ use super::{
     span_check::SpanCheck,
     tail,
     truth::{Decoded, Lie, Refutation},
+    unkept::HeldSpan,
     windows::{Before, Windows},
 };
 use crate::{
@@ -25,7 +26,7 @@ use crate::{
 pub(super) enum Refused {
     /// The bytes are not the span's, or the table that says so has to come again: another source, or another try, may have them.
     Mismatch(Error),
-    /// They are, and no try will help: the table lies, or the local disk fails.
+    /// They are, and no try will help: the table lies, or what is stored of it cannot be read.
     Lasting(Error),
 }
 
@@ -38,8 +39,18 @@ pub(super) struct Joint {
     pub is_followed: bool,
 }
 
-/// Verifies, inflates and scatters one span, and sets its bit. On a decoding thread. A damaged file of the disk's folder is mended on the
-/// way, where that can be done.
+impl Joint {
+    /// For the time when the next span is not decoded right after it.
+    fn alone(&self) -> Self {
+        Self {
+            before: self.before.clone(),
+            is_followed: false,
+        }
+    }
+}
+
+/// Verifies, inflates and scatters one span, and sets its bit. On a decoding thread. Where the local disk does not take it
+/// readers get it from memory ([`super::unkept`]). A damaged file of the disk's folder is mended on the way, where that can be done.
 ///
 /// `joint` says what stands before the span where its table does not have it; then the window of the next span is given too, if all of
 /// it is known.
@@ -69,13 +80,14 @@ fn place_once(
     decoder: &mut SpanDecoder,
 ) -> Result<Option<Bytes>, Refused> {
     let name = || format!("span {span} of layer {}", disk.layer().digest);
-    let local = |error: io::Error| {
-        Refused::Lasting(Error::with_source(
+    let unkept = |error: io::Error| {
+        Error::with_source(
             Kind::Io,
             format!("{} cannot be kept in {}", name(), disk.path().display()),
             error,
-        ))
+        )
     };
+    let local = |error| Refused::Lasting(unkept(error));
     let stored = disk.spans().read(span).map_err(local)?;
     let record = &stored.span;
     if joint.is_none() {
@@ -121,8 +133,12 @@ fn place_once(
     }
     let mut lie = decoded.check(disk, span).map_err(Refused::Lasting)?;
     let after = joint.and_then(|joint| joint.before.after(decoded.bytes));
+    let mut kept = Ok(());
     if let (None, Some(joint), Some(windows)) = (&lie, joint, disk.windows()) {
-        lie = join(disk, windows, span, joint, after.as_deref()).map_err(local)?;
+        match join(disk, windows, span, joint, after.as_deref()) {
+            Ok(found) => lie = found,
+            Err(error) => kept = Err(unkept(error)),
+        }
     }
     if let Some(lie) = lie {
         if let Lie::Window { next } = lie {
@@ -131,25 +147,40 @@ fn place_once(
         }
         return Err(refused(lie));
     }
-    let (start, bytes) = (record.uncompressed.start, decoded.bytes);
-    let regions = disk.regions().in_layer(&record.uncompressed);
-    let mut check = SpanCheck {
-        data: scatter(disk.data(), regions, start, bytes).map_err(local)?,
-        ..SpanCheck::default()
-    };
-    if let Some(rest) = disk.proof().rest() {
-        let regions = disk.regions().in_layer(&record.uncompressed);
+    let start = record.uncompressed.start;
+    let write = || {
+        let regions = || disk.regions().in_layer(&record.uncompressed);
+        let mut check = SpanCheck {
+            data: scatter(disk.data(), regions(), start, decoded.bytes).map_err(unkept)?,
+            ..SpanCheck::default()
+        };
+        let Some(rest) = disk.proof().rest() else {
+            return Ok(check);
+        };
         let mut tail = decoded.tail;
         if tail::is_long(tail) {
-            tail::keep_last(disk, window, compressed).map_err(Refused::Lasting)?;
+            tail::keep_last(disk, window, compressed)?;
             tail = &[];
             check.has_last = true;
         }
-        let kept = rest.write(span, start, bytes, regions, tail);
-        check.rest = kept.map_err(local)?;
-    }
-    let present = disk.set_present(span, check);
-    present.map_err(|refutation| refused(Lie::Refuted(refutation)))?;
+        let written = rest.write(span, start, decoded.bytes, regions(), tail);
+        check.rest = written.map_err(unkept)?;
+        Ok(check)
+    };
+    let seen = match kept.and_then(|()| write()) {
+        Ok(check) => disk.set_present(span, check),
+        Err(error) if Damage::is_in(&error) => return Err(Refused::Lasting(error)),
+        Err(error) => {
+            let held = HeldSpan {
+                compressed: Bytes::copy_from_slice(compressed),
+                joint: joint.map(Joint::alone),
+                start,
+                decoded: Bytes::copy_from_slice(decoded.bytes),
+            };
+            disk.hold(span, held, error)
+        }
+    };
+    seen.map_err(|refutation| refused(Lie::Refuted(refutation)))?;
     Ok(after)
 }
 

@@ -15,7 +15,8 @@ pub trait ServedDisk: Send + Sync + 'static {
     /// Whether a read of this range needs no fetch. Called for every request: cheap, and does not block.
     fn is_present(&self, range: Range<DiskOffset>) -> bool;
 
-    /// Reads a range that is present. May block on the local disk, not on the network.
+    /// Reads a range that is present. May block on the local disk, not on the network. An error of
+    /// kind `Interrupted`: a part of it has gone since it was made present.
     fn read_present(&self, offset: DiskOffset, buffer: &mut [u8]) -> io::Result<()>;
 
     /// As [`ServedDisk::read_present`] where that need not wait for the local disk; false where it must, and then nothing is read. The

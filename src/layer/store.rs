@@ -27,6 +27,7 @@ use super::{
     span_check, sync,
     touches::{Touch, Touches},
     traffic::Traffic,
+    unkept::Unkept,
     whole,
 };
 use crate::{
@@ -76,6 +77,7 @@ pub struct Store {
     /// Held while a disk of the key is made or opened.
     making: Mutex<HashMap<Key, Weak<Mutex<()>>>>,
     decoders: Decoders,
+    unkept: Unkept,
     memory: Semaphore,
     traffic: Traffic,
     hosts: Hosts,
@@ -141,6 +143,7 @@ impl Store {
             open: Mutex::default(),
             making: Mutex::default(),
             decoders,
+            unkept: Unkept::default(),
             memory: Semaphore::new(permits(options.fetch_memory) as usize),
             traffic: Traffic::default(),
             hosts: Hosts::default(),
@@ -464,6 +467,11 @@ impl Store {
 
     pub(super) fn decoders(&self) -> &Decoders {
         &self.decoders
+    }
+
+    /// Spans that the local disk has not taken.
+    pub(super) fn unkept(&self) -> &Unkept {
+        &self.unkept
     }
 
     /// What is remembered of the hosts of sources.

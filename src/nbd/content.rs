@@ -1,6 +1,6 @@
 //! What replies are made of: the bytes of a range, and what is known about it.
 
-use std::{ops::Range, sync::Arc};
+use std::{io::ErrorKind, ops::Range, sync::Arc};
 
 use tokio::runtime::Handle;
 
@@ -66,6 +66,7 @@ impl Source<'_> {
                     Ok(true) if self.export.is_present(range.clone()) => return Ok(()),
                     Ok(true) => {}
                     Ok(false) => return Err(Failure::WouldWait),
+                    Err(source) if source.kind() == ErrorKind::Interrupted => {}
                     Err(source) => {
                         let why = "the local disk cannot be read";
                         return Err(Failure::Error(Error::with_source(Kind::Io, why, source)));

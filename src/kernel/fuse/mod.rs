@@ -8,7 +8,7 @@
 mod protocol;
 
 use std::{
-    io::IoSlice,
+    io::{self, IoSlice},
     mem::MaybeUninit,
     ops::Range,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
@@ -52,6 +52,8 @@ const MAX_WRITE: u32 = 4096;
 /// The kernel asks for 8 KiB at least (FUSE_MIN_READ_BUFFER), and room for a write.
 const REQUEST_BUFFER: usize = 16 << 10;
 const BLOCK: u32 = 4096;
+/// Times that a range is made present for one read: more only where it goes again before it is read.
+const MAX_ATTEMPTS: u32 = 4;
 /// How long it is waited when a request cannot be read.
 const READ_PAUSE: Timespec = Timespec {
     tv_sec: 0,
@@ -299,32 +301,54 @@ impl Worker {
         let start = request.offset.min(size);
         let end = start.saturating_add(u64::from(request.size)).min(size);
         let range = DiskOffset(start)..DiskOffset(end);
-        if self.disk.is_present(range.clone()) {
-            return read_and_reply(&self.device, unique, &*self.disk, range);
+        if self.disk.is_present(range.clone())
+            && read_and_reply(&self.device, unique, &*self.disk, &range)
+        {
+            return;
         }
-        let disk = self.disk.clone();
         let pending = Pending {
             device: self.device.clone(),
             unique,
             is_answered: false,
         };
-        self.runtime.spawn(async move {
-            if let Err(error) = disk.clone().make_present(range.clone()).await {
-                tracing::debug!(target: "data", "FUSE read at {start}: {}", error.report());
-                return;
-            }
-            // what has just come is in the page cache as a rule, and no thread has to be woken up for it
-            if try_read_and_reply(&pending.device, unique, &*disk, &range) {
-                return pending.answered();
-            }
-            // a read of a local disk: not for the async workers
-            let answer = tokio::task::spawn_blocking(move || {
-                read_and_reply(&pending.device, unique, &*disk, range);
-                pending.answered();
-            });
-            let _ = answer.await;
-        });
+        self.runtime
+            .spawn(fetch_and_reply(self.disk.clone(), range, pending));
     }
+}
+
+/// Answers a read when what it needs has come.
+async fn fetch_and_reply(
+    disk: Arc<dyn ServedDisk>,
+    range: Range<DiskOffset>,
+    mut pending: Pending,
+) {
+    for _ in 0..MAX_ATTEMPTS {
+        if let Err(error) = disk.clone().make_present(range.clone()).await {
+            tracing::debug!(target: "data", "FUSE read at {}: {}", range.start, error.report());
+            return;
+        }
+        // what has just come is in the page cache as a rule, and no thread has to be woken up for it
+        if try_read_and_reply(&pending.device, pending.unique, &*disk, &range) {
+            return pending.answered();
+        }
+        // a read of a local disk: not for the async workers
+        let (disk, range) = (disk.clone(), range.clone());
+        let answer = tokio::task::spawn_blocking(move || {
+            if read_and_reply(&pending.device, pending.unique, &*disk, &range) {
+                pending.answered();
+                return None;
+            }
+            Some(pending)
+        });
+        match answer.await {
+            Ok(Some(unanswered)) => pending = unanswered,
+            Ok(None) | Err(_) => return,
+        }
+    }
+    tracing::error!(
+        "what a read at {} needs goes as fast as it comes",
+        range.start
+    );
 }
 
 /// A read that waits for a fetch. However its task ends, it is answered: the kernel would wait for ever.
@@ -385,16 +409,24 @@ fn try_read_and_reply(
     is_read
 }
 
-fn read_and_reply(device: &OwnedFd, unique: u64, disk: &dyn ServedDisk, range: Range<DiskOffset>) {
+/// Answers a read. False where it is not: a part of the range has gone since it was present, and has to come again.
+fn read_and_reply(
+    device: &OwnedFd,
+    unique: u64,
+    disk: &dyn ServedDisk,
+    range: &Range<DiskOffset>,
+) -> bool {
     let mut buffer = Buffer::lend();
-    let data = buffer.of_length(length(&range));
+    let data = buffer.of_length(length(range));
     match disk.read_present(range.start, data) {
         Ok(()) => reply(device, unique, Ok(data)),
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => return false,
         Err(error) => {
             tracing::error!("reading the disk at {}: {error}", range.start);
             reply(device, unique, Err(Errno::IO));
         }
     }
+    true
 }
 
 /// A reply is one write, whole or not at all.
