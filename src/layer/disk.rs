@@ -397,12 +397,13 @@ impl Disk {
             self.health.fetched(span);
             self.bitmap.set(span);
         };
-        if !self.disowned.unless(span, appear) {
-            return Err(self.refutation(span).unwrap_or(Refutation::Window)); // there is one
-        }
-        self.proof.came(span);
         {
+            // held over both: who finds the span present and takes these has it among them
             let mut unsynced = lock(&self.unsynced);
+            if !self.disowned.unless(span, appear) {
+                return Err(self.refutation(span).unwrap_or(Refutation::Window)); // there is one
+            }
+            self.proof.came(span);
             unsynced.push((span, check));
             if unsynced.len() == 1 {
                 self.store.sync_later(self);

@@ -61,10 +61,12 @@ pub(super) fn lost(disk: &Disk, rest: Option<&Rest>, mut read: impl FnMut(u64)) 
             continue;
         }
         let unread = || format!("span {span} of {} cannot be read", disk.path().display());
-        let record = match disk.bitmap().record(span) {
-            Err(error) if is_damage(&error) => SpanRecord::Absent,
-            record => record.or_kind(Kind::Io, unread)?,
-        };
+        let mut record = record_of(disk, span).or_kind(Kind::Io, unread)?;
+        if record == SpanRecord::Absent && !disk.proof().is_bare(span) {
+            // it may have come since the last sync, which writes the records
+            disk.sync()?;
+            record = record_of(disk, span).or_kind(Kind::Io, unread)?;
+        }
         let SpanRecord::Present(check) = record else {
             match (record, rest) {
                 (SpanRecord::Absent, Some(_)) if !disk.proof().is_bare(span) => {
@@ -88,6 +90,14 @@ pub(super) fn lost(disk: &Disk, rest: Option<&Rest>, mut read: impl FnMut(u64)) 
         }
     }
     Ok(lost)
+}
+
+/// What the file has of a span; what is damaged of it is absent.
+fn record_of(disk: &Disk, span: SpanId) -> io::Result<SpanRecord> {
+    match disk.bitmap().record(span) {
+        Err(error) if is_damage(&error) => Ok(SpanRecord::Absent),
+        record => record,
+    }
 }
 
 /// Whether bytes could be read and have their check.

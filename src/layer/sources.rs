@@ -53,7 +53,7 @@ impl Record {
 
 /// The content of the file.
 #[derive(Serialize, Deserialize)]
-struct List<R = Record> {
+struct List<R> {
     sources: Vec<R>,
 }
 
@@ -154,15 +154,13 @@ pub(super) struct Sources {
 impl Sources {
     /// What a file of the folder remembers. A list that is damaged is an empty one: the next attach adds its source.
     pub(super) fn open(folder: &Folder, name: &'static str, hosts: &Hosts) -> Self {
-        let list = folder.read(name).map(|bytes| seal::unseal_json(&bytes));
-        let List { sources: records } = list.ok().flatten().unwrap_or_else(|| {
+        let bytes = folder.read(name).ok();
+        let records = bytes.and_then(|bytes| decode(&bytes)).unwrap_or_else(|| {
             tracing::warn!(
                 "{} is damaged: where the layer can be had is known again when an image that has it is attached",
                 folder.path().join(name).display()
             );
-            List {
-                sources: Vec::new(),
-            }
+            Vec::new()
         });
         let known = records.into_iter();
         Self {
@@ -234,4 +232,12 @@ fn encode(records: &[&Record]) -> Vec<u8> {
     list(records.to_vec())
         .or_else(|_| list(Vec::new()))
         .unwrap_or_default()
+}
+
+/// `None`: the file is damaged. One of a folder of the version before is a list without a check.
+fn decode(bytes: &[u8]) -> Option<Vec<Record>> {
+    match seal::has_json_seal(bytes) {
+        true => seal::unseal_json::<List<Record>>(bytes).map(|list| list.sources),
+        false => serde_json::from_slice(bytes).ok(),
+    }
 }

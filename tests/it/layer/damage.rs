@@ -322,9 +322,14 @@ async fn a_folder_of_the_version_before_is_used() {
             vec![0xff; spans.div_ceil(64) as usize * 8],
         )
         .unwrap();
+        let sources = fs::read(folder.join("sources.json")).unwrap();
+        let sources: serde_json::Value = serde_json::from_slice(&sources).unwrap();
+        let list = serde_json::to_vec_pretty(&sources["sources"]).unwrap();
+        fs::write(folder.join("sources.json"), list).unwrap();
         let inode = fs::metadata(folder.join("disk.ext4")).unwrap().ino();
         lab.registry.reset_counters();
-        let disk = lab.disk().await;
+        // as a daemon that starts again opens it: nobody names a source
+        let disk = lab.stored().unwrap();
         assert_eq!(disk.is_complete(), is_complete);
         assert_heals(&disk, &lab.layer.files, "an old folder").await;
         assert_eq!(lab.fetched().0 == 0, is_complete);
@@ -449,4 +454,25 @@ async fn a_rotten_span_of_a_lazy_disk_is_absent_again() {
     assert_eq!(disk.span_counts().0, present - 1);
     assert!(read(&disk, place).await.unwrap() == lab.layer.files["data/003"]);
     assert_heals(&disk, &lab.layer.files, "lazy").await;
+}
+
+/// A span that comes while the disk is checked is no damage.
+#[tokio::test(flavor = "multi_thread")]
+async fn spans_that_come_during_a_check_are_not_lost() {
+    let lab = Lab::new(layer(223, Packing::Gzip, false));
+    let disk = lab.disk().await;
+    let big = lab.layer.place("data/big");
+    let (reading, end) = (Arc::clone(&disk), big.end.get());
+    let reader = tokio::spawn(async move {
+        for start in (big.start.get()..end).step_by(4 << 10) {
+            let bytes = DiskOffset(start)..DiskOffset(end.min(start + 100));
+            read(&reading, bytes).await.unwrap();
+        }
+    });
+    while !reader.is_finished() {
+        let report = scrub(&disk).await;
+        assert!(report.is_sound(), "{report:?}");
+    }
+    reader.await.unwrap();
+    assert!(scrub(&disk).await.is_sound());
 }
