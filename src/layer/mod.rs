@@ -68,7 +68,7 @@ pub use prefetch::Listed;
 pub use scrub::ScrubReport;
 pub use served::ServedDisk;
 pub use source_health::SourceDown;
-pub use store::{Options, Store, StoredDisk};
+pub use store::{Options, Store};
 pub use touches::Touch;
 pub use wanted::TableBytes;
 pub use windows::Before;
@@ -121,6 +121,25 @@ pub struct StackingFacts {
     pub implied: Vec<Vec<u8>>,
     /// Paths that are whiteouts.
     pub whiteouts: Vec<Vec<u8>>,
+}
+
+/// A disk as it lies in the store, open or not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredDisk {
+    /// The layer.
+    pub layer: LayerBlob,
+    /// The digest of the table that it was laid out from.
+    pub table: Digest,
+    /// Bytes of the ext4 image.
+    pub size: u64,
+    /// Every span is present, and it is verified.
+    pub complete: bool,
+    /// The layer was checked in full against its digest or diff ID.
+    pub verified: bool,
+    /// Spans present; of a disk that is not open, as far as was noted.
+    pub spans_present: u32,
+    /// Spans in all.
+    pub spans: u32,
 }
 
 /// Counters of a disk since it was opened.

@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use super::{
-    Disk, LayerBlob,
+    Disk, LayerBlob, StoredDisk,
     decode::Decoders,
     folder::{self, Draft, Folder},
     mend::{self, Mended},
@@ -93,25 +93,6 @@ pub struct Store {
     pub(super) streams: super::stream::Streams,
     /// Locked as long as it is open; so it is the last to be dropped.
     _lock: File,
-}
-
-/// A disk as it lies in the store, open or not.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StoredDisk {
-    /// The layer.
-    pub layer: LayerBlob,
-    /// The digest of the table that it was laid out from.
-    pub table: Digest,
-    /// Bytes of the ext4 image.
-    pub size: u64,
-    /// Every span is present, and it is verified.
-    pub complete: bool,
-    /// The layer was checked in full against its digest or diff ID.
-    pub verified: bool,
-    /// Spans present; of a disk that is not open, as far as was noted.
-    pub spans_present: u32,
-    /// Spans in all.
-    pub spans: u32,
 }
 
 impl Store {
