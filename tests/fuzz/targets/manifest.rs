@@ -24,7 +24,10 @@ fuzz_target!(|bytes: &[u8]| {
             let media_type = TYPES[usize::from(choice & 3)];
             artifact::what_is(bytes, media_type);
             if let Ok(manifest::Document::Index(index, _)) = manifest::parse(bytes, media_type) {
-                platform::choose(&index, &Platform::host());
+                let host = Platform::host();
+                for candidate in platform::candidates(&index) {
+                    let _ = candidate.platform.map(|offered| host.rank(&offered));
+                }
             }
         }
         1 => drop(ImageConfig::parse(bytes, usize::from(choice & 7))),
