@@ -166,17 +166,17 @@ fn holding(host: &Host, lock: &str) -> super::lifecycle::Sleeper {
     asleep(command)
 }
 
-#[test]
-fn a_daemon_that_does_not_listen_yet_is_waited_for() {
+/// An attach while somebody else holds a lock says these words, and works once the lock is free.
+fn attach_waits_for(lock: &str, words: &str) {
     let (host, layout, mountpoint) = one_file_host();
-    let holder = holding(&host, "lock");
+    let holder = holding(&host, lock);
     let image = layout.reference("");
     let mut attach = host.command(&["attach", &image, mountpoint.to_str().unwrap()]);
     let mut attaching = attach.stderr(Stdio::piped()).spawn().unwrap();
     let mut line = String::new();
     let mut said = BufReader::new(attaching.stderr.take().unwrap());
     said.read_line(&mut line).unwrap();
-    assert!(line.contains("waiting for the daemon of"), "{line}");
+    assert!(line.contains(words), "{line}");
     drop(holder);
     assert!(attaching.wait().unwrap().success());
     assert_eq!(fs::read(mountpoint.join("hello")).unwrap(), b"hello\n");
@@ -184,19 +184,13 @@ fn a_daemon_that_does_not_listen_yet_is_waited_for() {
 }
 
 #[test]
+fn a_daemon_that_does_not_listen_yet_is_waited_for() {
+    attach_waits_for("lock", "waiting for the daemon of");
+}
+
+#[test]
 fn who_holds_the_lock_of_starting_is_named_to_those_that_wait() {
-    let (host, layout, mountpoint) = one_file_host();
-    let holder = holding(&host, "starting");
-    let image = layout.reference("");
-    let mut attach = host.command(&["attach", &image, mountpoint.to_str().unwrap()]);
-    let mut attaching = attach.stderr(Stdio::piped()).spawn().unwrap();
-    let mut line = String::new();
-    let mut said = BufReader::new(attaching.stderr.take().unwrap());
-    said.read_line(&mut line).unwrap();
-    assert!(line.contains("waiting for process"), "{line}");
-    drop(holder);
-    assert!(attaching.wait().unwrap().success());
-    host.detach(&mountpoint);
+    attach_waits_for("starting", "waiting for process");
 }
 
 #[test]
