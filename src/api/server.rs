@@ -33,6 +33,7 @@ use crate::{
         check::{self, CheckRequest},
     },
     error::{Error, Kind, Result, ResultExt, report},
+    layer::close_spare_files,
 };
 
 /// Bytes of a request's body, at most.
@@ -364,6 +365,7 @@ async fn accept(listener: &UnixListener) -> UnixStream {
             Ok((stream, _)) => return stream,
             Err(error) => {
                 tracing::warn!("accepting a connection: {}", report(&error));
+                close_spare_files();
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }

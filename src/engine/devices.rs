@@ -32,12 +32,11 @@ use crate::{
         loopdev::{self, LoopDevice, LoopOptions},
         nbd as kernel_nbd,
     },
-    layer::{Disk, Progress},
-    oci::Digest,
+    layer::{Disk, DiskKey, Progress},
 };
 
-/// A layer, a table, what answers at first, and whether that may change.
-type Key = (Digest, Digest, DeviceKind, bool);
+/// A disk, what answers at first, and whether that may change.
+type Key = (DiskKey, DeviceKind, bool);
 
 /// How often a device that is in use when nothing needs it any more is looked at.
 const LINGER_TURN: Duration = Duration::from_millis(100);
@@ -239,11 +238,7 @@ impl Devices {
                     .map_or(true, |device| device.strong_count() > 0)
                     || Arc::strong_count(place) > 1
             });
-            Arc::clone(
-                known
-                    .entry((disk.layer().digest, *disk.table(), kind, may_move))
-                    .or_default(),
-            )
+            Arc::clone(known.entry((disk.key(), kind, may_move)).or_default())
         };
         let mut place = place.lock_owned().await;
         if let Some(device) = place.upgrade() {
@@ -274,7 +269,7 @@ impl Devices {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         [DeviceKind::Nbd, DeviceKind::Fuse]
             .into_iter()
-            .filter_map(|kind| known.get(&(disk.layer().digest, *disk.table(), kind, true)))
+            .filter_map(|kind| known.get(&(disk.key(), kind, true)))
             .filter_map(|place| place.try_lock().ok()?.upgrade())
             .find(|device| device.kind() == DeviceKind::Loop)
     }

@@ -5,7 +5,6 @@
 //! disk. The order that a crash relies on is data, fdatasync, record; the file lags behind the memory.
 
 use std::{
-    fs::File,
     io,
     os::unix::fs::FileExt,
     sync::{
@@ -18,6 +17,7 @@ use super::{
     folder,
     seal::Damage,
     span_check::{self, RECORD_BYTES, SpanCheck, SpanRecord},
+    stored_file::StoredFile,
 };
 use crate::units::SpanId;
 
@@ -28,16 +28,16 @@ pub(super) struct Bitmap {
     words: Box<[AtomicU64]>,
     count: u32,
     present: AtomicU32,
-    file: File,
+    file: StoredFile,
     /// Held while records are written.
     writing: Mutex<()>,
 }
 
 impl Bitmap {
     /// Reads the file. A record that is damaged is written anew as `lost`; the second value is how many there were.
-    pub(super) fn open(file: File, count: u32, lost: SpanRecord) -> io::Result<(Self, u32)> {
+    pub(super) fn open(file: StoredFile, count: u32, lost: SpanRecord) -> io::Result<(Self, u32)> {
         let mut bytes = Vec::new();
-        io::Read::read_to_end(&mut &file, &mut bytes)?;
+        io::Read::read_to_end(&mut &*file.get()?, &mut bytes)?;
         let words = (0..count.div_ceil(WORD_BITS)).map(|_| AtomicU64::new(0));
         let bitmap = Self {
             words: words.collect(),
@@ -56,7 +56,7 @@ impl Bitmap {
             }
         }
         if bytes.len() as u64 != span_check::file_size(count) {
-            bitmap.file.set_len(span_check::file_size(count))?;
+            bitmap.file.get()?.set_len(span_check::file_size(count))?;
         }
         bitmap.write(&bitmap.lock(), &damaged)?;
         Ok((bitmap, damaged.len() as u32)) // at most `count`
@@ -126,6 +126,7 @@ impl Bitmap {
     pub(super) fn record(&self, span: SpanId) -> io::Result<SpanRecord> {
         let mut bytes = [0; RECORD_BYTES];
         self.file
+            .get()?
             .read_exact_at(&mut bytes, span_check::place(span))?;
         SpanRecord::decode(&bytes, span).ok_or_else(|| Damage::check(folder::SPANS).into())
     }
@@ -144,6 +145,7 @@ impl Bitmap {
                 .flat_map(|(span, record)| record.encode(*span))
                 .collect();
             self.file
+                .get()?
                 .write_all_at(&bytes, span_check::place(run[0].0))?; // no run is empty
         }
         Ok(())
@@ -151,7 +153,7 @@ impl Bitmap {
 
     /// Brings the file's records to the disk.
     pub(super) fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+        self.file.get()?.sync_data()
     }
 
     fn lock(&self) -> MutexGuard<'_, ()> {
@@ -176,8 +178,12 @@ mod tests {
         has_last: false,
     };
 
+    fn stored(file: &tempfile::NamedTempFile) -> StoredFile {
+        StoredFile::new(file.path().to_owned(), file.reopen().unwrap()).unwrap()
+    }
+
     fn open(file: &tempfile::NamedTempFile, count: u32) -> Bitmap {
-        let opened = Bitmap::open(file.reopen().unwrap(), count, SpanRecord::Absent);
+        let opened = Bitmap::open(stored(&file), count, SpanRecord::Absent);
         opened.unwrap().0
     }
 
@@ -255,7 +261,7 @@ mod tests {
         let (bytes, length) = (std::fs::read(file.path()).unwrap(), 4 * RECORD_BYTES);
         let opened = |bytes: &[u8], lost| {
             std::fs::write(file.path(), bytes).unwrap();
-            let (bits, damaged) = Bitmap::open(file.reopen().unwrap(), 4, lost).unwrap();
+            let (bits, damaged) = Bitmap::open(stored(&file), 4, lost).unwrap();
             assert_eq!(file.as_file().metadata().unwrap().len(), length as u64);
             (bits.present(), damaged)
         };
@@ -269,7 +275,7 @@ mod tests {
         assert_eq!(opened(&[], SpanRecord::Absent), (0, 4));
         assert_eq!(opened(&flipped, SpanRecord::Unchecked), (4, 1));
         // and it is right from then on
-        let again = Bitmap::open(file.reopen().unwrap(), 4, SpanRecord::Absent).unwrap();
+        let again = Bitmap::open(stored(&file), 4, SpanRecord::Absent).unwrap();
         assert_eq!((again.0.present(), again.1), (4, 0));
         let record = again.0.record(SpanId(1)).unwrap();
         assert_eq!(record, SpanRecord::Unchecked);

@@ -4,7 +4,7 @@ mod damage;
 mod open;
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io,
     ops::Range,
     os::unix::fs::FileExt as _,
@@ -36,6 +36,7 @@ use super::{
     span_check::SpanCheck,
     spans::{Spans, StoredSpan},
     state::State,
+    stored_file::{Identity, StoredFile},
     truth::Refutation,
     uncached::UncachedFile,
     upcoming::Upcoming,
@@ -50,6 +51,9 @@ use crate::{
     units::{DiskOffset, LayerOffset, SpanId},
 };
 
+/// A number that no other open disk has.
+pub type DiskKey = usize;
+
 /// One layer's disk, open.
 pub struct Disk {
     me: Weak<Disk>,
@@ -61,13 +65,11 @@ pub struct Disk {
     state: Mutex<State>,
     /// What stacking has to know, until it is asked for.
     facts: Mutex<Option<StackingFacts>>,
-    /// `disk.ext4`, to read.
+    /// `disk.ext4`.
     file: UncachedFile,
-    /// `disk.ext4`, to write.
-    data: File,
     regions: RegionTable,
     spans: Spans,
-    ztoc: Option<File>,
+    ztoc: Option<StoredFile>,
     /// Of a gzip layer whose table is that of a compact index.
     windows: Option<Windows>,
     headers: Option<Headers>,
@@ -104,6 +106,19 @@ impl Disk {
         &self.table
     }
 
+    /// Tells it from all disks that are open at the same time, also from one with the same layer and table: its folder may have been
+    /// removed while it was in use, and made anew.
+    pub fn key(&self) -> DiskKey {
+        std::ptr::from_ref(self).addr()
+    }
+
+    /// Whether its folder is still where it was opened.
+    pub(super) fn has_its_folder(&self) -> bool {
+        let there = fs::symlink_metadata(&self.path);
+        let open = self.file.get().metadata();
+        there.is_ok_and(|there| open.is_ok_and(|open| Identity::of(&there) == Identity::of(&open)))
+    }
+
     /// Bytes of the ext4 image.
     pub fn size(&self) -> u64 {
         self.regions.size()
@@ -122,7 +137,7 @@ impl Disk {
         &self.path
     }
 
-    /// `disk.ext4`, open for reading.
+    /// `disk.ext4`, open for reading and writing.
     pub fn file(&self) -> &File {
         self.file.get()
     }
@@ -233,7 +248,8 @@ impl Disk {
         let spans = std::mem::take(&mut *lock(&self.unsynced));
         let rest = self.proof.rest();
         let synced = self
-            .data
+            .file
+            .get()
             .sync_data()
             .and_then(|()| rest.map_or(Ok(()), |rest| rest.sync()));
         if let Err(error) = synced {
@@ -349,11 +365,6 @@ impl Disk {
 
     pub(super) fn health(&self) -> &Health {
         &self.health
-    }
-
-    /// `disk.ext4`, open for writing.
-    pub(super) fn data(&self) -> &File {
-        &self.data
     }
 
     pub(super) fn count_fetch(&self, count: impl FnOnce(&mut Counters)) {
@@ -513,13 +524,14 @@ impl Drop for Disk {
 }
 
 /// A span's window, where its zTOC has one. An error that is [`Damage`]: the window does not have its check.
-fn read_window(ztoc: &File, stored: &StoredSpan) -> io::Result<Option<Vec<u8>>> {
+fn read_window(ztoc: &StoredFile, stored: &StoredSpan) -> io::Result<Option<Vec<u8>>> {
     let Some(range) = &stored.span.window else {
         return Ok(None);
     };
     // its length was 32 KiB when the table was written
     let mut window = vec![0; range.len().min(crate::gzip::WINDOW_SIZE)];
-    ztoc.read_exact_at(&mut window, range.start as u64)
+    ztoc.get()?
+        .read_exact_at(&mut window, range.start as u64)
         .map_err(|error| match Damage::found(folder::ZTOC, &error) {
             Some(damage) => damage.into(),
             None => error,

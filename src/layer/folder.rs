@@ -18,6 +18,7 @@ use super::{
     gather::WRITE_BYTES,
     seal::{self, Damage},
     state::State,
+    stored_file::{Identity, StoredFile},
 };
 use crate::error::{Error, Kind, Result, ResultExt as _};
 
@@ -75,15 +76,45 @@ pub fn make_private(path: &Path) -> Result<()> {
 
 /// A folder, and the files in it.
 #[derive(Clone, Debug)]
-pub(super) struct Folder(PathBuf);
+pub(super) struct Folder {
+    path: PathBuf,
+    /// Of the folder that is meant, once it is in use.
+    identity: Option<Identity>,
+}
 
 impl Folder {
     pub(super) fn new(path: PathBuf) -> Self {
-        Self(path)
+        Self {
+            path,
+            identity: None,
+        }
+    }
+
+    /// From now on this folder, and none that takes its place.
+    pub(super) fn pinned(self) -> Result<Self> {
+        let metadata = fs::metadata(&self.path)
+            .or_kind(Kind::Io, || format!("cannot stat {}", self.path.display()))?;
+        Ok(Self {
+            path: self.path,
+            identity: Some(Identity::of(&metadata)),
+        })
+    }
+
+    /// Where a file of this name is.
+    fn at(&self, name: &str) -> io::Result<PathBuf> {
+        if let Some(identity) = self.identity {
+            let there = fs::metadata(&self.path);
+            if !there.is_ok_and(|there| Identity::of(&there) == identity) {
+                return Err(io::Error::other(
+                    "its folder was removed while its layer was in use; detach the image and attach it again",
+                ));
+            }
+        }
+        Ok(self.path.join(name))
     }
 
     pub(super) fn path(&self) -> &Path {
-        &self.0
+        &self.path
     }
 
     /// Makes a file, 0600, empty.
@@ -93,12 +124,25 @@ impl Folder {
 
     /// Whether there is a file of this name.
     pub(super) fn has(&self, name: &str) -> bool {
-        self.0.join(name).exists()
+        self.path.join(name).exists()
     }
 
     /// Opens a file to read and write it. One that is not there is [`Damage`], in an error of kind `Corrupt`.
     pub(super) fn open(&self, name: &'static str) -> Result<File> {
         self.open_with(name, &mut OpenOptions::new())
+    }
+
+    /// As [`Self::open`], for a file that need not stay open.
+    pub(super) fn open_stored(&self, name: &'static str) -> Result<StoredFile> {
+        let file = self.open(name)?;
+        self.stored(name, file)
+    }
+
+    /// A file of this folder that is open, as one that need not stay open.
+    pub(super) fn stored(&self, name: &'static str, file: File) -> Result<StoredFile> {
+        let path = self.path.join(name);
+        StoredFile::new(path.clone(), file)
+            .or_kind(Kind::Io, || format!("cannot stat {}", path.display()))
     }
 
     /// As [`Self::open`]; one that is not there is made, and then the second value is true.
@@ -110,13 +154,9 @@ impl Folder {
     }
 
     fn open_with(&self, name: &'static str, options: &mut OpenOptions) -> Result<File> {
-        let path = self.0.join(name);
-        options
-            .read(true)
-            .write(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(|error| unusable(name, format!("cannot open {}", path.display()), error))
+        options.read(true).write(true).mode(0o600);
+        let opened = self.at(name).and_then(|path| options.open(path));
+        opened.map_err(|error| unusable(name, self.cannot("open", name), error))
     }
 
     /// Writes a file that is not there yet.
@@ -125,25 +165,22 @@ impl Folder {
         bytes
             .chunks(WRITE_BYTES)
             .try_for_each(|piece| file.write_all(piece))
-            .or_kind(Kind::Io, || self.cannot_write(name))
+            .or_kind(Kind::Io, || self.cannot("write", name))
     }
 
     /// Writes a file's next version and puts it in place of the last one, whole and on the disk.
     pub(super) fn replace(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        let next = self.0.join(format!("{name}.next"));
-        let written = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&next)
-            .and_then(|mut file| {
-                file.write_all(bytes)?;
-                file.sync_all()
-            })
-            .and_then(|()| fs::rename(&next, self.0.join(name)))
-            .and_then(|()| File::open(&self.0)?.sync_all());
-        written.or_kind(Kind::Io, || self.cannot_write(name))
+        let replace = || {
+            let next = self.at(&format!("{name}.next"))?;
+            let mut options = OpenOptions::new();
+            options.write(true).create(true).truncate(true).mode(0o600);
+            let mut file = options.open(&next)?;
+            file.write_all(bytes)?;
+            file.sync_all()?;
+            fs::rename(&next, self.path.join(name))?;
+            File::open(&self.path)?.sync_all()
+        };
+        replace().or_kind(Kind::Io, || self.cannot("write", name))
     }
 
     /// Removes what was kept for the check of the layer.
@@ -154,26 +191,22 @@ impl Folder {
 
     /// Removes a file that is not needed any more.
     pub(super) fn remove(&self, name: &str) -> Result<()> {
-        let path = self.0.join(name);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(error).or_kind(Kind::Io, || format!("cannot remove {}", path.display()))
-            }
-            _ => Ok(()),
+        match self.at(name).and_then(fs::remove_file) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed.or_kind(Kind::Io, || self.cannot("remove", name)),
         }
     }
 
     /// Reads a whole file. As with [`Self::open`], one that is not there or cannot be read any more is [`Damage`].
     pub(super) fn read(&self, name: &'static str) -> Result<Vec<u8>> {
-        let path = self.0.join(name);
-        fs::read(&path)
-            .map_err(|error| unusable(name, format!("cannot read {}", path.display()), error))
+        let read = self.at(name).and_then(fs::read);
+        read.map_err(|error| unusable(name, self.cannot("read", name), error))
     }
 
     /// Makes the content of a damaged file right. It is written in place, so that those who have it open see it.
     pub(super) fn mend(&self, name: &'static str, bytes: &[u8]) -> Result<()> {
         let in_place = || {
-            let file = OpenOptions::new().write(true).open(self.0.join(name))?;
+            let file = OpenOptions::new().write(true).open(self.at(name)?)?;
             file.write_all_at(bytes, 0)?;
             file.set_len(bytes.len() as u64)?;
             file.sync_all()
@@ -181,7 +214,7 @@ impl Folder {
         match in_place() {
             // it is not there, or its place on the medium takes nothing any more
             Err(error) if seal::is_damage(&error) => self.replace(name, bytes),
-            written => written.or_kind(Kind::Io, || self.cannot_write(name)),
+            written => written.or_kind(Kind::Io, || self.cannot("write", name)),
         }
     }
 
@@ -190,7 +223,7 @@ impl Folder {
         let damaged = || Damage::check(STACKING);
         seal::unseal_json(&self.read(STACKING)?)
             .ok_or_else(damaged)
-            .or_kind(Kind::Corrupt, || self.0.display().to_string())
+            .or_kind(Kind::Corrupt, || self.path.display().to_string())
     }
 
     /// The state, or an error of kind `Corrupt` where the folder does not count.
@@ -200,7 +233,7 @@ impl Folder {
                 Kind::Corrupt,
                 format!(
                     "{} is of another version, damaged, or was not synced before the machine went down",
-                    self.0.join(STATE).display()
+                    self.path.join(STATE).display()
                 ),
             )
         })
@@ -208,18 +241,18 @@ impl Folder {
 
     /// Brings all that is in the folder, and its name, to the disk.
     pub(super) fn sync(&self) -> io::Result<()> {
-        for entry in fs::read_dir(&self.0)? {
+        for entry in fs::read_dir(self.at("")?)? {
             File::open(entry?.path())?.sync_all()?;
         }
         // the folder itself, that of the layer, and those up to `layers`
-        for folder in self.0.ancestors().take(4) {
+        for folder in self.path.ancestors().take(4) {
             File::open(folder)?.sync_all()?;
         }
         Ok(())
     }
 
-    fn cannot_write(&self, name: &str) -> String {
-        format!("cannot write {}", self.0.join(name).display())
+    fn cannot(&self, what: &str, name: &str) -> String {
+        format!("cannot {what} {}", self.path.join(name).display())
     }
 }
 

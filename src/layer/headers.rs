@@ -3,7 +3,6 @@
 //! CRC-32 of these. The last record is of what stands behind all entries.
 
 use std::{
-    fs::File,
     io,
     ops::{ControlFlow, Range},
     os::unix::fs::FileExt as _,
@@ -12,6 +11,7 @@ use std::{
 use super::{
     folder,
     seal::{CRC_BYTES, Damage, crc32},
+    stored_file::StoredFile,
 };
 use crate::{
     error::{Error, Kind, Result, ResultExt as _},
@@ -69,14 +69,14 @@ fn put(bytes: &mut Vec<u8>, start: u64, end: u64, fingerprint: &[u8; 16]) {
 
 /// The entries of a disk.
 pub(super) struct Headers {
-    file: File,
+    file: StoredFile,
     count: u64,
 }
 
 impl Headers {
     /// Opens a file that [`encode`] made. An error that is [`Damage`]: it is none.
-    pub(super) fn open(file: File) -> io::Result<Self> {
-        let length = file.metadata()?.len();
+    pub(super) fn open(file: StoredFile) -> io::Result<Self> {
+        let length = file.get()?.metadata()?.len();
         let count = length / RECORD_BYTES as u64;
         if count == 0 || !length.is_multiple_of(RECORD_BYTES as u64) {
             return Err(Damage::new(folder::HEADERS, "it is cut").into());
@@ -171,6 +171,7 @@ impl Headers {
     fn read(&self, first: u64, count: u64) -> io::Result<Vec<u8>> {
         let mut records = vec![0; count as usize * RECORD_BYTES]; // at most BATCH
         self.file
+            .get()?
             .read_exact_at(&mut records, first * RECORD_BYTES as u64)
             .map_err(|error| match Damage::found(folder::HEADERS, &error) {
                 Some(damage) => damage.into(),
@@ -268,7 +269,6 @@ fn u64_at(bytes: &[u8], offset: usize) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write as _;
 
     use super::*;
 
@@ -294,9 +294,7 @@ mod tests {
     }
 
     fn open(bytes: &[u8]) -> Headers {
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(bytes).unwrap();
-        Headers::open(file).unwrap()
+        Headers::open(StoredFile::of_test(bytes).0).unwrap()
     }
 
     /// Where the first headers that differ end.
@@ -344,11 +342,7 @@ mod tests {
     fn damage_is_found_and_convicts_nobody() {
         let layer = tar(&["a".to_owned(), "b".to_owned()]);
         let bytes = encode(&entries(&layer));
-        let open = |bytes: &[u8]| {
-            let mut file = tempfile::tempfile().unwrap();
-            file.write_all(bytes).unwrap();
-            Headers::open(file)
-        };
+        let open = |bytes: &[u8]| Headers::open(StoredFile::of_test(bytes).0);
         let is_damage = |error: io::Error| error.get_ref().unwrap().is::<Damage>();
         for length in [0, 1, RECORD_BYTES, RECORD_BYTES + 1, 2 * RECORD_BYTES] {
             assert!(is_damage(open(&bytes[..length]).err().unwrap()));
@@ -370,8 +364,7 @@ mod tests {
         let bytes = encode(&entries(&layer));
         assert_eq!(bytes.len(), 3 * RECORD_BYTES);
         for length in 0..bytes.len() {
-            let mut file = tempfile::tempfile().unwrap();
-            file.write_all(&bytes[..length]).unwrap();
+            let file = StoredFile::of_test(&bytes[..length]).0;
             assert!(Headers::open(file).is_err(), "{length} bytes");
         }
     }

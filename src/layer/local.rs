@@ -149,7 +149,7 @@ pub(super) fn mend_slack(disk: &Disk) -> io::Result<u64> {
         let is_read = disk.read_file(end, &mut buffer);
         if length > 0 && (is_read.is_err() || buffer.iter().any(|byte| *byte != 0)) {
             buffer.fill(0);
-            disk.data().write_all_at(&buffer, end)?;
+            disk.file().write_all_at(&buffer, end)?;
             mended += 1;
         }
     }

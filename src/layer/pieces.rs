@@ -120,11 +120,11 @@ async fn restore(disk: &Arc<Disk>, source: &Source) -> Result<()> {
             read(&right, number, disk.size(), &mut expected).or_kind(Kind::Io, io)?;
             let is_read = read(disk.file(), number, disk.size(), &mut found).is_ok();
             if !is_read || found != expected {
-                let written = disk.data().write_all_at(&expected, number * PIECE_BYTES);
+                let written = disk.file().write_all_at(&expected, number * PIECE_BYTES);
                 written.or_kind(Kind::Io, io)?;
             }
         }
-        disk.data().sync_data().or_kind(Kind::Io, io)?;
+        disk.file().sync_data().or_kind(Kind::Io, io)?;
         for name in [folder::LAYOUT, folder::STACKING, folder::PIECES] {
             disk.folder().mend(name, &draft.folder().read(name)?)?;
         }

@@ -151,7 +151,7 @@ fn place_once(
     let write = || {
         let regions = || disk.regions().in_layer(&record.uncompressed);
         let mut check = SpanCheck {
-            data: scatter(disk.data(), regions(), start, decoded.bytes).map_err(unkept)?,
+            data: scatter(disk.file(), regions(), start, decoded.bytes).map_err(unkept)?,
             ..SpanCheck::default()
         };
         let Some(rest) = disk.proof().rest() else {

@@ -3,9 +3,9 @@
 //! The disk has no place for it, and the layer's diff ID is over it. So it is kept in a file of its own, `rest`, packed in the layer's
 //! order, until the whole layer has been checked ([`super::check`]); then it goes. It is about a kilobyte for each entry.
 
-use std::{fs::File, io, os::unix::fs::FileExt as _};
+use std::{io, os::unix::fs::FileExt as _};
 
-use super::{seal::crc32, spans::Spans};
+use super::{seal::crc32, spans::Spans, stored_file::StoredFile};
 use crate::{
     ext4::{DataRegion, RegionTable},
     units::{LayerOffset, SpanId},
@@ -20,13 +20,13 @@ const PIECE: u64 = 256 << 10;
 
 /// The file, and where in it the spans' parts are.
 pub(super) struct Rest {
-    file: File,
+    file: StoredFile,
     /// Where each span's part starts; and the end of the last one, behind which there is the tail.
     starts: Box<[u64]>,
 }
 
 impl Rest {
-    pub(super) fn new(file: File, spans: &Spans, regions: &RegionTable) -> Self {
+    pub(super) fn new(file: StoredFile, spans: &Spans, regions: &RegionTable) -> Self {
         let mut packed = Packed::new(all(regions));
         let spans = (0..spans.count()).map(|span| spans.uncompressed(SpanId(span)));
         let mut end = LayerOffset(0);
@@ -67,10 +67,11 @@ impl Rest {
         rest.extend_from_slice(&bytes[position..]);
         rest.extend_from_slice(tail);
         let place = self.starts[span.get() as usize];
-        self.file.write_all_at(&rest, place)?;
+        let file = self.file.get()?;
+        file.write_all_at(&rest, place)?;
         if self.is_last(span) {
             // what stands there from before is no tail
-            self.file.set_len(place + rest.len() as u64)?;
+            file.set_len(place + rest.len() as u64)?;
         }
         Ok(crc32(&rest))
     }
@@ -99,12 +100,12 @@ impl Rest {
     }
 
     pub(super) fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+        self.file.get()?.sync_data()
     }
 
     /// Bytes of the file; once the last span has come, with the tail.
     pub(super) fn length(&self) -> io::Result<u64> {
-        Ok(self.file.metadata()?.len())
+        Ok(self.file.get()?.metadata()?.len())
     }
 
     /// Where the last span's part ends, and the tail begins.
@@ -114,7 +115,7 @@ impl Rest {
 
     /// Reads bytes that stand at this place in the file; see [`Packed`].
     pub(super) fn read(&self, place: u64, buffer: &mut [u8]) -> io::Result<()> {
-        self.file.read_exact_at(buffer, place)
+        self.file.get()?.read_exact_at(buffer, place)
     }
 }
 

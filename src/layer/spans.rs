@@ -5,7 +5,7 @@
 //! Neither file is mapped: a read that fails is an error, a fault on a truncated mapping is SIGBUS. The header and each record end with a
 //! CRC-32; a record also has that of its window in the zTOC.
 
-use std::{fs::File, io, ops::Range, os::unix::fs::FileExt};
+use std::{io, ops::Range, os::unix::fs::FileExt};
 
 use crate::{
     oci::Digest,
@@ -16,6 +16,7 @@ use crate::{
 use super::{
     folder,
     seal::{CRC_BYTES, Damage, crc32},
+    stored_file::StoredFile,
 };
 
 /// The longest span that is taken, compressed or not: what one fetch may hold in memory. SOCI's default span is 4 MiB; the longest
@@ -74,7 +75,7 @@ pub(super) struct Spans {
     places: Box<[Place]>,
     uncompressed_size: u64,
     /// A disk that was streamed has none.
-    file: Option<File>,
+    file: Option<StoredFile>,
 }
 
 /// Checks a table's spans and encodes them for the file. `windows` is what the places of their windows are in.
@@ -154,16 +155,17 @@ fn check(id: SpanId, span: &Span, before: Option<&Span>, blob: u64) -> Result<()
 
 impl Spans {
     /// Reads a file that [`encode`] made.
-    pub(super) fn open(file: File) -> Result<Self, crate::error::Error> {
+    pub(super) fn open(file: StoredFile) -> Result<Self, crate::error::Error> {
         use crate::error::{Error as Wrapped, Kind, ResultExt as _};
         let unread = || "the stored span table cannot be read".to_owned();
         let damaged = || Damage::check(folder::SPAN_TABLE);
         let mut bytes = Vec::new();
-        io::Read::read_to_end(&mut &file, &mut bytes).map_err(|error| {
-            match Damage::found(folder::SPAN_TABLE, &error) {
-                Some(damage) => Wrapped::with_source(Kind::Corrupt, unread(), damage),
-                None => Wrapped::with_source(Kind::Io, unread(), error),
-            }
+        let read = file
+            .get()
+            .and_then(|file| io::Read::read_to_end(&mut &*file, &mut bytes));
+        read.map_err(|error| match Damage::found(folder::SPAN_TABLE, &error) {
+            Some(damage) => Wrapped::with_source(Kind::Corrupt, unread(), damage),
+            None => Wrapped::with_source(Kind::Io, unread(), error),
         })?;
         let header = bytes.split_first_chunk::<HEADER_BYTES>();
         let header = header.filter(|(header, _)| is_whole(*header));
@@ -275,7 +277,7 @@ impl Spans {
     pub(super) fn read(&self, span: SpanId) -> io::Result<StoredSpan> {
         let mut record = [0; RECORD_BYTES];
         let offset = HEADER_BYTES as u64 + u64::from(span.get()) * RECORD_BYTES as u64;
-        let file = self.file.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        let file = self.file.as_ref().ok_or(io::ErrorKind::NotFound)?.get()?;
         file.read_exact_at(&mut record, offset).map_err(|error| {
             match Damage::found(folder::SPAN_TABLE, &error) {
                 Some(damage) => damage.into(),
@@ -334,7 +336,6 @@ fn u32_at(bytes: &[u8], offset: usize) -> u32 {
     reason = "reversed spans are what is refused"
 )]
 mod tests {
-    use std::io::Write as _;
 
     use super::*;
 
@@ -360,9 +361,7 @@ mod tests {
     }
 
     fn open(table: &SpanTable) -> Spans {
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(&encode(table, &[]).unwrap()).unwrap();
-        io::Seek::rewind(&mut file).unwrap();
+        let file = StoredFile::of_test(&encode(table, &[]).unwrap()).0;
         Spans::open(file).unwrap()
     }
 
@@ -437,12 +436,7 @@ mod tests {
             &[],
         )
         .unwrap();
-        let open = |bytes: &[u8]| {
-            let mut file = tempfile::tempfile().unwrap();
-            file.write_all(bytes).unwrap();
-            io::Seek::rewind(&mut file).unwrap();
-            Spans::open(file)
-        };
+        let open = |bytes: &[u8]| Spans::open(StoredFile::of_test(bytes).0);
         assert!(open(&bytes).is_ok());
         for length in [0, 15, 19, 20, 107, 108, bytes.len() - 1] {
             assert!(Damage::is_in(&open(&bytes[..length]).err().unwrap()));
@@ -517,10 +511,8 @@ mod tests {
     fn a_record_that_changes_after_the_file_was_opened_is_damage() {
         let windows = [7; 1000 + 32768];
         let bytes = encode(&table(vec![span(110..120, 0..100)]), &windows).unwrap();
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(&bytes).unwrap();
-        io::Seek::rewind(&mut file).unwrap();
-        let spans = Spans::open(file.try_clone().unwrap()).unwrap();
+        let (stored, file) = StoredFile::of_test(&bytes);
+        let spans = Spans::open(stored).unwrap();
         let stored = spans.read(SpanId(0)).unwrap();
         assert_eq!(stored.window_crc, crc32(&windows[1000..]));
         file.write_all_at(&[1], 60).unwrap();

@@ -192,10 +192,16 @@ impl Store {
         Ok(Some(disk))
     }
 
+    /// The disk that is open. One whose folder was removed goes on for those who have it, and for nobody else.
+    fn open_now(&self, key: &Key) -> Option<Arc<Disk>> {
+        let open = locked(&self.open).get(key).and_then(Weak::upgrade);
+        open.filter(|disk| disk.has_its_folder())
+    }
+
     /// As [`Self::stored`]; the caller holds the lock of the key.
     fn find(self: &Arc<Self>, layer: &Digest, table: &Digest) -> Result<Option<Arc<Disk>>> {
         let key = (*layer, *table);
-        if let Some(disk) = locked(&self.open).get(&key).and_then(Weak::upgrade) {
+        if let Some(disk) = self.open_now(&key) {
             return Ok(Some(disk));
         }
         let place = self.place(layer, table);
@@ -254,9 +260,7 @@ impl Store {
             }
             Mended::Hopeless(error) => error,
             Mended::Done(what) => {
-                let open = locked(&self.open)
-                    .get(&(*layer, *table))
-                    .and_then(Weak::upgrade);
+                let open = self.open_now(&(*layer, *table));
                 match open.map_or_else(|| self.open_disk(layer, table, false), Ok) {
                     Ok(disk) => {
                         disk.note_mended(what);
@@ -337,9 +341,7 @@ impl Store {
             let Ok(state) = folder.state() else {
                 continue; // removed when it is asked for
             };
-            let open = locked(&self.open)
-                .get(&(*layer, table))
-                .and_then(Weak::upgrade);
+            let open = self.open_now(&(*layer, table));
             let present = match &open {
                 Some(disk) => disk.span_counts().0,
                 None if state.complete => state.spans,

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use lru::LruCache;
 
 use super::{
-    Disk, fetch,
+    Disk, DiskKey, fetch,
     flight::{Effort, Purpose},
     place::Joint,
     truth::Refutation,
@@ -51,9 +51,6 @@ impl HeldSpan {
         self.compressed.len() + self.decoded.len()
     }
 }
-
-/// A disk, by its address: its spans go when it does.
-type DiskKey = usize;
 
 struct Held {
     spans: LruCache<(DiskKey, SpanId), HeldSpan>,
@@ -101,10 +98,6 @@ impl Unkept {
 }
 
 impl Disk {
-    fn key(&self) -> DiskKey {
-        std::ptr::from_ref(self).addr()
-    }
-
     /// Whether a reader can have a span: from the local disk, or from memory.
     pub(super) fn is_here(&self, span: SpanId) -> bool {
         let key = (self.key(), span);

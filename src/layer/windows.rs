@@ -7,7 +7,6 @@
 //!   held against each other (`truth`).
 
 use std::{
-    fs::File,
     io,
     ops::Range,
     os::unix::fs::FileExt as _,
@@ -24,6 +23,7 @@ use super::{
     seal,
     source_health::Hosts,
     sources::Sources,
+    stored_file::StoredFile,
 };
 use crate::{
     compact::window::{self, Window},
@@ -102,7 +102,7 @@ impl Before {
 pub(super) struct Windows {
     /// The compact index's blob that has them.
     blob: Digest,
-    file: File,
+    file: StoredFile,
     sources: Sources,
     /// Held while what a span has shown about its neighbours is noted.
     joints: Mutex<()>,
@@ -112,7 +112,7 @@ impl Windows {
     pub(super) fn open(folder: &Folder, blob: Digest, hosts: &Hosts) -> Result<Self> {
         Ok(Self {
             blob,
-            file: folder.open_or_create(folder::WINDOWS)?.0,
+            file: folder.stored(folder::WINDOWS, folder.open_or_create(folder::WINDOWS)?.0)?,
             sources: Sources::open(folder, folder::WINDOW_SOURCES, hosts),
             joints: Mutex::default(),
         })
@@ -162,7 +162,7 @@ impl Windows {
 
     /// Brings the notes to the disk.
     pub(super) fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+        self.file.get()?.sync_data()
     }
 
     fn place(span: SpanId) -> u64 {
@@ -172,7 +172,8 @@ impl Windows {
     /// What is noted of a span, if it is of this kind and whole.
     fn read(&self, span: SpanId, kind: u32) -> io::Result<Option<Vec<u8>>> {
         let mut header = [0; HEADER_SIZE];
-        match self.file.read_exact_at(&mut header, Self::place(span)) {
+        let file = self.file.get()?;
+        match file.read_exact_at(&mut header, Self::place(span)) {
             // what is lost was not there: it is fetched again, or the whole layer's check has it
             Err(error) if seal::is_damage(&error) => return Ok(None),
             read => read?,
@@ -186,7 +187,7 @@ impl Windows {
         }
         let mut bytes = vec![0; length as usize]; // a few KiB
         let offset = Self::place(span) + HEADER_SIZE as u64;
-        match self.file.read_exact_at(&mut bytes, offset) {
+        match file.read_exact_at(&mut bytes, offset) {
             Err(error) if seal::is_damage(&error) => return Ok(None),
             read => read?,
         }
@@ -199,7 +200,7 @@ impl Windows {
         note.extend_from_slice(&(bytes.len() as u32).to_le_bytes()); // at most MAX_STORED_SIZE
         note.extend_from_slice(&checksum(span, kind, bytes).to_le_bytes());
         note.extend_from_slice(bytes);
-        self.file.write_all_at(&note, Self::place(span))
+        self.file.get()?.write_all_at(&note, Self::place(span))
     }
 }
 
@@ -236,7 +237,8 @@ impl Joints<'_> {
     pub(super) fn forget(&self, span: SpanId) -> io::Result<()> {
         let start = Windows::place(span);
         let mut kind = [0; 4];
-        match self.windows.file.read_exact_at(&mut kind, start) {
+        let file = self.windows.file.get()?;
+        match file.read_exact_at(&mut kind, start) {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
             read => read?,
         }
@@ -244,9 +246,9 @@ impl Joints<'_> {
             return Ok(());
         }
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        match rustix::fs::fallocate(&self.windows.file, flags, start, PLACE_SIZE) {
+        match rustix::fs::fallocate(&*file, flags, start, PLACE_SIZE) {
             // the note is no more all the same
-            Err(rustix::io::Errno::OPNOTSUPP) => self.windows.file.write_all_at(&[0; 4], start),
+            Err(rustix::io::Errno::OPNOTSUPP) => file.write_all_at(&[0; 4], start),
             punched => Ok(punched?),
         }
     }

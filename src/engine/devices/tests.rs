@@ -9,6 +9,7 @@ use super::*;
 use crate::{
     engine::{Disks, discovery::IndexChoice},
     kernel::mount,
+    oci::Digest,
     source::Access,
 };
 

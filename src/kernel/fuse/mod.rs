@@ -17,7 +17,7 @@ use std::{
 };
 
 use rustix::{
-    event::{EventfdFlags, PollFd, PollFlags, epoll, eventfd, poll},
+    event::epoll::{self, CreateFlags, EventData, EventFlags},
     fs::{CWD, Mode, OFlags, openat},
     io::Errno,
     mount::MountAttrFlags,
@@ -83,7 +83,7 @@ impl FuseFile {
 
 /// The threads that answer for one file.
 pub struct Server {
-    stop: Arc<OwnedFd>,
+    queue: Arc<Queue>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -96,7 +96,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        end_all(&self.stop);
+        self.queue.end_all();
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
@@ -136,19 +136,15 @@ pub fn serve(disk: Arc<dyn ServedDisk>, name: &str, runtime: &Handle) -> Result<
 }
 
 fn start(device: Arc<OwnedFd>, disk: Arc<dyn ServedDisk>, runtime: &Handle) -> Result<Server> {
-    let stop =
-        eventfd(0, EventfdFlags::CLOEXEC).or_kind(Kind::Io, || "making an eventfd".into())?;
-    let events = events(&device, &stop).or_kind(Kind::Io, || "making an epoll".into())?;
-    let events = Arc::new(events);
+    let queue = Queue::of(&device).or_kind(Kind::Io, || "making an epoll".into())?;
     let mut server = Server {
-        stop: Arc::new(stop),
+        queue: Arc::new(queue),
         threads: Vec::with_capacity(THREADS),
     };
     for _ in 0..THREADS {
         let worker = Worker {
             device: device.clone(),
-            events: events.clone(),
-            stop: server.stop.clone(),
+            queue: server.queue.clone(),
             disk: disk.clone(),
             runtime: runtime.clone(),
         };
@@ -161,31 +157,53 @@ fn start(device: Arc<OwnedFd>, disk: Arc<dyn ServedDisk>, runtime: &Handle) -> R
     Ok(server)
 }
 
-/// What all threads of a file wait for. A request wakes one of them (`EPOLLET`): each takes requests until there is none. With poll(2) each
-/// request woke all, and they spun for the kernel's lock of its queue. The end wakes all.
-fn events(device: &OwnedFd, stop: &OwnedFd) -> rustix::io::Result<OwnedFd> {
-    use epoll::{CreateFlags, EventData, EventFlags, add, create};
-    let events = create(CreateFlags::CLOEXEC)?;
-    let requests = EventFlags::IN | EventFlags::ET;
-    add(&events, device, EventData::new_u64(REQUEST), requests)?;
-    add(&events, stop, EventData::new_u64(STOP), EventFlags::IN)?;
-    Ok(events)
+/// What all threads of a file wait for: an epoll with the file's device in it. A request wakes one of them (`EPOLLET`): each takes requests
+/// until there is none. With poll(2) each request woke all, and they spun for the kernel's lock of its queue.
+struct Queue {
+    epoll: OwnedFd,
+    device: Arc<OwnedFd>,
 }
 
-/// Ends all threads of a file.
-fn end_all(stop: &OwnedFd) {
-    // an event counter takes eight bytes; it cannot be full
-    let _ = rustix::io::write(stop, &1u64.to_ne_bytes());
-}
-
-/// The two things that are waited for.
+/// What an event of a [`Queue`] means.
 const REQUEST: u64 = 0;
 const STOP: u64 = 1;
 
+impl Queue {
+    fn of(device: &Arc<OwnedFd>) -> rustix::io::Result<Self> {
+        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        let requests = EventFlags::IN | EventFlags::ET;
+        epoll::add(&epoll, device, EventData::new_u64(REQUEST), requests)?;
+        Ok(Self {
+            epoll,
+            device: Arc::clone(device),
+        })
+    }
+
+    /// Ends all threads: the device can always be written to, so from now on each of them finds an event that means this.
+    fn end_all(&self) {
+        // it is in the epoll, and memory for it is there
+        let _ = epoll::modify(
+            &self.epoll,
+            &*self.device,
+            EventData::new_u64(STOP),
+            EventFlags::OUT,
+        );
+    }
+
+    /// Waits for a request, at most so long. False when the threads are to end.
+    fn wait(&self, at_most: Option<&Timespec>) -> bool {
+        let mut events = [MaybeUninit::uninit()];
+        match epoll::wait(&self.epoll, &mut events, at_most) {
+            Ok(([event], _)) => event.data.u64() != STOP,
+            Ok(_) => true,
+            Err(errno) => errno == Errno::INTR,
+        }
+    }
+}
+
 struct Worker {
     device: Arc<OwnedFd>,
-    events: Arc<OwnedFd>,
-    stop: Arc<OwnedFd>,
+    queue: Arc<Queue>,
     disk: Arc<dyn ServedDisk>,
     runtime: Handle,
 }
@@ -203,40 +221,23 @@ impl Worker {
                     }
                 }
                 Err(Errno::AGAIN) => {
-                    if self.wait_for_request() {
-                        continue;
+                    if !self.queue.wait(None) {
+                        return;
                     }
-                    return;
                 }
                 // taken back before it was read
                 Err(Errno::INTR | Errno::NOENT) => {}
                 // the last user is gone, or the kernel has ended the file system before it
-                Err(Errno::NODEV | Errno::CONNABORTED) => return end_all(&self.stop),
+                Err(Errno::NODEV | Errno::CONNABORTED) => return self.queue.end_all(),
                 // a shortage of memory, say; without this thread the file's readers would wait for ever
                 Err(errno) => {
                     tracing::error!("reading a FUSE request: {errno}");
-                    if self.ends_within(READ_PAUSE) {
+                    if !self.queue.wait(Some(&READ_PAUSE)) {
                         return;
                     }
                 }
             }
         }
-    }
-
-    /// Whether to go on.
-    fn wait_for_request(&self) -> bool {
-        let mut events = [MaybeUninit::uninit()];
-        match epoll::wait(&self.events, &mut events, None) {
-            Ok(([event], _)) => event.data.u64() != STOP,
-            Ok(_) => true,
-            Err(errno) => errno == Errno::INTR,
-        }
-    }
-
-    /// Waits, unless the threads are to end meanwhile.
-    fn ends_within(&self, pause: Timespec) -> bool {
-        let mut stop = [PollFd::new(&self.stop, PollFlags::IN)];
-        poll(&mut stop, Some(&pause)).is_ok_and(|ready| ready > 0)
     }
 
     fn handle(&self, header: InHeader, body: &[u8]) {

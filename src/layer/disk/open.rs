@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeSet,
-    fs::File,
     sync::{
         Arc, Mutex, Weak,
         atomic::{AtomicBool, AtomicU64},
@@ -48,16 +47,15 @@ impl Disk {
         folder: Folder,
         is_new: bool,
     ) -> Result<Arc<Self>> {
+        let folder = folder.pinned()?;
         let state = mend::of_this_version(&folder, folder.state()?)?;
         let damaged = |name, what: &str| {
             let context = folder.path().display().to_string();
             Error::with_source(Kind::Corrupt, context, Damage::new(name, what))
         };
-        let data = folder.open(folder::DISK)?;
+        let file = folder.open(folder::DISK)?;
         let path = folder.path().join(folder::DISK);
-        let file =
-            File::open(&path).or_kind(Kind::Io, || format!("cannot open {}", path.display()))?;
-        let length = data
+        let length = file
             .metadata()
             .or_kind(Kind::Io, || format!("cannot stat {}", path.display()))?
             .len();
@@ -76,11 +74,11 @@ impl Disk {
         let is_streamed = state.spans == 0;
         let spans = match is_streamed {
             true => Spans::none(),
-            false => Spans::open(folder.open(folder::SPAN_TABLE)?)?,
+            false => Spans::open(folder.open_stored(folder::SPAN_TABLE)?)?,
         };
         let ztoc = match is_streamed || state.compact.is_some() {
             true => None,
-            false => Some(folder.open(folder::ZTOC)?),
+            false => Some(folder.open_stored(folder::ZTOC)?),
         };
         if let Some(ztoc) = ztoc.as_ref().filter(|_| !is_new && !state.complete) {
             // before a reader waits for one of its windows
@@ -99,7 +97,7 @@ impl Disk {
         let headers = match is_streamed {
             true => None,
             false => {
-                let headers = Headers::open(folder.open(folder::HEADERS)?);
+                let headers = Headers::open(folder.open_stored(folder::HEADERS)?);
                 Some(headers.or_kind(Kind::Io, || format!("cannot open {}", path.display()))?)
             }
         };
@@ -132,7 +130,11 @@ impl Disk {
                         .filter(|span| bitmap.get(*span)),
                 );
             }
-            Some(Rest::new(file, &spans, &regions))
+            Some(Rest::new(
+                folder.stored(folder::REST, file)?,
+                &spans,
+                &regions,
+            ))
         };
         let disowned = Disowned::open(&folder, state.spans)?;
         // the machine may have gone down before the bits did; in memory they count whatever becomes of the file
@@ -147,7 +149,6 @@ impl Disk {
             sources: Sources::open(&folder, folder::SOURCES, store.hosts()),
             folder,
             file: UncachedFile::new(file),
-            data,
             regions,
             spans,
             ztoc,
@@ -188,7 +189,7 @@ fn open_bitmap(folder: &Folder, state: &State) -> Result<Bitmap> {
         false => (SpanRecord::Absent, "are fetched again"),
     };
     let (file, _) = folder.open_or_create(folder::SPANS)?;
-    let (bitmap, damaged) = Bitmap::open(file, state.spans, lost)
+    let (bitmap, damaged) = Bitmap::open(folder.stored(folder::SPANS, file)?, state.spans, lost)
         .or_kind(Kind::Io, || format!("cannot read {}", path().display()))?;
     if damaged > 0 {
         tracing::warn!("{} is damaged: {damaged} spans {means}", path().display());

@@ -444,6 +444,32 @@ fn a_killed_client_leaves_nothing() {
 }
 
 #[test]
+fn an_image_whose_folders_were_removed_in_use_attaches_again() {
+    let host = Host::new();
+    let layer = Layer::new()
+        .file("hello", b"hello\n")
+        .file("more", &[7; 300_000]);
+    let layout = indexed(&host, vec![layer]);
+    let registry = Registry::start();
+    registry.add_layout("app", layout.path()).unwrap();
+    let image = registry.reference("app");
+    let (first, second) = (host.mountpoint("first"), host.mountpoint("second"));
+    for device in [["--device", "auto"], ["--device", "fuse"]] {
+        host.attach(&image, &first, &device);
+        assert_eq!(fs::read(first.join("hello")).unwrap(), b"hello\n");
+        fs::remove_dir_all(host.root().join("layers/sha256")).unwrap();
+        host.attach(&image, &second, &device);
+        for mountpoint in [&second, &first] {
+            assert_eq!(fs::read(mountpoint.join("hello")).unwrap(), b"hello\n");
+            assert_eq!(fs::read(mountpoint.join("more")).unwrap(), [7; 300_000]);
+        }
+        host.detach(&first);
+        host.detach(&second);
+        assert_eq!(host.left_over(), [""; 0]);
+    }
+}
+
+#[test]
 fn a_daemon_that_is_ended_unmounts_what_is_idle() {
     let host = Host::new();
     let layout = indexed(&host, one_file());

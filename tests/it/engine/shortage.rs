@@ -12,11 +12,14 @@ use super::{
     Host,
     lifecycle::{indexed, one_file, one_file_host},
 };
-use crate::support::{
-    registry::{Auth, Registry},
-    succeeds,
-    tars::Layer,
-    wait,
+use crate::{
+    soci::make::MadeLayout,
+    support::{
+        registry::{Auth, Registry},
+        succeeds,
+        tars::Layer,
+        wait,
+    },
 };
 
 /// The soft and the hard limit of a process, as /proc lists them.
@@ -117,11 +120,32 @@ fn programs_that_are_started_have_the_limit_that_was_given() {
     assert_eq!(fs::read_to_string(said).unwrap(), "90\n");
 }
 
+/// An image of twenty layers, each with one file.
+fn twenty_layers(host: &Host) -> MadeLayout {
+    let layers = (0..20).map(|n: u32| Layer::new().file(&format!("file-{n}"), b"content"));
+    indexed(host, layers.collect())
+}
+
+#[test]
+fn many_lazy_layers_do_with_few_descriptors() {
+    let host = Host::new();
+    let layout = twenty_layers(&host);
+    let mountpoint = host.mountpoint("mnt");
+    let (image, place) = (layout.reference(""), mountpoint.to_str().unwrap());
+    // four a layer, and fifty for files that need not stay open
+    let attach = ["attach", "--device", "fuse", &image, place];
+    succeeds(&mut host.limited(&["--nofile=200:200"], &attach));
+    for n in 0..20 {
+        let file = mountpoint.join(format!("file-{n}"));
+        assert_eq!(fs::read(file).unwrap(), b"content");
+    }
+    host.detach(&mountpoint);
+}
+
 #[test]
 fn an_attach_that_finds_no_free_descriptor_says_so() {
     let host = Host::new();
-    let layers = (0..20).map(|n: u32| Layer::new().file(&format!("file-{n}"), b"content"));
-    let layout = indexed(&host, layers.collect());
+    let layout = twenty_layers(&host);
     let mountpoint = host.mountpoint("mnt");
     let (image, place) = (layout.reference(""), mountpoint.to_str().unwrap());
     let output = host
