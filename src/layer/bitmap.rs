@@ -183,7 +183,7 @@ mod tests {
     }
 
     fn open(file: &tempfile::NamedTempFile, count: u32) -> Bitmap {
-        let opened = Bitmap::open(stored(&file), count, SpanRecord::Absent);
+        let opened = Bitmap::open(stored(file), count, SpanRecord::Absent);
         opened.unwrap().0
     }
 
