@@ -7,7 +7,7 @@
 //! | `POST /v1/attachments` | [`AttachRequest`](crate::engine::AttachRequest) | lines of JSON, each an [`AttachLine`]; the last is `attached`, `failed` or `ending` |
 //! | `GET /v1/attachments/ID/why` | | an [`Explanation`](crate::engine::Explanation) |
 //! | `POST /v1/attachments/ID/mounted` | | the caller has mounted it |
-//! | `POST /v1/disks/check` | [`CheckRequest`](crate::engine::check::CheckRequest) | lines of JSON, each a [`CheckLine`]; the last is `done` or `failed` |
+//! | `POST /v1/disks/check` | [`CheckRequest`](crate::engine::attach::check::CheckRequest) | lines of JSON, each a [`CheckLine`]; the last is `done` or `failed` |
 //! | `DELETE /v1/attachments/ID` | | its devices are given back, or were before; `Busy` while they are in use |
 //!
 //! An error is a body [`Failure`] with the status that its kind has. The descriptor of an attachment's mount comes over
@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    engine::{Attachment, Event, check::CheckEvent},
+    engine::{Attachment, Event, attach::check::CheckEvent},
     error::{Error, Kind},
 };
 

@@ -30,7 +30,7 @@ use super::{AttachLine, CheckLine, DaemonInfo, Failure, control_socket, mounts_s
 use crate::{
     engine::{
         AttachRequest, Attached, Engine,
-        check::{self, CheckRequest},
+        attach::check::{self, CheckRequest},
     },
     error::{Error, Kind, Result, ResultExt, report},
     layer::close_spare_files,

@@ -7,11 +7,15 @@ use super::{
 };
 use crate::{
     engine::{
-        chosen::{NotOffered, Platforms, chosen},
-        convert::{self, ConvertOptions, Outcome},
-        create,
-        image::Image,
-        local::LocalIndexes,
+        make::{
+            convert::{self, ConvertOptions, Outcome},
+            create,
+        },
+        open::{
+            image::Image,
+            local_indexes::LocalIndexes,
+            platforms::{NotOffered, Platforms, chosen},
+        },
     },
     error::{Error, Kind, Result, report},
     oci::manifest::{self, parse},

@@ -2,7 +2,7 @@
 
 use super::{event::Push, queue::Job};
 use crate::{
-    engine::chosen::Platforms,
+    engine::open::platforms::Platforms,
     oci::{Reference, pattern},
     soci::index::Version,
 };

@@ -18,7 +18,7 @@ use crate::{
         queue::Queue,
         rules::{Rules, Target},
     },
-    engine::{convert::ConvertOptions, local::LocalIndexes},
+    engine::{make::convert::ConvertOptions, open::local_indexes::LocalIndexes},
     error::{Error, Kind, Result, ResultExt},
     open_files,
     soci::index::Version,

@@ -6,7 +6,10 @@ use clap::Args;
 
 use super::{Global, ImageArgs, IndexArgs, absolute};
 use crate::{
-    engine::{cat, discovery, image::Image, local::LocalIndexes},
+    engine::{
+        cat,
+        open::{image::Image, local_indexes::LocalIndexes, soci_index},
+    },
     error::Result,
     source::Source,
 };
@@ -33,7 +36,7 @@ impl Cat {
         let source = Source::open(&self.image.image, &self.image.access.access()?).await?;
         let image = Image::resolve(&source, self.image.platform.as_ref()).await?;
         let local = LocalIndexes::open(&absolute(&global.root)?)?;
-        let found = discovery::find(&image, &self.index.choice(), &local).await?;
+        let found = soci_index::find(&image, &self.index.choice(), &local).await?;
         let file = cat::open(&image, &found, &self.path).await?;
         cat::write(file, &mut std::io::stdout()).await?;
         Ok(ExitCode::SUCCESS)

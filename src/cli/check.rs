@@ -9,7 +9,7 @@ use crate::{
     api::client::Client,
     engine::{
         Disks, Image,
-        check::{self, CheckEvent, CheckRequest},
+        attach::check::{self, CheckEvent, CheckRequest},
     },
     error::{Error, Kind, Result},
     layer::ScrubReport,

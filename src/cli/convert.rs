@@ -13,8 +13,8 @@ use super::{
 };
 use crate::{
     engine::{
-        convert::{self, ConvertOptions, ConvertReport, Outcome},
-        local::LocalIndexes,
+        make::convert::{self, ConvertOptions, ConvertReport, Outcome},
+        open::local_indexes::LocalIndexes,
     },
     error::{Error, Kind, Result},
     oci::{Digest, Reference, pattern},

@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::{AccessArgs, Global, making::UploadArgs, output};
 use crate::{
-    engine::promote::{self, CopyOptions},
+    engine::transfer::copy::{self, CopyOptions},
     error::Result,
     oci::Reference,
     source::{Destination, Source},
@@ -47,7 +47,7 @@ impl Copy {
             referrers: self.referrers,
             uploads: self.uploads.max_concurrent_uploads,
         };
-        let report = promote::copy(&source, &destination, &options).await?;
+        let report = copy::copy(&source, &destination, &options).await?;
         for warning in &report.warnings {
             tracing::warn!("{warning}");
         }

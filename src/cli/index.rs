@@ -12,10 +12,15 @@ use super::{
 };
 use crate::{
     engine::{
-        chosen::{Chosen, chosen},
-        create, gc,
-        local::{LocalIndex, LocalIndexes},
-        push::{self, Existing, PushOptions},
+        make::create,
+        open::{
+            local_indexes::{LocalIndex, LocalIndexes},
+            platforms::{Chosen, chosen},
+        },
+        transfer::{
+            gc,
+            push::{self, Existing, PushOptions},
+        },
     },
     error::{Error, Kind, Result, ResultExt},
     oci::{Digest, Platform, Reference, artifact::what_is},
@@ -263,8 +268,8 @@ impl List {
         let source = Source::open(image, &self.access.access()?).await?;
         let root = source.root_manifest().await?;
         let platforms = match &self.platform[..] {
-            [] => crate::engine::convert::Platforms::All,
-            these => crate::engine::convert::Platforms::These(these.to_vec()),
+            [] => crate::engine::make::convert::Platforms::All,
+            these => crate::engine::make::convert::Platforms::These(these.to_vec()),
         };
         let images = chosen(&source, &root, &platforms).await?.images;
         let mut list = Vec::new();

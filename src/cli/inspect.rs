@@ -9,11 +9,13 @@ use super::{Global, ImageArgs, IndexArgs, absolute, output};
 use crate::{
     engine::{
         UsedIndex,
-        compact::CompactIndex,
-        describe::{self, Description},
-        discovery::{self, Origin, SociIndex},
-        image::Image,
-        local::LocalIndexes,
+        open::{
+            compact_index::CompactIndex,
+            image::Image,
+            local_indexes::LocalIndexes,
+            soci_index::{self, Origin, SociIndex},
+        },
+        transfer::describe::{self, Description},
     },
     error::{Kind, Result, ResultExt},
     layer::LayerBlob,
@@ -108,11 +110,11 @@ impl Inspect {
         }
         let image = Image::resolve(&source, self.image.platform.as_ref()).await?;
         let local = LocalIndexes::open(&absolute(&global.root)?)?;
-        let discovery::Found {
+        let soci_index::Found {
             index,
             compact,
             mut warnings,
-        } = discovery::find(&image, &self.index.choice(), &local).await?;
+        } = soci_index::find(&image, &self.index.choice(), &local).await?;
         let mut layers = Vec::with_capacity(image.layers.len());
         for layer in &image.layers {
             let mut report = LayerReport {

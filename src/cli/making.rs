@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 
 use crate::{
-    engine::{
+    engine::make::{
         convert::Platforms,
         create::{
             CreateOptions, DEFAULT_COMPACT_SPAN_SIZE, DEFAULT_MIN_LAYER_SIZE, DEFAULT_SPAN_SIZE,

@@ -36,7 +36,7 @@ use std::{
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::{
-    engine::discovery::{IndexChoice, IndexPolicy},
+    engine::open::soci_index::{IndexChoice, IndexPolicy},
     error::{Error, Kind, Result, ResultExt},
     kernel::memory,
     oci::{Digest, Platform, Reference},

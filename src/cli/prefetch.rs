@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::{Global, output, tables::TablesArgs};
 use crate::{
-    engine::tables::{Table, TableKind},
+    engine::open::artifacts::{Table, TableKind},
     error::{Error, Kind, Result, ResultExt},
     oci::Digest,
     soci::prefetch::Prefetch,

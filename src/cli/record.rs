@@ -5,19 +5,29 @@ use std::{process::ExitCode, sync::Arc};
 use clap::Args;
 
 use super::{
-    Global, ImageArgs, IndexArgs, absolute, attach, attach::MountArgs, making::UploadArgs, output,
-    progress::Progress, require_root, run::ProgramArgs, signals::Signals,
+    Global, ImageArgs, IndexArgs, absolute,
+    attach::{self, MountArgs},
+    making::UploadArgs,
+    output,
+    progress::Progress,
+    require_root,
+    run::ProgramArgs,
+    signals::Signals,
 };
 use crate::{
     engine::{
         Attached, Engine, RecordingFolder,
-        chosen::Platforms,
-        compact::CompactIndex,
-        convert::{self, ConvertOptions},
-        create::{self, CreateOptions},
-        discovery::{self, SociIndex},
-        image::Image,
-        local::LocalIndexes,
+        make::{
+            convert::{self, ConvertOptions},
+            create::{self, CreateOptions},
+        },
+        open::{
+            compact_index::CompactIndex,
+            image::Image,
+            local_indexes::LocalIndexes,
+            platforms::Platforms,
+            soci_index::{self, SociIndex},
+        },
     },
     error::{Error, Kind, Result},
     layer,
@@ -66,7 +76,7 @@ impl Record {
         let access = self.image.access.access()?;
         let source = Source::open(&self.image.image, &access).await?;
         let image = Image::resolve(&source, self.image.platform.as_ref()).await?;
-        let found = discovery::find(&image, &self.index.choice(), &local).await?;
+        let found = soci_index::find(&image, &self.index.choice(), &local).await?;
         let Some(index) = found.index else {
             return Err(Error::new(
                 Kind::NotFound,

@@ -6,7 +6,10 @@ use clap::Args;
 use rustix::process::Signal;
 
 use super::{
-    Global, ImageArgs, IndexArgs, attach, attach::MountArgs, require_root, signals::Signals,
+    Global, ImageArgs, IndexArgs,
+    attach::{self, MountArgs},
+    require_root,
+    signals::Signals,
 };
 use crate::{
     engine::Attachment,

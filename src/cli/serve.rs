@@ -15,7 +15,7 @@ use super::{
     signals::Signals,
 };
 use crate::{
-    engine::{Disks, disks::OpenedLayer},
+    engine::{Disks, open::disks::OpenedLayer},
     error::{Error, Kind, Result, ResultExt},
     layer::ServedDisk,
     nbd, open_files,

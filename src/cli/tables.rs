@@ -4,11 +4,11 @@ use clap::Args;
 
 use super::{AccessArgs, Global, IndexArgs, absolute, output};
 use crate::{
-    engine::{
-        discovery,
+    engine::open::{
+        artifacts::{self, Table, TableKind},
         image::Image,
-        local::LocalIndexes,
-        tables::{self, Table, TableKind},
+        local_indexes::LocalIndexes,
+        soci_index,
     },
     error::{Error, Kind, Result},
     oci::{Digest, Platform, Reference},
@@ -35,18 +35,18 @@ impl TablesArgs {
     pub(super) async fn find(&self, global: &Global, kind: TableKind) -> Result<Vec<Table>> {
         let local = LocalIndexes::open(&absolute(&global.root)?)?;
         let Some(at) = &self.at else {
-            return tables::local(&local, kind).await;
+            return artifacts::local(&local, kind).await;
         };
         let source = Source::open(at, &self.access.access()?).await?;
         let image = Image::resolve(&source, self.platform.as_ref()).await?;
-        let found = discovery::find(&image, &self.index.choice(), &local).await?;
+        let found = soci_index::find(&image, &self.index.choice(), &local).await?;
         let index = found.index.ok_or_else(|| {
             Error::new(
                 Kind::NotFound,
                 format!("image {at} has no SOCI index: `socinbd index create` makes one"),
             )
         })?;
-        Ok(tables::of_index(&index, &at.to_string(), kind))
+        Ok(artifacts::of_index(&index, &at.to_string(), kind))
     }
 }
 

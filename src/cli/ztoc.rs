@@ -8,11 +8,14 @@ use std::{
     process::ExitCode,
 };
 
-use super::{Global, output, tables, tables::TablesArgs};
+use super::{
+    Global, output,
+    tables::{self, TablesArgs},
+};
 use crate::{
     engine::{
         cat,
-        tables::{Table, TableKind},
+        open::artifacts::{Table, TableKind},
     },
     error::{Error, Kind, Result, ResultExt as _},
     oci::{Digest, Packing},

@@ -7,11 +7,11 @@ mod layer;
 use bytes::Bytes;
 use futures_util::stream::{BoxStream, StreamExt as _};
 
-use super::{
-    compact::CompactIndex,
-    discovery::{self, SociIndex},
+use super::open::{
+    compact_index::CompactIndex,
     disks::is_the_table,
     image::Image,
+    soci_index::{self, SociIndex},
 };
 use crate::{
     error::{Error, Kind, Result, ResultExt as _},
@@ -42,7 +42,7 @@ pub struct Found {
 
 /// Finds a file and opens it. `indexes` are those that count for the image: the compact index goes before the SOCI index. Layers without a
 /// table are read whole, from the top down, until the file is found.
-pub async fn open(image: &Image, indexes: &discovery::Found, path: &str) -> Result<Found> {
+pub async fn open(image: &Image, indexes: &soci_index::Found, path: &str) -> Result<Found> {
     let mut layers = Layers {
         image,
         index: indexes.index.as_ref(),

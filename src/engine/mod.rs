@@ -1,233 +1,27 @@
-//! Attach, detach, restore: the way of control.
+//! What is done with images: the way of control, above the layers and the kernel.
 //!
-//! image reference -> manifest for the platform -> SOCI index -> zTOC of each layer -> disk -> device -> ext4 mount -> overlay
+//! - `open`: from a reference to the opened disks of its layers; needs no privilege.
+//! - `attach`: from disks to a mount, and back.
+//! - `make`: SOCI indexes, compact indexes and converted images.
+//! - `transfer`: images and what belongs to them, from and to registries and layouts.
+//! - `cat`: single files of an image, without a disk.
 
-mod attach;
+pub mod attach;
 pub mod cat;
-pub mod check;
-pub mod chosen;
-pub mod compact;
-pub mod companions;
-pub mod convert;
-pub mod create;
-pub mod describe;
-mod devices;
-pub mod discovery;
-pub mod disks;
-pub mod gc;
-mod graph;
-pub mod image;
-mod known;
-mod left_over;
-mod links;
-mod live;
-pub mod local;
-mod metadata;
-mod naming;
-mod new_compact;
-mod place;
-mod prefetch;
-pub mod promote;
-pub mod push;
-mod read_ahead;
-mod recording;
-mod records;
-mod release;
-mod request;
-mod stack;
-pub mod tables;
-mod why;
-mod ztocs;
+pub mod make;
+pub mod open;
+pub mod transfer;
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+pub use attach::{
+    engine::{Engine, mount_source},
+    explain::{Explanation, LayerExplanation},
+    mount_place::{place_of, unmount},
+    recording::RecordingFolder,
+    records::Records,
+    steps::Attached,
+    types::{
+        AttachRequest, AttachedLayer, Attachment, AttachmentStatus, Basis, DeviceChoice,
+        DeviceKind, Event, State, UsedIndex,
+    },
 };
-
-use tokio::{runtime::Handle, sync::watch, task::AbortHandle};
-use tokio_util::task::TaskTracker;
-
-pub use attach::Attached;
-pub use disks::Disks;
-pub use image::Image;
-pub use place::{place_of, unmount};
-pub use recording::RecordingFolder;
-pub use records::Records;
-pub use request::{
-    AttachRequest, AttachedLayer, Attachment, AttachmentStatus, Basis, DeviceChoice, DeviceKind,
-    Event, State, UsedIndex,
-};
-pub use why::{Explanation, LayerExplanation};
-
-use crate::{
-    error::{Error, Kind, Result, ResultExt},
-    kernel::mount_end::MountEnds,
-    layer,
-    oci::Digest,
-};
-use devices::Devices;
-use live::Table;
-
-/// One root and one run directory, with all that is attached from them. One process has them, by locks.
-///
-/// What changes attachments is work of the engine's own tasks: who waits for it may go away (a client that is killed), and it goes on to
-/// its end. What an attachment has is given back when its mount has ended, whoever had that.
-pub struct Engine {
-    root: PathBuf,
-    run_dir: PathBuf,
-    disks: Disks,
-    devices: Arc<Devices>,
-    records: Records,
-    table: Mutex<Table>,
-    /// Set once, with the table locked: from then on nothing is attached.
-    is_ending: watch::Sender<bool>,
-    /// Work that must come to its end.
-    tasks: TaskTracker,
-    /// `None`: the kernel has no watches left, and attachments wait to be detached.
-    mount_ends: Option<Arc<MountEnds>>,
-    following: Option<AbortHandle>,
-    _lock: fs::File,
-}
-
-impl Engine {
-    /// Opens root and run directory (made 0700 where missing), and clears away what an engine that died has left and nobody uses.
-    pub async fn open(root: &Path, run_dir: &Path) -> Result<Arc<Self>> {
-        Self::open_with(root, run_dir, layer::Options::default()).await
-    }
-
-    /// As [`Engine::open`], with a store that works otherwise.
-    pub async fn open_with(
-        root: &Path,
-        run_dir: &Path,
-        options: layer::Options,
-    ) -> Result<Arc<Self>> {
-        let (root, run_dir) = (folder(root)?, folder(run_dir)?);
-        let lock_path = run_dir.join("lock");
-        let lock = fs::File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&lock_path);
-        let lock = lock.or_kind(Kind::Io, || format!("opening {}", lock_path.display()))?;
-        if rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
-            return Err(Error::new(
-                Kind::Busy,
-                format!(
-                    "another daemon works in {}; talk to it, or give this one a --run-dir and a --root of its own",
-                    run_dir.display()
-                ),
-            ));
-        }
-        let sees_all = options.record;
-        let disks = Disks::open_with(&root, options)?;
-        let tag = Digest::of(root.as_os_str().as_encoded_bytes()).hex()[..8].to_owned();
-        let records = Records::open(&root, &run_dir)?;
-        let mount_ends = MountEnds::new()
-            .inspect_err(|error| {
-                tracing::warn!(
-                    "what is unmounted is given back by `socinbd detach` only: {}",
-                    error.report()
-                );
-            })
-            .ok()
-            .map(Arc::new);
-        let engine = Arc::new_cyclic(|engine| Self {
-            devices: Arc::new(Devices::new(tag, sees_all, Handle::current())),
-            root,
-            run_dir,
-            disks,
-            records,
-            table: Mutex::default(),
-            is_ending: watch::Sender::new(false),
-            tasks: TaskTracker::new(),
-            following: mount_ends.as_ref().map(|ends| {
-                let follow = release::follow(Arc::clone(ends), engine.clone());
-                tokio::spawn(follow).abort_handle()
-            }),
-            mount_ends,
-            _lock: lock,
-        });
-        engine.sweep()?;
-        Ok(engine)
-    }
-
-    /// The root.
-    pub fn root(&self) -> &Path {
-        &self.root
-    }
-
-    /// What was read of which layers, in order, where the store records it.
-    pub fn touches(&self) -> Vec<layer::Touch> {
-        self.disks.store().touches()
-    }
-
-    /// The disks below the root.
-    pub fn disks(&self) -> &Disks {
-        &self.disks
-    }
-
-    /// The run directory.
-    pub fn run_dir(&self) -> &Path {
-        &self.run_dir
-    }
-
-    fn table(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Does work to its end in a task of its own, whether or not this future is polled to its end.
-    async fn finish<T: Send + 'static>(
-        &self,
-        work: impl Future<Output = Result<T>> + Send + 'static,
-    ) -> Result<T> {
-        self.tasks
-            .spawn(work)
-            .await
-            .or_kind(Kind::Io, || "a task of the daemon".into())?
-    }
-}
-
-impl Drop for Engine {
-    fn drop(&mut self) {
-        if let Some(following) = &self.following {
-            following.abort();
-        }
-    }
-}
-
-/// What /proc/self/mountinfo shows as the source of an attachment's mount.
-pub fn mount_source(id: &str) -> String {
-    format!("socinbd-{id}")
-}
-
-fn unknown(id: &str) -> Error {
-    Error::new(
-        Kind::NotFound,
-        format!("this daemon has no attachment {id:?}"),
-    )
-}
-
-/// 16 random hexadecimal digits.
-fn random_digits() -> Result<String> {
-    let mut bytes = [0; 8];
-    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
-        .or_kind(Kind::Io, || "getting random bytes".into())?;
-    Ok(format!("{:016x}", u64::from_ne_bytes(bytes)))
-}
-
-/// A folder, made 0700 where missing, as an absolute path without symlinks.
-fn folder(path: &Path) -> Result<PathBuf> {
-    layer::make_private(path)?;
-    path.canonicalize()
-        .or_kind(Kind::Io, || format!("the folder {}", path.display()))
-}
-
-/// Runs system calls that may block away from the async workers.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .or_kind(Kind::Io, || "a worker thread".into())?
-}
+pub use open::{disks::Disks, image::Image};

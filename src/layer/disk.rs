@@ -1,7 +1,10 @@
 //! One layer's disk, open.
 
+mod allocation;
 mod damage;
 mod open;
+pub(crate) mod served;
+pub(crate) mod sync;
 
 use std::{
     fs::{self, File},
@@ -19,29 +22,26 @@ use std::{
 use tokio::sync::watch;
 
 use super::{
-    Counters, LayerBlob, Progress, StackingFacts, Store,
-    bitmap::Bitmap,
-    check,
-    demand::first_and_last,
-    disowned::Disowned,
-    flight::Flights,
-    folder::{self, Folder},
-    headers::Headers,
-    health::Health,
-    import, mend, metadata,
-    proof::Proof,
-    readahead::ReadAhead,
-    seal::{self, Damage},
-    sources::Sources,
-    span_check::SpanCheck,
-    spans::{Spans, StoredSpan},
-    state::State,
-    stored_file::{Identity, StoredFile},
-    truth::Refutation,
-    uncached::UncachedFile,
-    upcoming::Upcoming,
-    whole::Whole,
-    windows::Windows,
+    ahead::{fill::Whole, queue::Upcoming, sequential::ReadAhead},
+    build::import,
+    read::{
+        health::Health, in_flight::Flights, make_present::first_and_last, sources::Sources,
+        windows::Windows,
+    },
+    repair::{mend, metadata},
+    store::Store,
+    stored::{
+        folder::{self, Folder},
+        present_spans::Bitmap,
+        seal::{self, Damage},
+        span_record::SpanCheck,
+        span_table::{Spans, StoredSpan},
+        state::State,
+        stored_file::{Identity, StoredFile},
+        uncached_file::UncachedFile,
+    },
+    types::{Counters, LayerBlob, Progress, StackingFacts},
+    verify::{headers::Headers, progress::Proof, revoked::Disowned, span::Refutation, whole_layer},
 };
 use crate::{
     error::{Error, Kind, Result, ResultExt as _},
@@ -427,7 +427,7 @@ impl Disk {
                 self.whole.completed();
             }
         }
-        check::start(self);
+        whole_layer::start(self);
         Ok(())
     }
 

@@ -18,17 +18,20 @@ use tokio::{
 };
 
 use super::{
-    Disk, LayerBlob, StoredDisk,
-    decode::Decoders,
-    folder::{self, Draft, Folder},
-    mend::{self, Mended},
-    seal::Damage,
-    source_health::Hosts,
-    span_check, sync,
-    touches::{Touch, Touches},
-    traffic::Traffic,
-    unkept::Unkept,
-    whole,
+    ahead::{
+        background::Traffic,
+        fill,
+        recording::{Touch, Touches},
+    },
+    disk::{Disk, sync},
+    read::{decoders::Decoders, held_spans::Unkept, source_health::Hosts},
+    repair::mend::{self, Mended},
+    stored::{
+        folder::{self, Draft, Folder},
+        seal::Damage,
+        span_record,
+    },
+    types::{LayerBlob, StoredDisk},
 };
 use crate::{
     error::{Error, Kind, Result, ResultExt as _},
@@ -66,7 +69,7 @@ impl Default for Options {
 const MEMORY_UNIT: u64 = 4096;
 
 /// A layer, and the table that its disk was laid out from.
-pub(super) type Key = (Digest, Digest);
+pub(crate) type Key = (Digest, Digest);
 
 /// The folder of all disks below a root. One a root, by a lock.
 pub struct Store {
@@ -90,7 +93,7 @@ pub struct Store {
     /// The sender ends the thread.
     sync: Mutex<Option<mpsc::Sender<Weak<Disk>>>>,
     sync_thread: Mutex<Option<thread::JoinHandle<()>>>,
-    pub(super) streams: super::stream::Streams,
+    pub(super) streams: super::build::streamed::Streams,
     /// Locked as long as it is open; so it is the last to be dropped.
     _lock: File,
 }
@@ -134,7 +137,7 @@ impl Store {
             runtime: OnceLock::new(),
             sync: Mutex::new(Some(sender)),
             sync_thread: Mutex::new(Some(thread)),
-            streams: super::stream::Streams::default(),
+            streams: super::build::streamed::Streams::default(),
             options,
             _lock: lock,
         }))
@@ -310,7 +313,7 @@ impl Store {
     /// Tells the store that these are the disks of one image: what their readers lose by waiting for single spans, and what they have saved
     /// since nothing had to be unpacked, counts for all of them together.
     pub fn belong_together<'a>(&self, disks: impl Iterator<Item = &'a Arc<Disk>>) {
-        whole::share_ledger(disks);
+        fill::share_ledger(disks);
     }
 
     /// All disks, open or not, ordered by layer and table. Blocks on local files.
@@ -347,7 +350,7 @@ impl Store {
                 None if state.complete => state.spans,
                 None => folder
                     .read(folder::SPANS)
-                    .map_or(0, |bytes| span_check::count_present(&bytes, state.spans)),
+                    .map_or(0, |bytes| span_record::count_present(&bytes, state.spans)),
             };
             disks.push(StoredDisk {
                 table,

@@ -20,7 +20,7 @@ use crate::{
 const GET_BYTES: u64 = 1 << 20;
 
 /// Where the windows of a layer's spans are.
-pub(super) struct Windows {
+pub(crate) struct Windows {
     pub(super) source: Source,
     /// The layer's blob of the compact index.
     pub(super) blob: Digest,

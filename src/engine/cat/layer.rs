@@ -37,7 +37,7 @@ pub(super) const SPANS_AHEAD: usize = 3;
 const PIECE: u64 = 1 << 20;
 
 /// What a layer has.
-pub(super) struct Table {
+pub(crate) struct Table {
     layer: Digest,
     pub(super) entries: Vec<Entry>,
     /// Entries by their clean names; of equal names the last.

@@ -5,15 +5,13 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-use super::{
-    super::{
-        mend::{self, Mended},
-        store::blocking,
-    },
-    Disk, lock,
-};
+use super::{Disk, lock};
 use crate::{
     error::{Error, Kind, Result},
+    layer::{
+        repair::mend::{self, Mended},
+        store::blocking,
+    },
     oci::Digest,
     units::{DiskOffset, SpanId},
 };

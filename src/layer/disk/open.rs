@@ -8,33 +8,31 @@ use std::{
     },
 };
 
-use super::{
-    super::{
-        bitmap::Bitmap,
-        disowned::Disowned,
-        folder::{self, Folder},
-        headers::Headers,
-        health::Health,
-        mend,
-        proof::Proof,
-        readahead::ReadAhead,
-        rest::Rest,
-        seal::Damage,
-        sources::Sources,
-        span_check::SpanRecord,
-        spans::Spans,
-        state::State,
-        truth::{self, Refutation},
-        uncached::UncachedFile,
-        upcoming::Upcoming,
-        whole::Whole,
-        windows::Windows,
-    },
-    Disk, Store, read_window,
-};
+use super::{Disk, Store, read_window};
 use crate::{
     error::{Error, Kind, Result, ResultExt as _},
     ext4::RegionTable,
+    layer::{
+        ahead::{fill::Whole, queue::Upcoming, sequential::ReadAhead},
+        read::{health::Health, sources::Sources, windows::Windows},
+        repair::mend,
+        stored::{
+            folder::{self, Folder},
+            present_spans::Bitmap,
+            seal::Damage,
+            span_record::SpanRecord,
+            span_table::Spans,
+            state::State,
+            uncached_file::UncachedFile,
+        },
+        verify::{
+            headers::Headers,
+            non_file_bytes::Rest,
+            progress::Proof,
+            revoked::Disowned,
+            span::{self, Refutation},
+        },
+    },
     units::SpanId,
     ztoc::Compression,
 };
@@ -173,7 +171,7 @@ impl Disk {
         });
         for span in disk.disowned.spans() {
             let refutation = disk.refutation(span).unwrap_or(Refutation::Window); // there is one
-            let reason = truth::taken_back(&disk, Some(span), refutation);
+            let reason = span::taken_back(&disk, Some(span), refutation);
             disk.health.failed(&[span], &reason);
         }
         disk.set_io_timeout(store.options().io_timeout);

@@ -7,11 +7,15 @@ use socinbd::{
     compact::manifest::{ARTIFACT_TYPE, INDEX_DIGEST, PREFETCH_TYPE, TABLE_DIGEST},
     engine::{
         Basis, Image,
-        convert::{self, ConvertOptions},
-        create::{self, CreateOptions, CreateReport},
-        discovery::{self, Found, IndexChoice, IndexPolicy, Origin},
-        disks::{Disks, OpenedImage},
-        local::LocalIndexes,
+        make::{
+            convert::{self, ConvertOptions},
+            create::{self, CreateOptions, CreateReport},
+        },
+        open::{
+            disks::{Disks, OpenedImage},
+            local_indexes::LocalIndexes,
+            soci_index::{self, Found, IndexChoice, IndexPolicy, Origin},
+        },
     },
     error::{Kind, Result},
     oci::Digest,
@@ -90,7 +94,7 @@ impl Fixture {
 
 async fn find(reference: &str, choice: &IndexChoice, root: &TempDir) -> Result<Found> {
     let image = Image::resolve(&open(reference).await, None).await?;
-    discovery::find(&image, choice, &LocalIndexes::open(root.path())?).await
+    soci_index::find(&image, choice, &LocalIndexes::open(root.path())?).await
 }
 
 async fn open_image(reference: &str, root: &TempDir) -> OpenedImage {

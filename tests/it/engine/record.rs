@@ -7,8 +7,10 @@ use socinbd::{
     compact::Table,
     engine::{
         Image,
-        discovery::{self, IndexChoice, IndexPolicy},
-        local::LocalIndexes,
+        open::{
+            local_indexes::LocalIndexes,
+            soci_index::{self, IndexChoice, IndexPolicy},
+        },
     },
     oci::Digest,
     soci::prefetch::Prefetch,
@@ -96,7 +98,7 @@ async fn a_recorded_start_is_fetched_ahead_of_the_next_one() {
         .unwrap();
     let resolved = Image::resolve(&source, None).await.unwrap();
     let local = LocalIndexes::open(&host.root()).unwrap();
-    let found = discovery::find(&resolved, &IndexChoice::default(), &local)
+    let found = soci_index::find(&resolved, &IndexChoice::default(), &local)
         .await
         .unwrap();
     let index = found.index.unwrap();
@@ -199,7 +201,9 @@ async fn a_record_lists_the_compact_index_s_own_spans() {
             policy,
             ..IndexChoice::default()
         };
-        let found = discovery::find(&resolved, &choice, &nothing).await.unwrap();
+        let found = soci_index::find(&resolved, &choice, &nothing)
+            .await
+            .unwrap();
         (resolved.digest, found)
     };
     let (digest, before) = find(&image, IndexPolicy::Any).await;

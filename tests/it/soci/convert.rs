@@ -5,9 +5,11 @@ use std::fs;
 use serde_json::{Value, json};
 use socinbd::{
     engine::{
-        convert::{self, ConvertOptions, ConvertReport, Platforms},
-        create::{self, CreateOptions},
-        local::LocalIndexes,
+        make::{
+            convert::{self, ConvertOptions, ConvertReport, Platforms},
+            create::{self, CreateOptions},
+        },
+        open::local_indexes::LocalIndexes,
     },
     error::{Kind, Result},
     oci::Digest,
@@ -225,10 +227,13 @@ fn every_way_between_registries_folders_and_archives_gives_the_same_image() {
                     )
                     .await
                     .unwrap();
-                    let found =
-                        socinbd::engine::discovery::find(&image, &Default::default(), &no_local())
-                            .await
-                            .unwrap();
+                    let found = socinbd::engine::open::soci_index::find(
+                        &image,
+                        &Default::default(),
+                        &no_local(),
+                    )
+                    .await
+                    .unwrap();
                     let index = found.index.expect("an index");
                     assert_eq!(index.version, 2);
                     for layer in &image.layers {

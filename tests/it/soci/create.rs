@@ -6,8 +6,8 @@ use serde_json::json;
 use socinbd::{
     engine::{
         Image,
-        create::{self, CreateOptions, CreateReport},
-        local::LocalIndexes,
+        make::create::{self, CreateOptions, CreateReport},
+        open::local_indexes::LocalIndexes,
     },
     error::{Kind, Result},
     oci::Digest,

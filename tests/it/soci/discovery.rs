@@ -6,9 +6,11 @@ use serde_json::{Value, json};
 use socinbd::{
     engine::{
         Image,
-        create::{self, CreateOptions},
-        discovery::{self, Found, IndexChoice, IndexPolicy, Origin},
-        local::LocalIndexes,
+        make::create::{self, CreateOptions},
+        open::{
+            local_indexes::LocalIndexes,
+            soci_index::{self, Found, IndexChoice, IndexPolicy, Origin},
+        },
     },
     error::{Kind, Result},
     oci::Digest,
@@ -115,7 +117,7 @@ impl Fixture {
             policy,
             ..Default::default()
         };
-        discovery::find(&self.image().await, &choice, &self.local()).await
+        soci_index::find(&self.image().await, &choice, &self.local()).await
     }
 
     /// What is found: digest, version, origin; and how many warnings there are.
@@ -352,7 +354,7 @@ fn a_policy_keeps_the_registry_out_of_it() {
                 policy,
                 ..Default::default()
             };
-            let found = discovery::find(&image, &choice, &fixture.local()).await;
+            let found = soci_index::find(&image, &choice, &fixture.local()).await;
             assert_eq!(found.unwrap().index.is_some(), requests > 0);
             assert_eq!(asked(), requests);
         }
@@ -408,7 +410,7 @@ fn a_registry_is_asked_by_the_api_and_by_the_tag() {
             let image = Image::resolve(&source, None).await.unwrap();
             assert_eq!(image.digest, image_digest);
             let find = async || {
-                discovery::find(&image, &IndexChoice::default(), &fixture.local())
+                soci_index::find(&image, &IndexChoice::default(), &fixture.local())
                     .await
                     .unwrap()
             };
@@ -459,7 +461,7 @@ fn a_registry_that_fails_is_an_error_and_not_no_index() {
             Times::UntilHealed,
         );
         let find =
-            async || discovery::find(&image, &IndexChoice::default(), &fixture.local()).await;
+            async || soci_index::find(&image, &IndexChoice::default(), &fixture.local()).await;
         let Err(error) = find().await else {
             panic!("an index was found");
         };

@@ -6,9 +6,11 @@ use serde_json::{Value, json};
 use socinbd::{
     engine::{
         Image,
-        create::{self, CreateOptions, CreateReport, Outcome},
-        discovery::{self, IndexChoice, Origin},
-        local::LocalIndexes,
+        make::create::{self, CreateOptions, CreateReport, Outcome},
+        open::{
+            local_indexes::LocalIndexes,
+            soci_index::{self, IndexChoice, Origin},
+        },
     },
     error::{Kind, Result},
     oci::{Digest, artifact::what_is, manifest},
@@ -220,7 +222,7 @@ fn every_image_is_resolved_and_its_index_found() {
                     Err(error) if error.kind() == Kind::NotFound => return None,
                     Err(error) => panic!("{id} {platform}: {}", error.report()),
                 };
-                let found = discovery::find(&image, &IndexChoice::default(), &no_local())
+                let found = soci_index::find(&image, &IndexChoice::default(), &no_local())
                     .await
                     .unwrap();
                 assert!(found.warnings.is_empty(), "{id}: {:?}", found.warnings);
@@ -297,7 +299,7 @@ fn version_1_indexes_made_from_the_source_images_are_those_of_awss_tool() {
                 let Ok(image) = resolve(&theirs, platform).await else {
                     return;
                 };
-                let expected = discovery::find(&image, &IndexChoice::default(), &no_local())
+                let expected = soci_index::find(&image, &IndexChoice::default(), &no_local())
                     .await
                     .unwrap();
                 let report = create(&ours, platform, create::DEFAULT_SPAN_SIZE, 0)
@@ -311,7 +313,7 @@ fn version_1_indexes_made_from_the_source_images_are_those_of_awss_tool() {
                 compared += 1;
 
                 let image = resolve(&ours, platform).await.unwrap();
-                let found = discovery::find(&image, &IndexChoice::default(), &no_local())
+                let found = soci_index::find(&image, &IndexChoice::default(), &no_local())
                     .await
                     .unwrap();
                 assert_eq!(
@@ -336,7 +338,7 @@ fn span_size_and_smallest_layer_are_obeyed_as_by_awss_tool() {
         let ours = layout(&vectors, case(&vectors, "src-single"));
         run(async {
             let image = resolve(&theirs, "linux/amd64").await.unwrap();
-            let expected = discovery::find(&image, &IndexChoice::default(), &no_local())
+            let expected = soci_index::find(&image, &IndexChoice::default(), &no_local())
                 .await
                 .unwrap()
                 .index
@@ -375,7 +377,7 @@ fn layers_that_cannot_have_a_ztoc_are_skipped_and_all_of_them_are_an_error() {
     );
     run(async {
         let image = resolve(&theirs, "linux/amd64").await.unwrap();
-        let index = discovery::find(&image, &IndexChoice::default(), &no_local())
+        let index = soci_index::find(&image, &IndexChoice::default(), &no_local())
             .await
             .unwrap()
             .index

@@ -11,11 +11,15 @@ use serde_json::Value;
 use socinbd::{
     engine::{
         Image,
-        convert::{self, ConvertOptions, Platforms},
-        create::{self, CreateOptions},
-        discovery::{self, IndexChoice, Origin, SociIndex},
-        local::LocalIndexes,
-        promote, push,
+        make::{
+            convert::{self, ConvertOptions, Platforms},
+            create::{self, CreateOptions},
+        },
+        open::{
+            local_indexes::LocalIndexes,
+            soci_index::{self, IndexChoice, Origin, SociIndex},
+        },
+        transfer::{copy, push},
     },
     layer::{Store, TableBytes},
     source::{Access, Destination},
@@ -80,7 +84,7 @@ async fn resolve(reference: &str) -> Image {
 
 async fn find(image: &Image, root: &Path) -> SociIndex {
     let local = LocalIndexes::open(root).unwrap();
-    let found = discovery::find(image, &IndexChoice::default(), &local)
+    let found = soci_index::find(image, &IndexChoice::default(), &local)
         .await
         .unwrap();
     assert_eq!(found.warnings, [""; 0]);
@@ -416,9 +420,7 @@ fn each_pushes_what_the_other_made() {
         let to = Destination::open(&tagged.parse().unwrap(), &Access::default())
             .await
             .unwrap();
-        promote::copy(&source, &to, &Default::default())
-            .await
-            .unwrap();
+        copy::copy(&source, &to, &Default::default()).await.unwrap();
     });
     let [ours, theirs] = [(); 2].map(|()| TempDir::new().unwrap());
     let platform = ["--platform", "linux/amd64"];

@@ -1,0 +1,129 @@
+//! Where attachments are mounted: what the kernel's tables of mounts say, whatever was asked for once.
+
+use std::path::{Path, PathBuf};
+
+use super::{engine::mount_source, types::Attachment};
+use crate::{
+    error::{Error, Kind, Result},
+    kernel::{
+        self, busy,
+        mountinfo::{self, Mount},
+    },
+};
+
+/// Where these mounts have an attachment: at its mount point, or where that is now since a folder above it was renamed. A copy that
+/// somebody has bound elsewhere is a later mount, and counts only when the first one is gone.
+pub fn place_of(mounts: &[Mount], attachment: &Attachment) -> Option<PathBuf> {
+    let source = mount_source(&attachment.id);
+    let is_it = |mount: &&Mount| mount.source == source.as_str();
+    let is_there = |mount: &&Mount| Some(&mount.mount_point) == attachment.mountpoint.as_ref();
+    let at_its_place = mounts.iter().filter(is_it).find(is_there);
+    at_its_place
+        .or_else(|| mounts.iter().find(is_it))
+        .map(|mount| mount.mount_point.clone())
+}
+
+/// Unmounts each of these attachments where it is mounted in this mount namespace. `Busy` names the processes that use it, or says what is
+/// mounted over it; not mounted is fine.
+pub fn unmount(attachments: &[Attachment]) -> Result<()> {
+    let mut left: Vec<&Attachment> = attachments.iter().collect();
+    while !left.is_empty() {
+        let mounts = mountinfo::own()?;
+        left.retain(|attachment| place_of(&mounts, attachment).is_some());
+        let on_top = left.iter().position(|attachment| {
+            let place = place_of(&mounts, attachment);
+            place.is_some_and(|place| is_on_top(&mounts, &place, attachment))
+        });
+        let Some(on_top) = on_top else {
+            return match left.first().and_then(|it| place_of(&mounts, it)) {
+                Some(place) => Err(hidden(&place)),
+                None => Ok(()),
+            };
+        };
+        let attachment = left.remove(on_top);
+        if let Some(place) = place_of(&mounts, attachment) {
+            kernel::mount::detach(&place)?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether what a path leads to is this attachment, and not a mount over it.
+fn is_on_top(mounts: &[Mount], place: &Path, attachment: &Attachment) -> bool {
+    mountinfo::topmost(mounts, place)
+        .is_some_and(|mount| mount.source == mount_source(&attachment.id).as_str())
+}
+
+fn hidden(place: &Path) -> Error {
+    Error::new(
+        Kind::Busy,
+        format!(
+            "something else is mounted over the image at {}; unmount that first",
+            place.display()
+        ),
+    )
+}
+
+/// Who uses an attachment's mount, in words: where this mount namespace has a copy of it, or the processes that use its file system.
+pub(super) fn who_uses(id: &str, device: Option<(u32, u32)>) -> String {
+    let source = mount_source(id);
+    let mut own = mountinfo::own().unwrap_or_default().into_iter();
+    let copy = own.find(|mount| mount.source == source.as_str());
+    let by = |mount: Mount| format!("by its mount at {}", mount.mount_point.display());
+    if let Some(copy) = copy {
+        return by(copy);
+    }
+    let users = device.map(busy::users_of_device);
+    if let Some(Ok(users)) = users
+        && !users.is_empty()
+    {
+        return format!("by {}", busy::names(&users));
+    }
+    match mountinfo::find_anywhere(&source) {
+        Ok(Some(copy)) => by(copy),
+        // one that ended just now, or that is in another pid namespace than this process
+        _ => "by a process that cannot be seen from here".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::attach::types::tests::attachment;
+
+    fn mounts(lines: &[(&str, &str)]) -> Vec<Mount> {
+        let lines = lines.iter().enumerate();
+        let text: String = lines
+            .map(|(n, (place, id))| {
+                format!(
+                    "{n} {} 0:{n} / {place} ro - overlay socinbd-{id} ro\n",
+                    n + 1
+                )
+            })
+            .collect();
+        mountinfo::parse(text.as_bytes())
+    }
+
+    #[test]
+    fn a_mount_is_at_its_place_or_where_a_rename_took_it() {
+        let mut attachment = attachment("a");
+        attachment.mountpoint = Some("/mnt".into());
+        let place = |lines: &[_]| place_of(&mounts(lines), &attachment);
+        assert_eq!(place(&[]), None);
+        assert_eq!(place(&[("/mnt", "b")]), None);
+        let copied = place(&[("/copy", "a"), ("/mnt", "a")]);
+        assert_eq!(copied.as_deref(), Some(Path::new("/mnt")));
+        let moved = place(&[("/mnt", "b"), ("/new/mnt", "a"), ("/copy", "a")]);
+        assert_eq!(moved.as_deref(), Some(Path::new("/new/mnt")));
+    }
+
+    #[test]
+    fn of_two_attachments_at_a_path_one_is_on_top() {
+        let (a, b) = (attachment("a"), attachment("b"));
+        // each stands on the next one
+        let mounts = mounts(&[("/mnt", "a"), ("/mnt", "b"), ("/other", "b")]);
+        let mnt = Path::new("/mnt");
+        assert!(is_on_top(&mounts, mnt, &a) && !is_on_top(&mounts, mnt, &b));
+        assert!(is_on_top(&mounts, Path::new("/other"), &b));
+    }
+}

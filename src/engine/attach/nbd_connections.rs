@@ -1,0 +1,206 @@
+//! The connections of nbd devices: made, and made anew when the kernel has dropped one.
+
+use std::{
+    collections::HashMap,
+    os::fd::OwnedFd,
+    sync::{Arc, Mutex, PoisonError, Weak},
+    thread,
+    time::Duration,
+};
+
+use tokio::runtime::Handle;
+
+use super::{kernel_readahead, metadata_readahead::WatchedDisk};
+use crate::{
+    error::{Kind, Result, ResultExt},
+    kernel::{
+        blockdev, nbd as kernel_nbd,
+        nbd::{DeadLinks, LinkEvent, NbdDevice, NbdOptions},
+    },
+    layer::Disk,
+    nbd,
+};
+
+/// Connections of a device.
+const CONNECTIONS: usize = 2;
+/// When the kernel drops a connection with an unanswered request: it sends requests again only then, so this bounds the stall after a
+/// crash. A fetch that takes longer joins its request again on the next connection.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// How long requests wait for a new connection when all are dead.
+const DEAD: Duration = Duration::from_secs(60);
+/// The largest request.
+pub(super) const MAX_REQUEST_KB: u64 = 1024;
+
+/// How often the watching thread looks whether it is still needed.
+const WATCH_TURN: Duration = Duration::from_secs(5);
+/// How soon it tries again to replace a connection.
+const RETRY_TURN: Duration = Duration::from_secs(1);
+
+/// The nbd devices of an engine, and the thread that gives a device new connections when the kernel has dropped its old ones.
+#[derive(Default)]
+pub(crate) struct Links {
+    by_index: Mutex<HashMap<u32, Weak<Link>>>,
+    /// Whether the thread runs.
+    watching: Mutex<bool>,
+}
+
+/// A connected nbd device.
+pub(crate) struct Link {
+    device: NbdDevice,
+    options: NbdOptions,
+    disk: Arc<Disk>,
+    watched: Arc<WatchedDisk>,
+    runtime: Handle,
+}
+
+impl Links {
+    /// Makes a device for a disk. `identifier` is what it is known by in the kernel.
+    pub(super) fn connect(
+        links: &Arc<Self>,
+        disk: &Arc<Disk>,
+        watched: &Arc<WatchedDisk>,
+        identifier: String,
+        runtime: Handle,
+    ) -> Result<Arc<Link>> {
+        links.watch()?;
+        let sockets = connections(watched, &runtime)?;
+        let options = NbdOptions {
+            timeout: TIMEOUT,
+            dead: DEAD,
+            backend_id: identifier,
+        };
+        let device = kernel_nbd::connect(disk.size(), &sockets, &options)?;
+        let index = device.index();
+        let link = Arc::new(Link {
+            device,
+            options,
+            disk: Arc::clone(disk),
+            watched: Arc::clone(watched),
+            runtime,
+        });
+        let mut by_index = links.known();
+        by_index.retain(|_, link| link.strong_count() > 0);
+        by_index.insert(index, Arc::downgrade(&link));
+        Ok(link)
+    }
+
+    /// Starts the watching thread, once. It ends with the process.
+    fn watch(self: &Arc<Self>) -> Result<()> {
+        let mut is_watching = self.watching.lock().unwrap_or_else(PoisonError::into_inner);
+        if *is_watching {
+            return Ok(());
+        }
+        let mut dead = DeadLinks::watch()?;
+        let links = Arc::downgrade(self);
+        let watch = move || {
+            let mut left = Vec::new();
+            while let Some(links) = links.upgrade() {
+                // what could not be replaced, for want of a descriptor perhaps, is tried again
+                let turn = if left.is_empty() {
+                    WATCH_TURN
+                } else {
+                    RETRY_TURN
+                };
+                let events = dead.next(Some(turn)).unwrap_or_else(|error| {
+                    tracing::error!("watching nbd's connections: {}", error.report());
+                    thread::sleep(RETRY_TURN);
+                    Vec::new()
+                });
+                left = links.mend(&events, &left);
+            }
+        };
+        let started = thread::Builder::new().name("nbd-links".into()).spawn(watch);
+        started.or_kind(Kind::Io, || "starting the thread that watches nbd".into())?;
+        *is_watching = true;
+        Ok(())
+    }
+
+    /// Replaces the connections of these events, and those that are left from before; gives the devices whose connections could not be.
+    fn mend(&self, events: &[LinkEvent], left: &[u32]) -> Vec<u32> {
+        let mut dead = left.to_vec();
+        let mut failed = Vec::new();
+        for event in events {
+            match event {
+                LinkEvent::Dead(index) => dead.push(*index),
+                LinkEvent::Lost => dead.extend(self.known().keys()),
+            }
+        }
+        dead.sort_unstable();
+        dead.dedup();
+        for index in dead {
+            let link = self.known().get(&index).and_then(Weak::upgrade);
+            if let Some(link) = link {
+                match link.reconnect() {
+                    Ok(()) => {
+                        tracing::info!(
+                            device = index,
+                            "an nbd connection was dropped and is replaced"
+                        );
+                        link.check_read_ahead();
+                    }
+                    Err(error) => {
+                        tracing::error!(
+                            device = index,
+                            "replacing an nbd connection: {}",
+                            error.report()
+                        );
+                        failed.push(index);
+                    }
+                }
+            }
+        }
+        failed
+    }
+
+    fn known(&self) -> std::sync::MutexGuard<'_, HashMap<u32, Weak<Link>>> {
+        self.by_index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Link {
+    /// The device.
+    pub(crate) fn device(&self) -> &NbdDevice {
+        &self.device
+    }
+
+    /// Offers the kernel as many connections as a device has; it takes what replaces dead ones, and the rest end at once.
+    fn reconnect(&self) -> Result<()> {
+        let sockets = connections(&self.watched, &self.runtime)?;
+        kernel_nbd::reconfigure(self.device.index(), &sockets, &self.options)
+    }
+
+    /// Sets the read-ahead again where something has changed it.
+    fn check_read_ahead(self: &Arc<Self>) {
+        let wanted = kernel_readahead::of(&self.disk);
+        if blockdev::read_ahead(&self.device.name()).is_ok_and(|found| found == wanted) {
+            return;
+        }
+        let link = Arc::clone(self);
+        let set = move || kernel_readahead::set(&link.device.name(), Some(MAX_REQUEST_KB), wanted);
+        // The kernel first waits for the requests in flight, and these may need another new connection from the thread that calls this.
+        let started = thread::Builder::new()
+            .name("nbd-read-ahead".into())
+            .spawn(set);
+        if let Err(error) = started {
+            tracing::warn!(%error, "starting a thread that sets the read-ahead");
+        }
+    }
+}
+
+/// Socket pairs with a serving thread on our end each; the kernel's ends.
+fn connections(disk: &Arc<WatchedDisk>, runtime: &Handle) -> Result<Vec<OwnedFd>> {
+    (0..CONNECTIONS)
+        .map(|_| {
+            let (kernel, ours) = kernel_nbd::socket_pair()?;
+            let (disk, runtime) = (Arc::clone(disk), runtime.clone());
+            let serve = move || {
+                if let Err(error) = nbd::transmission(ours, disk, &runtime) {
+                    tracing::debug!(%error, "a connection to the kernel ended");
+                }
+            };
+            let started = thread::Builder::new().name("nbd-serve".into()).spawn(serve);
+            started.or_kind(Kind::Io, || "starting a thread that serves a device".into())?;
+            Ok(kernel)
+        })
+        .collect()
+}

@@ -1,0 +1,234 @@
+//! What must be known of attachments when their daemon has died: a folder for each below the root, `attachments/<id>`, with its record and
+//! its own trees.
+//!
+//! A record is written before the mount is made and removed after the last device is gone, so that whatever is mounted belongs to a record.
+//! It stands where the trees stand: what `--rw` wrote must be found also when the run directory, which is in memory as a rule, is gone.
+//! Devices and mounts do not outlive a reboot, so a record names the boot that it is of.
+
+use std::{
+    fs,
+    io::{ErrorKind, Write as _},
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::types::Attachment;
+use crate::{
+    error::{Kind, Result, ResultExt},
+    kernel,
+    layer::make_private,
+};
+
+/// The name of the record in an attachment's folder.
+const RECORD: &str = "record.json";
+
+/// The records of a root.
+#[derive(Clone, Debug)]
+pub struct Records {
+    folder: PathBuf,
+    /// The run directory whose attachments are written here.
+    run_dir: PathBuf,
+    boot_id: String,
+}
+
+/// What is written down of an attachment.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Record {
+    boot_id: String,
+    /// Where its daemon is, or was.
+    run_dir: PathBuf,
+    /// The number of the overlay's file system, once it is there.
+    pub(super) mount_device: Option<(u32, u32)>,
+    #[serde(flatten)]
+    pub(super) attachment: Attachment,
+}
+
+/// The folder of an attachment.
+pub(crate) struct Entry {
+    pub(super) id: String,
+    /// `None`: it has none that can be read, or one of another boot; nothing of it is mounted or has devices.
+    pub(crate) record: Option<Record>,
+}
+
+impl Records {
+    /// The records of a root, for a run directory. Makes nothing; both folders are absolute.
+    pub fn open(root: &Path, run_dir: &Path) -> Result<Self> {
+        Ok(Self {
+            folder: root.join("attachments"),
+            run_dir: real(run_dir),
+            boot_id: kernel::boot_id()?,
+        })
+    }
+
+    /// The folder of an attachment's own trees: the small ones of the stack, and the writable layer.
+    pub(super) fn folder_of(&self, id: &str) -> PathBuf {
+        self.folder.join(id)
+    }
+
+    /// Writes a record, whole or not at all.
+    pub(crate) fn write(
+        &self,
+        attachment: &Attachment,
+        mount_device: Option<(u32, u32)>,
+    ) -> Result<()> {
+        let folder = self.folder_of(&attachment.id);
+        make_private(&folder)?;
+        let record = Record {
+            boot_id: self.boot_id.clone(),
+            run_dir: self.run_dir.clone(),
+            mount_device,
+            attachment: attachment.clone(),
+        };
+        let write = || -> std::io::Result<()> {
+            let mut file = tempfile::NamedTempFile::new_in(&folder)?;
+            file.write_all(&serde_json::to_vec(&record)?)?;
+            file.persist(folder.join(RECORD))?;
+            Ok(())
+        };
+        write().or_kind(Kind::Io, || {
+            format!("writing a record in {}", folder.display())
+        })
+    }
+
+    /// Removes an attachment's trees, and then its record; what is gone is gone.
+    pub(crate) fn remove(&self, id: &str) -> Result<()> {
+        let folder = self.folder_of(id);
+        let remove = || -> std::io::Result<()> {
+            for entry in fs::read_dir(&folder)? {
+                let entry = entry?;
+                if entry.file_type()?.is_dir() {
+                    fs::remove_dir_all(entry.path())?;
+                } else if entry.file_name() != RECORD {
+                    fs::remove_file(entry.path())?;
+                }
+            }
+            fs::remove_dir_all(&folder)
+        };
+        match remove() {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(error).or_kind(Kind::Io, || format!("removing {}", folder.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The attachments of this boot and run directory, by id.
+    pub fn all(&self) -> Result<Vec<Attachment>> {
+        let records = self.entries()?.into_iter().filter_map(|entry| entry.record);
+        Ok(records
+            .filter(|record| record.run_dir == self.run_dir)
+            .map(|record| record.attachment)
+            .collect())
+    }
+
+    /// The record of an attachment of this boot.
+    pub(crate) fn find(&self, id: &str) -> Result<Option<Record>> {
+        let mut entries = self.entries()?.into_iter();
+        Ok(entries
+            .find(|entry| entry.id == id)
+            .and_then(|it| it.record))
+    }
+
+    /// All folders of the root, by id, of whatever run directory and boot.
+    pub(crate) fn entries(&self) -> Result<Vec<Entry>> {
+        let context = || format!("listing {}", self.folder.display());
+        let listed = match fs::read_dir(&self.folder) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            listed => listed.or_kind(Kind::Io, context)?,
+        };
+        let mut found = Vec::new();
+        for entry in listed {
+            let path = entry.or_kind(Kind::Io, context)?.path();
+            if let Some(id) = path.file_name().and_then(|name| name.to_str()) {
+                found.push(Entry {
+                    id: id.to_owned(),
+                    record: self.read(&path.join(RECORD)),
+                });
+            }
+        }
+        found.sort_by(|a, b| a.id.cmp(&b.id));
+        Ok(found)
+    }
+
+    fn read(&self, path: &Path) -> Option<Record> {
+        let bytes = match fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == ErrorKind::NotFound => return None,
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "a record cannot be read");
+                return None;
+            }
+        };
+        match serde_json::from_slice::<Record>(&bytes) {
+            Ok(record) => (record.boot_id == self.boot_id).then_some(record),
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "this is no record of an attachment");
+                None
+            }
+        }
+    }
+}
+
+/// The folder without symlinks, where it is there.
+fn real(folder: &Path) -> PathBuf {
+    folder.canonicalize().unwrap_or_else(|_| folder.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::attach::types::tests::attachment;
+
+    fn records(root: &Path, run_dir: &str, boot_id: &str) -> Records {
+        Records {
+            folder: root.join("attachments"),
+            run_dir: run_dir.into(),
+            boot_id: boot_id.into(),
+        }
+    }
+
+    #[test]
+    fn a_record_is_of_its_boot_and_run_directory() {
+        let root = tempfile::tempdir().unwrap();
+        let first = records(root.path(), "/run/1", "today");
+        assert_eq!(first.all().unwrap().len(), 0);
+        first.write(&attachment("a"), Some((0, 52))).unwrap();
+        assert_eq!(first.all().unwrap().len(), 1);
+        let found = first.find("a").unwrap().unwrap();
+        assert_eq!(found.mount_device, Some((0, 52)));
+        assert!(first.find("b").unwrap().is_none());
+        // another run directory's: not shown as its own, and found
+        let second = records(root.path(), "/run/2", "today");
+        assert_eq!(second.all().unwrap().len(), 0);
+        assert!(second.entries().unwrap()[0].record.is_some());
+        // another boot's: only its folder is left
+        let later = records(root.path(), "/run/1", "tomorrow");
+        assert_eq!(later.all().unwrap().len(), 0);
+        let entries = later.entries().unwrap();
+        assert_eq!(entries[0].id, "a");
+        assert!(entries[0].record.is_none());
+        later.remove("a").unwrap();
+        later.remove("a").unwrap();
+        assert_eq!(later.entries().unwrap().len(), 0);
+    }
+
+    #[test]
+    fn what_is_no_record_is_a_folder_without_one() {
+        let root = tempfile::tempdir().unwrap();
+        let records = records(root.path(), "/run/1", "today");
+        for (id, bytes) in [("a", &b"{}"[..]), ("b", b"\0\xff"), ("c", b"")] {
+            fs::create_dir_all(records.folder_of(id)).unwrap();
+            fs::write(records.folder_of(id).join(RECORD), bytes).unwrap();
+        }
+        fs::create_dir_all(records.folder_of("d").join(RECORD)).unwrap();
+        fs::create_dir_all(records.folder_of("e").join("upper")).unwrap();
+        let entries = records.entries().unwrap();
+        assert_eq!(entries.len(), 5);
+        for entry in entries {
+            assert!(entry.record.is_none(), "{}", entry.id);
+            records.remove(&entry.id).unwrap();
+        }
+        assert_eq!(records.entries().unwrap().len(), 0);
+    }
+}

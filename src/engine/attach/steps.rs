@@ -1,0 +1,307 @@
+//! From an image reference to a mount, step by step.
+
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    path::Path,
+    sync::Arc,
+};
+
+use futures_util::{StreamExt, TryStreamExt};
+use tokio::sync::watch;
+
+use super::{
+    devices::Device,
+    engine::{Engine, blocking, mount_source, random_digits},
+    live::{self, Live},
+    records::Records,
+    stack::{self, MountedLayer},
+    types::{AttachRequest, AttachedLayer, Attachment, Basis, UsedIndex},
+};
+use crate::{
+    engine::open::disks::{Events, LAYERS_AT_ONCE, OpenedImage},
+    error::{Error, Kind, Result, ResultExt},
+    kernel::{
+        memory, mount,
+        mount_end::Watch,
+        overlay::{Lower, Overlay, Upper},
+    },
+    layer::{StackingFacts, make_private},
+};
+
+/// An image that is attached, and not yet mounted anywhere.
+pub struct Attached {
+    /// What is attached.
+    pub attachment: Attachment,
+    /// The overlay over its layers, in no mount namespace yet. The caller moves it to its place and closes this; closed before, the
+    /// attachment is given back.
+    pub mount: OwnedFd,
+}
+
+impl Engine {
+    /// Attaches an image. On an error, or when the future is dropped, nothing is left of it: once devices are made, it goes on to its end
+    /// in a task of its own, and what nobody takes is given back when its mount is dropped. `Unavailable` when the engine has begun to end.
+    pub async fn attach(
+        self: &Arc<Self>,
+        request: AttachRequest,
+        event: Events<'_>,
+    ) -> Result<Attached> {
+        let reference = request.reference.clone();
+        let attached = self.attach_steps(request, event).await;
+        // nobody waits for this
+        drop(tokio::task::spawn_blocking(memory::give_back));
+        attached.map_err(|error| error.context(format!("attaching {reference}")))
+    }
+
+    async fn attach_steps(
+        self: &Arc<Self>,
+        request: AttachRequest,
+        event: Events<'_>,
+    ) -> Result<Attached> {
+        if let Some(mountpoint) = &request.mountpoint {
+            self.check_mountpoint(mountpoint)?;
+        }
+        let AttachRequest {
+            reference,
+            access,
+            platform,
+            index,
+            ..
+        } = &request;
+        // disks stay in the root, whoever has asked for them
+        let opening = self
+            .disks
+            .open_image(reference, access, platform.as_ref(), index, event);
+        let opened = tokio::select! {
+            biased;
+            () = self.wait_ending() => return Err(live::ending()),
+            opened = opening => opened?,
+        };
+        let engine = Arc::clone(self);
+        self.finish(async move { engine.mount(request, opened).await })
+            .await
+    }
+
+    /// From the disks of an image to its mount; on a task of its own.
+    async fn mount(
+        self: &Arc<Self>,
+        request: AttachRequest,
+        opened: OpenedImage,
+    ) -> Result<Attached> {
+        let id = random_digits()?;
+        let _changing = self.change(&id);
+        // what is declared later goes before it: the devices
+        let undo = Undo {
+            records: self.records.clone(),
+            id: id.clone(),
+            armed: true,
+        };
+        let making: Vec<_> = opened
+            .layers
+            .iter()
+            .map(|layer| self.devices.get(&layer.disk, request.device))
+            .collect();
+        let devices: Vec<Arc<Device>> = futures_util::stream::iter(making)
+            .buffered(LAYERS_AT_ONCE)
+            .try_collect()
+            .await?;
+        let attachment = Attachment {
+            id: id.clone(),
+            reference: request.reference.clone(),
+            manifest: opened.image.digest,
+            index: opened.index.as_ref().map(UsedIndex::of),
+            compact_index: opened.compact.as_ref().map(|compact| compact.digest),
+            mountpoint: request.mountpoint.clone(),
+            writable: request.writable,
+            process: opened.image.config.process,
+            layers: devices
+                .iter()
+                .zip(opened.layers)
+                .map(|(device, layer)| attached_layer(device, layer.basis))
+                .collect(),
+            warnings: opened.warnings,
+        };
+        self.records.write(&attachment, None)?;
+        let mount = self.stack(&id, &devices, &request).await?;
+        let stat =
+            rustix::fs::fstat(&mount).or_kind(Kind::Kernel, || "looking at the mount".into())?;
+        let mount_device = (
+            rustix::fs::major(stat.st_dev),
+            rustix::fs::minor(stat.st_dev),
+        );
+        self.records.write(&attachment, Some(mount_device))?;
+        let live = Arc::new(Live {
+            attachment: attachment.clone(),
+            devices,
+            mount_device,
+            watch: self.watch(&mount),
+            phase: watch::Sender::default(),
+        });
+        let is_refused = {
+            let mut table = self.table();
+            let is_ending = self.is_ending();
+            if !is_ending {
+                table.live.insert(id, Arc::clone(&live));
+            }
+            is_ending
+        };
+        if is_refused {
+            drop(mount); // before its devices
+            return Err(live::ending());
+        }
+        undo.disarm();
+        Ok(Attached { attachment, mount })
+    }
+
+    /// Has the kernel tell when the mount ends.
+    fn watch(&self, mount: &OwnedFd) -> Option<Watch> {
+        let ends = self.mount_ends.as_ref()?;
+        ends.watch(mount.as_fd())
+            .inspect_err(|error| {
+                tracing::warn!(
+                    "it is given back by `socinbd detach` only: {}",
+                    error.report()
+                );
+            })
+            .ok()
+    }
+
+    /// A mount in a folder of this engine's own, or over one, would hide what the engine works with.
+    fn check_mountpoint(&self, mountpoint: &Path) -> Result<()> {
+        for (folder, flag) in [(&self.root, "--root"), (&self.run_dir, "--run-dir")] {
+            let place = if mountpoint.starts_with(folder) {
+                "in"
+            } else if folder.starts_with(mountpoint) {
+                "over"
+            } else {
+                continue;
+            };
+            return Err(Error::new(
+                Kind::InvalidArgument,
+                format!(
+                    "the mount point {} is {place} the daemon's own folder {} ({flag}); mount it elsewhere",
+                    mountpoint.display(),
+                    folder.display()
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Mounts each device's ext4, and an overlay over all of them.
+    async fn stack(
+        &self,
+        id: &str,
+        devices: &[Arc<Device>],
+        request: &AttachRequest,
+    ) -> Result<OwnedFd> {
+        let folder = self.records.folder_of(id);
+        let (source, writable) = (mount_source(id), request.writable);
+        let allow_devices = request.allow_devices;
+        // a mount is a dozen reads of the device, one after the other: side by side their waits overlap
+        let mounting: Vec<_> = devices.iter().cloned().map(mount_layer).collect();
+        let mounted: Vec<(OwnedFd, StackingFacts)> = futures_util::stream::iter(mounting)
+            .buffered(LAYERS_AT_ONCE)
+            .try_collect()
+            .await?;
+        blocking(move || {
+            let (mut mounts, facts): (Vec<_>, Vec<_>) = mounted.into_iter().unzip();
+            let layers = mounts.iter().zip(facts);
+            let layers: Vec<MountedLayer<'_>> = layers
+                .map(|(mount, facts)| MountedLayer {
+                    root: mount.as_fd(),
+                    facts,
+                })
+                .collect();
+            let plan = stack::plan(&layers)
+                .or_kind(Kind::Kernel, || "reading the layers' directories".into())?;
+            let root = plan.root_attributes(&layers);
+            let root = root.or_kind(Kind::Kernel, || "reading the root's attributes".into())?;
+            drop(layers);
+            mounts.truncate(plan.layers);
+            make_private(&folder)?;
+            let mut lowers: Vec<Lower> = mounts.into_iter().map(Lower::Mount).collect();
+            if !plan.top.is_empty() {
+                stack::make_top(&folder.join("top"), &plan)?;
+                lowers.insert(0, Lower::Directory(folder.join("top")));
+            }
+            if lowers.len() < 2 {
+                make_private(&folder.join("empty"))?;
+                lowers.push(Lower::Directory(folder.join("empty")));
+            }
+            let upper = if writable {
+                let upper = Upper {
+                    upper: folder.join("upper"),
+                    work: folder.join("work"),
+                };
+                make_private(&upper.upper)?;
+                make_private(&upper.work)?;
+                let applied = root.apply(&upper.upper);
+                applied.or_kind(Kind::Io, || format!("setting up {}", upper.upper.display()))?;
+                Some(upper)
+            } else {
+                None
+            };
+            Overlay {
+                lowers,
+                upper,
+                devices: allow_devices,
+                source,
+                by_mount_call: false,
+            }
+            .mount()
+        })
+        .await
+    }
+}
+
+/// Mounts a device's ext4, in no mount namespace, and reads what stacking has to know of it.
+async fn mount_layer(device: Arc<Device>) -> Result<(OwnedFd, StackingFacts)> {
+    blocking(move || {
+        let disk = device.disk();
+        let context = |error: Error| error.context(format!("layer {}", disk.layer().digest));
+        let mount = mount::ext4(device.path()).map_err(context)?;
+        Ok((mount, disk.stacking().map_err(context)?))
+    })
+    .await
+}
+
+/// Removes a record and its folder unless it is disarmed.
+struct Undo {
+    records: Records,
+    id: String,
+    armed: bool,
+}
+
+impl Undo {
+    fn disarm(mut self) {
+        self.armed = false;
+    }
+}
+
+impl Drop for Undo {
+    fn drop(&mut self) {
+        if self.armed
+            && let Err(error) = self.records.remove(&self.id)
+        {
+            tracing::error!(
+                id = self.id,
+                error = error.report(),
+                "cleaning up after a failed attach"
+            );
+        }
+    }
+}
+
+fn attached_layer(device: &Device, basis: Basis) -> AttachedLayer {
+    let layer = device.disk().layer();
+    AttachedLayer {
+        digest: layer.digest,
+        table: *device.disk().table(),
+        size: layer.size,
+        device: device.kind(),
+        device_path: Path::new("/dev").join(device.name()),
+        backing: device.backing(),
+        why: device.why(),
+        basis,
+    }
+}

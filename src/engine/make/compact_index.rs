@@ -1,0 +1,217 @@
+//! The compact index of an image in the making: its layers' parts, made in this pass or known already, and the lists of the spans that a
+//! start needs.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use bytes::Bytes;
+
+use super::{
+    create::{CreateOptions, spans_of_uses},
+    layer_pass::Made,
+};
+use crate::{
+    compact::{
+        Table,
+        manifest::{ARTIFACT_TYPE, CONFIG, LayerIndex, Manifest, PrefetchList, Subject},
+    },
+    engine::open::image::Image,
+    error::{Error, Kind, Result, ResultExt as _},
+    oci::{Digest, media_type::OCI_MANIFEST},
+    soci::{build::CompactBlob, files, prefetch::Prefetch},
+    source::{Copied, Destination, Source, layout::NewArtifact},
+    tar::Entry,
+    ztoc::SpanTable,
+};
+
+/// The largest blob of a compact index that is held in memory, in bytes: more than the windows of any layer take.
+const MAX_BLOB_BYTES: u64 = 1 << 30;
+
+/// A layer's part of a compact index.
+pub(crate) struct CompactPart {
+    pub(crate) index: LayerIndex,
+    pub(crate) table: Bytes,
+    /// How many spans it has.
+    pub(crate) spans: usize,
+    pub(crate) blob: Blob,
+    /// What a start needs of it, as the image's own index lists it.
+    pub(crate) prefetch: Option<Bytes>,
+}
+
+/// The table and all windows.
+pub(crate) enum Blob {
+    /// Made here.
+    New(Bytes),
+    /// There already.
+    At(Source),
+}
+
+impl CompactPart {
+    /// One that was made.
+    pub(crate) fn of(layer: Digest, made: CompactBlob) -> Self {
+        let bytes = Bytes::from(made.bytes);
+        Self {
+            index: LayerIndex {
+                layer,
+                blob: Digest::of(&bytes),
+                size: bytes.len() as u64,
+                table: made.table,
+                table_size: made.table_size as u64,
+                span_size: made.span_size,
+            },
+            table: bytes.slice(..made.table_size),
+            spans: made.spans,
+            blob: Blob::New(bytes),
+            prefetch: None,
+        }
+    }
+
+    fn parse(&self) -> Result<Table> {
+        Table::parse(&self.table).or_kind(Kind::Corrupt, || {
+            format!("the compact table of layer {}", self.index.layer)
+        })
+    }
+}
+
+/// A compact index that was made.
+pub(crate) struct NewCompact<'a> {
+    /// Its manifest and the blobs that are new.
+    pub(crate) artifact: NewArtifact,
+    /// The blobs that are somewhere already.
+    known: Vec<(LayerIndex, &'a Source)>,
+}
+
+impl<'a> NewCompact<'a> {
+    /// The compact index of an image, from what was made of its layers; `None` where no layer has a part of one. It has no subject where the
+    /// image names it.
+    pub(crate) fn of(
+        image: &Image,
+        made: &'a HashMap<Digest, Made>,
+        options: &CreateOptions,
+        subject: Option<Subject>,
+    ) -> Result<Option<Self>> {
+        let mut seen = HashSet::new();
+        let parts: Vec<&CompactPart> = image
+            .layers
+            .iter()
+            .filter(|layer| seen.insert(layer.digest))
+            .filter_map(|layer| made.get(&layer.digest)?.compact.as_ref()?.as_ref().ok())
+            .collect();
+        if parts.is_empty() {
+            return Ok(None);
+        }
+        let (mut blobs, mut known) = (Vec::new(), Vec::new());
+        for part in &parts {
+            match &part.blob {
+                Blob::New(bytes) => blobs.push(bytes.clone()),
+                Blob::At(source) => known.push((part.index, source)),
+            }
+        }
+        let mut listed: Vec<(&CompactPart, Bytes)> = Vec::new();
+        for (part, list) in lists(&parts, options)? {
+            let bytes = list.to_bytes();
+            let bytes = bytes.or_kind(Kind::Io, || "a list of spans".to_owned())?;
+            listed.push((part, bytes.into()));
+        }
+        let kept = parts
+            .iter()
+            .filter_map(|part| Some((*part, part.prefetch.clone()?)));
+        listed.extend(kept);
+        let mut prefetch = Vec::new();
+        for (part, bytes) in listed {
+            prefetch.push(PrefetchList {
+                layer: part.index.layer,
+                table: part.index.table,
+                blob: Digest::of(&bytes),
+                size: bytes.len() as u64,
+            });
+            blobs.push(bytes);
+        }
+        blobs.push(Bytes::from_static(CONFIG));
+        let manifest = Manifest {
+            layers: parts.iter().map(|part| part.index).collect(),
+            prefetch,
+            subject,
+            build_tool: Some(options.build_tool.clone()),
+        };
+        let bytes = manifest
+            .to_bytes()
+            .or_kind(Kind::Io, || "the compact index".to_owned())?;
+        Ok(Some(Self {
+            artifact: NewArtifact {
+                media_type: OCI_MANIFEST.to_owned(),
+                manifest: bytes.into(),
+                artifact_type: ARTIFACT_TYPE.to_owned(),
+                annotations: BTreeMap::new(),
+                blobs,
+            },
+            known,
+        }))
+    }
+
+    /// Brings the blobs that are somewhere already to a destination: those that are there stay, others are mounted or copied.
+    pub(super) async fn copy_known(&self, to: &Destination) -> Result<Vec<(Copied, u64)>> {
+        let mut all = Vec::new();
+        for (part, source) in &self.known {
+            let copied = to.copy_blob(source, &part.blob, part.size, None).await;
+            all.push((copied.map_err(|error| of_part(error, part))?, part.size));
+        }
+        Ok(all)
+    }
+
+    /// The artifact with all its blobs.
+    pub(crate) async fn whole(self) -> Result<NewArtifact> {
+        let mut artifact = self.artifact;
+        for (part, source) in &self.known {
+            let bytes = source.blob(&part.blob, part.size, MAX_BLOB_BYTES).await;
+            artifact
+                .blobs
+                .push(bytes.map_err(|error| of_part(error, part))?);
+        }
+        Ok(artifact)
+    }
+}
+
+fn of_part(error: Error, part: &LayerIndex) -> Error {
+    error.context(format!("the compact index's part of layer {}", part.layer))
+}
+
+/// The spans that a start needs, as far as the options say it: of each layer that has some.
+fn lists<'p>(
+    parts: &[&'p CompactPart],
+    options: &CreateOptions,
+) -> Result<Vec<(&'p CompactPart, Prefetch)>> {
+    if options.prefetch_files.is_empty() && options.uses.is_empty() {
+        return Ok(Vec::new());
+    }
+    let tables: Vec<Table> = parts
+        .iter()
+        .map(|part| part.parse())
+        .collect::<Result<_>>()?;
+    let mut lists = Vec::new();
+    if !options.prefetch_files.is_empty() {
+        let tables: Vec<Option<(&[Entry], &SpanTable)>> = tables
+            .iter()
+            .map(|table| Some((&table.entries[..], &table.spans)))
+            .collect();
+        let listed = files::spans_of(&options.prefetch_files, &tables).layers;
+        lists.extend(
+            parts
+                .iter()
+                .zip(listed)
+                .filter_map(|(part, list)| Some((*part, list?))),
+        );
+    }
+    // one list a layer counts: files that are named go before what was seen
+    for (part, table) in parts.iter().zip(&tables) {
+        let is_new = lists
+            .iter()
+            .all(|(known, _): &(&CompactPart, _)| known.index.layer != part.index.layer);
+        if let (true, Some(list)) = (
+            is_new,
+            spans_of_uses(&part.index.layer, &table.spans, options),
+        ) {
+            lists.push((part, list));
+        }
+    }
+    Ok(lists)
+}

@@ -1,0 +1,529 @@
+//! Makes an image with its SOCI index (version 2) of an image: each layer passes once at most, and what the destination has, or can
+//! mount, does not move.
+//!
+//! Blobs are written first, then SOCI indexes and manifests, the image index with its tag last: a conversion that is broken off
+//! leaves nothing that is named, and one that is made again finds most of it done.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+    thread::available_parallelism,
+};
+
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+pub use crate::engine::open::platforms::Platforms;
+
+use super::{
+    compact_index::NewCompact,
+    create::{CreateOptions, LayerReport, NewIndex, Progress},
+    layer_pass::{Made, Maker},
+    reuse::Known,
+};
+use crate::{
+    engine::{
+        open::{
+            image::Image,
+            local_indexes::LocalIndexes,
+            platforms::{Chosen, chosen, indexes, listed},
+        },
+        transfer::{
+            manifests::{Counts, Graph, Listed, Tally},
+            naming::Naming,
+            referrers::{self, Companion},
+        },
+    },
+    error::{Error, Kind, Result, ResultExt as _},
+    layer::LayerBlob,
+    oci::{
+        Digest,
+        media_type::{OCI_INDEX, OCI_MANIFEST},
+    },
+    soci::convert::{
+        Converted, annotations, image_index, image_manifest, named_compact_index, named_index,
+    },
+    source::{DEFAULT_UPLOADS, Destination, Manifest, Source},
+};
+
+/// How an image is converted.
+#[derive(Clone, Debug)]
+pub struct ConvertOptions {
+    /// How its SOCI indexes are made.
+    pub create: CreateOptions,
+    /// Which images get one.
+    pub platforms: Platforms,
+    /// Blobs that are sent at a time.
+    pub uploads: usize,
+}
+
+impl Default for ConvertOptions {
+    fn default() -> Self {
+        Self {
+            create: CreateOptions::default(),
+            platforms: Platforms::default(),
+            uploads: DEFAULT_UPLOADS,
+        }
+    }
+}
+
+/// What was made.
+#[derive(Clone, Debug, Serialize)]
+pub struct ConvertReport {
+    /// What was converted.
+    pub source: String,
+    /// The digest that the source's reference names.
+    pub source_digest: Digest,
+    /// Where it went.
+    pub destination: String,
+    /// The image index there.
+    pub digest: Digest,
+    /// The images that got a SOCI index.
+    pub images: Vec<ConvertedImage>,
+    /// How the blobs went.
+    pub blobs: Counts,
+    /// Signatures and attestations of the source.
+    pub vouchers: Vec<Voucher>,
+    /// What the person should know.
+    pub warnings: Vec<String>,
+}
+
+/// An image that was converted.
+#[derive(Clone, Debug, Serialize)]
+pub struct ConvertedImage {
+    /// Its platform.
+    pub platform: String,
+    /// The digest of its manifest before.
+    pub old: Digest,
+    /// The digest of its manifest now.
+    pub manifest: Digest,
+    /// Its SOCI index.
+    pub index: Digest,
+    /// Its compact index, if one was made too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compact_index: Option<Digest>,
+    /// Its layers.
+    pub layers: Vec<LayerReport>,
+}
+
+/// A signature or attestation of the source, and what it is worth for what was made of it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Voucher {
+    /// What vouches.
+    #[serde(flatten)]
+    pub companion: Companion,
+    /// Whether its subject is part of the new image, byte for byte.
+    pub covers: bool,
+}
+
+/// Converts the image that a source's reference names, and gives it the name of the destination's.
+pub async fn convert(
+    source: &Source,
+    destination: &Destination,
+    options: &ConvertOptions,
+    local: &LocalIndexes,
+    progress: Progress<'_>,
+) -> Result<ConvertReport> {
+    let work = async {
+        let naming = Naming::begin(destination).await?;
+        let root = source.root_manifest().await?;
+        let Chosen {
+            images,
+            mut warnings,
+            absent: _, // the copy of the index says it
+        } = chosen(source, &root, &options.platforms).await?;
+        let tally = Tally::default();
+        let known = known(source, &naming, destination, &images, options, local).await?;
+        let made = layers(
+            source,
+            destination,
+            &images,
+            known,
+            options,
+            &tally,
+            progress,
+        )
+        .await?;
+        let mut converted = Vec::new();
+        let mut reports = Vec::new();
+        for image in &images {
+            let (one, report, noted) = one_image(image, destination, &made, options, &tally)
+                .await
+                .map_err(|error| {
+                    error.context(format!("{} image {}", image.platform, image.digest))
+                })?;
+            converted.push(one);
+            reports.push(report);
+            for warning in noted {
+                if !warnings.contains(&warning) {
+                    warnings.push(warning);
+                }
+            }
+        }
+        let mut graph =
+            Graph::new(source, destination, options.uploads, &tally).with_converted(&converted);
+        let is_list = images.iter().all(|image| image.digest != root.digest);
+        let (media_type, index) = match is_list {
+            true => {
+                let index = graph.lead(&root).await?;
+                (index.media_type, index.bytes)
+            }
+            false => {
+                let index = image_index(None, &converted);
+                let index = index.or_kind(Kind::Corrupt, || "the image index".to_owned())?;
+                (OCI_INDEX.to_owned(), index.into())
+            }
+        };
+        warnings.append(&mut graph.warnings);
+        let digest = naming.give(&media_type, &index).await?;
+        destination.finish().await?;
+        Ok(ConvertReport {
+            source: source.reference().to_string(),
+            source_digest: root.digest,
+            destination: destination.reference().to_string(),
+            digest,
+            vouchers: vouchers(source, &root, &images, &graph.copied, &mut warnings).await,
+            images: reports,
+            blobs: tally.counts(),
+            warnings,
+        })
+    };
+    work.await
+        .map_err(|error: Error| error.context(format!("converting {}", source.reference())))
+}
+
+/// What became of an image that was to be converted.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    /// It was converted.
+    Converted(Box<ConvertReport>),
+    /// Its conversion, with this digest, had the name already.
+    Unchanged(Digest),
+}
+
+/// Converts an image, unless the destination's name has the conversion of just that image already, or making it anew is forced.
+///
+/// Where the name leads nowhere, or to what another image became, the image is converted. What the name leads to and cannot be read is an
+/// error, and nothing is replaced: nobody has seen what it is. [`convert`] itself replaces what is there, unless it has come meanwhile.
+pub async fn convert_unless_done(
+    source: &Source,
+    destination: &Destination,
+    options: &ConvertOptions,
+    local: &LocalIndexes,
+    progress: Progress<'_>,
+) -> Result<Outcome> {
+    if !options.create.force
+        && let Some(there) = destination.source().await?
+    {
+        let done = async {
+            let found = match there.root_manifest().await {
+                Err(error) if error.kind() == Kind::NotFound => return Ok(None),
+                found => found?,
+            };
+            let done = is_converted(source, &there, &found, &options.platforms).await?;
+            Ok(done.then_some(found.digest))
+        };
+        let done = done
+            .await
+            .map_err(|error: Error| error.context(format!("what {} is now", there.reference())))?;
+        if let Some(digest) = done {
+            return Ok(Outcome::Unchanged(digest));
+        }
+    }
+    let report = convert(source, destination, options, local, progress).await?;
+    Ok(Outcome::Converted(Box::new(report)))
+}
+
+/// Whether what a tag of the destination names is a conversion of what the source has now, for these platforms.
+pub async fn is_converted(
+    source: &Source,
+    there: &Source,
+    found: &Manifest,
+    platforms: &Platforms,
+) -> Result<bool> {
+    let root = source.root_manifest().await?;
+    let wanted = chosen(source, &root, platforms).await?.images;
+    let mut manifests = Vec::new();
+    for index in indexes(there, found).await {
+        for digest in listed(&index, |entry| entry.get("artifactType").is_none()) {
+            manifests.extend(there.manifest(&digest).await.ok());
+        }
+    }
+    for image in &wanted {
+        let is_conversion = |manifest: &Manifest| {
+            let named = named_index(&manifest.bytes).and_then(|named| named.parse().ok());
+            let compact = named_compact_index(&manifest.bytes);
+            let compact = compact.and_then(|named| named.parse().ok());
+            let made = named.and_then(|named| {
+                image_manifest(&image.manifest_bytes, &named, compact.as_ref()).ok()
+            });
+            made.is_some_and(|made| made == manifest.bytes)
+        };
+        if !manifests.iter().any(is_conversion) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// The zTOCs that exist already.
+async fn known(
+    source: &Source,
+    naming: &Naming<'_>,
+    destination: &Destination,
+    images: &[Image],
+    options: &ConvertOptions,
+    local: &LocalIndexes,
+) -> Result<Known> {
+    let mut known = Known::new(&options.create);
+    if options.create.force {
+        return Ok(known);
+    }
+    for image in images {
+        known.add_image(image).await;
+    }
+    known.add_local(local).await;
+    // what an earlier conversion to the same name has made
+    if let Some(there) = destination.source().await?
+        && there.reference() != source.reference()
+        && let Some(before) = naming.before()
+    {
+        for index in indexes(&there, before).await {
+            known.add_listed(&there, &index).await;
+        }
+    }
+    Ok(known)
+}
+
+/// Makes the zTOCs of all layers, and brings the layers to the destination.
+async fn layers(
+    source: &Source,
+    destination: &Destination,
+    images: &[Image],
+    known: Known,
+    options: &ConvertOptions,
+    tally: &Tally,
+    progress: Progress<'_>,
+) -> Result<HashMap<Digest, Made>> {
+    let foreign = images.iter().flat_map(Image::foreign_layers).collect();
+    let maker = Maker {
+        options: &options.create,
+        known,
+        destination: Some(destination),
+        foreign,
+        progress,
+    };
+    let maker = &maker;
+    let mut seen = HashSet::new();
+    let distinct: Vec<&LayerBlob> = images
+        .iter()
+        .flat_map(|image| &image.layers)
+        .filter(|layer| seen.insert(layer.digest))
+        .collect();
+    let cores = available_parallelism().map_or(1, usize::from);
+    futures_util::stream::iter(distinct)
+        .map(|layer| async move {
+            let (made, copied) = maker.layer(source, layer).await?;
+            if let Some(copied) = copied {
+                tally.count(copied, layer.size);
+            }
+            Ok((layer.digest, made))
+        })
+        .buffer_unordered(cores.max(options.uploads))
+        .try_collect()
+        .await
+}
+
+/// Writes an image's SOCI index and its new manifest.
+async fn one_image(
+    image: &Image,
+    destination: &Destination,
+    made: &HashMap<Digest, Made>,
+    options: &ConvertOptions,
+    tally: &Tally,
+) -> Result<(Converted, ConvertedImage, Vec<String>)> {
+    let mut index = NewIndex::of(image, made, &options.create)?;
+    let artifact = index.artifact()?;
+    let compact = NewCompact::of(image, made, &options.create, None)?;
+    let compact_blobs = compact
+        .as_ref()
+        .map_or(&[][..], |compact| &compact.artifact.blobs);
+    let blobs: Vec<_> = artifact
+        .blobs
+        .iter()
+        .chain(compact_blobs)
+        .cloned()
+        .collect();
+    let sent: Vec<_> = futures_util::stream::iter(blobs)
+        .map(|blob| async move {
+            let copied = destination.put_blob(&blob).await?;
+            Ok::<_, Error>((copied, blob.len() as u64))
+        })
+        .buffer_unordered(options.uploads.max(1))
+        .try_collect()
+        .await?;
+    let known = match &compact {
+        Some(compact) => compact.copy_known(destination).await?,
+        None => Vec::new(),
+    };
+    let config = image.manifest.config();
+    let config_digest: Digest = config.digest().as_ref().parse()?;
+    let copied = destination
+        .copy_blob(&image.source, &config_digest, config.size(), None)
+        .await?;
+    for (copied, size) in sent
+        .into_iter()
+        .chain(known)
+        .chain([(copied, config.size())])
+    {
+        tally.count(copied, size);
+    }
+    let soci = destination
+        .put_manifest(&artifact.media_type, &artifact.manifest)
+        .await?;
+    let compact = match &compact {
+        Some(compact) => {
+            let digest = destination
+                .put_manifest(&compact.artifact.media_type, &compact.artifact.manifest)
+                .await?;
+            Some((digest, compact.artifact.manifest.len()))
+        }
+        None => None,
+    };
+    let compact_index = compact.map(|(digest, _)| digest);
+    let manifest = image_manifest(&image.manifest_bytes, &soci, compact_index.as_ref())
+        .or_kind(Kind::Corrupt, || format!("manifest {}", image.digest))?;
+    let annotations = annotations(&manifest);
+    let manifest = manifest.into();
+    let digest = destination.put_manifest(OCI_MANIFEST, &manifest).await?;
+    let converted = Converted {
+        old: image.digest,
+        manifest: digest,
+        manifest_size: manifest.len(),
+        annotations,
+        index: soci,
+        index_size: artifact.manifest.len(),
+        compact,
+        replaces: named_index(&image.manifest_bytes),
+        platform: platform_of(image),
+        index_platform: match options.platforms {
+            Platforms::All => None,
+            Platforms::Host | Platforms::These(_) => normal_platform(image),
+        },
+    };
+    let report = ConvertedImage {
+        platform: image.platform.to_string(),
+        old: image.digest,
+        manifest: digest,
+        index: soci,
+        compact_index,
+        layers: index.layers,
+    };
+    Ok((converted, report, index.warnings))
+}
+
+/// AWS's tool writes the platform that it was asked for: the image's, in normal form (arm64, not arm64/v8).
+fn normal_platform(image: &Image) -> Option<Value> {
+    let platform = &image.platform;
+    // a version is part of what Windows images are for
+    (platform.os() == "linux").then(|| {
+        let mut stated = json!({"architecture": platform.architecture(), "os": platform.os()});
+        if !platform.variant().is_empty() {
+            stated["variant"] = json!(platform.variant());
+        }
+        stated
+    })
+}
+
+/// The platform as the configuration states it, for an entry that has none.
+fn platform_of(image: &Image) -> Value {
+    let config: Value = serde_json::from_slice(&image.config_bytes).unwrap_or_default();
+    let stated = ["architecture", "os", "os.version", "os.features", "variant"]
+        .into_iter()
+        .filter_map(|key| Some((key.to_owned(), config.get(key)?.clone())));
+    let mut platform: Map<String, Value> = stated.collect();
+    for (key, value) in [
+        ("architecture", image.platform.architecture()),
+        ("os", image.platform.os()),
+    ] {
+        let fields = platform.entry(key).or_insert_with(|| value.into());
+        if fields.as_str().is_none_or(str::is_empty) {
+            *fields = value.into();
+        }
+    }
+    platform.into()
+}
+
+/// The signatures and attestations of the source, and whether what they vouch for is part of the new image: the manifests that were
+/// copied as they are.
+async fn vouchers(
+    source: &Source,
+    root: &Manifest,
+    converted: &[Image],
+    copied: &[Listed],
+    warnings: &mut Vec<String>,
+) -> Vec<Voucher> {
+    let unchanged: Vec<Digest> = copied
+        .iter()
+        .filter(|manifest| !manifest.is_artifact)
+        .map(|manifest| manifest.digest)
+        .collect();
+    let changed = std::iter::once(root.digest).chain(converted.iter().map(|image| image.digest));
+    let subjects: Vec<Digest> = changed.chain(unchanged.iter().copied()).collect();
+    let mut found = Vec::new();
+    let mut seen = HashSet::new();
+    for subject in subjects {
+        match referrers::of(source, &subject).await {
+            Ok(list) => found.extend(
+                list.into_iter()
+                    .filter(|companion| companion.vouches && seen.insert(companion.digest))
+                    .map(|companion| Voucher {
+                        covers: unchanged.contains(&companion.subject),
+                        companion,
+                    }),
+            ),
+            Err(error) => {
+                warnings.push(format!(
+                    "its signatures cannot be looked for: {}",
+                    error.report()
+                ));
+                break;
+            }
+        }
+    }
+    found
+}
+
+impl fmt::Display for ConvertReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for image in &self.images {
+            for layer in &image.layers {
+                writeln!(f, "{layer}")?;
+            }
+            writeln!(
+                f,
+                "{} {} -> {}, SOCI index {}",
+                image.platform, image.old, image.manifest, image.index
+            )?;
+            if let Some(compact) = &image.compact_index {
+                writeln!(f, "{} compact index {compact}", image.platform)?;
+            }
+        }
+        for voucher in &self.vouchers {
+            let Companion {
+                what,
+                digest,
+                subject,
+                ..
+            } = &voucher.companion;
+            let covers = match voucher.covers {
+                true => "still covers its part of the new image",
+                false => "does not cover the new image: sign that anew",
+            };
+            writeln!(f, "{what} ({digest}) of {subject} {covers}")?;
+        }
+        writeln!(f, "{}", self.blobs)?;
+        write!(f, "{} is {}", self.destination, self.digest)
+    }
+}

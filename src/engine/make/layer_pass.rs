@@ -1,0 +1,386 @@
+//! A layer passes once: to its indexer, and on the same way to where it is copied.
+
+use std::collections::HashSet;
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use tokio::{sync::mpsc, task::JoinHandle};
+
+use super::{
+    compact_index::CompactPart,
+    create::{CreateOptions, Progress},
+    reuse::Known,
+};
+use crate::{
+    engine::transfer::manifests::foreign_layer_left,
+    error::{Error, Kind, Result},
+    layer::LayerBlob,
+    oci::{Digest, Packing, Reference},
+    soci::{
+        build::{self, Indexed, LayerIndexer, NoSink, Options},
+        index::{DISABLE_XATTRS, Descriptor},
+    },
+    source::{Copied, Destination, Source},
+    ztoc::Ztoc,
+};
+
+/// Pieces of a layer that are on their way from the source to the indexer.
+const PIECES_AHEAD: usize = 4;
+
+/// What was made of a layer.
+pub(crate) struct Made {
+    /// The zTOC, or why there is none.
+    pub(crate) ztoc: std::result::Result<LayerTable, String>,
+    /// Its part of the compact index, if one is wanted, or why there is none.
+    pub(crate) compact: Option<std::result::Result<CompactPart, String>>,
+    /// The layer's diff ID, if all of it was read.
+    pub(crate) diff_id: Option<Digest>,
+    /// What the person should know where the layer is not at the source and is done without.
+    pub(crate) absent: Option<String>,
+}
+
+impl Made {
+    /// Nothing, for a reason.
+    fn nothing(reason: String) -> Self {
+        Self {
+            ztoc: Err(reason),
+            compact: None,
+            diff_id: None,
+            absent: None,
+        }
+    }
+}
+
+/// A layer's zTOC.
+#[derive(Clone)]
+pub(crate) struct LayerTable {
+    pub(crate) digest: Digest,
+    pub(crate) bytes: Bytes,
+    /// An index had it already.
+    pub(super) reused: bool,
+    /// What a start needs of it, as the image's own index lists it.
+    pub(crate) prefetch: Option<Bytes>,
+}
+
+/// What a layer's pass is for.
+#[derive(Clone, Copy)]
+struct Wanted {
+    ztoc: bool,
+    compact_span_size: Option<u64>,
+    /// Whether the destination checks what passes against the layer's digest, before it says that it has taken it.
+    is_checked: bool,
+}
+
+/// Makes zTOCs.
+pub(crate) struct Maker<'a> {
+    pub(crate) options: &'a CreateOptions,
+    pub(crate) known: Known,
+    /// Where the layers go as well.
+    pub(crate) destination: Option<&'a Destination>,
+    /// Layers that need not be at the source.
+    pub(crate) foreign: HashSet<Digest>,
+    pub(crate) progress: Progress<'a>,
+}
+
+impl Maker<'_> {
+    /// Makes the zTOC of a layer, and copies the layer where there is a destination.
+    pub(crate) async fn layer(
+        &self,
+        source: &Source,
+        layer: &LayerBlob,
+    ) -> Result<(Made, Option<Copied>)> {
+        match self.one(source, layer).await {
+            Err(error) if error.kind() == Kind::NotFound => match self.without(layer) {
+                Some(made) => Ok((made, None)),
+                None => Err(error),
+            },
+            done => done,
+        }
+        .map_err(|error| error.context(format!("layer {}", layer.digest)))
+    }
+
+    /// How a layer is done without that is not at the source, if it can be.
+    fn without(&self, layer: &LayerBlob) -> Option<Made> {
+        if self.foreign.contains(&layer.digest) {
+            let absent = self.destination.map(|_| foreign_layer_left(&layer.digest));
+            let reason = "it is a foreign layer, which is not at the source".to_owned();
+            return Some(Made {
+                absent,
+                ..Made::nothing(reason)
+            });
+        }
+        // a layout may be as incomplete as the one that it came from; what is in a registry is there for others
+        let to = self.destination?.reference();
+        let is_layout = !matches!(to, Reference::Registry { .. });
+        let reason = self.too_small(layer).filter(|_| is_layout)?;
+        Some(Made {
+            absent: Some(format!(
+                "layer {} is not at the source: {to} lacks it too, and cannot be started",
+                layer.digest
+            )),
+            ..Made::nothing(reason)
+        })
+    }
+
+    async fn one(&self, source: &Source, layer: &LayerBlob) -> Result<(Made, Option<Copied>)> {
+        if layer.size == 0 {
+            return self.empty(source, layer).await;
+        }
+        if let Some(reason) = self.no_ztoc(layer) {
+            return Ok((Made::nothing(reason), self.copy(source, layer).await?));
+        }
+        let (ztoc, compact) = self.known(layer).await;
+        let wanted = Wanted {
+            ztoc: ztoc.is_none(),
+            compact_span_size: match compact {
+                Some(_) => None,
+                None => self.options.compact_span_size,
+            },
+            is_checked: false,
+        };
+        let mut made = Made {
+            ztoc: ztoc.ok_or_else(|| "no zTOC was made".to_owned()),
+            compact: compact.map(Ok),
+            ..Made::nothing(String::new())
+        };
+        if !wanted.ztoc && wanted.compact_span_size.is_none() {
+            return Ok((made, self.copy(source, layer).await?));
+        }
+        let (indexed, copied) = self.index(source, layer, wanted).await?;
+        if indexed.digest != layer.digest {
+            return Err(Error::new(
+                Kind::Corrupt,
+                format!("its content has the digest {}", indexed.digest),
+            ));
+        }
+        made.diff_id = indexed.diff_id;
+        if let Some(ztoc) = indexed.ztoc {
+            made.ztoc = ztoc.map(|bytes| LayerTable {
+                digest: Digest::of(&bytes),
+                bytes: bytes.into(),
+                reused: false,
+                prefetch: None,
+            });
+        }
+        if let Some(compact) = indexed.compact {
+            made.compact = Some(compact.map(|blob| CompactPart::of(layer.digest, blob)));
+        }
+        Ok((made, copied))
+    }
+
+    /// A layer of no bytes: an empty layer.
+    async fn empty(&self, source: &Source, layer: &LayerBlob) -> Result<(Made, Option<Copied>)> {
+        let digest = Digest::of(b"");
+        if layer.digest != digest {
+            let text = "it is said to have no bytes, and has not their digest";
+            return Err(Error::new(Kind::Corrupt, text));
+        }
+        let made = Made {
+            diff_id: Some(digest),
+            ..Made::nothing("it is empty".to_owned())
+        };
+        Ok((made, self.copy(source, layer).await?))
+    }
+
+    /// What there is of a layer already, and is as good as new.
+    async fn known(&self, layer: &LayerBlob) -> (Option<LayerTable>, Option<CompactPart>) {
+        if self.options.force {
+            return (None, None);
+        }
+        let ztoc = match self.known.ztoc(layer, self.options.span_size).await {
+            Some(bytes) => {
+                let digest = Digest::of(&bytes);
+                Some(LayerTable {
+                    digest,
+                    bytes,
+                    reused: true,
+                    prefetch: self.known.list(&layer.digest, &digest).await,
+                })
+            }
+            None => None,
+        };
+        let compact = match self.options.compact_span_size {
+            Some(span_size) => self.known.compact(layer, span_size).await,
+            None => None,
+        };
+        (ztoc, compact)
+    }
+
+    /// Why a layer gets no zTOC, as far as it can be told without reading it.
+    fn no_ztoc(&self, layer: &LayerBlob) -> Option<String> {
+        let zstd = || "zstd: a zTOC can describe gzip and plain tar only".to_owned();
+        let is_zstd = layer.packing == Packing::Zstd;
+        self.too_small(layer).or_else(|| is_zstd.then(zstd))
+    }
+
+    fn too_small(&self, layer: &LayerBlob) -> Option<String> {
+        let least = self.options.min_layer_size;
+        let size = layer.size;
+        (size < least).then(|| format!("size {size} is less than min-layer-size {least}"))
+    }
+
+    async fn copy(&self, source: &Source, layer: &LayerBlob) -> Result<Option<Copied>> {
+        match self.destination {
+            None => Ok(None),
+            Some(to) => to
+                .copy_blob(source, &layer.digest, layer.size, None)
+                .await
+                .map(Some),
+        }
+    }
+
+    /// Streams a layer through an indexer, and through to the destination if that needs its bytes.
+    async fn index(
+        &self,
+        source: &Source,
+        layer: &LayerBlob,
+        wanted: Wanted,
+    ) -> Result<(Indexed, Option<Copied>)> {
+        let mut copied = None;
+        if let Some(to) = self.destination {
+            let (sender, receiver) = mpsc::channel::<Bytes>(PIECES_AHEAD);
+            let copy = async {
+                let mut sender = Some(sender);
+                // called once at most; a closed channel is one that nobody listens to
+                let mut tap = || sender.take().unwrap_or_else(|| mpsc::channel(1).0);
+                to.copy_blob(source, &layer.digest, layer.size, Some(&mut tap))
+                    .await
+            };
+            let (done, indexed) = tokio::join!(
+                copy,
+                self.listen(
+                    layer,
+                    Wanted {
+                        is_checked: true,
+                        ..wanted
+                    },
+                    receiver
+                )
+            );
+            let done = done?;
+            if done == Copied::Uploaded {
+                return Ok((indexed?, Some(done)));
+            }
+            copied = Some(done);
+        }
+        let mut pieces = source.stream(&layer.digest, layer.size).await?;
+        let (sender, receiver) = mpsc::channel::<Bytes>(PIECES_AHEAD);
+        let read = async {
+            while let Some(piece) = pieces.next().await {
+                if sender.send(piece?).await.is_err() {
+                    break; // the indexer has failed: its error follows
+                }
+            }
+            drop(sender);
+            Ok(())
+        };
+        let (read, indexed) = tokio::join!(read, self.listen(layer, wanted, receiver));
+        read?;
+        Ok((indexed?, copied))
+    }
+
+    /// Gives the pieces to an indexer, which has a thread of its own, and tells how far it is.
+    async fn listen(
+        &self,
+        layer: &LayerBlob,
+        wanted: Wanted,
+        mut pieces: mpsc::Receiver<Bytes>,
+    ) -> Result<Indexed> {
+        let Some(mut piece) = pieces.recv().await else {
+            return Err(Error::new(Kind::Io, "nothing came"));
+        };
+        let (sender, thread) = self.indexer(layer, wanted);
+        let mut done: u64 = 0;
+        loop {
+            done = done.saturating_add(piece.len() as u64);
+            if sender.send(piece).await.is_err() {
+                break;
+            }
+            (self.progress)(layer.digest, done, layer.size);
+            match pieces.recv().await {
+                Some(next) => piece = next,
+                None => break,
+            }
+        }
+        drop(sender);
+        drop(pieces); // who sends is not held up by an indexer that has failed
+        match thread.await {
+            Ok(Ok(indexed)) => Ok(indexed),
+            Ok(Err(error)) => Err(Error::with_source(error.kind(), "it cannot be read", error)),
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_) => Err(Error::new(Kind::Io, "the program is shutting down")),
+            },
+        }
+    }
+
+    fn indexer(
+        &self,
+        layer: &LayerBlob,
+        wanted: Wanted,
+    ) -> (
+        mpsc::Sender<Bytes>,
+        JoinHandle<Result<Indexed, build::Error<std::convert::Infallible>>>,
+    ) {
+        let options = Options {
+            span_size: self.options.span_size,
+            build_tool: self.options.build_tool.clone(),
+            ztoc: wanted.ztoc,
+            compact_span_size: wanted.compact_span_size,
+            diff_id: true,
+            checked_digest: wanted.is_checked.then_some(layer.digest),
+        };
+        let mut indexer = LayerIndexer::new(layer.packing, options, NoSink);
+        let (sender, mut receiver) = mpsc::channel::<Bytes>(PIECES_AHEAD);
+        let thread = tokio::task::spawn_blocking(move || {
+            while let Some(piece) = receiver.blocking_recv() {
+                indexer.write(&piece)?;
+            }
+            indexer.finish().map(|(indexed, NoSink)| indexed)
+        });
+        (sender, thread)
+    }
+}
+
+impl LayerTable {
+    /// Its descriptor in an index. A table that is asked to be optimized is parsed for that.
+    pub(crate) fn descriptor(
+        &self,
+        layer: &Digest,
+        media_type: &str,
+        options: &CreateOptions,
+    ) -> Result<Descriptor> {
+        let mut descriptor = Descriptor::of_ztoc(
+            &self.digest,
+            self.bytes.len() as u64,
+            layer,
+            media_type,
+            options.span_size,
+        );
+        if options.disable_xattrs && !has_xattrs(&self.parse(layer)?) {
+            descriptor
+                .annotations
+                .insert(DISABLE_XATTRS.to_owned(), "true".to_owned());
+        }
+        Ok(descriptor)
+    }
+
+    /// What it says.
+    pub(crate) fn parse(&self, layer: &Digest) -> Result<Ztoc> {
+        Ztoc::parse(&self.bytes).map_err(|error| {
+            Error::with_source(
+                Kind::Corrupt,
+                format!("the zTOC {} of layer {layer}", self.digest),
+                error,
+            )
+        })
+    }
+}
+
+/// Whether a file of the layer has an xattr, or will get one: an opaque directory's.
+fn has_xattrs(table: &Ztoc) -> bool {
+    table.entries.iter().any(|entry| {
+        let is_xattr = |(key, _): &(Vec<u8>, Vec<u8>)| key.starts_with(b"SCHILY.xattr.");
+        entry.name.ends_with(b".wh..wh..opq") || entry.pax.iter().any(is_xattr)
+    })
+}

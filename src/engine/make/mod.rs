@@ -1,0 +1,10 @@
+//! Indexes and converted images.
+//!
+//! `create` makes an image's index, `convert` an image that names it. Both pass over each layer once (`layer_pass`) for its zTOC and its part of
+//! a compact index (`compact_index`), unless one that is known will do (`reuse`).
+
+pub(crate) mod compact_index;
+pub mod convert;
+pub mod create;
+pub(crate) mod layer_pass;
+pub(crate) mod reuse;

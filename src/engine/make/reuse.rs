@@ -1,0 +1,288 @@
+//! zTOCs and compact tables that exist already: in indexes of the local root, of the image, and of where it was converted to before. One of
+//! the same layer and span size is as good as a new one, and costs no byte of the layer. With one of the image's own goes the list of
+//! what a start needs of it: a record is not lost when an index is made anew.
+
+use bytes::Bytes;
+use serde_json::Value;
+
+use super::{
+    compact_index::{Blob, CompactPart},
+    create::CreateOptions,
+};
+use crate::{
+    compact::manifest::{
+        ARTIFACT_TYPE, INDEX_DIGEST as COMPACT_DIGEST, LayerIndex, MAX_PREFETCH_BYTES,
+    },
+    engine::open::{
+        compact_index::CompactIndex,
+        image::Image,
+        local_indexes::LocalIndexes,
+        soci_index::{MAX_ZTOC_BYTES, Origin, Place},
+    },
+    error::{Error, Kind, Result, ResultExt as _},
+    layer::LayerBlob,
+    oci::{Digest, manifest::MAX_MANIFEST_BYTES},
+    soci::{
+        index::{INDEX_DIGEST, IndexManifest, V1_TYPE, V2_TYPE},
+        prefetch::Prefetch,
+    },
+    source::{Manifest, Source},
+    ztoc::Ztoc,
+};
+
+/// Indexes that are looked into at one place.
+const MAX_INDEXES: usize = 64;
+
+/// Indexes, and where each has its blobs.
+#[derive(Default)]
+pub(crate) struct Known {
+    indexes: Vec<KnownIndex>,
+    compact: Vec<(CompactIndex, Owner)>,
+    /// Whether compact indexes are looked for too.
+    with_compact: bool,
+    /// Whether lists of what a start needs stay; not where others are wanted.
+    with_lists: bool,
+}
+
+struct KnownIndex {
+    manifest: IndexManifest,
+    place: Place,
+    owner: Owner,
+}
+
+/// Whose index it is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Owner {
+    /// That of the image itself, or of one of the images.
+    Image,
+    /// Of another image, for all that is known.
+    Other,
+}
+
+impl Known {
+    /// None yet. Compact indexes are looked for where one is wanted.
+    pub(crate) fn new(options: &CreateOptions) -> Self {
+        Self {
+            with_compact: options.compact_span_size.is_some(),
+            with_lists: options.prefetch_files.is_empty() && options.uses.is_empty(),
+            ..Self::default()
+        }
+    }
+
+    /// Those of the local root. What cannot be read is passed over, here and below: it would only have saved work.
+    pub(super) async fn add_local(&mut self, local: &LocalIndexes) {
+        let list = match local.list().await {
+            Ok(list) => list,
+            Err(error) => return passed_over(&error),
+        };
+        for known in list.iter().rev().take(MAX_INDEXES) {
+            self.add(
+                local.manifest(&known.digest).await,
+                &Place::Local(local.clone()),
+                Owner::Other,
+            );
+        }
+        if !self.with_compact {
+            return;
+        }
+        match local.listed(ARTIFACT_TYPE).await {
+            Ok(list) if list.is_empty() => {}
+            Ok(list) => match local.source().await {
+                Ok(source) => {
+                    let newest = list.into_iter().rev().take(MAX_INDEXES);
+                    self.add_compact(newest, Origin::Local, &source, Owner::Other)
+                        .await;
+                }
+                Err(error) => passed_over(&error),
+            },
+            Err(error) => passed_over(&error),
+        }
+    }
+
+    /// Those of an image: the one that it names, and those that refer to it.
+    pub(super) async fn add_image(&mut self, image: &Image) {
+        let place = Place::Source(image.source.clone());
+        let annotations = image.manifest.annotations().as_ref();
+        let named = annotations.and_then(|annotations| annotations.get(INDEX_DIGEST)?.parse().ok());
+        if let Some(named) = named {
+            self.add(image.source.manifest(&named).await, &place, Owner::Image);
+        }
+        match image.source.referrers(&image.digest, V1_TYPE).await {
+            Ok(list) => {
+                for referrer in list.iter().rev().take(MAX_INDEXES) {
+                    let found = image.source.manifest(&referrer.digest).await;
+                    self.add(found, &place, Owner::Image);
+                }
+            }
+            Err(error) => passed_over(&error),
+        }
+        if !self.with_compact {
+            return;
+        }
+        let named = annotations
+            .and_then(|annotations| annotations.get(COMPACT_DIGEST)?.parse().ok())
+            .into_iter();
+        self.add_compact(named, Origin::Annotation, &image.source, Owner::Image)
+            .await;
+        match image.source.referrers(&image.digest, ARTIFACT_TYPE).await {
+            Ok(list) => {
+                let newest = list.iter().rev().take(MAX_INDEXES);
+                let newest = newest.map(|referrer| referrer.digest);
+                self.add_compact(newest, Origin::Referrer, &image.source, Owner::Image)
+                    .await;
+            }
+            Err(error) => passed_over(&error),
+        }
+    }
+
+    /// Those that an image index lists (version 2).
+    pub(super) async fn add_listed(&mut self, source: &Source, index: &Manifest) {
+        let index: Value = serde_json::from_slice(&index.bytes).unwrap_or_default();
+        let listed = |artifact_type: &str| -> Vec<Digest> {
+            let entries = index["manifests"].as_array().into_iter().flatten();
+            entries
+                .filter(|entry| entry["artifactType"] == artifact_type)
+                .filter_map(|entry| entry["digest"].as_str()?.parse().ok())
+                .take(MAX_INDEXES)
+                .collect()
+        };
+        for digest in listed(V2_TYPE) {
+            self.add(
+                source.manifest(&digest).await,
+                &Place::Source(source.clone()),
+                Owner::Other,
+            );
+        }
+        if self.with_compact {
+            let listed = listed(ARTIFACT_TYPE).into_iter();
+            self.add_compact(listed, Origin::Annotation, source, Owner::Other)
+                .await;
+        }
+    }
+
+    fn add(&mut self, manifest: Result<Manifest>, place: &Place, owner: Owner) {
+        match manifest {
+            Ok(manifest) => {
+                if let Ok(manifest) = IndexManifest::parse(&manifest.bytes) {
+                    self.indexes.push(KnownIndex {
+                        manifest,
+                        place: place.clone(),
+                        owner,
+                    });
+                }
+            }
+            Err(error) => passed_over(&error),
+        }
+    }
+
+    async fn add_compact(
+        &mut self,
+        digests: impl Iterator<Item = Digest>,
+        origin: Origin,
+        source: &Source,
+        owner: Owner,
+    ) {
+        for digest in digests {
+            let found = source.manifest(&digest).await;
+            match found.and_then(|found| CompactIndex::read(&found, origin, source)) {
+                Ok(index) => self.compact.push((index, owner)),
+                Err(error) => passed_over(&error),
+            }
+        }
+    }
+
+    /// A layer's part of a compact index with this span size; its table is checked to be one of this very layer.
+    pub(crate) async fn compact(&self, layer: &LayerBlob, span_size: u64) -> Option<CompactPart> {
+        for (known, _) in &self.compact {
+            let part = known.layer(&layer.digest);
+            if part.is_none_or(|part| part.span_size != span_size) {
+                continue;
+            }
+            match known.table(layer).await {
+                Ok(Some((part, bytes, table))) => {
+                    return Some(CompactPart {
+                        prefetch: self.compact_list(part).await,
+                        index: *part,
+                        spans: table.spans.spans.len(),
+                        table: bytes,
+                        blob: Blob::At(known.source.clone()),
+                    });
+                }
+                Ok(None) => {}
+                Err(error) => passed_over(&error),
+            }
+        }
+        None
+    }
+
+    /// A layer's zTOC with this span size, checked to be one of a blob of this size.
+    pub(crate) async fn ztoc(&self, layer: &LayerBlob, span_size: u64) -> Option<Bytes> {
+        for KnownIndex {
+            manifest: index,
+            place,
+            ..
+        } in &self.indexes
+        {
+            if index.span_size_of(&layer.digest) != Some(span_size) {
+                continue;
+            }
+            let Ok(Some(found)) = index.ztoc_of(&layer.digest) else {
+                continue;
+            };
+            match place.blob(&found, MAX_ZTOC_BYTES).await {
+                Ok(bytes) => {
+                    let fits =
+                        Ztoc::parse(&bytes).and_then(|ztoc| ztoc.spans.check_blob_size(layer.size));
+                    match fits {
+                        Ok(()) => return Some(bytes),
+                        Err(error) => {
+                            tracing::debug!(layer = %layer.digest, %error, "a zTOC that cannot be used again")
+                        }
+                    }
+                }
+                Err(error) => passed_over(&error),
+            }
+        }
+        None
+    }
+}
+
+impl Known {
+    /// What the image's own index lists of a layer, in the numbers of this zTOC.
+    pub(crate) async fn list(&self, layer: &Digest, ztoc: &Digest) -> Option<Bytes> {
+        let has_ztoc = |known: &&KnownIndex| {
+            let found = known.manifest.ztoc_of(layer);
+            known.owner == Owner::Image && matches!(found, Ok(Some(found)) if found.digest == *ztoc)
+        };
+        let known = self.indexes.iter().find(has_ztoc);
+        let known = known.filter(|_| self.with_lists)?;
+        let list = known.manifest.prefetch_of(layer).ok().flatten()?;
+        sound(known.place.blob(&list, MAX_MANIFEST_BYTES).await)
+    }
+
+    /// What the image's own compact index lists of a layer, in the numbers of this table.
+    async fn compact_list(&self, part: &LayerIndex) -> Option<Bytes> {
+        let has_table = |(known, owner): &&(CompactIndex, Owner)| {
+            let found = known.layer(&part.layer);
+            *owner == Owner::Image && found.is_some_and(|found| found.table == part.table)
+        };
+        let (known, _) = self.compact.iter().find(has_table)?;
+        let list = known.manifest.prefetch_of(part);
+        let list = list.filter(|_| self.with_lists)?;
+        let blob = known.source.blob(&list.blob, list.size, MAX_PREFETCH_BYTES);
+        sound(blob.await)
+    }
+}
+
+/// A list that can be read.
+fn sound(list: Result<Bytes>) -> Option<Bytes> {
+    let read = list.and_then(|bytes| {
+        Prefetch::parse(&bytes).or_kind(Kind::Corrupt, || "a list of spans".to_owned())?;
+        Ok(bytes)
+    });
+    read.map_err(|error| passed_over(&error)).ok()
+}
+
+fn passed_over(error: &Error) {
+    tracing::debug!(error = error.report(), "a known index is passed over");
+}

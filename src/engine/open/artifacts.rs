@@ -1,0 +1,103 @@
+//! The zTOCs and prefetch artifacts of indexes: those of the local root, or of one image.
+
+use bytes::Bytes;
+use serde::Serialize;
+
+use super::{
+    local_indexes::LocalIndexes,
+    soci_index::{MAX_ZTOC_BYTES, Place, SociIndex},
+};
+use crate::{
+    error::{Kind, Result, ResultExt as _},
+    oci::Digest,
+    soci::index::{BlobRef, IndexManifest, LAYER_DIGEST, PREFETCH_TYPE, SPAN_SIZE, ZTOC_TYPE},
+};
+
+/// What is looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TableKind {
+    /// zTOCs.
+    Ztoc,
+    /// Prefetch artifacts.
+    Prefetch,
+}
+
+/// A zTOC or a prefetch artifact, as an index lists it.
+#[derive(Clone, Serialize)]
+pub struct Table {
+    /// Its digest.
+    pub digest: Digest,
+    /// Its bytes.
+    pub size: u64,
+    /// The layer that it is of.
+    pub layer: Option<Digest>,
+    /// The layer's media type, and the span size, as far as the index says.
+    pub span_size: Option<u64>,
+    /// The index that lists it.
+    pub index: Digest,
+    /// The image that the index was made for, as it was named then.
+    pub image: Option<String>,
+    #[serde(skip)]
+    place: Place,
+}
+
+impl Table {
+    /// Its bytes, verified.
+    pub async fn fetch(&self) -> Result<Bytes> {
+        let blob = BlobRef {
+            digest: self.digest,
+            size: self.size,
+        };
+        self.place.blob(&blob, MAX_ZTOC_BYTES).await
+    }
+}
+
+/// Those of the local root, in the order of its indexes.
+pub async fn local(local: &LocalIndexes, kind: TableKind) -> Result<Vec<Table>> {
+    let mut tables = Vec::new();
+    for listed in local.list().await? {
+        let manifest = local.manifest(&listed.digest).await?;
+        let index = IndexManifest::parse(&manifest.bytes)
+            .or_kind(Kind::Corrupt, || format!("SOCI index {}", listed.digest))?;
+        let place = Place::Local(local.clone());
+        tables.extend(of(&index, listed.digest, listed.reference, &place, kind));
+    }
+    Ok(tables)
+}
+
+/// Those of an image's index.
+pub fn of_index(index: &SociIndex, image: &str, kind: TableKind) -> Vec<Table> {
+    let image = Some(image.to_owned());
+    of(&index.manifest, index.digest, image, index.place(), kind)
+}
+
+fn of(
+    index: &IndexManifest,
+    digest: Digest,
+    image: Option<String>,
+    place: &Place,
+    kind: TableKind,
+) -> Vec<Table> {
+    let media_type = match kind {
+        TableKind::Ztoc => ZTOC_TYPE,
+        TableKind::Prefetch => PREFETCH_TYPE,
+    };
+    let listed = index
+        .layers
+        .iter()
+        .filter(|entry| entry.media_type == media_type);
+    listed
+        .filter_map(|entry| {
+            let noted = |key: &str| entry.annotations.get(key);
+            Some(Table {
+                digest: entry.digest.parse().ok()?,
+                size: u64::try_from(entry.size).ok()?,
+                layer: noted(LAYER_DIGEST).and_then(|layer| layer.parse().ok()),
+                span_size: noted(SPAN_SIZE).and_then(|size| size.parse().ok()),
+                index: digest,
+                image: image.clone(),
+                place: place.clone(),
+            })
+        })
+        .collect()
+}

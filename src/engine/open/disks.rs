@@ -1,0 +1,291 @@
+//! From an image reference to the disks of its layers: all that needs no privilege.
+
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use futures_util::{StreamExt, TryStreamExt};
+use tokio::sync::Semaphore;
+
+use super::{
+    compact_index::CompactIndex,
+    image::Image,
+    local_indexes::LocalIndexes,
+    prefetch,
+    soci_index::{self, Found, IndexChoice, IndexPolicy, SociIndex},
+};
+use crate::{
+    compact::manifest::LayerIndex,
+    engine::attach::types::{Basis, Event},
+    error::{Error, Kind, Result, ResultExt},
+    layer::{Disk, LayerBlob, Options, Store, TableBytes},
+    oci::{Digest, Platform, Reference},
+    source::{Access, Source},
+};
+
+/// Layers that are opened at a time.
+pub const LAYERS_AT_ONCE: usize = 16;
+/// Layers that are streamed at a time; each has several connections and a decoder.
+const STREAMS_AT_ONCE: usize = 3;
+
+/// The disks and the local indexes below a root.
+pub struct Disks {
+    root: PathBuf,
+    store: Arc<Store>,
+}
+
+/// An image whose layers all have disks.
+pub struct OpenedImage {
+    /// The image.
+    pub image: Image,
+    /// The SOCI index in use.
+    pub index: Option<SociIndex>,
+    /// The compact index in use, which goes before it.
+    pub compact: Option<CompactIndex>,
+    /// Its layers, topmost first. Equal ones appear once.
+    pub layers: Vec<OpenedLayer>,
+    /// What the person should know.
+    pub warnings: Vec<String>,
+}
+
+/// A layer that has a disk.
+pub struct OpenedLayer {
+    /// The disk.
+    pub disk: Arc<Disk>,
+    /// How it came to be.
+    pub basis: Basis,
+}
+
+/// Who is told what happens.
+pub type Events<'a> = &'a (dyn Fn(Event) + Send + Sync);
+
+impl Disks {
+    /// Opens a root; `Busy` when another process has it.
+    pub fn open(root: &Path) -> Result<Self> {
+        Self::open_with(root, Options::default())
+    }
+
+    /// As [`Disks::open`], with options of the store.
+    pub fn open_with(root: &Path, options: Options) -> Result<Self> {
+        Ok(Self {
+            root: root.to_owned(),
+            store: Store::open_with(root, options)?,
+        })
+    }
+
+    /// The folders of the disks.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// Resolves an image and opens or makes a disk for each of its layers: from its table where a compact index has one, from its zTOC
+    /// where a SOCI index has one, else by streaming it.
+    pub async fn open_image(
+        &self,
+        reference: &Reference,
+        access: &Access,
+        platform: Option<&Platform>,
+        choice: &IndexChoice,
+        event: Events<'_>,
+    ) -> Result<OpenedImage> {
+        let source = Source::open(reference, access).await?;
+        let image = Image::resolve(&source, platform).await?;
+        let mut found = soci_index::find(&image, choice, &LocalIndexes::open(&self.root)?).await?;
+        let mut warnings = std::mem::take(&mut found.warnings);
+        let layers = topmost_first(&image.layers);
+        let indexed = layers
+            .iter()
+            .filter(|layer| {
+                let compact = found.compact.as_ref();
+                let compact = compact.and_then(|compact| compact.layer(&layer.digest));
+                let index = found.index.as_ref();
+                compact.is_some() || index.is_some_and(|it| it.ztoc(&layer.digest).is_some())
+            })
+            .count();
+        event(Event::Resolved {
+            layers: layers.len(),
+            indexed,
+        });
+
+        let streams = Semaphore::new(STREAMS_AT_ONCE);
+        let opening: Vec<_> = layers
+            .into_iter()
+            .map(async |layer| {
+                self.layer(layer, &image.source, &found, choice, &streams, event)
+                    .await
+                    .map_err(|error| image.explain(&layer.digest, error))
+            })
+            .collect();
+        let opened: Vec<(OpenedLayer, Option<String>)> = futures_util::stream::iter(opening)
+            .buffered(LAYERS_AT_ONCE)
+            .try_collect()
+            .await?;
+        let (layers, not_lazy): (Vec<_>, Vec<_>) = opened.into_iter().unzip();
+        warnings.extend(not_lazy.into_iter().flatten());
+        warnings.iter().for_each(|message| {
+            event(Event::Warning {
+                message: message.clone(),
+            })
+        });
+        self.store
+            .belong_together(layers.iter().map(|layer| &layer.disk));
+        prefetch::start(&self.store, &found, &layers);
+        Ok(OpenedImage {
+            image,
+            index: found.index,
+            compact: found.compact,
+            layers,
+            warnings,
+        })
+    }
+
+    /// Opens a layer; with a warning when it is not lazy although it has a zTOC.
+    async fn layer(
+        &self,
+        layer: &LayerBlob,
+        source: &Source,
+        found: &Found,
+        choice: &IndexChoice,
+        streams: &Semaphore,
+        event: Events<'_>,
+    ) -> Result<(OpenedLayer, Option<String>)> {
+        let context = |error: Error| error.context(format!("layer {}", layer.digest));
+        if let Some(disk) = self.store.verified(layer).map_err(context)? {
+            let basis = Basis::Verified;
+            return Ok((OpenedLayer { disk, basis }, None));
+        }
+        let index = found.index.as_ref();
+        let (mut why, mut warning) = (not_indexed(layer, index, choice), None);
+        if let Some(compact) = &found.compact
+            && let Some(part) = compact.layer(&layer.digest)
+        {
+            match self.compact(layer, part, source, compact).await {
+                Ok(disk) => {
+                    let basis = Basis::Compact;
+                    return Ok((OpenedLayer { disk, basis }, None));
+                }
+                Err(error) if is_the_table(&error) => {
+                    why = error.report();
+                    warning = Some(format!(
+                        "layer {} does without its compact index: {why}",
+                        layer.digest
+                    ));
+                }
+                Err(error) => return Err(context(error)),
+            }
+        }
+        if let Some(index) = index
+            && let Some(table) = index.ztoc(&layer.digest)
+        {
+            match self.indexed(layer, &table, source, index).await {
+                Ok(disk) => {
+                    let basis = Basis::Ztoc;
+                    return Ok((OpenedLayer { disk, basis }, warning));
+                }
+                Err(error) if is_the_table(&error) => {
+                    why = error.report();
+                    warning = Some(format!("layer {} is not lazy: {why}", layer.digest));
+                }
+                Err(error) => return Err(context(error)),
+            }
+        }
+        let _permit = streams
+            .acquire()
+            .await
+            .or_kind(Kind::Io, || "waiting to stream".into())?;
+        let progress = |done| {
+            event(Event::Streaming {
+                layer: layer.digest,
+                done,
+                size: layer.size,
+            })
+        };
+        let disk = self
+            .store
+            .streamed(layer, source, &progress)
+            .await
+            .map_err(context)?;
+        let basis = Basis::Whole { why };
+        Ok((OpenedLayer { disk, basis }, warning))
+    }
+
+    async fn compact(
+        &self,
+        layer: &LayerBlob,
+        part: &LayerIndex,
+        source: &Source,
+        compact: &CompactIndex,
+    ) -> Result<Arc<Disk>> {
+        let table = TableBytes::new(compact.fetch_table(part), compact.source.is_here());
+        self.store
+            .compact(layer, part, table, &compact.source, source)
+            .await
+    }
+
+    async fn indexed(
+        &self,
+        layer: &LayerBlob,
+        table: &Digest,
+        source: &Source,
+        index: &SociIndex,
+    ) -> Result<Arc<Disk>> {
+        let ztoc = TableBytes::new(index.fetch_ztoc(&layer.digest), index.place().is_here());
+        self.store.indexed(layer, table, ztoc, source).await
+    }
+}
+
+/// Whether the table is at fault, and not the layer: the layer itself can be read without one.
+pub(crate) fn is_the_table(error: &Error) -> bool {
+    matches!(
+        error.kind(),
+        Kind::Corrupt | Kind::Unsupported | Kind::NotFound
+    )
+}
+
+/// Why no zTOC is known for a layer.
+fn not_indexed(layer: &LayerBlob, index: Option<&SociIndex>, choice: &IndexChoice) -> String {
+    match (index, choice.policy) {
+        (Some(index), _) => index.unreadable.get(&layer.digest).map_or_else(
+            || format!("SOCI index {} has no zTOC for it", index.digest),
+            Clone::clone,
+        ),
+        (None, IndexPolicy::None) => "--index-policy none takes no SOCI index".to_owned(),
+        (None, IndexPolicy::V2) => "no SOCI index counts for the image: it names none of its own, this host has none, and --index-policy v2 takes none that was pushed to its repository".to_owned(),
+        (None, IndexPolicy::Any) => "no SOCI index counts for the image: it names none, its repository has none, and this host has none".to_owned(),
+    }
+}
+
+/// The layers to stack, topmost first. A layer that occurs twice is stacked once, topmost: the same super block twice is ELOOP, and what
+/// the lower one would show is the same.
+fn topmost_first(layers: &[LayerBlob]) -> Vec<&LayerBlob> {
+    let mut seen = HashSet::new();
+    layers
+        .iter()
+        .rev()
+        .filter(|layer| seen.insert(layer.digest))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::Packing;
+
+    #[test]
+    fn an_equal_layer_is_stacked_once_and_topmost() {
+        let layer = |n: u8| LayerBlob {
+            digest: Digest::new([n; 32]),
+            size: 1,
+            packing: Packing::Gzip,
+            diff_id: Digest::new([n; 32]),
+        };
+        let layers = [layer(1), layer(2), layer(1), layer(3), layer(2)];
+        let stacked: Vec<u8> = topmost_first(&layers)
+            .iter()
+            .map(|layer| layer.digest.bytes()[0])
+            .collect();
+        assert_eq!(stacked, [2, 3, 1]);
+    }
+}

@@ -1,0 +1,116 @@
+//! What an index says that a start will want, fetched while the image is being mounted.
+//!
+//! The lists are small blobs; they are fetched, and then followed, in the background: an attach does not wait for them, and what cannot
+//! be had or read costs nothing but a line in the log. The order counts over all layers.
+
+use std::sync::{Arc, Weak};
+
+use futures_util::{StreamExt as _, stream};
+
+use super::{
+    disks::{LAYERS_AT_ONCE, OpenedLayer},
+    soci_index::{Found, Place},
+};
+use crate::{
+    compact::manifest::MAX_PREFETCH_BYTES,
+    engine::attach::types::Basis,
+    error::{Kind, Result, ResultExt as _},
+    layer::{Disk, Listed, Store},
+    oci::manifest::MAX_MANIFEST_BYTES,
+    soci::{index::BlobRef, prefetch::Prefetch},
+};
+
+/// A list of a disk's spans that is to be had.
+struct List {
+    disk: Weak<Disk>,
+    place: Place,
+    blob: BlobRef,
+    limit: u64,
+}
+
+/// Starts to fetch what the indexes list for these layers, each in the numbers of the table that its disk was made from. Returns at once.
+pub(crate) fn start(store: &Arc<Store>, found: &Found, layers: &[OpenedLayer]) {
+    let incomplete = layers.iter().filter(|layer| !layer.disk.is_complete());
+    let lists: Vec<List> = incomplete
+        .filter_map(|layer| list_of(found, layer))
+        .collect();
+    if lists.is_empty() {
+        return;
+    }
+    let store = Arc::clone(store);
+    tokio::spawn(async move {
+        let mut listed: Vec<(i64, Listed)> = Vec::new();
+        let mut fetched = stream::iter(lists)
+            .map(|list| async move { (read(&list).await, list) })
+            .buffered(LAYERS_AT_ONCE);
+        while let Some((read, list)) = fetched.next().await {
+            let Some(disk) = list.disk.upgrade() else {
+                continue;
+            };
+            match read {
+                Ok(list) => listed.extend(of_disk(&disk, &list)),
+                Err(error) => left_out(&disk, &error.report()),
+            }
+        }
+        listed.sort_by_key(|(priority, _)| *priority);
+        store.prefetch(listed.into_iter().map(|(_, listed)| listed).collect());
+    });
+}
+
+/// The list of a layer, if there is one.
+fn list_of(found: &Found, layer: &OpenedLayer) -> Option<List> {
+    let disk = &layer.disk;
+    let digest = &disk.layer().digest;
+    let (place, blob, limit) = match layer.basis {
+        Basis::Compact => {
+            let compact = found.compact.as_ref()?;
+            let list = compact.manifest.prefetch_of(compact.layer(digest)?)?;
+            let blob = BlobRef {
+                digest: list.blob,
+                size: list.size,
+            };
+            let place = Place::Source(compact.source.clone());
+            (place, blob, MAX_PREFETCH_BYTES)
+        }
+        Basis::Ztoc => {
+            let index = found.index.as_ref()?;
+            let blob = match index.manifest.prefetch_of(digest) {
+                Ok(blob) => blob?,
+                Err(error) => {
+                    left_out(disk, &error.to_string());
+                    return None;
+                }
+            };
+            (index.place().clone(), blob, MAX_MANIFEST_BYTES)
+        }
+        _ => return None,
+    };
+    Some(List {
+        disk: Arc::downgrade(disk),
+        place,
+        blob,
+        limit,
+    })
+}
+
+async fn read(list: &List) -> Result<Prefetch> {
+    let bytes = list.place.blob(&list.blob, list.limit).await?;
+    Prefetch::parse(&bytes).or_kind(Kind::Corrupt, || {
+        format!("prefetch artifact {}", list.blob.digest)
+    })
+}
+
+fn left_out(disk: &Disk, error: &str) {
+    let layer = disk.layer().digest;
+    tracing::warn!(%layer, error, "a list of spans to prefetch is left out");
+}
+
+fn of_disk(disk: &Arc<Disk>, list: &Prefetch) -> Vec<(i64, Listed)> {
+    let (_, count) = disk.span_counts();
+    let runs = list.in_order(count).into_iter();
+    runs.map(|(priority, spans)| {
+        let disk = Arc::clone(disk);
+        (priority, Listed { disk, spans })
+    })
+    .collect()
+}

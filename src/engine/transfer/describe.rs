@@ -1,0 +1,165 @@
+//! What a reference leads to, whatever it is, and what refers to it.
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::referrers::{self, Companion};
+use crate::{
+    error::{Kind, Result},
+    oci::{
+        Digest,
+        artifact::{what_is, what_is_type},
+    },
+    soci::index::{IMAGE_MANIFEST_DIGEST, INDEX_DIGEST},
+    source::Source,
+};
+
+/// Entries of an index that are shown.
+const MAX_ENTRIES: usize = 4096;
+
+/// What a reference leads to.
+#[derive(Clone, Debug, Serialize)]
+pub struct Description {
+    /// The reference.
+    pub reference: String,
+    /// The digest of its manifest.
+    pub digest: Digest,
+    /// The manifest's media type.
+    pub media_type: String,
+    /// Its artifact type: its own word, else, of what is no image, its configuration's media type.
+    pub artifact_type: Option<String>,
+    /// Bytes of the manifest.
+    pub size: usize,
+    /// What it is, e.g. `an image index`.
+    pub what: String,
+    /// Whether images are taken from it.
+    pub is_image: bool,
+    /// The manifest that it refers to.
+    pub subject: Option<String>,
+    /// What an index lists.
+    pub entries: Vec<Listed>,
+    /// What refers to it, and to what it lists; sorted by artifact type.
+    pub referrers: Vec<Companion>,
+    /// What the person should know: a SOCI index that a copy has lost.
+    pub warnings: Vec<String>,
+}
+
+/// An entry of an index.
+#[derive(Clone, Debug, Serialize)]
+pub struct Listed {
+    /// Its manifest.
+    pub digest: String,
+    /// e.g. `linux/arm64`.
+    pub platform: Option<String>,
+    /// What it is said to be.
+    pub what: String,
+    /// The SOCI index (version 2) that it names, or the image that it is the SOCI index of.
+    pub bound_to: Option<String>,
+    /// Whether its manifest is there.
+    pub is_there: bool,
+}
+
+/// Describes what a source's reference leads to.
+pub async fn describe(source: &Source) -> Result<Description> {
+    let root = source.root_manifest().await?;
+    let document: Value = serde_json::from_slice(&root.bytes).unwrap_or_default();
+    let what = what_is(&root.bytes, &root.media_type);
+    let text = |value: &Value| {
+        value
+            .as_str()
+            .filter(|text| !text.is_empty())
+            .map(str::to_owned)
+    };
+    let mut described = Description {
+        reference: source.reference().to_string(),
+        digest: root.digest,
+        media_type: root.media_type.clone(),
+        artifact_type: match what.is_image() {
+            true => text(&document["artifactType"]),
+            false => text(&document["artifactType"]).or(text(&document["config"]["mediaType"])),
+        },
+        size: root.bytes.len(),
+        what: what.to_string(),
+        is_image: what.is_image(),
+        subject: text(&document["subject"]["digest"]),
+        entries: Vec::new(),
+        referrers: referrers::of(source, &root.digest).await?,
+        warnings: Vec::new(),
+    };
+    if what.is_image() {
+        described.lost(source, &document).await?;
+    }
+    let entries = document["manifests"].as_array().into_iter().flatten();
+    for entry in entries.take(MAX_ENTRIES) {
+        described.entry(source, entry).await?;
+    }
+    described
+        .referrers
+        .sort_by(|one, other| one.artifact_type.cmp(&other.artifact_type));
+    Ok(described)
+}
+
+impl Description {
+    async fn entry(&mut self, source: &Source, entry: &Value) -> Result<()> {
+        let digest = entry["digest"].as_str().unwrap_or_default().to_owned();
+        let found = match digest.parse() {
+            Ok(digest) => match source.manifest(&digest).await {
+                Ok(manifest) => Some(manifest),
+                Err(error) if error.kind() == Kind::NotFound => None,
+                Err(error) => return Err(error),
+            },
+            Err(_) => None,
+        };
+        let platform = &entry["platform"];
+        let part = |key: &str| platform[key].as_str().unwrap_or_default();
+        let annotation = |key: &str| entry["annotations"][key].as_str().map(str::to_owned);
+        let what = match (&found, entry["artifactType"].as_str()) {
+            (Some(manifest), _) => what_is(&manifest.bytes, &manifest.media_type).to_string(),
+            (None, Some(kind)) => what_is_type(kind).to_string(),
+            (None, None) => "not there".to_owned(),
+        };
+        self.entries.push(Listed {
+            platform: platform.is_object().then(|| {
+                let mut name = format!("{}/{}", part("os"), part("architecture"));
+                if !part("variant").is_empty() {
+                    name.push_str(&format!("/{}", part("variant")));
+                }
+                name
+            }),
+            what,
+            bound_to: annotation(INDEX_DIGEST).or(annotation(IMAGE_MANIFEST_DIGEST)),
+            is_there: found.is_some(),
+            digest,
+        });
+        if let Some(manifest) = found {
+            let document: Value = serde_json::from_slice(&manifest.bytes).unwrap_or_default();
+            self.lost(source, &document).await?;
+            self.referrers
+                .extend(referrers::of(source, &manifest.digest).await?);
+        }
+        Ok(())
+    }
+
+    /// Says when a manifest names a SOCI index that is not here.
+    async fn lost(&mut self, source: &Source, manifest: &Value) -> Result<()> {
+        let Some(named) = manifest["annotations"][INDEX_DIGEST].as_str() else {
+            return Ok(());
+        };
+        let is_there = match named.parse() {
+            Ok(digest) => match source.manifest(&digest).await {
+                Ok(_) => true,
+                Err(error) if error.kind() == Kind::NotFound => false,
+                Err(error) => return Err(error),
+            },
+            Err(_) => false,
+        };
+        if !is_there {
+            let named: String = named.chars().take(255).collect();
+            self.warnings.push(format!(
+                "an image names the SOCI index {named}, which is not here: a copy has lost it; `socinbd copy` from where it is brings it, \
+                 or `socinbd convert` makes one"
+            ));
+        }
+        Ok(())
+    }
+}

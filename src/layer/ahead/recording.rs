@@ -1,0 +1,64 @@
+//! Which spans were read, in the order of their first use: what a recording of a start is made of.
+
+use std::{
+    collections::HashSet,
+    ops::Range,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use crate::{oci::Digest, units::LayerOffset};
+
+/// The first use of a span.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Touch {
+    /// The layer.
+    pub layer: Digest,
+    /// The span's bytes of the layer: they mean the same to every table of it.
+    pub bytes: Range<LayerOffset>,
+}
+
+/// All disks of a store note here.
+#[derive(Default)]
+pub(crate) struct Touches(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    order: Vec<Touch>,
+    seen: HashSet<Touch>,
+}
+
+impl Touches {
+    pub(crate) fn note(&self, touches: impl Iterator<Item = Touch>) {
+        let mut state = self.state();
+        for touch in touches {
+            if state.seen.insert(touch.clone()) {
+                state.order.push(touch);
+            }
+        }
+    }
+
+    pub(crate) fn in_order(&self) -> Vec<Touch> {
+        self.state().order.clone()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_first_use_counts() {
+        let touch = |start| Touch {
+            layer: Digest::of(b"layer"),
+            bytes: LayerOffset(start)..LayerOffset(start + 1),
+        };
+        let touches = Touches::default();
+        touches.note([touch(3), touch(1)].into_iter());
+        touches.note([touch(1), touch(2), touch(3)].into_iter());
+        assert_eq!(touches.in_order(), [touch(3), touch(1), touch(2)]);
+    }
+}

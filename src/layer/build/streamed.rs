@@ -1,0 +1,272 @@
+//! The disk of a layer without a zTOC: the whole blob passes once, is checked, and fills the disk on its way.
+
+use std::{
+    collections::HashMap,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use tokio::sync::{mpsc, watch};
+
+use super::{
+    entry_table, import,
+    stream_sink::{self, DiskSink},
+};
+use crate::{
+    error::{Error, Kind, Result, ResultExt as _},
+    ext4::Layout,
+    layer::{
+        disk::Disk,
+        read::sources::Sources,
+        repair::pieces,
+        store::{Store, blocking},
+        stored::{
+            folder::{self, Draft},
+            state::State,
+        },
+        types::LayerBlob,
+    },
+    oci::Digest,
+    soci::build::{self, Indexed, LayerIndexer},
+    source::Source,
+    tree::Tree,
+};
+
+/// Pieces of the blob that may wait between the network and the thread that unpacks.
+const QUEUE_LENGTH: usize = 32;
+
+/// How far a stream is.
+#[derive(Clone, Default)]
+struct Progress {
+    bytes: u64,
+    outcome: Option<Result<Arc<Disk>, Arc<Error>>>,
+}
+
+/// The blob, and what its content must be.
+type Key = (Digest, Digest);
+
+/// The streams that are running. A stream ends when nobody waits for it.
+#[derive(Default)]
+pub(crate) struct Streams(Mutex<HashMap<Key, Weak<watch::Sender<Progress>>>>);
+
+impl Streams {
+    /// The stream of this key; the sender comes with it when it has to be started.
+    fn join(
+        &self,
+        key: Key,
+    ) -> (
+        watch::Receiver<Progress>,
+        Option<Arc<watch::Sender<Progress>>>,
+    ) {
+        let mut streams = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        streams.retain(|_, stream| stream.strong_count() > 0);
+        let entry = streams.entry(key).or_default();
+        if let Some(sender) = entry.upgrade() {
+            return (sender.subscribe(), None);
+        }
+        let (sender, receiver) = watch::channel(Progress::default());
+        let sender = Arc::new(sender);
+        *entry = Arc::downgrade(&sender);
+        (receiver, Some(sender))
+    }
+}
+
+impl Store {
+    /// The disk of a layer that has no zTOC: streamed once, indexed as it passes, complete at the end. `progress` is called with the
+    /// compressed bytes so far. One stream a layer, however many ask.
+    pub async fn streamed(
+        self: &Arc<Self>,
+        layer: &LayerBlob,
+        source: &Source,
+        progress: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<Arc<Disk>> {
+        self.enter();
+        loop {
+            let (mut receiver, sender) = self.streams.join((layer.digest, layer.diff_id));
+            if let Some(sender) = sender {
+                let store = Arc::clone(self);
+                let (layer, source) = (layer.clone(), source.clone());
+                self.spawn(async move {
+                    let outcome = tokio::select! {
+                        outcome = store.find_or_stream(&layer, &source, &sender) => outcome,
+                        () = sender.closed() => return,
+                    };
+                    sender
+                        .send_modify(|progress| progress.outcome = Some(outcome.map_err(Arc::new)));
+                });
+            }
+            loop {
+                let (bytes, outcome) = {
+                    let state = receiver.borrow_and_update();
+                    (state.bytes, state.outcome.clone())
+                };
+                progress(bytes);
+                match outcome {
+                    Some(Ok(disk)) => return Ok(disk),
+                    Some(Err(error)) => {
+                        let context = format!("layer {} could not be unpacked", layer.digest);
+                        return Err(Error::with_source(error.kind(), context, error));
+                    }
+                    None => {}
+                }
+                if receiver.changed().await.is_err() {
+                    break; // it was ending because nobody waited: start anew
+                }
+            }
+        }
+    }
+
+    async fn find_or_stream(
+        self: &Arc<Self>,
+        layer: &LayerBlob,
+        source: &Source,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<Arc<Disk>> {
+        let store = Arc::clone(self);
+        let known = (layer.clone(), source.clone());
+        let disk = blocking(move || {
+            let (layer, source) = known;
+            let disk = store.verified(&layer)?;
+            if let Some(disk) = &disk {
+                disk.sources().add(&source)?;
+            }
+            Ok(disk)
+        });
+        if let Some(disk) = disk.await? {
+            return Ok(disk);
+        }
+        let (draft, table) = stream(&self.new_folder(), layer, source, progress).await?;
+        let store = Arc::clone(self);
+        let layer = layer.digest;
+        blocking(move || store.publish(draft, &layer, &table)).await
+    }
+}
+
+/// What the network gives to the thread that unpacks. A queue that ends without [`Piece::End`] was broken off.
+enum Piece {
+    Bytes(Bytes),
+    End,
+}
+
+/// The disk of a layer that was streamed before, as it comes once more; and its table.
+pub(crate) async fn once_more(disk: &Disk, source: &Source) -> Result<(Draft, Digest)> {
+    let (progress, _) = watch::channel(Progress::default());
+    stream(&disk.store().new_folder(), disk.layer(), source, &progress).await
+}
+
+/// Takes the blob from the source to a draft of its disk.
+async fn stream(
+    new: &Path,
+    layer: &LayerBlob,
+    source: &Source,
+    progress: &watch::Sender<Progress>,
+) -> Result<(Draft, Digest)> {
+    let mut blob = source.stream(&layer.digest, layer.size).await?;
+    let (pieces, queue) = mpsc::channel(QUEUE_LENGTH);
+    let unpacking = {
+        let (new, layer, source) = (new.to_owned(), layer.clone(), source.clone());
+        blocking(move || unpack(&new, &layer, &source, queue))
+    };
+    let reading = async move {
+        let mut bytes = 0;
+        while let Some(piece) = blob.next().await {
+            let piece = piece?;
+            bytes += piece.len() as u64;
+            if pieces.send(Piece::Bytes(piece)).await.is_err() {
+                return Ok(()); // the other side says why
+            }
+            progress.send_modify(|progress| progress.bytes = bytes);
+        }
+        let _ = pieces.send(Piece::End).await; // likewise
+        Ok(())
+    };
+    let (read, unpacked) = tokio::join!(reading, unpacking);
+    read?;
+    unpacked
+}
+
+/// Unpacks the blob to a new disk, and checks it. Blocks.
+fn unpack(
+    new: &Path,
+    layer: &LayerBlob,
+    source: &Source,
+    mut queue: mpsc::Receiver<Piece>,
+) -> Result<(Draft, Digest)> {
+    let draft = Draft::new(new)?;
+    let folder = draft.folder();
+    let write = || import::cannot_write(folder, folder::DISK);
+    let options = build::Options {
+        span_size: 4 << 20,
+        build_tool: String::new(),
+        ztoc: false,
+        compact_span_size: None,
+        diff_id: true,
+        checked_digest: None,
+    };
+    let sink = DiskSink::new(folder.create(folder::DISK)?);
+    let mut indexer = LayerIndexer::new(layer.packing, options, sink);
+    loop {
+        match queue.blocking_recv() {
+            Some(Piece::Bytes(bytes)) => indexer
+                .write(&bytes)
+                .map_err(|error| unpack_error(error, write))?,
+            Some(Piece::End) => break,
+            None => return Err(Error::new(Kind::Unavailable, "the stream was broken off")),
+        }
+    }
+    let (indexed, sink) = indexer
+        .finish()
+        .map_err(|error| unpack_error(error, write))?;
+    check(layer, &indexed)?;
+
+    let table = entry_table::digest(&indexed.entries);
+    let tree = Tree::build(&indexed.entries)
+        .or_kind(Kind::Unsupported, || "its files make no tree".to_owned())?;
+    let mut layout = Layout::new(&tree, &indexed.entries, table.bytes())
+        .or_kind(Kind::Unsupported, || "its files do not fit ext4".to_owned())?;
+    let regions = import::used_regions(&mut layout, &tree, &indexed.entries)?;
+    let disk = sink.finish(&regions).or_kind(Kind::Io, write)?;
+    import::write_metadata(disk, &layout).or_kind(Kind::Io, write)?;
+    pieces::write(folder, &folder.open(folder::DISK)?)?;
+    folder.write(folder::SPANS, &[])?;
+    folder.write(folder::SOURCES, &Sources::encode_one(source))?;
+    import::write_common(folder, &regions, &import::stacking_facts(tree))?;
+    let mut state = State::new(layer, table, regions.size(), 0);
+    state.complete = true;
+    state.verified = true;
+    folder.write(folder::STATE, &state.encode())?;
+    Ok((draft, table))
+}
+
+/// The blob is what the image says: its size, its digest, and what it unpacks to.
+fn check(layer: &LayerBlob, found: &Indexed) -> Result<()> {
+    let wrong = |what: &str, found: &dyn std::fmt::Display, expected: &dyn std::fmt::Display| {
+        Err(Error::new(
+            Kind::Corrupt,
+            format!("its {what} is {found}, and not {expected}"),
+        ))
+    };
+    if found.size != layer.size {
+        return wrong("size", &found.size, &layer.size);
+    }
+    if found.digest != layer.digest {
+        return wrong("digest", &found.digest, &layer.digest);
+    }
+    match &found.diff_id {
+        Some(diff_id) if *diff_id != layer.diff_id => wrong("diff ID", diff_id, &layer.diff_id),
+        _ => Ok(()),
+    }
+}
+
+fn unpack_error(error: build::Error<stream_sink::Error>, write: impl FnOnce() -> String) -> Error {
+    use stream_sink::Error as Sink;
+    match error {
+        build::Error::Sink(Sink::Write(error)) => Error::with_source(Kind::Io, write(), error),
+        build::Error::Sink(Sink::Place(error)) => {
+            Error::with_source(Kind::Unsupported, "its files do not fit ext4", error)
+        }
+        error => Error::with_source(Kind::Corrupt, "it cannot be read to its end", error),
+    }
+}

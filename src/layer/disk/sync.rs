@@ -1,0 +1,52 @@
+//! What brings spans to the disk behind the readers' backs: one thread for all disks of a store.
+
+use std::{
+    sync::{
+        Weak,
+        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::Disk;
+
+/// How long a span's bit may lag behind its data: what a kill may cost in fetches.
+const LAG: Duration = Duration::from_secs(1);
+
+/// Starts the thread; it ends when the sender is dropped.
+pub(crate) fn start() -> std::io::Result<(Sender<Weak<Disk>>, thread::JoinHandle<()>)> {
+    let (sender, receiver) = channel();
+    let thread = thread::Builder::new()
+        .name("sync".to_owned())
+        .spawn(move || work(&receiver))?;
+    Ok((sender, thread))
+}
+
+fn work(receiver: &Receiver<Weak<Disk>>) {
+    while let Ok(first) = receiver.recv() {
+        let mut disks = vec![first];
+        let until = Instant::now() + LAG;
+        let open = loop {
+            match receiver.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                Ok(disk) => disks.push(disk),
+                Err(RecvTimeoutError::Timeout) => break true,
+                // the store closes: do it at once
+                Err(RecvTimeoutError::Disconnected) => break false,
+            }
+        };
+        // a disk that is gone has synced itself
+        for disk in disks.iter().filter_map(Weak::upgrade) {
+            if let Err(error) = disk.sync() {
+                tracing::warn!(
+                    layer = %disk.layer().digest,
+                    "the layer's disk could not be synced: {}",
+                    error.report()
+                );
+            }
+        }
+        if !open {
+            return;
+        }
+    }
+}

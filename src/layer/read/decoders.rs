@@ -1,0 +1,212 @@
+//! The threads that verify, inflate and scatter spans. Never the async workers: a span takes them for ten milliseconds and more.
+
+use std::{
+    collections::VecDeque,
+    panic::AssertUnwindSafe,
+    sync::{Arc, Condvar, Mutex, PoisonError},
+    thread,
+    time::Duration,
+};
+
+use tokio::sync::{Semaphore, oneshot};
+
+use super::in_flight::Effort;
+use crate::gzip::inflate::SpanDecoder;
+
+/// What a decoding thread does: it gets that thread's decoder.
+struct Job {
+    effort: Arc<Effort>,
+    run: Box<dyn FnOnce(&mut SpanDecoder) + Send>,
+}
+
+/// Jobs that may wait for a thread; who comes later waits in the async side.
+const QUEUE_LENGTH: usize = 64;
+
+/// A thread that has had nothing to do for so long gives its memory back.
+const IDLE: Duration = Duration::from_secs(5);
+
+/// A job did not end: a bug of ours, for bytes from outside do not panic.
+#[derive(Debug, thiserror::Error)]
+#[error("the decoding thread failed")]
+pub(crate) struct Failed;
+
+struct Queue {
+    jobs: Mutex<State>,
+    changed: Condvar,
+    room: Semaphore,
+}
+
+#[derive(Default)]
+struct State {
+    jobs: VecDeque<Job>,
+    closed: bool,
+}
+
+/// The pool; its threads end with it.
+pub(crate) struct Decoders(Arc<Queue>);
+
+impl Decoders {
+    /// Starts the threads.
+    pub(crate) fn start(threads: usize) -> std::io::Result<Self> {
+        let queue = Arc::new(Queue {
+            jobs: Mutex::default(),
+            changed: Condvar::new(),
+            room: Semaphore::new(QUEUE_LENGTH),
+        });
+        let pool = Self(Arc::clone(&queue));
+        for number in 0..threads.max(1) {
+            let queue = Arc::clone(&queue);
+            thread::Builder::new()
+                .name(format!("decode-{number}"))
+                .spawn(move || work(&queue))?;
+        }
+        Ok(pool)
+    }
+
+    /// Runs a job on one of the threads; before those of efforts that nobody waits for, if somebody waits for this one.
+    pub(crate) async fn run<T: Send + 'static>(
+        &self,
+        effort: &Arc<Effort>,
+        job: impl FnOnce(&mut SpanDecoder) -> T + Send + 'static,
+    ) -> Result<T, Failed> {
+        let (done, result) = oneshot::channel();
+        let room = self.0.room.acquire().await.map_err(|_| Failed)?;
+        room.forget(); // given back by the thread that takes the job
+        self.0.push(Job {
+            effort: Arc::clone(effort),
+            run: Box::new(move |decoder| {
+                // nobody waits any more: the work is done all the same
+                let _ = done.send(job(decoder));
+            }),
+        });
+        result.await.map_err(|_| Failed)
+    }
+}
+
+impl Drop for Decoders {
+    fn drop(&mut self) {
+        self.0.lock().closed = true;
+        self.0.changed.notify_all();
+    }
+}
+
+impl Queue {
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn push(&self, job: Job) {
+        self.lock().jobs.push_back(job);
+        self.changed.notify_one();
+    }
+
+    /// The next job; `None` when there is none for [`IDLE`] (`false`) or for ever (`true`).
+    fn pop(&self) -> Result<Job, bool> {
+        let mut state = self.lock();
+        loop {
+            // at most QUEUE_LENGTH are looked at
+            let awaited = state.jobs.iter().position(|job| job.effort.is_awaited());
+            if let Some(job) = state.jobs.remove(awaited.unwrap_or(0)) {
+                self.room.add_permits(1);
+                return Ok(job);
+            }
+            if state.closed {
+                return Err(true);
+            }
+            let (next, wait) = self
+                .changed
+                .wait_timeout(state, IDLE)
+                .unwrap_or_else(PoisonError::into_inner);
+            state = next;
+            if wait.timed_out() && state.jobs.is_empty() && !state.closed {
+                return Err(false);
+            }
+        }
+    }
+
+    /// As [`Self::pop`], for a thread that has no memory to give back.
+    fn pop_or_end(&self) -> Option<Job> {
+        loop {
+            match self.pop() {
+                Ok(job) => return Some(job),
+                Err(true) => return None,
+                Err(false) => {}
+            }
+        }
+    }
+}
+
+fn work(queue: &Queue) {
+    while let Some(mut job) = queue.pop_or_end() {
+        let mut decoder = SpanDecoder::default();
+        let closed = loop {
+            // a panic costs this job and this decoder, not the thread
+            let run = AssertUnwindSafe(|| (job.run)(&mut decoder));
+            if std::panic::catch_unwind(run).is_err() {
+                decoder = SpanDecoder::default();
+            }
+            match queue.pop() {
+                Ok(next) => job = next,
+                Err(closed) => break closed,
+            }
+        };
+        if closed {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layer::read::in_flight::Purpose;
+
+    fn effort(purpose: Purpose) -> Arc<Effort> {
+        Effort::new(purpose, None)
+    }
+
+    #[tokio::test]
+    async fn jobs_run_on_the_pools_threads_and_give_their_results() {
+        let pool = Decoders::start(2).unwrap();
+        let effort = effort(Purpose::Reader);
+        let jobs = (0..200).map(|number| {
+            pool.run(&effort, move |_| {
+                let name = thread::current().name().map(str::to_owned);
+                (number, name.is_some_and(|name| name.starts_with("decode-")))
+            })
+        });
+        let results = futures_util::future::join_all(jobs).await;
+        for (number, result) in results.into_iter().enumerate() {
+            assert_eq!(result.unwrap(), (number, true));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_panic_fails_its_job_only() {
+        let pool = Decoders::start(1).unwrap();
+        let effort = effort(Purpose::Reader);
+        let failed: Result<(), Failed> = pool.run(&effort, |_| panic!("a bug")).await;
+        assert!(failed.is_err());
+        assert_eq!(pool.run(&effort, |_| 7).await.unwrap(), 7);
+    }
+
+    #[test]
+    fn what_a_reader_waits_for_goes_first() {
+        let queue = Queue {
+            jobs: Mutex::default(),
+            changed: Condvar::new(),
+            room: Semaphore::new(0),
+        };
+        let (later, reader) = (effort(Purpose::Later), effort(Purpose::Reader));
+        for effort in [&later, &reader, &later, &reader] {
+            queue.push(Job {
+                effort: Arc::clone(effort),
+                run: Box::new(|_| ()),
+            });
+        }
+        let order: Vec<bool> = (0..4)
+            .map(|_| queue.pop_or_end().unwrap().effort.is_awaited())
+            .collect();
+        assert_eq!(order, [true, true, false, false]);
+    }
+}

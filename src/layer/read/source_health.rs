@@ -1,0 +1,220 @@
+//! What is remembered of a source: whether it answers, how soon, and when it is tried again after it has not.
+//!
+//! Two failures in a row, with nothing that came between them, and a source is *down*: others are asked before it. When its pause is
+//! over it is asked for a few bytes that no reader waits for (`race`); what comes of that brings it back, or doubles the pause. A source
+//! that is alone is asked all the same.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use crate::{
+    error::{Error, Kind},
+    oci::Reference,
+    source::Access,
+};
+
+/// Failures in a row that make a source down.
+const STRIKES: u32 = 2;
+
+/// The pause before a source that is down is tried again: at first, and at most.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LAST_PAUSE: Duration = Duration::from_secs(60);
+
+/// A source that has been up for so long begins with the first pause when it goes down again.
+const STEADY: Duration = Duration::from_secs(60);
+
+/// A source is late when its first byte takes so many times what it takes usually, ...
+const LATE: u32 = 4;
+/// ... within these bounds, ...
+const LEAST_LATE: Duration = Duration::from_millis(250);
+const MOST_LATE: Duration = Duration::from_secs(2);
+/// ... and after this when nothing is known of it.
+const LATE_AT_FIRST: Duration = Duration::from_secs(1);
+
+/// How much of the usual time what was seen before counts for.
+const WEIGHT: u32 = 7;
+
+/// Whether one source answers.
+#[derive(Default)]
+pub(crate) struct SourceHealth(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    strikes: u32,
+    down: Option<Down>,
+    /// The last pause, and since when it has not been needed.
+    pause: Option<(Duration, Instant)>,
+    first_byte: Option<Duration>,
+}
+
+/// A source that does not answer, for people.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct SourceDown {
+    /// Its reference.
+    pub source: String,
+    /// Seconds since it went down.
+    pub seconds: u64,
+    /// How it failed last.
+    pub error: String,
+}
+
+impl std::fmt::Display for SourceDown {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "the source {} is down since {} s, others are asked before it: {}",
+            self.source, self.seconds, self.error
+        )
+    }
+}
+
+/// A host that does not answer.
+struct Down {
+    since: Instant,
+    /// The last failure.
+    error: Arc<Error>,
+    retry_at: Instant,
+    pause: Duration,
+    is_being_tried: bool,
+}
+
+/// What a success or a failure has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    Nothing,
+    WentDown,
+    CameUp,
+}
+
+impl SourceHealth {
+    /// The first byte of an answer has come after this time.
+    pub(super) fn began_to_answer(&self, after: Duration) {
+        let mut state = self.lock();
+        let usual = state.first_byte.unwrap_or(after);
+        state.first_byte = Some((usual * WEIGHT + after) / (WEIGHT + 1));
+    }
+
+    /// It has brought what it was asked for.
+    pub(super) fn succeeded(&self) -> Change {
+        let mut state = self.lock();
+        state.strikes = 0;
+        let Some(down) = state.down.take() else {
+            return Change::Nothing;
+        };
+        state.pause = Some((down.pause, Instant::now()));
+        Change::CameUp
+    }
+
+    /// It has not.
+    pub(crate) fn failed(&self, error: &Arc<Error>) -> Change {
+        let now = Instant::now();
+        let mut state = self.lock();
+        state.strikes = state.strikes.saturating_add(1);
+        if let Some(down) = &mut state.down {
+            down.error = Arc::clone(error);
+            // those who had asked before the pause was over say nothing new
+            if now >= down.retry_at {
+                down.pause = (down.pause * 2).min(LAST_PAUSE);
+                down.retry_at = now + down.pause;
+                down.is_being_tried = false;
+            }
+            return Change::Nothing;
+        }
+        if state.strikes < STRIKES {
+            return Change::Nothing;
+        }
+        let pause = match state.pause {
+            Some((pause, up_since)) if now < up_since + STEADY => (pause * 2).min(LAST_PAUSE),
+            _ => FIRST_PAUSE,
+        };
+        state.down = Some(Down {
+            since: now,
+            error: Arc::clone(error),
+            retry_at: now + pause,
+            pause,
+            is_being_tried: false,
+        });
+        Change::WentDown
+    }
+
+    /// Whether others are to be asked before it.
+    pub(super) fn is_down(&self) -> bool {
+        self.lock().down.is_some()
+    }
+
+    /// Since when and why it is down, if it is, for this source.
+    pub(crate) fn down(&self, source: &Reference) -> Option<SourceDown> {
+        self.lock().down.as_ref().map(|down| SourceDown {
+            source: source.to_string(),
+            seconds: down.since.elapsed().as_secs(),
+            error: down.error.report(),
+        })
+    }
+
+    /// Whether it is down, and the caller has to try it now. True for one caller after each pause.
+    pub(super) fn begin_trial(&self) -> bool {
+        match &mut self.lock().down {
+            Some(down) if !down.is_being_tried && Instant::now() >= down.retry_at => {
+                down.is_being_tried = true;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// After what time without an answer another source is asked too.
+    pub(super) fn late_after(&self) -> Duration {
+        match self.lock().first_byte {
+            Some(usual) => (usual * LATE).clamp(LEAST_LATE, MOST_LATE),
+            None => LATE_AT_FIRST,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What two sources have in common that are up or down together: the host, and the way to it.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(crate) struct HostKey(String, Access);
+
+impl HostKey {
+    pub(crate) fn of(reference: &Reference, access: &Access) -> Self {
+        let host = match reference {
+            Reference::Registry { host, .. } => host.clone(),
+            Reference::Layout { path, .. } | Reference::Archive { path, .. } => {
+                format!("{}", path.display())
+            }
+        };
+        Self(host, access.clone())
+    }
+}
+
+/// The hosts of all sources of a store, as long as a disk knows one there.
+#[derive(Clone, Default)]
+pub(crate) struct Hosts(Arc<Mutex<HashMap<HostKey, Weak<SourceHealth>>>>);
+
+impl Hosts {
+    /// What is remembered of a host.
+    pub(crate) fn get(&self, key: HostKey) -> Arc<SourceHealth> {
+        let mut hosts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        hosts.retain(|_, health| health.strong_count() > 0);
+        let entry = hosts.entry(key).or_default();
+        entry.upgrade().unwrap_or_else(|| {
+            let health = Arc::default();
+            *entry = Arc::downgrade(&health);
+            health
+        })
+    }
+}
+
+/// Whether a failure is the host's: not an answer about this blob or these credentials.
+pub(super) fn is_of_host(kind: Kind) -> bool {
+    matches!(kind, Kind::Unavailable | Kind::Io | Kind::Kernel)
+}

@@ -1,0 +1,160 @@
+//! What the local disk has of a layer's spans, held against the checks that were written with them.
+
+use std::{io, os::unix::fs::FileExt as _};
+
+use crate::{
+    error::{Kind, Result, ResultExt as _},
+    ext4::BLOCK_SIZE,
+    layer::{
+        disk::Disk,
+        stored::{
+            folder,
+            seal::{self, is_damage},
+            span_record::SpanRecord,
+        },
+        verify::non_file_bytes::{self, Rest},
+    },
+    units::SpanId,
+};
+
+/// Bytes that are read at once.
+const PIECE: u64 = 256 << 10;
+
+/// Spans whose bytes are not what was written.
+#[derive(Debug, Default)]
+pub(crate) struct Lost {
+    /// Those whose data is wrong on the disk.
+    pub data: Vec<SpanId>,
+    /// Those of which only what is kept for the check of the layer is.
+    pub rest: Vec<SpanId>,
+    /// Those that have no check; nothing is known of them.
+    pub unchecked: Vec<SpanId>,
+    /// Bytes of all that were read.
+    pub bytes: u64,
+}
+
+impl Lost {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.data.is_empty() && self.rest.is_empty()
+    }
+
+    /// What is lost, for a person.
+    pub(crate) fn describe(&self, disk: &Disk) -> String {
+        let spans = |spans: &[SpanId]| match spans {
+            [one] => format!("span {one}"),
+            [first, ..] => format!("{} spans (from span {first} on)", spans.len()),
+            [] => String::new(),
+        };
+        let at = |name| disk.path().with_file_name(name).display().to_string();
+        let data = (!self.data.is_empty())
+            .then(|| format!("{} of {}", spans(&self.data), at(folder::DISK)));
+        let rest = (!self.rest.is_empty())
+            .then(|| format!("{} of {}", spans(&self.rest), at(folder::REST)));
+        let both: Vec<_> = data.into_iter().chain(rest).collect();
+        format!("the local disk has not kept {}", both.join(" and "))
+    }
+}
+
+/// Reads all spans that are present, and gives those that are lost. Without a `rest` only their data counts. `read` is told the
+/// bytes so far. Blocks.
+pub(crate) fn lost(disk: &Disk, rest: Option<&Rest>, mut read: impl FnMut(u64)) -> Result<Lost> {
+    let mut lost = Lost::default();
+    for span in (0..disk.spans().count()).map(SpanId) {
+        if !disk.has(span) {
+            continue;
+        }
+        let unread = || format!("span {span} of {} cannot be read", disk.path().display());
+        let mut record = record_of(disk, span).or_kind(Kind::Io, unread)?;
+        if record == SpanRecord::Absent && !disk.proof().is_bare(span) {
+            // it may have come since the last sync, which writes the records
+            disk.sync()?;
+            record = record_of(disk, span).or_kind(Kind::Io, unread)?;
+        }
+        let SpanRecord::Present(check) = record else {
+            match (record, rest) {
+                (SpanRecord::Absent, Some(_)) if !disk.proof().is_bare(span) => {
+                    lost.data.push(span)
+                }
+                (SpanRecord::Absent, Some(_)) => {} // it has nothing of a file, and has not come
+                _ => lost.unchecked.push(span),
+            }
+            continue;
+        };
+        let bytes = disk.spans().uncompressed(span);
+        lost.bytes += bytes.end.get() - bytes.start.get();
+        read(lost.bytes);
+        if !holds(data_checksum(disk, span), check.data).or_kind(Kind::Io, unread)? {
+            lost.data.push(span);
+        } else if let Some(rest) = rest {
+            let has_last = !check.has_last || last_is_whole(disk);
+            if !has_last || !holds(rest.checksum(span), check.rest).or_kind(Kind::Io, unread)? {
+                lost.rest.push(span);
+            }
+        }
+    }
+    Ok(lost)
+}
+
+/// What the file has of a span; what is damaged of it is absent.
+fn record_of(disk: &Disk, span: SpanId) -> io::Result<SpanRecord> {
+    match disk.bitmap().record(span) {
+        Err(error) if is_damage(&error) => Ok(SpanRecord::Absent),
+        record => record,
+    }
+}
+
+/// Whether bytes could be read and have their check.
+fn holds(found: io::Result<u32>, expected: u32) -> io::Result<bool> {
+    match found {
+        Err(error) if is_damage(&error) => Ok(false),
+        found => Ok(found? == expected),
+    }
+}
+
+fn last_is_whole(disk: &Disk) -> bool {
+    let bytes = disk.folder().read(folder::LAST);
+    bytes.is_ok_and(|bytes| seal::unseal(&bytes).is_some())
+}
+
+/// The CRC-32 of what the disk has of a span, as `scatter` gives it.
+pub(super) fn data_checksum(disk: &Disk, span: SpanId) -> io::Result<u32> {
+    let layer = disk.spans().uncompressed(span);
+    let mut crc = flate2::Crc::new();
+    let mut buffer = Vec::new();
+    for region in disk.regions().in_layer(&layer) {
+        let Some(part) = region.clip_layer(&layer) else {
+            continue;
+        };
+        let (mut position, end) = (part.disk.start.get(), part.disk.end.get());
+        while position < end {
+            buffer.resize((end - position).min(PIECE) as usize, 0);
+            disk.read_file(position, &mut buffer)?;
+            crc.update(&buffer);
+            position += buffer.len() as u64;
+        }
+    }
+    Ok(crc.sum())
+}
+
+/// Makes the zeros between the files' ends and their blocks' zero again, and gives the number of blocks where they were not.
+pub(super) fn mend_slack(disk: &Disk) -> io::Result<u64> {
+    let mut mended = 0;
+    let mut regions = non_file_bytes::all(disk.regions()).peekable();
+    let mut buffer = Vec::new();
+    while let Some(region) = regions.next() {
+        let end = region.disk.end.get();
+        // the pieces of a sparse file may share a block
+        let next = regions
+            .peek()
+            .map_or(u64::MAX, |next| next.disk.start.get());
+        let length = end.next_multiple_of(BLOCK_SIZE).min(next) - end;
+        buffer.resize(length as usize, 0); // less than a block
+        let is_read = disk.read_file(end, &mut buffer);
+        if length > 0 && (is_read.is_err() || buffer.iter().any(|byte| *byte != 0)) {
+            buffer.fill(0);
+            disk.file().write_all_at(&buffer, end)?;
+            mended += 1;
+        }
+    }
+    Ok(mended)
+}

@@ -1,0 +1,136 @@
+//! The checks of a disk whose layer was streamed, which has no spans: a CRC-32 of each 4 MiB of it, in the file `pieces`.
+
+use std::{fs::File, io, os::unix::fs::FileExt as _, sync::Arc};
+
+use tokio::sync::watch;
+
+use super::scrub::ScrubReport;
+use crate::{
+    error::{Error, Kind, Result, ResultExt as _},
+    layer::{
+        build::streamed,
+        disk::Disk,
+        store::blocking,
+        stored::{
+            folder::{self, Folder},
+            seal::{self, Damage},
+        },
+    },
+    source::Source,
+};
+
+/// Bytes of a piece.
+const PIECE_BYTES: u64 = 4 << 20;
+
+/// Writes the checks of a disk that is whole.
+pub(crate) fn write(folder: &Folder, disk: &File) -> Result<()> {
+    let io = || format!("cannot read {}", folder.path().join(folder::DISK).display());
+    let mut checks = Vec::new();
+    let size = disk.metadata().or_kind(Kind::Io, io)?.len();
+    let mut buffer = Vec::new();
+    for number in 0..size.div_ceil(PIECE_BYTES) {
+        read(disk, number, size, &mut buffer).or_kind(Kind::Io, io)?;
+        checks.extend_from_slice(&seal::crc32(&buffer).to_le_bytes());
+    }
+    folder.write(folder::PIECES, &seal::seal(checks))
+}
+
+fn read(disk: &File, number: u64, size: u64, buffer: &mut Vec<u8>) -> io::Result<()> {
+    let start = number * PIECE_BYTES;
+    buffer.resize((size - start).min(PIECE_BYTES) as usize, 0);
+    disk.read_exact_at(buffer, start)
+}
+
+/// The checks; an error that is [`Damage`] where they are not known.
+fn checks(folder: &Folder, size: u64) -> Result<Vec<u32>> {
+    let bytes = folder.read(folder::PIECES)?;
+    let checks = seal::unseal(&bytes).map(|bytes| bytes.as_chunks::<4>().0);
+    checks
+        .filter(|checks| checks.len() as u64 == size.div_ceil(PIECE_BYTES))
+        .map(|checks| checks.iter().map(|crc| u32::from_le_bytes(*crc)).collect())
+        .ok_or_else(|| Damage::check(folder::PIECES))
+        .or_kind(Kind::Corrupt, || folder.path().display().to_string())
+}
+
+/// Holds the disk against its checks. What is wrong, and a disk without checks, is held against the layer, streamed once more.
+pub(crate) async fn scrub(
+    disk: &Arc<Disk>,
+    bytes: watch::Sender<u64>,
+    report: &mut ScrubReport,
+) -> Result<()> {
+    let reading = Arc::clone(disk);
+    let found = blocking(move || wrong_pieces(&reading, &bytes));
+    report.bytes = disk.size();
+    let what = match found.await {
+        Ok(0) => return Ok(()),
+        Ok(count) => format!(
+            "the local disk has not kept {count} pieces of {}",
+            disk.path().display()
+        ),
+        Err(error) if Damage::is_in(&error) => error.report(),
+        Err(error) => return Err(error),
+    };
+    let mut last = Error::new(Kind::Unavailable, "no source is known");
+    for place in disk.sources().in_order() {
+        let again = async {
+            let source = place.open().await?;
+            restore(disk, &source).await
+        };
+        match again.await {
+            Ok(()) => {
+                report.mended.push(format!("{what}; fetched again"));
+                return Ok(());
+            }
+            Err(error) => last = error,
+        }
+    }
+    report.wrong.push(format!("{what}: {}", last.report()));
+    Ok(())
+}
+
+fn wrong_pieces(disk: &Disk, bytes: &watch::Sender<u64>) -> Result<usize> {
+    let mut buffer = Vec::new();
+    let mut wrong = 0;
+    for (number, expected) in (0..).zip(checks(disk.folder(), disk.size())?) {
+        match read(disk.file(), number, disk.size(), &mut buffer) {
+            Err(error) if seal::is_damage(&error) => wrong += 1,
+            read => {
+                read.or_kind(Kind::Io, || {
+                    format!("cannot read {}", disk.path().display())
+                })?;
+                wrong += usize::from(seal::crc32(&buffer) != expected);
+            }
+        }
+        bytes.send_modify(|bytes| *bytes += buffer.len() as u64);
+    }
+    Ok(wrong)
+}
+
+/// Streams the layer once more, and makes the disk, in place, what comes of that.
+async fn restore(disk: &Arc<Disk>, source: &Source) -> Result<()> {
+    let (draft, table) = streamed::once_more(disk, source).await?;
+    let disk = Arc::clone(disk);
+    blocking(move || {
+        let right = draft.folder().open(folder::DISK)?;
+        let io = || format!("cannot mend {}", disk.path().display());
+        if table != *disk.table() || right.metadata().or_kind(Kind::Io, io)?.len() != disk.size() {
+            let other = "it was laid out in another way than this program does it; detach it, and remove its folder";
+            return Err(Error::new(Kind::Unsupported, other));
+        }
+        let (mut expected, mut found) = (Vec::new(), Vec::new());
+        for number in 0..disk.size().div_ceil(PIECE_BYTES) {
+            read(&right, number, disk.size(), &mut expected).or_kind(Kind::Io, io)?;
+            let is_read = read(disk.file(), number, disk.size(), &mut found).is_ok();
+            if !is_read || found != expected {
+                let written = disk.file().write_all_at(&expected, number * PIECE_BYTES);
+                written.or_kind(Kind::Io, io)?;
+            }
+        }
+        disk.file().sync_data().or_kind(Kind::Io, io)?;
+        for name in [folder::LAYOUT, folder::STACKING, folder::PIECES] {
+            disk.folder().mend(name, &draft.folder().read(name)?)?;
+        }
+        Ok(())
+    })
+    .await
+}

@@ -1,0 +1,159 @@
+//! A disk's files, held against their checks, and mended: `socinbd check`.
+//!
+//! What follows from the table is made again from it and compared. Each span is read and has the check that was written with it, or is
+//! fetched again; so is one without a check. A layer that was streamed has checks of its disk's pieces ([`super::pieces`]).
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use super::{
+    lost_spans,
+    mend::{self, Mended},
+    metadata, pieces,
+};
+use crate::{
+    error::{Kind, Result, ResultExt as _},
+    layer::{disk::Disk, store::blocking, verify::whole_layer},
+    oci::Digest,
+};
+
+/// What was found of a disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScrubReport {
+    /// The layer.
+    pub layer: Digest,
+    /// The table that the disk was laid out from.
+    pub table: Digest,
+    /// Bytes of the disk that are present; all of them were read.
+    pub bytes: u64,
+    /// What was not as it was written, and is right again.
+    pub mended: Vec<String>,
+    /// What is still not right, and why.
+    pub wrong: Vec<String>,
+}
+
+impl ScrubReport {
+    /// Of a disk of which nothing has been read.
+    pub fn new(layer: Digest, table: Digest) -> Self {
+        Self {
+            layer,
+            table,
+            bytes: 0,
+            mended: Vec::new(),
+            wrong: Vec::new(),
+        }
+    }
+
+    /// Nothing was wrong.
+    pub fn is_sound(&self) -> bool {
+        self.mended.is_empty() && self.wrong.is_empty()
+    }
+}
+
+impl Disk {
+    /// Holds all that the disk's folder has against its checks, and mends what it can: see [`ScrubReport`]. Rotten spans are fetched again;
+    /// those of a complete disk at once, into the disk itself, so that whatever is mounted of it stays. `read` is told the bytes read.
+    pub async fn scrub(self: &Arc<Self>, read: watch::Sender<u64>) -> Result<ScrubReport> {
+        self.store().enter();
+        let mut report = ScrubReport::new(self.layer().digest, *self.table());
+        report.mended = self.take_mended();
+        if self.spans().count() == 0 {
+            pieces::scrub(self, read, &mut report).await?;
+            return Ok(report);
+        }
+        self.scrub_derived(&mut report).await?;
+        self.scrub_spans(read, &mut report).await?;
+        Ok(report)
+    }
+
+    /// What follows from the table.
+    async fn scrub_derived(self: &Arc<Self>, report: &mut ScrubReport) -> Result<()> {
+        let disk = Arc::clone(self);
+        let stored =
+            blocking(move || mend::from_stored_table(&disk.store().new_folder(), disk.folder()));
+        let mut mended = stored.await?;
+        if let Mended::LacksTable(_) = &mended {
+            mended = match self.fetch_table().await {
+                Ok(again) => again,
+                Err(error) => Mended::LacksTable(error.context(
+                    "the stored table is damaged; it comes again when an image that has it is attached",
+                )),
+            };
+        }
+        match mended {
+            Mended::Done(names) => {
+                self.has_table_again();
+                report.mended.extend(names);
+            }
+            Mended::LacksTable(error) | Mended::Hopeless(error) => {
+                report.wrong.push(error.report());
+                // what can be seen without the table
+                if let Some(expected) = self.lock_state().metadata_crc32
+                    && metadata::checksum(self.file(), self.regions()).ok() != Some(expected)
+                {
+                    report
+                        .wrong
+                        .push("the file system's metadata are damaged".to_owned());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn scrub_spans(
+        self: &Arc<Self>,
+        read: watch::Sender<u64>,
+        report: &mut ScrubReport,
+    ) -> Result<()> {
+        let disk = Arc::clone(self);
+        let found = blocking(move || {
+            disk.sync()?;
+            let slack = lost_spans::mend_slack(&disk).or_kind(Kind::Io, || {
+                format!("{} cannot be read", disk.path().display())
+            })?;
+            let rest = disk.proof().rest();
+            let lost = lost_spans::lost(&disk, rest.as_deref(), |bytes| {
+                read.send_replace(bytes);
+            })?;
+            Ok((slack, lost))
+        });
+        let (slack, lost) = found.await?;
+        if slack > 0 {
+            report.mended.push(format!(
+                "{} was damaged behind {slack} files' ends; it is zero there again",
+                self.path().display()
+            ));
+        }
+        report.bytes = lost.bytes;
+        let was_complete = self.is_complete();
+        if lost.is_empty() && lost.unchecked.is_empty() {
+            return Ok(());
+        }
+        let unwritten = || format!("{} cannot be written", self.path().display());
+        self.lose(&lost.data, &lost.rest)
+            .or_kind(Kind::Io, unwritten)?;
+        if !was_complete {
+            report.mended.push(format!(
+                "{}; it is fetched again when it is wanted",
+                lost.describe(self)
+            ));
+            return Ok(());
+        }
+        self.proof().want(lost.unchecked.iter().copied());
+        let what = match lost.is_empty() {
+            true => format!("{} spans had no check", lost.unchecked.len()),
+            false => lost.describe(self),
+        };
+        match whole_layer::fetch_bare(self).await {
+            Ok(()) => {
+                let disk = Arc::clone(self);
+                blocking(move || disk.sync()).await?;
+                report.mended.push(format!("{what}; fetched again"));
+            }
+            Err(error) => report.wrong.push(format!("{what}: {}", error.report())),
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,321 @@
+//! The folder of a disk: its names, its modes, and how it comes to be whole or not at all.
+//!
+//! A folder is built under `<root>/layers/new/` and renamed into its place when all is written; what is found under `new` when the
+//! store opens was left by a daemon that died. The rename does not wait for the disk: until the folder has been synced its
+//! `state.json` names the boot that it is valid in (see [`super::state`]).
+
+use std::{
+    ffi::OsStr,
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, Write as _},
+    os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use super::{
+    seal::{self, Damage},
+    state::State,
+    stored_file::{Identity, StoredFile},
+};
+use crate::{
+    error::{Error, Kind, Result, ResultExt as _},
+    layer::{build::buffered_writer::WRITE_BYTES, types::StackingFacts},
+};
+
+/// The verified zTOC.
+pub(crate) const ZTOC: &str = "ztoc";
+/// The verified table of a compact index, in a zTOC's place.
+pub(super) const COMPACT: &str = "compact";
+/// What is known of the windows of spans, where a compact index has them.
+pub(crate) const WINDOWS: &str = "windows";
+/// Where the compact index can be had.
+pub(crate) const WINDOW_SOURCES: &str = "windows.json";
+/// The spans, without the file metadata.
+pub(crate) const SPAN_TABLE: &str = "spans.table";
+/// What the zTOC says of each entry, as a fingerprint to hold the tar's headers against.
+pub(crate) const HEADERS: &str = "headers";
+/// Which range of the layer goes where in the disk.
+pub(crate) const LAYOUT: &str = "layout";
+/// What of the layer is in no file, until the layer has been checked.
+pub(crate) const REST: &str = "rest";
+/// The last span as it came, where too much stands behind its end for [`REST`]; until the layer has been checked.
+pub(crate) const LAST: &str = "last";
+/// The layer's ext4 image.
+pub(crate) const DISK: &str = "disk.ext4";
+/// Whether each span is on the disk, and its checks.
+pub(crate) const SPANS: &str = "spans";
+/// The spans that were taken back. Only where one was.
+pub(crate) const DISOWNED: &str = "disowned";
+/// Of a layer that was streamed: the check of each piece of its disk.
+pub(crate) const PIECES: &str = "pieces";
+/// Where the layer can be had.
+pub(crate) const SOURCES: &str = "sources.json";
+/// What stacking has to know.
+pub(crate) const STACKING: &str = "stacking.json";
+/// What the folder is worth.
+pub(crate) const STATE: &str = "state.json";
+
+/// The name of the table.
+pub(crate) fn table(is_compact: bool) -> &'static str {
+    match is_compact {
+        true => COMPACT,
+        false => ZTOC,
+    }
+}
+
+/// Makes a folder that nobody else may enter, with its parents; what is there stays as it is.
+pub fn make_private(path: &Path) -> Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .or_kind(Kind::Io, || {
+            format!("cannot make the folder {}", path.display())
+        })
+}
+
+/// A folder, and the files in it.
+#[derive(Clone, Debug)]
+pub(crate) struct Folder {
+    path: PathBuf,
+    /// Of the folder that is meant, once it is in use.
+    identity: Option<Identity>,
+}
+
+impl Folder {
+    pub(crate) fn new(path: PathBuf) -> Self {
+        Self {
+            path,
+            identity: None,
+        }
+    }
+
+    /// From now on this folder, and none that takes its place.
+    pub(crate) fn pinned(self) -> Result<Self> {
+        let metadata = fs::metadata(&self.path)
+            .or_kind(Kind::Io, || format!("cannot stat {}", self.path.display()))?;
+        Ok(Self {
+            path: self.path,
+            identity: Some(Identity::of(&metadata)),
+        })
+    }
+
+    /// Where a file of this name is.
+    fn at(&self, name: &str) -> io::Result<PathBuf> {
+        if let Some(identity) = self.identity {
+            let there = fs::metadata(&self.path);
+            if !there.is_ok_and(|there| Identity::of(&there) == identity) {
+                return Err(io::Error::other(
+                    "its folder was removed while its layer was in use; detach the image and attach it again",
+                ));
+            }
+        }
+        Ok(self.path.join(name))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes a file, 0600, empty.
+    pub(crate) fn create(&self, name: &'static str) -> Result<File> {
+        self.open_with(name, OpenOptions::new().create_new(true))
+    }
+
+    /// Whether there is a file of this name.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.path.join(name).exists()
+    }
+
+    /// Opens a file to read and write it. One that is not there is [`Damage`], in an error of kind `Corrupt`.
+    pub(crate) fn open(&self, name: &'static str) -> Result<File> {
+        self.open_with(name, &mut OpenOptions::new())
+    }
+
+    /// As [`Self::open`], for a file that need not stay open.
+    pub(crate) fn open_stored(&self, name: &'static str) -> Result<StoredFile> {
+        let file = self.open(name)?;
+        self.stored(name, file)
+    }
+
+    /// A file of this folder that is open, as one that need not stay open.
+    pub(crate) fn stored(&self, name: &'static str, file: File) -> Result<StoredFile> {
+        let path = self.path.join(name);
+        StoredFile::new(path.clone(), file)
+            .or_kind(Kind::Io, || format!("cannot stat {}", path.display()))
+    }
+
+    /// As [`Self::open`]; one that is not there is made, and then the second value is true.
+    pub(crate) fn open_or_create(&self, name: &'static str) -> Result<(File, bool)> {
+        match self.has(name) {
+            true => Ok((self.open(name)?, false)),
+            false => Ok((self.create(name)?, true)),
+        }
+    }
+
+    fn open_with(&self, name: &'static str, options: &mut OpenOptions) -> Result<File> {
+        options.read(true).write(true).mode(0o600);
+        let opened = self.at(name).and_then(|path| options.open(path));
+        opened.map_err(|error| unusable(name, self.cannot("open", name), error))
+    }
+
+    /// Writes a file that is not there yet.
+    pub(crate) fn write(&self, name: &'static str, bytes: &[u8]) -> Result<()> {
+        let mut file = self.create(name)?;
+        bytes
+            .chunks(WRITE_BYTES)
+            .try_for_each(|piece| file.write_all(piece))
+            .or_kind(Kind::Io, || self.cannot("write", name))
+    }
+
+    /// Writes a file's next version and puts it in place of the last one, whole and on the disk.
+    pub(crate) fn replace(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let replace = || {
+            let next = self.at(&format!("{name}.next"))?;
+            let mut options = OpenOptions::new();
+            options.write(true).create(true).truncate(true).mode(0o600);
+            let mut file = options.open(&next)?;
+            file.write_all(bytes)?;
+            file.sync_all()?;
+            fs::rename(&next, self.path.join(name))?;
+            File::open(&self.path)?.sync_all()
+        };
+        replace().or_kind(Kind::Io, || self.cannot("write", name))
+    }
+
+    /// Removes what was kept for the check of the layer.
+    pub(crate) fn remove_rest(&self) -> Result<()> {
+        self.remove(REST)?;
+        self.remove(LAST)
+    }
+
+    /// Removes a file that is not needed any more.
+    pub(crate) fn remove(&self, name: &str) -> Result<()> {
+        match self.at(name).and_then(fs::remove_file) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed.or_kind(Kind::Io, || self.cannot("remove", name)),
+        }
+    }
+
+    /// Reads a whole file. As with [`Self::open`], one that is not there or cannot be read any more is [`Damage`].
+    pub(crate) fn read(&self, name: &'static str) -> Result<Vec<u8>> {
+        let read = self.at(name).and_then(fs::read);
+        read.map_err(|error| unusable(name, self.cannot("read", name), error))
+    }
+
+    /// Makes the content of a damaged file right. It is written in place, so that those who have it open see it.
+    pub(crate) fn mend(&self, name: &'static str, bytes: &[u8]) -> Result<()> {
+        let in_place = || {
+            let file = OpenOptions::new().write(true).open(self.at(name)?)?;
+            file.write_all_at(bytes, 0)?;
+            file.set_len(bytes.len() as u64)?;
+            file.sync_all()
+        };
+        match in_place() {
+            // it is not there, or its place on the medium takes nothing any more
+            Err(error) if seal::is_damage(&error) => self.replace(name, bytes),
+            written => written.or_kind(Kind::Io, || self.cannot("write", name)),
+        }
+    }
+
+    /// What stacking has to know.
+    pub(crate) fn stacking(&self) -> Result<StackingFacts> {
+        let damaged = || Damage::check(STACKING);
+        seal::unseal_json(&self.read(STACKING)?)
+            .ok_or_else(damaged)
+            .or_kind(Kind::Corrupt, || self.path.display().to_string())
+    }
+
+    /// The state, or an error of kind `Corrupt` where the folder does not count.
+    pub(crate) fn state(&self) -> Result<State> {
+        State::parse(&self.read(STATE)?).ok_or_else(|| {
+            Error::new(
+                Kind::Corrupt,
+                format!(
+                    "{} is of another version, damaged, or was not synced before the machine went down",
+                    self.path.join(STATE).display()
+                ),
+            )
+        })
+    }
+
+    /// Brings all that is in the folder, and its name, to the disk.
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        for entry in fs::read_dir(self.at("")?)? {
+            File::open(entry?.path())?.sync_all()?;
+        }
+        // the folder itself, that of the layer, and those up to `layers`
+        for folder in self.path.ancestors().take(4) {
+            File::open(folder)?.sync_all()?;
+        }
+        Ok(())
+    }
+
+    fn cannot(&self, what: &str, name: &str) -> String {
+        format!("cannot {what} {}", self.path.join(name).display())
+    }
+}
+
+/// The error of a file that every folder has, and that cannot be opened or read.
+fn unusable(name: &'static str, context: String, error: io::Error) -> Error {
+    match Damage::found(name, &error) {
+        Some(damage) => Error::with_source(Kind::Corrupt, context, damage),
+        None => Error::with_source(Kind::Io, context, error),
+    }
+}
+
+/// A folder in the making; gone again when it is dropped before [`Draft::publish`].
+pub(crate) struct Draft {
+    folder: Folder,
+    published: bool,
+}
+
+impl Draft {
+    /// An empty folder below `new`.
+    pub(crate) fn new(new: &Path) -> Result<Self> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let path = new.join(format!(
+            "{}-{}",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        ));
+        make_private(&path)?;
+        Ok(Self {
+            folder: Folder::new(path),
+            published: false,
+        })
+    }
+
+    pub(crate) fn folder(&self) -> &Folder {
+        &self.folder
+    }
+
+    /// Gives the folder its name.
+    pub(crate) fn publish(mut self, place: &Path) -> Result<()> {
+        if let Some(parent) = place.parent() {
+            make_private(parent)?;
+        }
+        fs::rename(self.folder.path(), place)
+            .or_kind(Kind::Io, || format!("cannot make {}", place.display()))?;
+        self.published = true;
+        Ok(())
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        if !self.published {
+            // what cannot be removed now is removed when the store opens
+            let _ = fs::remove_dir_all(self.folder.path());
+        }
+    }
+}
+
+/// Removes a folder that does not count, first from its name and then from the disk.
+pub(crate) fn discard(new: &Path, place: &Path) -> Result<()> {
+    let draft = Draft::new(new)?;
+    let name = place.file_name().unwrap_or(OsStr::new("disk"));
+    fs::rename(place, draft.folder().path().join(name))
+        .or_kind(Kind::Io, || format!("cannot remove {}", place.display()))
+}

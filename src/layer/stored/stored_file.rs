@@ -1,0 +1,229 @@
+//! A file of a disk's folder that is open while there are descriptors to spare.
+//!
+//! A lazy layer has several such files, and they are read or written once per fetched span, not once per read of the device. So the process
+//! keeps open those that were used last, up to a quarter of its limit of open files (`RLIMIT_NOFILE`); the others are opened again
+//! when they are used. A file that took the place of the first one meanwhile is not used.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    path::PathBuf,
+    sync::{
+        Arc, LazyLock, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use lru::LruCache;
+use rustix::{
+    fs::OFlags,
+    io::Errno,
+    process::{Resource, getrlimit},
+};
+
+/// Files that are kept open although the limit is very low.
+const MIN_OPEN: usize = 16;
+
+/// A file that can be closed and opened again.
+pub(crate) struct StoredFile {
+    path: PathBuf,
+    identity: Identity,
+    key: Key,
+}
+
+/// The number of a [`StoredFile`], unique in this process.
+type Key = u64;
+
+/// What tells a file from another one of the same name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Identity {
+    device: u64,
+    inode: u64,
+}
+
+impl Identity {
+    pub(crate) fn of(metadata: &fs::Metadata) -> Self {
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+        }
+    }
+}
+
+impl StoredFile {
+    /// The file at `path`, which is open as `file` for reading and writing.
+    pub(crate) fn new(path: PathBuf, file: File) -> io::Result<Self> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let stored = Self {
+            path,
+            identity: Identity::of(&file.metadata()?),
+            key: NEXT.fetch_add(1, Ordering::Relaxed),
+        };
+        keep(stored.key, &Arc::new(file), most_open());
+        Ok(stored)
+    }
+
+    /// A file of a test, with this content, that is removed already.
+    #[cfg(test)]
+    pub(crate) fn of_test(content: &[u8]) -> (Self, Arc<File>) {
+        let mut file = tempfile::tempfile().unwrap();
+        io::Write::write_all(&mut file, content).unwrap();
+        io::Seek::rewind(&mut file).unwrap();
+        let stored = Self::new(PathBuf::from("removed"), file).unwrap();
+        let file = stored.get().unwrap();
+        (stored, file)
+    }
+
+    /// The open file.
+    pub(crate) fn get(&self) -> io::Result<Arc<File>> {
+        if let Some(file) = open_files().get(&self.key) {
+            return Ok(Arc::clone(file));
+        }
+        let file = match self.open() {
+            Err(error) if is_shortage(&error) => {
+                close_spare_files();
+                self.open()
+            }
+            opened => opened,
+        };
+        let file = Arc::new(file?);
+        keep(self.key, &file, most_open());
+        Ok(file)
+    }
+
+    fn open(&self) -> io::Result<File> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(OFlags::NOFOLLOW.bits() as i32)
+            .open(&self.path)?;
+        match Identity::of(&file.metadata()?) == self.identity {
+            true => Ok(file),
+            false => Err(io::Error::other(format!(
+                "{} was replaced while its layer was in use; detach the image and attach it again",
+                self.path.display()
+            ))),
+        }
+    }
+}
+
+impl Drop for StoredFile {
+    fn drop(&mut self) {
+        let file = open_files().pop(&self.key);
+        drop(file); // not under the lock
+    }
+}
+
+/// Closes half of the files that disks keep open and can do without, those that were used least recently. For a shortage of descriptors.
+pub fn close_spare_files() {
+    let most = open_files().len() / 2;
+    drop(shrink(&mut open_files(), most));
+}
+
+fn is_shortage(error: &io::Error) -> bool {
+    let errno = Errno::from_io_error(error);
+    matches!(errno, Some(Errno::MFILE | Errno::NFILE))
+}
+
+/// Files that may be open.
+fn most_open() -> usize {
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    usize::try_from(limit / 4)
+        .unwrap_or(usize::MAX)
+        .max(MIN_OPEN)
+}
+
+fn keep(key: Key, file: &Arc<File>, most: usize) {
+    let closed = {
+        let mut files = open_files();
+        files.put(key, Arc::clone(file));
+        shrink(&mut files, most)
+    };
+    drop(closed); // not under the lock: closing a file may wait
+}
+
+/// Takes out what was used least recently until no more than `most` files are left.
+fn shrink(files: &mut LruCache<Key, Arc<File>>, most: usize) -> Vec<Arc<File>> {
+    let excess = files.len().saturating_sub(most);
+    let oldest = std::iter::from_fn(|| files.pop_lru());
+    oldest.take(excess).map(|(_, file)| file).collect()
+}
+
+fn open_files() -> MutexGuard<'static, LruCache<Key, Arc<File>>> {
+    static OPEN: LazyLock<Mutex<LruCache<Key, Arc<File>>>> =
+        LazyLock::new(|| Mutex::new(LruCache::unbounded()));
+    OPEN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt as _;
+
+    use super::*;
+
+    fn stored(name: &str) -> (tempfile::TempDir, StoredFile) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(name);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&path)
+            .unwrap();
+        file.write_all_at(b"content", 0).unwrap();
+        let stored = StoredFile::new(path, file).unwrap();
+        (folder, stored)
+    }
+
+    fn content(stored: &StoredFile) -> io::Result<[u8; 7]> {
+        let mut bytes = [0; 7];
+        stored.get()?.read_exact_at(&mut bytes, 0)?;
+        Ok(bytes)
+    }
+
+    fn close(stored: &StoredFile) {
+        open_files().pop(&stored.key);
+    }
+
+    #[test]
+    fn a_closed_file_is_opened_again() {
+        let (_folder, stored) = stored("file");
+        close(&stored);
+        assert_eq!(&content(&stored).unwrap(), b"content");
+        assert!(open_files().contains(&stored.key));
+    }
+
+    #[test]
+    fn a_file_in_its_place_is_not_used() {
+        let (_folder, stored) = stored("file");
+        let next = stored.path.with_extension("next");
+        fs::write(&next, b"another").unwrap();
+        fs::rename(&next, &stored.path).unwrap();
+        assert_eq!(&content(&stored).unwrap(), b"content", "it is still open");
+        close(&stored);
+        let error = content(&stored).unwrap_err().to_string();
+        assert!(error.contains("was replaced"), "{error}");
+    }
+
+    #[test]
+    fn those_used_least_recently_are_closed_first() {
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        let mut files = LruCache::unbounded();
+        for key in 0..4 {
+            files.put(key, Arc::clone(&file));
+        }
+        files.get(&0);
+        assert_eq!(shrink(&mut files, 2).len(), 2);
+        assert!(files.contains(&0) && files.contains(&3));
+        assert_eq!(shrink(&mut files, 2).len(), 0);
+    }
+
+    #[test]
+    fn a_dropped_file_is_not_kept_open() {
+        let (_folder, stored) = stored("file");
+        let key = stored.key;
+        drop(stored);
+        assert!(!open_files().contains(&key));
+    }
+}

@@ -1,0 +1,227 @@
+//! A file whose content is cached by whoever reads the device, and shall not be in the page cache a second time.
+//!
+//! A read at random uses `RWF_DONTCACHE` (Linux 6.14): what it read is dropped at once. For reads in sequence that costs three to six times
+//! the processor time of a plain read (`docs/performance.md`). They are plain, and dropped behind by `POSIX_FADV_DONTNEED`, in aligned
+//! windows of the size of the largest folio: the kernel drops no folio that is only in part inside the range. The last few windows stay. An
+//! older kernel's reads at random are treated like that too: it works, but may wait for all processors to let go of the pages.
+
+use std::{
+    fs::File,
+    io::{self, IoSliceMut},
+    num::NonZeroU64,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use rustix::{
+    fs::{Advice, FsWord},
+    io::{Errno, ReadWriteFlags},
+};
+
+/// `RWF_DONTCACHE` of `linux/fs.h`, from Linux 6.14: what is read does not stay in the page cache.
+const RWF_DONTCACHE: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
+
+/// `TMPFS_MAGIC` of `linux/magic.h`.
+const TMPFS_MAGIC: FsWord = 0x0102_1994;
+
+/// Bytes of a window: of a huge page, which no folio is larger than.
+const WINDOW: u64 = 2 << 20;
+
+/// Windows that are kept: more than sequential readers at a time.
+const KEPT: usize = 8;
+
+/// A file, open for reading, and what its kernel and file system have been seen to do.
+pub(crate) struct UncachedFile {
+    file: File,
+    /// Whether the kernel can read the file and not keep it in the page cache.
+    drops_behind: AtomicBool,
+    /// Whether the kernel can say that a read would wait.
+    knows_waits: AtomicBool,
+    /// Whether the file's page cache is all that there is of it.
+    is_memory: bool,
+    recent: Mutex<Recent>,
+}
+
+/// The windows that were read last. The oldest is the next to be replaced.
+#[derive(Default)]
+struct Recent {
+    windows: [Option<Window>; KEPT],
+    oldest: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Window {
+    /// From the file's start.
+    number: u64,
+    /// Reads of it have left it in the page cache.
+    cached: bool,
+}
+
+impl Recent {
+    /// Whether a read of this window goes on where others were.
+    fn is_near(&self, number: u64) -> bool {
+        let mut windows = self.windows.iter().flatten();
+        windows.any(|window| window.number == number || window.number + 1 == number)
+    }
+
+    /// Takes note of a read; gives the window that this one takes the place of.
+    fn note(&mut self, read: Window) -> Option<Window> {
+        let mut windows = self.windows.iter_mut().flatten();
+        if let Some(window) = windows.find(|window| window.number == read.number) {
+            window.cached |= read.cached;
+            return None;
+        }
+        let place = &mut self.windows[self.oldest]; // below KEPT
+        self.oldest = (self.oldest + 1) % KEPT;
+        place.replace(read)
+    }
+}
+
+impl UncachedFile {
+    pub(crate) fn new(file: File) -> Self {
+        Self {
+            is_memory: rustix::fs::fstatfs(&file).is_ok_and(|fs| fs.f_type == TMPFS_MAGIC),
+            file,
+            drops_behind: AtomicBool::new(true),
+            knows_waits: AtomicBool::new(true),
+            recent: Mutex::default(),
+        }
+    }
+
+    /// The file itself.
+    pub(crate) fn get(&self) -> &File {
+        &self.file
+    }
+
+    /// Reads, and leaves no more than the last windows in the page cache. Data that is not on the disk yet is served from there, and stays.
+    pub(crate) fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.finish(offset, buffer, 0)
+    }
+
+    /// The first half of a read that need not wait for the local disk, for [`Self::finish`] to end: so many bytes have come. `None`
+    /// where it must wait: then nothing is read, but the kernel has begun to.
+    pub(crate) fn try_read(&self, offset: u64, buffer: &mut [u8]) -> Option<usize> {
+        if !self.knows_waits.load(Ordering::Relaxed) {
+            return Some(0);
+        }
+        let flags = self.flags(offset);
+        let whole = &mut [IoSliceMut::new(buffer)];
+        match rustix::io::preadv2(&self.file, whole, offset, flags | ReadWriteFlags::NOWAIT) {
+            Err(Errno::AGAIN) => None,
+            Ok(count) => Some(count),
+            Err(Errno::INTR) => Some(0),
+            // a kernel or a file system that knows no such flag, or a disk that fails: waiting shows which
+            Err(_) => {
+                self.knows_waits.store(!flags.is_empty(), Ordering::Relaxed);
+                Some(0)
+            }
+        }
+    }
+
+    /// Reads what [`Self::try_read`] has not: what came may be dropped already, and is not read twice.
+    pub(crate) fn finish(&self, offset: u64, buffer: &mut [u8], mut done: usize) -> io::Result<()> {
+        let mut flags = self.flags(offset);
+        while done < buffer.len() {
+            let rest = &mut [IoSliceMut::new(&mut buffer[done..])];
+            match rustix::io::preadv2(&self.file, rest, offset + done as u64, flags) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => done += count,
+                Err(Errno::INTR) => {}
+                // an older kernel, or a file system that cannot
+                Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) if !flags.is_empty() => {
+                    self.drops_behind.store(false, Ordering::Relaxed);
+                    flags = ReadWriteFlags::empty();
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.drop_behind(offset, buffer.len() as u64, flags.is_empty());
+        Ok(())
+    }
+
+    /// How a read at this place is to be made.
+    fn flags(&self, offset: u64) -> ReadWriteFlags {
+        let near = || self.recent().is_near(offset / WINDOW);
+        if !self.drops_behind.load(Ordering::Relaxed) || near() {
+            ReadWriteFlags::empty()
+        } else {
+            RWF_DONTCACHE
+        }
+    }
+
+    /// Takes note of a read, and drops what was read a while ago.
+    fn drop_behind(&self, offset: u64, length: u64, cached: bool) {
+        if self.is_memory || length == 0 {
+            return;
+        }
+        for number in offset / WINDOW..=(offset + (length - 1)) / WINDOW {
+            let before = self.recent().note(Window { number, cached });
+            if let Some(before) = before.filter(|before| before.cached) {
+                self.forget(before.number * WINDOW, WINDOW);
+            }
+        }
+    }
+
+    fn recent(&self) -> MutexGuard<'_, Recent> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Drops a range from the page cache, and what shares a window with its ends. What is not on the disk yet stays.
+    pub(crate) fn forget(&self, offset: u64, length: u64) {
+        if self.is_memory {
+            return;
+        }
+        let start = offset - offset % WINDOW;
+        let end = offset.saturating_add(length);
+        let length = NonZeroU64::new(end.checked_next_multiple_of(WINDOW).unwrap_or(end) - start);
+        // advice: what cannot be dropped stays
+        let _ = rustix::fs::fadvise(&self.file, start, length, Advice::DontNeed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    #[test]
+    fn the_last_windows_are_kept() {
+        let read = |number, cached| Window { number, cached };
+        let mut recent = Recent::default();
+        for number in (0..KEPT as u64).map(|index| index * 10) {
+            assert!(!recent.is_near(number));
+            assert_eq!(recent.note(read(number, false)), None);
+            assert!(recent.is_near(number) && recent.is_near(number + 1));
+        }
+        assert_eq!(recent.note(read(10, true)), None);
+        assert_eq!(recent.note(read(101, true)), Some(read(0, false)));
+        assert!(!recent.is_near(0));
+        assert_eq!(recent.note(read(101, false)), None);
+        assert_eq!(recent.note(read(102, false)), Some(read(10, true)));
+    }
+
+    #[test]
+    fn what_is_read_in_any_way_is_the_files_content() {
+        let bytes: Vec<u8> = (0..5_000_000_u32)
+            .map(|number| (number % 253) as u8)
+            .collect();
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(&bytes).unwrap();
+        let uncached = UncachedFile::new(file.reopen().unwrap());
+        let mut buffer = vec![0; 700_001];
+        for start in (0..4_300_000).step_by(345_679) {
+            let expected = &bytes[start..start + buffer.len()];
+            uncached.read(start as u64, &mut buffer).unwrap();
+            assert!(buffer == expected);
+            buffer.fill(0);
+            let done = uncached.try_read(start as u64, &mut buffer).unwrap_or(0);
+            uncached.finish(start as u64, &mut buffer, done).unwrap();
+            assert!(buffer == expected);
+        }
+        let past_the_end = uncached.read(4_900_000, &mut buffer).unwrap_err();
+        assert_eq!(past_the_end.kind(), io::ErrorKind::UnexpectedEof);
+    }
+}

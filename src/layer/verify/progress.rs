@@ -1,0 +1,111 @@
+//! What is known of a table's truth: whether its layer has been checked as a whole, what that check still wants, and why spans were taken
+//! back.
+
+use std::{
+    collections::BTreeSet,
+    ops::Range,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use super::{non_file_bytes::Rest, span::Refutation};
+use crate::{error::Error, units::SpanId};
+
+/// What is known.
+pub(crate) struct Proof {
+    is_verified: AtomicBool,
+    is_checking: AtomicBool,
+    /// Why the last check came to no end.
+    check_error: Mutex<Option<String>>,
+    /// Until the layer has been checked.
+    rest: Mutex<Option<Arc<Rest>>>,
+    /// Spans that the check wants and no reader: they have nothing of a file and have not come yet, or what was kept of them beside the disk
+    /// is lost.
+    bare: Mutex<BTreeSet<SpanId>>,
+    /// Why spans were taken back since the disk was opened.
+    refutations: Mutex<Vec<(Range<u32>, Refutation)>>,
+}
+
+impl Proof {
+    /// Without a rest the layer has been checked.
+    pub(crate) fn new(rest: Option<Rest>, bare: BTreeSet<SpanId>) -> Self {
+        Self {
+            is_verified: AtomicBool::new(rest.is_none()),
+            is_checking: AtomicBool::new(false),
+            check_error: Mutex::default(),
+            rest: Mutex::new(rest.map(Arc::new)),
+            bare: Mutex::new(bare),
+            refutations: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn is_verified(&self) -> bool {
+        self.is_verified.load(Ordering::Acquire)
+    }
+
+    /// The layer has been checked: what was kept for that is let go.
+    pub(crate) fn verified(&self) {
+        self.is_verified.store(true, Ordering::Release);
+        lock(&self.rest).take();
+    }
+
+    pub(crate) fn check_error(&self) -> Option<String> {
+        lock(&self.check_error).clone()
+    }
+
+    /// Whether the caller is to check the layer now; [`Self::end_check`] must follow.
+    pub(super) fn begin_check(&self) -> bool {
+        !self.is_verified() && !self.is_checking.swap(true, Ordering::AcqRel)
+    }
+
+    /// The check has come to an end, or could not.
+    pub(super) fn end_check(&self, error: Option<&Error>) {
+        *lock(&self.check_error) = error.map(Error::report);
+        self.is_checking.store(false, Ordering::Release);
+    }
+
+    /// What of the layer is in no file; `None` once the layer has been checked.
+    pub(crate) fn rest(&self) -> Option<Arc<Rest>> {
+        lock(&self.rest).clone()
+    }
+
+    /// Has the check fetch these spans, whoever else does.
+    pub(crate) fn want(&self, spans: impl Iterator<Item = SpanId>) {
+        lock(&self.bare).extend(spans);
+    }
+
+    /// The spans that only the check wants.
+    pub(crate) fn bare(&self) -> BTreeSet<SpanId> {
+        lock(&self.bare).clone()
+    }
+
+    /// Whether it is one of [`Self::bare`].
+    pub(crate) fn is_bare(&self, span: SpanId) -> bool {
+        lock(&self.bare).contains(&span)
+    }
+
+    /// A span has come.
+    pub(crate) fn came(&self, span: SpanId) {
+        lock(&self.bare).remove(&span);
+    }
+
+    /// Notes why spans are taken back.
+    pub(crate) fn refute(&self, spans: Range<u32>, refutation: Refutation) {
+        lock(&self.refutations).push((spans, refutation));
+    }
+
+    /// Why a span was taken back, if it was since the disk was opened.
+    pub(crate) fn refutation(&self, span: SpanId) -> Option<Refutation> {
+        let refutations = lock(&self.refutations);
+        let of_it = refutations
+            .iter()
+            .rfind(|(spans, _)| spans.contains(&span.get()));
+        of_it.map(|(_, refutation)| refutation.clone())
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

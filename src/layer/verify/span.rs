@@ -1,0 +1,181 @@
+//! Whether a table tells the truth. A span's digest shows that its compressed bytes are those that whoever made the table saw; not that
+//! the table's offsets, windows and files are those of the layer. That is looked at as the bytes pass.
+//!
+//! What is found is a lie of the table: no other source helps.
+
+use std::sync::Arc;
+
+use super::non_file_bytes::MAX_TAIL;
+use crate::{
+    error::{Error, Kind, Result},
+    gzip::{
+        WINDOW_SIZE,
+        inflate::{self, SpanDecoder, window_follows},
+    },
+    layer::disk::Disk,
+    oci::Digest,
+    units::SpanId,
+    ztoc::{Compression, HeaderMismatch, Span},
+};
+
+/// What a table says of a span, and the span does not.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Lie {
+    /// It does not decode, or to less.
+    #[error("it does not decode as the table says")]
+    Data(#[source] inflate::Error),
+    /// It has less, in a plain tar.
+    #[error("it has {found} bytes, and the table states {expected}")]
+    Length { expected: u64, found: usize },
+    /// It decodes to more: the offsets are wrong.
+    #[error("it decodes to more than the {expected} bytes that the table states")]
+    Surplus { expected: u64 },
+    /// The 32 KiB before the next span are others than those that the table has for it.
+    #[error("it does not end with the window that the table has for span {next}")]
+    Window { next: SpanId },
+    /// What was found elsewhere.
+    #[error(transparent)]
+    Refuted(Refutation),
+    /// It refers to bytes before it that the stated window does not have.
+    #[error("it refers to bytes before it that its stored window does not have")]
+    Reference,
+    /// A tar header says something else.
+    #[error(transparent)]
+    Header(HeaderMismatch),
+}
+
+/// What shows that a span is not what the table says, though it decodes well by itself.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(crate) enum Refutation {
+    /// See [`Lie::Window`], from the other side.
+    #[error("the span before it does not end with the window that the table has for it")]
+    Window,
+    /// A header that lies in several spans says something else, or none is where one should be.
+    #[error(transparent)]
+    Header(HeaderMismatch),
+    /// All spans together are another layer.
+    #[error("by its table the layer has the diff ID {found}, and the image states {expected}")]
+    DiffId { found: Digest, expected: Digest },
+    /// What was found before the daemon was started again.
+    #[error("it was taken back before: {0}")]
+    Earlier(String),
+}
+
+/// A span's bytes, and what was there to decode them.
+pub(crate) struct Decoded<'a> {
+    /// The layer's bytes.
+    pub bytes: &'a [u8],
+    record: &'a Span,
+    window: Option<&'a [u8]>,
+    surplus: bool,
+    /// What stands behind the last span.
+    pub tail: &'a [u8],
+}
+
+impl<'a> Decoded<'a> {
+    /// Decodes a span; it has the length that the table states.
+    pub(crate) fn new(
+        disk: &Disk,
+        span: SpanId,
+        record: &'a Span,
+        compressed: &'a [u8],
+        window: Option<&'a [u8]>,
+        decoder: &'a mut SpanDecoder,
+    ) -> Result<Self, Lie> {
+        let is_last = span.get().saturating_add(1) == disk.spans().count();
+        let (bytes, beyond, surplus) = match disk.spans().compression() {
+            Compression::Uncompressed => {
+                let expected = length(record);
+                // the last span's bytes go on behind the tar's end
+                let (bytes, beyond) = usize::try_from(expected)
+                    .ok()
+                    .and_then(|length| compressed.split_at_checked(length))
+                    .ok_or(Lie::Length {
+                        expected,
+                        found: compressed.len(),
+                    })?;
+                (bytes, beyond, !beyond.is_empty())
+            }
+            Compression::Gzip => {
+                let decoded = match is_last {
+                    true => decoder.decode_beyond(record, compressed, window, MAX_TAIL + 1),
+                    false => decoder.decode(record, compressed, window),
+                };
+                decoded.map_err(Lie::Data)?;
+                (decoder.bytes(), decoder.beyond(), decoder.surplus())
+            }
+        };
+        Ok(Self {
+            bytes,
+            record,
+            window,
+            surplus,
+            // one byte too many shows that it was cut
+            tail: match is_last {
+                true => &beyond[..beyond.len().min(MAX_TAIL + 1)],
+                false => &[],
+            },
+        })
+    }
+
+    /// Looks at all that this span can show, and gives the first lie. An error is one of the local files.
+    pub(crate) fn check(&self, disk: &Disk, span: SpanId) -> Result<Option<Lie>> {
+        let next = SpanId(span.get() + 1); // there are fewer than u32::MAX
+        if next.get() < disk.spans().count() {
+            if self.surplus {
+                return Ok(Some(Lie::Surplus {
+                    expected: length(self.record),
+                }));
+            }
+            if !self.leads_to(disk, next)? {
+                return Ok(Some(Lie::Window { next }));
+            }
+        }
+        let Some(headers) = disk.headers() else {
+            return Ok(None);
+        };
+        let start = self.record.uncompressed.start;
+        let found = headers.check(start, self.bytes, || disk.read_entries())?;
+        Ok(found.map(Lie::Header))
+    }
+
+    /// Whether the window of the next span is what this one ends with. As this is asked of each span before it is present, a span
+    /// whose predecessor is present has had its window checked.
+    fn leads_to(&self, disk: &Disk, next: SpanId) -> Result<bool> {
+        let read = || {
+            let record = disk.spans().read(next)?;
+            Ok((disk.window(&record)?, record.span.uncompressed.start.get()))
+        };
+        let (window, start) = read().map_err(|error: std::io::Error| {
+            let context = format!("the window of span {next} cannot be read");
+            Error::with_source(Kind::Io, context, error)
+        })?;
+        // what stands in it before the layer's start means nothing
+        let known = usize::try_from(start).map_or(WINDOW_SIZE, |start| start.min(WINDOW_SIZE));
+        Ok(window.is_none_or(|window| {
+            let meaningful = &window[window.len().saturating_sub(known)..];
+            window_follows(self.window, self.bytes, meaningful)
+        }))
+    }
+}
+
+/// The reason that a disk is degraded for when it takes a span back; without a span, all of them.
+pub(crate) fn taken_back(disk: &Disk, span: Option<SpanId>, refutation: Refutation) -> Arc<Error> {
+    let (layer, table) = (disk.layer().digest, disk.table());
+    let what = match span {
+        Some(span) => format!("span {span} of layer {layer}"),
+        None => format!("layer {layer}"),
+    };
+    let context = format!("{what} is not what its table {table} says");
+    Arc::new(Error::with_source(Kind::Corrupt, context, refutation))
+}
+
+/// The bytes of the layer that a span has by its table.
+fn length(record: &Span) -> u64 {
+    // `spans::encode` took only those that end where they start or behind
+    record
+        .uncompressed
+        .end
+        .get()
+        .saturating_sub(record.uncompressed.start.get())
+}

@@ -1,0 +1,361 @@
+//! The check of a whole layer, once all its spans are present: whether the disk and what is kept beside it ([`super::non_file_bytes`]) are together
+//! the stream that has the layer's diff ID, and whether its tar headers are those that the disk was laid out from.
+//!
+//! A span's digest is the table's word; this is the image's. Only behind it a disk is complete: an ordinary ext4 image, which needs no
+//! daemon and may serve any image that has the layer. It reads the local files once and fetches nothing but spans without any file's data,
+//! which no reader has asked for.
+//!
+//! What does not come out right may be the fault of the local disk. So before anything is held against the table, each span's bytes are
+//! held against the checks that were written with them ([`crate::layer::repair::lost_spans`]); what has changed since is fetched again, and looked at once more.
+
+use std::{
+    io,
+    ops::{ControlFlow, Range},
+    sync::Arc,
+    time::Duration,
+};
+
+use super::{
+    non_file_bytes::{self, Packed, Rest},
+    span::{self, Refutation},
+    trailer::Tail,
+};
+use crate::{
+    error::{Error, Kind, Result, ResultExt as _},
+    layer::{
+        ahead::fill::FETCH_BYTES,
+        disk::Disk,
+        read::{
+            fetch,
+            in_flight::{self, Purpose},
+        },
+        repair::lost_spans::{self, Lost},
+        store::blocking,
+        stored::seal::Damage,
+    },
+    oci::digest::Hasher,
+    units::{LayerOffset, SpanId},
+};
+
+/// How long the spans that only the check needs may take to come.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Who holds a disk for its check: the task, and the thread that reads.
+const OWN_HOLDS: usize = 2;
+
+/// Bytes that are read at once.
+const PIECE: usize = 1 << 20;
+
+/// Times that a layer is looked at in one check, when the local disk has not kept what was written to it.
+const ROUNDS: usize = 3;
+
+/// What a check has found.
+pub(crate) enum Verdict {
+    /// The disk is the layer's.
+    True,
+    /// It is not, and these spans are where that shows.
+    False(Range<u32>, Refutation),
+    /// The local disk has not kept what was written to it: nothing is known of the table.
+    Damaged(Lost),
+    /// Nobody needs the disk any more.
+    Abandoned,
+}
+
+/// Starts the check of a disk where one is due; at most one at a time runs.
+pub(crate) fn start(disk: &Arc<Disk>) {
+    if disk.is_full() && !disk.is_verified() {
+        let checked = Arc::clone(disk);
+        disk.store().spawn(async move {
+            if checked.proof().begin_check() {
+                let result = run(&checked).await;
+                if let Err(error) = &result {
+                    tracing::warn!(
+                        layer = %checked.layer().digest,
+                        "the layer could not be checked as a whole: {}",
+                        error.report()
+                    );
+                    checked.health().needs_no_source();
+                }
+                checked.proof().end_check(result.as_ref().err());
+            }
+        });
+    }
+}
+
+async fn run(disk: &Arc<Disk>) -> Result<()> {
+    for _ in 0..ROUNDS {
+        fetch_bare(disk).await?;
+        let store = Arc::clone(disk.store());
+        let _turn = store.check_turn().await;
+        let disk = Arc::clone(disk);
+        if blocking(move || check(&disk)).await? {
+            return Ok(());
+        }
+    }
+    Err(Error::new(
+        Kind::Io,
+        format!(
+            "{} does not keep what is written to it; look at the disk that it is on",
+            disk.path().display()
+        ),
+    ))
+}
+
+/// Checks a layer whose spans are all there; false where some have to come again.
+fn check(disk: &Arc<Disk>) -> Result<bool> {
+    disk.sync()?;
+    let Some(rest) = disk.proof().rest() else {
+        return Ok(true);
+    };
+    match examine(disk, &rest)? {
+        Verdict::True => disk.prove()?,
+        Verdict::False(spans, lie) => disk.refute(spans, &lie)?,
+        Verdict::Abandoned => {}
+        Verdict::Damaged(lost) => {
+            tracing::warn!(
+                layer = %disk.layer().digest,
+                "{}; it is fetched again",
+                lost.describe(disk)
+            );
+            let unwritten = || format!("{} cannot be written", disk.path().display());
+            disk.lose(&lost.data, &lost.rest)
+                .or_kind(Kind::Io, unwritten)?;
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Fetches the spans that have nothing of any file.
+pub(crate) async fn fetch_bare(disk: &Arc<Disk>) -> Result<()> {
+    let deadline = in_flight::deadline(Some(FETCH_TIMEOUT));
+    let (waiters, claims) = disk.flights().claim(
+        disk.proof().bare().into_iter(),
+        |span| !disk.proof().is_bare(span),
+        |run| disk.compressed_length(run) <= FETCH_BYTES,
+        Purpose::Later,
+        deadline,
+    );
+    for claim in claims {
+        disk.store()
+            .spawn(fetch::fetch(Arc::clone(disk), claim, None));
+    }
+    for waiter in waiters {
+        let late = || Arc::new(Error::new(Kind::Unavailable, "no source has answered"));
+        waiter.wait(deadline, late).await.map_err(|error| {
+            let context = "a span that has only headers could not be fetched";
+            Error::with_source(error.kind(), context, error)
+        })?;
+    }
+    Ok(())
+}
+
+impl Disk {
+    /// These spans have been shown not to be what the table says: they are taken back, and the disk is degraded for them.
+    pub(crate) fn refute(&self, spans: Range<u32>, refutation: &Refutation) -> Result<()> {
+        self.proof().refute(spans.clone(), refutation.clone());
+        let reason = |span| span::taken_back(self, span, refutation.clone());
+        let first = match refutation {
+            Refutation::DiffId { .. } => {
+                let error = reason(None);
+                self.health().failed_as_a_whole(&error);
+                error
+            }
+            _ => {
+                for span in spans.clone().map(SpanId) {
+                    self.health().failed(&[span], &reason(Some(span)));
+                }
+                reason(Some(SpanId(spans.start)))
+            }
+        };
+        tracing::warn!("{}", first.report());
+        self.convict(&first);
+        self.take_back(spans).or_kind(Kind::Io, || {
+            format!("{} cannot be written", self.path().display())
+        })
+    }
+
+    /// Why this span is not what the table says, if that has been shown elsewhere.
+    pub(crate) fn refutation(&self, span: SpanId) -> Option<Refutation> {
+        if !self.disowned().contains(span) {
+            return None;
+        }
+        let known = self.proof().refutation(span);
+        Some(known.unwrap_or_else(|| match self.refuted() {
+            Some(why) => Refutation::Earlier(why),
+            None => Refutation::Window,
+        }))
+    }
+
+    /// What has shown that the table is not the layer's, if anything has.
+    pub(crate) fn refuted(&self) -> Option<String> {
+        self.lock_state().refuted.clone()
+    }
+
+    /// The table has been shown to lie: no other attachment shall use it, in this process and later. The first lie is the reason.
+    pub(crate) fn convict(&self, error: &Error) {
+        let written = self.change_state(|state| {
+            state.refuted.get_or_insert_with(|| error.report());
+        });
+        if let Err(error) = written {
+            tracing::warn!("{}", error.report());
+        }
+    }
+}
+
+/// Looks at the layer; and at what is lost of it here, before it is said to be wrong.
+fn examine(disk: &Arc<Disk>, rest: &Rest) -> Result<Verdict> {
+    let mut verdict = judge(disk, rest);
+    if verdict.as_ref().is_err_and(Damage::is_in) && disk.mend() {
+        verdict = judge(disk, rest);
+    }
+    if matches!(verdict, Err(_) | Ok(Verdict::False(..))) {
+        let lost = lost_spans::lost(disk, Some(rest), |_| ())?;
+        if !lost.is_empty() {
+            return Ok(Verdict::Damaged(lost));
+        }
+    }
+    verdict
+}
+
+fn judge(disk: &Arc<Disk>, rest: &Rest) -> Result<Verdict> {
+    let unread = || "what is kept of the layer cannot be read".to_owned();
+    let tail = Tail::open(disk, rest)?;
+    let abandoned = || Arc::strong_count(disk) <= OWN_HOLDS;
+    let Some(found) = diff_id(disk, rest, &tail, abandoned).or_kind(Kind::Io, unread)? else {
+        return Ok(Verdict::Abandoned);
+    };
+    let expected = disk.layer().diff_id;
+    if found != expected {
+        let lie = Refutation::DiffId { found, expected };
+        return Ok(Verdict::False(0..disk.spans().count(), lie));
+    }
+    let Some(headers) = disk.headers() else {
+        return Ok(Verdict::True);
+    };
+    let mut packed = Packed::new(non_file_bytes::all(disk.regions()));
+    let read = |range: &Range<LayerOffset>| {
+        let mut bytes = vec![0; (range.end.get() - range.start.get()) as usize];
+        rest.read(packed.place(range.start), &mut bytes)?;
+        Ok(bytes)
+    };
+    let beyond = |take: &mut dyn FnMut(&[u8]) -> ControlFlow<()>| tail.each(take);
+    let found = headers.check_whole(disk.spans().end(), read, beyond, || disk.read_entries())?;
+    Ok(match found {
+        None => Verdict::True,
+        Some((range, lie)) => {
+            let mut spans = disk.spans().covering(range);
+            if spans.is_empty() {
+                // behind the last one
+                spans = disk.spans().count().saturating_sub(1)..disk.spans().count();
+            }
+            Verdict::False(spans, Refutation::Header(lie))
+        }
+    })
+}
+
+/// SHA-256 of the layer, from the disk and the rest; `None` when it was broken off.
+fn diff_id(
+    disk: &Disk,
+    kept: &Rest,
+    tail: &Tail<'_>,
+    abandoned: impl Fn() -> bool,
+) -> io::Result<Option<crate::oci::Digest>> {
+    let mut hasher = Hasher::default();
+    let mut files = Window::new(|offset, buffer: &mut [u8]| disk.read_file(offset, buffer));
+    let mut others = Window::new(|offset, buffer: &mut [u8]| kept.read(offset, buffer));
+    let (files_end, others_end) = (disk.size(), kept.length()?);
+    let mut packed = Packed::new(non_file_bytes::all(disk.regions()));
+    let mut place = 0;
+    for region in non_file_bytes::all(disk.regions()) {
+        if abandoned() {
+            return Ok(None);
+        }
+        let next = packed.place(region.layer.start);
+        others.each(place..next, others_end, |bytes| hasher.update(bytes))?;
+        place = next;
+        let bytes = region.disk.start.get()..region.disk.end.get();
+        files.each(bytes, files_end, |bytes| hasher.update(bytes))?;
+    }
+    others.each(place..kept.end(), others_end, |bytes| hasher.update(bytes))?;
+    let mut is_whole = true;
+    tail.each(|bytes| {
+        hasher.update(bytes);
+        is_whole = !abandoned();
+        match is_whole {
+            true => ControlFlow::Continue(()),
+            false => ControlFlow::Break(()),
+        }
+    })?;
+    Ok(is_whole.then(|| hasher.finish()))
+}
+
+/// Reads ranges that ascend, [`PIECE`] bytes at once, however short they are.
+struct Window<R> {
+    read: R,
+    buffer: Vec<u8>,
+    start: u64,
+}
+
+impl<R: FnMut(u64, &mut [u8]) -> io::Result<()>> Window<R> {
+    fn new(read: R) -> Self {
+        Self {
+            read,
+            buffer: Vec::new(),
+            start: 0,
+        }
+    }
+
+    /// Gives the bytes of a range, in pieces; nothing past `end` is read.
+    fn each(&mut self, range: Range<u64>, end: u64, mut take: impl FnMut(&[u8])) -> io::Result<()> {
+        let mut position = range.start;
+        while position < range.end {
+            let have = self.start..self.start + self.buffer.len() as u64;
+            if !have.contains(&position) {
+                let length = end.saturating_sub(position).min(PIECE as u64) as usize;
+                if length == 0 {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+                self.buffer.resize(length, 0);
+                self.start = position;
+                (self.read)(position, &mut self.buffer)?;
+                continue;
+            }
+            let stop = range.end.min(have.end);
+            take(&self.buffer[(position - have.start) as usize..(stop - have.start) as usize]);
+            position = stop;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_gives_each_range_whole_and_reads_each_byte_once() {
+        let file: Vec<u8> = (0..3_000_000_u32)
+            .map(|number| (number % 251) as u8)
+            .collect();
+        let mut read = 0;
+        let mut window = Window::new(|offset, buffer: &mut [u8]| {
+            let start = offset as usize;
+            buffer.copy_from_slice(&file[start..start + buffer.len()]);
+            read += buffer.len();
+            Ok(())
+        });
+        let mut position = 0;
+        for length in [0, 1, 5000, 1_000_000, 1_500_000, 17, 494_982] {
+            let mut found = Vec::new();
+            let range = position..position + length;
+            let end = file.len() as u64;
+            window
+                .each(range.clone(), end, |bytes| found.extend_from_slice(bytes))
+                .unwrap();
+            assert!(found == file[range.start as usize..range.end as usize]);
+            position = range.end;
+        }
+        assert_eq!((position, read), (3_000_000, 3_000_000));
+    }
+}
