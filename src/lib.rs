@@ -1,5 +1,8 @@
 //! socinbd: OCI image layers as read-only block devices, fetched span by span as the kernel reads them.
 //!
+//! This library is not a stable interface: it exists for the program `socinbd` and for the tests, benchmarks and fuzzers of this package.
+//! Any release may change or remove any item. The stable interface is the command line, with its exit statuses and its JSON output.
+//!
 //! Modules stand in levels; one uses only what stands below it (`tests/it/levels.rs` checks this):
 //! 0 `units`, `error` | 1 `oci`, `tar`, `ztoc`, `ext4::format`, `nbd::protocol` | 2 `gzip`, `compact`, `tree`, `ext4`, `soci` |
 //! 3 `buffer`, `open_files`, `source`, `layer` | 4 `nbd`, `kernel` | 5 `engine` | 6 `builder`, `api`, `cli`.

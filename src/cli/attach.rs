@@ -30,9 +30,10 @@ use crate::{
 const SUCCESSION_TIME: Duration = Duration::from_secs(30);
 const ENDING_TURN: Duration = Duration::from_millis(20);
 
-/// Mount an image's root file system; its data is fetched as it is read
+/// Mount the root file system of an image, with lazily fetched data
 ///
-/// A daemon holds the devices: the one of --run-dir, or a new one that outlives this login. `socinbd detach` ends it.
+/// A daemon holds the block devices: the one of --run-dir, which is started if none runs, and which outlives this login session.
+/// `socinbd detach` unmounts the image.
 #[derive(Args)]
 #[command(after_help = "Examples:\n\
 \x20 socinbd attach nginx:1.27 /mnt\n\
@@ -41,16 +42,18 @@ const ENDING_TURN: Duration = Duration::from_millis(20);
 pub(super) struct Attach {
     #[command(flatten)]
     image: ImageArgs,
-    /// Where to mount it; an existing folder
+    /// Mount point: an existing directory
     mountpoint: PathBuf,
     #[command(flatten)]
     index: IndexArgs,
     #[command(flatten)]
     options: MountArgs,
-    /// Add a writable upper layer; what is written there ends with the attachment
+    /// Add a writable upper layer, which is removed on detach
     #[arg(long)]
     rw: bool,
-    /// Hold the devices in this process, until it is interrupted or hung up, or the mount is gone
+    /// Hold the devices in this process instead of a daemon
+    ///
+    /// The process runs until it gets SIGTERM, SIGINT, SIGQUIT or SIGHUP, or until the image is unmounted.
     #[arg(long)]
     foreground: bool,
 }
@@ -58,10 +61,10 @@ pub(super) struct Attach {
 /// How an image is mounted.
 #[derive(Args, Clone, Debug)]
 pub(super) struct MountArgs {
-    /// How the kernel gets the layers
+    /// Block device
     #[arg(long, value_enum, default_value_t)]
     pub device: DeviceChoice,
-    /// Let device files in the image work as devices
+    /// Allow device nodes in the image (mount without nodev)
     #[arg(long)]
     pub dev: bool,
 }

@@ -8,7 +8,7 @@ use tokio::net::TcpListener;
 
 use super::{
     AccessArgs, Global, absolute,
-    making::{MakeArgs, UploadArgs},
+    making::{MakeArgs, PlatformsArgs, UploadArgs},
     output,
     signals::Signals,
 };
@@ -24,39 +24,46 @@ use crate::{
     soci::index::Version,
 };
 
-/// Make SOCI indexes for images as they are pushed
+/// Make SOCI indexes for images when they are pushed
 ///
-/// A registry posts its push events to http://ADDR/events: notifications of a distribution registry, webhooks of Harbor (both of its
-/// formats), ECR's events through EventBridge. An event that was answered with 202 is in the queue on disk and survives a crash; one
-/// that is delivered twice makes one index. /healthz and /metrics say how things are. For TLS put a proxy in front.
+/// A registry posts its push events to http://ADDR:PORT/events. Accepted are the notifications of a distribution registry, the webhooks of
+/// Harbor (both formats), and the events of ECR sent by EventBridge. An event that was answered with 202 is in the queue on disk and
+/// survives a crash; an event that is delivered twice makes one index. /healthz and /metrics report the state. The builder has no TLS: use
+/// a reverse proxy.
 #[derive(Args)]
 #[command(after_help = "Examples:\n\
 \x20 socinbd builder --registry registry.example --listen 127.0.0.1:8080\n\
-\x20 socinbd builder --registry harbor.example --listen 0.0.0.0:8080 --secret-file secret --repository 'team/*' --tag 'v*'\n\
-\x20 socinbd builder --registry registry.example --listen 127.0.0.1:8080 --index-version v1 --backfill team/app")]
+\x20 socinbd builder --registry registry.example --listen 127.0.0.1:8080 \\\n\
+\x20   --index-version v1 --backfill team/app\n\
+\x20 socinbd builder --registry harbor.example --listen 0.0.0.0:8080 \\\n\
+\x20   --secret-file secret --repository 'team/*' --tag 'v*'")]
 pub(super) struct Builder {
-    /// The registry that is read and pushed to, HOST[:PORT]; an event leads to no other
+    /// Registry to read from and push to: HOST[:PORT]
+    ///
+    /// Events that name another registry are refused.
     #[arg(long, value_name = "HOST")]
     registry: String,
     /// Address to listen on
     #[arg(long, value_name = "ADDR:PORT")]
     listen: SocketAddr,
-    /// File with the secret that senders have in their Authorization header, alone or after `Bearer`; needed off loopback
+    /// File with the secret of senders; required off loopback
+    ///
+    /// A sender has the secret in its Authorization header, alone or after `Bearer`.
     #[arg(long, value_name = "FILE")]
     secret_file: Option<PathBuf>,
-    /// Folder of the queue [default: ROOT/builder]
+    /// Queue directory [default: ROOT/builder]
     #[arg(long, value_name = "DIR")]
     queue: Option<PathBuf>,
-    /// Only repositories that match this pattern (`*` and `?`); may be repeated
+    /// Pattern of accepted repositories, with * and ? (repeatable)
     #[arg(long, value_name = "PATTERN")]
     repository: Vec<String>,
-    /// Only tags that match this pattern; may be repeated
+    /// Pattern of accepted tags, with * and ? (repeatable)
     #[arg(long, value_name = "PATTERN")]
     tag: Vec<String>,
-    /// Version of the indexes: v2 pushes a new image, v1 adds a referrer to the image
+    /// SOCI version: v2 pushes a new image, v1 adds a referrer
     #[arg(long, value_enum, default_value_t = IndexVersion::V2)]
     index_version: IndexVersion,
-    /// What the tag of a v2 image ends with
+    /// Suffix of the tags of v2 images
     #[arg(
         long,
         value_name = "TEXT",
@@ -65,24 +72,26 @@ pub(super) struct Builder {
         conflicts_with = "replace"
     )]
     suffix: String,
-    /// Give the v2 image the tag that the image has
+    /// Move the tag of the image to the v2 image
     #[arg(long)]
     replace: bool,
-    /// Leave images alone whose layers have fewer bytes together
+    /// Minimum total size of the layers of an image, in bytes
     #[arg(long, value_name = "BYTES", default_value_t = 0)]
     min_image_size: u64,
-    /// Queue all tags of this repository at the start; may be repeated
+    /// Repository whose tags are queued at start (repeatable)
     #[arg(long, value_name = "REPOSITORY")]
     backfill: Vec<String>,
-    /// Images that are worked on at a time
+    /// Number of images to work on in parallel
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
     workers: u8,
     #[command(flatten)]
+    platforms: PlatformsArgs,
+    #[command(flatten)]
     access: AccessArgs,
     #[command(flatten)]
-    make: MakeArgs,
-    #[command(flatten)]
     uploads: UploadArgs,
+    #[command(flatten)]
+    make: MakeArgs,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -162,7 +171,7 @@ impl Builder {
             registry: self.registry.clone(),
             repositories: self.repository.clone(),
             tags: self.tag.clone(),
-            platforms: self.make.platforms.platforms(),
+            platforms: self.platforms.platforms(),
             version: match self.index_version {
                 IndexVersion::V1 => Version::V1,
                 IndexVersion::V2 => Version::V2,

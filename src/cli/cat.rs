@@ -14,10 +14,10 @@ use crate::{
     source::Source,
 };
 
-/// Print one file of an image, without mounting it
+/// Print a file of an image without mounting the image
 ///
-/// Costs the tables of the layers from the top down to the one that has the file, and the file's spans. A layer without a table is read
-/// whole. No root, no daemon.
+/// Fetches the tables of the layers from the topmost to the one with the file, and the spans of the file. A layer without a table is read
+/// whole. Needs neither root nor a daemon.
 #[derive(Args)]
 #[command(after_help = "Examples:\n\
 \x20 socinbd cat nginx:1.27 /etc/nginx/nginx.conf\n\
@@ -25,7 +25,7 @@ use crate::{
 pub(super) struct Cat {
     #[command(flatten)]
     image: ImageArgs,
-    /// The file's path in the image; symbolic links are followed in the image
+    /// Path in the image; symbolic links are resolved within the image
     path: String,
     #[command(flatten)]
     index: IndexArgs,

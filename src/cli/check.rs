@@ -20,26 +20,29 @@ use crate::{
 /// The exit status when damage was found, and all of it was mended.
 const MENDED: u8 = 10;
 
-/// Read the disks of layers, find what the local disk has not kept, and mend it
+/// Verify layer disks against their checksums, and repair them
 ///
-/// Each disk of the root is held against the checks that were written with it, whether it is complete or attached or not. Spans that are not
-/// as they were written are fetched again, into the disk itself: what is mounted of it stays mounted. What the kernel has cached of them
-/// stays cached until the image is detached or the caches are dropped.
+/// Reads the disks, attached or not, complete or not, and compares them with the checksums that were written with the data. Damaged spans
+/// are fetched again and written to the same disk, so mounts stay. Pages that the kernel has cached stay as they are until the image is
+/// detached or the caches are dropped.
 #[derive(Args)]
 #[command(after_help = "Examples:\n\
 \x20 socinbd check --all\n\
 \x20 socinbd check registry.example/app:1\n\
 \x20 socinbd check sha256:6a5d... --json\n\n\
-Exit status: 0 all is sound; 10 damage was found and mended; 7 something is still wrong.")]
+Exit status:\n\
+\x20 0   no damage\n\
+\x20 7   damage is left\n\
+\x20 10  damage was found and repaired")]
 pub(super) struct Check {
-    /// A layer, by its digest, or an image, whose layers are asked of its registry
+    /// Digest of a layer, or an image reference
     #[arg(value_name = "LAYER|IMAGE", required_unless_present = "all")]
     what: Option<String>,
-    /// All disks of the root
+    /// Check all disks of the state directory
     #[arg(long, conflicts_with = "what")]
     all: bool,
-    /// Platform of a multi-platform image, e.g. linux/arm64 [default: this machine's]
-    #[arg(long, short, value_name = "OS/ARCH[/VARIANT]")]
+    /// Platform, e.g. linux/arm64 [default: the host's]
+    #[arg(long, short, value_name = "PLATFORM")]
     platform: Option<Platform>,
     #[command(flatten)]
     access: AccessArgs,

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::{
     AccessArgs, Global, absolute,
-    making::{MakeArgs, UploadArgs},
+    making::{MakeArgs, PlatformsArgs, UploadArgs},
     output,
     progress::Progress,
 };
@@ -21,12 +21,12 @@ use crate::{
     source::{Access, Destination, Source},
 };
 
-/// Make an image with its SOCI index (v2) of an image
+/// Convert an image to an image with a SOCI index (v2)
 ///
-/// The result is an image index that binds image and SOCI index: its digest covers both. Registries, OCI layouts in folders and in tar
-/// files are read and written; no daemon, no root. What the destination has is not sent, what its registry has elsewhere is mounted,
-/// and zTOCs that an index of the image has are used again. Other platforms, attestations and what is unknown stay as they are; what is
-/// listed and not there is left out, with a warning.
+/// The result is an OCI image index that binds the image and its SOCI index: its digest covers both. Source and destination are a
+/// registry, an OCI layout directory or an OCI archive. Needs neither root nor a daemon. Blobs that the destination has are not sent again;
+/// blobs of another repository of the same registry are mounted; zTOCs of existing indexes are used again. Other platforms, attestations
+/// and unknown entries are copied unchanged; entries whose content is missing are left out, with a warning.
 #[derive(Args)]
 #[command(after_help = "Examples:\n\
 \x20 socinbd convert registry.example/app:1.0 registry.example/app:1.0-soci\n\
@@ -34,32 +34,40 @@ use crate::{
 \x20 socinbd convert app.tar app-soci.tar --format oci-archive\n\
 \x20 socinbd convert registry.example/app registry.example/app --tags 'v*' --suffix -soci")]
 pub(super) struct Convert {
-    /// The image
+    /// Image to convert
     source: String,
-    /// The name of the new image; a tag, not a digest
+    /// Reference of the new image, with a tag
     destination: String,
+    #[command(flatten)]
+    platforms: PlatformsArgs,
+    /// Format of a DESTINATION path
+    ///
+    /// With this option, SOURCE and DESTINATION are paths, not references.
+    #[arg(long, value_enum, value_name = "FORMAT", conflicts_with = "tags")]
+    format: Option<Format>,
+    /// Pattern of tags to convert, with * and ?
+    ///
+    /// SOURCE and DESTINATION are repositories. Tags that are converted already are skipped.
+    #[arg(long, value_name = "PATTERN")]
+    tags: Option<String>,
+    /// Suffix of the new tags, with --tags
+    ///
+    /// Default: -soci if SOURCE and DESTINATION are the same repository, else none.
+    #[arg(long, value_name = "TEXT", requires = "tags")]
+    suffix: Option<String>,
     #[command(flatten)]
     access: AccessArgs,
     #[command(flatten)]
-    make: MakeArgs,
-    #[command(flatten)]
     uploads: UploadArgs,
-    /// SOURCE and DESTINATION are paths, and DESTINATION becomes this; without it they are references
-    #[arg(long, value_enum, value_name = "FORMAT", conflicts_with = "tags")]
-    format: Option<Format>,
-    /// Convert each tag of the repository that matches this pattern (`*` and `?`); what is converted already is left alone
-    #[arg(long, value_name = "PATTERN")]
-    tags: Option<String>,
-    /// What the new tags end with, with --tags [default: -soci within one repository, nothing else]
-    #[arg(long, value_name = "TEXT", requires = "tags")]
-    suffix: Option<String>,
+    #[command(flatten)]
+    make: MakeArgs,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Format {
-    /// A tar file.
+    /// OCI archive: a tar file
     OciArchive,
-    /// A folder.
+    /// OCI layout: a directory
     OciDir,
 }
 
@@ -79,7 +87,7 @@ impl Convert {
         let access = self.access.access()?;
         let options = ConvertOptions {
             create: self.make.options()?,
-            platforms: self.make.platforms.platforms(),
+            platforms: self.platforms.platforms(),
             uploads: self.uploads.max_concurrent_uploads,
         };
         let local = LocalIndexes::open(&absolute(&global.root)?)?;

@@ -12,22 +12,23 @@ use crate::{
     source::{Destination, Source},
 };
 
-/// Copy an image with its SOCI indexes, and what else refers to it
+/// Copy an image with its SOCI indexes and other referrers
 ///
-/// Between registries and OCI layouts (folders, tar files), all platforms, byte for byte; platforms that are listed and not there are left
-/// out, with a warning. SOCI indexes always go along; signatures,
-/// SBOMs and other referrers by their artifact types.
+/// Source and destination are a registry, an OCI layout directory or an OCI archive. All platforms are copied, unchanged; platforms whose
+/// content is missing are left out, with a warning. SOCI indexes are always copied; signatures, SBOMs and other referrers are selected by
+/// artifact type.
 #[derive(Args)]
 #[command(after_help = "Examples:\n\
 \x20 socinbd copy staging.example/app:1 registry.example/app:1\n\
 \x20 socinbd copy registry.example/app:1 oci:./app:1 --referrers '*'\n\
-\x20 socinbd copy registry.example/app:1 oci-archive:app.tar --referrers application/vnd.cncf.notary.signature")]
+\x20 socinbd copy registry.example/app:1 oci-archive:app.tar \\\n\
+\x20   --referrers application/vnd.cncf.notary.signature")]
 pub(super) struct Copy {
-    /// The image
+    /// Image to copy
     source: Reference,
-    /// Its new place and name
+    /// Reference of the copy
     destination: Reference,
-    /// Copy referrers of this artifact type too (`*` and `?` are wildcards); may be repeated
+    /// Artifact type of referrers to copy too, with * and ? (repeatable)
     #[arg(long, value_name = "TYPE")]
     referrers: Vec<String>,
     #[command(flatten)]

@@ -23,18 +23,19 @@ use crate::{
 /// How often the daemon looks whether it is still wanted.
 const TURN: Duration = Duration::from_secs(1);
 
-/// Hold the devices of attached images
+/// Hold the block devices of attached images
 ///
-/// `attach` and `run` start one where none runs, which ends when nothing has been attached for five minutes. On SIGTERM, SIGINT or
-/// SIGQUIT it attaches nothing any more, unmounts what is not in use, and ends. When its root or run directory is gone it ends with the last attachment.
+/// `attach` and `run` start a daemon if none runs; that one exits after five minutes without an attachment. On SIGTERM, SIGINT or SIGQUIT
+/// the daemon refuses new attachments, unmounts images that are not in use, and exits. When its state or runtime directory has been
+/// removed, it exits with the last attachment.
 #[derive(Args)]
 #[command(after_help = "Examples:\n\
 \x20 socinbd daemon --root /srv/socinbd --run-dir /run/socinbd-2")]
 pub(super) struct Daemon {
-    /// End when nothing has been attached and nobody has asked for this time [default: never]
+    /// Time without attachments or requests until exit [default: no limit]
     #[arg(long, value_name = "SECONDS")]
     idle_exit: Option<u64>,
-    /// Write the log to this file, of at most 1 MiB, and keep the one before it
+    /// Log file, rotated at 1 MiB, instead of standard error
     #[arg(long, value_name = "FILE")]
     log_file: Option<PathBuf>,
 }

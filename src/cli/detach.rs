@@ -20,12 +20,13 @@ use crate::{
 /// How long a process that is ending may take until it has given everything back.
 const ENDING_TIME: Duration = Duration::from_secs(10);
 
-/// Unmount an attached image and give its devices back
+/// Unmount an attached image and release its devices
 #[derive(Args)]
 #[command(after_help = "Examples:\n\
-\x20 socinbd detach /mnt")]
+\x20 socinbd detach /mnt\n\
+\x20 socinbd detach 5f0c2a...")]
 pub(super) struct Detach {
-    /// Where it is mounted; or the attachment's id, as `list --json` shows it
+    /// Mount point, or ID of the attachment as `list --json` shows it
     mountpoint: PathBuf,
 }
 

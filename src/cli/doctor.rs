@@ -7,7 +7,9 @@ use clap::Args;
 use super::{Global, output};
 use crate::{error::Result, kernel::probe};
 
-/// Say what this kernel and machine offer, and what to do about what is missing
+/// Report the kernel features and tools of this machine
+///
+/// For each that is missing, the report says what to do.
 #[derive(Args)]
 #[command(after_help = "Examples:\n\
 \x20 socinbd doctor\n\

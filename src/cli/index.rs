@@ -28,8 +28,11 @@ use crate::{
     source::{Destination, Manifest, Source},
 };
 
-/// Make, push, show and remove SOCI indexes (v1)
+/// Make, push, list, show and remove SOCI indexes (v1)
 #[derive(Subcommand)]
+#[command(after_help = "Examples:\n\
+\x20 socinbd index create oci:./app:latest\n\
+\x20 socinbd index list")]
 pub(super) enum Index {
     Create(Create),
     Push(Push),
@@ -43,112 +46,134 @@ pub(super) enum Index {
 
 /// Make a SOCI index (v1) for an image
 ///
-/// Each layer passes once; zTOCs that an index has already are used again. The index is stored in the OCI layout that the image is in, or
-/// in the local root, where `attach` finds it, or with --push in the image's registry. The image is not changed.
+/// Each layer is read once; zTOCs of existing indexes are used again. The index is stored in the OCI layout of the image, or in the local
+/// root, where `attach` finds it, or with --push in the registry of the image. The image is not changed.
 #[derive(Args)]
 #[command(after_help = "Examples:\n\
 \x20 socinbd index create oci:./app:latest\n\
 \x20 socinbd index create registry.example/app --span-size 1048576\n\
 \x20 socinbd index create registry.example/app --all-platforms --push")]
 pub(super) struct Create {
-    /// The image: NAME[:TAG][@DIGEST], oci:DIR[:TAG] or oci-archive:FILE[:TAG]
+    /// Image: NAME[:TAG][@DIGEST], oci:DIR[:TAG] or oci-archive:FILE[:TAG]
     image: Reference,
     #[command(flatten)]
-    access: AccessArgs,
-    #[command(flatten)]
-    make: MakeArgs,
-    /// Store the index in the registry that the image is in
+    platforms: PlatformsArgs,
+    /// Store the index in the registry of the image
     #[arg(long)]
     push: bool,
     #[command(flatten)]
+    access: AccessArgs,
+    #[command(flatten)]
     uploads: UploadArgs,
+    #[command(flatten)]
+    make: MakeArgs,
 }
 
-/// Push an image's SOCI index (v1), and the image where it is not there yet
+/// Push the SOCI index (v1) of an image, and the image if it is missing
 ///
-/// The newest index of each image goes: from the OCI layout that the image is in, or from the local root.
+/// Pushes the newest index of each platform, from the OCI layout of the image or from the local root.
 #[derive(Args)]
 #[command(after_help = "Examples:\n\
 \x20 socinbd index push registry.example/app:1\n\
 \x20 socinbd index push oci:./app:1 registry.example/app:1 --all-platforms")]
 pub(super) struct Push {
-    /// The image
+    /// Image with the index
     image: Reference,
-    /// Where to push index and image to [default: where the image is]
+    /// Destination of index and image [default: IMAGE]
     destination: Option<Reference>,
     #[command(flatten)]
-    access: AccessArgs,
-    #[command(flatten)]
     platforms: PlatformsArgs,
-    /// What to do where the image has another index: push and say so, do not push, or push
-    #[arg(long, value_enum, value_name = "WHAT", default_value_t)]
+    /// Handling of another index: warn, skip or allow
+    ///
+    /// If the destination has another index of the image: warn pushes and prints a warning, skip does not push, allow pushes.
+    #[arg(
+        long,
+        value_enum,
+        value_name = "ACTION",
+        default_value_t,
+        hide_possible_values = true
+    )]
     existing_index: Existing,
-    #[command(flatten)]
-    uploads: UploadArgs,
-    /// Print nothing but warnings
+    /// Print warnings only
     #[arg(long, short)]
     quiet: bool,
-}
-
-/// List the indexes of the local root, or those of an image where it is
-#[derive(Args)]
-pub(super) struct List {
-    /// The image whose indexes are listed from its registry or layout
-    image: Option<Reference>,
     #[command(flatten)]
     access: AccessArgs,
-    /// Only those made for this image, of the local root
+    #[command(flatten)]
+    uploads: UploadArgs,
+}
+
+/// List the SOCI indexes in the local root, or those of an image
+#[derive(Args)]
+#[command(after_help = "Examples:\n\
+\x20 socinbd index list\n\
+\x20 socinbd index list registry.example/app:1 --platform linux/arm64")]
+pub(super) struct List {
+    /// Image whose indexes are listed, from its registry or layout
+    image: Option<Reference>,
+    /// Image to list the indexes of, in the local root
     #[arg(long, value_name = "IMAGE", conflicts_with = "image")]
     r#ref: Option<Reference>,
-    /// Only those for this platform; may be repeated
-    #[arg(long, short, value_name = "OS/ARCH[/VARIANT]")]
+    /// Platform to list the indexes of (repeatable) [default: all]
+    #[arg(long, short, value_name = "PLATFORM")]
     platform: Vec<Platform>,
     /// Print digests only
     #[arg(long, short)]
     quiet: bool,
+    #[command(flatten)]
+    access: AccessArgs,
 }
 
-/// Show an index as JSON
+/// Show a SOCI index as JSON
 #[derive(Args)]
+#[command(after_help = "Examples:\n\
+\x20 socinbd index info sha256:6a5d...\n\
+\x20 socinbd index info sha256:6a5d... --at registry.example/app")]
 pub(super) struct Info {
-    /// The index
+    /// Digest of the index
     digest: Digest,
-    /// Look for it in this repository or layout [default: the local root]
+    /// Repository or layout with the index [default: the local root]
     #[arg(long, value_name = "IMAGE")]
     at: Option<Reference>,
     #[command(flatten)]
     access: AccessArgs,
 }
 
-/// Remove indexes, and the zTOCs that no other index has
+/// Remove SOCI indexes, and zTOCs that no other index uses
 #[derive(Args)]
+#[command(after_help = "Examples:\n\
+\x20 socinbd index rm sha256:6a5d...\n\
+\x20 socinbd index rm --ref registry.example/app:1")]
 pub(super) struct Rm {
-    /// The indexes
+    /// Digests of the indexes
     #[arg(required_unless_present = "ref")]
     digests: Vec<Digest>,
-    /// All that were made for this image
+    /// Image whose indexes are all removed, in the local root
     #[arg(long, value_name = "IMAGE", conflicts_with_all = ["digests", "at"])]
     r#ref: Option<Reference>,
-    /// Remove them from this repository or layout [default: the local root]
+    /// Repository or layout with the indexes [default: the local root]
     #[arg(long, value_name = "IMAGE")]
     at: Option<Reference>,
     #[command(flatten)]
     access: AccessArgs,
 }
 
-/// Remove indexes (v1) whose image is gone from a repository, and entries that list what is gone
+/// Remove SOCI indexes (v1) of deleted images from a repository
 ///
-/// What is looked at: the lists that stand in for the referrers API (tags sha256-...), and the images named by --image. A registry with
-/// the referrers API cannot be asked for images that it no longer has: name them.
+/// Looks at the tags of the referrers tag schema (sha256-...) and at the images given with --image. Entries of these tags whose content is
+/// missing are removed too. A registry with the referrers API does not list deleted images: give their digests.
 #[derive(Args)]
+#[command(after_help = "Examples:\n\
+\x20 socinbd index gc --remote registry.example/app --dry-run\n\
+\x20 socinbd index gc --remote registry.example/app --image sha256:6a5d...")]
 pub(super) struct Gc {
-    /// The repository
+    /// Repository
     #[arg(long, value_name = "REPOSITORY")]
     remote: Reference,
-    /// Look at the indexes of this image manifest too, by its digest; may be repeated
+    /// Digest of an image manifest whose indexes are looked at (repeatable)
     #[arg(long, value_name = "DIGEST")]
     image: Vec<Digest>,
-    /// Say what would be removed, and remove nothing
+    /// Print what would be removed, and remove nothing
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
@@ -184,7 +209,7 @@ impl Create {
             images,
             absent,
             warnings,
-        } = chosen(&source, &root, &self.make.platforms.platforms()).await?;
+        } = chosen(&source, &root, &self.platforms.platforms()).await?;
         for warning in absent.iter().chain(&warnings) {
             tracing::warn!("{warning}");
         }

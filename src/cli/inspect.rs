@@ -25,10 +25,10 @@ use crate::{
     ztoc::{SpanTable, Ztoc},
 };
 
-/// Show what a reference is, what refers to it, and of an image its layers and what would be fetched before the first read
+/// Show a manifest, its referrers and, for an image, its layers
 ///
-/// Of any reference: an image, an image index, a SOCI index, a signature, a chart. What refers to it, or to what an index lists, is
-/// shown by artifact type.
+/// Takes any reference: an image, an image index, a SOCI index, a signature, a chart. Referrers are shown with their artifact types, also
+/// those of the entries of an image index. For an image, the report says how many bytes an attach fetches before the first read.
 #[derive(Args)]
 #[command(after_help = "Examples:\n\
 \x20 socinbd inspect nginx:1.27\n\

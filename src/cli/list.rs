@@ -7,7 +7,7 @@ use clap::Args;
 use super::{Global, absolute, detach, output};
 use crate::{api::client::Client, error::Result};
 
-/// Show the attached images
+/// List the attached images
 #[derive(Args)]
 #[command(after_help = "Examples:\n\
 \x20 socinbd list\n\

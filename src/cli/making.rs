@@ -1,14 +1,16 @@
-//! Flags of commands that make SOCI indexes.
+//! The options of commands that make SOCI indexes.
 
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
+use super::{INDEX, REGISTRY};
 use crate::{
     engine::make::{
         convert::Platforms,
         create::{
-            CreateOptions, DEFAULT_COMPACT_SPAN_SIZE, DEFAULT_MIN_LAYER_SIZE, DEFAULT_SPAN_SIZE,
+            CreateOptions, DEFAULT_BUILD_TOOL, DEFAULT_COMPACT_SPAN_SIZE, DEFAULT_MIN_LAYER_SIZE,
+            DEFAULT_SPAN_SIZE,
         },
     },
     error::{Error, Kind, Result, ResultExt},
@@ -16,74 +18,76 @@ use crate::{
     source::DEFAULT_UPLOADS,
 };
 
-/// Bytes of the largest list of files that is read.
+/// Maximum size of a list of files, in bytes.
 const MAX_LIST_BYTES: u64 = 16 << 20;
 
 /// How an index is made.
 #[derive(Args, Clone, Debug)]
 pub(super) struct MakeArgs {
-    #[command(flatten)]
-    pub platforms: PlatformsArgs,
-    /// Bytes of a layer between checkpoints, at least
-    #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_SPAN_SIZE, value_parser = clap::value_parser!(u64).range(1..=i64::MAX as u64))]
+    /// Minimum distance between checkpoints
+    ///
+    /// In uncompressed bytes. Each checkpoint takes 32 KiB in the zTOC.
+    #[arg(help_heading = INDEX, long, value_name = "BYTES", default_value_t = DEFAULT_SPAN_SIZE, value_parser = clap::value_parser!(u64).range(1..=i64::MAX as u64))]
     span_size: u64,
-    /// Skip layers whose blob has fewer bytes
-    #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_MIN_LAYER_SIZE, value_parser = clap::value_parser!(u64).range(0..=i64::MAX as u64))]
+    /// Minimum compressed size of a layer to index
+    ///
+    /// Smaller layers get no zTOC and are downloaded whole.
+    #[arg(help_heading = INDEX, long, value_name = "BYTES", default_value_t = DEFAULT_MIN_LAYER_SIZE, value_parser = clap::value_parser!(u64).range(0..=i64::MAX as u64))]
     min_layer_size: u64,
-    /// Say of layers without xattrs that they have none; may be repeated
-    #[arg(long, value_enum, value_name = "WHAT")]
+    /// Tool name to record in zTOCs
+    ///
+    /// zTOCs of existing indexes are used again; with this option only those of the same tool.
+    #[arg(help_heading = INDEX, long, value_name = "NAME", default_value = DEFAULT_BUILD_TOOL)]
+    build_tool: String,
+    /// Optimization to declare (repeatable)
+    #[arg(help_heading = INDEX, long, value_enum, value_name = "NAME")]
     optimizations: Vec<Optimization>,
-    /// Make a compact index too: finer spans, and little to fetch before the first read
-    #[arg(long)]
+    /// Make a compact index too: finer spans and a smaller table
+    #[arg(help_heading = INDEX, long)]
     compact: bool,
-    /// Bytes of a layer between checkpoints of the compact index, at least
-    #[arg(long, value_name = "BYTES", requires = "compact", default_value_t = DEFAULT_COMPACT_SPAN_SIZE, value_parser = clap::value_parser!(u64).range(1..=i64::MAX as u64))]
+    /// Same as --span-size, for the compact index
+    #[arg(help_heading = INDEX, long, value_name = "BYTES", requires = "compact", default_value_t = DEFAULT_COMPACT_SPAN_SIZE, value_parser = clap::value_parser!(u64).range(1..=i64::MAX as u64))]
     compact_span_size: u64,
-    /// Make each zTOC anew, also where an index has one of the same layer and span size
-    #[arg(long, short)]
+    /// Make new zTOCs even if an index has usable ones
+    #[arg(help_heading = INDEX, long, short)]
     force: bool,
-    /// List this file's spans in a prefetch artifact; may be repeated
-    #[arg(long, value_name = "FILE")]
+    /// Path whose spans go into a prefetch artifact (repeatable)
+    #[arg(help_heading = INDEX, long, value_name = "PATH")]
     prefetch_file: Vec<String>,
-    /// As --prefetch-file, for all files of this JSON list of paths
-    #[arg(long, value_name = "FILE")]
+    /// JSON array of paths, each as for --prefetch-file
+    #[arg(help_heading = INDEX, long, value_name = "FILE")]
     prefetch_files_json: Option<PathBuf>,
 }
 
-/// Which images of a multi-platform image are meant.
+/// Some platforms of an image.
 #[derive(Args, Clone, Debug)]
 pub(super) struct PlatformsArgs {
-    /// Platform of a multi-platform image, e.g. linux/arm64; may be repeated [default: this machine's]
-    #[arg(
-        long,
-        short,
-        value_name = "OS/ARCH[/VARIANT]",
-        conflicts_with = "all_platforms"
-    )]
+    /// Platform, e.g. linux/arm64 (repeatable) [default: the host's]
+    #[arg(long, short, value_name = "PLATFORM", conflicts_with = "all_platforms")]
     platform: Vec<Platform>,
-    /// All platforms that the image has
+    /// Take all platforms of the image
     #[arg(long)]
     all_platforms: bool,
 }
 
-/// How many uploads there are at a time.
+/// The number of parallel uploads.
 #[derive(Args, Clone, Debug)]
 pub(super) struct UploadArgs {
-    /// Blobs that are sent at a time
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_UPLOADS, value_parser = uploads)]
+    /// Maximum number of parallel uploads
+    #[arg(help_heading = REGISTRY, long, value_name = "N", default_value_t = DEFAULT_UPLOADS, value_parser = uploads)]
     pub max_concurrent_uploads: usize,
 }
 
 fn uploads(text: &str) -> std::result::Result<usize, String> {
     match text.parse() {
         Ok(count) if (1..=256).contains(&count) => Ok(count),
-        _ => Err("a number from 1 to 256 is expected".to_owned()),
+        _ => Err("expected a number from 1 to 256".to_owned()),
     }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Optimization {
-    /// Readers need not look for xattrs where there are none.
+    /// Mark layers without extended attributes as such
     Xattr,
 }
 
@@ -106,6 +110,7 @@ impl MakeArgs {
         Ok(CreateOptions {
             span_size: self.span_size,
             min_layer_size: self.min_layer_size,
+            build_tool: self.build_tool.clone(),
             disable_xattrs: self.optimizations.contains(&Optimization::Xattr),
             compact_span_size: self.compact.then_some(self.compact_span_size),
             force: self.force,
@@ -115,7 +120,7 @@ impl MakeArgs {
     }
 }
 
-/// A JSON list of paths.
+/// The paths of a JSON array in a file.
 fn list_of(file: &Path) -> Result<Vec<String>> {
     let context = || format!("the list of files {}", file.display());
     let size = file
@@ -126,13 +131,13 @@ fn list_of(file: &Path) -> Result<Vec<String>> {
         return Err(Error::new(
             Kind::InvalidArgument,
             format!(
-                "{}: {size} bytes, where at most {MAX_LIST_BYTES} are read",
+                "{}: {size} bytes, over the limit of {MAX_LIST_BYTES}",
                 context()
             ),
         ));
     }
     let bytes = std::fs::read(file).or_kind(Kind::InvalidArgument, context)?;
     serde_json::from_slice(&bytes).or_kind(Kind::InvalidArgument, || {
-        format!("{}: a JSON list of paths is expected", context())
+        format!("{}: expected a JSON array of paths", context())
     })
 }

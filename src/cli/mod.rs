@@ -33,7 +33,7 @@ use std::{
     process::ExitCode,
 };
 
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::{
     engine::open::soci_index::{IndexChoice, IndexPolicy},
@@ -43,12 +43,20 @@ use crate::{
     source::Access,
 };
 
-/// Starts containers before their image is pulled.
+/// Start containers before their image is pulled
 ///
-/// Each layer of an unmodified OCI image becomes a read-only block device with an ext4 file system on it. Its metadata comes from
-/// the layer's SOCI index; its data is fetched from the registry, span by span, when the kernel reads it.
+/// Each layer of an unmodified OCI image becomes a read-only block device with an ext4 file system. The metadata of the file system is
+/// made from the SOCI index of the image. File data is fetched from the registry, span by span, when the kernel reads it.
 #[derive(Parser)]
-#[command(name = "socinbd", version, after_help = EXAMPLES, propagate_version = true, disable_help_subcommand = true)]
+#[command(
+    name = "socinbd",
+    version,
+    after_help = EXAMPLES,
+    propagate_version = true,
+    disable_help_flag = true,
+    disable_help_subcommand = true,
+    disable_version_flag = true
+)]
 struct Cli {
     #[command(flatten)]
     global: Global,
@@ -57,53 +65,87 @@ struct Cli {
 }
 
 const EXAMPLES: &str = "\
-Images are named as elsewhere: nginx:1.27, registry.example/team/app@sha256:..., oci:DIR[:TAG], oci-archive:FILE[:TAG].
+Image references:
+  nginx:1.27, registry.example/team/app@sha256:..., oci:DIR[:TAG], oci-archive:FILE[:TAG]
 
 Examples:
-  socinbd index create oci:./app:latest        make a SOCI index for an image in an OCI layout
-  socinbd convert app:1 registry.example/app:1  make an image with its SOCI index in it
-  socinbd attach registry.example/app /mnt     mount an image's root file system, fetched as it is read
-  socinbd run registry.example/app -- sh       run a program in an image
-  socinbd detach /mnt                          unmount it and give its devices back
-  socinbd doctor                               what this machine offers, and what is missing
+  socinbd index create oci:./app:latest
+  socinbd convert oci:./app:latest registry.example/app:1
+  socinbd attach registry.example/app:1 /mnt
+  socinbd run registry.example/app:1 -- sh
+  socinbd detach /mnt
+  socinbd doctor
 
-Exit status: 0 done; 1 failed; 2 wrong usage; 3 not found; 4 not allowed by the registry; 5 a registry or daemon does not answer;
-6 in use; 7 corrupt data; 8 not supported; 9 a tag that its registry does not let be replaced;
-10 `check` found damage and mended it. `run` exits with the status of the program.";
+Exit status:
+  0   success
+  1   failure of the kernel or of input or output
+  2   wrong usage
+  3   not found
+  4   refused by the registry
+  5   registry or daemon unavailable
+  6   in use
+  7   corrupt data
+  8   not supported
+  9   the registry does not allow the tag to be replaced
+  10  `check` found damage and repaired it
+  `run` exits with the status of its program.";
 
-/// What every command takes.
+/// The sections of the help after the command's own options.
+const INDEX: &str = "Index options";
+const REGISTRY: &str = "Registry options";
+const GLOBAL: &str = "Global options";
+
+/// The options of every command.
 #[derive(Args, Clone, Debug)]
 struct Global {
-    /// Folder of all that lasts: layers' disks and local indexes
+    /// State directory: layer disks and local indexes
+    ///
+    /// Environment variable: SOCINBD_ROOT
     #[arg(
+        help_heading = GLOBAL,
         long,
         global = true,
         value_name = "DIR",
         env = "SOCINBD_ROOT",
+        hide_env = true,
         default_value = "/var/lib/socinbd"
     )]
     root: PathBuf,
-    /// Folder of sockets and of the records of attached images
+    /// Runtime directory: sockets and log of the daemon
+    ///
+    /// Environment variable: SOCINBD_RUN_DIR
     #[arg(
+        help_heading = GLOBAL,
         long,
         global = true,
         value_name = "DIR",
         env = "SOCINBD_RUN_DIR",
+        hide_env = true,
         default_value = "/run/socinbd"
     )]
     run_dir: PathBuf,
     /// Print JSON on standard output
-    #[arg(long, global = true)]
+    #[arg(help_heading = GLOBAL, long, global = true)]
     json: bool,
-    /// Log filter for standard error, e.g. `info`, `socinbd=debug`
+    /// Log filter, e.g. info or socinbd=debug
+    ///
+    /// Environment variable: SOCINBD_LOG
     #[arg(
+        help_heading = GLOBAL,
         long,
         global = true,
         value_name = "FILTER",
         env = "SOCINBD_LOG",
+        hide_env = true,
         default_value = "warn"
     )]
     log: String,
+    /// Print help; -h is the short form
+    #[arg(help_heading = GLOBAL, short, long, global = true, action = ArgAction::Help)]
+    help: Option<bool>,
+    /// Print the version
+    #[arg(help_heading = GLOBAL, short = 'V', long, global = true, action = ArgAction::Version)]
+    version: Option<bool>,
 }
 
 #[derive(Subcommand)]
@@ -154,25 +196,27 @@ const BUSY: u8 = 6;
 /// The exit status of a command that a signal has ended before it was done, as shells have it.
 const INTERRUPTED: u8 = 130;
 
-/// How the registry of an image is reached.
+/// Access to the registry of an image.
 #[derive(Args, Clone, Debug)]
 struct AccessArgs {
-    /// Docker's configuration file with credentials or their helpers [default: $DOCKER_CONFIG/config.json, ~/.docker/config.json]
-    #[arg(long, value_name = "FILE")]
+    /// Docker configuration file with credentials or credential helpers
+    ///
+    /// Default: $DOCKER_CONFIG/config.json, else ~/.docker/config.json.
+    #[arg(help_heading = REGISTRY, long, value_name = "FILE")]
     auth_file: Option<PathBuf>,
-    /// Speak plain HTTP to the registry (loopback addresses need no flag)
-    #[arg(long)]
+    /// Use HTTP without TLS (the default for a loopback address)
+    #[arg(help_heading = REGISTRY, long)]
     plain_http: bool,
-    /// Speak TLS to the registry also at a loopback address
-    #[arg(long, conflicts_with = "plain_http")]
+    /// Use TLS for a loopback address too
+    #[arg(help_heading = REGISTRY, long, conflicts_with = "plain_http")]
     tls: bool,
-    /// Trust the certificates in this PEM file as well; may be repeated
-    #[arg(long, value_name = "FILE")]
+    /// PEM file with additional trusted CA certificates (repeatable)
+    #[arg(help_heading = REGISTRY, long, value_name = "FILE")]
     ca_cert: Vec<PathBuf>,
 }
 
 impl AccessArgs {
-    /// With what the caller's environment says of credentials, proxies and certificates.
+    /// The access, with the credentials, proxies and certificates of the caller's environment.
     fn access(&self) -> Result<Access> {
         let mut access = Access::from_environment();
         if let Some(file) = &self.auth_file {
@@ -187,13 +231,13 @@ impl AccessArgs {
     }
 }
 
-/// An image, and the choices that name one of its manifests and indexes.
+/// An image and one of its platforms.
 #[derive(Args, Clone, Debug)]
 struct ImageArgs {
-    /// The image: NAME[:TAG][@DIGEST], oci:DIR[:TAG] or oci-archive:FILE[:TAG]
+    /// Image: NAME[:TAG][@DIGEST], oci:DIR[:TAG] or oci-archive:FILE[:TAG]
     image: Reference,
-    /// Platform of a multi-platform image, e.g. linux/arm64 [default: this machine's]
-    #[arg(long, short, value_name = "OS/ARCH[/VARIANT]")]
+    /// Platform, e.g. linux/arm64 [default: the host's]
+    #[arg(long, short, value_name = "PLATFORM")]
     platform: Option<Platform>,
     #[command(flatten)]
     access: AccessArgs,
@@ -202,20 +246,27 @@ struct ImageArgs {
 /// The SOCI index to use.
 #[derive(Args, Clone, Debug)]
 struct IndexArgs {
-    /// Use the SOCI index with this digest [default: the image's own, then the newest in the registry, then the local one]
-    #[arg(long, value_name = "DIGEST")]
+    /// Digest of the SOCI index to use
+    ///
+    /// Default: the index that the image names (v2), else the newest that refers to it in the registry (v1), else the newest in the local
+    /// root.
+    #[arg(help_heading = INDEX, long, value_name = "DIGEST")]
     index: Option<Digest>,
-    /// Whose index counts: v2, the image's own, --index and the local root; any, also what is pushed to its repository; none
+    /// SOCI indexes to trust: v2, any or none
+    ///
+    /// v2: the index that the image names, the one given with --index, and those of the local root. any: also the indexes that refer to
+    /// the image in its repository (v1). none: no index; each layer is downloaded whole and checked against the image.
     #[arg(
+        help_heading = INDEX,
         long,
         value_enum,
-        value_name = "WHOSE",
+        value_name = "POLICY",
         default_value_t,
         hide_possible_values = true
     )]
     index_policy: IndexPolicy,
-    /// Fail rather than start without a SOCI index, or without the one of this digest
-    #[arg(long, value_name = "DIGEST", num_args = 0..=1, require_equals = true, conflicts_with = "index")]
+    /// Fail if no SOCI index, or not this one, can be used
+    #[arg(help_heading = INDEX, long, value_name = "DIGEST", num_args = 0..=1, require_equals = true, conflicts_with = "index")]
     require_index: Option<Option<Digest>>,
 }
 
@@ -229,7 +280,12 @@ impl IndexArgs {
     }
 }
 
-/// Runs the program: the arguments, and the exit status.
+/// The definition of the command line: for manual pages, completions and tests.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+/// Runs the program with these arguments, and returns its exit status.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     memory::keep_little();
     let matches = Cli::command().get_matches_from(arguments);

@@ -13,16 +13,21 @@ use crate::{
     soci::prefetch::Prefetch,
 };
 
-/// Show prefetch artifacts: the spans that a start needs
+/// List and show prefetch artifacts: spans to fetch at the start
 #[derive(Subcommand)]
+#[command(after_help = "Examples:\n\
+\x20 socinbd prefetch list --at registry.example/app:1")]
 pub(super) enum PrefetchCommand {
     #[command(visible_alias = "ls")]
     List(List),
     Info(Info),
 }
 
-/// List the prefetch artifacts of the local root's indexes, or of an image's
+/// List the prefetch artifacts of the indexes in the local root or of an image
 #[derive(Args)]
+#[command(after_help = "Examples:\n\
+\x20 socinbd prefetch list\n\
+\x20 socinbd prefetch list --at registry.example/app:1")]
 pub(super) struct List {
     #[command(flatten)]
     tables: TablesArgs,
@@ -31,10 +36,12 @@ pub(super) struct List {
     quiet: bool,
 }
 
-/// Show the spans that a prefetch artifact lists
+/// Show the spans of a prefetch artifact
 #[derive(Args)]
+#[command(after_help = "Examples:\n\
+\x20 socinbd prefetch info sha256:6a5d... --at registry.example/app:1")]
 pub(super) struct Info {
-    /// The artifact
+    /// Digest of the artifact
     digest: Digest,
     #[command(flatten)]
     tables: TablesArgs,

@@ -37,13 +37,13 @@ use crate::{
     source::{Destination, Source},
 };
 
-/// Run an image once, and write down what its start reads
+/// Run an image once and record the spans that its start reads
 ///
-/// The spans that the program has read go into prefetch artifacts, one a layer, with the order of their first use; `attach` and `run`
-/// then fetch them ahead of the program. A new SOCI index (v1) with the old one's zTOCs is stored as `index create` stores one; with
-/// --to an image with its index (v2) is made instead, under a new name, because its digest is another one. An image that has a compact
-/// index gets a new one of these too, of the same tables, with lists of its own spans. End the program when it is ready: what it reads
-/// later is recorded too.
+/// The spans that the program reads go into prefetch artifacts, one per layer, in the order of their first use; `attach` and `run` then
+/// fetch these spans ahead of the program. The artifacts come with a new SOCI index (v1), which has the zTOCs of the old index and is stored
+/// as by `index create`. With --to, the result is an image with a SOCI index (v2), under another reference, because its digest differs. If
+/// the image has a compact index, a new compact index with the same tables is made too. Stop the program once it is ready: everything that
+/// it reads is recorded.
 #[derive(Args)]
 #[command(after_help = "Examples:\n\
 \x20 socinbd record registry.example/app:1 --push -- python3 -c 'import app'\n\
@@ -55,10 +55,10 @@ pub(super) struct Record {
     index: IndexArgs,
     #[command(flatten)]
     options: MountArgs,
-    /// Store the index in the registry that the image is in
+    /// Store the index in the registry of the image
     #[arg(long, conflicts_with = "to")]
     push: bool,
-    /// Make an image with its index (v2) of this name
+    /// Reference of a new image with the index in it (v2)
     #[arg(long, value_name = "IMAGE")]
     to: Option<Reference>,
     #[command(flatten)]

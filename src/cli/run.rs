@@ -20,10 +20,10 @@ use crate::{
     },
 };
 
-/// Run an image's program in its own root, without containerd
+/// Run the program of an image, without containerd
 ///
-/// It has namespaces of its own for processes, mounts, host name and IPC, the host's network, and a writable layer that ends with it.
-/// Environment, user, working directory and entrypoint are those of the image.
+/// The program has its own PID, mount, UTS and IPC namespaces, the network of the host, and a writable layer, which is removed when the
+/// program exits. Environment, user, working directory and entrypoint are those of the image configuration.
 #[derive(Args)]
 #[command(after_help = "Examples:\n\
 \x20 socinbd run nginx:1.27\n\
@@ -42,19 +42,19 @@ pub(super) struct Run {
 /// The program that is run in an image's root.
 #[derive(Args, Clone, Debug)]
 pub(super) struct ProgramArgs {
-    /// Set an environment variable; may be repeated
+    /// Environment variable to set (repeatable)
     #[arg(long, short, value_name = "NAME=VALUE")]
     env: Vec<String>,
-    /// Run as this user instead of the image's
+    /// User and group [default: those of the image]
     #[arg(long, short, value_name = "USER[:GROUP]")]
     user: Option<String>,
-    /// Start in this folder instead of the image's
+    /// Working directory [default: that of the image]
     #[arg(long, short, value_name = "DIR")]
     workdir: Option<String>,
-    /// Run this program instead of the image's entrypoint
+    /// Entrypoint [default: that of the image]
     #[arg(long, value_name = "PROGRAM")]
     entrypoint: Option<String>,
-    /// Arguments instead of the image's own
+    /// Command, instead of that of the image
     #[arg(last = true, value_name = "CMD")]
     command: Vec<String>,
 }

@@ -21,10 +21,10 @@ use crate::{
     nbd, open_files,
 };
 
-/// Export an image's layers over NBD
+/// Export the layers of an image over NBD
 ///
-/// Each layer is an export, named by its digest and by its number from the lowest, 0. An image with one layer is the default export too.
-/// It serves until it is interrupted or hung up, or as long as the command of --run.
+/// Each layer is an export, named by its digest and by its number, from 0 for the lowest. The layer of an image with one layer is the
+/// default export too. The server runs until it gets SIGTERM, SIGINT, SIGQUIT or SIGHUP, or until the command of --run exits.
 #[derive(Args)]
 #[command(group = clap::ArgGroup::new("where").required(true).args(["socket", "listen"]))]
 #[command(after_help = "Examples:\n\
@@ -35,17 +35,19 @@ pub(super) struct Serve {
     image: ImageArgs,
     #[command(flatten)]
     index: IndexArgs,
-    /// Listen on this unix socket
+    /// Unix socket to listen on
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
-    /// Listen on this TCP address, e.g. 127.0.0.1:10809
-    #[arg(long, value_name = "ADDR")]
+    /// TCP address to listen on, e.g. 127.0.0.1:10809
+    #[arg(long, value_name = "ADDR:PORT")]
     listen: Option<SocketAddr>,
-    /// Allow --listen on addresses that are not loopback: NBD has no authentication here
+    /// Allow a --listen address off loopback: there is no authentication
     #[arg(long, requires = "listen")]
     allow_remote: bool,
-    /// Serve as long as this shell command runs, and end with its status; $uri names the default export, $unixsocket or $port where it
-    /// listens, $exports the layers' digests, lowest first
+    /// Shell command to run; the server exits with it
+    ///
+    /// The command gets the variables $uri (NBD URI of the default export), $unixsocket or $port, and $exports (digests of the layers, lowest
+    /// first). The exit status is that of the command.
     #[arg(long, value_name = "CMD")]
     run: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! Which zTOCs or prefetch artifacts a command is about.
+//! The options that select zTOCs or prefetch artifacts.
 
 use clap::Args;
 
@@ -15,19 +15,19 @@ use crate::{
     source::Source,
 };
 
-/// Where tables are looked for.
+/// The indexes that tables are looked up in.
 #[derive(Args, Clone, Debug)]
 pub(super) struct TablesArgs {
-    /// Look in this image's index, where the image is [default: all indexes of the local root]
+    /// Image whose index is used [default: all indexes in the local root]
     #[arg(long, value_name = "IMAGE")]
     pub at: Option<Reference>,
-    /// Platform of a multi-platform image, with --at
-    #[arg(long, short, value_name = "OS/ARCH[/VARIANT]", requires = "at")]
+    /// Platform, with --at [default: the host's]
+    #[arg(long, short, value_name = "PLATFORM", requires = "at")]
     platform: Option<Platform>,
     #[command(flatten)]
-    index: IndexArgs,
-    #[command(flatten)]
     pub access: AccessArgs,
+    #[command(flatten)]
+    index: IndexArgs,
 }
 
 impl TablesArgs {

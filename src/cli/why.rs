@@ -12,13 +12,15 @@ use crate::{
     oci::Reference,
 };
 
-/// Say why an attached image is as it is: what is degraded, which device each layer has, and what is not lazy
+/// Explain the state of an attached image and of its layers
+///
+/// Shows what is degraded and why, the device of each layer, and why a layer is not lazy.
 #[derive(Args)]
 #[command(after_help = "Examples:\n\
 \x20 socinbd why /mnt\n\
 \x20 socinbd why registry.example/app --json")]
 pub(super) struct Why {
-    /// Where it is mounted, its id, or the image as it was attached
+    /// Mount point, ID of the attachment, or image reference
     #[arg(value_name = "MOUNTPOINT|IMAGE")]
     what: String,
 }

@@ -28,8 +28,11 @@ use crate::{
 /// Bytes that are read at a time.
 const READ_SIZE: usize = 1 << 20;
 
-/// Work on zTOCs, the tables of contents of single layers.
+/// Make, list, show and use zTOCs, the tables of contents of layers
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n\
+\x20 socinbd ztoc create layer.tar.gz\n\
+\x20 socinbd ztoc info layer.tar.gz.ztoc")]
 pub(super) struct Args {
     #[command(subcommand)]
     command: Command,
@@ -37,23 +40,32 @@ pub(super) struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
-    /// Makes the zTOC of a layer file: gzip (also of several members) or plain tar
-    #[command(
-        after_help = "Its bytes are those that AWS's `soci` writes with the same span size and build tool, except where that tool is wrong\n\
-                      (docs/soci.md). zstd layers and layers with sparse files can have no zTOC.\n\n\
-                      Example: socinbd ztoc create layer.tar.gz --span-size 1048576"
-    )]
+    /// Make the zTOC of a layer file
+    ///
+    /// The layer is a tar file, plain or gzip (also with several members). The zTOC is byte for byte the one that AWS's `soci` makes with
+    /// the same span size and build tool, except where that tool has errors (docs/soci.md). zstd layers and layers with sparse files cannot
+    /// have a zTOC.
+    #[command(after_help = "Examples:\n\
+\x20 socinbd ztoc create layer.tar.gz --span-size 1048576")]
     Create(Create),
-    /// Lists the zTOCs of the local root's indexes, or of an image's
-    #[command(visible_alias = "ls")]
-    List(List),
-    /// Shows what a zTOC says, as JSON
-    Info(Info),
-    /// Prints one file of a layer, found by its zTOC alone
+    /// List the zTOCs of the indexes in the local root or of an image
     #[command(
-        after_help = "The layer is read where its image is: at --at IMAGE, or where it was when the index was made here.\n\n\
-                      Example: socinbd ztoc get-file sha256:... etc/os-release"
+        visible_alias = "ls",
+        after_help = "Examples:\n\
+\x20 socinbd ztoc list\n\
+\x20 socinbd ztoc list --at registry.example/app:1"
     )]
+    List(List),
+    /// Show a zTOC as JSON
+    #[command(after_help = "Examples:\n\
+\x20 socinbd ztoc info layer.tar.gz.ztoc\n\
+\x20 socinbd ztoc info sha256:6a5d... --at registry.example/app:1")]
+    Info(Info),
+    /// Print a file of a layer, found by the zTOC of the layer
+    ///
+    /// The layer is read from the image given with --at, or from the image that the index was made for.
+    #[command(after_help = "Examples:\n\
+\x20 socinbd ztoc get-file sha256:6a5d... etc/os-release")]
     GetFile(GetFile),
 }
 
@@ -61,10 +73,10 @@ enum Command {
 struct List {
     #[command(flatten)]
     tables: TablesArgs,
-    /// Only this one
+    /// Digest of the zTOC to list
     #[arg(long, value_name = "DIGEST")]
     ztoc_digest: Option<Digest>,
-    /// Only those of indexes made for this image
+    /// Image that the indexes were made for
     #[arg(long, value_name = "IMAGE")]
     image_ref: Option<crate::oci::Reference>,
     /// Print digests only
@@ -74,7 +86,7 @@ struct List {
 
 #[derive(Debug, clap::Args)]
 struct Info {
-    /// The zTOC: its digest, or a file
+    /// Digest or file of the zTOC
     ztoc: String,
     #[command(flatten)]
     tables: TablesArgs,
@@ -82,12 +94,12 @@ struct Info {
 
 #[derive(Debug, clap::Args)]
 struct GetFile {
-    /// The zTOC
+    /// Digest of the zTOC
     digest: Digest,
-    /// The file's path in the layer
+    /// Path in the layer
     file: String,
-    /// Where to write the file [default: standard output]
-    #[arg(short, long, value_name = "OUT")]
+    /// Output file [default: standard output]
+    #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
     #[command(flatten)]
     tables: TablesArgs,
@@ -119,15 +131,17 @@ struct FileReport {
 
 #[derive(Debug, clap::Args)]
 struct Create {
-    /// The layer, as it is in the registry
+    /// Layer file, as it is in the registry
     file: PathBuf,
-    /// Where to write the zTOC [default: FILE.ztoc]
-    #[arg(short, long, value_name = "OUT")]
+    /// Output file [default: FILE.ztoc]
+    #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// The least bytes of the uncompressed layer between two checkpoints; each costs 32 KiB in the zTOC
+    /// Minimum distance between checkpoints
+    ///
+    /// In uncompressed bytes. Each checkpoint takes 32 KiB in the zTOC.
     #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_SPAN_SIZE, value_parser = clap::value_parser!(u64).range(1..=i64::MAX as u64))]
     span_size: u64,
-    /// The tool that the zTOC names as its maker
+    /// Tool name to record in the zTOC
     #[arg(long, value_name = "NAME", default_value = BUILD_TOOL)]
     build_tool: String,
 }

@@ -1,5 +1,8 @@
 //! The command line, as a person or a script sees it.
 
+mod help;
+mod pages;
+
 use std::{
     fs,
     io::{BufRead, BufReader, Read},
@@ -17,39 +20,6 @@ use crate::{
         tars::Layer,
     },
 };
-
-#[test]
-fn the_help_of_every_command_teaches() {
-    let host = Host::new();
-    for command in [
-        &[][..],
-        &["attach"],
-        &["detach"],
-        &["list"],
-        &["why"],
-        &["run"],
-        &["serve"],
-        &["inspect"],
-        &["index", "create"],
-        &["index", "push"],
-        &["convert"],
-        &["copy"],
-        &["cat"],
-        &["ztoc", "create"],
-        &["builder"],
-        &["record"],
-        &["doctor"],
-        &["daemon"],
-    ] {
-        let help = host.run(&[command, &["--help"]].concat());
-        let (_, examples) = help
-            .split_once("Example")
-            .unwrap_or_else(|| panic!("no example: socinbd {command:?}\n{help}"));
-        let example = format!("socinbd {}", command.join(" "));
-        assert!(examples.contains(example.trim_end()), "{example}: {help}");
-        assert!(!help.contains('\u{1b}'));
-    }
-}
 
 #[test]
 fn wrong_usage_is_told_apart() {

@@ -21,7 +21,7 @@ pub enum DeviceChoice {
     Auto,
     /// The kernel's network block device.
     Nbd,
-    /// A loop device straight on the disk; every layer's disk must be complete.
+    /// A loop device on the disk itself; all disks must be complete.
     Loop,
     /// One FUSE file a disk, and a loop device on it.
     Fuse,

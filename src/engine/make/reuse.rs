@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{
     compact_index::{Blob, CompactPart},
-    create::CreateOptions,
+    create::{CreateOptions, DEFAULT_BUILD_TOOL},
 };
 use crate::{
     compact::manifest::{
@@ -42,6 +42,8 @@ pub(crate) struct Known {
     with_compact: bool,
     /// Whether lists of what a start needs stay; not where others are wanted.
     with_lists: bool,
+    /// The build tool whose zTOCs are used again; `None`: that of any.
+    build_tool: Option<String>,
 }
 
 struct KnownIndex {
@@ -65,6 +67,7 @@ impl Known {
         Self {
             with_compact: options.compact_span_size.is_some(),
             with_lists: options.prefetch_files.is_empty() && options.uses.is_empty(),
+            build_tool: Some(options.build_tool.clone()).filter(|tool| tool != DEFAULT_BUILD_TOOL),
             ..Self::default()
         }
     }
@@ -231,10 +234,18 @@ impl Known {
             };
             match place.blob(&found, MAX_ZTOC_BYTES).await {
                 Ok(bytes) => {
-                    let fits =
-                        Ztoc::parse(&bytes).and_then(|ztoc| ztoc.spans.check_blob_size(layer.size));
-                    match fits {
-                        Ok(()) => return Some(bytes),
+                    let ztoc = Ztoc::parse(&bytes).and_then(|ztoc| {
+                        ztoc.spans.check_blob_size(layer.size)?;
+                        Ok(ztoc)
+                    });
+                    let is_of_tool = |ztoc: &Ztoc| {
+                        self.build_tool
+                            .as_ref()
+                            .is_none_or(|tool| ztoc.build_tool == *tool)
+                    };
+                    match ztoc {
+                        Ok(ztoc) if is_of_tool(&ztoc) => return Some(bytes),
+                        Ok(_) => {}
                         Err(error) => {
                             tracing::debug!(layer = %layer.digest, %error, "a zTOC that cannot be used again")
                         }

@@ -262,6 +262,49 @@ fn create_takes_what_it_can_use_again_and_is_forced_not_to() {
     host.fail(&["prefetch", "info", &Digest::of(b"none").to_string()], 3);
 }
 
+/// The tool that each zTOC of an image names.
+fn build_tools(host: &Host, image: &str) -> Vec<Value> {
+    let list = json_of(host, &["ztoc", "list", "--at", image, "-p", "linux/amd64"]);
+    let digests = list.as_array().unwrap().iter();
+    digests
+        .map(|table| {
+            let digest = table["digest"].as_str().unwrap();
+            json_of(
+                host,
+                &["ztoc", "info", digest, "--at", image, "-p", "linux/amd64"],
+            )["build_tool"]
+                .take()
+        })
+        .collect()
+}
+
+#[test]
+fn a_build_tool_is_named_in_each_ztoc() {
+    let (made, _) = multi();
+    let host = Host::new();
+    let image = made.reference("1");
+    let reused = |report: &Value| -> Vec<Value> {
+        let layers = report["layers"].as_array().unwrap().iter();
+        layers.map(|layer| layer["reused"].clone()).collect()
+    };
+    let named = ["-p", "linux/amd64", "--build-tool", "our builder 7"];
+    create(&host, &image, &named[..2]);
+    let first = create(&host, &image, &named);
+    assert_eq!(reused(&first), [false, false], "those of another tool");
+    assert_eq!(build_tools(&host, &image), ["our builder 7"; 2]);
+    let index = first["index"].as_str().unwrap();
+    let index = json_of(&host, &["index", "info", index, "--at", &image]);
+    assert_eq!(
+        index["annotations"]["com.amazon.soci.build-tool-identifier"],
+        "our builder 7"
+    );
+    assert_eq!(reused(&create(&host, &image, &named)), [true, true]);
+    let converted = format!("oci:{}:1", host.mountpoint("converted").display());
+    let to_convert = ["convert", &image, &converted, "--build-tool", "another"];
+    json_of(&host, &[&to_convert[..], &named[..2], &SMALL[..]].concat());
+    assert_eq!(build_tools(&host, &converted), ["another"; 2]);
+}
+
 /// Bytes of blobs that are not layers.
 fn config_bytes(registry: &Registry) -> u64 {
     let log = registry.counters().log;
