@@ -1,6 +1,8 @@
 //! The project's own rules for its files.
 
-use std::path::Path;
+use std::{path::Path, process::Command};
+
+use serde_json::Value;
 
 /// Lines of a file in `src/` without its tests. Past this look for the second noun.
 const MAX_LINES: usize = 600;
@@ -90,7 +92,9 @@ fn wrong_lines(is_wrong: impl Fn(&str) -> bool) -> String {
         let lines = text.lines().filter(|line| is_wrong(line));
         found.extend(lines.map(|line| format!("{path}: {line}")));
     };
-    for folder in ["src", "tests", "benches", "scripts", "docs", ".ci"] {
+    for folder in [
+        "src", "tests", "benches", "examples", "scripts", "docs", ".ci", ".github",
+    ] {
         if !root.join(folder).is_dir() {
             continue;
         }
@@ -98,7 +102,13 @@ fn wrong_lines(is_wrong: impl Fn(&str) -> bool) -> String {
             look(&format!("{folder}/{path}"), &text);
         }
     }
-    for file in ["README.md", "CONTRIBUTING.md", "Cargo.toml"] {
+    for file in [
+        "README.md",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+        "Cargo.toml",
+    ] {
         let text = std::fs::read_to_string(root.join(file)).unwrap_or_default();
         look(file, &text);
     }
@@ -142,6 +152,87 @@ fn has_machine_path(line: &str) -> bool {
             !line[..at].ends_with(|c: char| c.is_alphanumeric() || "}._-$".contains(c))
         })
     })
+}
+
+/// What a package has to say of itself, without the address of a repository.
+#[test]
+fn the_package_describes_itself() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let output = Command::new(env!("CARGO"))
+        .current_dir(root)
+        .args(["metadata", "--format-version", "1", "--no-deps", "--locked"])
+        .output()
+        .unwrap();
+    let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let package = &metadata["packages"][0];
+    assert_eq!(package["license"], "Apache-2.0");
+    for field in ["description", "rust_version"] {
+        assert!(package[field].is_string(), "{field}");
+    }
+    for field in ["keywords", "categories"] {
+        let count = package[field].as_array().unwrap().len();
+        assert!((1..=5).contains(&count), "{field}: {count}");
+    }
+    assert_eq!(package["repository"], Value::Null);
+    let readme = package["readme"].as_str().unwrap();
+    for file in [
+        readme,
+        "LICENSE",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+    ] {
+        assert!(root.join(file).is_file(), "{file}");
+    }
+    let toolchain = std::fs::read_to_string(root.join("rust-toolchain.toml")).unwrap();
+    let version = package["rust_version"].as_str().unwrap();
+    assert!(
+        toolchain.contains(&format!("channel = \"{version}")),
+        "{version}"
+    );
+    // the changelog has this version, released or not
+    let changelog = std::fs::read_to_string(root.join("CHANGELOG.md")).unwrap();
+    assert!(changelog.contains(package["version"].as_str().unwrap()));
+}
+
+/// The index of the documents has each, and every link of a document leads to a file.
+#[test]
+fn documents_are_listed_and_links_lead_to_files() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let index = std::fs::read_to_string(root.join("docs/README.md")).unwrap();
+    let mut wrong = Vec::new();
+    for (path, _) in files(&root.join("docs")) {
+        if path != "README.md" && !index.contains(&format!("({path})")) {
+            wrong.push(format!("docs/README.md does not list {path}"));
+        }
+    }
+    let documents = files(&root.join("docs"))
+        .into_iter()
+        .map(|(path, text)| (format!("docs/{path}"), text));
+    let top = [
+        "README.md",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+    ]
+    .map(|path| {
+        let text = std::fs::read_to_string(root.join(path)).unwrap();
+        (path.to_owned(), text)
+    });
+    for (path, text) in documents.chain(top) {
+        let folder = root.join(&path);
+        let folder = folder.parent().unwrap();
+        for target in text
+            .split("](")
+            .skip(1)
+            .filter_map(|rest| rest.split([')', '#']).next())
+        {
+            if !target.contains("://") && !target.is_empty() && !folder.join(target).exists() {
+                wrong.push(format!("{path}: there is no {target}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 #[test]
