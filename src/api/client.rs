@@ -1,4 +1,4 @@
-//! The command line's side.
+//! The client side of the daemon's API, for the command line.
 
 use std::{
     io::ErrorKind,
@@ -25,7 +25,7 @@ use crate::{
 /// Bytes of an answer, or of a line of one, at most.
 const ANSWER_LIMIT: usize = 64 << 20;
 
-/// How often a daemon that ends its connections is asked who it is, and the pause in between.
+/// How many times a daemon that closes its connections is asked for its identity, and the pause in between.
 const TRIES: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -44,7 +44,7 @@ pub struct Client {
 /// An attachment that waits to be mounted. The daemon takes it back when this is dropped, or its process dies, before
 /// [`Client::mounted`].
 pub struct Offer {
-    /// What is attached.
+    /// The attachment.
     pub attachment: Attachment,
     /// The daemon sees its end.
     _answer: Incoming,
@@ -58,8 +58,8 @@ impl Client {
         }
     }
 
-    /// Who answers; `None` when no daemon does. One that is dying may take connections until its last socket is closed, and end them:
-    /// it is asked again, until it is gone or answers.
+    /// The daemon that answers, or `None`. A daemon that is exiting may accept connections until its last socket is closed, and close
+    /// them: it is asked again until it is gone or answers.
     pub async fn daemon(&self) -> Result<Option<DaemonInfo>> {
         self.soon(self.find_daemon()).await
     }
@@ -106,7 +106,7 @@ impl Client {
         }
     }
 
-    /// Waits for an answer that the daemon works for, however long, as long as it says that it runs.
+    /// Waits for an answer that takes work, without a limit, as long as the daemon reports that it runs.
     async fn patiently<T>(&self, answer: impl Future<Output = Result<T>>) -> Result<T> {
         let pulse = async {
             loop {
@@ -127,7 +127,7 @@ impl Client {
         }
     }
 
-    /// What is wrong with a daemon that takes connections and does not answer, as far as can be seen from here.
+    /// The error for a daemon that accepts connections and does not answer, with the cause as far as this process can see it.
     async fn does_not_answer(&self) -> Error {
         let socket = control_socket(&self.run_dir);
         let peer = match timeout(PULSE, connect(&socket)).await {
@@ -145,7 +145,7 @@ impl Client {
         });
         let process = pid.map_or(String::new(), |pid| format!(", process {pid},"));
         let why = match (pid, is_stopped) {
-            (Some(pid), true) => format!("it is stopped; `kill -CONT {pid}` lets it go on"),
+            (Some(pid), true) => format!("it is stopped; continue it with `kill -CONT {pid}`"),
             _ => "it is frozen, out of open files, or the machine is overloaded; its log may say more"
                 .to_owned(),
         };
@@ -168,8 +168,8 @@ impl Client {
         self.get(&format!("/v1/attachments/{id}/why")).await
     }
 
-    /// Attaches; `event` is told what happens. The mount waits to be fetched by [`Client::mount`], as long as the offer is kept. `None`: the
-    /// daemon is ending, and a new one has to be asked.
+    /// Attaches an image; `event` receives the progress. The mount can be fetched with [`Client::mount`] as long as the offer is kept.
+    /// `None`: the daemon is shutting down, and a new one has to be asked.
     pub async fn attach(
         &self,
         request: &AttachRequest,
@@ -195,11 +195,11 @@ impl Client {
         }
         Err(Error::new(
             Kind::Unavailable,
-            "the daemon ended its answer before the image was attached; its log says why",
+            "the daemon closed the connection before the image was attached; see its log",
         ))
     }
 
-    /// Checks disks; `event` is told what happens.
+    /// Checks disks; `event` receives the progress.
     pub async fn check(
         &self,
         request: &CheckRequest,
@@ -219,11 +219,11 @@ impl Client {
         }
         Err(Error::new(
             Kind::Unavailable,
-            "the daemon ended its answer before all was checked; its log says why",
+            "the daemon closed the connection before the check was complete; see its log",
         ))
     }
 
-    /// The next line of an answer; `None` at its end. `pending` is what came behind the last one.
+    /// The next line of an answer; `None` at its end. `pending` has the bytes after the last line.
     async fn next_line<T: serde::de::DeserializeOwned>(
         &self,
         response: &mut Incoming,
@@ -241,7 +241,7 @@ impl Client {
                 return Ok(None);
             };
             let frame = frame.or_kind(Kind::Unavailable, || {
-                "the daemon went away while it answered".into()
+                "the daemon closed the connection within its answer".into()
             })?;
             pending.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
         }
@@ -250,7 +250,7 @@ impl Client {
     /// The descriptor of an attachment's mount. Only once.
     pub async fn mount(&self, id: &str) -> Result<OwnedFd> {
         let path = mounts_socket(&self.run_dir);
-        let asking = || format!("asking for a mount at {}", path.display());
+        let asking = || format!("requesting a mount at {}", path.display());
         let asked = async {
             let mut socket = connect(&path).await?;
             socket.write_all(format!("{id}\n").as_bytes()).await?;
@@ -286,7 +286,7 @@ impl Client {
 
     async fn send(&self, method: Method, path: &str, body: Vec<u8>) -> Result<Response<Incoming>> {
         let socket = control_socket(&self.run_dir);
-        let context = || format!("asking the daemon at {}", socket.display());
+        let context = || format!("sending a request to the daemon at {}", socket.display());
         let stream = connect(&socket).await.or_kind(Kind::Unavailable, context)?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
@@ -342,7 +342,7 @@ async fn connect(socket: &Path) -> std::io::Result<UnixStream> {
     }
 }
 
-/// A line that is whole, taken from what has come.
+/// Takes a complete line from the received bytes.
 fn take_line<T: serde::de::DeserializeOwned>(pending: &mut Vec<u8>) -> Result<Option<T>> {
     let Some(end) = pending.iter().position(|&byte| byte == b'\n') else {
         return Ok(None);

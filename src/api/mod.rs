@@ -38,7 +38,7 @@ pub fn mounts_socket(run_dir: &Path) -> PathBuf {
     run_dir.join("mounts.sock")
 }
 
-/// Who answers.
+/// The identity of a daemon.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct DaemonInfo {
     /// The program's version.
@@ -56,7 +56,7 @@ pub struct DaemonInfo {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AttachLine {
-    /// What happens.
+    /// A line of the answer to an attach.
     Progress(Event),
     /// It is attached; its mount waits at `mounts.sock`.
     Attached(Box<Attachment>),
@@ -70,7 +70,7 @@ pub enum AttachLine {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CheckLine {
-    /// What happens.
+    /// A line of the answer to a check.
     Event(CheckEvent),
     /// All has been looked at.
     Done,

@@ -1,4 +1,4 @@
-//! The daemon's side.
+//! The server side of the daemon's API.
 
 use std::{
     collections::HashMap,
@@ -38,7 +38,7 @@ use crate::{
 
 /// Bytes of a request's body, at most.
 const BODY_LIMIT: usize = 1 << 20;
-/// How long an attachment waits for its caller to fetch the mount and to say `mounted`.
+/// Maximum time until the client of an attachment has fetched the mount and has sent `mounted`.
 const MOUNT_TIME: Duration = Duration::from_secs(60);
 
 /// How long a client may take for a request.
@@ -65,12 +65,13 @@ pub struct Server {
 }
 
 impl Server {
-    /// Binds the sockets in the engine's run directory. The engine holds the run directory's lock, so a socket that is there is stale.
+    /// Binds the sockets in the run directory of the engine. The engine holds the lock of the run directory, so an existing socket is
+    /// stale.
     pub fn bind(engine: Arc<Engine>) -> Result<Arc<Self>> {
         Self::bind_with(engine, true)
     }
 
-    /// As [`Server::bind`], for an engine that has one attachment of its own and takes no other: it can be listed and detached.
+    /// Like [`Server::bind`], for an engine with one attachment of its own that accepts no others: it can be listed and detached.
     pub fn bind_for_one(engine: Arc<Engine>) -> Result<Arc<Self>> {
         Self::bind_with(engine, false)
     }
@@ -121,14 +122,14 @@ impl Server {
                         let mut http = http1::Builder::new();
                         http.timer(TokioTimer::new()).header_read_timeout(REQUEST_TIME);
                         if let Err(error) = http.serve_connection(TokioIo::new(stream), service).await {
-                            tracing::debug!(%error, "a client of the control socket went away");
+                            tracing::debug!(%error, "a client of the control socket disconnected");
                         }
                     });
                 }
                 stream = accept(&self.mounts) => {
                     tokio::spawn(async move {
                         if let Err(error) = server.hand_out(stream).await {
-                            tracing::warn!(error = error.report(), "a mount was not handed out");
+                            tracing::warn!(error = error.report(), "a mount was not passed to its client");
                         }
                     });
                 }
@@ -136,8 +137,8 @@ impl Server {
         }
     }
 
-    /// Answers a request. What it has begun comes to its end also when this is dropped, as it is when the client goes away; except that
-    /// a layer is not streamed on for a client that has gone.
+    /// Answers a request. What a request has begun is completed even if this future is dropped because the client has disconnected; only
+    /// the streaming of a layer stops then.
     pub async fn answer<B>(
         self: Arc<Self>,
         request: Request<B>,
@@ -176,7 +177,7 @@ impl Server {
             (&Method::POST, ["v1", "attachments"]) if !self.attaches => Err(Error::new(
                 Kind::Busy,
                 format!(
-                    "`attach --foreground` works in {}; end it, or give this one a --run-dir and a --root of its own",
+                    "`attach --foreground` uses {}; stop it, or give another --run-dir and --root",
                     self.engine.run_dir().display()
                 ),
             )),
@@ -202,12 +203,12 @@ impl Server {
             }
             (method, _) => Err(Error::new(
                 Kind::NotFound,
-                format!("{method} {path} is not part of this interface"),
+                format!("{method} {path} is not part of this API"),
             )),
         }
     }
 
-    /// Attaches in a task of its own, and answers line by line. A caller that goes away stops it.
+    /// Attaches in a task of its own, and answers line by line. The task stops if the client disconnects.
     fn attach(self: Arc<Self>, request: AttachRequest) -> Response<Body> {
         let (lines, receiver) = mpsc::channel::<AttachLine>(16);
         tokio::spawn(async move {
@@ -233,7 +234,7 @@ impl Server {
         answer_in_lines(lines)
     }
 
-    /// Checks disks in a task of its own, and answers line by line. A caller that goes away stops it.
+    /// Checks disks in a task of its own, and answers line by line. The task stops if the client disconnects.
     fn check(self: Arc<Self>, request: CheckRequest) -> Response<Body> {
         let (lines, receiver) = mpsc::unbounded_channel::<CheckLine>();
         tokio::spawn(async move {
@@ -254,8 +255,8 @@ impl Server {
         answer_in_lines(lines)
     }
 
-    /// Keeps the mount for its caller, and tells it. A mount that is not fetched in time is dropped here, and so the engine gives back
-    /// what it had; it does the same when a caller goes away that has fetched it.
+    /// Keeps the mount for its client, and announces it. A mount that is not fetched in time is dropped here, and then the engine releases
+    /// its devices; it does the same if a client disconnects after it has fetched the mount.
     async fn offer(&self, attached: Attached, lines: &mpsc::Sender<AttachLine>) {
         let id = attached.attachment.id.clone();
         self.waiting().insert(id.clone(), attached.mount);
@@ -271,7 +272,10 @@ impl Server {
             }
         }
         if self.take(&id).is_some() {
-            tracing::warn!(id, "nobody has fetched the mount; it is taken back");
+            tracing::warn!(
+                id,
+                "no client has fetched the mount; the attachment is released"
+            );
         }
     }
 
@@ -288,13 +292,15 @@ impl Server {
         let mut stream = BufReader::new(stream.take(64));
         let mut id = String::new();
         let read = tokio::time::timeout(Duration::from_secs(10), stream.read_line(&mut id)).await;
-        read.or_kind(Kind::Unavailable, || "a client asked for no mount".into())?
-            .or_kind(Kind::Io, || "reading a mount's id".into())?;
+        read.or_kind(Kind::Unavailable, || {
+            "a client of the mount socket sent no attachment ID".into()
+        })?
+        .or_kind(Kind::Io, || "reading an attachment ID".into())?;
         let id = id.trim_end();
         let mount = self.take(id).ok_or_else(|| {
             Error::new(
                 Kind::NotFound,
-                format!("no mount waits under the id {id:?}"),
+                format!("there is no mount for attachment ID {id:?}"),
             )
         })?;
         let socket = stream
@@ -357,8 +363,8 @@ fn bind(path: &Path) -> Result<UnixListener> {
     bind().or_kind(Kind::Io, || format!("listening on {}", path.display()))
 }
 
-/// The next connection. What `accept` fails with passes: no descriptor or no memory is free, or the client is gone again. It must not end
-/// the daemon, which holds the devices of running containers; clients wait meanwhile.
+/// The next connection. Errors of `accept` are temporary: no free descriptor, no memory, or a client that has disconnected already. They
+/// must not end the daemon, which holds the devices of running containers; clients wait meanwhile.
 async fn accept(listener: &UnixListener) -> UnixStream {
     loop {
         match listener.accept().await {
@@ -372,7 +378,7 @@ async fn accept(listener: &UnixListener) -> UnixStream {
     }
 }
 
-/// What a request asks for, from its body.
+/// Parses the body of a request.
 async fn read<B, T: serde::de::DeserializeOwned>(request: Request<B>) -> Result<T>
 where
     B: hyper::body::Body,
@@ -388,7 +394,7 @@ where
     serde_json::from_slice(&body).or_kind(Kind::InvalidArgument, || "reading the request".into())
 }
 
-/// An answer that goes on as things happen: each a line of JSON.
+/// An answer that is sent as events happen, each a line of JSON.
 fn answer_in_lines<T: serde::Serialize>(
     lines: impl Stream<Item = T> + Send + Sync + 'static,
 ) -> Response<Body> {

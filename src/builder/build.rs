@@ -1,4 +1,4 @@
-//! One image: its index is made and pushed, unless it is there.
+//! One image: its index is made and pushed, unless it exists.
 
 use super::{
     event::Push,
@@ -27,7 +27,7 @@ use crate::{
 pub struct Build {
     /// How the registry is reached.
     pub access: Access,
-    /// How indexes are made. For which platforms, the rules say.
+    /// How indexes are made. The rules have the platforms.
     pub options: ConvertOptions,
     /// Images whose layers have fewer bytes together get none.
     pub min_image_size: u64,
@@ -35,7 +35,7 @@ pub struct Build {
     pub local: LocalIndexes,
 }
 
-/// What became of an image that was worked on, in words.
+/// The result for an image, as text.
 #[derive(Debug)]
 pub enum BuildOutcome {
     /// Its index is there now.
@@ -79,7 +79,7 @@ impl Build {
                 Kind::NotFound => Failure::NoTag(error),
                 _ => error.into(),
             })?;
-        let left_alone = |why: String| Ok(BuildOutcome::LeftAlone(format!("left alone: {why}")));
+        let left_alone = |why: String| Ok(BuildOutcome::LeftAlone(format!("skipped: {why}")));
         if let Err(error @ manifest::Error::NotAnImage(_)) = parse(&root.bytes, &root.media_type) {
             return left_alone(error.to_string()); // a chart, a signature
         }
@@ -118,7 +118,7 @@ impl Build {
         Ok(done?)
     }
 
-    /// The images for the platforms that the rules want. Of several platforms those count that the image has, one at least.
+    /// The images for the platforms of the rules. If the rules have several platforms, those that the image has are taken, at least one.
     async fn offered(
         &self,
         source: &Source,
@@ -166,7 +166,7 @@ impl Build {
                 Ok(Verdict::Wanted(job)) => jobs.push(job),
                 Ok(Verdict::Ignored(_)) => {}
                 Err(error) => {
-                    tracing::warn!(repository, "a tag is passed over: {}", report(&error));
+                    tracing::warn!(repository, "a tag is skipped: {}", report(&error));
                 }
             }
         }
@@ -194,7 +194,7 @@ impl Build {
             made.push(format!("{} for {}", report.index, report.platform));
         }
         Ok(match made.is_empty() {
-            true => BuildOutcome::LeftAlone("left alone: it has a SOCI index".to_owned()),
+            true => BuildOutcome::LeftAlone("skipped: it has a SOCI index".to_owned()),
             false => BuildOutcome::Made(format!("made the SOCI index {}", made.join(", "))),
         })
     }
@@ -215,7 +215,7 @@ impl Build {
         };
         let explained = |error: Error| match error.kind() {
             Kind::Immutable => error.context(format!(
-                "{name}: where a registry keeps its tags, the builder needs a --suffix that is new"
+                "{name}: the registry does not allow this tag to be replaced; give another --suffix"
             )),
             _ => error,
         };
@@ -225,7 +225,7 @@ impl Build {
                 .map_err(explained)?;
         Ok(match done {
             Outcome::Unchanged(_) => {
-                BuildOutcome::LeftAlone(format!("left alone: {name} is its conversion"))
+                BuildOutcome::LeftAlone(format!("skipped: {name} is its conversion"))
             }
             Outcome::Converted(report) => {
                 BuildOutcome::Made(format!("made {name} with digest {}", report.digest))

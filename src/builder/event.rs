@@ -1,8 +1,7 @@
-//! What registries post when an image is pushed. Pure.
+//! The events that registries post when an image is pushed. Pure.
 //!
-//! Known are the notifications of the distribution registry (`application/vnd.docker.distribution.events.v1+json` and `.v2+json`),
-//! Harbor's webhooks in both of their formats (its own, and CloudEvents 1.0), and ECR's events as EventBridge delivers them
-//! (`ECR Image Action`).
+//! Supported are the notifications of the distribution registry (`application/vnd.docker.distribution.events.v1+json` and `.v2+json`),
+//! Harbor's webhooks in both formats (its own, and CloudEvents 1.0), and ECR's events as EventBridge delivers them (`ECR Image Action`).
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -12,15 +11,15 @@ use crate::oci::media_type::MANIFESTS;
 /// A manifest that was pushed under a tag.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Push {
-    /// The registry that the event names, where it names one that is meant for clients.
+    /// The registry of the event, if the event has one that is meant for clients.
     pub registry: Option<String>,
-    /// The repository, as it stands in the event: not checked.
+    /// The repository, unchecked.
     pub repository: String,
-    /// The tag, as it stands in the event: not checked.
+    /// The tag, unchecked.
     pub tag: String,
 }
 
-/// What a body tells of. Each of its events is judged by itself.
+/// The events of a body. Each is judged by itself.
 #[derive(Debug, Default)]
 pub struct Events {
     /// The pushes under tags.
@@ -41,12 +40,12 @@ impl Events {
     }
 }
 
-/// Why a body is no event.
+/// Why a body is not an event.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Not JSON, or a known event with a field that is missing or of the wrong type.
-    #[error("the event cannot be read")]
+    /// Not JSON, or a known event with a missing field or a field of the wrong type.
+    #[error("the event is malformed")]
     Json(#[from] serde_json::Error),
     /// JSON of another kind.
     #[error(
@@ -56,7 +55,7 @@ pub enum Error {
     Unknown,
 }
 
-/// What a body tells of; an error where it is no event, and no list of them.
+/// Parses a body; an error if it is neither an event nor a list of events.
 pub fn parse(body: &[u8]) -> Result<Events, Error> {
     let value: Value = serde_json::from_slice(body)?;
     let text = |key: &str| value.get(key).and_then(Value::as_str).unwrap_or_default();
@@ -105,7 +104,7 @@ fn distribution(event: &Value) -> Result<Option<Push>, serde_json::Error> {
     }
     let tag = target.tag.filter(|tag| !tag.is_empty());
     Ok(tag.map(|tag| Push {
-        // `request.host` is how that one client reached it, through whatever stands between
+        // `request.host` is the name under which that one client reached the registry, through any proxy in between
         registry: None,
         repository: target.repository,
         tag,
@@ -177,7 +176,7 @@ fn harbor(data: &Value, is_push: bool, events: &mut Events) {
     };
     for resource in &data.resources {
         events.add(Resource::deserialize(resource).map(|resource| {
-            // where there is no tag Harbor writes the digest in its place
+            // if there is no tag, Harbor writes the digest in its place
             let is_tag = |tag: &String| !tag.is_empty() && !tag.contains(':');
             let registry = resource.resource_url.as_deref();
             let registry = registry.and_then(|url| url.split_once('/'));

@@ -1,4 +1,4 @@
-//! What the builder counts, in the text format of OpenMetrics, which Prometheus reads.
+//! The metrics of the builder, in the OpenMetrics text format of Prometheus.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use super::queue::Counts;
 
 type Labels = [(&'static str, &'static str); 1];
 
-/// All that is counted.
+/// All metrics.
 pub(super) struct Metrics {
     registry: Registry,
     events: Family<Labels, Counter>,
@@ -32,17 +32,15 @@ impl Metrics {
         let (events, images, queue) = (Family::default(), Family::default(), Family::default());
         // from a quarter of a second to an hour and more
         let time = Histogram::new(exponential_buckets(0.25, 2.0, 15));
-        let event_help =
-            "Events that were posted, by what became of them: accepted, ignored, refused";
+        let event_help = "Events posted, by result: accepted, ignored, refused";
         registry.register("events", event_help, Family::clone(&events));
-        let image_help =
-            "Images that were worked on, by what became of them: made, skipped, delayed, failed";
+        let image_help = "Images processed, by result: made, skipped, delayed, failed";
         registry.register("images", image_help, Family::clone(&images));
-        let queue_help = "Images in the queue: waiting, running, failed";
+        let queue_help = "Images in the queue, by state: waiting, running, failed";
         registry.register("queue", queue_help, Family::clone(&queue));
         registry.register_with_unit(
             "build",
-            "Time that an image took",
+            "Processing time of an image",
             Unit::Seconds,
             time.clone(),
         );
@@ -66,7 +64,7 @@ impl Metrics {
         self.time.observe(time.as_secs_f64());
     }
 
-    /// What a scraper gets.
+    /// The text for a scraper.
     pub(super) fn text(&self, counts: Counts) -> String {
         for (state, count) in [
             ("waiting", counts.waiting),
@@ -77,7 +75,7 @@ impl Metrics {
             self.queue.get_or_create(&[("state", state)]).set(count);
         }
         let mut text = String::new();
-        // a String takes all that is written
+        // writing to a String cannot fail
         let _ = encode(&mut text, &self.registry);
         text
     }

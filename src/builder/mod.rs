@@ -1,7 +1,7 @@
-//! The builder: a service that makes SOCI indexes for images as they are pushed.
+//! The builder: a service that makes SOCI indexes for images when they are pushed.
 //!
-//! A registry posts its [`event`]s; [`rules`] say which of the images get an index and under what tag; they wait in the [`queue`], a
-//! folder, until a worker has made and pushed it. Nothing is trusted in an event but the names in it, and they lead to one registry.
+//! A registry posts its [`event`]s. The [`rules`] decide which images get an index, and under what tag. These wait in the [`queue`], a
+//! directory, until a worker has made and pushed the index. Only the names in an event are used, and they lead to one registry.
 
 mod build;
 pub mod event;

@@ -1,8 +1,8 @@
-//! The images that wait for their index: a folder with a file each, so that none that was accepted is lost by a crash.
+//! The images that wait for their index: a directory with one file per image, so that an accepted image is not lost in a crash.
 //!
-//! A file is named after what it asks for (repository and tag), and so an event that is delivered twice is one file. What was asked
-//! for again while it was being worked on is done once more: the tag may lead elsewhere now. What can never work is kept in the
-//! folder `failed`, with the reason, until it works after all. What is in the folder and is no job is put there too.
+//! A file is named by repository and tag, so an event that is delivered twice is one file. If an image is queued again while a worker
+//! processes it, it is processed once more, because the tag may lead elsewhere now. Jobs that can never succeed are kept in the directory
+//! `failed`, with the reason, until they succeed after another push. Files in the directory that are not jobs are moved there too.
 
 use std::{
     collections::BTreeMap,
@@ -96,7 +96,8 @@ struct Failed<'a> {
 }
 
 impl Queue {
-    /// The queue of a folder, which is made (0700) where there is none. What was being worked on when a process died waits again.
+    /// Opens the queue of a directory, and makes the directory (mode 0700) if it does not exist. Jobs that were running when a process
+    /// died wait again.
     pub fn open(folder: &Path) -> Result<Self> {
         let context = || format!("the queue in {}", folder.display());
         let failed = folder.join("failed");
@@ -111,7 +112,7 @@ impl Queue {
             } else if extension == Some("json") {
                 match stored_job(&path) {
                     Ok((modified, job)) => {
-                        // one that somebody has put there by hand may have any name
+                        // a file that a person has put there may have any name
                         fs::rename(&path, folder.join(file_name(&job)))
                             .or_kind(Kind::Io, context)?;
                         found.push((modified, job));
@@ -145,7 +146,7 @@ impl Queue {
         if state.jobs.len().saturating_add(new) > MAX_WAITING {
             return Err(Error::new(
                 Kind::Unavailable,
-                format!("{MAX_WAITING} images wait for their index already"),
+                format!("the queue is full: {MAX_WAITING} images are waiting"),
             ));
         }
         for job in jobs {
@@ -331,7 +332,7 @@ impl State {
         }
     }
 
-    /// The oldest job that is ready; else when the next one will be.
+    /// The oldest job that is ready; else the time when the next one will be.
     fn take(&mut self) -> Result<Job, Option<Instant>> {
         let now = Instant::now();
         let ready = self
@@ -380,12 +381,12 @@ fn stored_job(path: &Path) -> Result<(SystemTime, Job)> {
     Ok((metadata.modified().or_kind(Kind::Io, context)?, job))
 }
 
-/// Moves what is no job out of the queue's way.
+/// Moves files that are not jobs out of the queue.
 fn put_aside(path: &Path, failed: &Path, why: &Error) {
     let place = failed.join(path.file_name().unwrap_or_default());
     let moved = match fs::rename(path, &place) {
-        Ok(()) => format!("it is put aside as {}", place.display()),
-        Err(error) => format!("it stays where it is: {error}"),
+        Ok(()) => format!("it is moved to {}", place.display()),
+        Err(error) => format!("it cannot be moved: {error}"),
     };
     tracing::error!("a queued image cannot be read, {moved}: {}", why.report());
 }

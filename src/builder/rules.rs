@@ -1,4 +1,4 @@
-//! Which pushed images get an index, and under what tag. Pure.
+//! Rules: which pushed images get an index, and under what tag. Pure.
 
 use super::{event::Push, queue::Job};
 use crate::{
@@ -7,25 +7,25 @@ use crate::{
     soci::index::Version,
 };
 
-/// What happens to the tag of a version 2 image. (A version 1 index needs none: it refers to the image that is there.)
+/// The tag of a version 2 image. (A version 1 index needs none: it refers to the existing image.)
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// The image with its index gets the tag with this behind it.
+    /// The image with its index gets the tag with this suffix.
     Suffix(String),
     /// The image with its index takes the tag's place.
     Replace,
 }
 
-/// What is built, and from what.
+/// What is built, and from which images.
 #[derive(Clone, Debug)]
 pub struct Rules {
-    /// The one registry that is read and pushed to, e.g. `registry.example:5000`; an event can name no other.
+    /// The only registry to read from and push to, e.g. `registry.example:5000`; an event cannot name another.
     pub registry: String,
-    /// Patterns of repositories (`*` and `?`), one of which must fit; all where there is none.
+    /// Patterns of repositories (`*` and `?`), one of which must match; if there are none, all repositories are accepted.
     pub repositories: Vec<String>,
-    /// Patterns of tags, one of which must fit; all where there is none.
+    /// Patterns of tags, one of which must match; if there are none, all tags are accepted.
     pub tags: Vec<String>,
-    /// The platforms that get an index. Of several those count that an image has, one at least.
+    /// The platforms that get an index. If there are several, those that an image has are taken, at least one.
     pub platforms: Platforms,
     /// The version of the indexes.
     pub version: Version,
@@ -33,7 +33,7 @@ pub struct Rules {
     pub target: Target,
 }
 
-/// What a push leads to.
+/// The decision about a push, with its reason.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// An index is built.
@@ -47,7 +47,7 @@ pub enum Verdict {
 #[non_exhaustive]
 pub enum Error {
     /// It is about another registry.
-    #[error("the event is about the registry {found:?}, and this builder works for {ours:?}")]
+    #[error("the event is of registry {found:?}; this builder accepts only {ours:?}")]
     OtherRegistry {
         /// The event's.
         found: String,
@@ -55,12 +55,12 @@ pub enum Error {
         ours: String,
     },
     /// Repository or tag do not follow their grammar.
-    #[error("the event names no image")]
+    #[error("the event has no valid image name")]
     NoImage(#[source] crate::error::Error),
 }
 
 impl Rules {
-    /// What to do about a push.
+    /// The decision about a push.
     pub fn judge(&self, push: &Push) -> Result<Verdict, Error> {
         if let Some(found) = push
             .registry
@@ -84,21 +84,21 @@ impl Rules {
             ..
         } = reference
         else {
-            return Ok(Verdict::Ignored("no tag names it"));
+            return Ok(Verdict::Ignored("it has no tag"));
         };
         let fits = |patterns: &[String], text: &str| {
             patterns.is_empty() || patterns.iter().any(|wanted| pattern::matches(wanted, text))
         };
         Ok(if is_fallback(&tag) {
-            Verdict::Ignored("the tag is a list of referrers")
+            Verdict::Ignored("the tag is of the referrers tag schema")
         } else if self.version == Version::V2
             && matches!(&self.target, Target::Suffix(suffix) if tag.ends_with(suffix.as_str()))
         {
-            Verdict::Ignored("the tag has the suffix of images that have their index")
+            Verdict::Ignored("the tag has the suffix of converted images")
         } else if !fits(&self.repositories, &repository) {
-            Verdict::Ignored("no pattern fits its repository")
+            Verdict::Ignored("no --repository pattern matches")
         } else if !fits(&self.tags, &tag) {
-            Verdict::Ignored("no pattern fits its tag")
+            Verdict::Ignored("no --tag pattern matches")
         } else {
             Verdict::Wanted(job)
         })
@@ -113,14 +113,11 @@ impl Rules {
         };
         let wrong = |what: String| Err(Error::new(Kind::InvalidArgument, what));
         match (self.source(&job)?, &self.target) {
-            (Reference::Registry { repository, .. }, _) if repository != job.repository => {
-                wrong(format!(
-                    "--registry {}: HOST or HOST:PORT is expected",
-                    self.registry
-                ))
-            }
+            (Reference::Registry { repository, .. }, _) if repository != job.repository => wrong(
+                format!("--registry {}: expected HOST or HOST:PORT", self.registry),
+            ),
             (_, Target::Suffix(suffix)) if suffix.is_empty() => wrong(
-                "--suffix is empty: --replace gives the new image the old one's tag".to_owned(),
+                "--suffix is empty; to move the tag to the new image, use --replace".to_owned(),
             ),
             _ => self.destination(&job).map(drop),
         }

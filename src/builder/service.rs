@@ -1,4 +1,4 @@
-//! The builder's HTTP side, and its workers.
+//! The HTTP server of the builder, and its workers.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -39,13 +39,13 @@ const REQUEST_TIME: Duration = Duration::from_secs(30);
 /// Connections at once; more wait.
 const MAX_CONNECTIONS: usize = 256;
 
-/// What those that may post have in their `Authorization` header, alone (as Harbor sends it) or after `Bearer `.
+/// The secret that senders have in their `Authorization` header, alone (as Harbor sends it) or after `Bearer `.
 ///
-/// Its digest is kept: so its comparison takes the same time whatever is wrong.
+/// Only its digest is kept, so that a comparison takes the same time for any wrong value.
 pub struct Secret(Digest);
 
 impl Secret {
-    /// From its text; spaces and line ends around it do not count.
+    /// Makes it from a text; white space around it is ignored.
     pub fn new(text: &str) -> Result<Self> {
         match text.trim() {
             "" => Err(Error::new(Kind::InvalidArgument, "the secret is empty")),
@@ -70,7 +70,7 @@ pub struct Service {
     metrics: Metrics,
 }
 
-/// What is answered to a request.
+/// An answer to a request.
 struct Answer {
     status: StatusCode,
     content_type: &'static str,
@@ -78,7 +78,7 @@ struct Answer {
 }
 
 impl Service {
-    /// Posts are taken from everybody where there is no secret.
+    /// Without a secret, posts of all senders are accepted.
     pub fn new(rules: Rules, queue: Queue, secret: Option<Secret>) -> Arc<Self> {
         Arc::new(Self {
             rules,
@@ -88,12 +88,12 @@ impl Service {
         })
     }
 
-    /// What is built.
+    /// The rules.
     pub fn rules(&self) -> &Rules {
         &self.rules
     }
 
-    /// What waits.
+    /// The queue.
     pub fn queue(&self) -> &Queue {
         &self.queue
     }
@@ -150,14 +150,14 @@ impl Service {
         }
     }
 
-    /// What may pass is tried again. What is not there may be on its way, and is looked for a few times; then a tag is let go of, for it
-    /// may have been deleted, and for all else the reason is kept.
+    /// Temporary failures are retried. An image that is missing may be about to arrive and is looked for a few times; then a missing tag
+    /// is dropped, because it may have been deleted, and for everything else the job is kept with the reason.
     fn failed(&self, job: &Job, image: &str, failure: Failure, time: Duration) -> Result<()> {
         let delayed = |error: &Error| {
             tracing::warn!(
                 image,
                 error = error.report(),
-                "no index was made; it is tried again"
+                "no index was made; the image will be retried"
             );
             self.metrics.image("delayed", time);
         };
@@ -174,7 +174,7 @@ impl Service {
             Failure::NoTag(error) => {
                 tracing::warn!(
                     image,
-                    "the tag is not there; no index is made: {}",
+                    "the tag does not exist; no index is made: {}",
                     error.report()
                 );
                 self.metrics.image("skipped", time);
@@ -198,7 +198,7 @@ impl Service {
         http.timer(TokioTimer::new())
             .header_read_timeout(REQUEST_TIME);
         if let Err(error) = http.serve_connection(TokioIo::new(stream), service).await {
-            tracing::debug!(%error, "a client went away");
+            tracing::debug!(%error, "a client disconnected");
         }
     }
 
@@ -232,9 +232,9 @@ impl Service {
             (&Method::POST, "/" | "/events") => self.post(request).await,
             (_, "/" | "/events" | "/healthz" | "/metrics") => Answer::error(
                 StatusCode::METHOD_NOT_ALLOWED,
-                "events are posted to /events; /healthz and /metrics are read",
+                "POST events to /events; GET /healthz and /metrics",
             ),
-            _ => Answer::error(StatusCode::NOT_FOUND, "events are posted to /events"),
+            _ => Answer::error(StatusCode::NOT_FOUND, "POST events to /events"),
         }
     }
 
@@ -247,7 +247,7 @@ impl Service {
         {
             return self.refuse(
                 StatusCode::UNAUTHORIZED,
-                "the Authorization header does not hold this builder's secret",
+                "the Authorization header does not have the secret of this builder",
             );
         }
         let body = Limited::new(request.into_body(), BODY_LIMIT).collect();
@@ -256,13 +256,13 @@ impl Service {
             Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
                 return self.refuse(
                     StatusCode::PAYLOAD_TOO_LARGE,
-                    &format!("an event has at most {BODY_LIMIT} bytes"),
+                    &format!("the event is longer than {BODY_LIMIT} bytes"),
                 );
             }
             Ok(Err(error)) => {
                 return self.refuse(
                     StatusCode::BAD_REQUEST,
-                    &format!("the event broke off: {error}"),
+                    &format!("the event was cut short: {error}"),
                 );
             }
             Err(_) => {
@@ -320,7 +320,7 @@ impl Service {
         if let Some((_, why)) = refused.first() {
             tracing::warn!(
                 refused = refused.len(),
-                "a body of events was taken without those that cannot be: the first: {why}"
+                "a request with several events was accepted, without those that were refused; the first: {why}"
             );
         }
         let outcome = if jobs.is_empty() {

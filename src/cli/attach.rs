@@ -26,7 +26,7 @@ use crate::{
     kernel, open_files,
 };
 
-/// How long a daemon that is ending may take until its successor is started, and how often it is asked meanwhile.
+/// Maximum time until a successor of a daemon that is shutting down is started, and the interval in which that daemon is polled.
 const SUCCESSION_TIME: Duration = Duration::from_secs(30);
 const ENDING_TURN: Duration = Duration::from_millis(20);
 
@@ -82,14 +82,14 @@ impl Attach {
             .canonicalize()
             .or_kind(Kind::InvalidArgument, || {
                 format!(
-                    "the mount point {}; make the folder first",
+                    "mount point {} (create the directory first)",
                     self.mountpoint.display()
                 )
             })?;
         if !mountpoint.is_dir() {
             return Err(Error::new(
                 Kind::InvalidArgument,
-                format!("the mount point {} is no folder", mountpoint.display()),
+                format!("mount point {} is not a directory", mountpoint.display()),
             ));
         }
         let request = request(
@@ -130,7 +130,7 @@ pub(super) fn request(
     })
 }
 
-/// Has a daemon attach an image, and shows how that goes on. It is taken back unless the caller mounts it.
+/// Asks the daemon to attach an image, and shows the progress. The daemon takes the attachment back unless the caller mounts it.
 pub(super) async fn by_daemon(global: &Global, request: &AttachRequest) -> Result<(Client, Offer)> {
     let deadline = Instant::now() + SUCCESSION_TIME;
     loop {
@@ -148,7 +148,7 @@ pub(super) async fn by_daemon(global: &Global, request: &AttachRequest) -> Resul
                 return Err(Error::new(
                     Kind::Unavailable,
                     format!(
-                        "the daemon at {} is ending, and has not ended within {} s; try again then",
+                        "the daemon at {} is shutting down and has not exited within {} s; try again later",
                         global.run_dir.display(),
                         SUCCESSION_TIME.as_secs()
                     ),
@@ -213,7 +213,7 @@ async fn hold(
     tokio::select! {
         _ = ends.next() => engine.detach(id).await?,
         ended = answering => match ended.or_kind(Kind::Io, || "the sockets".into())? {},
-        // unmounted, and used by nobody whom an `umount -l` has left
+        // unmounted, and no process uses what an `umount -l` has left
         () = engine.wait_ended(id) => engine.release(id).await?,
     }
     Ok(ExitCode::SUCCESS)

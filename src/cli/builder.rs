@@ -155,7 +155,7 @@ impl Builder {
                 false => Err(Error::new(
                     Kind::InvalidArgument,
                     format!(
-                        "{}: others reach this address: give a --secret-file",
+                        "{}: other hosts can reach this address: --secret-file is required",
                         self.listen
                     ),
                 )),

@@ -72,7 +72,7 @@ impl Check {
         match client.daemon().await? {
             Some(daemon) if daemon.root == root => client.check(&request, &event).await?,
             _ if !root.is_dir() => {}
-            // by the root's lock nobody else has it
+            // the lock of the root keeps other processes out
             _ => check::check(Disks::open(&root)?.store(), &request, &event).await?,
         }
         progress.finish();
@@ -81,7 +81,7 @@ impl Check {
             .unwrap_or_else(std::sync::PoisonError::into_inner);
         if reports.is_empty() && !self.all {
             let what = self.what.unwrap_or_default();
-            let context = format!("{what} has no disk below {}", root.display());
+            let context = format!("there is no disk of {what} in {}", root.display());
             return Err(Error::new(Kind::NotFound, context));
         }
         match global.json {

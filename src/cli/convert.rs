@@ -71,12 +71,12 @@ enum Format {
     OciDir,
 }
 
-/// What `--tags --json` prints.
+/// The output of `--tags --json`.
 #[derive(Serialize)]
 struct TagReport {
     tag: String,
     to: String,
-    /// The image that is there now.
+    /// Digest of the image under the new tag.
     digest: Option<Digest>,
     outcome: &'static str,
     error: Option<String>,
@@ -116,7 +116,7 @@ impl Convert {
             Some(_) if path.is_file() => format!("oci-archive:{}", self.source).parse(),
             Some(_) => Err(Error::new(
                 Kind::NotFound,
-                format!("{}: there is no such folder or tar file", self.source),
+                format!("{}: no such directory or tar file", self.source),
             )),
             None => self.source.parse(),
         }
@@ -133,7 +133,7 @@ impl Convert {
                 digest: Some(_), ..
             } => Err(Error::new(
                 Kind::InvalidArgument,
-                format!("{reference}: the new image has another digest: name a tag"),
+                format!("{reference}: the digest of the new image cannot be chosen: give a tag"),
             )),
             reference => Ok(reference),
         }
@@ -156,7 +156,7 @@ impl Convert {
         if same && suffix.is_empty() {
             return Err(Error::new(
                 Kind::InvalidArgument,
-                "tags are not replaced by the dozen: give a --suffix, or another repository",
+                "--tags does not replace tags in the same repository: give --suffix or another repository",
             ));
         }
         let source = Source::open(from, converter.access).await?;
@@ -214,7 +214,7 @@ impl Convert {
     }
 }
 
-/// What every conversion of a command has in common.
+/// The common inputs of all conversions of one command.
 struct Converter<'a> {
     json: bool,
     access: &'a Access,
@@ -225,7 +225,7 @@ struct Converter<'a> {
 impl Converter<'_> {
     async fn places(&self, from: &Reference, to: &Reference) -> Result<(Source, Destination)> {
         let source = Source::open(from, self.access).await?;
-        // a source that is not there leaves no layout behind
+        // if the source does not exist, no layout is left over
         source.root_manifest().await?;
         Ok((source, Destination::open(to, self.access).await?))
     }

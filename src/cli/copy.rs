@@ -41,7 +41,7 @@ impl Copy {
     pub(super) async fn run(self, global: &Global) -> Result<ExitCode> {
         let access = self.access.access()?;
         let source = Source::open(&self.source, &access).await?;
-        // a source that is not there leaves no layout behind
+        // if the source does not exist, no layout is left over
         source.root_manifest().await?;
         let destination = Destination::open(&self.destination, &access).await?;
         let options = CopyOptions {

@@ -20,7 +20,7 @@ use crate::{
     open_files,
 };
 
-/// How often the daemon looks whether it is still wanted.
+/// Interval in which the daemon checks whether it is still needed.
 const TURN: Duration = Duration::from_secs(1);
 
 /// Hold the block devices of attached images
@@ -57,8 +57,8 @@ impl Daemon {
         let answering = tokio::spawn(Arc::clone(&server).run());
         let idle_exit = self.idle_exit.map(Duration::from_secs);
         tokio::select! {
-            signal = ends.next() => tracing::info!(?signal, "the daemon ends"),
-            why = unwanted(&engine, &server, &folders, idle_exit) => tracing::info!("the daemon ends: {why}"),
+            signal = ends.next() => tracing::info!(?signal, "the daemon exits"),
+            why = unwanted(&engine, &server, &folders, idle_exit) => tracing::info!("the daemon exits: {why}"),
             ended = answering => match ended.or_kind(Kind::Io, || "the daemon's sockets".into())? {},
         }
         engine.end().await;
@@ -82,7 +82,7 @@ impl Place {
         }
     }
 
-    /// Whether it has been removed, or another folder stands in its place.
+    /// Whether it has been removed or replaced by another directory.
     fn is_gone(&self) -> bool {
         match fs::metadata(&self.path) {
             Ok(metadata) => self
@@ -93,7 +93,8 @@ impl Place {
     }
 }
 
-/// Returns when nobody needs the daemon any more, with the reason: nothing is attached, and that for a while or in a folder that is gone.
+/// Returns the reason when the daemon is not needed any more: nothing is attached, and either its directory is gone or the idle time is
+/// over.
 async fn unwanted(
     engine: &Arc<Engine>,
     server: &Server,
@@ -112,15 +113,15 @@ async fn unwanted(
         if let Some(folder) = folders.iter().find(|folder| folder.is_gone()) {
             let path = folder.path.display();
             if is_idle {
-                return format!("its folder {path} is gone");
+                return format!("its directory {path} has been removed");
             }
             if !is_told {
                 tracing::error!(
-                    "the folder {path} is gone; the daemon ends when nothing is mounted any more"
+                    "the directory {path} has been removed; the daemon exits when nothing is mounted"
                 );
                 is_told = true;
             }
-            // nobody may be able to ask for it
+            // no client may be able to ask for it
             engine.release_unmounted().await;
         }
         if idle_exit.is_some_and(|limit| wanted.elapsed() >= limit) {

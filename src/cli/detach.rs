@@ -17,7 +17,7 @@ use crate::{
     kernel::mountinfo,
 };
 
-/// How long a process that is ending may take until it has given everything back.
+/// Maximum time that a process which is shutting down may take to release everything.
 const ENDING_TIME: Duration = Duration::from_secs(10);
 
 /// Unmount an attached image and release its devices
@@ -41,7 +41,7 @@ impl Detach {
             return Err(Error::new(
                 Kind::NotFound,
                 format!(
-                    "nothing of {} is attached at {}; `socinbd list` shows what is",
+                    "no attachment of {} is mounted at {}; see `socinbd list`",
                     run_dir.display(),
                     mountpoint.display()
                 ),
@@ -69,7 +69,8 @@ impl Detach {
         }
     }
 
-    /// What is mounted there now, with what was and is left; else what was attached there and has been moved by a rename, or has this id.
+    /// The attachments that are mounted there, mounted or left over; else those that were attached there and whose mount was moved by a
+    /// rename, or those with this ID.
     fn meant(&self, all: Vec<AttachmentStatus>, place: &Path) -> Result<Vec<Attachment>> {
         let mounts = mountinfo::own()?;
         let mount_of = |status: &AttachmentStatus| place_of(&mounts, &status.attachment);
@@ -99,7 +100,7 @@ impl Detach {
     }
 }
 
-/// What is attached, as the daemon says, or, where none answers, as the records say of one that has died.
+/// The attachments: those of the daemon, or, if no daemon answers, the dead ones from the records.
 pub(super) async fn attached(global: &Global, client: &Client) -> Result<Vec<AttachmentStatus>> {
     if client.daemon().await?.is_some() {
         return client.attachments().await;
@@ -108,7 +109,7 @@ pub(super) async fn attached(global: &Global, client: &Client) -> Result<Vec<Att
     Ok(records.into_iter().map(AttachmentStatus::dead).collect())
 }
 
-/// Has the daemon give back what attachments that are not mounted any more have.
+/// Asks the daemon to release the devices of attachments that are not mounted any more.
 async fn release(client: &Client, attachments: &[Attachment]) -> Result<()> {
     for attachment in attachments {
         client.release(&attachment.id).await?;
@@ -116,7 +117,7 @@ async fn release(client: &Client, attachments: &[Attachment]) -> Result<()> {
     Ok(())
 }
 
-/// As [`release`], where no daemon answers. `Unavailable` while a process has them.
+/// Like [`release`], if no daemon answers. `Unavailable` while a process holds the devices.
 async fn give_back(
     global: &Global,
     client: &Client,
@@ -132,7 +133,7 @@ async fn give_back(
         Err(error) if error.kind() == Kind::Busy => {
             return Err(Error::with_source(
                 Kind::Unavailable,
-                "the process that has the devices does not answer",
+                "the process that holds the devices does not answer",
                 error,
             ));
         }
@@ -144,8 +145,8 @@ async fn give_back(
     Ok(())
 }
 
-/// The mount point as `attach` has noted it: without symlinks. Its own folder is not looked at: a dead mount does not answer. What is not
-/// there any more, for it was renamed, keeps its name.
+/// The mount point as `attach` has recorded it: without symlinks. The directory itself is not opened, because a dead mount does not
+/// answer. A path that does not exist any more (after a rename) is kept as it is.
 pub(super) fn place(path: &Path) -> Result<PathBuf> {
     let real = |path: &Path| match path.canonicalize() {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(path.to_owned()),

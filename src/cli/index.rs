@@ -248,7 +248,7 @@ impl Push {
         if to == &self.image && matches!(to, Reference::Archive { .. }) {
             return Err(Error::new(
                 Kind::InvalidArgument,
-                "an archive is not written to: name a destination",
+                "an archive cannot be changed: give a destination",
             ));
         }
         let destination = Destination::open(to, &access).await?;
@@ -349,7 +349,7 @@ impl Info {
         let manifest = find(global, &self.digest, self.at.as_ref(), &self.access).await?;
         IndexManifest::parse(&manifest.bytes).or_kind(Kind::InvalidArgument, || {
             let what = what_is(&manifest.bytes, &manifest.media_type);
-            format!("{} is {what}, no SOCI index", self.digest)
+            format!("{} is {what}, not a SOCI index", self.digest)
         })?;
         let document: serde_json::Value = serde_json::from_slice(&manifest.bytes)
             .or_kind(Kind::Corrupt, || self.digest.to_string())?;
@@ -384,7 +384,7 @@ impl Rm {
                 let manifest = find(global, digest, Some(at), &self.access).await?;
                 let index = IndexManifest::parse(&manifest.bytes)
                     .or_kind(Kind::InvalidArgument, || {
-                        format!("{digest} is no SOCI index")
+                        format!("{digest} is not a SOCI index")
                     })?;
                 let subject = index
                     .subject
@@ -416,7 +416,7 @@ impl Rm {
                 if digests.is_empty() {
                     return Err(Error::new(
                         Kind::NotFound,
-                        format!("no index was made here for {image}"),
+                        format!("the local root has no index of {image}"),
                     ));
                 }
                 digests

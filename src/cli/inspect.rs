@@ -40,15 +40,15 @@ pub(super) struct Inspect {
     index: IndexArgs,
 }
 
-/// What `inspect --json` prints.
+/// The output of `inspect --json`.
 #[derive(Serialize)]
 struct Report {
-    /// What the reference leads to, and what refers to it.
+    /// The manifest of the reference, and its referrers.
     described: Description,
     reference: String,
     manifest: Digest,
     platform: String,
-    /// The image's program, as its configuration says.
+    /// The program of the image, from its configuration.
     config: Process,
     index: Option<UsedIndex>,
     compact_index: Option<CompactReport>,
@@ -74,7 +74,7 @@ struct LayerReport {
 }
 
 impl LayerReport {
-    /// What an attach goes by.
+    /// The table that an attach uses.
     fn table(&self) -> Option<&TableReport> {
         self.compact.as_ref().or(self.ztoc.as_ref())
     }
@@ -170,7 +170,7 @@ impl Inspect {
     }
 }
 
-/// What the SOCI index has of a layer.
+/// The zTOC of a layer in the SOCI index.
 async fn ztoc(index: &SociIndex, layer: &LayerBlob) -> Result<Option<TableReport>> {
     let Some(digest) = index.ztoc(&layer.digest) else {
         return Ok(None);
@@ -187,7 +187,7 @@ async fn ztoc(index: &SociIndex, layer: &LayerBlob) -> Result<Option<TableReport
     )))
 }
 
-/// What the compact index has of a layer.
+/// The table of a layer in the compact index.
 async fn compact_table(compact: &CompactIndex, layer: &LayerBlob) -> Result<Option<TableReport>> {
     let Some((part, bytes, table)) = compact.table(layer).await? else {
         return Ok(None);
@@ -213,7 +213,7 @@ impl TableReport {
     }
 }
 
-/// What any reference is.
+/// Prints the description of any reference.
 fn print_described(described: &Description) -> Result<()> {
     let Description {
         digest,
@@ -231,7 +231,7 @@ fn print_described(described: &Description) -> Result<()> {
     }
     for entry in &described.entries {
         let platform = entry.platform.as_deref().unwrap_or("-");
-        let gone = if entry.is_there { "" } else { " (not there)" };
+        let gone = if entry.is_there { "" } else { " (missing)" };
         output::line(&format!(
             "lists     {} {platform} {}{gone}",
             entry.digest, entry.what
@@ -265,14 +265,14 @@ impl Report {
                 index.digest, index.version, index.origin
             ),
             None => {
-                "index     none: every layer is streamed whole; `socinbd index create` makes one"
+                "index     none: layers are downloaded whole; make one with `socinbd index create`"
                     .to_owned()
             }
         })?;
         if let Some(compact) = &self.compact_index {
             let CompactReport { digest, origin } = compact;
             output::line(&format!(
-                "          {digest} (compact, {origin}), which goes before it"
+                "          {digest} (compact, {origin}), which is preferred"
             ))?;
         }
         let rows = self.layers.iter().enumerate().map(|(number, layer)| {
@@ -308,7 +308,7 @@ impl Report {
             rows,
         )?;
         output::line(&format!(
-            "before the first read {} of {} are fetched",
+            "before the first read: {} of {} are fetched",
             output::bytes(self.before_first_read),
             output::bytes(self.size)
         ))?;

@@ -1,7 +1,7 @@
-//! Where the log goes: to standard error; or, of a daemon that a command has started, to a file of bounded size.
+//! The log: on standard error, or, for a daemon that a command has started, in a file of bounded size.
 //!
-//! A program that tries an unreadable file again and again makes the daemon say the same again and again. So what a lasting process has
-//! just said is counted, and written once a minute.
+//! A program that keeps reading an unreadable file makes the daemon log the same line over and over. So a process that lasts counts
+//! repeated lines and writes the count once a minute.
 
 use std::{
     fs::{File, OpenOptions},
@@ -18,7 +18,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::error::{Kind, Result, ResultExt};
 
-/// How long lines that say the same as one before are counted.
+/// Time in which equal lines are counted.
 const WINDOW: Duration = Duration::from_secs(60);
 /// How many lines that differ in numbers alone are written in that time.
 const BURST: u32 = 5;
@@ -33,7 +33,7 @@ static LOG: Mutex<Option<Log>> = Mutex::new(None);
 
 struct Log {
     sink: Sink,
-    /// Of a process that lasts.
+    /// `None` for a process that does not last.
     repeats: Option<Repeats>,
 }
 
@@ -81,12 +81,12 @@ pub(super) async fn keep_counting() {
     }
 }
 
-/// The process ends: what has been counted is written.
+/// Writes the counts when the process exits.
 pub(super) fn end() {
     with_log(|log| log.iter_mut().for_each(|log| log.expire(None)));
 }
 
-/// The process has told who started it what there was to tell: it lets go of that one's standard error, where it has a log of its own.
+/// Detaches from the standard error of the parent, if there is a log file: the parent has been told everything it needs.
 pub(super) fn let_go_of_stderr() -> Result<()> {
     if !with_log(|log| {
         matches!(
@@ -130,7 +130,7 @@ impl Log {
 }
 
 impl Sink {
-    /// What cannot be written is lost: the log ends nothing.
+    /// Lines that cannot be written are lost: the log never ends the process.
     fn write(&mut self, line: &str) {
         let _ = match self {
             Self::Stderr => io::stderr().write_all(line.as_bytes()),
@@ -154,7 +154,7 @@ impl Write for Lines {
     }
 }
 
-/// What has been said lately.
+/// The lines of the last minute.
 struct Repeats(LruCache<String, Said>);
 
 struct Said {
@@ -174,7 +174,7 @@ impl Default for Repeats {
 }
 
 impl Repeats {
-    /// What is written for a line.
+    /// The lines to write for a new line.
     fn line(&mut self, line: &str, now: Instant) -> Vec<String> {
         let text = line.split_once(' ').map_or(line, |(_time, text)| text);
         let key = without_numbers(text);
@@ -206,7 +206,7 @@ impl Repeats {
         lines
     }
 
-    /// What is written of lines that have been counted long enough by now, or of all.
+    /// The lines to write for counts that are old enough, or for all.
     fn expire(&mut self, now: Option<Instant>) -> Vec<String> {
         let is_over =
             |said: &Said| now.is_none_or(|now| now.saturating_duration_since(said.since) >= WINDOW);
@@ -242,7 +242,7 @@ fn without_numbers(text: &str) -> String {
     key
 }
 
-/// A file that is put aside, in the place of the one that was put aside before, when it has its bytes.
+/// A log file that is rotated at its limit; one older file is kept.
 struct BoundedFile {
     path: PathBuf,
     file: File,
@@ -280,7 +280,7 @@ impl BoundedFile {
         let next = std::fs::rename(&self.path, aside).and_then(|()| Self::append_to(&self.path));
         match next {
             Ok(next) => self.file = next,
-            // its folder is gone, say: the file that is open has its bound all the same
+            // its directory is gone, for example: the open file keeps its bound all the same
             Err(_) => self.file.set_len(0)?,
         }
         self.length = 0;

@@ -310,7 +310,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match ended {
         Ok(code) => code,
         Err(error) => {
-            // a daemon may have lost who started it
+            // the standard error of a daemon may be closed
             let _ = writeln!(std::io::stderr(), "socinbd: {}", error.report());
             exit_code(error.kind())
         }

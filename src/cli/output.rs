@@ -1,4 +1,4 @@
-//! What commands print on standard output. A reader that goes away early is no error.
+//! The output of commands on standard output. A reader that closes the pipe early is not an error.
 
 use std::io::{self, ErrorKind, Write};
 
@@ -12,7 +12,7 @@ pub(super) fn line(text: &str) -> Result<()> {
     print(format!("{text}\n").as_bytes())
 }
 
-/// What was done, as lines or as JSON.
+/// A report, as lines or as JSON.
 pub(super) fn report<T: serde::Serialize + std::fmt::Display>(
     as_json: bool,
     report: &T,

@@ -47,7 +47,7 @@ pub(super) struct Info {
     tables: TablesArgs,
 }
 
-/// What `prefetch info --json` prints.
+/// The output of `prefetch info --json`.
 #[derive(Serialize)]
 struct Report {
     digest: Digest,
@@ -95,9 +95,9 @@ impl Info {
         if global.json {
             return output::json(&report);
         }
-        let layer = report
-            .layer
-            .ok_or_else(|| Error::new(Kind::Corrupt, format!("{digest} names no layer")))?;
+        let layer = report.layer.ok_or_else(|| {
+            Error::new(Kind::Corrupt, format!("the layer of {digest} is not known"))
+        })?;
         output::line(&format!("prefetch artifact {digest} of layer {layer}"))?;
         output::table(
             ["FIRST SPAN", "LAST SPAN", "PRIORITY"],

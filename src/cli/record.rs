@@ -81,7 +81,7 @@ impl Record {
             return Err(Error::new(
                 Kind::NotFound,
                 format!(
-                    "{} has no SOCI index whose spans could be listed; `socinbd index create` makes one",
+                    "{} has no SOCI index; make one with `socinbd index create`",
                     self.image.image
                 ),
             ));
@@ -121,13 +121,13 @@ impl Record {
         }
         if !global.json {
             output::line(&format!(
-                "the program ended with status {status} and has read {spans} spans"
+                "the program exited with status {status} and read {spans} spans"
             ))?;
         }
         Ok(ExitCode::SUCCESS)
     }
 
-    /// Runs the program on disks of its own, with nothing in them: its status, and what was read.
+    /// Runs the program on empty disks in a directory of their own; returns its status and the recorded reads.
     async fn record(&self, global: &Global) -> Result<(u8, Vec<layer::Touch>)> {
         // what has been made is taken back
         let mut ends = Signals::that_end()?;

@@ -39,7 +39,7 @@ pub(super) struct Run {
     program: ProgramArgs,
 }
 
-/// The program that is run in an image's root.
+/// The program to run in the root of an image.
 #[derive(Args, Clone, Debug)]
 pub(super) struct ProgramArgs {
     /// Environment variable to set (repeatable)

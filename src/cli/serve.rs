@@ -61,7 +61,7 @@ impl Serve {
             return Err(Error::new(
                 Kind::InvalidArgument,
                 format!(
-                    "{address} is no loopback address, and NBD has no authentication; --allow-remote if that is meant"
+                    "{address} is not a loopback address, and there is no authentication: to allow it, use --allow-remote"
                 ),
             ));
         }
@@ -105,7 +105,7 @@ impl Serve {
             (None, None) => {
                 return Err(Error::new(
                     Kind::InvalidArgument,
-                    "--socket or --listen is needed",
+                    "--socket or --listen is required",
                 ));
             }
         };

@@ -1,6 +1,6 @@
-//! Signals: which end a process, which it passes on, and which are nothing to it.
+//! Signals: those that end a process, those that are passed on, and those that are ignored.
 //!
-//! All are caught, and none is ignored (`SIG_IGN`): the programs that are started would inherit that.
+//! All are caught and none is set to `SIG_IGN`, because child processes would inherit that.
 
 use rustix::process::Signal;
 use tokio::{
@@ -13,10 +13,11 @@ use crate::{
     kernel::session,
 };
 
-/// What ends a process in order.
+/// The signals that end a process in order.
 const ENDING: [Signal; 3] = [Signal::TERM, Signal::INT, Signal::QUIT];
 
-/// What ends a process by default, and means nothing here: a stray one must not take the devices of running containers along.
+/// The signals whose default action ends a process, and which have no meaning here: a stray one must not end the daemon, which holds the
+/// devices of running containers.
 const MEANINGLESS: [Signal; 9] = [
     Signal::USR1,
     Signal::USR2,
@@ -29,7 +30,7 @@ const MEANINGLESS: [Signal; 9] = [
     Signal::XCPU,
 ];
 
-/// What a program gets that runs in an image's root.
+/// The signals that are passed on to the program of an image.
 const PASSED_ON: [Signal; 11] = [
     Signal::INT,
     Signal::QUIT,
@@ -44,7 +45,7 @@ const PASSED_ON: [Signal; 11] = [
     Signal::POWER,
 ];
 
-/// Signals that are caught as long as the process lives, and told here.
+/// Signals, caught as long as the process lives and received here.
 pub(super) struct Signals(mpsc::Receiver<Signal>);
 
 impl Signals {
@@ -57,7 +58,7 @@ impl Signals {
         }
     }
 
-    /// As [`Self::that_end`], for the daemon: a hang-up is nothing to it.
+    /// Like [`Self::that_end`], for the daemon, which ignores SIGHUP.
     pub(super) fn that_end_the_daemon() -> Result<Self> {
         Self::ending(&[], &[Signal::HUP])
     }
@@ -72,7 +73,7 @@ impl Signals {
         tokio::spawn(async move {
             loop {
                 let signal = others.next().await;
-                tracing::debug!(?signal, "a signal that means nothing here");
+                tracing::debug!(?signal, "signal ignored");
             }
         });
         Self::of(&[&ENDING, also].concat())
@@ -100,7 +101,7 @@ impl Signals {
     }
 }
 
-/// Has writes past the limit of a file's size fail, with an error that says so. By default they kill the process.
+/// Makes writes past the file size limit fail with an error. By default they kill the process.
 pub(super) fn survive_large_files() -> Result<()> {
     // caught from now on, as long as the process lives
     drop(Signals::of(&[Signal::XFSZ])?);

@@ -1,4 +1,4 @@
-//! Starting the daemon where none runs.
+//! Starts the daemon if none runs.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -34,7 +34,7 @@ const MANAGER_TIME: Duration = Duration::from_secs(5);
 const TURN: Duration = Duration::from_millis(5);
 /// How long a daemon that could not get its folders is not started again.
 const RETRY_TIME: Duration = Duration::from_millis(500);
-/// As [`RETRY_TIME`], for the service manager, which does not tell that it could not.
+/// Like [`RETRY_TIME`], for the service manager, which does not report that a start failed.
 const SERVICE_RETRY_TIME: Duration = Duration::from_secs(2);
 /// How long it is waited in silence.
 const SILENCE: Duration = Duration::from_secs(1);
@@ -78,7 +78,7 @@ async fn is_there(client: &Client, root: &Path, run_dir: &Path) -> Result<bool> 
         return Err(Error::new(
             Kind::InvalidArgument,
             format!(
-                "the daemon at {} works on {}, not on {}; give it a --run-dir of its own",
+                "the daemon at {} uses the state directory {}, not {}; give another --run-dir",
                 run_dir.display(),
                 info.root.display(),
                 root.display()
@@ -88,7 +88,7 @@ async fn is_there(client: &Client, root: &Path, run_dir: &Path) -> Result<bool> 
     Ok(true)
 }
 
-/// Tells once, after a while, what is waited for.
+/// Tells the user once, after a while, what the command waits for.
 struct Waiting {
     begun: Instant,
     is_told: bool,
@@ -112,7 +112,7 @@ impl Waiting {
     }
 }
 
-/// The lock of who starts a daemon, or cleans up after one: of two at once, the second finds what the first has done.
+/// The lock of a process that starts a daemon or cleans up after one: of two processes, the second finds the result of the first.
 pub(super) async fn lock(run_dir: &Path) -> Result<File> {
     let path = run_dir.join("starting");
     let locking = || format!("locking {}", path.display());
@@ -141,13 +141,17 @@ pub(super) async fn lock(run_dir: &Path) -> Result<File> {
         if waiting.begun.elapsed() > LOCK_TIME {
             return Err(Error::new(
                 Kind::Unavailable,
-                format!("waited for {} s for {}", LOCK_TIME.as_secs(), holder()),
+                format!(
+                    "timed out after {} s waiting for {}",
+                    LOCK_TIME.as_secs(),
+                    holder()
+                ),
             ));
         }
         waiting.tell(holder);
         sleep(TURN).await;
     }
-    // for those who wait; without it they are told less
+    // for the processes that wait; without it their message has no process ID
     let _ = file.set_len(0);
     let _ = write!(file, "{}", std::process::id());
     Ok(file)
@@ -162,7 +166,7 @@ struct Start {
     /// `socinbd daemon` with its options.
     arguments: Vec<OsString>,
     state: Started,
-    /// What the last one has said that could not start.
+    /// The message of the last one that could not start.
     said: Option<String>,
 }
 
@@ -242,7 +246,7 @@ impl Start {
                 return Ok(START_TIME);
             }
         }
-        // who has the folders may be about to listen, or about to end
+        // the process that holds the directories may be about to listen, or to exit
         let limit = match self.is_run_dir_taken() {
             true => START_TIME,
             false => ROOT_TIME,
@@ -260,13 +264,13 @@ impl Start {
         lock.is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)))
     }
 
-    /// Starts a daemon that outlives this login: as a transient service where a service manager answers, else in a session of its own.
+    /// Starts a daemon that outlives this login session: as a transient service if a service manager answers, else in its own session.
     async fn start(&self) -> Result<Started> {
         // how sd_booted(3) knows it
         if Path::new("/run/systemd/system").is_dir() {
             match self.start_service().await {
                 Ok(unit) => return Ok(Started::Service(unit, Instant::now())),
-                Err(why) => tracing::warn!("the daemon is started without systemd: {why}"),
+                Err(why) => tracing::warn!("starting the daemon without systemd: {why}"),
             }
         }
         let mut command = Command::new(&self.program);
@@ -289,7 +293,8 @@ impl Start {
         ))
     }
 
-    /// Has systemd start the daemon, whose log then is the journal's. The name of its unit; or why not.
+    /// Starts the daemon as a transient service of systemd, which writes its log to the journal. Returns the name of the unit, or the
+    /// reason why this failed.
     async fn start_service(&self) -> Result<String, String> {
         let place = Digest::of(self.run_dir.as_os_str().as_bytes()).hex()[..8].to_owned();
         // another one may be ending
@@ -313,7 +318,7 @@ impl Start {
         }
         match timeout(MANAGER_TIME, command.output()).await {
             Err(_) => Err(format!(
-                "systemd-run has not ended after {} s",
+                "systemd-run has not exited after {} s",
                 MANAGER_TIME.as_secs()
             )),
             Ok(Err(error)) => Err(format!("systemd-run: {error}")),
@@ -329,17 +334,16 @@ impl Start {
     fn failed(self, time: Duration) -> Error {
         let (kind, why) = match (self.said, self.state) {
             (Some(said), _) => (Kind::Busy, said),
-            (None, Started::Service(unit, _)) => (
-                Kind::Unavailable,
-                format!("`journalctl --unit {unit}` may say why"),
-            ),
+            (None, Started::Service(unit, _)) => {
+                (Kind::Unavailable, format!("see `journalctl --unit {unit}`"))
+            }
             (None, _) => (Kind::Unavailable, tail(&self.log)),
         };
         let time = time.as_secs();
         Error::new(
             kind,
             format!(
-                "no daemon of {} has answered in {time} s: {why}",
+                "no daemon of {} has answered within {time} s: {why}",
                 self.run_dir.display()
             ),
         )

@@ -43,7 +43,7 @@ impl TablesArgs {
         let index = found.index.ok_or_else(|| {
             Error::new(
                 Kind::NotFound,
-                format!("image {at} has no SOCI index: `socinbd index create` makes one"),
+                format!("image {at} has no SOCI index; make one with `socinbd index create`"),
             )
         })?;
         Ok(artifacts::of_index(&index, &at.to_string(), kind))
@@ -88,7 +88,7 @@ pub(super) fn of_digest<'a>(tables: &'a [Table], digest: &Digest) -> Result<&'a 
         .ok_or_else(|| {
             Error::new(
                 Kind::NotFound,
-                format!("no index has {digest}; --at IMAGE looks where an image is"),
+                format!("no index lists {digest}; give the image with --at"),
             )
         })
 }

@@ -44,7 +44,7 @@ impl Why {
             return Err(Error::new(
                 Kind::NotFound,
                 format!(
-                    "{} is not attached from {}; `socinbd list` shows what is, `socinbd inspect` what an attach would use",
+                    "{} is not attached by the daemon of {}; see `socinbd list`, or `socinbd inspect` for an image that is not attached",
                     self.what,
                     run_dir.display()
                 ),
@@ -101,7 +101,7 @@ fn print(why: &Explanation) -> Result<()> {
 fn print_layer(why: &LayerExplanation) -> Result<()> {
     let layer = &why.layer;
     let spans = match why.spans {
-        Some((present, all)) if all > 0 => format!(", {present} of {all} spans are here"),
+        Some((present, all)) if all > 0 => format!(", {present} of {all} spans present"),
         _ => String::new(),
     };
     output::line(&format!(
@@ -119,14 +119,14 @@ fn print_layer(why: &LayerExplanation) -> Result<()> {
     output::line(&match &layer.basis {
         Basis::Compact => format!("  lazy, by the compact table {}", layer.table),
         Basis::Ztoc => format!("  lazy, by the zTOC {}", layer.table),
-        Basis::Verified => "  it was here, and checked in full".to_owned(),
+        Basis::Verified => "  complete, from an earlier attach".to_owned(),
         Basis::Whole { why } => format!("  downloaded whole: {why}"),
     })?;
     match (why.verified, &why.check_error) {
-        (Some(true), _) => output::line("  checked as a whole")?,
-        (_, Some(error)) => output::line(&format!("  not checked as a whole: {error}"))?,
+        (Some(true), _) => output::line("  verified as a whole")?,
+        (_, Some(error)) => output::line(&format!("  not verified as a whole: {error}"))?,
         (Some(false), None) => {
-            output::line("  not checked as a whole yet: that is done when all its spans are here")?;
+            output::line("  not verified as a whole yet: this follows when all spans are present")?;
         }
         (None, None) => {}
     }

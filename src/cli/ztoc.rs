@@ -1,4 +1,4 @@
-//! `socinbd ztoc`: one layer file to its zTOC, and what zTOCs say.
+//! `socinbd ztoc`: makes the zTOC of a layer file, and shows and uses zTOCs.
 
 use std::{
     fs::File,
@@ -105,7 +105,7 @@ struct GetFile {
     tables: TablesArgs,
 }
 
-/// What `ztoc info` prints: the fields of AWS's tool.
+/// The output of `ztoc info`, with the fields of AWS's tool.
 #[derive(serde::Serialize)]
 struct InfoReport {
     version: String,
@@ -146,7 +146,7 @@ struct Create {
     build_tool: String,
 }
 
-/// What `--json` prints.
+/// The output of `--json`.
 #[derive(serde::Serialize)]
 struct Report<'a> {
     layer: Digest,
@@ -265,7 +265,7 @@ impl GetFile {
             return Err(Error::new(
                 Kind::InvalidArgument,
                 format!(
-                    "where the layer of {} is, is not known: name its image with --at",
+                    "the image of the zTOC {} is not known: give it with --at",
                     self.digest
                 ),
             ));
@@ -295,7 +295,7 @@ impl Create {
             Some(Err(reason)) => {
                 return Err(Error::new(
                     Kind::Unsupported,
-                    format!("{name}: this layer can have no zTOC: {reason}"),
+                    format!("{name}: this layer cannot have a zTOC: {reason}"),
                 ));
             }
             None => Vec::new(), // one was asked for
@@ -352,7 +352,7 @@ impl Create {
                 error,
             )
         };
-        // the file's first bytes say what it is
+        // the first bytes of the file decide its format
         let mut indexer = LayerIndexer::new(Packing::Plain, options, NoSink);
         let mut buffer = vec![0; READ_SIZE];
         loop {
@@ -372,7 +372,7 @@ impl Create {
     }
 }
 
-/// Writes the file whole or not at all; in place only what is no ordinary file (`/dev/stdout`).
+/// Writes the file atomically; a file that is not a regular file (`/dev/stdout`) is written in place.
 fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     if path.metadata().is_ok_and(|metadata| !metadata.is_file()) {
         return File::options().write(true).open(path)?.write_all(bytes);

@@ -63,7 +63,7 @@ pub fn wait_for_size(name: &str, bytes: u64) -> Result<()> {
                 return Err(Error::new(
                     Kind::Unavailable,
                     format!(
-                        "/dev/{name} did not come up with {bytes} bytes within {SETTLE:?} (it has {seen:?})"
+                        "/dev/{name} did not get its size of {bytes} bytes within {SETTLE:?} (it has {seen:?})"
                     ),
                 ));
             }
@@ -96,8 +96,12 @@ pub fn numbers(name: &str) -> Result<(u32, u32)> {
     let path = sys(name).join("dev");
     let text = fs::read_to_string(&path)
         .or_kind(Kind::Kernel, || format!("reading {}", path.display()))?;
-    super::mountinfo::parse_device(text.trim().as_bytes())
-        .ok_or_else(|| Error::new(Kind::Kernel, format!("{} says {text:?}", path.display())))
+    super::mountinfo::parse_device(text.trim().as_bytes()).ok_or_else(|| {
+        Error::new(
+            Kind::Kernel,
+            format!("{} has the unexpected content {text:?}", path.display()),
+        )
+    })
 }
 
 /// A device node that can be opened: `/dev/NAME` where it is there and right, or a node of our own that no directory shows.
@@ -122,8 +126,8 @@ impl Node {
     }
 }
 
-/// Finds the node of a block device. Without udev or devtmpfs `/dev` may not have it; then one is made in a tmpfs that is mounted
-/// nowhere.
+/// Finds the node of a block device. Without udev or devtmpfs, `/dev` may not have it; then a node is made in a tmpfs that is not mounted
+/// anywhere.
 pub fn node(name: &str) -> Result<Node> {
     let (major, minor) = numbers(name)?;
     let device = makedev(major, minor);
@@ -175,14 +179,14 @@ pub fn is_in_use(path: &Path) -> bool {
     openat(CWD, path, exclusive, Mode::empty()).err() == Some(rustix::io::Errno::BUSY)
 }
 
-/// As [`is_in_use`], for a device by the kernel's name of it; one that is not there is not in use.
+/// Like [`is_in_use`], by the kernel name of a device; a device that does not exist is not in use.
 pub fn is_used(name: &str) -> bool {
     node(name).is_ok_and(|node| is_in_use(node.path()))
 }
 
-/// Has the kernel read a range of a device into its page cache, and does not wait for that.
+/// Makes the kernel read a range of a device into its page cache, without waiting for it.
 pub fn will_need(node: &Node, range: &Range<u64>) -> Result<()> {
-    // open no longer than that: who has a device open keeps it
+    // open only for this call: a process that has a device open keeps it in use
     let device = node.open()?;
     let length = NonZeroU64::new(range.end.saturating_sub(range.start));
     fadvise(&device, range.start, length, Advice::WillNeed).or_kind(Kind::Kernel, || {

@@ -1,4 +1,4 @@
-//! Who keeps a mount busy.
+//! The processes that keep a mount busy.
 
 use std::{collections::BTreeSet, fmt, fs, io, path::Path};
 
@@ -9,10 +9,10 @@ use crate::{
     kernel::mountinfo,
 };
 
-/// Of more users than this, the rest is counted.
+/// Maximum number of users that are listed; further ones are counted.
 const MAX_NAMES: usize = 20;
 
-/// What of a process is on a mount.
+/// How a process uses a mount.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
 )]
@@ -24,9 +24,9 @@ pub enum Use {
     Root,
     /// A file that it has open.
     OpenFile,
-    /// A file that is mapped: its program, a library, data.
+    /// A mapped file: the program, a library, data.
     Mapping,
-    /// It sees a copy of the mount in a mount namespace of its own. That does not make an unmount here fail, but the file system
+    /// The process sees a copy of the mount in another mount namespace. An unmount here does not fail because of it, but the file system
     /// stays in use.
     Namespace,
 }
@@ -38,7 +38,7 @@ pub struct User {
     pub pid: u32,
     /// Its name (`/proc/<pid>/comm`).
     pub name: String,
-    /// What of it is on the mount.
+    /// How it uses the mount.
     pub uses: BTreeSet<Use>,
 }
 
@@ -139,8 +139,8 @@ fn uses(process: &Path, device: (u32, u32), mount: Option<u64>) -> BTreeSet<Use>
     uses
 }
 
-/// Whether the file that one of /proc's links leads to is on the mount, or on the file system in any mount. The link is followed by the
-/// kernel without a look-up, so it works across namespaces; no file system is asked (AT_STATX_DONT_SYNC).
+/// Whether the target of a link in /proc is on the mount, or on the file system in any mount. The kernel follows the link without a path
+/// look-up, so this works across namespaces; no file system is asked (AT_STATX_DONT_SYNC).
 fn is_on(link: &Path, device: (u32, u32), mount: Option<u64>) -> bool {
     let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
     statx(CWD, link, flags, StatxFlags::MNT_ID).is_ok_and(|stat| {

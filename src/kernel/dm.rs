@@ -1,4 +1,4 @@
-//! Device mapper: a device whose reads go on to another one, which can be exchanged under a mounted file system
+//! Device mapper: a device whose reads are passed to another device, which can be exchanged under a mounted file system
 //! (include/uapi/linux/dm-ioctl.h, Documentation/admin-guide/device-mapper/linear.rst).
 
 use std::{
@@ -44,7 +44,7 @@ pub const CONTROL: &str = "/dev/mapper/control";
 /// How long the kernel may take to take a device down. It takes microseconds.
 const GOING: Duration = Duration::from_secs(1);
 
-/// `struct dm_ioctl`, and behind it what a call wants besides.
+/// `struct dm_ioctl`, followed by the payload of a call.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Argument {
@@ -112,19 +112,19 @@ impl Argument {
     }
 
     fn call<const CALL: Opcode>(&mut self, control: &OwnedFd) -> Result<(), Errno> {
-        // SAFETY: all calls here read and write a `struct dm_ioctl` and what stands behind it up to `data_size`, which is the size of this
-        // type (its layout is asserted above), and of which any bytes are a value.
+        // SAFETY: all calls here read and write a `struct dm_ioctl` and its payload up to `data_size`, which is the size of this type (its
+        // layout is asserted above); any bytes are a valid value of it.
         unsafe { ioctl::ioctl(control, Updater::<CALL, Self>::new(self)) }
     }
 }
 
-/// Text with a NUL behind it.
+/// A text with a NUL at its end.
 fn copy_text(place: &mut [u8], text: &str) -> Result<()> {
     if text.len() >= place.len() || text.bytes().any(|byte| byte == 0) {
         return Err(Error::new(
             Kind::InvalidArgument,
             format!(
-                "{text:?} is no text for the device mapper, of less than {} bytes",
+                "{text:?} is not a valid string for the device mapper, of less than {} bytes",
                 place.len()
             ),
         ));
@@ -170,15 +170,15 @@ impl MappedDevice {
                     device,
                 })
             });
-        // now, while it is open: whatever becomes of this process, it goes with its last user
+        // now, while it is open: whatever happens to this process, the device is removed with its last user
         if let Err(error) = remove_when_unused(&control, name) {
             tracing::warn!("{}", failed("giving back", name, error).report());
         }
         made
     }
 
-    /// Removes it here and now where it has no other user. (Left to the kernel, a thread of its own does it, and what is below is free a
-    /// moment later.)
+    /// Removes the device at once if it has no other user. (If this is left to the kernel, a kernel thread does it, and the device below
+    /// is released a moment later.)
     fn remove(&mut self) -> Result<()> {
         let context = |errno| failed("removing", &self.mapped_name, errno);
         let control = control()?;
@@ -194,13 +194,13 @@ impl MappedDevice {
         format!("dm-{}", self.minor)
     }
 
-    /// Its node, for those who open it.
+    /// Its node, for code that opens it.
     pub fn node(&self) -> &Arc<blockdev::Node> {
         &self.node
     }
 
-    /// Lets its reads go to another device with the same bytes. Those that have begun end on the old one; then that one is free. After an
-    /// error all is as it was.
+    /// Passes its reads to another device with the same bytes from now on. Reads that have begun end on the old device, which is then
+    /// released. After an error, nothing has changed.
     pub fn move_to(&self, below: &str, bytes: u64) -> Result<()> {
         let context = |errno| failed(&format!("moving to {below}"), &self.mapped_name, errno);
         let control = control()?;
@@ -256,7 +256,7 @@ pub fn mapped() -> Result<Vec<Mapped>> {
     Ok(found.filter_map(|(_, mapped)| mapped).collect())
 }
 
-/// The kernel's names of the mapper's devices. One that is being taken down does not tell what name it was given.
+/// The kernel names of the device mapper's devices. The given name of a device that is being removed is not available.
 fn entries() -> Result<Vec<(String, Option<Mapped>)>> {
     let entries =
         fs::read_dir("/sys/block").or_kind(Kind::Kernel, || "listing /sys/block".into())?;
@@ -275,7 +275,7 @@ fn entries() -> Result<Vec<(String, Option<Mapped>)>> {
         .collect())
 }
 
-/// The kernel's names of the devices that this one of the mapper's (`dm-N`) goes on to now; none where it is not there.
+/// The kernel names of the devices that this device (`dm-N`) passes its reads to; none if it does not exist.
 pub fn below(name: &str) -> Vec<String> {
     let slaves = fs::read_dir(Path::new("/sys/block").join(name).join("slaves"));
     slaves
@@ -295,7 +295,7 @@ pub fn settle() -> Result<()> {
     Ok(())
 }
 
-/// Removes the device of this given name; one that is in use goes with its last user. One that is not there is no error.
+/// Removes the device with this given name; if it is in use, it is removed with its last user. If it does not exist, this succeeds.
 pub fn remove(mapped_name: &str) -> Result<()> {
     match remove_when_unused(&control()?, mapped_name) {
         Err(Errno::NXIO) => settle(),

@@ -1,4 +1,4 @@
-//! Descriptors over a unix socket (SCM_RIGHTS, unix(7)): how a mount gets from the daemon to the client that attaches it.
+//! Descriptors over a Unix socket (SCM_RIGHTS, unix(7)): the daemon passes a mount to the client that attaches it.
 
 use std::{
     io::{IoSlice, IoSliceMut},
@@ -64,11 +64,11 @@ pub fn receive(socket: impl AsFd) -> Result<OwnedFd> {
         Some(descriptor) if received.bytes == 1 && mark == [MARK] => Ok(descriptor),
         _ if received.bytes == 0 => Err(Error::new(
             Kind::Unavailable,
-            "receiving a descriptor: the other side hung up",
+            "receiving a descriptor: the peer closed the connection",
         )),
         _ => Err(Error::new(
             Kind::Corrupt,
-            "receiving a descriptor: a message without one",
+            "receiving a descriptor: the message has none",
         )),
     }
 }

@@ -75,7 +75,7 @@ pub struct LoopOptions {
     pub block_size: u32,
     /// The kernel frees the device when its last user (descriptor or mount) is gone: nothing is left over after a crash.
     pub autoclear: bool,
-    /// A name to recognise the device by, of at most 63 bytes; what [`name`] gives back.
+    /// A name to recognise the device by, of at most 63 bytes; [`name`] returns it.
     pub name: String,
 }
 
@@ -91,7 +91,7 @@ impl Default for LoopOptions {
     }
 }
 
-/// A loop device that is set up. Dropping it frees the device, unless it is in use (then its last user does) or [`keep`] was called.
+/// A loop device. Dropping this frees the device, unless it is in use (then its last user frees it) or [`keep`] was called.
 ///
 /// [`keep`]: LoopDevice::keep
 #[derive(Debug)]
@@ -118,7 +118,7 @@ impl LoopDevice {
         self.node.path()
     }
 
-    /// Its node, for those who open it by themselves.
+    /// Its node, for code that opens it.
     pub fn node(&self) -> &Arc<blockdev::Node> {
         &self.node
     }
@@ -132,8 +132,8 @@ impl LoopDevice {
             == "1")
     }
 
-    /// Leaves the device to its users. With `autoclear` it goes when the last of them does, so that one (a mount) has to be there
-    /// before; without, it stays until [`detach`].
+    /// Leaves the device to its users. With `autoclear` it is freed with its last user, so there must be one (a mount) by then; without
+    /// it, the device stays until [`detach`].
     pub fn keep(mut self) -> u32 {
         self.kept = true;
         self.index
@@ -159,12 +159,12 @@ pub fn attach(file: BorrowedFd<'_>, options: &LoopOptions) -> Result<LoopDevice>
     )
     .map_err(|errno| super::driver_error("/dev/loop-control", "loop", errno))?;
     let config = config(file, options)?;
-    // the kernel gives all who ask the same number until one of them has taken it
+    // the kernel offers the same number to all processes until one of them has taken it
     static TAKING: Mutex<()> = Mutex::new(());
     let _taking = TAKING.lock().unwrap_or_else(PoisonError::into_inner);
     for _ in 0..TRIES {
         let index = free_index(control.as_fd())
-            .or_kind(Kind::Kernel, || "asking for a free loop device".into())?;
+            .or_kind(Kind::Kernel, || "requesting a free loop device".into())?;
         let name = format!("loop{index}");
         let node = blockdev::node(&name)?;
         let flags = if options.read_only {
@@ -209,7 +209,7 @@ pub fn attach(file: BorrowedFd<'_>, options: &LoopOptions) -> Result<LoopDevice>
     }
     Err(Error::new(
         Kind::Busy,
-        format!("no free loop device in {TRIES} tries: others take them all the time"),
+        format!("no free loop device after {TRIES} tries: other processes take them first"),
     ))
 }
 
@@ -221,7 +221,7 @@ fn config(file: BorrowedFd<'_>, options: &LoopOptions) -> Result<LoopConfig> {
         return Err(Error::new(
             Kind::InvalidArgument,
             format!(
-                "a loop device's name of more than {} bytes: {:?}",
+                "the name of a loop device is longer than {} bytes: {:?}",
                 LO_NAME_SIZE - 1,
                 options.name
             ),
@@ -275,7 +275,7 @@ pub struct Attached {
     pub index: u32,
     /// The name it was given in [`LoopOptions::name`] (or, from others, the start of their file's path).
     pub name: String,
-    /// The file it stands on, as the kernel shows it; ` (deleted)` is appended by the kernel.
+    /// Its backing file, as the kernel shows it; the kernel appends ` (deleted)`.
     pub backing: PathBuf,
 }
 
@@ -305,7 +305,7 @@ pub fn attached() -> Result<Vec<Attached>> {
     Ok(found)
 }
 
-/// The file that a loop device stands on, or `None` for a free one.
+/// The backing file of a loop device, or `None` for a free one.
 pub fn backing(index: u32) -> Option<PathBuf> {
     use std::os::unix::ffi::OsStringExt;
     let mut text = std::fs::read(format!("/sys/block/loop{index}/loop/backing_file")).ok()?;

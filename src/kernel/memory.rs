@@ -1,15 +1,15 @@
-//! The process's own memory.
+//! The memory of this process.
 
 /// Bytes of freed memory that an arena of the allocator may keep at its end.
 #[cfg(target_env = "gnu")]
 const KEPT: libc::c_int = 1 << 20;
 
-/// Has the allocator give back what is freed at the end of an arena. Left alone it raises by itself what it keeps there, up to 64 MiB, to
-/// what a burst of work has needed, and [`give_back`] does not reach it. What fits into that is not mapped by itself either, which would be
-/// faulted in page by page each time.
+/// Makes the allocator return memory that is freed at the end of an arena. By default it raises the amount that it keeps there, up to 64
+/// MiB, to what a burst of work has needed, and [`give_back`] does not reach that memory. Allocations that fit into it are not mapped one
+/// by one either, which would fault in each page every time.
 ///
-/// And it has one arena a processor, not eight: work that goes from one thread to the next, a layer after another, then finds the memory of
-/// the one before.
+/// There is also one arena per processor instead of eight: work that moves from thread to thread, layer by layer, then finds the memory of
+/// the layer before.
 pub fn keep_little() {
     #[cfg(target_env = "gnu")]
     {

@@ -1,9 +1,9 @@
-//! What this kernel has and does: nbd over generic netlink, loop, device mapper, FUSE, mounts, namespaces. The only module with `unsafe` for system
+//! Kernel interfaces: nbd over generic netlink, loop, device mapper, FUSE, mounts, namespaces. The only module with `unsafe` for system
 //! calls.
 //!
-//! All functions block but the one that waits for the end of mounts; async callers put them on a blocking thread. What they make is held by a guard: dropping the guard takes it
-//! back, `keep` leaves it. A mount is made *detached*, as a descriptor that can be sent to another process, and shows up in a mount
-//! namespace only by [`mount::attach`].
+//! All functions block except the one that waits for the end of mounts; async code calls them on a blocking thread. A guard owns what a
+//! function makes: dropping the guard removes it, `keep` leaves it. A mount is made *detached*, as a descriptor that can be sent to
+//! another process, and becomes visible in a mount namespace only with [`mount::attach`].
 
 #![allow(
     unsafe_code,
@@ -41,7 +41,7 @@ fn driver_error(node: &str, module: &str, errno: Errno) -> Error {
         Errno::NOENT | Errno::NODEV | Errno::NXIO => (
             Kind::Unsupported,
             format!(
-                " (the kernel has no {module}, or this container has no such node: `modprobe {module}`)"
+                " (the kernel has no {module}, or this container does not have the node: try `modprobe {module}`)"
             ),
         ),
         Errno::PERM | Errno::ACCESS => (Kind::Unauthorized, String::new()),
@@ -50,7 +50,7 @@ fn driver_error(node: &str, module: &str, errno: Errno) -> Error {
     Error::with_source(kind, format!("opening {node}{why}"), errno)
 }
 
-/// What tells this boot of the machine from all others (random(4)).
+/// The identifier of the current boot (random(4)).
 pub fn boot_id() -> Result<String> {
     let path = "/proc/sys/kernel/random/boot_id";
     let text = std::fs::read_to_string(path).or_kind(Kind::Kernel, || format!("reading {path}"))?;

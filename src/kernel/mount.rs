@@ -1,4 +1,4 @@
-//! Mounts through descriptors (fsopen(2), fsmount(2), move_mount(2)): made detached, attached last.
+//! Mounts through descriptors (fsopen(2), fsmount(2), move_mount(2)): made detached, attached at the end.
 
 use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -27,7 +27,7 @@ pub fn ext4(device: &Path) -> Result<OwnedFd> {
     context
         .string("source", device)
         .and_then(|()| context.flag("ro"))
-        // an error is reported to who reads; a superblock never decides that the host panics
+        // an error is returned to the reader; a superblock cannot make the host panic
         .and_then(|()| context.string("errors", "continue"))
         .and_then(|()| context.create())
         .and_then(|()| {
@@ -36,7 +36,7 @@ pub fn ext4(device: &Path) -> Result<OwnedFd> {
         .map_err(|error| error.context(describe()))
 }
 
-/// Attaches a detached mount at a path of this thread's mount namespace. The descriptor goes on denoting the mount.
+/// Attaches a detached mount at a path of this thread's mount namespace. The descriptor remains valid for the mount.
 pub fn attach(mount: BorrowedFd<'_>, path: &Path) -> Result<()> {
     move_mount(
         mount,
@@ -72,7 +72,7 @@ pub fn detach(path: &Path) -> Result<()> {
     }
 }
 
-/// Takes a mount out of the tree at once; what still uses it goes on doing so, and the last user ends it. For cleaning up.
+/// Unmounts at once, for cleaning up; users of the mount keep using it, and the last one ends it.
 pub fn detach_lazily(path: &Path) -> Result<()> {
     unmount(path, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH)
         .or_kind(Kind::Kernel, || format!("unmounting {}", path.display()))
@@ -110,7 +110,7 @@ pub fn is_mount(path: &Path) -> Result<bool> {
     Ok(mountinfo::at(path)?.is_some())
 }
 
-/// A file system that is being configured (fsopen(2)). Its errors carry what the kernel says in the context's log.
+/// A file system context (fsopen(2)). Its errors include the kernel's messages from the log of the context.
 pub(super) struct FsContext {
     fd: OwnedFd,
     fs_type: &'static str,
@@ -121,7 +121,7 @@ impl FsContext {
         let fd = fsopen(fs_type, FsOpenFlags::FSOPEN_CLOEXEC).map_err(|errno| match errno {
             Errno::NODEV => Error::with_source(
                 Kind::Unsupported,
-                format!("this kernel has no {fs_type} (`modprobe {fs_type}`)"),
+                format!("this kernel does not support {fs_type} (try `modprobe {fs_type}`)"),
                 errno,
             ),
             Errno::PERM => Error::with_source(
@@ -146,7 +146,8 @@ impl FsContext {
     }
 
     pub(super) fn create(&self) -> Result<()> {
-        fsconfig_create(&self.fd).map_err(|errno| self.error("making the file system", errno))
+        fsconfig_create(&self.fd)
+            .map_err(|errno| self.error("creating the file system context", errno))
     }
 
     pub(super) fn mount(&self, attributes: MountAttrFlags) -> Result<OwnedFd> {

@@ -1,6 +1,6 @@
-//! When a mounted file system has ended: it is mounted nowhere any more, and no file of it is in use, in whatever namespaces that was.
+//! The end of mounted file systems: a file system has ended when it is not mounted anywhere and no file of it is in use, in any namespace.
 //!
-//! The kernel tells it by inotify(7) (`IN_UNMOUNT`). A watch does not keep the file system in use.
+//! The kernel reports this with inotify(7) (`IN_UNMOUNT`). A watch does not keep the file system in use.
 
 use std::{
     mem::MaybeUninit,
@@ -22,14 +22,15 @@ const BUFFER: usize = 4096;
 #[derive(Debug)]
 pub struct MountEnds(AsyncFd<OwnedFd>);
 
-/// A file system that is watched, among those of one [`MountEnds`].
+/// A file system that is watched by a [`MountEnds`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Watch(i32);
 
 impl MountEnds {
     /// Watches nothing yet. For use in a runtime of tokio's.
     pub fn new() -> Result<Self> {
-        let context = || "starting inotify (is fs.inotify.max_user_instances used up?)".into();
+        let context =
+            || "starting inotify (is the limit fs.inotify.max_user_instances reached?)".into();
         let flags = CreateFlags::CLOEXEC | CreateFlags::NONBLOCK;
         let inotify = inotify::init(flags).or_kind(Kind::Kernel, context)?;
         // SAFETY: the descriptor is in the `AsyncFd`, which nothing here replaces or takes apart, and so it is open as long as that.
@@ -39,13 +40,13 @@ impl MountEnds {
 
     /// Watches the file system of a mount, detached or not.
     pub fn watch(&self, mount: BorrowedFd<'_>) -> Result<Watch> {
-        // the event that is asked for never comes of a mount's root; IN_UNMOUNT comes unasked
+        // the requested event never occurs on the root of a mount; IN_UNMOUNT is sent without a request
         let flags = WatchFlags::DELETE_SELF | WatchFlags::ONLYDIR;
         let path = format!("/proc/self/fd/{}", mount.as_raw_fd());
         inotify::add_watch(self.0.get_ref(), path, flags)
             .map(Watch)
             .or_kind(Kind::Kernel, || {
-                "watching a mount (is fs.inotify.max_user_watches used up?)".into()
+                "watching a mount (is the limit fs.inotify.max_user_watches reached?)".into()
             })
     }
 

@@ -15,11 +15,11 @@ use crate::error::{Kind, Result, ResultExt};
 pub struct Mount {
     /// The mount's number in its namespace.
     pub id: u64,
-    /// The number of the mount that it stands on.
+    /// The ID of the parent mount.
     pub parent: u64,
     /// Device numbers of the file system (`st_dev`), major and minor.
     pub device: (u32, u32),
-    /// What of the file system is its root.
+    /// The root of the mount within the file system.
     pub root: PathBuf,
     /// Where it is mounted, seen from the process's root.
     pub mount_point: PathBuf,
@@ -27,7 +27,7 @@ pub struct Mount {
     pub options: String,
     /// The file system's type.
     pub fs_type: String,
-    /// What was given as its source.
+    /// The source that was given.
     pub source: OsString,
     /// Options of the file system.
     pub super_options: OsString,
@@ -35,7 +35,7 @@ pub struct Mount {
 
 /// The mounts that this thread sees.
 pub fn own() -> Result<Vec<Mount>> {
-    // not /proc/self: a thread may have a mount namespace of its own
+    // not /proc/self: a thread may have its own mount namespace
     read("thread-self")
 }
 
@@ -60,7 +60,7 @@ pub fn find_anywhere(source: &str) -> Result<Option<Mount>> {
     Ok(found)
 }
 
-/// Shows the mounts of each mount namespace that a process is in, as long as more are wanted.
+/// Passes the mounts of each mount namespace that a process is in to the callback, until it returns that it needs no more.
 fn in_namespaces(mut wants_more: impl FnMut(Vec<Mount>) -> bool) -> Result<()> {
     let processes = fs::read_dir("/proc").or_kind(Kind::Kernel, || "listing /proc".into())?;
     let mut seen = HashSet::new();
@@ -93,7 +93,8 @@ pub fn at(path: &Path) -> Result<Option<Mount>> {
     Ok(topmost(&own()?, &path).cloned())
 }
 
-/// Of these mounts the topmost one at this mount point: no other one there stands on it. (The order of the lines is not that of mounting.)
+/// The topmost of these mounts at this mount point: the one that no other mount there has as its parent. (The order of the lines is not
+/// the order of mounting.)
 pub fn topmost<'a>(mounts: &'a [Mount], path: &Path) -> Option<&'a Mount> {
     let here = || mounts.iter().filter(|mount| mount.mount_point == path);
     here().find(|mount| here().all(|other| other.parent != mount.id))

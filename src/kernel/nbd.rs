@@ -55,7 +55,7 @@ pub struct NbdOptions {
     pub timeout: Duration,
     /// For how long the kernel holds requests back when no connection is left, before they fail. Whole seconds.
     pub dead: Duration,
-    /// Who serves the device; what [`connected`] gives back, and RECONFIGURE must repeat.
+    /// The backend identifier; [`connected`] returns it, and RECONFIGURE must repeat it.
     pub backend_id: String,
 }
 
@@ -83,7 +83,7 @@ impl NbdDevice {
         self.node.path()
     }
 
-    /// Its node, for those who open it by themselves.
+    /// Its node, for code that opens it.
     pub fn node(&self) -> &Arc<blockdev::Node> {
         &self.node
     }
@@ -135,7 +135,12 @@ pub fn connect(size: u64, sockets: &[OwnedFd], options: &NbdOptions) -> Result<N
     let index = answers
         .iter()
         .find_map(|answer| netlink::find_u32(&answer.attributes, NBD_ATTR_INDEX))
-        .ok_or_else(|| Error::new(Kind::Kernel, "nbd did not say which device it connected"))?;
+        .ok_or_else(|| {
+            Error::new(
+                Kind::Kernel,
+                "the nbd driver did not report the device that it connected",
+            )
+        })?;
     match blockdev::wait_for_size(&name(index), size).and_then(|()| blockdev::node(&name(index))) {
         Ok(node) => Ok(NbdDevice {
             index,
@@ -180,7 +185,7 @@ pub fn reconfigure(index: u32, sockets: &[OwnedFd], options: &NbdOptions) -> Res
     Ok(())
 }
 
-/// Disconnects a device: requests on it fail from now on. One that is not connected is no error.
+/// Disconnects a device: requests on it fail from now on. If it is not connected, this succeeds.
 pub fn disconnect(index: u32) -> Result<()> {
     let (mut socket, family) = open()?;
     let attributes = Attributes::default().u32(NBD_ATTR_INDEX, index);
@@ -199,12 +204,12 @@ fn is_connected(index: u32) -> bool {
         .exists()
 }
 
-/// A device that is connected, by whomever.
+/// A device that is connected, by any process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Connected {
     /// The number N of `/dev/nbdN`.
     pub index: u32,
-    /// Who serves it, where that was told at its connection.
+    /// Its backend identifier, if it was set.
     pub backend_id: Option<String>,
     /// The process that connected it; it may be gone.
     pub pid: Option<u32>,
@@ -218,7 +223,7 @@ pub fn connected() -> Result<Vec<Connected>> {
     };
     let answers = socket
         .request(&family, NBD_CMD_STATUS, Attributes::default())?
-        .map_err(|errno| kernel_error("asking for the nbd devices", errno))?;
+        .map_err(|errno| kernel_error("listing the nbd devices", errno))?;
     let mut found: Vec<_> = answers
         .iter()
         .filter_map(|answer| netlink::find(&answer.attributes, NBD_ATTR_DEVICE_LIST))
@@ -244,7 +249,7 @@ fn sys_text(index: u32, file: &str) -> Option<String> {
     Some(std::fs::read_to_string(path).ok()?.trim_end().to_owned())
 }
 
-/// What happened to connections.
+/// The events of connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LinkEvent {
     /// A connection of this device is dead.
@@ -302,13 +307,13 @@ fn open() -> Result<(Socket, Family)> {
     let family = socket.family("nbd")?.ok_or_else(|| {
         Error::new(
             Kind::Unsupported,
-            "this kernel has no nbd driver (`modprobe nbd`; Debian and Ubuntu have it in the kernel's package)",
+            "this kernel has no nbd driver (try `modprobe nbd`; the kernel packages of Debian and Ubuntu have it)",
         )
     })?;
     Ok((socket, family))
 }
 
-/// As [`open`]; where the driver is not there it is asked for, once in a process.
+/// Like [`open`]; if the driver is missing, it is loaded, once per process.
 fn open_loading() -> Result<(Socket, Family)> {
     static LOADING: Once = Once::new();
     if !is_loaded()? {

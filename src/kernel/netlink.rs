@@ -1,4 +1,4 @@
-//! Generic netlink (netlink(7), include/uapi/linux/genetlink.h): a request, its answers, its acknowledgement; and events.
+//! Generic netlink (netlink(7), include/uapi/linux/genetlink.h): requests with their answers and acknowledgements, and events.
 
 use std::{
     os::fd::{FromRawFd, IntoRawFd, OwnedFd},
@@ -37,7 +37,7 @@ const CTRL_ATTR_MCAST_GRP_ID: u16 = 2;
 /// The kernel answers a request while it is sent; the bound is for a driver that hangs with its lock held.
 const ANSWER: Duration = Duration::from_secs(30);
 
-/// More than any answer that is asked for here (nbd's status of all devices: 20 bytes each; netlink's own bound is 32 KiB).
+/// More than any answer needed here (nbd's status of all devices: 20 bytes each; netlink's own limit is 32 KiB).
 const BUFFER: usize = 64 << 10;
 
 /// Attributes to be sent.
@@ -91,7 +91,7 @@ pub(super) fn find(bytes: &[u8], kind: u16) -> Option<&[u8]> {
     parse_attributes(bytes).find_map(|(found, value)| (found == kind).then_some(value))
 }
 
-/// The value of one attribute that is a number.
+/// The value of an attribute that is a number.
 pub(super) fn find_u32(bytes: &[u8], kind: u16) -> Option<u32> {
     Some(u32::from_ne_bytes(find(bytes, kind)?.try_into().ok()?))
 }
@@ -159,7 +159,7 @@ impl Family {
             .ok_or_else(|| {
                 Error::new(
                     Kind::Unsupported,
-                    format!("the kernel's {} has no events {name}", self.name),
+                    format!("the kernel's {} has no multicast group {name}", self.name),
                 )
             })
     }
@@ -195,7 +195,7 @@ impl Socket {
             Err(errno) => {
                 return Err(Error::with_source(
                     Kind::Kernel,
-                    format!("asking the kernel for generic netlink's {name}"),
+                    format!("looking up the generic netlink family {name}"),
                     errno,
                 ));
             }
@@ -207,7 +207,7 @@ impl Socket {
             .ok_or_else(|| {
                 Error::new(
                     Kind::Kernel,
-                    format!("generic netlink's {name} has no number"),
+                    format!("the generic netlink family {name} has no ID"),
                 )
             })?;
         let groups = answer
@@ -243,7 +243,7 @@ impl Socket {
         let length = MESSAGE_HEADER + GENERIC_HEADER + attributes.0.len();
         let mut message = Vec::with_capacity(length);
         let length = u32::try_from(length).or_kind(Kind::InvalidArgument, || {
-            "a netlink request of gigabytes".into()
+            "a netlink request is too long".into()
         })?;
         message.extend_from_slice(&length.to_ne_bytes());
         message.extend_from_slice(&family.to_ne_bytes());

@@ -1,9 +1,9 @@
 //! One overlay over many layers, detached.
 //!
-//! It is put together in a mount namespace of its own that lives for a moment, by a thread of its own: there the layers' mounts are
-//! attached below a tmpfs under the shortest names, and the thread works from there. So 127 layers fit any kernel's limits (an
-//! fsconfig string ends at 255 bytes, mount(2)'s options at 4096), and kernels before 6.15, where a detached mount cannot be a lower
-//! layer, do as well as later ones.
+//! It is made in a temporary mount namespace, by a thread of its own. There, the mounts of the layers are attached below a tmpfs under the
+//! shortest names, and the thread works in that directory. So 127 layers fit the limits of any kernel (an fsconfig string ends at 255
+//! bytes, the options of mount(2) at 4096), and kernels before 6.15, where a detached mount cannot be a lower layer, work as well as later
+//! ones.
 
 use std::{
     ffi::OsString,
@@ -41,7 +41,7 @@ pub enum Lower {
 /// The writable layer: two empty directories of one file system, by absolute paths.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upper {
-    /// What is written goes here.
+    /// The upper directory.
     pub upper: PathBuf,
     /// The kernel's own working place.
     pub work: PathBuf,
@@ -56,14 +56,14 @@ pub struct Overlay {
     pub upper: Option<Upper>,
     /// Device files of the layers work.
     pub devices: bool,
-    /// What the mount table shows as its source.
+    /// The source in the mount table.
     pub source: String,
     /// Uses mount(2) also where the kernel could add layers one by one. Kernels before 6.5 get it by themselves.
     pub by_mount_call: bool,
 }
 
-// xino: one device number for all files, and inode numbers that stay. The other two are never looked for in layers: what an image
-// says there would be trusted.
+// xino: one device number for all files, and stable inode numbers. The other two are never looked for in layers, because the image would
+// be trusted with them.
 const OPTIONS: [(&str, &str); 3] = [("xino", "on"), ("metacopy", "off"), ("index", "off")];
 
 impl Overlay {
@@ -92,7 +92,7 @@ impl Overlay {
         } else {
             Err(Error::new(
                 Kind::InvalidArgument,
-                format!("{count} layers: it takes {fewest} to {MAX_LOWERS}"),
+                format!("{count} layers: {fewest} to {MAX_LOWERS} are supported"),
             ))
         }
     }
@@ -182,7 +182,7 @@ fn link_upper(upper: &Upper) -> Result<(PathBuf, PathBuf)> {
     Ok((name(&upper.upper, "u")?, name(&upper.work, "w")?))
 }
 
-/// As before Linux 6.5: all layers in one string of mount(2), which mounts on a path; a clone of that is detached.
+/// Before Linux 6.5: all layers are in one option string of mount(2), which mounts on a path; a detached clone of that mount is made.
 fn by_mount_call(
     source: &str,
     lowers: &[String],
@@ -200,7 +200,9 @@ fn by_mount_call(
         }
     }
     let options = std::ffi::CString::new(OsString::from_vec(options).into_encoded_bytes())
-        .or_kind(Kind::InvalidArgument, || "a path with a NUL".into())?;
+        .or_kind(Kind::InvalidArgument, || {
+            "a path contains a NUL byte".into()
+        })?;
     let mut flags = MountFlags::empty();
     flags.set(
         MountFlags::NODEV,

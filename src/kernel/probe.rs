@@ -1,4 +1,4 @@
-//! What this kernel and machine offer, for `socinbd doctor`. Looks only: nothing is loaded, mounted or changed.
+//! The features of this kernel and machine, for `socinbd doctor`. Reads only: nothing is loaded, mounted or changed.
 
 use std::{
     fs, io,
@@ -11,16 +11,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::kernel::{dm, nbd};
 
-/// One thing that is there or not.
+/// A feature.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Offer {
     /// Its name: `nbd`, `overlay`, ...
     pub name: String,
     /// Whether it can be used, perhaps after its module was loaded (which is done when it is needed).
     pub available: bool,
-    /// What was found: a version, how it is there, or why it is not.
+    /// What was found: a version, how the feature is provided, or why it is missing.
     pub detail: String,
-    /// What to do where it is not available.
+    /// What to do if it is not available.
     pub advice: Option<String>,
 }
 
@@ -44,7 +44,7 @@ impl Offer {
     }
 }
 
-/// What there is.
+/// The features.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
     /// The kernel's release.
@@ -56,7 +56,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// What was found of this name.
+    /// The feature of this name.
     pub fn offer(&self, name: &str) -> Option<&Offer> {
         self.offers.iter().find(|offer| offer.name == name)
     }
@@ -111,7 +111,7 @@ impl Modules {
         }
     }
 
-    /// How a module that is not in the kernel now could get there: `kernel/drivers/block/nbd.ko.xz: ...`
+    /// Where a module that is not loaded comes from: `kernel/drivers/block/nbd.ko.xz: ...`
     fn offer(&self, name: &str, module: &str, package: &str) -> Offer {
         let file = format!("/{module}.ko");
         let lists = |text: &str| {
@@ -214,7 +214,7 @@ fn device_mapper_offer(modules: &Modules) -> Offer {
     let mut offer = modules.offer(name, "dm-mod", "");
     if !offer.available {
         offer.advice = Some(
-            "not needed; with it an image that has become complete is read without the daemon (Debian's and Ubuntu's kernels have it)"
+            "optional: with it, complete disks leave the daemon (the kernels of Debian and Ubuntu have it)"
                 .into(),
         );
     }
@@ -239,13 +239,9 @@ fn ublk_offer(modules: &Modules) -> Offer {
     if Path::new("/dev/ublk-control").exists() {
         Offer::there("ublk", "/dev/ublk-control (not used by this version)")
     } else {
-        let mut offer = modules.offer(
-            "ublk",
-            "ublk_drv",
-            "not needed: this version does not use it",
-        );
+        let mut offer = modules.offer("ublk", "ublk_drv", "optional: this version does not use it");
         if !offer.available {
-            offer.advice = Some("not needed: this version does not use it".into());
+            offer.advice = Some("optional: this version does not use it".into());
         }
         offer
     }
@@ -255,9 +251,9 @@ fn ublk_offer(modules: &Modules) -> Offer {
 fn overlay_offer(mut offer: Offer, kernel: &str) -> Offer {
     if offer.available {
         let how = if release(kernel) >= (6, 5) {
-            "layers are added one by one"
+            "layers are added one by one (fsconfig)"
         } else {
-            "before Linux 6.5: layers go in by mount(2)"
+            "before Linux 6.5: layers are passed to mount(2)"
         };
         offer.detail = format!("{}; {how}", offer.detail);
     }
@@ -281,8 +277,8 @@ fn cgroup() -> Offer {
     } else {
         Offer::missing(
             name,
-            "/sys/fs/cgroup has none",
-            "needed by containerd only: mount cgroup2 there",
+            "not mounted on /sys/fs/cgroup",
+            "only containerd needs it: mount cgroup2 on /sys/fs/cgroup",
         )
     }
 }
@@ -295,22 +291,22 @@ fn containerd() -> Offer {
         (true, Some(client)) => Offer::there(name, format!("{}, {client}", socket.display())),
         (true, None) => Offer::there(
             name,
-            format!("{}, without its client ctr", socket.display()),
+            format!("{}, but its client ctr is missing", socket.display()),
         ),
         (false, Some(client)) => Offer::missing(
             name,
             format!("{client}, but {} does not exist", socket.display()),
-            "start containerd; or use `socinbd run`, which needs none",
+            "start containerd, or use `socinbd run`, which does not need it",
         ),
         (false, None) => Offer::missing(
             name,
             "not installed",
-            "install containerd; or use `socinbd run`, which needs none",
+            "install containerd, or use `socinbd run`, which does not need it",
         ),
     }
 }
 
-/// The first line of a program's output; `None` when there is no such program.
+/// The first line of a program's output; `None` if the program does not exist.
 fn output(program: &str, args: &[&str]) -> Option<String> {
     let output = Command::new(program)
         .args(args)
@@ -330,7 +326,7 @@ fn credentials() -> Offer {
         return Offer::missing(
             name,
             "neither DOCKER_CONFIG nor HOME is set",
-            "set one, or go without: pulls are anonymous then",
+            "optional: without it pulls are anonymous; set one of them",
         );
     };
     let text = match fs::read(&path) {
@@ -339,7 +335,7 @@ fn credentials() -> Offer {
             return Offer::missing(
                 name,
                 format!("{} does not exist", path.display()),
-                "`docker login`, or go without: pulls are anonymous then",
+                "optional: without it pulls are anonymous; run `docker login`",
             );
         }
         Err(error) => {
@@ -366,7 +362,7 @@ fn credentials() -> Offer {
     match helpers.iter().find(|helper| !is_program(helper)) {
         Some(helper) => Offer::missing(
             name,
-            format!("{} wants {helper}, which is not in PATH", path.display()),
+            format!("{} names {helper}, which is not in PATH", path.display()),
             format!("install {helper}"),
         ),
         None => Offer::there(

@@ -1,5 +1,5 @@
-//! A mount namespace for one thread, with an empty tmpfs to mount things in. It ends with the thread and all that the thread started
-//! in it; nothing of it is seen outside.
+//! A mount namespace for one thread, with an empty tmpfs to mount things in. It ends with the thread and all that the thread started in
+//! it; nothing of it is visible outside.
 
 use std::{
     fs::File,
@@ -18,8 +18,8 @@ use crate::{
     kernel::mount::FsContext,
 };
 
-/// This thread's being in a namespace of its own. When it is dropped the thread is back, and what was mounted there is gone: a thread
-/// that merely ends is joined a moment before its namespaces go, and devices would be in use for that moment.
+/// The stay of this thread in its own namespace. When this is dropped, the thread is back, and all mounts made there are gone. (A thread
+/// that merely exits is joined a moment before its namespaces end, and devices would be in use for that moment.)
 #[derive(Debug)]
 #[must_use]
 pub(super) struct Scratch {
@@ -31,7 +31,7 @@ impl Drop for Scratch {
         if let Err(errno) =
             move_into_link_name_space(self.home.as_fd(), Some(LinkNameSpaceType::Mount))
         {
-            tracing::warn!("leaving a mount namespace: {errno}; it goes with its thread");
+            tracing::warn!("leaving a mount namespace: {errno}; it ends with its thread");
         }
     }
 }
@@ -44,7 +44,7 @@ pub(super) fn enter() -> Result<Scratch> {
     Ok(scratch)
 }
 
-/// As [`enter`], with further namespaces; and out of a chroot, if this is one, so that pivot_root(2) works. Absolute paths may then
+/// Like [`enter`], with further namespaces; and out of a chroot, if there is one, so that pivot_root(2) works. Absolute paths may then
 /// lead elsewhere.
 pub(super) fn enter_at_top(namespaces: UnshareFlags) -> Result<Scratch> {
     let scratch = unshare(namespaces | UnshareFlags::NEWNS)?;

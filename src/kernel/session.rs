@@ -1,8 +1,8 @@
-//! Programs that outlive who started them, or the terminal.
+//! Programs that outlive their parent or the terminal.
 
 use std::{os::unix::process::CommandExt, process::Command};
 
-/// Starts the command in a session of its own (setsid(2)): it has no terminal, and neither a closed one nor Ctrl-C reaches it.
+/// Starts the command in a new session (setsid(2)): it has no terminal, and neither a hang-up nor Ctrl-C reaches it.
 pub fn detach(command: &mut Command) {
     // SAFETY: the closure makes one system call.
     unsafe {

@@ -1,5 +1,5 @@
-//! Who an image's program runs as: the `User` of its configuration (`user`, `uid`, `user:group`, ...), looked up in the image's own
-//! `/etc/passwd` and `/etc/group`.
+//! The user of an image's program: the `User` of its configuration (`user`, `uid`, `user:group`, ...), looked up in `/etc/passwd` and
+//! `/etc/group` of the image.
 
 use std::{
     fs::File,
@@ -15,7 +15,7 @@ use rustix::{
 
 use crate::error::{Error, Kind, Result, ResultExt};
 
-/// The most of a file that is read; an image's author wrote it.
+/// Maximum number of bytes of a file that are read; the author of the image wrote it.
 const MOST: u64 = 4 << 20;
 
 /// Numbers to run a program with.
@@ -43,8 +43,8 @@ impl Credentials {
     }
 }
 
-/// Resolves a user string inside a root (a directory, or a mount that is attached nowhere). As container runtimes do: a number need not
-/// be in `/etc/passwd` (its group is 0 then); a user's further groups are those of `/etc/group`, unless a group is named.
+/// Resolves a user string inside a root (a directory, or a detached mount), as container runtimes do: a number need not be in
+/// `/etc/passwd` (its group is then 0); further groups of a user are those of `/etc/group`, unless a group is given.
 pub fn resolve(root: impl AsFd, user: &str) -> Result<Credentials> {
     let (user, group) = match user.split_once(':') {
         Some((user, group)) => (user, Some(group).filter(|group| !group.is_empty())),
@@ -59,7 +59,7 @@ fn resolve_in(passwd: &str, groups: &str, user: &str, group: Option<&str>) -> Re
     let user = if user.is_empty() { "0" } else { user };
     let number = user.parse::<u32>().ok();
     let mut entries = passwd.lines().filter_map(PasswdEntry::parse);
-    // a name that is a number is taken for a name first
+    // a numeric name is looked up as a name first
     let entry = entries
         .clone()
         .find(|entry| entry.name == user)
@@ -149,7 +149,7 @@ impl<'a> GroupEntry<'a> {
     }
 }
 
-/// A file of the image as text; empty when there is none. Links in it lead nowhere outside of the root.
+/// A file of the image as text; empty if it does not exist. Links in it cannot lead out of the root.
 fn read(root: impl AsFd, path: &str) -> Result<String> {
     let file = match open_inside(root, Path::new(path)) {
         Ok(file) => file,

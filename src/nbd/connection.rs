@@ -1,4 +1,4 @@
-//! One connection from its first byte to its last, and what can end it.
+//! One connection, from its first byte to its last, and the reasons why it can end.
 
 use std::{io, os::unix::net::UnixStream, sync::Arc, time::Duration};
 
@@ -16,20 +16,20 @@ use crate::layer::ServedDisk;
 /// How long a client may take from connecting to the transmission.
 pub(super) const HANDSHAKE_LIMIT: Duration = Duration::from_secs(30);
 
-/// Why a connection ended otherwise than by its client's wish. Each is the client's or the network's doing; the server goes on.
+/// Why a connection ended without the client's request. The cause is the client or the network; the server continues.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectionError {
     /// The socket failed.
     #[error("{doing} failed")]
     Io {
-        /// What was being done.
+        /// The step that failed.
         doing: &'static str,
         /// The socket's error.
         source: io::Error,
     },
     /// The client went away without `NBD_CMD_DISC` or `NBD_OPT_ABORT`.
-    #[error("the client disconnected without a word")]
+    #[error("the client disconnected without NBD_CMD_DISC")]
     Disconnected,
     /// The handshake took too long.
     #[error("the handshake took more than its time limit")]
@@ -43,7 +43,7 @@ pub enum ConnectionError {
     /// An option does not start with its magic.
     #[error("an option starts with {found:#018x}")]
     OptionMagic {
-        /// What stands there.
+        /// The value that was received.
         found: u64,
     },
     /// An option has more data than is even skipped.
@@ -54,7 +54,7 @@ pub enum ConnectionError {
         /// Its data's length.
         length: u32,
     },
-    /// `NBD_OPT_EXPORT_NAME` with what is no name.
+    /// `NBD_OPT_EXPORT_NAME` with data that is not a name.
     #[error("NBD_OPT_EXPORT_NAME with a bad name")]
     ExportName(#[source] Malformed),
     /// `NBD_OPT_EXPORT_NAME` for an export that does not exist.
@@ -66,7 +66,7 @@ pub enum ConnectionError {
     /// A request does not start with its magic.
     #[error("a request starts with {found:#010x}")]
     RequestMagic {
-        /// What stands there.
+        /// The value that was received.
         found: u32,
     },
     /// A write with more data than is skipped.
@@ -75,7 +75,7 @@ pub enum ConnectionError {
         /// Bytes of data announced.
         length: u32,
     },
-    /// The local disk failed after the first part of a simple reply was on its way; there is no other way to say so.
+    /// The local disk failed after the first part of a simple reply had been sent; the protocol has no other way to report that.
     #[error("the disk failed at {offset} within a reply")]
     Torn {
         /// Where the part that could not be read starts.
@@ -106,17 +106,17 @@ pub(super) fn serve(
 ) -> Result<(), ConnectionError> {
     stream
         .prepare()
-        .map_err(ConnectionError::io("setting the socket up"))?;
+        .map_err(ConnectionError::io("setting up the socket"))?;
     match handshake::negotiate(stream, exports, handshake_limit)? {
         Some(session) => Transmission::new(stream, session, exports.shared(), runtime)?.run(),
         None => Ok(()),
     }
 }
 
-/// Serves the kernel's nbd driver on one end of a socket pair: no handshake, simple replies. Blocks until the connection ends; not for
-/// a thread of the async runtime.
+/// Serves the kernel's nbd driver on one end of a socket pair: no handshake, simple replies. Blocks until the connection ends; not for a
+/// thread of the async runtime.
 ///
-/// The driver has to be told the export's size and [`TRANSMISSION_FLAGS`](super::TRANSMISSION_FLAGS).
+/// The caller gives the driver the size of the export and [`TRANSMISSION_FLAGS`](super::TRANSMISSION_FLAGS).
 pub fn transmission(
     stream: UnixStream,
     export: Arc<dyn ServedDisk>,
@@ -125,7 +125,7 @@ pub fn transmission(
     let stream = Stream::from(stream);
     stream
         .prepare()
-        .map_err(ConnectionError::io("setting the socket up"))?;
+        .map_err(ConnectionError::io("setting up the socket"))?;
     let session = Session {
         export,
         structured: false,

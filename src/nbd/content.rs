@@ -1,4 +1,4 @@
-//! What replies are made of: the bytes of a range, and what is known about it.
+//! The content of replies: the bytes of a range, and their block status.
 
 use std::{io::ErrorKind, ops::Range, sync::Arc};
 
@@ -15,13 +15,13 @@ use crate::{
 /// sides a part has a header to be made and parsed.
 pub(super) const MIN_HOLE: u64 = 32 << 10;
 
-/// Bytes that are asked about at one time for `NBD_CMD_BLOCK_STATUS`, to bound the work behind one reply.
+/// Maximum number of bytes of one step of `NBD_CMD_BLOCK_STATUS`, to bound the work for one reply.
 const EXTENTS_STEP: u64 = 256 << 20;
 
 /// Times that a range is made present for one read: more only where eviction takes it away again.
 const MAX_ATTEMPTS: u32 = 4;
 
-/// What an extent of a read is sent as.
+/// How an extent of a read is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Content {
     Data,
@@ -78,7 +78,7 @@ impl Source<'_> {
                 Failure::Error(Error::with_source(error.kind(), error.to_string(), error))
             })?;
         }
-        let why = "the range is evicted as fast as it is fetched: the disk budget is too small";
+        let why = "the range is evicted before it can be read: the disk budget is too small";
         Err(Failure::Error(Error::new(Kind::Io, why)))
     }
 
@@ -109,9 +109,9 @@ impl Source<'_> {
     }
 }
 
-/// The first extents of a range for `base:allocation`, neighbours with the same flags as one.
+/// The first extents of a range for `base:allocation`; adjacent extents with the same flags are merged.
 ///
-/// What is absent is data that has not come yet, not a hole: a client that took it for one would read zeroes.
+/// An absent range is data that has not been fetched yet, not a hole: a client that took it for a hole would read zeroes.
 pub(super) fn status(
     export: &dyn ServedDisk,
     range: Range<DiskOffset>,

@@ -1,8 +1,8 @@
-//! What connections did, counted.
+//! Counters of connections.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// What connections did, at one moment.
+/// The counters of connections, at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Requests of any kind.

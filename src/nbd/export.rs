@@ -1,4 +1,4 @@
-//! What is exported, and the names under which clients ask for it.
+//! Exports, and the names under which clients select them.
 
 use std::sync::Arc;
 
@@ -10,7 +10,8 @@ use crate::{
     layer::ServedDisk,
 };
 
-/// `NBD_CMD_CACHE` requests that may be at work at one time over all connections. It is a hint: what goes beyond is left undone.
+/// Maximum number of `NBD_CMD_CACHE` requests that run at the same time, over all connections. The command is a hint: further ones are
+/// ignored.
 const MAX_PREFETCHES: usize = 64;
 
 /// One export with its names.
@@ -20,17 +21,17 @@ pub(super) struct Named {
     pub(super) export: Arc<dyn ServedDisk>,
 }
 
-/// The exports of a server, in the order of the image's layers.
+/// The exports of a server, in the order of the layers of the image.
 ///
-/// A client asks for one by its name (the layer's digest), by its number in that order (`0`, `1`, ...), or, where there is only one, by
-/// the empty name that clients use when they were told none.
+/// A client selects an export by its name (the digest of the layer), by its number in that order (`0`, `1`, ...), or, if there is only
+/// one, by the empty name, which is the default of clients.
 #[derive(Default)]
 pub struct Exports {
     list: Vec<Named>,
     shared: Shared,
 }
 
-/// What the connections of a server have in common.
+/// The shared state of the connections of a server.
 pub(super) struct Shared {
     pub(super) counters: Counters,
     pub(super) prefetches: Arc<Semaphore>,
@@ -78,7 +79,7 @@ impl Exports {
             return Err(Error::new(
                 Kind::InvalidArgument,
                 format!(
-                    "export name or description {name:?} is not a string of NBD: at most {MAX_STRING} bytes, no NUL"
+                    "export name or description {name:?} is not a valid NBD string: at most {MAX_STRING} bytes, no NUL"
                 ),
             ));
         }
@@ -115,7 +116,7 @@ impl Exports {
         self.list.get(index).map(|named| (index, named))
     }
 
-    /// What all connections did so far.
+    /// The sum of the counters of all connections so far.
     pub fn counters(&self) -> &Counters {
         &self.shared.counters
     }

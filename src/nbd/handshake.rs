@@ -23,7 +23,7 @@ const MAX_SKIPPED_DATA: u32 = 1 << 20;
 /// The id of the context `base:allocation`.
 pub(super) const ALLOCATION_CONTEXT: u32 = 1;
 
-/// What was agreed on.
+/// The result of the negotiation.
 pub(super) struct Session {
     pub(super) export: Arc<dyn ServedDisk>,
     /// Replies to reads are structured.
@@ -60,7 +60,7 @@ struct Haggling<'a> {
     contexts_of: Option<usize>,
 }
 
-/// What comes after an option.
+/// The next step after an option.
 enum Next {
     Option,
     Transmission(Session),
@@ -145,7 +145,7 @@ impl Haggling<'_> {
     }
 
     fn export_name(&mut self, data: &[u8]) -> Result<Session, ConnectionError> {
-        // this option has no way to say what is wrong: "the server MUST terminate the session"
+        // this option has no error reply: "the server MUST terminate the session"
         let name = text(data).map_err(ConnectionError::ExportName)?;
         let (index, named) =
             self.exports
@@ -219,7 +219,7 @@ impl Haggling<'_> {
         request: &MetaContextRequest<'_>,
     ) -> Result<Next, ConnectionError> {
         if !self.structured {
-            let why = "metadata contexts need structured replies: ask for those first";
+            let why = "metadata contexts need structured replies: negotiate these first";
             return self.refuse(option, NBD_REP_ERR_INVALID, why);
         }
         let Some((index, _)) = self.exports.find(request.name) else {
@@ -267,8 +267,8 @@ impl Haggling<'_> {
 
     fn unknown(&mut self, option: u32, name: &str) -> Result<Next, ConnectionError> {
         let why = match name {
-            "" => "there is no default export: name one (NBD_OPT_LIST tells which there are)",
-            _ => "no export has this name (NBD_OPT_LIST tells which there are)",
+            "" => "there is no default export: give a name (NBD_OPT_LIST lists the exports)",
+            _ => "there is no export of this name (NBD_OPT_LIST lists the exports)",
         };
         self.refuse(option, NBD_REP_ERR_UNKNOWN, why)
     }

@@ -1,4 +1,4 @@
-//! Requests as they come from the socket.
+//! Requests, as they are read from the socket.
 
 use std::ops::Range;
 
@@ -11,7 +11,7 @@ use super::{
     stream::Stream,
 };
 
-/// Bytes of the buffer for requests: 146 of them. One system call reads all that a client has sent.
+/// Size of the buffer for requests, in bytes: 146 requests. One system call reads all that a client has sent.
 const INPUT: usize = 4 << 10;
 
 /// Requests as they come from the socket.
@@ -67,7 +67,7 @@ impl Input {
         None
     }
 
-    /// Reads what the client has sent; blocks where that is nothing. False at the end.
+    /// Reads what the client has sent; blocks if there is nothing. False at the end of the stream.
     pub(super) fn fill(&mut self, stream: &Stream) -> Result<bool, ConnectionError> {
         if self.held.start > 0 {
             self.bytes.copy_within(self.held.clone(), 0);

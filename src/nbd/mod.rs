@@ -1,8 +1,8 @@
-//! The NBD protocol's server: handshake and transmission over any stream of bytes.
+//! The NBD server: handshake and transmission over any stream of bytes.
 //!
-//! One thread a connection reads requests and writes replies; nothing else touches the socket, so replies cannot mix and a client
-//! that stops reading holds up nobody but itself. What is present is answered at once on that thread. What has to be fetched is
-//! waited for on the async side, and its completion comes back through a queue (`pending`); replies are then out of order.
+//! Each connection has one thread, which reads requests and writes replies. Nothing else uses the socket, so replies cannot mix, and a
+//! client that stops reading blocks only itself. The thread answers requests for present data at once. For absent data it hands the
+//! request to the async side, whose completion comes back through a queue (`pending`); replies are then out of order.
 //!
 //! - [`serve_connection`]: handshake, then transmission, for clients that connect to a [`Server`];
 //! - [`transmission`]: no handshake, for the kernel's end of a socket pair.
@@ -41,10 +41,10 @@ pub const TRANSMISSION_FLAGS: u16 = protocol::NBD_FLAG_HAS_FLAGS
     | protocol::NBD_FLAG_CAN_MULTI_CONN
     | protocol::NBD_FLAG_SEND_CACHE;
 
-/// The error value on the wire for an error of ours.
+/// The NBD error value for an error.
 ///
-/// Nearly all are `NBD_EIO`: the client asked for a range of a device, and whose fault it is that its bytes are not to be had is told
-/// by the state of the layer, not by an errno.
+/// Nearly all are `NBD_EIO`: the client asked for a range of a device, and why its bytes cannot be had is reported by the state of the
+/// layer, not by an errno.
 pub fn errno_of(error: &Error) -> u32 {
     match error.kind() {
         Kind::InvalidArgument => protocol::NBD_EINVAL,

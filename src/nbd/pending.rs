@@ -1,5 +1,5 @@
-//! Requests that wait for a fetch: from the connection's thread to the async side, and back through a queue that the thread can poll
-//! beside its socket.
+//! Requests that wait for a fetch: from the thread of the connection to the async side, and back through a queue that the thread polls
+//! together with its socket.
 
 use std::{
     future::Future,
@@ -140,7 +140,7 @@ impl Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         let result = self.result.take().unwrap_or_else(|| {
-            let why = "the fetch was given up: the daemon is stopping";
+            let why = "the fetch was cancelled: the daemon is shutting down";
             Err(Arc::new(Error::new(Kind::Unavailable, why)))
         });
         self.ready.put((self.request, result));

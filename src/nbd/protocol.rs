@@ -1,8 +1,8 @@
-//! The NBD protocol's wire structures and constants, under the names of the specification (doc/proto.md of the NetworkBlockDevice
-//! project, <https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md>). All numbers travel big-endian.
+//! The wire structures and constants of the NBD protocol, under the names of the specification (doc/proto.md of the NetworkBlockDevice
+//! project, <https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md>). All numbers are big-endian on the wire.
 //!
-//! Pure: structures are views of bytes, nothing here reads or writes a socket. What a client sends with an option is parsed in
-//! [`options`].
+//! Pure: structures are views of bytes; nothing here reads or writes a socket. [`options`] parses the data that a client sends with an
+//! option.
 
 #![warn(
     clippy::arithmetic_side_effects,
@@ -51,7 +51,7 @@ pub const EXPORT_NAME_ZEROES: usize = 124;
 /// Bytes that a string (export name, message, query) may have ("Conventions").
 pub const MAX_STRING: usize = 4096;
 
-/// What the server sends first.
+/// The first message of the server.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct Greeting {
@@ -92,7 +92,7 @@ const _: () = assert!(size_of::<OptionHeader>() == 16);
 pub struct OptionReply {
     /// [`NBD_REP_MAGIC`].
     pub magic: U64,
-    /// The option that is answered.
+    /// The option that this reply is for.
     pub option: U32,
     /// `NBD_REP_*`.
     pub reply_type: U32,
@@ -232,7 +232,7 @@ pub const NBD_CMD_WRITE: u16 = 1;
 pub const NBD_CMD_DISC: u16 = 2;
 /// Make what was written last.
 pub const NBD_CMD_FLUSH: u16 = 3;
-/// Data that is not needed any more.
+/// A range that is not needed any more.
 pub const NBD_CMD_TRIM: u16 = 4;
 /// A hint: this range will be read.
 pub const NBD_CMD_CACHE: u16 = 5;
@@ -333,7 +333,7 @@ pub struct StructuredReply {
 }
 const _: () = assert!(size_of::<StructuredReply>() == 20);
 
-/// What follows for `NBD_REPLY_TYPE_OFFSET_HOLE`.
+/// The payload of `NBD_REPLY_TYPE_OFFSET_HOLE`.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct OffsetHole {
@@ -357,7 +357,7 @@ pub struct BlockDescriptor {
 }
 const _: () = assert!(size_of::<BlockDescriptor>() == 8);
 
-/// What follows for `NBD_REPLY_TYPE_ERROR`; a message comes after it.
+/// The payload of `NBD_REPLY_TYPE_ERROR`; a message comes after it.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct ErrorPayload {

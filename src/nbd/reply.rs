@@ -1,5 +1,5 @@
-//! Replies on their way out: built in one buffer with their data behind them, so that data is read from the disk to the place that it
-//! is sent from, and several replies leave in one system call.
+//! Replies before they are sent: headers and data are in one buffer, so data is read from the disk to the place that it is sent from, and
+//! several replies leave in one system call.
 
 use zerocopy::IntoBytes;
 
@@ -16,7 +16,7 @@ const MAX_MESSAGE: usize = 1024;
 pub(super) struct Replies<'a> {
     stream: &'a Stream,
     structured: bool,
-    /// Replies take its first `filled` bytes; none as long as there are none.
+    /// Replies take its first `filled` bytes; it is empty as long as there are no replies.
     buffer: Option<Buffer>,
     filled: usize,
 }
@@ -88,9 +88,10 @@ impl<'a> Replies<'a> {
         self.put(message.as_bytes())
     }
 
-    /// A part of a read's reply: `length` bytes at `offset`, which `fill` reads. Where it fails nothing is added.
+    /// A part of the reply to a read: `length` bytes at `offset`, which `fill` reads. If it fails, nothing is added.
     ///
-    /// In a simple reply the first part has the header (`first`); in a structured one each is a part of its own, and `last` ends it.
+    /// In a simple reply, the first part has the header (`first`). In a structured reply, each part is a chunk of its own, and `last` ends
+    /// the reply.
     pub(super) fn data<E>(
         &mut self,
         request: &Request,
@@ -126,7 +127,7 @@ impl<'a> Replies<'a> {
         Ok(Ok(()))
     }
 
-    /// A part of a structured read's reply that is zero.
+    /// A hole in the reply to a structured read.
     pub(super) fn hole(&mut self, request: &Request, part: Part) -> Result<(), ConnectionError> {
         let hole = OffsetHole {
             offset: part.offset.into(),
@@ -159,7 +160,7 @@ impl<'a> Replies<'a> {
         Ok(())
     }
 
-    /// The next `count` bytes of the buffer; what stands before them may be sent to make room.
+    /// The next `count` bytes of the buffer; bytes before them may be sent to make room.
     fn space(&mut self, count: usize) -> Result<&mut [u8], ConnectionError> {
         if self.filled > 0 && self.filled + count > FLUSH_AT {
             self.send()?;

@@ -37,7 +37,7 @@ const STACK: usize = 256 << 10;
 /// How long connections have to answer what they hold when the server stops; then their sockets are closed.
 const STOP_LIMIT: Duration = Duration::from_secs(2);
 
-/// What a server lets its clients take.
+/// Limits for the clients of a server.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Connections at one time; each costs a thread and up to 1.3 MiB. More are closed as they come.
@@ -67,7 +67,7 @@ pub enum Address {
 impl Address {
     /// The URI of an export here, as the NBD URI specification has it (doc/uri.md).
     pub fn uri(&self, export: &str) -> String {
-        // what is no plain character of a path or query is escaped
+        // characters that are not plain in a path or query are escaped
         const ESCAPED: &percent_encoding::AsciiSet = &percent_encoding::NON_ALPHANUMERIC
             .remove(b'-')
             .remove(b'.')
@@ -104,8 +104,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Listens on a Unix socket that only its owner may connect to. A socket file that nobody listens on any more is replaced; the file
-    /// goes when the server stops.
+    /// Listens on a Unix socket that only its owner can connect to. A socket file that no process listens on is replaced. The file is
+    /// removed when the server stops.
     pub fn listen_unix(
         path: &Path,
         exports: Arc<Exports>,
@@ -118,7 +118,7 @@ impl Server {
         Self::start(address, accept, exports, runtime, limits)
     }
 
-    /// Listens on a TCP address. There is no authentication: whoever can connect can read.
+    /// Listens on a TCP address. There is no authentication: any client that can connect can read.
     pub fn listen_tcp(
         address: SocketAddr,
         exports: Arc<Exports>,
@@ -200,7 +200,7 @@ impl Drop for Server {
     }
 }
 
-/// A Unix socket of mode 0600: its file's mode is set before it listens, so that there is no moment in which others can connect.
+/// A Unix socket of mode 0600. The mode of its file is set before it listens, so other users can never connect.
 fn bind_unix(path: &Path) -> Result<UnixListener> {
     let listening = || format!("listening on unix socket {}", path.display());
     let address = SocketAddrUnix::new(path).or_kind(Kind::InvalidArgument, || {
@@ -217,7 +217,7 @@ fn bind_unix(path: &Path) -> Result<UnixListener> {
             Ok(_) => {
                 return Err(Error::new(
                     Kind::Busy,
-                    format!("another program listens on {}", path.display()),
+                    format!("another process is listening on {}", path.display()),
                 ));
             }
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
@@ -238,7 +238,7 @@ enum Accept {
 }
 
 impl Accept {
-    /// A client that is gone again between poll and accept must not block the thread.
+    /// a client that disconnects between poll and accept must not block the thread
     fn set_nonblocking(&self) -> io::Result<()> {
         match self {
             Self::Unix(listener) => listener.set_nonblocking(true),

@@ -1,4 +1,4 @@
-//! The two kinds of sockets that a client comes by.
+//! The two kinds of client sockets.
 
 use std::{
     io::{self, Read, Write},
@@ -57,13 +57,13 @@ impl Stream {
         }
     }
 
-    /// Makes it a blocking socket that sends small replies at once and notices a peer that is gone from the network.
+    /// Makes the socket blocking; small replies are sent at once, and a peer that has vanished from the network is noticed.
     pub(super) fn prepare(&self) -> io::Result<()> {
         match self {
             Self::Unix(stream) => stream.set_nonblocking(false),
             Self::Tcp(stream) => {
                 stream.set_nonblocking(false)?;
-                // who cannot have these is served all the same
+                // a socket without these options is served all the same
                 let _ = stream.set_nodelay(true);
                 let _ = rustix::net::sockopt::set_socket_keepalive(stream, true);
                 Ok(())
@@ -85,7 +85,7 @@ impl Stream {
         }
     }
 
-    /// Reads what is there, and blocks when that is nothing; zero bytes are the peer's end.
+    /// Reads available bytes, and blocks if there are none; zero bytes are the end of the stream.
     pub(super) fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
             let result = match self {

@@ -1,4 +1,4 @@
-//! A socket with a time limit for all that is said, however many reads and writes that takes.
+//! A socket with one time limit for a whole exchange, however many reads and writes it takes.
 
 use std::{
     io,
@@ -12,12 +12,12 @@ use super::{connection::ConnectionError, stream::Stream};
 /// Bytes of option data that are read. The longest that makes sense are a name and a few queries.
 pub(super) const MAX_OPTION_DATA: u32 = 16 << 10;
 
-/// A client, and the clock that its time goes by.
+/// A client socket and its deadline.
 pub(super) trait Wire {
     fn now(&self) -> Instant;
     /// How long one read or write may block; `None` is for ever.
     fn set_timeouts(&self, timeout: Option<Duration>) -> io::Result<()>;
-    /// Reads what is there, and blocks when that is nothing; zero bytes are the client's end.
+    /// Reads available bytes, and blocks if there are none; zero bytes are the end of the stream.
     fn read(&self, buffer: &mut [u8]) -> io::Result<usize>;
     /// Writes some of the bytes.
     fn write(&self, bytes: &[u8]) -> io::Result<usize>;
@@ -122,7 +122,7 @@ impl<'a, W: Wire> Timed<'a, W> {
     }
 }
 
-/// A socket with a time limit says `WouldBlock` when it is over.
+/// a socket with a time limit returns `WouldBlock` when the limit is over
 fn blocked(error: io::Error, doing: &'static str) -> ConnectionError {
     match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => ConnectionError::HandshakeTimeout,

@@ -1,4 +1,4 @@
-//! The transmission: requests in, replies out, until the client disconnects.
+//! The transmission phase: requests in, replies out, until the client disconnects.
 
 use std::{
     collections::VecDeque,
@@ -32,7 +32,7 @@ use crate::units::DiskOffset;
 /// Bytes of one part of a read's reply. A read up to this length is answered whole or with an error, never torn.
 const MAX_PART: u32 = 1 << 20;
 
-/// Extents in one reply to `NBD_CMD_BLOCK_STATUS`; a client goes on from where they end.
+/// Maximum number of extents in one reply to `NBD_CMD_BLOCK_STATUS`; a client asks again from the end of the last one.
 const MAX_EXTENTS: usize = 16 << 10;
 
 /// Reads of one connection that may wait for the local disk at one time.
@@ -58,14 +58,14 @@ pub(super) struct Transmission<'a> {
     counts: Counts,
 }
 
-/// Whether the client goes on.
+/// Whether the client sends more.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Flow {
     Continue,
     Disconnect,
 }
 
-/// What a poll found.
+/// The result of a poll.
 enum Event {
     Requests,
     Completions,
@@ -158,7 +158,8 @@ impl<'a> Transmission<'a> {
         }
     }
 
-    /// After the end of what the client sends, which may be its doing or that of a server that stops: who waits is told so.
+    /// Called after the end of the client's stream, because the client has ended it or because the server stops: waiting requests are
+    /// failed.
     fn give_up(&mut self) -> Result<(), ConnectionError> {
         self.pending.abort();
         for request in std::mem::take(&mut self.delayed) {
@@ -195,7 +196,7 @@ impl<'a> Transmission<'a> {
         Ok(())
     }
 
-    /// Waits for completions, and for these events of the socket; its errors and hang-ups are told in any case.
+    /// Waits for completions, and for these events of the socket; its errors and hang-ups are always reported.
     fn wait(&self, socket: PollFlags, limit: Option<Duration>) -> Result<Event, ConnectionError> {
         let limit = limit.map(|limit| Timespec {
             tv_sec: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
@@ -215,7 +216,7 @@ impl<'a> Transmission<'a> {
             }
             let gone = PollFlags::HUP | PollFlags::ERR | PollFlags::RDHUP;
             return Ok(match [fds[0].revents(), fds[1].revents()] {
-                // requests that a client left unread here need no answer: nobody is there to take it
+                // requests that are not read here need no answer: the client is gone
                 [_, socket] if socket.intersects(gone) => Event::HungUp,
                 [wake, _] if wake.contains(PollFlags::IN) => Event::Completions,
                 _ => Event::Requests,
@@ -229,7 +230,7 @@ impl<'a> Transmission<'a> {
         match request.command.get() {
             NBD_CMD_READ => self.read(request, flags)?,
             NBD_CMD_DISC => return Ok(Flow::Disconnect),
-            // the data of a write is behind us
+            // the data of the write has been skipped
             NBD_CMD_WRITE | NBD_CMD_TRIM | NBD_CMD_WRITE_ZEROES => {
                 self.error(request, NBD_EPERM, "the export is read-only")?;
             }
@@ -318,7 +319,7 @@ impl<'a> Transmission<'a> {
             if content == Content::Zero {
                 self.replies.hole(request, part)?;
             } else {
-                // what follows a part that is sent has to follow now
+                // after a part has been sent, the rest must follow
                 let wait = if part.first { wait } else { Wait::ForDisk };
                 let fill = |buffer: &mut [u8]| source.read(at, buffer, wait);
                 match self.replies.data(request, part, fill)? {
@@ -356,11 +357,11 @@ impl<'a> Transmission<'a> {
             return Ok(());
         };
         if !self.session.export.is_present(range.clone()) {
-            // a hint beyond what is bounded is left undone: "there is no guarantee of an actual performance gain"
+            // a hint over the limit is ignored: "there is no guarantee of an actual performance gain"
             if let Ok(permit) = Arc::clone(&self.shared.prefetches).try_acquire_owned() {
                 let export = Arc::clone(&self.session.export);
                 self.runtime.spawn(async move {
-                    // why it failed is told to those who read the range
+                    // a later read of the range reports why it failed
                     let _ = export.make_present(range).await;
                     drop(permit);
                 });
@@ -378,7 +379,7 @@ impl<'a> Transmission<'a> {
             return Ok(());
         };
         if request.length.get() == 0 {
-            return self.error(request, NBD_EINVAL, "the status of no bytes");
+            return self.error(request, NBD_EINVAL, "block status of an empty range");
         }
         let limit = if flags & NBD_CMD_FLAG_REQ_ONE != 0 {
             1
@@ -387,7 +388,11 @@ impl<'a> Transmission<'a> {
         };
         let extents = status(&*self.session.export, range, limit);
         if extents.is_empty() {
-            return self.error(request, NBD_EIO, "the export does not know the range");
+            return self.error(
+                request,
+                NBD_EIO,
+                "the export cannot report the status of the range",
+            );
         }
         self.replies.extents(request, ALLOCATION_CONTEXT, &extents)
     }
@@ -403,7 +408,7 @@ impl<'a> Transmission<'a> {
             self.error(
                 request,
                 NBD_EINVAL,
-                "a flag that this command does not have",
+                "a flag that this command does not support",
             )?;
             return Ok(None);
         }
@@ -411,7 +416,7 @@ impl<'a> Transmission<'a> {
         match start.checked_add(u64::from(request.length.get())) {
             Some(end) if end.get() <= self.session.export.size() => Ok(Some(start..end)),
             _ => {
-                self.error(request, NBD_EINVAL, "the range is not in the export")?;
+                self.error(request, NBD_EINVAL, "the range is outside the export")?;
                 Ok(None)
             }
         }

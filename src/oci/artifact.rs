@@ -1,7 +1,7 @@
-//! What a manifest is: an image, an image index, or one of the many other things that registries hold in the form of a manifest.
+//! The kind of a manifest: an image, an image index, or one of the many other things that registries hold in the form of a manifest.
 //!
-//! The image specification gives three marks, tried in this order: `artifactType`, the configuration's media type, and (cosign's
-//! older signatures look like images otherwise) the media types of the layers.
+//! The image specification has three marks, tried in this order: `artifactType`, the media type of the configuration, and the media types
+//! of the layers (the older signatures of cosign look like images otherwise).
 
 use std::fmt;
 
@@ -12,7 +12,7 @@ use super::media_type::{
     OCI_MANIFEST, Packing, is_config,
 };
 
-/// What the bytes of a manifest describe.
+/// The kind of a manifest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum What {
@@ -46,12 +46,12 @@ pub enum What {
     Artifact(String),
     /// An encrypted or otherwise unknown kind of layer in what else is an image: its media type.
     ImageOfUnknownLayers(String),
-    /// JSON that is no manifest, or no JSON at all.
+    /// JSON that is not a manifest, or not JSON.
     NoManifest,
 }
 
 impl What {
-    /// What a person who needs an image does about this, as the end of a message that names it.
+    /// Advice for a user who needs an image, as the end of a message.
     pub(super) fn advice(&self) -> &'static str {
         match self {
             Self::ImageOfUnknownLayers(layer) if layer.ends_with("+encrypted") => {
@@ -96,7 +96,7 @@ impl fmt::Display for What {
     }
 }
 
-/// What kind of layer has this media type, where such layers exist and this program does not read them.
+/// The kind of layer with this media type, if such layers exist and this program does not read them.
 fn unsupported_layer(media_type: &str) -> Option<&'static str> {
     let rest = LAYER_STEMS
         .iter()
@@ -112,8 +112,8 @@ fn unsupported_layer(media_type: &str) -> Option<&'static str> {
     }
 }
 
-/// Says what these bytes are. `media_type` is what the descriptor or the registry calls them; the document's own `mediaType` counts
-/// for more. Never fails: what is not understood is [`What::NoManifest`].
+/// The kind of these bytes. `media_type` is that of the descriptor or the registry; the `mediaType` of the document takes precedence.
+/// Never fails: unknown content is [`What::NoManifest`].
 pub fn what_is(bytes: &[u8], media_type: &str) -> What {
     match serde_json::from_slice(bytes) {
         Ok(document) => what_is_document(&document, media_type),
@@ -210,12 +210,12 @@ fn of_manifest(document: &Value, artifact_type: &str) -> What {
     }
 }
 
-/// What an artifact of this type is.
+/// The kind of an artifact of this type.
 pub fn what_is_type(artifact_type: &str) -> What {
     known(artifact_type).unwrap_or_else(|| artifact(artifact_type, ""))
 }
 
-/// Types that say by themselves what they are.
+/// Types that are self-explanatory.
 fn known(media_type: &str) -> Option<What> {
     Some(match media_type {
         "application/vnd.amazon.soci.index.v1+json" => What::SociIndex(1),

@@ -1,7 +1,7 @@
-//! The configuration of an image (OCI image specification, "config.md"): what of it an image's user needs, and no more.
+//! The configuration of an image (OCI image specification, "config.md"): only the fields that are needed here.
 //!
-//! A container engine takes configurations that the specification would not: without `architecture` and `os`, with `null` for a
-//! list. So does this.
+//! Container engines accept configurations that do not follow the specification: without `architecture` and `os`, with `null` for a list.
+//! So does this module.
 
 use serde::Deserialize;
 
@@ -11,10 +11,10 @@ use super::{
     manifest::{Error, MAX_CONFIG_BYTES, bounded},
 };
 
-/// What an image says of its layers and its program.
+/// The layers and the program of an image, from its configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ImageConfig {
-    /// What it runs on; none where the configuration names no architecture.
+    /// The platform; `None` if the configuration has no architecture.
     pub platform: Option<Platform>,
     /// Digests of the uncompressed layers, the lowest first.
     pub diff_ids: Vec<Digest>,

@@ -1,4 +1,4 @@
-//! Descriptors in lists that others wrote: each is judged by itself, so that an odd one does not take its neighbours along.
+//! Descriptors in lists of other tools. Each is judged by itself, so that a malformed one does not affect the others.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,7 @@ pub struct Descriptor {
     pub artifact_type: Option<String>,
     /// Annotations. A null is an empty text, as Go reads it; other values that are not text are left out.
     pub annotations: BTreeMap<String, String>,
-    /// Whether it states a platform, whatever that is.
+    /// Whether it has a platform, of any value.
     pub has_platform: bool,
 }
 
@@ -30,7 +30,7 @@ pub enum Error {
     /// Something else than an object.
     #[error("it is not an object")]
     NotAnObject,
-    /// A field that is needed is missing or has a value that makes no sense.
+    /// A required field is missing or malformed.
     #[error("its {0} is missing or malformed")]
     Field(&'static str),
     /// Its digest has an algorithm that this program does not know.
@@ -59,7 +59,7 @@ impl Descriptor {
         })
     }
 
-    /// Reads a list. What is odd is told of: which entry, and why.
+    /// Reads a list, and reports malformed entries with their position and the reason.
     pub fn read_list(entries: &[Value]) -> (Vec<Self>, Vec<String>) {
         let mut sound = Vec::new();
         let mut odd = Vec::new();

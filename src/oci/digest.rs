@@ -1,4 +1,4 @@
-//! Content digests (`sha256:<64 hex>`). Other algorithms are refused by name.
+//! Content digests (`sha256:<64 hex>`). Other algorithms are refused, with their names in the error.
 
 use std::{fmt, str::FromStr};
 
@@ -81,7 +81,7 @@ impl FromStr for Digest {
         let Some((algorithm, hex)) = text.split_once(':') else {
             return Err(Error::new(
                 Kind::InvalidArgument,
-                format!("{text:?} is no digest: sha256:<64 hex digits> is expected"),
+                format!("{text:?} is not a digest: expected sha256:<64 hex digits>"),
             ));
         };
         if algorithm != "sha256" {
@@ -95,14 +95,14 @@ impl FromStr for Digest {
         if digits.len() != 64 {
             return Err(Error::new(
                 Kind::InvalidArgument,
-                format!("{text:?} is no digest: 64 hex digits are expected"),
+                format!("{text:?} is not a digest: expected 64 hex digits"),
             ));
         }
         for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
             let (Some(high), Some(low)) = (nibble(pair[0]), nibble(pair[1])) else {
                 return Err(Error::new(
                     Kind::InvalidArgument,
-                    format!("{text:?} is no digest: lower-case hex digits are expected"),
+                    format!("{text:?} is not a digest: expected lower-case hex digits"),
                 ));
             };
             *byte = high << 4 | low;

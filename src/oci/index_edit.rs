@@ -1,4 +1,4 @@
-//! Changes of what an image index lists that leave all else of it as it stands, in its order.
+//! Edits of the entries of an image index that leave everything else unchanged and in order.
 
 use std::collections::HashMap;
 
@@ -6,12 +6,12 @@ use serde_json::{Value, json};
 
 use super::Digest;
 
-/// What becomes of an entry.
+/// The edit of an entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Edit {
     /// The index does not list it any more.
     LeaveOut,
-    /// It leads to another document, and says what it said besides.
+    /// The entry refers to another document and keeps its other fields.
     Replace {
         /// The document's media type.
         media_type: String,
@@ -22,7 +22,7 @@ pub enum Edit {
     },
 }
 
-/// Edits the entries of an index by their digests, as they stand there.
+/// Edits the entries of an index by their digests, which are taken unparsed.
 pub fn edit(index: &[u8], edits: &HashMap<String, Edit>) -> serde_json::Result<Vec<u8>> {
     let mut document: Value = serde_json::from_slice(index)?;
     if let Some(Value::Array(entries)) = document.get_mut("manifests") {
@@ -45,7 +45,7 @@ pub fn edit(index: &[u8], edits: &HashMap<String, Edit>) -> serde_json::Result<V
     serde_json::to_vec(&document)
 }
 
-/// The digest of an entry as it stands there; empty where it has none.
+/// The digest of an entry, unparsed; empty if it has none.
 pub fn digest_of(entry: &Value) -> &str {
     entry
         .get("digest")

@@ -1,4 +1,5 @@
-//! Manifests and indexes from outside: bounded, checked to be what they say, and refused by name where they are no image.
+//! Manifests and indexes from outside: bounded, checked to be what they claim, and refused with the kind that they are if they are not
+//! images.
 
 use oci_spec::image::{ImageIndex, ImageManifest};
 use serde_json::Value;
@@ -10,11 +11,11 @@ use super::{
 };
 use crate::error::Kind;
 
-/// Bytes of the largest manifest or index that is read. The distribution specification asks registries to take 4 MiB.
+/// Maximum size of a manifest or index, in bytes. The distribution specification asks registries to accept 4 MiB.
 pub const MAX_MANIFEST_BYTES: u64 = 4 << 20;
-/// Bytes of the largest image configuration that is read.
+/// Maximum size of an image configuration, in bytes.
 pub const MAX_CONFIG_BYTES: u64 = 8 << 20;
-/// Layers of the largest image: what overlayfs can stack (`OVL_MAX_STACK`).
+/// Maximum number of layers of an image: the limit of overlayfs (`OVL_MAX_STACK`).
 pub const MAX_LAYERS: usize = 500;
 
 /// A manifest that leads to an image.
@@ -22,16 +23,16 @@ pub const MAX_LAYERS: usize = 500;
 pub enum Document {
     /// The manifest of one image.
     Image(Box<ImageManifest>),
-    /// A list of images by platform, of its sound entries; and a sentence for each entry that is left out because it cannot be read.
+    /// A list of images by platform, with its valid entries, and a sentence for each entry that is ignored because it is malformed.
     Index(Box<ImageIndex>, Vec<String>),
 }
 
-/// Why a document is no image.
+/// Why a document is not an image.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// Longer than [`MAX_MANIFEST_BYTES`] or [`MAX_CONFIG_BYTES`].
-    #[error("{size} bytes long, where at most {limit} are read")]
+    #[error("{size} bytes long, over the limit of {limit}")]
     TooLong {
         /// Its length.
         size: u64,
@@ -46,8 +47,8 @@ pub enum Error {
         "it has both \"manifests\" and \"layers\" or \"config\": neither an image nor an index"
     )]
     Ambiguous,
-    /// It was announced as one kind and says that it is the other (CVE-2021-41190).
-    #[error("announced as {announced:?}, but says that it is {stated:?}")]
+    /// It was announced as one kind and states that it is the other (CVE-2021-41190).
+    #[error("announced as {announced:?}, but its mediaType is {stated:?}")]
     Contradiction {
         /// The media type of its descriptor or of the registry's answer.
         announced: String,
@@ -58,19 +59,19 @@ pub enum Error {
     #[error("it is {0}{advice}", advice = .0.advice())]
     NotAnImage(What),
     /// It lacks what an image must have.
-    #[error("malformed: {what} is expected")]
+    #[error("malformed: expected {what}")]
     Malformed {
-        /// What it seems to be.
+        /// The kind that it seems to be.
         what: What,
-        /// What does not fit.
+        /// The part that is wrong.
         #[source]
         source: serde_json::Error,
     },
     /// Only schema version 2 exists.
-    #[error("schemaVersion is {0}, where 2 is expected")]
+    #[error("schemaVersion is {0}, expected 2")]
     SchemaVersion(u32),
     /// More than [`MAX_LAYERS`].
-    #[error("{0} layers, where overlayfs stacks at most {MAX_LAYERS}")]
+    #[error("{0} layers, over the overlayfs limit of {MAX_LAYERS}")]
     TooManyLayers(usize),
     /// A digest that this program cannot check.
     #[error("unusable digest")]
@@ -148,7 +149,7 @@ fn index(mut document: Value) -> Result<(ImageIndex, Vec<String>), serde_json::E
     let entries = match document.get_mut("manifests").map(Value::take) {
         Some(Value::Array(entries)) => entries,
         Some(Value::Null) => Vec::new(),
-        Some(_) => return Err(serde::de::Error::custom("its manifests are not a list")),
+        Some(_) => return Err(serde::de::Error::custom("its manifests are not an array")),
         None => return Err(serde::de::Error::missing_field("manifests")),
     };
     document["manifests"] = Value::Array(Vec::new());

@@ -35,7 +35,7 @@ pub fn is_config(media_type: &str) -> bool {
     matches!(media_type, OCI_CONFIG | DOCKER_CONFIG)
 }
 
-/// What the media type of an image's layer begins with; its compression follows.
+/// The prefix of the media types of image layers; the compression follows.
 pub(super) const LAYER_STEMS: [&str; 4] = [
     "application/vnd.oci.image.layer.v1.tar",
     "application/vnd.oci.image.layer.nondistributable.v1.tar",
@@ -49,7 +49,7 @@ pub fn is_foreign_layer(media_type: &str) -> bool {
     media_type.starts_with(oci) || media_type.starts_with(docker)
 }
 
-/// How a layer's blob is packed, from its media type (and, where that lies or says nothing, from its first bytes).
+/// The compression of the blob of a layer, from its media type (or from its first bytes, if the media type is wrong or has none).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Packing {

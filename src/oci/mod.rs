@@ -1,6 +1,6 @@
 //! OCI image specification 1.1 and its names: references, digests, manifests, platforms, media types. Pure.
 //!
-//! The wire structures are those of the crate `oci-spec`; here are what it lacks and the bounds on what others send.
+//! The wire structures are those of the crate `oci-spec`; this module adds what that crate lacks, and limits for outside data.
 
 pub mod artifact;
 pub mod config;

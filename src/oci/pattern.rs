@@ -1,11 +1,11 @@
-//! Patterns of tags and repositories, as shells have them: `*` is any text, `?` one character, all else itself.
+//! Patterns of tags and repositories, as in shells: `*` matches any text, `?` one character, all other characters themselves.
 
 /// Whether the whole text matches. In time at most the product of the lengths.
 pub fn matches(pattern: &str, text: &str) -> bool {
     let (pattern, text): (Vec<char>, Vec<char>) =
         (pattern.chars().collect(), text.chars().collect());
     let (mut at, mut position) = (0, 0);
-    // where the last `*` stands, and where its text ends so far
+    // the position of the last `*`, and the end of the text that it matches so far
     let mut star: Option<(usize, usize)> = None;
     while position < text.len() {
         match pattern.get(at) {

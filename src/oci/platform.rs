@@ -1,7 +1,7 @@
-//! Platforms (`linux/amd64`, `linux/arm/v7`): their spellings, which of them runs on which, and the choice from an image index.
+//! Platforms (`linux/amd64`, `linux/arm/v7`): spellings, compatibility, and the choice from an image index.
 //!
-//! Names are Go's `GOOS` and `GOARCH`, as the image specification wants them. Spellings and order of preference are containerd's
-//! (`platforms.Only`): a newer variant runs the older ones, amd64 runs 386, arm64 runs 32-bit arm; the nearest one is taken.
+//! Names are Go's `GOOS` and `GOARCH`, as in the image specification. Spellings and the order of preference are containerd's
+//! (`platforms.Only`): a newer variant runs older ones, amd64 runs 386, arm64 runs 32-bit arm; the nearest one is chosen.
 
 use std::{fmt, str::FromStr};
 
@@ -17,14 +17,14 @@ use super::{
 pub struct Platform {
     os: String,
     architecture: String,
-    /// Empty where the architecture's plain form is meant (amd64 v1, arm64 v8).
+    /// Empty for the plain form of the architecture (amd64 v1, arm64 v8).
     variant: String,
 }
 
-/// What is wrong with the text of a platform.
+/// The text is not a platform.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0:?} is no platform: OS/ARCHITECTURE[/VARIANT] is expected, as in linux/amd64 or linux/arm/v7"
+    "{0:?} is not a platform: expected OS/ARCHITECTURE[/VARIANT], e.g. linux/amd64 or linux/arm/v7"
 )]
 pub struct ParseError(String);
 
@@ -116,7 +116,7 @@ impl Platform {
         })
     }
 
-    /// What runs here, best first.
+    /// The platforms that run on this machine, the best first.
     fn runnable(&self) -> Vec<(&str, String)> {
         let number = |text: &str| text.strip_prefix('v').and_then(|n| n.parse::<u8>().ok());
         let mut list = vec![(self.architecture.as_str(), self.variant.clone())];
@@ -170,13 +170,13 @@ pub struct Candidate<'a> {
     pub descriptor: &'a Descriptor,
     /// The platform that the entry names.
     pub platform: Option<Platform>,
-    /// Whether the entry itself says that it is an image. If not, its document has to be read to know: an index, a manifest without a
-    /// platform, a manifest with an artifact type that is not known.
+    /// Whether the entry shows that it is an image. If not, its document must be read: it is an index, a manifest without a platform, or a
+    /// manifest with an unknown artifact type.
     pub is_image: bool,
 }
 
-/// The candidates of an image index, in its order. Attestations, artifacts of known types, and what is for `unknown/unknown` or has a
-/// media type of another kind are none.
+/// The candidates of an image index, in its order. Attestations, artifacts of known types, entries for `unknown/unknown` and entries with
+/// a media type of another kind are not candidates.
 pub fn candidates(index: &ImageIndex) -> Vec<Candidate<'_>> {
     index.manifests().iter().filter_map(candidate).collect()
 }
@@ -195,7 +195,7 @@ pub fn candidate(descriptor: &Descriptor) -> Option<Candidate<'_>> {
     let artifact_type =
         artifact_type.filter(|stated| !stated.is_empty() && !media_type::is_config(stated));
     if let Some(stated) = &artifact_type {
-        // an image may have an artifact type of its own; then it has a platform as well
+        // an image may have an artifact type of its own; then it also has a platform
         let may_be_image = matches!(what_is_type(stated), What::Artifact(_)) && platform.is_some();
         if !may_be_image {
             return None;
@@ -243,7 +243,7 @@ impl FromStr for Platform {
             return Err(bad());
         }
         match parts[..] {
-            // an operating system alone says too little
+            // an operating system alone is not enough
             ["linux" | "windows" | "darwin" | "freebsd"] => Err(bad()),
             [architecture] => Ok(Self::new("linux", architecture, None)),
             [os, architecture] => Ok(Self::new(os, architecture, None)),

@@ -1,4 +1,4 @@
-//! What an image's configuration says of its program (OCI image specification, "config").
+//! The program of an image, from its configuration (OCI image specification, "config").
 
 use serde::{Deserialize, Serialize};
 
@@ -23,7 +23,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// The command: the entrypoint, then `given` or, where that is empty, the image's own arguments.
+    /// The command: the entrypoint, followed by `given`, or by the arguments of the image if `given` is empty.
     pub fn command(&self, given: &[String]) -> Result<Vec<String>> {
         let rest = if given.is_empty() { &self.cmd } else { given };
         let command: Vec<String> = self.entrypoint.iter().chain(rest).cloned().collect();

@@ -1,7 +1,7 @@
-//! What a person writes for an image: `nginx:1.27`, `registry/repo@sha256:...`, `oci:DIR[:TAG]`, `oci-archive:FILE[:TAG]`.
+//! Image references: `nginx:1.27`, `registry/repo@sha256:...`, `oci:DIR[:TAG]`, `oci-archive:FILE[:TAG]`.
 //!
-//! Registry references follow the grammar and the normalisation of `github.com/distribution/reference` (Docker's); layouts are
-//! written as skopeo writes them: the first colon ends the path, and what follows may hold colons and slashes itself.
+//! Registry references follow the grammar and the normalisation of `github.com/distribution/reference` (Docker's). Layouts are written as
+//! for skopeo: the first colon ends the path, and the rest may contain colons and slashes.
 
 use std::{
     fmt,
@@ -23,7 +23,7 @@ const MAX_TAG: usize = 128;
 
 /// An image reference.
 ///
-/// What it prints is what it was parsed from, normalised: parsing that again gives the same reference.
+/// `Display` gives the normalised form: parsing that gives the same reference.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub enum Reference {
@@ -61,20 +61,20 @@ impl FromStr for Reference {
         if text.is_empty() {
             return Err(invalid(
                 text,
-                "an image is expected, as nginx:1.27 or oci:DIR:TAG",
+                "expected an image, e.g. nginx:1.27 or oci:DIR:TAG",
             ));
         }
         if text.len() > MAX_TEXT {
             return Err(Error::new(
                 Kind::InvalidArgument,
                 format!(
-                    "a reference of {} bytes: at most {MAX_TEXT} are taken",
+                    "the reference has {} bytes, over the limit of {MAX_TEXT}",
                     text.len()
                 ),
             ));
         }
         if text.chars().any(char::is_control) {
-            return Err(invalid(text, "it holds a control character"));
+            return Err(invalid(text, "it has a control character"));
         }
         if let Some(rest) = text.strip_prefix("oci:") {
             let (path, tag) = parse_layout(text, rest)?;
@@ -96,7 +96,7 @@ impl Reference {
             return Err(Error::new(
                 Kind::InvalidArgument,
                 format!(
-                    "{tag:?} is no tag: at most 128 of A-Z a-z 0-9 _ . - are expected, no . or - first"
+                    "{tag:?} is not a tag: at most 128 characters of A-Z a-z 0-9 _ . -, and not . or - first"
                 ),
             ));
         }
@@ -181,7 +181,7 @@ fn parse_layout(text: &str, rest: &str) -> Result<(PathBuf, Option<String>), Err
         None => (rest, None),
     };
     if path.is_empty() {
-        return Err(invalid(text, "a path is expected after the colon"));
+        return Err(invalid(text, "expected a path after the colon"));
     }
     let path = std::path::absolute(path).map_err(|error| {
         Error::with_source(
@@ -212,7 +212,7 @@ fn refuse_other_transports(text: &str) -> Result<(), Error> {
     if text.starts_with("http://") || text.starts_with("https://") {
         return Err(invalid(
             text,
-            "leave the scheme out: HOST/REPOSITORY:TAG is expected",
+            "it has a URL scheme: expected HOST/REPOSITORY:TAG",
         ));
     }
     const OTHERS: &[&str] = &[
@@ -252,12 +252,12 @@ fn parse_registry(text: &str, rest: &str) -> Result<Reference, Error> {
     {
         return Err(invalid(
             text,
-            "a tag is 1 to 128 letters, digits, dots, dashes and underscores, and starts with none of dot and dash",
+            "a tag has 1 to 128 letters, digits, dots, dashes and underscores, and does not start with a dot or dash",
         ));
     }
     let (host, repository) = split_host(name);
     if !is_host(host) {
-        return Err(invalid(text, "its host is no host name or address"));
+        return Err(invalid(text, "its host is not a host name or address"));
     }
     let repository = match repository.contains('/') || host != DOCKER_HUB {
         true => repository.to_owned(),
@@ -266,19 +266,22 @@ fn parse_registry(text: &str, rest: &str) -> Result<Reference, Error> {
     if is_hex_64(name) {
         return Err(invalid(
             text,
-            "64 hex digits are taken for a digest, not for a name: write REPOSITORY@sha256:...",
+            "64 hex digits are a digest, not a name: write REPOSITORY@sha256:...",
         ));
     }
     if host.len() + 1 + repository.len() > MAX_NAME {
-        return Err(invalid(text, "host and repository have over 255 bytes"));
+        return Err(invalid(
+            text,
+            "host and repository are longer than 255 bytes",
+        ));
     }
     if repository.bytes().any(|byte| byte.is_ascii_uppercase()) {
-        return Err(invalid(text, "a repository's name is in lower case"));
+        return Err(invalid(text, "a repository name is in lower case"));
     }
     if !repository.split('/').all(is_path_component) {
         return Err(invalid(
             text,
-            "a repository's name is made of lower-case letters and digits, parted by '/', '.', '_', '__' or dashes",
+            "a repository name has lower-case letters and digits, separated by '/', '.', '_', '__' or dashes",
         ));
     }
     let tag = match (tag, digest) {
@@ -377,11 +380,11 @@ fn is_hex_64(name: &str) -> bool {
 }
 
 fn invalid(text: &str, why: &str) -> Error {
-    // what was given may be long; its beginning says which it was
+    // the text may be long; its beginning is enough to recognise it
     let shown: String = text.chars().take(300).collect();
     Error::new(
         Kind::InvalidArgument,
-        format!("{shown:?} is no image reference: {why}"),
+        format!("{shown:?} is not an image reference: {why}"),
     )
 }
 

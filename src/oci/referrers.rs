@@ -1,7 +1,7 @@
-//! Referrers: manifests that refer to another, their subject (OCI distribution specification 1.1), and the list of them that stands
-//! under a tag where a registry has no API for it.
+//! Referrers: manifests that refer to another manifest, their subject (OCI distribution specification 1.1), and the list of them under a
+//! tag if a registry has no API for it.
 //!
-//! A tag is only a name. What stands under it is a list of referrers when its content shows it, and only then it is read as one, or changed.
+//! A tag is only a name: the content under it is read or changed as a list of referrers only if it has the form of one.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -16,19 +16,19 @@ use super::{
 /// Entries without a type of a list whose manifests are looked at, at most.
 const MAX_UNTYPED: usize = 64;
 
-/// The tag under which the referrers of a manifest are listed where there is no API for them ("Referrers Tag Schema").
+/// The tag of the list of the referrers of a manifest, if there is no API ("Referrers Tag Schema").
 pub fn referrers_tag(subject: &Digest) -> String {
     format!("sha256-{}", subject.hex())
 }
 
-/// The manifest whose referrers a tag is meant to list.
+/// The manifest whose referrers the content of a tag would list.
 pub fn subject_of_tag(tag: &str) -> Option<Digest> {
     format!("sha256:{}", tag.strip_prefix("sha256-")?)
         .parse()
         .ok()
 }
 
-/// What a manifest says of itself as a referrer.
+/// The data of a manifest as a referrer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Referring {
     /// Its artifact type: that of its configuration where it states none.
@@ -54,29 +54,29 @@ pub fn referring(manifest: &[u8], subject: &Digest) -> Option<Referring> {
     })
 }
 
-/// Why what stands under a tag is not the list of a manifest's referrers.
+/// Why the content under a tag is not the list of the referrers of a manifest.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NotAList {
     /// The tag leads to the manifest whose referrers are looked for.
-    #[error("it is the manifest itself: this registry takes the tag for its digest")]
+    #[error("it is the manifest itself: the registry resolves the tag as a digest")]
     Subject,
     /// Another kind of document.
-    #[error("it is not an image index, but {0:?}")]
+    #[error("it is not an image index but {0:?}")]
     OtherType(String),
     /// It has a field that a list does not have, or has it wrong.
-    #[error("its {0:?} is not that of a list")]
+    #[error("its {0:?} is not that of a list of referrers")]
     Field(&'static str),
     /// An entry is for a platform.
-    #[error("its entry {0} is for a platform: it is an image for several of them")]
+    #[error("its entry {0} has a platform: it is a multi-platform image")]
     Platform(usize),
     /// An entry names no artifact type, and its manifest does not refer to the subject.
     #[error("its entry {0} is not a referrer")]
     NotAReferrer(usize),
 }
 
-/// What looks like a list of referrers: an image index without platforms. What its entries without an artifact type are, their manifests
-/// have to show.
+/// Content that has the form of a list of referrers: an image index without platforms. For entries without an artifact type, the manifests
+/// must be read.
 pub struct Candidate {
     list: ReferrersList,
     /// Entries without an artifact type, by their place, and their digests.
@@ -84,7 +84,7 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    /// Reads what stands under the tag of a subject. `media_type` is what its registry or its descriptor calls it.
+    /// Reads the content under the tag of a subject. `media_type` is that of the registry or of the descriptor.
     pub fn read(bytes: &[u8], media_type: &str, subject: &Digest) -> Result<Self, NotAList> {
         if Digest::of(bytes) == *subject {
             return Err(NotAList::Subject);
@@ -152,7 +152,7 @@ impl Candidate {
         self.untyped.iter().map(|(_, digest)| *digest)
     }
 
-    /// The list, once the manifests that had to be looked at say what they are.
+    /// The list, after the manifests that had to be read.
     pub fn prove(self, found: HashMap<Digest, Referring>) -> Result<ReferrersList, NotAList> {
         for (at, digest) in &self.untyped {
             if !found.contains_key(digest) {
@@ -166,11 +166,11 @@ impl Candidate {
     }
 }
 
-/// The list of a manifest's referrers, as it stands under its tag. What this program does not know of it stays as it is.
+/// The list of the referrers of a manifest, as the content of its tag. Unknown fields are kept.
 #[derive(Clone, Debug)]
 pub struct ReferrersList {
     document: Map<String, Value>,
-    /// What the manifests of entries without an artifact type say.
+    /// The data of the manifests of entries without an artifact type.
     looked_at: HashMap<Digest, Referring>,
 }
 
@@ -190,7 +190,7 @@ impl Default for ReferrersList {
 }
 
 impl ReferrersList {
-    /// Its entries, as they stand.
+    /// Its entries, unparsed.
     pub fn entries(&self) -> &[Value] {
         self.document
             .get("manifests")

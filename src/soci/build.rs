@@ -33,7 +33,7 @@ pub const BUILD_TOOL: &str = concat!("socinbd v", env!("CARGO_PKG_VERSION"));
 
 /// Takes what a layer holds, in the order of its stream.
 pub trait LayerSink {
-    /// What the sink may fail with.
+    /// The error of the sink.
     type Error;
 
     /// The `index`-th entry, before its data.
@@ -66,13 +66,14 @@ pub struct Options {
     pub span_size: u64,
     /// `build_tool_identifier` of the zTOC.
     pub build_tool: String,
-    /// Whether a zTOC is wanted at all (a layer that is only streamed to its disk needs none).
+    /// Whether to make a zTOC (a layer that is only streamed to its disk needs none).
     pub ztoc: bool,
-    /// Whether a compact index is wanted too, and its bytes of the layer between checkpoints, at least.
+    /// The minimum distance between the checkpoints of the compact index, in uncompressed bytes; `None` for no compact index.
     pub compact_span_size: Option<u64>,
-    /// Whether the diff ID is wanted. It says whether the image's configuration tells the truth, and costs an eighth to a quarter more work.
+    /// Whether to compute the diff ID. It shows whether the configuration of the image is right, and costs an eighth to a quarter more
+    /// work.
     pub diff_id: bool,
-    /// The blob's digest, where somebody else checks the same bytes against it: it is then not taken once more.
+    /// The digest of the blob, if the caller checks the same bytes against it: it is then not computed again.
     pub checked_digest: Option<Digest>,
 }
 
@@ -92,23 +93,23 @@ impl Default for Options {
 /// A layer that has passed.
 #[derive(Debug)]
 pub struct Indexed {
-    /// How the blob is packed, as its bytes say.
+    /// The compression of the blob, from its bytes.
     pub packing: Packing,
-    /// SHA-256 of the blob; what was said where another checks it.
+    /// SHA-256 of the blob; the given digest if the caller checks it.
     pub digest: Digest,
     /// Bytes of the blob.
     pub size: u64,
-    /// SHA-256 of the whole uncompressed stream, where it was wanted.
+    /// SHA-256 of the whole uncompressed stream, if requested.
     pub diff_id: Option<Digest>,
     /// Bytes of the uncompressed stream.
     pub uncompressed_size: u64,
     /// The entries in tar order.
     pub entries: Vec<Entry>,
-    /// The zTOC's bytes, or why this layer cannot have one (zstd, sparse files, ...). `None` when none was wanted.
+    /// The bytes of the zTOC, or why this layer cannot have one (zstd, sparse files, ...). `None` if none was requested.
     pub ztoc: Option<Result<Vec<u8>, String>>,
     /// How many spans the zTOC has; 0 without one.
     pub spans: usize,
-    /// The layer's part of a compact index, or why it cannot have one. `None` when none was wanted.
+    /// The layer's part of a compact index, or why it cannot have one. `None` if none was requested.
     pub compact: Option<Result<CompactBlob, String>>,
 }
 
@@ -117,12 +118,12 @@ pub struct Indexed {
 pub struct LayerIndexer<S> {
     declared: Packing,
     options: Options,
-    /// What has passed of the blob, unless another checks its digest.
+    /// The hash of the blob so far, unless the caller checks its digest.
     blob: Result<Hasher, Digest>,
     size: u64,
     /// The blob's first bytes, until there are enough to know how it is packed.
     head: Vec<u8>,
-    /// A compression that cannot be read, by these bytes; where the blob is no tar, it is that.
+    /// An unsupported compression, according to these bytes; if the blob is not a tar either, this is the error.
     unreadable: Option<&'static str>,
     unpacker: Option<Unpacker>,
     spans: Spans,
@@ -203,7 +204,7 @@ impl<S: LayerSink> LayerIndexer<S> {
             }
             let (compression, checkpoints, digests) = match packing {
                 Packing::Zstd => {
-                    return Err("a zstd layer cannot be read from its middle".to_owned());
+                    return Err("a zstd layer cannot be decoded from a checkpoint".to_owned());
                 }
                 Packing::Gzip | Packing::Plain => self.spans.finish(self.size)?,
             };
@@ -213,7 +214,7 @@ impl<S: LayerSink> LayerIndexer<S> {
             let size = checkpoints.len() as u64 + table_size(&archive.entries);
             if size > MAX_ZTOC_SIZE {
                 return Err(format!(
-                    "its zTOC would have about {size} bytes, more than {MAX_ZTOC_SIZE}; use a larger span size"
+                    "its zTOC would have about {size} bytes, over the limit of {MAX_ZTOC_SIZE}; use a larger span size"
                 ));
             }
             spans = digests.len();
@@ -230,7 +231,7 @@ impl<S: LayerSink> LayerIndexer<S> {
         });
         let compact = self.options.compact_span_size.map(|_| {
             let spans = self.compact.take().ok_or_else(|| match packing {
-                Packing::Zstd => "a zstd layer cannot be read from its middle".to_owned(),
+                Packing::Zstd => "a zstd layer cannot be decoded from a checkpoint".to_owned(),
                 Packing::Gzip | Packing::Plain => "it is empty".to_owned(),
             })?;
             if let Some(reason) = &archive.no_ztoc {
@@ -304,14 +305,14 @@ impl<S: LayerSink> LayerIndexer<S> {
                         error => error,
                     })?;
                     if let Some(compact) = &mut self.compact {
-                        // what stands behind the tar's end is in no span
+                        // data after the end of the tar is in no span
                         let end = self.stream.end.map_or(u64::MAX, |end| end.get());
                         let length = usize::try_from(end.saturating_sub(start))
                             .map_or(data.len(), |length| length.min(data.len()));
                         compact.data(&data[..length]);
                     }
                 }
-                // a span that starts behind the tar's end has nothing for anybody
+                // a span that starts after the end of the tar is of no use
                 Some(scan::Event::Checkpoint(at))
                     if self.stream.end.is_some_and(|end| at.output > end) => {}
                 Some(scan::Event::Checkpoint(at)) => {
@@ -329,13 +330,13 @@ impl<S: LayerSink> LayerIndexer<S> {
     }
 }
 
-/// The uncompressed side: the diff ID, the tar in it, and who takes what it holds.
+/// The uncompressed side: the diff ID, the tar, and the receiver of its data.
 struct Stream<S> {
     sink: S,
     diff_id: Option<Hasher>,
     size: u64,
     tar: tar::Reader,
-    /// Right behind the tar's end blocks, once they have passed.
+    /// The position right after the end blocks of the tar, once they have passed.
     end: Option<crate::units::LayerOffset>,
 }
 
@@ -368,7 +369,7 @@ impl<S: LayerSink> Stream<S> {
     }
 }
 
-/// A tar error in a blob that is not what it was said to be is most likely no tar error.
+/// If the blob does not have the announced compression, a tar error most likely has that cause.
 fn tar_error<E>(
     declared: Packing,
     found: Packing,
@@ -409,7 +410,7 @@ fn table_size(entries: &[Entry]) -> u64 {
 #[non_exhaustive]
 pub enum Error<E> {
     /// The sink failed.
-    #[error("the layer's data could not be taken")]
+    #[error("the data of the layer could not be written")]
     Sink(#[source] E),
     /// The gzip stream is damaged.
     #[error("the layer's gzip stream cannot be read")]
@@ -423,12 +424,12 @@ pub enum Error<E> {
         message: String,
     },
     /// The blob ends inside of a zstd frame.
-    #[error("the zstd blob ends at {compressed_offset}, in the middle of a frame")]
+    #[error("the zstd blob ends at {compressed_offset}, within a frame")]
     ZstdTruncated {
         /// The blob's size.
         compressed_offset: u64,
     },
-    /// The layer is no tar.
+    /// The layer is not a tar.
     #[error("the layer's tar cannot be read")]
     Tar(#[source] tar::Error),
     /// The blob is compressed in a way that this program does not read.
@@ -436,14 +437,12 @@ pub enum Error<E> {
         "the layer is compressed with {0}, which cannot be read: build the image with gzip or zstd layers"
     )]
     Compression(&'static str),
-    /// The blob is not compressed, though it was said to be, and is no tar either.
-    #[error(
-        "the blob is not compressed with {declared:?}, as its media type says, and as a plain tar it cannot be read"
-    )]
+    /// The blob does not have the announced compression, and is not a tar either.
+    #[error("the blob is neither {declared:?}, as its media type says, nor a plain tar")]
     Unpacked {
         /// How it was said to be packed.
         declared: Packing,
-        /// Why it is no tar.
+        /// Why it is not a tar.
         source: tar::Error,
     },
 }

@@ -1,8 +1,8 @@
-//! From an image to an image with its SOCI index (version 2): the manifest that names the index, and the image index that holds both.
-//! Pure.
+//! Conversion of an image to an image with its SOCI index (version 2): the manifest that names the index, and the image index that lists
+//! both. Pure.
 //!
-//! What AWS's tool gets right comes out with its bytes: Go's order of fields, sorted annotations, `<`, `>` and `&` escaped. What it
-//! drops (fields that it does not know, annotations of attestations) stays. Entries that nobody asked to convert are not touched.
+//! Where AWS's tool is right, the result has the same bytes: Go's order of fields, sorted annotations, `<`, `>` and `&` escaped. What that
+//! tool drops (unknown fields, annotations of attestations) is kept. Entries that are not to be converted are not changed.
 
 use serde_json::{Map, Value, json};
 
@@ -70,12 +70,12 @@ pub enum Error {
     /// An image that was converted is not listed by the index.
     #[error("the index does not list {0}")]
     NotListed(Digest),
-    /// What comes out is longer than registries take.
-    #[error("{0} bytes long, where registries take at most {MAX_MANIFEST_BYTES}")]
+    /// The result is longer than registries accept.
+    #[error("{0} bytes long, over the limit of registries of {MAX_MANIFEST_BYTES}")]
     TooLong(usize),
 }
 
-/// A converted image: what it was, and what came of it.
+/// A converted image: before and after.
 #[derive(Clone, Debug)]
 pub struct Converted {
     /// The digest of its manifest before.
@@ -96,7 +96,7 @@ pub struct Converted {
     pub replaces: Option<String>,
     /// Its platform, for entries that do not state one.
     pub platform: Value,
-    /// The platform of its SOCI index's entry, where that is not the image's own entry's.
+    /// The platform of the entry of its SOCI index, if it is not that of the image's entry.
     pub index_platform: Option<Value>,
 }
 
@@ -144,12 +144,12 @@ pub fn annotations(manifest: &[u8]) -> Map<String, Value> {
     }
 }
 
-/// The SOCI index (version 2) that an image's manifest names, as it stands there.
+/// The SOCI index (version 2) that the manifest of an image names, unparsed.
 pub fn named_index(manifest: &[u8]) -> Option<String> {
     named(manifest, INDEX_DIGEST)
 }
 
-/// The compact index that an image's manifest names, as it stands there.
+/// The compact index that the manifest of an image names, unparsed.
 pub fn named_compact_index(manifest: &[u8]) -> Option<String> {
     named(manifest, compact::INDEX_DIGEST)
 }
@@ -263,7 +263,7 @@ fn list_compact(entries: &mut Vec<Value>, image: &Converted) {
         }
         return;
     };
-    // of no platform, as attestations are: who looks for an image of one must not find this
+    // without a platform, like attestations: a client that selects an image by platform must not find it
     let entry = json!({
         "mediaType": OCI_MANIFEST,
         "digest": digest,
@@ -316,7 +316,7 @@ fn descriptor(mut fields: Map<String, Value>) -> Map<String, Value> {
     ordered(fields, DESCRIPTOR_FIELDS)
 }
 
-/// The known fields in their order, then the others in theirs; optional ones that say nothing are left out.
+/// The known fields in their order, followed by the others in theirs; empty optional fields are left out.
 fn ordered(mut fields: Map<String, Value>, order: &[&str]) -> Map<String, Value> {
     let says_nothing = |key: &str, value: &Value| match value {
         Value::Null => key != "config",

@@ -1,4 +1,4 @@
-//! From a list of files to the spans that hold them: what prefetch artifacts are made of. Pure.
+//! The spans of a list of files, from which prefetch artifacts are made. Pure.
 
 use std::collections::HashMap;
 
@@ -8,7 +8,7 @@ use crate::{
     ztoc::SpanTable,
 };
 
-/// What a list of files comes to.
+/// The result for a list of files.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Listed {
     /// A prefetch artifact a layer, in the order of the layers; `None` where nothing of it was asked for.
@@ -17,9 +17,9 @@ pub struct Listed {
     pub missing: Vec<String>,
 }
 
-/// Finds the spans of these files. `tables` are those of the image's layers, the lowest first, where a layer has one: of its zTOC or of a
-/// compact index. Of several layers that have a file the topmost counts. Hard links lead to their file within the layer; symbolic links are
-/// not followed.
+/// Finds the spans of these files. `tables` are those of the layers of the image, the lowest first, if a layer has one: from its zTOC or
+/// from a compact index. If several layers have a file, the topmost is used. Hard links lead to their file within the layer; symbolic
+/// links are not followed.
 pub fn spans_of(files: &[String], tables: &[Option<(&[Entry], &SpanTable)>]) -> Listed {
     let mut wanted: HashMap<Vec<u8>, &String> = files
         .iter()
@@ -30,7 +30,7 @@ pub fn spans_of(files: &[String], tables: &[Option<(&[Entry], &SpanTable)>]) -> 
         let Some((entries, spans)) = table else {
             continue;
         };
-        // of two entries with one name the later counts
+        // of two entries with one name the later one is used
         let entries: HashMap<Vec<u8>, &Entry> = entries
             .iter()
             .map(|entry| (clean(&entry.name), entry))

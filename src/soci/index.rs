@@ -1,8 +1,8 @@
-//! SOCI index manifests, versions 1 and 2: which layer of an image has which zTOC.
+//! SOCI index manifests, versions 1 and 2: the zTOCs of the layers of an image.
 //!
-//! Both are OCI image manifests whose configuration's media type says what they are, and whose layers are zTOCs and prefetch
-//! artifacts. Version 1 names the image as its `subject`; version 2 has no subject, because the image names it. Reading accepts what
-//! AWS's tool accepts; making gives the same bytes that it makes.
+//! Both are OCI image manifests. The media type of the configuration marks them, and their layers are zTOCs and prefetch artifacts.
+//! Version 1 has the image as its `subject`; version 2 has no subject, because the image names it. Reading accepts what AWS's tool
+//! accepts; writing gives the same bytes as that tool.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -31,7 +31,7 @@ pub const LAYER_MEDIA_TYPE: &str = "com.amazon.soci.image-layer-mediaType";
 pub const SPAN_SIZE: &str = "com.amazon.soci.span-size";
 /// On the descriptor of a zTOC: `true` when no entry of the layer has an xattr.
 pub const DISABLE_XATTRS: &str = "com.amazon.soci.disable-xattrs";
-/// On a SOCI index: what made it.
+/// On a SOCI index: the tool that made it.
 pub const BUILD_TOOL: &str = "com.amazon.soci.build-tool-identifier";
 /// On an image manifest: the digest of its version 2 index.
 pub const INDEX_DIGEST: &str = "com.amazon.soci.index-digest";
@@ -45,7 +45,7 @@ pub const EMPTY_CONFIG: &[u8] = b"{}";
 pub const DEFAULT_SPAN_SIZE: u64 = 4 << 20;
 /// Layers smaller than this get no zTOC where no other limit is given, in bytes of the blob.
 pub const DEFAULT_MIN_LAYER_SIZE: u64 = 10 << 20;
-/// What a new index says that it was made by, where nothing else is given.
+/// The default build tool of a new index.
 pub const DEFAULT_BUILD_TOOL: &str = concat!("socinbd v", env!("CARGO_PKG_VERSION"));
 
 /// The version of an index.
@@ -77,7 +77,7 @@ impl fmt::Display for Version {
     }
 }
 
-/// A descriptor as it stands in an index: not checked, since AWS's tool accepts any text and number here. [`BlobRef`] is checked.
+/// A descriptor as in an index, unchecked, because AWS's tool accepts any text and number here. [`BlobRef`] is checked.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Descriptor {
@@ -114,12 +114,12 @@ pub struct IndexManifest {
     pub annotations: BTreeMap<String, String>,
 }
 
-/// Why something is no usable index.
+/// Why a manifest is not a usable index.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// Longer than a manifest may be.
-    #[error("{0} bytes long, where at most {MAX_MANIFEST_BYTES} are read")]
+    #[error("{0} bytes long, over the limit of {MAX_MANIFEST_BYTES}")]
     TooLong(u64),
     /// Not JSON.
     #[error("not JSON")]
@@ -128,10 +128,10 @@ pub enum Error {
     #[error("malformed")]
     Type(#[from] TypeError),
     /// The configuration's media type names no version of SOCI indexes.
-    #[error("{0:?} is no version of SOCI indexes that is known")]
+    #[error("{0:?} is not a known version of SOCI indexes")]
     UnknownVersion(String),
     /// The descriptor of a zTOC or prefetch artifact that cannot be fetched.
-    #[error("entry {index} has the unusable digest {digest:?} or size {size}")]
+    #[error("entry {index} has the invalid digest {digest:?} or size {size}")]
     Unusable {
         /// Its place among the manifest's layers.
         index: usize,
@@ -197,7 +197,7 @@ impl IndexManifest {
         self.blob_of(layer, ZTOC_TYPE)
     }
 
-    /// The span size that the zTOC of a layer was made with, where that is said.
+    /// The span size of the zTOC of a layer, if it is stated.
     pub fn span_size_of(&self, layer: &Digest) -> Option<u64> {
         let layer = layer.to_string();
         let of_layer = self.layers.iter().find(|descriptor| {
@@ -233,7 +233,7 @@ impl IndexManifest {
             .filter(move |blob| blob.as_ref().map_or(true, |blob| seen.insert(blob.digest)))
     }
 
-    /// What made this index, by its own word.
+    /// The tool that made this index, as stated in it.
     pub fn build_tool(&self) -> Option<&str> {
         self.annotations.get(BUILD_TOOL).map(String::as_str)
     }

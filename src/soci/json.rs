@@ -1,7 +1,7 @@
-//! JSON as Go's `encoding/json` reads and writes it, which is what SOCI's documents are made of.
+//! JSON as Go's `encoding/json` reads and writes it, the basis of SOCI's documents.
 //!
-//! Reading is more lenient than serde's: keys match in any case, a key that occurs again is applied over the first, `null` changes
-//! nothing, bytes that are not UTF-8 are replaced. Writing escapes more: `<`, `>`, `&` and the two Unicode line separators.
+//! Reading is more lenient than serde's: keys match in any case, a repeated key is applied over the first one, `null` changes nothing, and
+//! bytes that are not UTF-8 are replaced. Writing escapes more: `<`, `>`, `&` and the two Unicode line separators.
 
 use std::{collections::BTreeMap, fmt, io};
 
@@ -16,7 +16,7 @@ use serde_json::ser::{CompactFormatter, Formatter};
 pub(super) enum Node {
     Null,
     Bool,
-    /// What fits a Go `int64`.
+    /// A value that fits a Go `int64`.
     Integer(i64),
     /// Any other number.
     Number,
@@ -27,7 +27,7 @@ pub(super) enum Node {
 
 /// A value of the wrong type.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{found} at {field:?}, where {expected} is expected")]
+#[error("{found} at {field:?}, expected {expected}")]
 pub struct TypeError {
     field: &'static str,
     found: &'static str,
@@ -45,7 +45,7 @@ impl Node {
             Self::Null => "null",
             Self::Bool => "a boolean",
             Self::Integer(_) => "a number",
-            Self::Number => "a number that is no 64-bit integer",
+            Self::Number => "a number that is not a 64-bit integer",
             Self::Text(_) => "a string",
             Self::List(_) => "a list",
             Self::Object(_) => "an object",
@@ -124,7 +124,7 @@ impl Node {
     }
 }
 
-/// Whether this key is meant for this field. Go folds all of Unicode here; SOCI's names are ASCII.
+/// Whether this key is for this field. Go folds all of Unicode here; the names of SOCI are ASCII.
 pub(super) fn names(key: &str, field: &str) -> bool {
     key.eq_ignore_ascii_case(field)
 }

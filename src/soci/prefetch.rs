@@ -1,4 +1,4 @@
-//! Prefetch artifacts: the spans of a layer that a container's start needs.
+//! Prefetch artifacts: the spans of a layer that the start of a container needs.
 
 use std::{collections::BTreeMap, ops::Range};
 
@@ -32,16 +32,16 @@ fn is_zero(priority: &i64) -> bool {
 /// A prefetch artifact.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prefetch {
-    /// Its spans as they stand; at least one.
+    /// Its spans, unchecked; at least one.
     pub spans: Vec<PrefetchSpan>,
 }
 
-/// Why something is no prefetch artifact.
+/// Why a document is not a prefetch artifact.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// Longer than is read.
-    #[error("{0} bytes long, where at most {MAX_MANIFEST_BYTES} are read")]
+    #[error("{0} bytes long, over the limit of {MAX_MANIFEST_BYTES}")]
     TooLong(usize),
     /// Not JSON.
     #[error("not JSON")]
@@ -50,10 +50,10 @@ pub enum Error {
     #[error("malformed")]
     Type(#[from] TypeError),
     /// Another version.
-    #[error("version {0:?}, where {VERSION:?} is known")]
+    #[error("version {0:?} is not supported, only {VERSION:?}")]
     UnknownVersion(String),
     /// A span that no zTOC can have.
-    #[error("range {index} names span {span}, which no layer can have")]
+    #[error("range {index} has span {span}, over the limit of a layer")]
     Span {
         /// Its place in the list.
         index: usize,
@@ -61,7 +61,7 @@ pub enum Error {
         span: i64,
     },
     /// No span at all.
-    #[error("it names no span")]
+    #[error("it has no spans")]
     Empty,
 }
 
@@ -141,8 +141,8 @@ impl Prefetch {
         (!spans.is_empty()).then_some(Self { spans })
     }
 
-    /// The spans that a layer with `count` spans has of these, with their priorities: those with the lowest first, else as they
-    /// stand, and none twice. What lies beyond, or ends before it starts, is left out.
+    /// The spans of these that a layer with `count` spans has, with their priorities: the lowest priority first, else in the given order,
+    /// and none twice. Spans out of range, or ranges that end before they start, are ignored.
     pub fn in_order(&self, count: u32) -> Vec<(i64, Range<SpanId>)> {
         let mut runs: Vec<(i64, Range<SpanId>)> = self
             .spans
@@ -160,8 +160,8 @@ impl Prefetch {
         new
     }
 
-    /// The spans that a layer with `count` spans has of these: sorted, merged, none twice. What lies beyond, or ends before it
-    /// starts, is left out.
+    /// The spans of these that a layer with `count` spans has: sorted, merged, none twice. Spans out of range, or ranges that end before
+    /// they start, are ignored.
     pub fn runs(&self, count: u32) -> Vec<Range<SpanId>> {
         merged(self.spans.iter().filter_map(|span| span.clipped(count)))
     }
@@ -180,7 +180,7 @@ impl Prefetch {
     }
 }
 
-/// The parts of a run that nobody has taken; they are then. `taken` maps the start of each run to its end.
+/// The parts of a run that are not taken yet; they are marked as taken. `taken` maps the start of each run to its end.
 fn take_new(taken: &mut BTreeMap<SpanId, SpanId>, run: Range<SpanId>) -> Vec<Range<SpanId>> {
     let touching: Vec<(SpanId, SpanId)> = taken
         .range(..=run.end)
@@ -206,7 +206,7 @@ fn take_new(taken: &mut BTreeMap<SpanId, SpanId>, run: Range<SpanId>) -> Vec<Ran
 }
 
 impl PrefetchSpan {
-    /// Those that a layer with `count` spans has; may be empty or reversed.
+    /// The spans of the range that a layer with `count` spans has; may be empty or reversed.
     fn clipped(&self, count: u32) -> Option<Range<SpanId>> {
         let start = u32::try_from(self.start_span.max(0)).ok()?;
         let end = u32::try_from(self.end_span)

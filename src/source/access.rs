@@ -1,4 +1,4 @@
-//! How a source may be reached, as the person who asked would reach it.
+//! Access to a source, with the settings of the person who makes the request.
 
 use std::{
     collections::BTreeMap,
@@ -16,8 +16,7 @@ pub struct Access {
     pub docker_config: Option<PathBuf>,
     /// Podman's `auth.json`, the same format; asked where Docker's has nothing for the registry.
     pub podman_auth: Option<PathBuf>,
-    /// What a credential helper finds in its environment: `PATH`, `HOME` and the names of files and profiles that helpers know; no
-    /// secrets.
+    /// The environment of credential helpers: `PATH`, `HOME` and the names of files and profiles that helpers know; no secrets.
     pub helper_environment: BTreeMap<String, String>,
     /// Plain HTTP also for hosts that are not loopback.
     pub plain_http: bool,
@@ -25,7 +24,7 @@ pub struct Access {
     pub tls: bool,
     /// Further CA certificates, PEM files.
     pub ca_certificates: Vec<PathBuf>,
-    /// `HTTPS_PROXY` of the person who asked. A proxy's URL may hold a password, the one secret here; it is left out of `Debug`.
+    /// `HTTPS_PROXY` of the request. The URL of a proxy may have a password, the only secret here; `Debug` leaves it out.
     pub https_proxy: Option<String>,
     /// `HTTP_PROXY`.
     pub http_proxy: Option<String>,
@@ -60,7 +59,7 @@ const HELPER_VARIABLES: &[&str] = &[
 ];
 
 impl Access {
-    /// The access of who runs this process: for command lines, which send it with each request.
+    /// The access of the user of this process: for command lines, which send it with each request.
     pub fn from_environment() -> Self {
         Self::from_variables(|name| std::env::var_os(name))
     }

@@ -1,4 +1,4 @@
-//! Where images, indexes and artifacts are written to: a repository of a registry, or a layout in a folder or a new tar file.
+//! Destinations of images, indexes and artifacts: a repository of a registry, or a layout in a directory or a new tar file.
 
 use std::sync::Arc;
 
@@ -35,10 +35,11 @@ pub enum Copied {
     Uploaded,
 }
 
-/// One place that takes manifests and blobs. Cheap to clone; clones write to the same place.
+/// A destination of manifests and blobs. Cheap to clone; clones write to the same place.
 ///
-/// What is written in an order that keeps each state whole: blobs, then the manifests that name them, then tags. An archive is there
-/// only after [`Destination::finish`].
+/// The order of writes keeps each state complete: blobs first, then the manifests that refer to them, then tags. An archive appears only
+/// at
+/// [`Destination::finish`].
 #[derive(Clone)]
 pub struct Destination(Arc<Inner>);
 
@@ -55,13 +56,13 @@ enum WritePlace {
 }
 
 impl Destination {
-    /// Opens the place that a reference names, and makes the layout where there is none. Touches no network. An archive is written
-    /// anew: one of that name is replaced at the end.
+    /// Opens the destination of a reference, and makes the layout if it does not exist. Uses no network. An archive is written anew and
+    /// replaces an existing one at the end.
     pub async fn open(reference: &Reference, access: &Access) -> Result<Self> {
         Self::open_with(reference, access, Limits::default()).await
     }
 
-    /// As [`Destination::open`], with other limits than usual.
+    /// Like [`Destination::open`], with other limits.
     pub async fn open_with(reference: &Reference, access: &Access, limits: Limits) -> Result<Self> {
         let place = match reference {
             Reference::Registry {
@@ -156,9 +157,9 @@ impl Destination {
         }
     }
 
-    /// Brings a blob here: nothing moves if it is here, a registry mounts what another of its repositories has, else its bytes
-    /// stream through. Only in that last case `tap` is called, and what it gives gets all bytes, once and in order; `Uploaded` says that
-    /// they have the digest.
+    /// Copies a blob to the destination. Nothing is sent if the destination has it; a registry mounts a blob of its other repositories;
+    /// else the bytes are streamed. Only in this last case `tap` is called, and its result receives all bytes, once and in order;
+    /// `Uploaded` says that they have the digest.
     pub async fn copy_blob(
         &self,
         from: &Source,
@@ -217,7 +218,7 @@ impl Destination {
         }
     }
 
-    /// Adds a manifest whose blobs are there, without a name of its own.
+    /// Adds a manifest whose blobs exist, without a tag.
     pub async fn put_manifest(&self, media_type: &str, bytes: &Bytes) -> Result<Digest> {
         match &self.0.place {
             WritePlace::Registry(repository) => {
@@ -239,7 +240,7 @@ impl Destination {
                 return Err(Error::new(
                     Kind::InvalidArgument,
                     format!(
-                        "{}: what is written there has another digest; name a tag",
+                        "{}: the digest of the destination cannot be chosen; give a tag",
                         self.0.reference
                     ),
                 ));
@@ -271,8 +272,8 @@ impl Destination {
         }
     }
 
-    /// Adds an artifact that refers to a manifest, so that it is found among that manifest's referrers: by the registry's API, where
-    /// there is none by the list under its tag, in a layout by `index.json`. `uploads` blobs are sent at a time.
+    /// Adds an artifact that refers to a manifest, so that it is listed among the referrers of the manifest: by the API of the registry or
+    /// else in the list under the referrers tag, and in a layout by `index.json`. `uploads` blobs are sent in parallel.
     pub async fn put_referrer(
         &self,
         artifact: NewArtifact,
@@ -320,7 +321,7 @@ impl Destination {
     }
 }
 
-/// A blob of a source, with who listens to it.
+/// A blob of a source, with the receivers of its bytes.
 async fn incoming(
     from: &Source,
     digest: &Digest,

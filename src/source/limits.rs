@@ -1,4 +1,4 @@
-//! How long a source waits, and how often it tries again.
+//! Time limits and retries of a source.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use std::time::Duration;
 /// that it contains, and a read of a disk may take longer than all: one server that hangs does not use up its time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Limits {
-    /// For a connection to stand, TLS included.
+    /// Until a connection is established, including TLS.
     pub connect: Duration,
     /// For the head of an answer, connecting included.
     pub first_byte: Duration,

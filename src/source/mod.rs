@@ -1,7 +1,7 @@
-//! Where blobs come from: a registry (OCI distribution 1.1) or an OCI image layout, in a folder or a tar file.
+//! Sources of blobs: a registry (OCI distribution 1.1) or an OCI image layout, in a directory or a tar file.
 //!
-//! [`Source`] is the one face of both, and [`Destination`] of where things are written to. What a source fetches by digest as a whole (manifests, small blobs) is verified here; ranges and
-//! streams are verified by who asked for them, who alone knows the digest of a span.
+//! [`Source`] is the common interface of both, and [`Destination`] that for writing. Content that is fetched as a whole by its digest (manifests,
+//! small blobs) is verified here. Ranges and streams are verified by the caller, which alone knows the digest of a span.
 
 use std::{collections::BTreeMap, ops::Range, sync::Arc, time::Duration};
 
@@ -26,7 +26,7 @@ pub use limits::Limits;
 use layout::Layout;
 use registry::{Purpose, Repository};
 
-/// A manifest or index as it stands at its source, verified against its digest.
+/// A manifest or index, byte for byte as its source has it, verified against its digest.
 #[derive(Clone, Debug)]
 pub struct Manifest {
     /// Its media type.
@@ -37,7 +37,7 @@ pub struct Manifest {
     pub bytes: Bytes,
 }
 
-/// What a referrers query gives.
+/// The result of a referrers query.
 #[derive(Clone, Debug)]
 pub struct Referrer {
     /// The referrer's manifest.
@@ -72,7 +72,7 @@ impl Source {
         Self::open_with(reference, access, Limits::default()).await
     }
 
-    /// As [`Source::open`], with other limits than usual.
+    /// Like [`Source::open`], with other limits.
     pub async fn open_with(reference: &Reference, access: &Access, limits: Limits) -> Result<Self> {
         let place = match reference {
             Reference::Registry {
@@ -108,12 +108,12 @@ impl Source {
         &self.0.reference
     }
 
-    /// What it was opened with.
+    /// The access that it was opened with.
     pub fn access(&self) -> &Access {
         &self.0.access
     }
 
-    /// The layout behind this source, if it is one and not a registry.
+    /// The layout of this source; `None` for a registry.
     pub fn layout(&self) -> Option<&Layout> {
         match &self.0.place {
             Place::Registry(_) => None,
@@ -166,8 +166,8 @@ impl Source {
         }
     }
 
-    /// The same bytes in pieces, as they come; `patience` is how long what fails without any progress is tried again: for who has
-    /// another source, or goes on trying by itself. Ends after exactly the range or with an error.
+    /// The same bytes in pieces, as they arrive. `patience` limits the time in which failures without any progress are retried, for
+    /// callers that have another source or retry by themselves. Ends after exactly the range, or with an error.
     pub fn pieces(
         &self,
         digest: &Digest,
@@ -197,7 +197,7 @@ impl Source {
         }
     }
 
-    /// As [`Source::stream`], from this offset on.
+    /// Like [`Source::stream`], from this offset on.
     async fn stream_from(
         &self,
         digest: &Digest,

@@ -345,7 +345,7 @@ async fn a_bad_event_in_a_batch_does_not_refuse_the_others() {
         );
     }
     let log = std::fs::read_to_string(folder.path().join("log")).unwrap();
-    assert!(log.contains("without those that cannot be"), "{log}");
+    assert!(log.contains("without those that were refused"), "{log}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

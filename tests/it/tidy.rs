@@ -129,6 +129,42 @@ fn no_file_names_a_package_mirror() {
     assert!(found.is_empty(), "{found}");
 }
 
+/// What a person reads is plain English: none of these turns is in a message of the outer modules.
+#[test]
+fn messages_have_none_of_the_turns_that_are_not_english() {
+    const TURNS: [&str; 8] = [
+        " is no ",
+        " are no ",
+        " was no ",
+        " stands ",
+        " is expected",
+        " are expected",
+        "left alone",
+        "folder",
+    ];
+    let outer = [
+        "api/", "builder/", "cli/", "kernel/", "nbd/", "oci/", "soci/", "source/",
+    ];
+    let mut wrong = Vec::new();
+    for (path, source) in sources("src") {
+        if !outer.iter().any(|folder| path.starts_with(folder)) || path.ends_with("tests.rs") {
+            continue;
+        }
+        let lines = source.lines().take(length(&source));
+        for line in lines.filter(|line| !line.trim_start().starts_with("//")) {
+            let mut texts = line.split('"').skip(1).step_by(2);
+            let is_there =
+                |text: &str| text.contains("there is no ") || text.contains("there are no ");
+            let has_turn =
+                |text: &str| !is_there(text) && TURNS.iter().any(|turn| text.contains(turn));
+            if texts.any(has_turn) {
+                wrong.push(format!("{path}: {}", line.trim()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
 fn has_mirror(line: &str) -> bool {
     // put together here, so that this file passes
     let hosts = [

@@ -1,8 +1,8 @@
-//! One FUSE file that is a disk, for kernels without nbd: a loop device stands on it.
+//! One FUSE file that is a disk, for kernels without nbd; a loop device uses it as its backing file.
 //!
-//! The file system is that file: its root is a regular file, it is mounted nowhere, and it ends when the last user of the file is
-//! gone. What is present is answered on the thread that takes the request; what has to be fetched first is answered when it is there,
-//! in any order, and the thread goes on. The file's pages are cached nowhere on the way (`FOPEN_DIRECT_IO`): the ext4 above caches
+//! The file system consists of this file: its root is a regular file, it is not mounted anywhere, and it ends with the last user of the
+//! file. The thread that takes a request answers it at once if the data is present. Otherwise the request is answered when the data has
+//! been fetched, in any order, and the thread continues. The pages of the file are not cached (`FOPEN_DIRECT_IO`): the ext4 above caches
 //! them, once.
 
 mod protocol;
@@ -136,7 +136,7 @@ pub fn serve(disk: Arc<dyn ServedDisk>, name: &str, runtime: &Handle) -> Result<
 }
 
 fn start(device: Arc<OwnedFd>, disk: Arc<dyn ServedDisk>, runtime: &Handle) -> Result<Server> {
-    let queue = Queue::of(&device).or_kind(Kind::Io, || "making an epoll".into())?;
+    let queue = Queue::of(&device).or_kind(Kind::Io, || "creating an epoll instance".into())?;
     let mut server = Server {
         queue: Arc::new(queue),
         threads: Vec::with_capacity(THREADS),
@@ -157,14 +157,14 @@ fn start(device: Arc<OwnedFd>, disk: Arc<dyn ServedDisk>, runtime: &Handle) -> R
     Ok(server)
 }
 
-/// What all threads of a file wait for: an epoll with the file's device in it. A request wakes one of them (`EPOLLET`): each takes requests
-/// until there is none. With poll(2) each request woke all, and they spun for the kernel's lock of its queue.
+/// The wait queue of all threads of a file: an epoll instance with the FUSE device in it. A request wakes one of them (`EPOLLET`), and
+/// each takes requests until there are none. With poll(2), each request woke all threads, and they spun on the kernel's lock of its queue.
 struct Queue {
     epoll: OwnedFd,
     device: Arc<OwnedFd>,
 }
 
-/// What an event of a [`Queue`] means.
+/// The meaning of an event of a [`Queue`].
 const REQUEST: u64 = 0;
 const STOP: u64 = 1;
 
@@ -217,7 +217,7 @@ impl Worker {
                     if let Some((header, body)) = protocol::request(&buffer[..count]) {
                         self.handle(header, body);
                     } else {
-                        tracing::error!("a FUSE request of {count} bytes that is none");
+                        tracing::error!("a malformed FUSE request of {count} bytes");
                     }
                 }
                 Err(Errno::AGAIN) => {
@@ -229,7 +229,7 @@ impl Worker {
                 Err(Errno::INTR | Errno::NOENT) => {}
                 // the last user is gone, or the kernel has ended the file system before it
                 Err(Errno::NODEV | Errno::CONNABORTED) => return self.queue.end_all(),
-                // a shortage of memory, say; without this thread the file's readers would wait for ever
+                // a shortage of memory, for example; without this thread the readers of the file would wait for ever
                 Err(errno) => {
                     tracing::error!("reading a FUSE request: {errno}");
                     if !self.queue.wait(Some(&READ_PAUSE)) {
@@ -347,7 +347,7 @@ async fn fetch_and_reply(
         }
     }
     tracing::error!(
-        "what a read at {} needs goes as fast as it comes",
+        "the data for a read at {} is evicted before it can be read",
         range.start
     );
 }
@@ -394,7 +394,7 @@ fn length(range: &Range<DiskOffset>) -> usize {
     usize::try_from(range.end.get() - range.start.get()).unwrap_or(0)
 }
 
-/// Answers a read where that need not wait for the local disk, and says whether it has.
+/// Answers a read if that does not have to wait for the local disk; returns whether it has.
 fn try_read_and_reply(
     device: &OwnedFd,
     unique: u64,

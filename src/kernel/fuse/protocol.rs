@@ -1,6 +1,6 @@
-//! What of the FUSE protocol (include/uapi/linux/fuse.h, version 7.31) one read-only file needs.
+//! The subset of the FUSE protocol (include/uapi/linux/fuse.h, version 7.31) for one read-only file.
 //!
-//! Requests come from the kernel, which is trusted with their form; they are parsed with bounds all the same.
+//! Requests come from the kernel, whose format is trusted; they are parsed with bounds all the same.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 

@@ -1,6 +1,6 @@
-//! The first process of a container's pid namespace, and what becomes of its child before it is the program.
+//! The first process of the PID namespace of a container, and its child until that executes the program.
 //!
-//! All of it runs between fork and exec, in a process with one thread that is a copy of a process with many: see the caller's note.
+//! All of it runs between fork and exec, in a single-threaded copy of a process with many threads: see the note at the caller.
 
 use std::{
     io::{self, PipeReader, PipeWriter, Read, Write},
@@ -24,8 +24,8 @@ use crate::{
     kernel::user::Credentials,
 };
 
-/// What containers have by default, but for MKNOD: there is no device cgroup here that would keep a node of the host's disk from being
-/// opened.
+/// The default capabilities of containers, without MKNOD: there is no device cgroup here that would prevent a node of the host's disk from
+/// being opened.
 const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::DAC_OVERRIDE)
     .union(CapabilitySet::FSETID)
@@ -52,8 +52,8 @@ impl Progress {
         Ok((Self(reader), Report(writer)))
     }
 
-    /// The step that failed. The child is gone, and this process's own writing end goes with the command that holds it; what was
-    /// written is in the pipe.
+    /// Reports the step that failed. The child is gone, and the writing end of this process is closed with the command that holds it; what
+    /// was written is in the pipe.
     pub(super) fn reached(mut self) -> Option<String> {
         rustix::io::ioctl_fionbio(&self.0, true).ok()?;
         let mut text = [0; 1024];
@@ -76,8 +76,8 @@ impl Report {
     }
 }
 
-/// In the new pid namespace's first process: prepares `/proc`, starts the process that returns from here and becomes the program, and
-/// stays behind as its init.
+/// Runs in the first process of the new PID namespace: prepares `/proc`, forks the process that returns from here and becomes the program,
+/// and remains as its init.
 pub(super) fn become_container(user: &Credentials, report: &Report) -> io::Result<()> {
     report.at(
         "tying the container to this process",

@@ -1,7 +1,7 @@
-//! A program in a root of its own: new pid, mount, uts, ipc and cgroup namespaces, the host's network.
+//! A program in its own root: new PID, mount, UTS, IPC and cgroup namespaces, and the network of the host.
 //!
-//! A thread of its own enters the namespaces, builds the root (`root`), and starts the first process (`init`), which starts the
-//! program. Nothing is left when it ends: mounts go with their namespace, processes with theirs.
+//! A separate thread enters the namespaces, builds the root (`root`) and starts the first process (`init`), which starts the program.
+//! Nothing is left when it ends: mounts end with their namespace, processes with theirs.
 
 mod init;
 mod root;
@@ -34,10 +34,10 @@ use crate::{
     open_files,
 };
 
-/// Where programs are looked for when the image does not say.
+/// The default search path for programs.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// What the program's root is.
+/// The root of the program.
 #[derive(Debug)]
 pub enum Root {
     /// A detached mount; it is used up. One that cannot be written to need not have `/dev`, `/proc` and `/sys`.
@@ -55,18 +55,18 @@ pub struct ContainerSpec {
     pub read_only: bool,
     /// The program, looked for in `PATH` of its environment, and its arguments.
     pub args: Vec<OsString>,
-    /// Its whole environment, `NAME=VALUE`; of equal names the last one counts.
+    /// Its complete environment, `NAME=VALUE`; of equal names the last one is used.
     pub env: Vec<String>,
     /// Its working directory in the root; made if it is missing.
     pub cwd: PathBuf,
-    /// Who it runs as.
+    /// The user and groups.
     pub user: Credentials,
     /// The host name that it sees; none leaves the host's.
     pub hostname: Option<String>,
 }
 
 impl ContainerSpec {
-    /// Adds what container runtimes set where the image says nothing: `PATH`, the user's `HOME`, and a terminal's `TERM`.
+    /// Adds the variables that container runtimes set if the image does not: `PATH`, `HOME` of the user, and `TERM` for a terminal.
     #[must_use]
     pub fn with_usual_environment(mut self) -> Self {
         let home = self
@@ -116,7 +116,7 @@ impl Container {
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
             None => Err(Error::new(
                 Kind::InvalidArgument,
-                "the program was waited for",
+                "the program has been waited for already",
             )),
         }
     }
@@ -150,7 +150,7 @@ pub fn run(spec: ContainerSpec) -> Result<i32> {
     spawn(spec)?.wait()
 }
 
-/// Starts a program with this process's standard streams. A program that is not there is an error of kind `NotFound`.
+/// Starts a program with the standard streams of this process. If the program does not exist, the error is of kind `NotFound`.
 pub fn spawn(spec: ContainerSpec) -> Result<Container> {
     let (started, starts) = mpsc::sync_channel(1);
     // The first process dies with the thread that started it (PDEATHSIG), so the thread stays until it ends.
@@ -226,7 +226,7 @@ fn start(spec: ContainerSpec) -> Result<(std::process::Child, OwnedFd, Scratch)>
         })?;
     }
     if !spec.cwd.is_dir() {
-        // on a root that cannot be written to the next step says what is missing
+        // on a read-only root, the next step reports what is missing
         let _ = std::fs::create_dir_all(&spec.cwd);
     }
     chdir(&spec.cwd).or_kind(Kind::NotFound, || {
@@ -258,7 +258,7 @@ fn start(spec: ContainerSpec) -> Result<(std::process::Child, OwnedFd, Scratch)>
             Some(step) => (Kind::Kernel, step.to_owned()),
             None if error.kind() == std::io::ErrorKind::NotFound => (
                 Kind::NotFound,
-                format!("no program {program:?} in the image"),
+                format!("there is no program {program:?} in the image"),
             ),
             None => (Kind::Kernel, format!("starting {program:?}")),
         };
@@ -267,7 +267,7 @@ fn start(spec: ContainerSpec) -> Result<(std::process::Child, OwnedFd, Scratch)>
     let pid = i32::try_from(child.id())
         .ok()
         .and_then(Pid::from_raw)
-        .ok_or_else(|| Error::new(Kind::Kernel, "a process without a number"))?;
+        .ok_or_else(|| Error::new(Kind::Kernel, "a process without an ID"))?;
     let init = pidfd_open(pid, PidfdFlags::empty())
         .or_kind(Kind::Kernel, || "opening the container's process".into())?;
     Ok((child, init, scratch))

@@ -1,4 +1,4 @@
-//! The root of a container: entering it, and what a program expects in it besides the image's files.
+//! The root of a container: how it is entered, and what a program expects in it besides the files of the image.
 
 use std::{
     fs,
@@ -45,10 +45,10 @@ pub(super) fn host_file(path: &str) -> Option<OwnedFd> {
 /// The directories that something is mounted on in every container.
 const MOUNT_POINTS: [&str; 3] = ["dev", "proc", "sys"];
 
-/// The root, with the directories that are mounted on. Where it lacks some and cannot be written to, as an image's own files alone,
-/// they stand in a layer on top of it; it stays read-only.
+/// The root, with the directories that are mounted on. If it lacks some of them and is read-only (an image's own files alone), they are in
+/// a layer on top of it; it stays read-only.
 pub(super) fn with_mount_points(root: OwnedFd) -> Result<OwnedFd> {
-    let describe = || "looking at the image's root".to_owned();
+    let describe = || "reading the root of the image".to_owned();
     let flags = fstatvfs(&root).or_kind(Kind::Kernel, describe)?.f_flag;
     let is_missing = |name: &&str| {
         let found = statat(&root, *name, AtFlags::SYMLINK_NOFOLLOW);
@@ -96,7 +96,8 @@ pub(super) fn enter(root: BorrowedFd<'_>) -> Result<()> {
         }
         // a host that runs from its initramfs has nothing below its root that could be pivoted
         Err(Errno::INVAL) => {
-            mount_move(".", "/").or_kind(Kind::Kernel, || "moving the root to /".into())?;
+            mount_move(".", "/")
+                .or_kind(Kind::Kernel, || "moving the root of the image to /".into())?;
             chroot(".").or_kind(Kind::Kernel, || "changing the root".into())?;
         }
         Err(errno) => {
@@ -129,7 +130,7 @@ pub(super) fn furnish(resolv_conf: Option<OwnedFd>) -> Result<()> {
     Ok(())
 }
 
-/// Makes the root read-only; what is mounted in it stays as it is.
+/// Makes the root read-only; mounts in it are not changed.
 pub(super) fn make_read_only() -> Result<()> {
     protect("/")
 }
@@ -148,7 +149,8 @@ fn protect(path: &str) -> Result<()> {
 /// `/proc` of this pid namespace, as containers see it. Called in the new pid namespace.
 pub(super) fn proc() -> Result<()> {
     mount("proc", &[], "/proc", NOSUID | NOEXEC | NODEV)?;
-    // What the OCI runtimes hide and protect: these are the host's, and root in the container is root. None is in every kernel.
+    // The paths that OCI runtimes mask or make read-only: they belong to the host, and root in the container is root. No kernel has all of
+    // them.
     for path in [
         "/proc/bus",
         "/proc/fs",
@@ -275,6 +277,9 @@ fn show_file(file: &OwnedFd, path: &str) {
     }
     let shown = scratch::attach(file.as_fd(), path).and_then(|()| protect(path));
     if let Err(error) = shown {
-        tracing::debug!("the host's {path} is not shown: {}", error.report());
+        tracing::debug!(
+            "the host's {path} is not available in the container: {}",
+            error.report()
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! The data that a client sends with an option, parsed before anything is done with it.
+//! The data of options, parsed before anything is done with it.
 
 use zerocopy::{
     FromBytes,
@@ -12,17 +12,17 @@ use super::MAX_STRING;
 #[non_exhaustive]
 pub enum Malformed {
     /// A length or count reaches past the end of the data.
-    #[error("the option's data ends at byte {length}, before its field at byte {at} ends")]
+    #[error("the option's data ends at byte {length}, within the field at byte {at}")]
     Truncated {
         /// Where the field starts.
         at: usize,
         /// Bytes of data.
         length: usize,
     },
-    /// Data goes on behind its last field.
+    /// There is more data after the last field.
     #[error("{extra} bytes too many in the option's data")]
     Trailing {
-        /// Bytes behind the last field.
+        /// Number of bytes after the last field.
         extra: usize,
     },
     /// A string is longer than the protocol allows.
@@ -82,7 +82,7 @@ impl<'a> MetaContextRequest<'a> {
         let mut fields = Fields::new(data);
         let name = fields.string()?;
         let count = fields.u32()?;
-        // no capacity from the count: it is the client's word; each query takes four bytes of data at least
+        // no capacity from the count, which the client chooses; each query takes at least four bytes of data
         let mut queries = Vec::new();
         for _ in 0..count {
             queries.push(fields.string()?);
@@ -92,7 +92,7 @@ impl<'a> MetaContextRequest<'a> {
     }
 }
 
-/// Data that is one string as a whole: `NBD_OPT_EXPORT_NAME`.
+/// Data that is one string: `NBD_OPT_EXPORT_NAME`.
 pub fn text(data: &[u8]) -> Result<&str, Malformed> {
     text_at(data, 0)
 }

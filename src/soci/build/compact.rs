@@ -1,4 +1,4 @@
-//! The compact index's spans of a layer as it passes: digests of their output, and their windows, reduced.
+//! The spans of a layer for a compact index, collected in one pass: digests of their output, and their reduced windows.
 
 use crate::{
     compact::{self, MAX_TABLE_SIZE, NewSpan, NewTable, window, window::Window},
@@ -23,7 +23,7 @@ const MAX_SPANS: usize = MAX_TABLE_SIZE as usize / 32;
 /// A layer's blob of a compact index.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CompactBlob {
-    /// The table, and the windows behind it.
+    /// The table, followed by the windows.
     pub bytes: Vec<u8>,
     /// Bytes of the table.
     pub table_size: usize,
@@ -35,7 +35,7 @@ pub struct CompactBlob {
     pub spans: usize,
 }
 
-/// What is collected.
+/// The mode of collection.
 pub(super) struct CompactSpans {
     compression: Compression,
     span_size: u64,
@@ -47,19 +47,19 @@ pub(super) struct CompactSpans {
     /// The latest byte of the blob: two spans share it when the second starts in its middle.
     last_byte: u8,
     decoder: SpanDecoder,
-    /// Why there is no index after all.
+    /// Why no index can be made.
     failed: Option<String>,
 }
 
-/// The span that is passing.
+/// The current span.
 struct Current {
     start: CompressedOffset,
     bits: u8,
     length: u64,
     hasher: Hasher,
-    /// What it takes to reduce its window; `None` when that is done, or when it has none.
+    /// The state for reducing its window; `None` if that is done, or if it has none.
     window: Option<Whole>,
-    /// Bytes of the reduced window, which stand at the end of all windows.
+    /// The reduced window, at the end of all windows.
     window_size: usize,
 }
 
@@ -73,12 +73,12 @@ struct Whole {
 }
 
 impl CompactSpans {
-    /// Of a gzip blob.
+    /// For a gzip blob.
     pub(super) fn checkpoints(span_size: u64) -> Self {
         Self::new(Compression::Gzip, span_size)
     }
 
-    /// Of a plain tar.
+    /// For a plain tar.
     pub(super) fn fixed(span_size: u64) -> Self {
         Self::new(Compression::Uncompressed, span_size.max(LEAST_FIXED))
     }
@@ -104,7 +104,7 @@ impl CompactSpans {
         }
         let whole = self.current.as_mut().and_then(|span| span.window.as_mut());
         if let Some(whole) = whole {
-            // one byte too many says that there are too many
+            // one byte over the limit shows that there are too many
             let room = (MAX_READ + 1).saturating_sub(whole.compressed.len());
             whole
                 .compressed
@@ -112,7 +112,7 @@ impl CompactSpans {
         }
     }
 
-    /// A span starts behind the bytes that were taken.
+    /// A span starts after the bytes that were taken.
     pub(super) fn start(&mut self, at: &Checkpoint<'_>) {
         self.end_span();
         let compressed = match at.bits {
@@ -183,7 +183,7 @@ impl CompactSpans {
         .map_err(|error| error.to_string())?;
         if table.len() as u64 > MAX_TABLE_SIZE {
             return Err(format!(
-                "its table would have {} bytes, more than {MAX_TABLE_SIZE}",
+                "its table would have {} bytes, over the limit of {MAX_TABLE_SIZE}",
                 table.len()
             ));
         }
@@ -287,7 +287,7 @@ fn makes(decoder: &mut SpanDecoder, bits: u8, whole: &Whole, stored: &[u8]) -> b
         end_bits: 0, // these may be the span's first bytes only
         window: None,
     };
-    // compressed bytes that were not kept: what is unknown is taken whole, and there is nothing to compare
+    // some compressed bytes were not kept, so a reduced window cannot be checked; a whole one is right
     if whole.compressed.len() > MAX_READ {
         return window.is_whole();
     }

@@ -1,4 +1,4 @@
-//! The spans of a blob as it passes: their checkpoints and digests.
+//! The spans of a blob, collected in one pass: checkpoints and digests.
 
 use super::MAX_ZTOC_SIZE;
 use crate::{
@@ -13,9 +13,9 @@ const MAX_CHECKPOINTS: usize = (MAX_ZTOC_SIZE / WINDOW_SIZE as u64) as usize;
 /// More spans of a plain tar than this make no zTOC: a digest is a string of 71 bytes.
 const MAX_FIXED: usize = (MAX_ZTOC_SIZE / 128) as usize;
 
-/// What is collected.
+/// The mode of collection.
 pub(super) enum Spans {
-    /// Nothing: no zTOC is wanted, or none is possible.
+    /// Nothing is collected: no zTOC is wanted, or none is possible.
     None,
     /// More spans than a zTOC can hold.
     TooMany,
@@ -28,9 +28,9 @@ pub(super) enum Spans {
 /// See [`Spans::Checkpoints`].
 pub(super) struct Checkpoints {
     builder: CheckpointsBuilder,
-    /// Of the spans that are at their end.
+    /// The complete spans.
     digests: Vec<Digest>,
-    /// Of the span that is passing; bytes before the first checkpoint are in none.
+    /// The current span; bytes before the first checkpoint are in no span.
     hasher: Option<Hasher>,
     /// The latest byte: two spans share it when the second starts in its middle.
     last_byte: u8,
@@ -46,7 +46,7 @@ pub(super) struct Fixed {
 }
 
 impl Spans {
-    /// Of a gzip blob.
+    /// For a gzip blob.
     pub(super) fn checkpoints(span_size: u64) -> Self {
         Self::Checkpoints(Checkpoints {
             builder: CheckpointsBuilder::new(span_size),
@@ -56,7 +56,7 @@ impl Spans {
         })
     }
 
-    /// Of a plain tar.
+    /// For a plain tar.
     pub(super) fn fixed(span_size: u64) -> Self {
         if span_size == 0 {
             return Self::TooMany;
@@ -90,7 +90,7 @@ impl Spans {
         }
     }
 
-    /// A span starts behind the bytes that were taken.
+    /// A span starts after the bytes that were taken.
     pub(super) fn start(&mut self, at: &Checkpoint<'_>) {
         let Self::Checkpoints(spans) = self else {
             return;
@@ -110,7 +110,7 @@ impl Spans {
         spans.builder.push(at.input, at.output, at.bits, at.window);
     }
 
-    /// The end of the blob, which has `size` bytes: what a zTOC stores of its spans.
+    /// The end of the blob, which has `size` bytes: the spans in the form of a zTOC.
     pub(super) fn finish(self, size: u64) -> Result<(Compression, Vec<u8>, Vec<Digest>), String> {
         match self {
             Self::None => Err("no spans were collected".to_owned()),

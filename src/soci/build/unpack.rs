@@ -1,4 +1,4 @@
-//! A blob's bytes to its layer's bytes, however it is packed.
+//! Decompression of a blob to the bytes of its layer, for any compression.
 
 use zstd::stream::raw::{DParameter, Decoder, Operation as _};
 
@@ -23,7 +23,7 @@ const ZSTD_SKIPPABLE: [u8; 3] = [0x2a, 0x4d, 0x18];
 /// The largest window of a zstd frame, as a power of two: 128 MiB, which is what the program zstd takes without being asked.
 const ZSTD_WINDOW_LOG: u32 = 27;
 
-/// Bytes of output at a time; zstd's blocks are no larger.
+/// Bytes of output per step; blocks of zstd are not larger.
 const ZSTD_OUTPUT: usize = 128 * 1024;
 
 /// How a blob that starts so is packed. Anything without a magic number is a plain tar, as in containerd's unpack.
@@ -38,7 +38,7 @@ pub(super) fn packing(head: &[u8]) -> Packing {
     }
 }
 
-/// The compression that a blob which starts so may have and that is not read here: other tools have made such layers.
+/// The unsupported compression of a blob that starts with these bytes: other tools have made such layers.
 pub(super) fn unreadable(head: &[u8]) -> Option<&'static str> {
     match head {
         [b'B', b'Z', b'h', ..] => Some("bzip2"),
@@ -48,7 +48,7 @@ pub(super) fn unreadable(head: &[u8]) -> Option<&'static str> {
     }
 }
 
-/// What the blob's bytes go through.
+/// The decoder of the blob.
 pub(super) enum Unpacker {
     Gzip(Box<Scanner>),
     Zstd(Box<Zstd>),
@@ -65,7 +65,7 @@ impl Unpacker {
         })
     }
 
-    /// What it unpacks.
+    /// The compression that it decodes.
     pub(super) fn packing(&self) -> Packing {
         match self {
             Self::Gzip(_) => Packing::Gzip,

@@ -1,4 +1,4 @@
-//! The members of a layout that is packed in a tar file: where each stands. Found once, by its headers; nothing is extracted.
+//! The members of a layout in a tar file: their places, found once from the headers; nothing is extracted.
 
 use std::{collections::BTreeMap, fs::File, ops::Range, os::unix::fs::FileExt, path::Path};
 
@@ -12,12 +12,12 @@ use crate::{
     oci::{Digest, Packing},
 };
 
-/// Members of the largest archive that is read. A layout has three a layer or so.
+/// Maximum number of members of an archive. A layout has about three per layer.
 const MAX_MEMBERS: usize = 1 << 20;
 /// Bytes of headers read at once: members of a layout are few and large.
 const READ_BYTES: usize = 16 << 10;
 
-/// Where the members that make a layout stand in the file, in bytes.
+/// The places of the members of a layout in the file, in bytes.
 #[derive(Debug, Default)]
 pub(super) struct Members {
     /// `oci-layout`.
@@ -30,7 +30,7 @@ pub(super) struct Members {
     pub(super) docker_save: bool,
 }
 
-/// Names of members that count.
+/// The names of members that are used.
 enum Name {
     Marker,
     Index,
@@ -57,7 +57,7 @@ impl Name {
 }
 
 impl Members {
-    /// Reads the headers of the archive. The later of two members with one name counts, as it does when a tar is unpacked.
+    /// Reads the headers of the archive. Of two members with one name the later one is used, as when a tar is unpacked.
     pub(super) fn scan(file: &File, path: &Path) -> Result<Self> {
         let at = |offset: u64| format!("{} at byte {offset}", path.display());
         let corrupt =
@@ -75,7 +75,7 @@ impl Members {
             return Err(Error::new(
                 Kind::Unsupported,
                 format!(
-                    "{} is compressed with {packing}: decompress it first, its blobs must be readable at any offset",
+                    "{} is compressed with {packing}: decompress it first, because blobs are read at any offset",
                     path.display()
                 ),
             ));
@@ -94,7 +94,10 @@ impl Members {
                             return Ok(members); // no end blocks: many writers leave them out
                         }
                         if buffer.len() < min_bytes && read < missing {
-                            return Err(corrupt(length, "the archive is cut short in a header"));
+                            return Err(corrupt(
+                                length,
+                                "the archive is truncated within a header",
+                            ));
                         }
                     }
                     Ok(ParseEvent::Entry { consumed, entry }) => {
@@ -112,7 +115,7 @@ impl Members {
                     Err(error) => {
                         return Err(Error::with_source(
                             Kind::Corrupt,
-                            format!("{}: no tar header", at(offset)),
+                            format!("{}: not a tar archive", at(offset)),
                             error,
                         ));
                     }
@@ -122,7 +125,7 @@ impl Members {
             let end = start
                 .checked_add(content)
                 .filter(|end| *end <= length)
-                .ok_or_else(|| corrupt(start, "the archive is cut short in a member"))?;
+                .ok_or_else(|| corrupt(start, "the archive is truncated within a member"))?;
             let next = end.next_multiple_of(HEADER_SIZE as u64); // cannot overflow: at most the file's length rounded up
             match usize::try_from(next - offset) {
                 Ok(skip) if skip <= buffer.len() => drop(buffer.drain(..skip)),
@@ -137,7 +140,7 @@ impl Members {
         let Some(name) = Name::of(&entry.path) else {
             return;
         };
-        // two names for one blob: what tar makes of a folder with hard links in it
+        // two names for one blob: the result of tar on a directory with hard links
         let range = if entry.is_hard_link() {
             let target = entry.link_target.as_deref().and_then(Name::of);
             match target.and_then(|target| self.get(&target)) {

@@ -1,4 +1,4 @@
-//! The bytes of a layout's blobs, wherever they stand: files of a folder, or ranges of a tar file.
+//! The blobs of a layout: files of a directory, or ranges of a tar file.
 
 use std::{
     fs::File,
@@ -104,7 +104,7 @@ impl Blobs {
     fn missing(&self, name: &str) -> Error {
         let hint = match self {
             Self::Archive { members, .. } if members.docker_save => {
-                "; this is what `docker save` writes: `skopeo copy docker-archive:FILE oci-archive:FILE` makes a layout of it"
+                "; this is the format of `docker save`: convert it with `skopeo copy docker-archive:FILE oci-archive:FILE`"
             }
             _ => "",
         };

@@ -1,4 +1,4 @@
-//! `index.json` of a layout: which of its entries a tag names, and which are not images but belong to one.
+//! `index.json` of a layout: the entries that a tag selects, and the entries that are not images but belong to one.
 
 use std::collections::BTreeSet;
 
@@ -14,7 +14,7 @@ use crate::{
     },
 };
 
-/// Bytes of the largest `index.json` that is read. One entry has 200 to 500.
+/// Maximum size of an `index.json`, in bytes. An entry has 200 to 500.
 pub(super) const MAX_INDEX_BYTES: u64 = 16 << 20;
 
 /// The annotation that holds an entry's tag (OCI image specification, annotations).
@@ -31,8 +31,8 @@ fn annotation<'a>(entry: &'a Descriptor, key: &str) -> Option<&'a str> {
     entry.annotations.get(key).map(String::as_str)
 }
 
-/// Whether an entry is marked as something that belongs to an image and is none: an artifact, or the list of an image's referrers that
-/// a copy from a registry without the referrers API brings along.
+/// Whether an entry is marked as something that belongs to an image and is not an image itself: an artifact, or the list of referrers of
+/// an image that is copied from a registry without the referrers API.
 fn is_companion(entry: &Descriptor) -> bool {
     entry.artifact_type.is_some() || ref_name(entry).is_some_and(is_referrers_tag)
 }
@@ -54,12 +54,12 @@ fn is_referrers_tag(name: &str) -> bool {
     subject_of_tag(name).is_some()
 }
 
-/// Whether an entry stands for the list of a subject's referrers.
+/// Whether an entry is the list of the referrers of a subject.
 pub(super) fn is_list_of(entry: &Descriptor, subject: &Digest) -> bool {
     ref_name(entry) == Some(&referrers_tag(subject))
 }
 
-/// What an `index.json` and a tag lead to.
+/// The result of looking up a tag in an `index.json`.
 #[derive(Debug)]
 pub(super) enum Root {
     /// One entry.
@@ -113,7 +113,7 @@ pub(super) fn root(entries: &[Descriptor], tag: Option<&str>, place: &str) -> Re
         _ => Err(Error::new(
             Kind::InvalidArgument,
             format!(
-                "{place}: tag {tag:?} names {} manifests; name one by its digest: {}",
+                "{place}: tag {tag:?} is of {} manifests; give the digest of one: {}",
                 found.len(),
                 found
                     .iter()
@@ -147,7 +147,7 @@ fn only(entries: &[Descriptor], place: &str) -> Result<Root> {
         .filter(|entry| !is_companion(entry))
         .collect();
     distinct(&mut images);
-    // all that there is may be an artifact: then it is named as such by who reads it
+    // there may be only artifacts: the reader of the entry then reports what it is
     if images.is_empty() {
         images = entries.iter().collect();
     }
@@ -164,7 +164,7 @@ fn only(entries: &[Descriptor], place: &str) -> Result<Root> {
         _ => Err(Error::new(
             Kind::InvalidArgument,
             format!(
-                "{place} has {} images; name one after a colon: {}",
+                "{place} has {} images; give the tag of one after a colon: {}",
                 images.len(),
                 names(entries)
             ),
@@ -172,7 +172,7 @@ fn only(entries: &[Descriptor], place: &str) -> Result<Root> {
     }
 }
 
-/// Tags (digests, where there is no tag) of the images, for an error.
+/// Tags (or digests) of the images, for an error message.
 fn names(entries: &[Descriptor]) -> String {
     const SHOWN: usize = 20;
     let names: Vec<String> = entries
@@ -273,7 +273,7 @@ mod tests {
             found(&[tagged('a', "x"), tagged('b', "y"), referrers], None).unwrap_err();
         assert_eq!(kind, Kind::InvalidArgument);
         assert!(
-            message.ends_with(r#"name one after a colon: "x", "y""#),
+            message.ends_with(r#"give the tag of one after a colon: "x", "y""#),
             "{message}"
         );
         let platform =

@@ -1,8 +1,7 @@
-//! An OCI image layout, in a folder or in a tar file that stays packed (OCI image specification 1.1, image layout).
+//! An OCI image layout, in a directory or in a tar file that is not unpacked (OCI image specification 1.1, image layout).
 //!
-//! Reading takes nothing on trust: manifests and small blobs are checked against their digests, sizes against the files, and a file
-//! that is no regular file is not opened. Writing goes through temporary files and renames: into a folder under a lock, or as a new
-//! archive (`pack`).
+//! Reading trusts nothing: manifests and small blobs are checked against their digests, sizes against the files, and files that are not
+//! regular are not opened. Writing uses temporary files and renames: into a directory under a lock, or as a new archive (`pack`).
 
 use std::{ops::Range, path::Path, sync::Arc};
 
@@ -39,7 +38,7 @@ use index::Root;
 
 /// Bytes of a blob that a stream gives at once.
 const PIECE_BYTES: usize = 1 << 20;
-/// Manifests that one search for referrers reads at most.
+/// Maximum number of manifests that one search for referrers reads.
 const MAX_REFERRERS_READ: usize = 4096;
 
 /// An open layout, and the tag that was asked for. Cheap to clone.
@@ -90,7 +89,7 @@ impl Layout {
             let place = opened.place();
             let (entries, odd) = opened.judge_index(&bytes)?;
             for odd in odd {
-                tracing::warn!("{place}: index.json: left out: {odd}");
+                tracing::warn!("{place}: index.json: an entry is ignored: {odd}");
             }
             match index::root(&entries, opened.tag.as_deref(), &place)? {
                 Root::Entry(entry) => {
@@ -263,7 +262,7 @@ impl Opened {
         let marker = self.blobs.open_marker().map_err(|error| {
             if error.kind() == Kind::NotFound {
                 error.context(format!(
-                    "{} is no OCI image layout",
+                    "{} is not an OCI image layout",
                     self.blobs.path().display()
                 ))
             } else {
@@ -277,7 +276,7 @@ impl Opened {
             return Err(Error::new(
                 Kind::Unsupported,
                 format!(
-                    "{}: version {:?} of image layouts, where 1.0.0 is known",
+                    "{}: image layout version {:?} is not supported, only 1.0.0",
                     self.place(),
                     marker.image_layout_version
                 ),
@@ -312,7 +311,7 @@ impl Opened {
             Some(size) if size != blob.size => Err(Error::new(
                 Kind::Corrupt,
                 format!(
-                    "{}: blob {digest} has {} bytes, where its descriptor says {size}",
+                    "{}: blob {digest} has {} bytes, but {size} in its descriptor",
                     self.place(),
                     blob.size
                 ),
@@ -336,7 +335,7 @@ impl Opened {
         Ok(bytes.into())
     }
 
-    /// `media_type` is what the descriptor says; without one, the document's own word, then its shape.
+    /// `media_type` is that of the descriptor; without one, the document's own, else its structure decides.
     fn manifest(&self, digest: &Digest, media_type: &str, size: Option<u64>) -> Result<Manifest> {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]
@@ -395,12 +394,12 @@ impl Opened {
         Ok(found)
     }
 
-    /// The entries of the list of a subject's referrers that has its tag; none where that is something else.
+    /// The entries of the list of referrers that has the tag of the subject; none if the tag is of something else.
     fn list(&self, entry: &Descriptor, subject: &Digest) -> Result<Vec<Descriptor>> {
         let manifest = self.manifest(&entry.digest, &entry.media_type, Some(entry.size))?;
         let passed_over = |why: &NotAList| {
             tracing::info!(
-                "{}: {} is passed over as a list of referrers: {why}",
+                "{}: {} is ignored as a list of referrers: {why}",
                 self.place(),
                 entry.digest
             );
@@ -425,12 +424,16 @@ impl Opened {
             }
         };
         for odd in odd {
-            tracing::warn!("{}: list {}: left out: {odd}", self.place(), entry.digest);
+            tracing::warn!(
+                "{}: list {}: an entry is ignored: {odd}",
+                self.place(),
+                entry.digest
+            );
         }
         Ok(entries)
     }
 
-    /// The entry as a referrer, if its manifest is here and says that it is one.
+    /// The entry as a referrer, if its manifest exists and has the subject.
     fn referrer(
         &self,
         entry: &Descriptor,
@@ -452,12 +455,12 @@ impl Opened {
     }
 }
 
-/// The whole of a blob that is no larger than the limit.
+/// A complete blob, of at most `limit` bytes.
 fn read_bounded(blob: &Blob, limit: u64) -> std::io::Result<Vec<u8>> {
     if blob.size > limit {
         return Err(std::io::Error::new(
             std::io::ErrorKind::FileTooLarge,
-            format!("{} bytes long, where at most {limit} are read", blob.size),
+            format!("{} bytes long, over the limit of {limit}", blob.size),
         ));
     }
     blob.read_all()

@@ -1,5 +1,5 @@
-//! A new layout in a tar file (POSIX.1-1988 ustar). Blobs are written where they shall stand, several at a time; the file gets its
-//! name when all is there.
+//! A new layout in a tar file (POSIX.1-1988 ustar). Blobs are written to their final places, several in parallel; the file gets its name
+//! when it is complete.
 
 use std::{
     collections::HashSet,
@@ -27,7 +27,7 @@ const BLOCK: u64 = 512;
 /// The largest size that a header's eleven octal digits hold; more is written in base 256.
 const MAX_OCTAL: u64 = (1 << 33) - 1;
 
-/// An archive that is being written. Nothing is left of one that is dropped before [`Pack::finish`].
+/// An archive that is being written. If it is dropped before [`Pack::finish`], nothing is left of it.
 #[derive(Clone)]
 pub(in crate::source) struct Pack(Arc<Shared>);
 
@@ -50,7 +50,7 @@ struct State {
 }
 
 impl Pack {
-    /// Begins an archive that is to have this name.
+    /// Begins an archive with this final name.
     pub(in crate::source) async fn create(path: &Path) -> Result<Self> {
         let path = path.to_owned();
         blocking(move || {
@@ -100,7 +100,7 @@ impl Pack {
         stream::write(Some((Arc::clone(&self.0.file), data)), blob)
             .await
             .map_err(|error| error.context(context()))?;
-        // last: without its header a member is none
+        // last: without its header, a member does not exist
         let name = format!("blobs/sha256/{}", digest.hex());
         self.member_header(start, &name, size).await?;
         self.0.state().open -= 1;
@@ -149,7 +149,7 @@ impl Pack {
         if open > 0 {
             return Err(Error::new(
                 Kind::Io,
-                format!("{}: {open} blobs are not whole", context()),
+                format!("{}: {open} blobs are incomplete", context()),
             ));
         }
         let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries});

@@ -1,4 +1,4 @@
-//! A blob that comes in pieces, written to a file and checked on its way.
+//! A blob that is received in pieces, written to a file and checked on the way.
 
 use std::{fs::File, os::unix::fs::FileExt as _, sync::Arc};
 
@@ -17,7 +17,7 @@ pub(in crate::source) struct Incoming {
     pub(in crate::source) digest: Digest,
     pub(in crate::source) size: u64,
     pub(in crate::source) pieces: BoxStream<'static, Result<Bytes>>,
-    /// Who gets the pieces too; one that goes away is done without.
+    /// A receiver that gets the pieces too; if it goes away, the blob is written without it.
     pub(in crate::source) tap: Option<mpsc::Sender<Bytes>>,
 }
 
@@ -38,7 +38,7 @@ pub(super) async fn write(file: Option<(Arc<File>, u64)>, blob: Incoming) -> Res
             .checked_add(piece.len() as u64)
             .filter(|next| *next <= size)
             .ok_or_else(|| {
-                Error::new(Kind::Corrupt, format!("more bytes than the {size} it has"))
+                Error::new(Kind::Corrupt, format!("more bytes than its size of {size}"))
             })?;
         if let Some(listener) = &tap
             && listener.send(piece.clone()).await.is_err()
@@ -52,7 +52,7 @@ pub(super) async fn write(file: Option<(Arc<File>, u64)>, blob: Incoming) -> Res
             if let Some((file, start)) = file {
                 let at = start
                     .checked_add(done)
-                    .ok_or_else(|| Error::new(Kind::Unsupported, "an offset that no file has"))?;
+                    .ok_or_else(|| Error::new(Kind::Unsupported, "an offset out of range"))?;
                 file.write_all_at(&piece, at)
                     .or_kind(Kind::Io, || format!("writing at byte {at}"))?;
             }
@@ -65,7 +65,7 @@ pub(super) async fn write(file: Option<(Arc<File>, u64)>, blob: Incoming) -> Res
     if done != size || found != digest {
         return Err(Error::new(
             Kind::Corrupt,
-            format!("its source has {done} bytes of digest {found}, where {size} are expected"),
+            format!("its source has {done} bytes with the digest {found}; expected {size} bytes"),
         ));
     }
     Ok(())

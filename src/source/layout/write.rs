@@ -1,7 +1,7 @@
-//! Writing to a layout in a folder: blobs, manifests, and their entries in `index.json`.
+//! Writing to a layout in a directory: blobs, manifests, and their entries in `index.json`.
 //!
-//! One change at a time, by a lock on `oci-layout`. A reader sees `index.json` before or after a change, never between, and all that
-//! it lists is there first.
+//! A lock on `oci-layout` admits one change at a time. A reader sees `index.json` before or after a change, never in between, and
+//! everything that it lists exists already.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -44,7 +44,7 @@ pub struct NewArtifact {
     pub blobs: Vec<Bytes>,
 }
 
-/// What a removal freed.
+/// The result of a removal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Collected {
     /// Blobs removed.
@@ -83,7 +83,7 @@ pub(super) fn tagged_entry(media_type: &str, bytes: &Bytes, tag: Option<&str>) -
 }
 
 impl Layout {
-    /// Opens the layout in a folder, and makes it (its folders of this mode) where there is none.
+    /// Opens the layout in a directory; if there is none, makes it, with directories of this mode.
     pub async fn open_or_create(path: &Path, mode: u32) -> Result<Self> {
         let folder = path.to_owned();
         blocking(move || {
@@ -139,8 +139,8 @@ impl Layout {
             .await
     }
 
-    /// Adds a blob that comes in pieces; it is there only when all of it has come and its digest is right. Where `from`, the layout that it
-    /// comes from, has it as a file that can stand here too, that gets another name here, and its bytes are read, not written.
+    /// Adds a blob that is received in pieces. It appears only when it is complete and its digest is right. If `from`, the layout that it
+    /// comes from, has it as a file that can be linked here, the file gets another name here, and its bytes are read, not written.
     pub(in crate::source) async fn copy_blob(
         &self,
         blob: Incoming,
@@ -255,7 +255,7 @@ impl Layout {
                     return Err(Error::new(
                         Kind::InvalidArgument,
                         format!(
-                            "{}: {digest} does not refer to {subject}: it is not removed",
+                            "{}: {digest} does not refer to {subject}; it is not removed",
                             opened.place()
                         ),
                     ));
@@ -296,10 +296,7 @@ impl Opened {
             Blobs::Folder(path) => Ok(path),
             Blobs::Archive { path, .. } => Err(Error::new(
                 Kind::Unsupported,
-                format!(
-                    "{} is an archive: nothing can be added to it",
-                    path.display()
-                ),
+                format!("{} is an archive: it cannot be changed", path.display()),
             )),
         }
     }
@@ -350,7 +347,7 @@ impl Opened {
         change(manifests.as_array_mut().ok_or_else(|| {
             Error::new(
                 Kind::Corrupt,
-                format!("{}: manifests is no list", context()),
+                format!("{}: manifests is not an array", context()),
             )
         })?);
         let changed = serde_json::to_vec(&index).or_kind(Kind::Io, context)?;
@@ -402,7 +399,7 @@ impl Opened {
         Ok(collected)
     }
 
-    /// What a blob leads to, if it is a manifest.
+    /// The content that a blob refers to, if it is a manifest.
     fn successors(&self, digest: &Digest) -> Vec<Digest> {
         let Ok(blob) = self.blobs.open(digest) else {
             return Vec::new();
@@ -432,14 +429,14 @@ fn replace(path: &Path, bytes: &[u8], mode: u32) -> std::io::Result<()> {
 
 /// A blob that has no name yet.
 enum NewBlob {
-    /// A file of its own.
+    /// A new file.
     Empty(NamedTempFile),
     /// That of another layout.
     Linked(NamedTempFile<()>),
 }
 
-/// Another name, below `blobs`, for a blob's file in a layout. `None` where it would not be as good as one that is made here: it is in an
-/// archive or on another file system, is no regular file of this user's, or has another mode.
+/// Another name, below `blobs`, for the file of a blob in a layout. `None` if a link would not be as good as a new file: the blob is in an
+/// archive or on another file system, is not a regular file of this user, or has another mode.
 fn link(
     from: &Layout,
     digest: &Digest,
@@ -455,7 +452,7 @@ fn link(
         .prefix(".socinbd-")
         .make_in(blobs, |name| fs::hard_link(&file, name))
         .ok()?;
-    // whatever the name there has led to: this is what stands here now
+    // the name may have led to another file before: this is the file that is linked now
     let found = fs::symlink_metadata(linked.path()).ok()?;
     let is_own = found.uid() == rustix::process::geteuid().as_raw();
     let as_made_here = found.is_file() && found.len() == size && found.mode() & 0o7777 == mode;

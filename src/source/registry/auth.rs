@@ -1,4 +1,4 @@
-//! Authorization at one repository of a registry: anonymous until the registry asks, then what its challenge wants.
+//! Authorization at one repository of a registry: anonymous until the registry sends a challenge, then as the challenge requires.
 //!
 //! Basic (RFC 7617), and tokens by the specification of Docker's token service, with its OAuth2 form for refresh tokens.
 
@@ -24,7 +24,7 @@ use crate::{
 
 const MAX_TOKEN_ANSWER: usize = 1 << 20;
 
-/// What to show with a request, and which of all so far it is.
+/// The authorization of a request, and its number among all authorizations so far.
 #[derive(Clone, Default)]
 pub(super) struct Authorization {
     /// `None` is anonymous.
@@ -47,7 +47,7 @@ pub(super) struct Authenticator {
 #[derive(Default)]
 struct State {
     current: Authorization,
-    /// What the registry asked for last.
+    /// The last challenge of the registry.
     challenges: Vec<Challenge>,
     /// Where the credentials came from.
     place: Option<String>,
@@ -89,7 +89,7 @@ impl Authenticator {
         }
     }
 
-    /// What to show now. Nobody watches a token's end: the registry's 401 tells it.
+    /// The current authorization. The expiry of a token is not tracked: the registry reports it with 401.
     pub(super) async fn current(&self) -> Authorization {
         self.state.lock().await.current.clone()
     }
@@ -102,7 +102,8 @@ impl Authenticator {
         }
     }
 
-    /// Answers a 401 to a request that showed `shown`. Of many at once the first does it, and the others take what it got.
+    /// Handles a 401 for a request that was sent with `shown`. Of many requests at once, the first renews the authorization and the others
+    /// use the result.
     pub(super) async fn answer(
         &self,
         challenges: &[Challenge],
@@ -137,21 +138,24 @@ impl Authenticator {
         }
         let schemes: Vec<&str> = challenges.iter().map(|one| one.scheme.as_str()).collect();
         Err(self.unauthorized(match schemes.is_empty() {
-            true => "it says 401, and not what it wants to see".to_owned(),
-            false => format!("it wants {}, which is not supported", schemes.join(" or ")),
+            true => "it answered 401 without a WWW-Authenticate challenge".to_owned(),
+            false => format!(
+                "it requires {}, which is not supported",
+                schemes.join(" or ")
+            ),
         }))
     }
 
-    /// What to do about a registry that stays at its no.
+    /// Advice about a registry that keeps refusing.
     pub(super) async fn advice(&self) -> String {
         let state = self.state.lock().await;
         match &state.place {
             Some(place) => format!(
-                "{} refuses the credentials of {place} for {}",
+                "{} refused the credentials of {place} for {}",
                 self.host, self.repository
             ),
             None => format!(
-                "{} gives {} to nobody without credentials ({}): is the name right? If so, log in (docker login {})",
+                "{} refused anonymous access to {} ({}): check the name, or log in (docker login {})",
                 self.host,
                 self.repository,
                 self.places(&state),
@@ -191,12 +195,13 @@ impl Authenticator {
             Some(Credentials::RegistryToken(token)) => self.bearer(&token)?,
             Some(Credentials::IdentityToken(_)) => {
                 return Err(self.unauthorized(
-                    "it wants a name and a password, and the credentials hold a token".to_owned(),
+                    "it requires a user name and password, but the credentials have a token"
+                        .to_owned(),
                 ));
             }
             None => {
                 return Err(self.unauthorized(format!(
-                    "it wants a name and a password ({}): log in (docker login {})",
+                    "it requires a user name and password ({}): log in (docker login {})",
                     self.places(state),
                     self.host
                 )));
@@ -212,14 +217,14 @@ impl Authenticator {
         also_from: &[String],
     ) -> Result<TokenService, Failure> {
         let realm = bearer.parameter("realm").unwrap_or("");
-        let realm: Url = realm
-            .parse()
-            .map_err(|_| self.unauthorized("it names no token service that is a URL".to_owned()))?;
-        // a registry behind TLS must not send the password over the wire in the clear
+        let realm: Url = realm.parse().map_err(|_| {
+            self.unauthorized("it names no token service with a valid URL".to_owned())
+        })?;
+        // a registry that uses TLS must not have the password sent in clear text
         let is_safe = realm.scheme() == "https" || realm.scheme() == "http" && !self.is_tls;
         if !is_safe || realm.host_str().is_none() {
             return Err(self.unauthorized(format!(
-                "its token service {} is not reached by https",
+                "its token service {} does not use https",
                 host_of(&realm)
             )));
         }
@@ -231,7 +236,7 @@ impl Authenticator {
         })
     }
 
-    /// What a token is to allow: what the registry asks for, and what is going to be done.
+    /// The scope of a token: what the registry asks for, and what the client is going to do.
     fn scopes(&self, given: Option<&str>, also_from: &[String]) -> Vec<String> {
         let own = match self.purpose {
             Purpose::Pull => format!("repository:{}:pull", self.repository),
@@ -279,7 +284,7 @@ impl Authenticator {
                     Failure::Final(Error::with_source(
                         Kind::Unauthorized,
                         format!(
-                            "{host} gives no token for {}/{} ({place})",
+                            "{host} refused a token for {}/{} ({place})",
                             self.host, self.repository
                         ),
                         error,
@@ -291,14 +296,16 @@ impl Authenticator {
         let mut bytes = Vec::new();
         while let Some(piece) = body.next().await? {
             if bytes.len() + piece.len() > MAX_TOKEN_ANSWER {
-                return Err(self.unauthorized(format!("{host} sends no token, but over 1 MiB")));
+                return Err(self.unauthorized(format!(
+                    "{host} answered a token request with more than 1 MiB"
+                )));
             }
             bytes.extend_from_slice(&piece);
         }
         // serde's error would quote the token
         let answer: TokenAnswer = serde_json::from_slice(&bytes).map_err(|_| {
             self.unauthorized(format!(
-                "{host} answers with what is no token of the specification"
+                "{host} answered a token request with an invalid token response"
             ))
         })?;
         let token = answer
@@ -306,7 +313,9 @@ impl Authenticator {
             .filter(|token| !token.is_empty())
             .or(answer.access_token)
             .filter(|token| !token.is_empty())
-            .ok_or_else(|| self.unauthorized(format!("{host} answers without a token")))?;
+            .ok_or_else(|| {
+                self.unauthorized(format!("{host} answered a token request without a token"))
+            })?;
         let shown = self.bearer(&token)?;
         state.show(shown);
         Ok(())
@@ -363,7 +372,7 @@ impl Authenticator {
 
     fn secret(&self, text: String) -> Result<HeaderValue, Failure> {
         let mut value = HeaderValue::try_from(text).map_err(|_| {
-            self.unauthorized("a token with letters that no header can hold".to_owned())
+            self.unauthorized("a token with characters that are not valid in a header".to_owned())
         })?;
         value.set_sensitive(true);
         Ok(value)

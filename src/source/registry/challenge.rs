@@ -1,4 +1,4 @@
-//! `WWW-Authenticate` (RFC 9110, section 11.6.1): what a registry wants to see.
+//! `WWW-Authenticate` (RFC 9110, section 11.6.1): the challenges of a registry.
 
 /// Longer than any honest header.
 const MAX_HEADER: usize = 16 << 10;
@@ -21,7 +21,7 @@ impl Challenge {
             .map(|(_, value)| value.as_str())
     }
 
-    /// All challenges of a header. What cannot be read ends it: the challenges before it count.
+    /// All challenges of a header. A malformed part ends the list: the challenges before it are used.
     pub(super) fn parse(header: &str) -> Vec<Self> {
         let mut challenges: Vec<Self> = Vec::new();
         if header.len() > MAX_HEADER {

@@ -1,4 +1,5 @@
-//! One request at a repository: credentials for the registry alone, redirects by hand, and where they led kept for each blob.
+//! One request at a repository. Credentials are sent to the registry alone; redirects are followed by hand, and their targets are kept per
+//! blob.
 
 use std::{
     collections::HashMap,
@@ -47,7 +48,7 @@ pub(super) struct Client {
     resting: Mutex<HashMap<String, Instant>>,
 }
 
-/// What is asked for.
+/// A request.
 #[derive(Clone, Default)]
 pub(super) struct Wanted {
     /// GET by default.
@@ -55,11 +56,11 @@ pub(super) struct Wanted {
     pub(super) accept: Option<&'static str>,
     /// Bytes of the body; `None` is the whole.
     pub(super) range: Option<Range<u64>>,
-    /// What is sent: media type and bytes. It may be sent more than once.
+    /// The content: media type and bytes. It may be sent more than once.
     pub(super) content: Option<(String, Bytes)>,
 }
 
-/// What a client of a repository is for, and so what its tokens must allow.
+/// The purpose of a client of a repository, and so the scope of its tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::source) enum Purpose {
     /// Reading.
@@ -89,7 +90,7 @@ impl Client {
             .map_err(|error| {
                 Error::with_source(
                     Kind::InvalidArgument,
-                    format!("{host}/{repository} makes no URL"),
+                    format!("{host}/{repository} is not valid in a URL"),
                     error,
                 )
             })?;
@@ -122,7 +123,7 @@ impl Client {
         self.base.join(below).map_err(|error| {
             Error::with_source(
                 Kind::InvalidArgument,
-                format!("{below:?} of {} makes no URL", self.name),
+                format!("{below:?} of {} is not valid in a URL", self.name),
                 error,
             )
         })
@@ -138,7 +139,7 @@ impl Client {
         Ok(self.ask_with_target(url, wanted).await?.0)
     }
 
-    /// As [`Self::ask`], with a body that can be sent only once: a 401 renews the credentials and is a failure of this try.
+    /// Like [`Self::ask`], with a body that can be sent only once: a 401 renews the credentials and is a failure of this try.
     pub(super) async fn upload(
         &self,
         mut request: Request,
@@ -192,12 +193,12 @@ impl Client {
         Ok(body)
     }
 
-    /// Forgets where a blob's redirect led: what came from there was wrong.
+    /// Forgets the redirect target of a blob, because its content was wrong.
     pub(super) fn forget_target(&self, digest: &Digest) {
         self.targets().pop(digest);
     }
 
-    /// What a refusal means here, with advice where it is about credentials.
+    /// The failure of a refused request, with advice if it is about credentials.
     pub(super) async fn refuse(&self, body: Body) -> Failure {
         let by_registry = self.is_own(body.head().url());
         let host = host_of(body.head().url());
@@ -225,14 +226,14 @@ impl Client {
                     error,
                 ))
             }
-            // what Go's and nginx's servers answer; what a registry explains it has understood
+            // the answer of Go's and nginx's servers; a registry that explains its refusal has understood the request
             Failure::Final(error)
                 if status == StatusCode::BAD_REQUEST
                     && self.base.scheme() == "http"
                     && !is_explained =>
             {
                 Failure::Final(error.context(format!(
-                    "{} was asked by plain HTTP; if it speaks TLS, ask for that",
+                    "{} was asked over plain HTTP; if it needs TLS, use --tls",
                     self.name
                 )))
             }
@@ -347,7 +348,7 @@ impl Client {
             error: Error::new(
                 Kind::Unavailable,
                 format!(
-                    "{host} has asked not to be asked for {:.1} s",
+                    "{host} has asked for a pause of {:.1} s more",
                     left.as_secs_f64()
                 ),
             ),
@@ -373,12 +374,12 @@ impl Client {
     }
 }
 
-/// What may be kept: the range's own answers.
+/// Whether the answer belongs to the range and its redirect target may be kept.
 fn is_usable(status: StatusCode) -> bool {
     status.is_success() || status == StatusCode::RANGE_NOT_SATISFIABLE
 }
 
-/// What servers answer to a signed URL whose time is over (S3 sends 400 for some tokens), or whose object has moved.
+/// The answers to a signed URL that has expired (S3 sends 400 for some tokens), or whose object has moved.
 fn is_stale(status: StatusCode) -> bool {
     matches!(status.as_u16(), 400 | 401 | 403 | 404 | 410) || is_redirect(status)
 }
@@ -408,7 +409,7 @@ pub(super) fn next_location(body: &Body, at: &Url) -> Result<Url> {
         };
         Error::new(
             Kind::Unavailable,
-            format!("{host} {what} ({status}) without a Location that says where it goes on"),
+            format!("{host} {what} ({status}) without a valid Location"),
         )
     })?;
     let mut next = at.join(location).map_err(|error| {

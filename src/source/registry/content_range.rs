@@ -1,6 +1,6 @@
 //! `Content-Range` (RFC 9110, section 14.4).
 
-/// What a `Content-Range` says, its last position made exclusive.
+/// The content of a `Content-Range`, with an exclusive end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ContentRange {
     /// `bytes 0-99/1000`, `bytes 0-99/*`.

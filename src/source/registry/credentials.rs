@@ -1,6 +1,6 @@
-//! Credentials, from Docker's `config.json`, Podman's `auth.json` and the helpers that they name.
+//! Credentials, from Docker's `config.json`, Podman's `auth.json` and the helpers that these name.
 //!
-//! Read anew for each token: `docker login` and short-lived passwords work without a restart.
+//! They are read for each token: `docker login` and short-lived passwords take effect without a restart.
 
 use std::{
     path::{Path, PathBuf},
@@ -23,10 +23,10 @@ const MAX_HELPER_OUTPUT: u64 = 64 << 10;
 const HELPER_TIME: Duration = Duration::from_secs(30);
 /// How Docker names Docker Hub in its file, for historical reasons.
 const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
-/// The user name by which a helper says that the secret is an identity token.
+/// The user name with which a helper marks the secret as an identity token.
 const TOKEN_USER: &str = "<token>";
 
-/// What to show a registry or its token service. Has no `Debug`: it must reach no log.
+/// The credentials for a registry or its token service. There is no `Debug`: they must not reach a log.
 pub(super) enum Credentials {
     /// Name and password.
     Password { user: String, password: String },
@@ -43,10 +43,10 @@ pub(super) struct Found {
     pub(super) place: String,
 }
 
-/// What a search for credentials came to.
+/// The result of a search for credentials.
 #[derive(Default)]
 pub(super) struct Lookup {
-    /// `None` where nobody has any: then the registry is asked as anonymous.
+    /// `None` if there are no credentials: then the registry is accessed anonymously.
     pub(super) found: Option<Found>,
     /// Why a helper that should have them gave no answer: for the error, if the registry then refuses.
     pub(super) trouble: Option<String>,
@@ -60,8 +60,8 @@ struct HelperAnswer {
     secret: String,
 }
 
-/// The credentials for a repository. A helper that is not installed or fails is told of, and as with Docker no error yet: the image may
-/// be one that everybody gets.
+/// The credentials for a repository. A helper that is not installed or fails is logged; as with Docker, this is not an error yet, because
+/// the image may be public.
 pub(super) async fn find(access: &Access, host: &str, repository: &str) -> Result<Lookup> {
     let mut lookup = Lookup::default();
     for path in [&access.docker_config, &access.podman_auth]
@@ -88,7 +88,7 @@ pub(super) fn places(access: &Access) -> String {
         .map(|path| path.display().to_string())
         .collect();
     match places.is_empty() {
-        true => "no credentials' file was named".to_owned(),
+        true => "no credentials file".to_owned(),
         false => format!("none in {}", places.join(" and ")),
     }
 }
@@ -109,7 +109,7 @@ async fn read(path: &Path) -> Result<Option<Config>> {
         return Err(Error::new(
             Kind::InvalidArgument,
             format!(
-                "{}: a credentials' file of over {MAX_FILE} bytes",
+                "{}: the credentials file is longer than {MAX_FILE} bytes",
                 path.display()
             ),
         ));
@@ -118,7 +118,7 @@ async fn read(path: &Path) -> Result<Option<Config>> {
         Error::new(
             Kind::InvalidArgument,
             format!(
-                "{}: no credentials' file of Docker's form ({why})",
+                "{}: not a Docker configuration file ({why})",
                 path.display()
             ),
         )
@@ -212,7 +212,7 @@ fn helper_name(helper: &str) -> Result<String> {
         true => Ok(name),
         false => Err(Error::new(
             Kind::InvalidArgument,
-            format!("{name:?} is no credential helper's name"),
+            format!("{name:?} is not the name of a credential helper"),
         )),
     }
 }
@@ -228,7 +228,7 @@ async fn ask_helper(
         Ok(answer) => answer,
         Err(_) => Err(Error::new(
             Kind::Unauthorized,
-            format!("{name} gave no answer within {} s", limit.as_secs_f64()),
+            format!("{name} did not answer within {} s", limit.as_secs_f64()),
         )),
     }
 }
@@ -248,7 +248,7 @@ async fn run_helper(name: &str, server: &str, access: &Access) -> Result<Option<
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             return Err(Error::new(
                 Kind::Unauthorized,
-                format!("{name} is not in PATH, and the credentials' file names it: install it"),
+                format!("{name} is not in PATH, but the credentials file names it: install it"),
             ));
         }
         child => child.or_kind(Kind::Io, failed)?,
@@ -256,7 +256,7 @@ async fn run_helper(name: &str, server: &str, access: &Access) -> Result<Option<
     // it waits for its input until then
     open_files::give_back_to(child.id());
     if let Some(mut stdin) = child.stdin.take() {
-        // a helper that does not read says so by its status
+        // a helper that does not read its input reports this in its status
         let _ = stdin.write_all(server.as_bytes()).await;
     }
     let mut output = Vec::new();
@@ -269,7 +269,7 @@ async fn run_helper(name: &str, server: &str, access: &Access) -> Result<Option<
     }
     let status = child.wait().await.or_kind(Kind::Io, failed)?;
     if !status.success() {
-        // the protocol's one way to say "none": this text on the standard output
+        // the only way of the protocol to report "none": this text on standard output
         let text = String::from_utf8_lossy(&output);
         if text.contains("credentials not found") {
             return Ok(None);
@@ -277,13 +277,16 @@ async fn run_helper(name: &str, server: &str, access: &Access) -> Result<Option<
         return Err(Error::new(
             Kind::Unauthorized,
             format!(
-                "{name} get failed ({status}): run it by hand with {server:?} on its standard input to see why"
+                "{name} get failed ({status}): to see why, run it with {server:?} on its standard input"
             ),
         ));
     }
     let answer: HelperAnswer = serde_json::from_slice(&output).map_err(|_| {
         // the answer is secret, and is not quoted
-        Error::new(Kind::Unauthorized, format!("{name} get: no JSON answer"))
+        Error::new(
+            Kind::Unauthorized,
+            format!("{name} get: the answer is not JSON"),
+        )
     })?;
     Ok(Some(match answer.username.as_str() {
         TOKEN_USER => Credentials::IdentityToken(answer.secret),
@@ -294,13 +297,13 @@ async fn run_helper(name: &str, server: &str, access: &Access) -> Result<Option<
     }))
 }
 
-/// The helper in the `PATH` of who asked: the one of this process must not count.
+/// The helper in the `PATH` of the request, not in that of this process.
 fn program(name: &str, access: &Access) -> PathBuf {
     let path = access.helper_environment.get("PATH");
     std::env::split_paths(path.map_or("/usr/local/bin:/usr/bin:/bin", String::as_str))
         .map(|folder| folder.join(name))
         .find(|file| file.is_file())
-        // not to be found: the start fails, and its error says so
+        // not found: the start fails with an error that says so
         .unwrap_or_else(|| Path::new("/nonexistent").join(name))
 }
 
@@ -364,6 +367,9 @@ mod tests {
             panic!("it answered");
         };
         assert_eq!(error.kind(), Kind::Unauthorized);
-        assert!(error.report().contains("no answer within"), "{error:?}");
+        assert!(
+            error.report().contains("did not answer within"),
+            "{error:?}"
+        );
     }
 }

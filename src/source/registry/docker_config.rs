@@ -1,5 +1,5 @@
-//! Docker's `config.json`, read as Go's JSON reads it: an empty file and nulls are nothing, names of fields are in any case, what
-//! stands behind the first value does not count, and base64 may have line ends in it.
+//! Docker's `config.json`, read as Go reads JSON: an empty file and nulls are empty, field names are case-insensitive, data after the
+//! first value is ignored, and base64 may contain line ends.
 
 use std::collections::BTreeMap;
 
@@ -13,13 +13,13 @@ use super::credentials::Credentials;
 #[derive(Debug, Default)]
 pub(super) struct Config {
     auths: Map<String, Value>,
-    /// The helper for all registries that have none of their own; empty where there is none.
+    /// The helper for all registries without their own; empty if there is none.
     pub(super) creds_store: String,
     /// Helpers by registry.
     pub(super) cred_helpers: BTreeMap<String, String>,
 }
 
-/// Why a file cannot be read. Has none of its text, which is secret.
+/// Why a file cannot be read. It contains no text of the file, which is secret.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Unreadable {
     #[error("line {line}, column {column}")]
@@ -71,8 +71,7 @@ impl Config {
         self.auths.keys().map(String::as_str)
     }
 
-    /// The credentials of an entry. `None` where it is empty: a helper has what it stands for. Entries that nobody asks for are not
-    /// looked into.
+    /// The credentials of an entry. `None` if the entry is empty: a helper has its credentials. Other entries are not parsed.
     pub(super) fn credentials(&self, name: &str) -> Result<Option<Credentials>, &'static str> {
         let entry = match self.auths.get(name) {
             None | Some(Value::Null) => return Ok(None),
@@ -132,7 +131,7 @@ fn field<'a>(object: &'a Map<String, Value>, name: &str) -> &'a Value {
         .unwrap_or(&Value::Null)
 }
 
-/// A text; empty where there is none. `None` where it is something else.
+/// A string; empty if it is missing, `None` if it has another type.
 fn text(object: &Map<String, Value>, name: &str) -> Option<String> {
     match field(object, name) {
         Value::Null => Some(String::new()),
@@ -141,7 +140,7 @@ fn text(object: &Map<String, Value>, name: &str) -> Option<String> {
     }
 }
 
-/// An object; empty where there is none. `None` where it is something else.
+/// An object; empty if it is missing, `None` if it has another type.
 fn object(object: &Map<String, Value>, name: &str) -> Option<Map<String, Value>> {
     match field(object, name) {
         Value::Null => Some(Map::new()),

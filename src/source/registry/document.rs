@@ -12,12 +12,12 @@ use super::{
 };
 use crate::error::{Error, Kind, Result};
 
-/// What registries themselves take for a manifest.
+/// Maximum size of a manifest, as registries accept it.
 const MAX_DOCUMENT: usize = 4 << 20;
 
 /// A document as it came.
 pub(super) struct Document {
-    /// `Content-Type` without parameters, in lower case; empty where there is none.
+    /// `Content-Type` without parameters, in lower case; empty if it is missing.
     pub(super) content_type: String,
     /// `Docker-Content-Digest`.
     pub(super) digest: Option<String>,
@@ -29,7 +29,7 @@ pub(super) struct Document {
 }
 
 impl Document {
-    /// Where the list that this is a page of goes on. An error where that cannot be told, or is another host.
+    /// The next page of a list; an error if the header is malformed or leads to another host.
     pub(super) fn next_page(&self, client: &Client, at: &Url, what: &str) -> Result<Option<Url>> {
         let corrupt = |why: &str| Error::new(Kind::Corrupt, format!("{what}: {why}"));
         for header in &self.links {
@@ -37,13 +37,11 @@ impl Document {
                 .to_str()
                 .map_err(|_| link::Unreadable)
                 .and_then(link::next_target)
-                .map_err(|link::Unreadable| {
-                    corrupt("its Link header cannot be read, and so whether the list goes on")
-                })?;
+                .map_err(|link::Unreadable| corrupt("its Link header is malformed"))?;
             if let Some(target) = next {
                 return match at.join(target) {
                     Ok(next) if client.is_own(&next) => Ok(Some(next)),
-                    _ => Err(corrupt("its list goes on at another host")),
+                    _ => Err(corrupt("its list continues on another host")),
                 };
             }
         }
@@ -51,10 +49,10 @@ impl Document {
     }
 }
 
-/// What a registry says to a request for a document.
+/// The answer of a registry to a request for a document.
 pub(super) enum Answer {
     Document(Document),
-    /// 204: there is no document.
+    /// 204: no document.
     Nothing,
     /// A refusal by which a caller may tell what the registry has; credentials are not the reason.
     Refused(Refusal),
@@ -125,7 +123,7 @@ async fn try_get(client: &Client, url: &Url, wanted: &Wanted) -> Result<Answer, 
         if bytes.len() + piece.len() > MAX_DOCUMENT {
             return Err(Failure::Final(Error::new(
                 Kind::Corrupt,
-                format!("{} sends more than {MAX_DOCUMENT} bytes", body.host()),
+                format!("{} sent more than {MAX_DOCUMENT} bytes", body.host()),
             )));
         }
         bytes.extend_from_slice(&piece);

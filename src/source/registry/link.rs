@@ -3,11 +3,11 @@
 /// Longer than any honest header.
 const MAX_HEADER: usize = 16 << 10;
 
-/// A header that is not of the grammar: what it says of a next page is not known.
+/// The header does not follow the grammar, so it is not known whether there is a next page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Unreadable;
 
-/// The target of the first link whose relation is `next`, as it stands: it may be relative.
+/// The target of the first link with the relation `next`, unchanged: it may be relative.
 pub(super) fn next_target(header: &str) -> Result<Option<&str>, Unreadable> {
     if header.len() > MAX_HEADER {
         return Err(Unreadable);

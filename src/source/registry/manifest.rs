@@ -15,7 +15,7 @@ use crate::{
     source::Manifest,
 };
 
-/// What is asked for: without it, old registries answer in Docker's schema 1.
+/// The accepted media types: without them, old registries answer in Docker's schema 1.
 const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
     application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json, \
     application/vnd.oci.artifact.manifest.v1+json";
@@ -35,7 +35,7 @@ pub(super) async fn by_tag(client: &Client, tag: &str) -> Result<Manifest> {
     found(find_tag(client, tag).await?, client, tag)
 }
 
-/// As [`by_tag`]; a refusal (no such tag) is an answer.
+/// Like [`by_tag`]; a refusal (no such tag) is a result, not an error.
 pub(super) async fn find_tag(client: &Client, tag: &str) -> Result<Result<Manifest, Refusal>> {
     get(client, tag, None).await
 }
@@ -83,7 +83,7 @@ fn verify(document: Document, expected: Option<&Digest>) -> Result<Manifest> {
     {
         return Err(Error::new(
             Kind::Corrupt,
-            format!("other bytes than the digest's: they have {digest}"),
+            format!("the content does not match the digest: it has {digest}"),
         ));
     }
     // by tag, the header is all there is; another algorithm's digest cannot be compared
@@ -93,14 +93,14 @@ fn verify(document: Document, expected: Option<&Digest>) -> Result<Manifest> {
     {
         return Err(Error::new(
             Kind::Corrupt,
-            format!("the registry says {said:?}, and sent bytes of {digest}"),
+            format!("the registry announced {said:?}, but sent content of {digest}"),
         ));
     }
     let Ok(head) = serde_json::from_slice::<Head>(&document.bytes) else {
         return Err(Error::new(
             Kind::Corrupt,
             format!(
-                "no manifest, but {:?}: is this a registry?",
+                "{:?} instead of a manifest: is this a registry?",
                 document.content_type
             ),
         ));
@@ -115,7 +115,7 @@ fn verify(document: Document, expected: Option<&Digest>) -> Result<Manifest> {
     {
         return Err(Error::new(
             Kind::Unsupported,
-            "the image is in Docker's schema 1: push it again with a tool of this decade (skopeo copy --format oci)",
+            "the image has the obsolete Docker manifest schema 1: push it again in another format (skopeo copy --format oci)",
         ));
     }
     Ok(Manifest {
@@ -155,7 +155,7 @@ pub(super) async fn put(
                 return Err(Failure::Final(Error::new(
                     Kind::Corrupt,
                     format!(
-                        "{} says that it has stored {said:?}, not {digest}",
+                        "{} reports that it has stored {said:?}, not {digest}",
                         body.host()
                     ),
                 )));
@@ -170,7 +170,7 @@ pub(super) async fn put(
                     return Ok(None);
                 }
                 let what = format!(
-                    "the tag {name} of {} is there already, and the registry lets nobody replace it: give another tag, or remove that one first",
+                    "the tag {name} of {} exists, and the registry does not allow it to be replaced: give another tag, or remove it first",
                     client.name()
                 );
                 return Err(error.context(what));

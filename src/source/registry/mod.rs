@@ -1,8 +1,8 @@
 //! A repository of a registry: the client side of the OCI distribution specification 1.1.
 //!
-//! From below: [`transport`] is HTTP; [`client`] one GET with [`auth`]orization and redirects; [`reader`] reads a range of a blob
-//! through failures ([`retry`]), and [`stream`] a whole blob by several of them; [`document`] reads small JSON, from which
-//! [`manifest`], [`tags`] and [`referrers`] are made. [`upload`] writes blobs, [`referrers_list`] what stands in for the referrers API.
+//! From bottom to top: [`transport`] is HTTP; [`client`] is one request with [`auth`]orization and redirects; [`reader`] reads a range of
+//! a blob across failures ([`retry`]), and [`stream`] a whole blob with several of them; [`document`] reads small JSON documents, on which
+//! [`manifest`], [`tags`] and [`referrers`] are based. [`upload`] writes blobs, [`referrers_list`] the list that replaces the referrers API.
 
 use std::{ops::Range, sync::Arc, time::Duration};
 
@@ -85,7 +85,7 @@ impl Repository {
             return Err(Error::new(
                 Kind::Unsupported,
                 format!(
-                    "blob {digest} of {} has {size} bytes: at most {limit} are taken here",
+                    "blob {digest} of {} has {size} bytes, over the limit of {limit}",
                     self.client.name()
                 ),
             ));
@@ -106,7 +106,7 @@ impl Repository {
         Err(Error::new(
             Kind::Corrupt,
             format!(
-                "reading blob {digest} of {}: twice other bytes than the digest's{found}",
+                "reading blob {digest} of {}: the content did not match the digest twice{found}",
                 self.client.name()
             ),
         ))
@@ -167,7 +167,7 @@ impl Repository {
         tags::list(&self.client).await
     }
 
-    /// The manifest that a tag names; a tag that is not there is an answer.
+    /// The manifest of a tag; `None` if the tag does not exist.
     pub(super) async fn find_tag(&self, tag: &str) -> Result<Option<Manifest>> {
         match manifest::by_tag(&self.client, tag).await {
             Ok(manifest) => Ok(Some(manifest)),
@@ -213,7 +213,7 @@ impl Repository {
         let is_noted = manifest::put(&self.client, &name, media_type, bytes)
             .await?
             .is_some();
-        // asked as a reader asks: whatever the answer to the PUT was, that is where readers look
+        // asked as readers ask, whatever the answer to the PUT was
         let artifact_type = Some(artifact.artifact_type.as_str());
         match referrers::by_api(&self.client, subject, artifact_type).await? {
             None => referrers_list::add(&self.client, subject, &artifact.entry()).await?,
@@ -222,7 +222,7 @@ impl Repository {
                 return Err(Error::new(
                     Kind::Unsupported,
                     format!(
-                        "{} has the referrers API, and does not list there what it has just stored: {digest} of {subject}",
+                        "{} has the referrers API, but does not list the referrer that it has just stored: {digest} of {subject}",
                         self.client.name()
                     ),
                 ));
@@ -231,8 +231,8 @@ impl Repository {
         Ok(digest)
     }
 
-    /// Removes a referrer and its entry in the list that stands in for the referrers API. What is there under the digest has to say by
-    /// itself that it refers to the subject. `false` when there was neither.
+    /// Removes a referrer and its entry in the list that replaces the referrers API. The manifest with this digest must refer to the
+    /// subject. `false` if neither existed.
     pub(super) async fn delete_referrer(&self, digest: &Digest, subject: &Digest) -> Result<bool> {
         let is_there = match manifest::by_digest(&self.client, digest).await {
             Ok(found) if referring(&found.bytes, subject).is_some() => true,
@@ -240,7 +240,7 @@ impl Repository {
                 return Err(Error::new(
                     Kind::InvalidArgument,
                     format!(
-                        "{digest} of {} does not refer to {subject}: it is not removed",
+                        "{digest} of {} does not refer to {subject}; it is not removed",
                         self.client.name()
                     ),
                 ));
@@ -248,7 +248,7 @@ impl Repository {
             Err(error) if error.kind() == Kind::NotFound => false,
             Err(error) => return Err(error),
         };
-        // the entry first: what is listed must be there
+        // the entry first: everything that is listed must exist
         let was_listed = referrers_list::remove(&self.client, subject, digest).await?;
         let was_there = is_there && manifest::delete(&self.client, digest).await?;
         Ok(was_listed || was_there)

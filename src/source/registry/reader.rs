@@ -1,7 +1,7 @@
-//! Reading a range of a blob, whatever the server makes of `Range`: one state machine, from which ranges, streams and whole blobs are made.
+//! Reading a range of a blob, however the server treats `Range`: one state machine, for ranges, streams and whole blobs.
 //!
-//! It knows where it stands in the blob. An answer is checked against that position before one byte of it is taken; when an answer
-//! breaks off, the next one is asked for from there.
+//! It keeps its position in the blob. An answer is checked against that position before a byte of it is used; after an incomplete answer
+//! the next request starts at the new position.
 
 use std::{ops::Range, sync::Arc, time::Duration};
 
@@ -19,7 +19,7 @@ use crate::{
     oci::Digest,
 };
 
-/// What a try must bring to count as progress: a server that sends a byte and hangs up is not to be asked for ever.
+/// Minimum number of bytes of a try that counts as progress: a server that sends a byte and disconnects must not be asked for ever.
 const PROGRESS: u64 = 4 << 10;
 /// After so many ranges that are not the ones asked for, the blob is asked for as a whole.
 const WRONG_RANGES: u32 = 2;
@@ -173,7 +173,7 @@ impl Reader {
                         return Ok(answer);
                     }
                 }
-                // it calls a part the whole: its own word on which part it is counts
+                // the server presents a part as the whole: its own statement about the part is used
                 StatusCode::OK if is_part(&body, wanted.range.is_some()) => {
                     if let Some(answer) = self.partial(body)? {
                         return Ok(answer);
@@ -195,7 +195,8 @@ impl Reader {
                     {
                         self.check_size(total, &body)?;
                     }
-                    // it does not take this form of range, or does not say what is wrong: the whole blob will show
+                    // the server does not accept this form of range, or does not say what is wrong: a request for the whole blob will show
+                    // it
                     self.whole = true;
                 }
                 _ => return Err(self.client.refuse(body).await),
@@ -203,8 +204,8 @@ impl Reader {
         }
     }
 
-    /// A part: the answer if it is the one that was asked for, `None` to ask again. A 206 has to begin at the position; a 200 that says
-    /// which part it is only has to have the position.
+    /// Handles a part: the answer if it is the requested one, `None` to ask again. A 206 must begin at the position; a 200 with a
+    /// `Content-Range` must only include it.
     fn partial(&mut self, body: Body) -> Result<Option<Answer>, Failure> {
         let said = body.header("content-range");
         let range = said.and_then(ContentRange::parse);
@@ -231,12 +232,12 @@ impl Reader {
             self.whole = true;
             return Ok(None);
         }
-        // also what is multipart/byteranges, which has no Content-Range of its own and which nobody asked for
+        // also multipart/byteranges, which has no Content-Range of its own and was not requested
         let said: String = said.unwrap_or("nothing").chars().take(80).collect();
         Err(Failure::passing(Error::new(
             Kind::Corrupt,
             format!(
-                "{} was asked for bytes {}-{}, and sends a part of which it says {said:?}",
+                "{} was asked for bytes {}-{}, but sent a range of {said:?}",
                 body.host(),
                 self.position,
                 self.end - 1
@@ -244,20 +245,20 @@ impl Reader {
         )))
     }
 
-    /// Compares what the server says of the blob's size with what is known of it.
+    /// Compares the size of the blob according to the server with the known one.
     fn check_size(&self, said: u64, body: &Body) -> Result<(), Failure> {
         match self.size {
             Some(size) if size != said => Err(Failure::Final(Error::new(
                 Kind::Corrupt,
                 format!(
-                    "{} has {said} bytes of it, and the manifest says {size}",
+                    "{} has {said} bytes of it, but its size in the manifest is {size}",
                     body.host()
                 ),
             ))),
             None if said < self.end => Err(Failure::Final(Error::new(
                 Kind::Corrupt,
                 format!(
-                    "{} has {said} bytes of it, and byte {} was asked for",
+                    "{} has {said} bytes of it, but byte {} was requested",
                     body.host(),
                     self.end - 1
                 ),
@@ -267,7 +268,8 @@ impl Reader {
     }
 }
 
-/// Whether a 200 is a part of the blob: it says which one. Where no part was asked for, a `Content-Range` that names none means nothing.
+/// Whether a 200 is a part of the blob according to its `Content-Range`. If no part was requested, a `Content-Range` without one is
+/// ignored.
 fn is_part(body: &Body, asked_for_part: bool) -> bool {
     body.header("content-range").is_some_and(|said| {
         asked_for_part || matches!(ContentRange::parse(said), Some(ContentRange::Bytes { .. }))

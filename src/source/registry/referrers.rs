@@ -1,4 +1,4 @@
-//! Referrers of a manifest (OCI distribution 1.1, "Listing Referrers"): the API, or where there is none the tag that stands in for it.
+//! The referrers of a manifest (OCI distribution 1.1, "Listing Referrers"): from the API, or from the referrers tag if there is no API.
 
 use std::collections::HashSet;
 
@@ -17,7 +17,7 @@ use crate::{
     source::Referrer,
 };
 
-/// Answers of one list. A subject with more referrers of one type is no honest one.
+/// Maximum number of answers for one list. A subject with more referrers of one type is not plausible.
 const MAX_ANSWERS: usize = 64;
 /// Referrers of one list.
 const MAX_REFERRERS: usize = 4096;
@@ -40,8 +40,8 @@ fn what(client: &Client, subject: &Digest) -> String {
     format!("listing the referrers of {subject} of {}", client.name())
 }
 
-/// What the registry's API lists; `None` where it has no such API. Who reads and who writes ask this: what is written under the tag is what
-/// will be looked for there.
+/// The list of the registry's API; `None` if it has no such API. Readers and writers both ask this, because a list is written under the
+/// tag only if readers will look for it there.
 pub(super) async fn by_api(
     client: &Client,
     subject: &Digest,
@@ -57,13 +57,16 @@ pub(super) async fn by_api(
     let mut seen = HashSet::new();
     for answers in 0..MAX_ANSWERS {
         if !seen.insert(url.clone()) {
-            return Err(corrupt(what, "its list leads back to itself"));
+            return Err(corrupt(what, "its list is circular"));
         }
         let document = match document::get(client, &url, OCI_INDEX, what).await? {
             Answer::Document(document) if document.content_type == OCI_INDEX => document,
             Answer::Document(_) | Answer::Nothing if answers == 0 => return Ok(None),
             Answer::Document(_) | Answer::Nothing => {
-                return Err(corrupt(what, "its list goes on with what is not an index"));
+                return Err(corrupt(
+                    what,
+                    "its list continues with something other than an image index",
+                ));
             }
             Answer::Refused(refusal) if answers == 0 && means_no_api(&refusal) => return Ok(None),
             Answer::Refused(refusal) => return Err(refusal.error().context(what.as_str())),
@@ -87,7 +90,7 @@ fn means_no_api(refusal: &Refusal) -> bool {
         || refusal.status.is_client_error() && !is_other_reason
 }
 
-/// The list under the tag `sha256-<hex>`, which clients keep where the registry has no API. What is something else is not a list.
+/// The list under the tag `sha256-<hex>`, which clients maintain if the registry has no API. Other content under the tag is not a list.
 async fn by_tag(
     client: &Client,
     subject: &Digest,
@@ -102,7 +105,7 @@ async fn by_tag(
         Tagged::List(list) => list,
         Tagged::Other(why) => {
             tracing::info!(
-                "{} of {} is passed over as a list of referrers: {why}",
+                "{} of {} is ignored as a list of referrers: {why}",
                 referrers_tag(subject),
                 client.name()
             );
@@ -139,7 +142,7 @@ fn take_answer(
     take(found, entries, is_filtered, artifact_type, what)
 }
 
-/// Adds the referrers of a list. What its registry did not filter is filtered here; what is odd is told of and left out.
+/// Adds the referrers of a list. They are filtered here if the registry did not filter them; malformed entries are logged and ignored.
 fn take(
     found: &mut Vec<Referrer>,
     (entries, odd): (Vec<Descriptor>, Vec<String>),
@@ -148,7 +151,7 @@ fn take(
     what: &str,
 ) -> Result<()> {
     for odd in odd {
-        tracing::warn!("{what}: left out: {odd}");
+        tracing::warn!("{what}: an entry is ignored: {odd}");
     }
     for entry in entries {
         let of_type = match (entry.artifact_type.as_deref(), artifact_type) {
@@ -160,7 +163,7 @@ fn take(
             continue;
         }
         if found.len() == MAX_REFERRERS {
-            return Err(corrupt(what, "over 4096 of one type"));
+            return Err(corrupt(what, "more than 4096 of one type"));
         }
         found.push(Referrer {
             digest: entry.digest,

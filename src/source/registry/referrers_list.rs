@@ -1,12 +1,12 @@
-//! The list of referrers under the tag `sha256-<hex>`, which clients keep where a registry has no referrers API (OCI distribution 1.1,
+//! The list of referrers under the tag `sha256-<hex>`, which clients maintain if a registry has no referrers API (OCI distribution 1.1,
 //! "Referrers Tag Schema").
 //!
-//! Registries have no compare-and-swap: of two who change one list at once, one may write over the other's change. In this process a
-//! lock prevents it. Against others each looks again after its write, as long after as it had itself taken from reading to writing:
-//! by then, who wrote over it has done so, and its change is made once more.
+//! Registries have no compare-and-swap: if two clients change a list at the same time, one may overwrite the change of the other. Within
+//! this process a lock prevents it. Against other clients, each client reads the list again after its write, after a pause as long as its
+//! own time from reading to writing. By then a client that overwrites the list has done so, and the change is made once more.
 //!
-//! What stands under the tag is changed only after it has shown that it is such a list. A list that was replaced is not removed: registries
-//! remove a manifest with all tags that name it, and two subjects' lists may be the same bytes.
+//! The content under the tag is changed only if it is such a list. A list that was replaced is not removed: registries remove a manifest
+//! with all of its tags, and the lists of two subjects may have the same bytes.
 
 use std::{
     collections::HashMap,
@@ -35,20 +35,20 @@ const LONGEST_WAIT: Duration = Duration::from_secs(2);
 /// Locks of the lists that are being changed, by `HOST/REPOSITORY@SUBJECT`.
 static CHANGING: Mutex<Option<HashMap<String, Weak<tokio::sync::Mutex<()>>>>> = Mutex::new(None);
 
-/// What stands under the tag of a subject's list.
+/// The content under the tag of the list of a subject.
 pub(super) enum Tagged {
     Nothing,
     List(ReferrersList),
-    /// Something that is not this program's to change, and why it is not a list.
+    /// Content that this program must not change, and why it is not a list.
     Other(NotAList),
 }
 
-/// Reads what stands under the tag of a subject's list.
+/// Reads the content under the tag of the list of a subject.
 pub(super) async fn read(client: &Client, subject: &Digest) -> Result<Tagged> {
     let tag = referrers_tag(subject);
     let found = match manifest::find_tag(client, &tag).await? {
         Ok(found) => found,
-        // a repository that is not there is another matter than a tag
+        // a missing repository is not the same as a missing tag
         Err(refusal) if refusal.kind() == Kind::NotFound && !refusal.has_code("NAME_UNKNOWN") => {
             return Ok(Tagged::Nothing);
         }
@@ -91,8 +91,8 @@ pub(super) async fn add(client: &Client, subject: &Digest, entry: &Value) -> Res
         Change::Other(why) => Err(Error::with_source(
             Kind::Unsupported,
             format!(
-                "{} has no referrers API, and its tag {} is not free for the list that stands in for it: nothing was changed there \
-                 (`socinbd convert` makes an image that needs no list)",
+                "{} has no referrers API, and its tag {} is not a list of referrers: nothing was changed \
+                 (`socinbd convert` makes an image that needs no such list)",
                 client.name(),
                 referrers_tag(subject)
             ),
@@ -107,7 +107,7 @@ pub(super) async fn remove(client: &Client, subject: &Digest, digest: &Digest) -
     Ok(matches!(change, Change::Made))
 }
 
-/// What came of a change.
+/// The result of a change.
 enum Change {
     Made,
     NotNeeded,
@@ -115,7 +115,7 @@ enum Change {
     Other(NotAList),
 }
 
-/// Makes a change that is to last: `edit` says whether it has changed anything.
+/// Makes a change and checks that it persists; `edit` returns whether it has changed anything.
 async fn change(
     client: &Client,
     subject: &Digest,
@@ -144,7 +144,7 @@ async fn change(
     Err(Error::new(
         Kind::Unavailable,
         format!(
-            "{tag} of {}: others write over this list of referrers again and again",
+            "{tag} of {}: other clients keep overwriting this list of referrers",
             client.name()
         ),
     ))

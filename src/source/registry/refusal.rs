@@ -1,4 +1,4 @@
-//! Answers that are no: what they mean, and what they say about themselves.
+//! Refusals: their meaning, and the explanations in their bodies.
 
 use std::time::{Duration, SystemTime};
 
@@ -7,17 +7,17 @@ use reqwest::{Response, StatusCode, header};
 use super::retry::{Failure, parse_retry_after};
 use crate::error::{Error, Kind};
 
-/// Of a refusal's body, no more is read.
+/// Maximum number of bytes of a refusal's body that are read.
 const MAX_BODY: usize = 16 << 10;
 /// A body that takes longer is done without.
 const BODY_TIME: Duration = Duration::from_secs(3);
-/// Of the server's own words, no more is shown.
+/// Maximum length of the server's explanation in a message.
 const MAX_SHOWN: usize = 300;
 
-/// An answer with a status that is no success.
+/// An answer with a status other than success.
 pub(super) struct Refusal {
     pub(super) status: StatusCode,
-    /// Who answered, without path and query.
+    /// The host that answered, without path and query.
     host: String,
     /// The codes of an OCI error body, e.g. `NAME_UNKNOWN`.
     codes: Vec<String>,
@@ -40,7 +40,7 @@ struct Entry {
 }
 
 impl Refusal {
-    /// Reads what the answer says about itself, as far as that is short and quick.
+    /// Reads the explanation in the answer, as far as it is short and arrives quickly.
     pub(super) async fn read(mut response: Response) -> Self {
         let status = response.status();
         let text = |name| {
@@ -93,7 +93,7 @@ impl Refusal {
         }
     }
 
-    /// Whether it is about credentials whose time is over: some registries say so with 403 (Amazon's), and not with 401.
+    /// Whether it is about expired credentials: some registries (Amazon's) report this with 403 instead of 401.
     pub(super) fn is_about_expiry(&self) -> bool {
         self.status == StatusCode::FORBIDDEN && self.message.contains("expired")
     }
@@ -103,8 +103,8 @@ impl Refusal {
         self.retry_after.filter(|_| self.is_passing())
     }
 
-    /// Whether it is about a tag that is there and may not be replaced. No code or status says so alike: Amazon's answers 400 with
-    /// `TAG_INVALID`, Harbor 412 with `PRECONDITION`, Docker's 403 with `DENIED`, Quay 409; but each says it in words.
+    /// Whether it is about an existing tag that cannot be replaced. Registries have no common code or status for it: Amazon's answers 400
+    /// with `TAG_INVALID`, Harbor 412 with `PRECONDITION`, Docker's 403 with `DENIED`, Quay 409; but each has it in its text.
     fn is_about_immutable_tag(&self) -> bool {
         let is_refusal = self.status.is_client_error()
             && !matches!(
@@ -166,7 +166,7 @@ impl Refusal {
     }
 }
 
-/// Host and port of a URL: all of it that may stand in an error.
+/// Host and port of a URL: the only parts that may appear in an error.
 pub(super) fn host_of(url: &url::Url) -> String {
     match (url.host_str(), url.port()) {
         (Some(host), Some(port)) => format!("{host}:{port}"),
@@ -175,7 +175,7 @@ pub(super) fn host_of(url: &url::Url) -> String {
     }
 }
 
-/// The server's words in one short line. Queries are left out: a signature may stand in them.
+/// The server's explanation as one short line. Queries are left out, because they may have a signature.
 fn presentable(text: &str) -> String {
     let mut shown = String::new();
     for word in text.split_whitespace() {

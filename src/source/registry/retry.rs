@@ -1,4 +1,4 @@
-//! Trying again: what is worth it, when, and for how long.
+//! Retries: of which failures, when, and for how long.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -16,7 +16,7 @@ pub(super) enum Failure {
     /// It may work later.
     Passing {
         error: Error,
-        /// What the server asked for by `Retry-After`.
+        /// The pause that the server asked for with `Retry-After`.
         after: Option<Duration>,
     },
     /// It will not.
@@ -54,7 +54,7 @@ impl Tries {
         self.patience = patience;
     }
 
-    /// Somebody waits from now on: the time in which nobody did is not counted.
+    /// A reader waits from now on: the time before is not counted.
     pub(super) fn begin(&mut self) {
         if self.failed == 0 {
             self.since = Instant::now();
@@ -85,7 +85,7 @@ impl Tries {
         let elapsed = self.since.elapsed();
         if wait > LONGEST_RETRY_AFTER || elapsed + wait > self.patience {
             let asked = after
-                .map(|after| format!(", and asked to come again after {} s", after.as_secs()))
+                .map(|after| format!(", with Retry-After of {} s", after.as_secs()))
                 .unwrap_or_default();
             return Err(error.context(format!(
                 "{}: gave up after {} tries in {:.1} s{asked}",
@@ -186,7 +186,10 @@ mod tests {
             after: Some(Duration::from_secs(3600)),
         };
         let error = tries.after(failure).await.expect_err("it gives up");
-        assert!(error.report().contains("after 3600 s"), "{error:?}");
+        assert!(
+            error.report().contains("Retry-After of 3600 s"),
+            "{error:?}"
+        );
     }
 
     #[tokio::test]

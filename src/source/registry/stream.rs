@@ -1,8 +1,8 @@
-//! A whole blob in order, by several ranged GETs side by side.
+//! A whole blob in order, with several ranged GETs in parallel.
 //!
-//! The first part's answer shows whether the server knows ranges. If it does, up to [`PARALLEL`] parts of [`PART`] bytes are on their
-//! way at once, each in a task of its own, so that the network does not wait for the reader; what they hold is bounded by that. If it
-//! does not, that same answer is read to its end.
+//! The answer for the first part shows whether the server supports ranges. If it does, up to [`PARALLEL`] parts of [`PART`] bytes are
+//! requested in parallel, each in its own task, so that the network does not wait for the reader; this also bounds the memory. If it does
+//! not, that first answer is read to its end.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -134,7 +134,7 @@ impl Parts {
 
 /// A part on its way. Dropping it ends its request.
 struct Part {
-    /// Has no bound of its own: a part's pieces are at most its length.
+    /// Unbounded: the pieces of a part have at most its length.
     pieces: mpsc::UnboundedReceiver<Result<Bytes>>,
     whole: Arc<std::sync::atomic::AtomicBool>,
     task: AbortHandle,

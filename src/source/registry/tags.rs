@@ -16,7 +16,7 @@ use crate::{
 /// Answers of one list, of a thousand tags each or as many as the registry likes.
 const MAX_ANSWERS: usize = 4096;
 
-/// All tags, sorted. What is not a tag is told of and left out: as a part of a URL it could lead anywhere.
+/// All tags, sorted. Invalid tags are logged and ignored: in a URL they could lead anywhere.
 pub(super) async fn list(client: &Client) -> Result<Vec<String>> {
     let what = format!("listing the tags of {}", client.name());
     let corrupt = |why: &str| Error::new(Kind::Corrupt, format!("{what}: {why}"));
@@ -26,7 +26,7 @@ pub(super) async fn list(client: &Client) -> Result<Vec<String>> {
     let mut seen = HashSet::new();
     for _ in 0..MAX_ANSWERS {
         if !seen.insert(url.clone()) {
-            return Err(corrupt("its list leads back to itself"));
+            return Err(corrupt("its list is circular"));
         }
         let document = match document::get(client, &url, "application/json", &what).await? {
             Answer::Document(document) => document,
@@ -40,7 +40,7 @@ pub(super) async fn list(client: &Client) -> Result<Vec<String>> {
                 for tag in listed {
                     match tag.as_str().filter(|tag| is_tag(tag)) {
                         Some(tag) => drop(tags.insert(tag.to_owned())),
-                        None => tracing::warn!("{what}: left out: {}", shown(tag)),
+                        None => tracing::warn!("{what}: a tag is ignored: {}", shown(tag)),
                     }
                 }
             }
@@ -55,7 +55,7 @@ pub(super) async fn list(client: &Client) -> Result<Vec<String>> {
     Err(corrupt("its list has no end"))
 }
 
-/// What is not a tag, for a message.
+/// An invalid tag, shortened for a message.
 fn shown(entry: &Value) -> String {
     let text = entry.to_string(); // as JSON: control characters are escaped
     match text.char_indices().nth(80) {

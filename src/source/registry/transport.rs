@@ -1,4 +1,4 @@
-//! HTTP itself: connections, TLS, proxies, time limits. Knows nothing of registries, and follows no redirects.
+//! HTTP: connections, TLS, proxies, time limits. It has no knowledge of registries, and follows no redirects.
 
 use std::{
     path::{Path, PathBuf},
@@ -21,7 +21,7 @@ use crate::{
 
 const USER_AGENT: &str = concat!("socinbd/", env!("CARGO_PKG_VERSION"));
 
-/// Where distributions keep the certificates of the CAs that all programs trust; the first that is there counts.
+/// Where distributions keep the certificates of trusted CAs; the first file that exists is used.
 const SYSTEM_CERTIFICATES: &[&str] = &[
     "/etc/ssl/certs/ca-certificates.crt", // Debian, Ubuntu, Arch, Gentoo
     "/etc/pki/tls/certs/ca-bundle.crt",   // Fedora, RHEL
@@ -36,7 +36,7 @@ const LEAST_PROGRESS: u64 = 4 << 10;
 /// So many stall times a registry may take to answer once it has the whole of a blob: it may be moving gigabytes.
 const WHOLE_STALLS: u32 = 20;
 
-/// The connections of everybody who reaches the network in the same way.
+/// The connections of all requests with the same network settings.
 pub(super) struct Transport {
     way: Way,
     plain: OnceCell<Client>,
@@ -50,7 +50,7 @@ struct Way {
     https_proxy: Option<String>,
     http_proxy: Option<String>,
     no_proxy: Option<String>,
-    /// With the time of their last change: a renewed file is read again by the next who asks.
+    /// With the time of their last change: a changed file is read again by the next request.
     ca_certificates: Vec<(PathBuf, Option<SystemTime>)>,
 }
 
@@ -144,7 +144,7 @@ impl Transport {
                 Ok(Err(error)) => return Err(network_failure(error, &host)),
                 Err(_) => {}
             }
-            // what waits for its source, which has time limits of its own, is not stuck at the registry
+            // an upload that waits for its source, which has its own time limits, is not blamed on the registry
             let sent = pulse.sent();
             if sent != seen || pulse.is_starved() {
                 (seen, idle_since) = (sent, Instant::now());
@@ -156,14 +156,17 @@ impl Transport {
             if idle_since.elapsed() >= allowed {
                 return Err(Failure::passing(Error::new(
                     Kind::Unavailable,
-                    format!("{host} has taken nothing for {} s", allowed.as_secs_f64()),
+                    format!(
+                        "{host} has accepted no data for {} s",
+                        allowed.as_secs_f64()
+                    ),
                 )));
             }
         }
     }
 
     async fn plain_client(&self) -> Result<Client> {
-        // never asked for TLS; without a configuration reqwest would load the system's certificates, and fail where there are none
+        // TLS is not used here; without a configuration reqwest would load the system's certificates, and fail if there are none
         let roots = rustls::RootCertStore::empty();
         build(
             self.builder()?
@@ -199,7 +202,7 @@ impl Transport {
             .tcp_keepalive(Duration::from_secs(30))
             // a peer whose machine is gone acknowledges nothing, also on a connection that stood before
             .tcp_user_timeout(self.way.limits.connect * 2);
-        // as curl and Go: what is on this machine is not asked of a proxy
+        // as curl and Go do: hosts on this machine are not reached through a proxy
         let exceptions = format!(
             "localhost,127.0.0.0/8,::1,{}",
             self.way.no_proxy.as_deref().unwrap_or("")
@@ -219,7 +222,7 @@ impl Transport {
                 let shown = without_password(url);
                 Error::with_source(
                     Kind::InvalidArgument,
-                    format!("{shown:?} is no proxy's URL"),
+                    format!("{shown:?} is not a valid proxy URL"),
                     error.without_url(),
                 )
             })?;
@@ -261,19 +264,19 @@ fn root_certificates(extra: &[PathBuf]) -> Result<rustls::RootCertStore> {
         if found.is_empty() {
             return Err(Error::new(
                 Kind::InvalidArgument,
-                format!("{}: no PEM certificate in it", path.display()),
+                format!("{}: it has no PEM certificate", path.display()),
             ));
         }
         for certificate in found {
             roots.add(certificate).or_kind(Kind::InvalidArgument, || {
-                format!("{}: a certificate that cannot be used", path.display())
+                format!("{}: it has an invalid certificate", path.display())
             })?;
         }
     }
     if roots.is_empty() {
         return Err(Error::new(
             Kind::Io,
-            "no CA certificates on this machine: install the package ca-certificates, or name a file of them",
+            "there are no CA certificates on this machine: install the package ca-certificates, or use --ca-cert",
         ));
     }
     Ok(roots)
@@ -347,7 +350,7 @@ impl Body {
         self.response
     }
 
-    /// Who answered.
+    /// The host that answered.
     pub(super) fn host(&self) -> &str {
         &self.host
     }
@@ -410,16 +413,16 @@ impl Pace {
     }
 }
 
-/// What a failure below HTTP means. Its URL is left out: it may be signed.
+/// The meaning of a failure below HTTP. Its URL is left out, because it may be signed.
 fn network_failure(error: reqwest::Error, host: &str) -> Failure {
     let error = error.without_url();
     let tls = tls_error(&error).map(|tls| {
         let hint = match tls {
             rustls::Error::InvalidCertificate(_) => {
-                "its certificate is not trusted: name the file of its CA's certificate if it is one of your own"
+                "its certificate is not trusted: if its CA is your own, give the CA certificate with --ca-cert"
             }
             rustls::Error::InvalidMessage(_) => {
-                "it does not speak TLS: ask for plain HTTP if that is meant"
+                "it does not use TLS: to allow plain HTTP, use --plain-http"
             }
             _ => "TLS failed",
         };
@@ -429,7 +432,7 @@ fn network_failure(error: reqwest::Error, host: &str) -> Failure {
         Some(text) => Failure::Final(Error::with_source(Kind::Unavailable, text, error)),
         None if error.is_builder() => Failure::Final(Error::with_source(
             Kind::InvalidArgument,
-            format!("{host}: a request that cannot be made"),
+            format!("{host}: the request is invalid"),
             error,
         )),
         None if error.is_connect() => Failure::passing(Error::with_source(

@@ -1,7 +1,7 @@
-//! Blobs to a registry (OCI distribution 1.1, "Pushing blobs"): found there, mounted from another repository, or sent.
+//! Uploads of blobs to a registry (OCI distribution 1.1, "Pushing blobs"): found there, mounted from another repository, or sent.
 //!
-//! A blob is sent in one streamed PUT: what all registries take. When that breaks off, the registry is asked how far it has come, and
-//! the rest is sent; where it has forgotten the upload, a new one begins.
+//! A blob is sent in one streamed PUT, which all registries accept. If the connection breaks, the registry is asked how much it has, and
+//! the rest is sent; if it has forgotten the upload, a new one begins.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -32,7 +32,7 @@ const PIECE: usize = 64 << 10;
 /// The bytes of a blob from an offset on.
 pub(in crate::source) type Feed<'a> =
     &'a (dyn Fn(u64) -> BoxFuture<'a, Result<BoxStream<'static, Result<Bytes>>>> + Send + Sync);
-/// Starts who listens to a blob's bytes as they pass, once and in order.
+/// Starts the receiver of a blob's bytes, which it gets once and in order.
 pub(in crate::source) type Tap<'a> = &'a mut (dyn FnMut() -> mpsc::Sender<Bytes> + Send);
 
 /// Whether the repository has a blob.
@@ -61,7 +61,7 @@ pub(super) async fn has(client: &Client, digest: &Digest) -> Result<bool> {
     }
 }
 
-/// A blob that is to come to a repository.
+/// A blob to upload to a repository.
 #[derive(Clone, Copy)]
 pub(in crate::source) struct Outgoing<'a> {
     pub(in crate::source) digest: &'a Digest,
@@ -117,12 +117,12 @@ pub(super) async fn copy(
 struct Upload<'a, 'b> {
     client: &'a Client,
     blob: Outgoing<'b>,
-    /// Where the upload goes on, and how many bytes the registry has.
+    /// The URL of the next request of the upload, and the number of bytes that the registry has.
     session: Option<(Url, u64)>,
     tee: Arc<tokio::sync::Mutex<Tee>>,
 }
 
-/// Who else gets the bytes, each once: the digest, and the tap.
+/// The other receivers of the bytes, each of which gets them once: the digest, and the tap.
 #[derive(Default)]
 struct Tee {
     hasher: Hasher,
@@ -165,7 +165,7 @@ impl Upload<'_, '_> {
             true => Err(Error::new(
                 Kind::Corrupt,
                 format!(
-                    "blob {}: its source sent other bytes, of the digest {found}",
+                    "blob {}: its source sent content with the digest {found}",
                     self.blob.digest
                 ),
             )),
@@ -264,7 +264,7 @@ impl Upload<'_, '_> {
         let body = answer?;
         match body.head().status() {
             status if status.is_success() => Ok(Copied::Uploaded),
-            // the upload is forgotten, or stands elsewhere than thought: `resume` finds out
+            // the upload is forgotten, or has another offset: `resume` finds out
             StatusCode::NOT_FOUND | StatusCode::RANGE_NOT_SATISFIABLE => Err(Failure::passing(
                 Refusal::read(body.into_response()).await.error(),
             )),
@@ -280,7 +280,7 @@ impl Upload<'_, '_> {
         if tee.seen == self.blob.size && digest != *self.blob.digest {
             return Failure::Final(Error::with_source(
                 Kind::Corrupt,
-                format!("its source sent other bytes than the digest's: they have {digest}"),
+                format!("its source sent content with another digest: {digest}"),
                 refusal.error(),
             ));
         }

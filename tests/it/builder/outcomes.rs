@@ -67,7 +67,7 @@ async fn an_image_without_the_platform_is_given_up_with_the_reason_at_once() {
         log.contains("ERROR") && log.contains("team/app:only"),
         "{log}"
     );
-    assert!(!log.contains("tried again"), "{log}");
+    assert!(!log.contains("will be retried"), "{log}");
     let metrics = builder.get("/metrics").await;
     let line = r#"socinbd_builder_images_total{outcome="failed"} 2"#;
     assert!(metrics.contains(line), "{metrics}");

@@ -122,6 +122,6 @@ fn what_rots_is_found_and_mended_attached_or_not() {
     assert!(found[0]["wrong"][0].as_str().unwrap().contains("disk.ext4"));
     let unknown = format!("sha256:{}", "0".repeat(64));
     let error = host.fail(&["check", &unknown], 3);
-    assert!(error.contains("has no disk below"), "{error}");
+    assert!(error.contains("there is no disk of"), "{error}");
     host.fail(&["check"], 2);
 }

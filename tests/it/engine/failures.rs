@@ -91,10 +91,10 @@ fn a_bad_mount_point_leaves_nothing() {
         &[],
         2,
     );
-    assert!(error.contains("make the folder first"), "{error}");
+    assert!(error.contains("create the directory first"), "{error}");
     fs::write(folder.join("file"), b"").unwrap();
     let error = in_vain(&host, &layout.reference(""), &folder.join("file"), &[], 2);
-    assert!(error.contains("is no folder"), "{error}");
+    assert!(error.contains("is not a directory"), "{error}");
 }
 
 #[test]

@@ -234,7 +234,7 @@ async fn read_patiently(registry: &Registry, blob: &Digest) -> Result<()> {
 #[tokio::test]
 async fn challenges_that_cannot_be_answered() {
     for (challenge, said) in [
-        ("", "not what it wants"),
+        ("", "without a WWW-Authenticate challenge"),
         ("Negotiate", "negotiate"),
         ("Bearer", "token service"),
         ("Bearer realm=\"\"", "token service"),
@@ -329,7 +329,7 @@ async fn helpers_that_fail_are_named_and_not_quoted() {
             "echo top-secret; exit 3",
             "docker-credential-test get failed",
         ),
-        ("echo top-secret", "no JSON answer"),
+        ("echo top-secret", "the answer is not JSON"),
         ("head -c 1000000 /dev/zero", "docker-credential-test get"),
     ] {
         let config = with_helper(&registry, "credHelpers", script);

@@ -167,7 +167,7 @@ async fn an_answer_to_plain_http_that_may_come_from_tls_says_so() {
     registry.fail(On::Any, plain, Times::Next(1));
     let source = open_with(&registry, "app", &Access::default(), IMPATIENT).await;
     let error = source.range(&blob, 0..5).await.expect_err("refused");
-    assert!(error.report().contains("if it speaks TLS"), "{error:?}");
+    assert!(error.report().contains("if it needs TLS"), "{error:?}");
 }
 
 #[tokio::test]
@@ -262,7 +262,7 @@ async fn settings_that_make_no_sense_are_named() {
                 ..Access::default()
             },
             Kind::InvalidArgument,
-            "no proxy's URL",
+            "not a valid proxy URL",
         ),
         (
             Access {

@@ -556,7 +556,7 @@ async fn what_a_registry_says_is_not_followed_by_guesses() {
     let error = to.put_blob(&Bytes::from_static(b"x")).await;
     let report = error.expect_err("nowhere to send it to").report();
     assert!(
-        report.contains("begins an upload") && report.contains("without a Location"),
+        report.contains("begins an upload") && report.contains("without a valid Location"),
         "{report}"
     );
 }

@@ -269,7 +269,7 @@ fn however_a_file_to_prefetch_is_named_its_spans_are_listed() {
         fs::write(&absolute, wrong).unwrap();
         let list = ["--prefetch-files-json", absolute.to_str().unwrap()];
         let error = host.fail(&[&["index", "create", &image][..], &list].concat(), 2);
-        assert!(error.contains("a JSON list of paths"), "{wrong}: {error}");
+        assert!(error.contains("a JSON array of paths"), "{wrong}: {error}");
     }
 
     let artifacts = json_of(&host, &["prefetch", "list"]);

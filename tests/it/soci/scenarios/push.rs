@@ -80,7 +80,7 @@ fn who_may_push_is_asked_of_dockers_file() {
     };
     for (wrong, words) in [
         (None, "docker login"),
-        (Some("me:wrong"), "refuses the credentials"),
+        (Some("me:wrong"), "refused the credentials"),
     ] {
         let file = wrong.map(login);
         let file: Vec<&str> = file

@@ -128,12 +128,12 @@ fn what_is_no_layout_is_an_error_and_makes_no_image() {
     fs::rename(made.path(), at("two-tags")).unwrap();
     let host = Host::new();
     for (from, status, words) in [
-        ("none", 3, "there is no such folder or tar file"),
-        ("none.tar", 3, "there is no such folder or tar file"),
-        ("empty", 3, "is no OCI image layout"),
+        ("none", 3, "no such directory or tar file"),
+        ("none.tar", 3, "no such directory or tar file"),
+        ("empty", 3, "is not an OCI image layout"),
         ("half", 3, "index.json"),
         ("other", 8, "2.0.0"),
-        ("nothing", 3, "is no OCI image layout"),
+        ("nothing", 3, "is not an OCI image layout"),
         ("text", 7, "text at byte"),
         ("files.tar", 3, "has no oci-layout"),
         ("cut.tar", 7, "cut"),
