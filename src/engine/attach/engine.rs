@@ -6,7 +6,11 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use tokio::{runtime::Handle, sync::watch, task::AbortHandle};
+use tokio::{
+    runtime::Handle,
+    sync::watch,
+    task::{AbortHandle, JoinError},
+};
 use tokio_util::task::TaskTracker;
 
 use super::{devices::Devices, live::Table, records::Records, release};
@@ -130,10 +134,8 @@ impl Engine {
         &self,
         work: impl Future<Output = Result<T>> + Send + 'static,
     ) -> Result<T> {
-        self.tasks
-            .spawn(work)
-            .await
-            .or_kind(Kind::Io, || "a task of the daemon".into())?
+        let done = self.tasks.spawn(work).await;
+        done.map_err(|error| broken_off("a task of the daemon", error))?
     }
 }
 
@@ -176,7 +178,78 @@ pub(super) fn folder(path: &Path) -> Result<PathBuf> {
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .or_kind(Kind::Io, || "a worker thread".into())?
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| broken_off("a worker thread", error))?
+}
+
+/// Work that has come to no end. A process that ends does not begin what is asked for in its last moment: another one may.
+fn broken_off(what: &str, error: JoinError) -> Error {
+    let kind = match error.is_cancelled() {
+        true => Kind::Unavailable,
+        false => Kind::Io,
+    };
+    Error::with_source(kind, what, error)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use super::*;
+    use crate::engine::attach::types::tests::attachment;
+
+    async fn engine(root: &Path) -> Arc<Engine> {
+        Engine::open(&root.join("root"), &root.join("run"))
+            .await
+            .unwrap()
+    }
+
+    /// A client that is killed while it waits.
+    fn kill_at_first_wait<T>(client: impl Future<Output = T>) {
+        assert!(futures_util::FutureExt::now_or_never(pin!(client)).is_none());
+    }
+
+    #[tokio::test]
+    async fn what_has_begun_comes_to_its_end_though_nobody_waits() {
+        let root = tempfile::tempdir().unwrap();
+        let engine = engine(root.path()).await;
+        let (go, told) = tokio::sync::oneshot::channel();
+        let done = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let is_done = Arc::clone(&done);
+        kill_at_first_wait(engine.finish(async move {
+            told.await.unwrap();
+            is_done.store(true, std::sync::atomic::Ordering::Release);
+            Ok(())
+        }));
+        go.send(()).unwrap();
+        engine.end().await;
+        assert!(done.load(std::sync::atomic::Ordering::Acquire));
+    }
+
+    #[tokio::test]
+    async fn a_release_whose_client_is_killed_before_its_turn_is_done() {
+        let root = tempfile::tempdir().unwrap();
+        let engine = engine(root.path()).await;
+        engine.records.write(&attachment("a"), None).unwrap();
+        let changing = engine.change("a").unwrap();
+        kill_at_first_wait(engine.release("a"));
+        drop(changing);
+        engine.end().await;
+        assert_eq!(engine.records.entries().unwrap().len(), 0);
+    }
+
+    #[test]
+    fn what_is_asked_of_a_process_in_its_last_moment_may_be_asked_again() {
+        let root = tempfile::tempdir().unwrap();
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let engine = runtime.block_on(engine(root.path()));
+        let handle = runtime.handle().clone();
+        runtime.shutdown_background();
+        let error = handle.block_on(blocking(|| Ok(()))).unwrap_err();
+        assert_eq!(error.kind(), Kind::Unavailable, "{}", error.report());
+        let error = handle
+            .block_on(engine.finish(async { Ok(()) }))
+            .unwrap_err();
+        assert_eq!(error.kind(), Kind::Unavailable, "{}", error.report());
+    }
 }

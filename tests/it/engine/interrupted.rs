@@ -162,6 +162,74 @@ fn an_attach_whose_client_is_killed_at_any_await_leaves_nothing() {
     assert_eq!(host.left_over(), [""; 0]);
 }
 
+/// Killed after so many polls. From before the last one until it has been dropped nothing is begun that blocks: the runtime has one thread
+/// for that, and it is held.
+fn killed_while_work_waits<T>(
+    runtime: &tokio::runtime::Runtime,
+    polls: usize,
+    client: impl Future<Output = T>,
+) -> Option<T> {
+    let mut client = Box::pin(client);
+    let (mut left, mut let_go) = (polls, None);
+    let output = runtime.block_on(std::future::poll_fn(|context| {
+        left -= 1;
+        if left == 0 {
+            let (started, is_held) = std::sync::mpsc::channel();
+            let (sender, held) = std::sync::mpsc::channel::<()>();
+            runtime.spawn_blocking(move || {
+                started.send(()).unwrap();
+                held.recv().unwrap_err();
+            });
+            is_held.recv().unwrap();
+            let_go = Some(sender);
+        }
+        match client.as_mut().poll(context) {
+            Poll::Ready(output) => Poll::Ready(Some(output)),
+            Poll::Pending if left == 0 => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        }
+    }));
+    drop(client);
+    drop(let_go);
+    output
+}
+
+#[test]
+fn an_attach_that_is_dropped_before_its_work_begins_leaves_nothing() {
+    let host = Host::new();
+    let layout = indexed(&host, vec![Layer::new().file("f", &noise(100_000))]);
+    let mountpoint = host.mountpoint("mnt");
+    // complete: what blocks then needs no other work that blocks
+    host.attach(&layout.reference(""), &mountpoint, &[]);
+    fs::read(mountpoint.join("f")).unwrap();
+    host.wait_complete(&mountpoint);
+    host.detach(&mountpoint);
+    host.end_daemon();
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    let runtime = builder
+        .enable_all()
+        .max_blocking_threads(1)
+        .build()
+        .unwrap();
+    let (root, run_dir) = (host.root(), host.run_dir());
+    let engine = runtime.block_on(Engine::open(&root, &run_dir)).unwrap();
+    let request = request(&layout.reference(""), None);
+    for polls in 1.. {
+        let attach = engine.attach(request.clone(), &|_| {});
+        let attached = killed_while_work_waits(&runtime, polls, attach);
+        let is_done = attached.is_some();
+        drop(attached.transpose().unwrap());
+        wait("all is given back", || {
+            runtime.block_on(engine.list()).unwrap().is_empty() && host.left_over().is_empty()
+        });
+        if is_done {
+            assert!(polls > 4, "it has been dropped half way");
+            break;
+        }
+    }
+    runtime.block_on(engine.end());
+}
+
 #[test]
 fn a_request_whose_client_is_killed_at_any_await_leaves_an_image_in_use_as_it_is() {
     let host = Host::new();
