@@ -505,6 +505,17 @@ mod tests {
         // pushed while it was looked at
         queue.add(&[job("1")]).unwrap();
         assert_eq!(absent(&queue), LOOKS);
+        // another failure, in between or before it is asked for again, ends the row
+        queue.later(&job("1"));
+        assert_eq!(absent(&queue), LOOKS);
+        queue.add(&[job("1")]).unwrap();
+        assert_eq!(queue.next().await, job("1"));
+        assert!(queue.look_again(&job("1")));
+        queue.add(&[job("1")]).unwrap();
+        assert_eq!(queue.next().await, job("1"));
+        queue.add(&[job("1")]).unwrap();
+        queue.done(&job("1")).unwrap();
+        assert_eq!(absent(&queue), LOOKS);
     }
 
     #[tokio::test]

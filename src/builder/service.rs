@@ -355,3 +355,43 @@ impl Answer {
         Self::json(status, &json!({ "error": text }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{builder::rules::Target, engine::open::platforms::Platforms, soci::index::Version};
+
+    #[tokio::test]
+    async fn a_tag_that_is_gone_is_done_with_and_what_stays_incomplete_is_given_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let rules = Rules {
+            registry: "registry.example".to_owned(),
+            repositories: vec![],
+            tags: vec![],
+            platforms: Platforms::Host,
+            version: Version::V2,
+            target: Target::Replace,
+        };
+        let service = Service::new(rules, Queue::open(folder.path()).unwrap(), None);
+        for (failure, failed) in [
+            (Failure::NoTag as fn(Error) -> Failure, 0),
+            (Failure::Incomplete, 1),
+        ] {
+            let job = Job {
+                repository: "team/app".to_owned(),
+                tag: format!("{failed}"),
+            };
+            service.queue.add(std::slice::from_ref(&job)).unwrap();
+            assert_eq!(service.queue.next().await, job);
+            let mut looks = 0;
+            while service.queue.counts().waiting + service.queue.counts().running > 0 {
+                looks += 1;
+                let error = failure(Error::new(Kind::NotFound, "it is not there"));
+                let stored = service.failed(&job, "image", error, Duration::ZERO);
+                stored.unwrap();
+            }
+            assert!(looks > 1, "it is looked for again");
+            assert_eq!(service.queue.counts().failed, failed);
+        }
+    }
+}

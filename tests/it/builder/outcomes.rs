@@ -126,6 +126,16 @@ async fn what_is_no_image_or_too_small_is_done_with() {
     let metrics = builder.get("/metrics").await;
     let line = r#"socinbd_builder_images_total{outcome="skipped"} 3"#;
     assert!(metrics.contains(line), "{metrics}");
+    // as a whole
+    let folder = tempfile::tempdir().unwrap();
+    let more = ["--min-image-size", "1000000"];
+    let builder = Builder::start(&registry.host(), 0, folder.path(), &more);
+    builder.post(push_event("team/app", "small")).await;
+    builder.idle().await;
+    let metrics = builder.get("/metrics").await;
+    let line = r#"socinbd_builder_images_total{outcome="skipped"} 1"#;
+    assert!(metrics.contains(line), "{metrics}");
+    assert!(!registry.tags("team/app").contains_key("small-soci"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

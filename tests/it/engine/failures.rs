@@ -161,6 +161,26 @@ fn a_layer_that_ext4_cannot_hold_is_refused_by_path_and_limit() {
     assert!(error.contains("255") && error.contains("d/nnn"), "{error}");
 }
 
+/// It fails when its devices and its record are made.
+#[test]
+fn an_image_that_cannot_be_stacked_leaves_nothing() {
+    let host = Host::new();
+    let mountpoint = host.mountpoint("mnt");
+    let names = || (0..20).map(|number| format!("lock{number}"));
+    let turns = "d/../".repeat(800);
+    let links = names().fold(Layer::new().directory("d", 0o755), |layer, name| {
+        layer.symlink(&name, &format!("/{turns}{name}"))
+    });
+    let implied = names().fold(Layer::new(), |layer, name| {
+        layer.file(&format!("{name}/x"), b"x")
+    });
+    let layout = MadeLayout::of(vec![links, implied]);
+    for options in [&[][..], &["--rw"]] {
+        let error = in_vain(&host, &layout.reference(""), &mountpoint, options, 1);
+        assert!(error.contains("symlinks"), "{error}");
+    }
+}
+
 #[test]
 fn a_loop_device_needs_a_complete_disk() {
     let host = Host::new();

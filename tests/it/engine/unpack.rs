@@ -249,6 +249,16 @@ fn links_on_the_way_to_an_implied_directory_are_as_containerd_follows_them() {
         deep().symlink("d", "b/c").symlink("lock", "/d/../z"),
         lock(),
     ]);
+    // a link behind one that the same pass has put into the way: its text goes on from that way, and not from where it stands
+    let behind = deep()
+        .directory("b/q", 0o700)
+        .directory("q", 0o1777)
+        .symlink("d", "b")
+        .symlink("b/x", "../z")
+        .symlink("z/y", "../q")
+        .symlink("lock", "d/x");
+    let seen = both.check(vec![behind, Layer::new().file("lock/y/x", b"x")]);
+    assert_eq!(seen[Path::new("lock/y")].0 & 0o7777, 0o700);
     // an opaque directory hides names, and not attributes
     both.check(vec![deep(), Layer::new().opaque("b").file("b/c/x", b"x")]);
     // as below an opaque root, which containerd's snapshots do not know

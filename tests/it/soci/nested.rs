@@ -7,12 +7,16 @@ use socinbd::oci::Digest;
 
 use super::{
     commands::{SMALL, create, json_of},
-    make::{GZIP_LAYER, MANIFEST, MadeLayout, digest, tar_of},
+    make::{GZIP_LAYER, INDEX, MANIFEST, MadeLayout, digest, gzip, tar_of},
     open, run,
 };
 use crate::{
     engine::Host,
-    support::{docker_registry::DockerRegistry, noise},
+    support::{
+        docker_registry::DockerRegistry,
+        noise,
+        registry::{Kind, Registry},
+    },
 };
 
 fn named(entry: &Value, architecture: &str) -> Value {
@@ -225,6 +229,11 @@ fn odd_entries_beside_the_image_do_not_hide_it() {
     let with_plain = made.index(&all);
     made.tag(&with_plain, "plain");
     made.tag(&typed, "single");
+    // what an entry does not say is read, and told of where it can be neither an image nor an index
+    let both = json!({"schemaVersion": 2, "manifests": [], "layers": []});
+    let both = made.blob(MANIFEST, both.to_string().as_bytes());
+    let with_both = made.index(&[both, amd64.clone()]);
+    made.tag(&with_both, "both");
     let host = Host::new();
     let cat = |tag: &str| {
         let image = made.reference(tag);
@@ -233,6 +242,49 @@ fn odd_entries_beside_the_image_do_not_hide_it() {
     assert_eq!(cat("plain"), "amd64");
     assert_eq!(cat("single"), "amd64");
     assert_eq!(cat("typed"), "amd64");
+    let read = host.output(&["cat", &made.reference("both"), "/etc/arch"]);
+    assert_eq!(read.stdout, b"amd64");
+    let told = String::from_utf8(read.stderr).unwrap();
+    assert!(told.contains("is passed over"), "{told}");
+}
+
+/// Of equals the first counts, also where it is in an index. An entry that does not state a platform has that of the index that it is in.
+#[test]
+fn an_image_in_an_index_has_its_place_and_platform() {
+    let mut made = MadeLayout::new();
+    let silent = |content: &str, platform: Value| {
+        let tar = tar_of(&[("etc/arch", content.as_bytes())]);
+        let blob = gzip(&tar);
+        let mut config = json!({"rootfs": {"type": "layers", "diff_ids": [Digest::of(&tar)]}});
+        for (key, value) in platform.as_object().unwrap() {
+            config[key] = value.clone();
+        }
+        let config = config.to_string();
+        let config = made.blob(
+            "application/vnd.oci.image.config.v1+json",
+            config.as_bytes(),
+        );
+        made.manifest(&config, &[made.blob(GZIP_LAYER, &blob)])
+    };
+    let amd64 = json!({"os": "linux", "architecture": "amd64"});
+    let [first, second] = ["first", "second"].map(|name| silent(name, amd64.clone()));
+    let inner = made.index(&[first]);
+    let ordered = made.index(&[inner, second]);
+    let unknown = silent("unknown", json!({}));
+    let inner = made.index(&[unknown]);
+    let stated = made.index(&[
+        named(&image(&made, "amd64"), "amd64"),
+        named(&inner, "arm64"),
+    ]);
+    made.tag(&ordered, "ordered");
+    made.tag(&stated, "stated");
+    let host = Host::new();
+    let cat = |tag: &str, platform: &str| {
+        let image = made.reference(tag);
+        host.run(&["cat", &image, "/etc/arch", "--platform", platform])
+    };
+    assert_eq!(cat("ordered", "linux/amd64"), "first");
+    assert_eq!(cat("stated", "linux/arm64"), "unknown");
 }
 
 #[test]
@@ -266,6 +318,12 @@ fn entries_that_cannot_be_read_do_not_hide_the_image() {
         let image = made.reference(tag);
         let cat = |image: &str| host.run(&["cat", image, "/etc/arch", "--platform", "linux/amd64"]);
         assert_eq!(cat(&image), "amd64", "{tag}");
+        let told = host.output(&["cat", &image, "/etc/arch", "--platform", "linux/amd64"]);
+        let told = String::from_utf8(told.stderr).unwrap();
+        assert!(
+            told.contains("the index lists what cannot be read: entry 0"),
+            "{told}"
+        );
         let target = |name: &str| format!("oci:{}:{tag}", host.mountpoint(name).display());
         host.run(&[&["index", "create", image.as_str()][..], &small].concat());
         let converted = target("converted");
@@ -304,14 +362,48 @@ fn nests_are_bounded() {
 
     // one that lists the next one twice leads to 2^8 images, and is read once
     let mut doubled = image(&made, "amd64");
+    let mut thrice = Value::Null;
     for level in 0..7 {
         let mut other = doubled.clone();
         other["annotations"] = json!({"level": level.to_string()});
         doubled = made.index(&[doubled, other]);
+        if level == 2 {
+            thrice = doubled.clone();
+        }
     }
     made.tag(&doubled, "doubled");
+    made.tag(&thrice, "thrice");
     assert_eq!(read(&made, "doubled").stdout, b"amd64");
+    let registry = Registry::start();
+    registry.add_layout("app", made.path()).unwrap();
+    let from = registry.reference("app:thrice");
+    assert_eq!(host.run(&["cat", &from, "/etc/arch"]), "amd64");
+    let log = registry.counters().log;
+    let mut documents: Vec<&Digest> = log
+        .iter()
+        .filter(|asked| asked.kind == Kind::Manifest)
+        .filter_map(|asked| asked.digest.as_ref())
+        .collect();
+    let all = documents.len();
+    documents.sort();
+    documents.dedup();
+    assert_eq!((documents.len(), all), (3, 3), "two indexes and the image");
     host.run(&["copy", &made.reference("doubled"), &to]);
+
+    // so many that do not say what they are are not read; where one says that it is what is wanted, none is
+    let silent = |number: u32| {
+        let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [], "annotations": {"n": number.to_string()}});
+        made.blob(INDEX, index.to_string().as_bytes())
+    };
+    let mut many: Vec<Value> = (0..257).map(silent).collect();
+    let unnamed = made.index(&many);
+    many.push(named(&image(&made, "amd64"), "amd64"));
+    let with_named = made.index(&many);
+    made.tag(&unnamed, "unnamed");
+    made.tag(&with_named, "named");
+    assert_eq!(read(&made, "named").stdout, b"amd64");
+    let error = String::from_utf8(read(&made, "unnamed").stderr).unwrap();
+    assert!(error.contains("more than 256 documents"), "{error}");
 
     // an index that calls itself a manifest
     let mut lies = made.index(&[]);

@@ -188,6 +188,8 @@ fn where_no_image_is_there_nothing_is_written() {
         }
     }
     assert!(registry.tags("app").is_empty());
+    let error = host.fail(&["index", "create", &from, "--all-platforms"], 3);
+    assert!(error.contains("linux/amd64"), "{error}");
 }
 
 #[test]
@@ -412,6 +414,18 @@ fn a_layer_of_no_bytes_is_an_empty_layer() {
         let report = create(&Host::new(), &made.reference("1"), &["--force"]);
         assert_eq!(report["layers"][1]["skipped"], "it is empty", "{report}");
     }
+    // one that is only said to be empty
+    let mut made = MadeLayout::new();
+    let mut layer = made.blob(GZIP_LAYER, &tars[0]);
+    layer["size"] = json!(0);
+    let config = json!({"architecture": "amd64", "os": "linux",
+        "rootfs": {"type": "layers", "diff_ids": [Digest::of(&tar)]}});
+    let config = made.blob(CONFIG, config.to_string().as_bytes());
+    let image = made.manifest(&config, &[layer]);
+    made.tag(&image, "1");
+    let create = ["index", "create", &made.reference("1")];
+    let error = Host::new().fail(&[&create[..], &SMALL].concat(), 7);
+    assert!(error.contains("said to have no bytes"), "{error}");
 }
 
 #[test]

@@ -373,9 +373,16 @@ async fn a_helper_that_is_not_there_does_not_keep_a_public_image() {
         let config = config_file(file);
         read(&registry, &blob, &config.access).await.expect(file);
     }
-    for script in ["exit 3", "echo no JSON"] {
+    let log = Log::start();
+    for (script, said) in [("exit 3", "get failed"), ("echo no JSON", "no JSON answer")] {
         let config = with_helper(&registry, "credHelpers", script);
         read(&registry, &blob, &config.access).await.expect(script);
+        let warnings = log.warnings();
+        let last = warnings.last().expect(script);
+        assert!(
+            last.contains("from a helper") && last.contains(said),
+            "{last}"
+        );
     }
 }
 

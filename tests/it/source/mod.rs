@@ -1,6 +1,10 @@
 //! Registries and their failures, against the registry of `support`.
 
-use std::time::Duration;
+use std::{
+    io,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use futures_util::TryStreamExt as _;
 use socinbd::{
@@ -58,6 +62,59 @@ async fn streamed(source: &Source, digest: &Digest, size: usize) -> Result<Vec<u
     let pieces = source.stream(digest, size as u64).await?;
     let pieces: Vec<_> = pieces.try_collect().await?;
     Ok(pieces.concat())
+}
+
+/// What the thread of a test logs, as long as this is there.
+struct Log {
+    lines: Lines,
+    _second: tracing::Dispatch,
+    _guard: tracing::subscriber::DefaultGuard,
+}
+
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().expect("the log").extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Log {
+    fn start() -> Self {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::TRACE)
+            .with_ansi(false)
+            .with_writer(move || writer.clone())
+            .finish();
+        // with one subscriber alone, `tracing` takes a line for off everywhere when a thread without any (another test's) is the first
+        // to reach it; with a second it asks them all
+        let second = tracing::Dispatch::new(tracing::subscriber::NoSubscriber::new());
+        let guard = tracing::subscriber::set_default(subscriber);
+        tracing::callsite::rebuild_interest_cache();
+        Self {
+            lines,
+            _second: second,
+            _guard: guard,
+        }
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.lines.0.lock().expect("the log")).into_owned()
+    }
+
+    /// The warnings, one a line.
+    fn warnings(&self) -> Vec<String> {
+        let text = self.text();
+        let warnings = text.lines().filter(|line| line.contains(" WARN "));
+        warnings.map(str::to_owned).collect()
+    }
 }
 
 /// A credentials' file, and the access that names it.

@@ -451,8 +451,12 @@ async fn a_200_with_a_content_range_is_that_part() {
         let said = format!("bytes {start}-{}/100000", end - 1);
         let part = called_whole(said, &bytes[start..end]);
         registry.fail(On::Data, part, Times::Next(1));
+        let before = registry.counters().total().requests;
         let found = source.range(&blob, 100..200).await.expect("the part");
         assert_eq!(found, bytes[100..200], "{start}-{end}");
+        // what it has is not asked for again
+        let asked = registry.counters().total().requests - before;
+        assert_eq!(asked, if end < 200 { 2 } else { 1 }, "{start}-{end}");
     }
 }
 

@@ -199,36 +199,8 @@ async fn redirects_that_lead_nowhere_are_errors() {
 
 #[tokio::test]
 async fn no_secret_reaches_a_log_or_an_error() {
-    use std::{
-        io::Write,
-        sync::{Arc, Mutex},
-    };
-
-    #[derive(Clone, Default)]
-    struct Log(Arc<Mutex<Vec<u8>>>);
-    impl Write for Log {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().expect("the log").extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
-
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::TRACE)
-        .with_writer(move || writer.clone())
-        .finish();
-    // with one subscriber alone, `tracing` takes a line for off everywhere when a thread without any (another test's) is the first
-    // to reach it; with a second it asks them all
-    let _second = tracing::Dispatch::new(tracing::subscriber::NoSubscriber::new());
     // this test's runtime has one thread: all of the client's own lines come through here
-    let guard = tracing::subscriber::set_default(subscriber);
-    tracing::callsite::rebuild_interest_cache();
-
+    let log = Log::start();
     let (registry, _, blob, _) = redirected(403).await;
     registry.set_auth(Auth::Bearer {
         user: Some(("me".to_owned(), "hunter2".to_owned())),
@@ -267,9 +239,7 @@ async fn no_secret_reaches_a_log_or_an_error() {
         .await
         .expect_err("another password");
     errors.push_str(&format!("{error:?}\n"));
-    drop(guard);
-
-    let logged = String::from_utf8_lossy(&log.0.lock().expect("the log")).into_owned();
+    let logged = log.text();
     assert!(logged.contains("trying again"), "{logged}");
     assert!(errors.lines().count() >= 6, "{errors}");
     let encoded = crate::support::registry::base64(b"me:hunter2");

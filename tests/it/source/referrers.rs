@@ -378,7 +378,12 @@ async fn an_odd_entry_does_not_spoil_a_list() {
         headers: Vec::new(),
     };
     registry.fail(On::Kind(Of::Referrers), answer, Times::Next(1));
+    let log = Log::start();
     assert_eq!(names(&source, &of).await, ["one", "two", ""], "by the API");
+    let warnings = log.warnings();
+    let odd = entries.len() - 3;
+    assert_eq!(warnings.len(), odd, "{warnings:?}");
+    assert!(warnings.iter().all(|line| line.contains("left out: entry")));
 
     registry.set_referrers(Referrers::Absent);
     registry.add_manifest("app", Some(&referrers_tag(&of)), INDEX, list);
@@ -409,7 +414,9 @@ async fn an_odd_tag_does_not_spoil_a_list() {
     };
     let odd = json!({"tags": ["b", null, 7, "", "../../other/manifests/x", "a?b", ".", {}, "a"]});
     registry.fail(On::Kind(Of::Tags), list(odd, ""), Times::Next(1));
+    let log = Log::start();
     assert_eq!(source.tags().await.expect("tags"), ["a", "b"]);
+    assert_eq!(log.warnings().len(), 7, "{}", log.text());
     registry.fail(
         On::Kind(Of::Tags),
         list(json!({"tags": null}), ""),
@@ -441,4 +448,17 @@ async fn an_odd_tag_does_not_spoil_a_list() {
     registry.fail(On::Kind(Of::Referrers), page, Times::Next(1));
     let error = source.referrers(&of, TYPE).await.expect_err("more, or not");
     assert!(error.report().contains("Link header"), "{error:?}");
+}
+
+/// A repository that is not there has no list that could be empty.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repository_that_is_not_there_is_an_error() {
+    let registry = Registry::start();
+    registry.set_referrers(Referrers::Absent);
+    let (source, _) = places(&registry.host()).await;
+    let of = Digest::of(&subject());
+    let error = source.referrers(&of, TYPE).await.expect_err("nothing");
+    assert_eq!(error.kind(), Kind::NotFound, "{error:?}");
+    registry.add_manifest("app", Some("1"), MANIFEST, subject());
+    assert_eq!(names(&source, &of).await, [""; 0], "it is there");
 }
