@@ -218,3 +218,97 @@ impl Hosts {
 pub(super) fn is_of_host(kind: Kind) -> bool {
     matches!(kind, Kind::Unavailable | Kind::Io | Kind::Kernel)
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    const MOMENT: Duration = Duration::from_millis(1);
+
+    fn error() -> Arc<Error> {
+        Arc::new(Error::new(Kind::Unavailable, "no answer"))
+    }
+
+    fn down() -> SourceHealth {
+        let health = SourceHealth::default();
+        assert_eq!(health.failed(&error()), Change::Nothing);
+        assert_eq!(health.failed(&error()), Change::WentDown);
+        health
+    }
+
+    /// Whether the trial is due now, and for one caller alone.
+    fn is_due(health: &SourceHealth) -> bool {
+        let is_due = health.begin_trial();
+        assert!(!health.begin_trial(), "somebody tries it");
+        is_due
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn two_failures_in_a_row_make_it_down_and_what_comes_ends_the_row() {
+        let health = SourceHealth::default();
+        for _ in 0..3 {
+            assert_eq!(health.failed(&error()), Change::Nothing);
+            assert_eq!(health.succeeded(), Change::Nothing);
+        }
+        assert!(!health.is_down() && !health.begin_trial());
+        let health = down();
+        assert!(health.is_down());
+        assert_eq!(health.failed(&error()), Change::Nothing, "it is down");
+        assert_eq!(health.succeeded(), Change::CameUp);
+        assert!(!health.is_down());
+        assert_eq!(health.failed(&error()), Change::Nothing, "one does not");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_is_tried_after_each_pause_and_pauses_double() {
+        let health = down();
+        let mut pause = FIRST_PAUSE;
+        for _ in 0..9 {
+            advance(pause - MOMENT).await;
+            // one who asked before says nothing new
+            health.failed(&error());
+            assert!(!is_due(&health), "before {pause:?} are over");
+            advance(MOMENT).await;
+            assert!(is_due(&health), "after {pause:?}");
+            health.failed(&error());
+            pause = (pause * 2).min(LAST_PAUSE);
+        }
+        assert_eq!(pause, LAST_PAUSE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_was_not_up_for_long_has_a_longer_pause() {
+        for (up, pause) in [(STEADY - MOMENT, FIRST_PAUSE * 2), (STEADY, FIRST_PAUSE)] {
+            let health = down();
+            advance(FIRST_PAUSE).await;
+            assert!(is_due(&health));
+            assert_eq!(health.succeeded(), Change::CameUp);
+            advance(up).await;
+            health.failed(&error());
+            assert_eq!(health.failed(&error()), Change::WentDown);
+            advance(pause - MOMENT).await;
+            assert!(!is_due(&health), "up for {up:?}");
+            advance(MOMENT).await;
+            assert!(is_due(&health), "up for {up:?}");
+        }
+    }
+
+    #[test]
+    fn late_is_some_times_what_is_usual_within_bounds() {
+        let health = SourceHealth::default();
+        assert_eq!(health.late_after(), LATE_AT_FIRST);
+        let millis = Duration::from_millis;
+        health.began_to_answer(millis(100));
+        assert_eq!(health.late_after(), millis(400));
+        // an eighth of what is new counts
+        health.began_to_answer(millis(900));
+        assert_eq!(health.late_after(), millis(800));
+        for (usual, late) in [(1, LEAST_LATE), (60_000, MOST_LATE)] {
+            let health = SourceHealth::default();
+            health.began_to_answer(millis(usual));
+            assert_eq!(health.late_after(), late);
+        }
+    }
+}

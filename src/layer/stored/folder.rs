@@ -319,3 +319,44 @@ pub(crate) fn discard(new: &Path, place: &Path) -> Result<()> {
     fs::rename(place, draft.folder().path().join(name))
         .or_kind(Kind::Io, || format!("cannot remove {}", place.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_takes_the_place_of_a_folder_in_use_is_left_alone() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("disk");
+        fs::create_dir(&path).unwrap();
+        let folder = Folder::new(path.clone()).pinned().unwrap();
+        folder.replace(STATE, b"ours").unwrap();
+        assert_eq!(folder.read(STATE).unwrap(), b"ours");
+        for is_another_there in [false, true] {
+            // kept, so that its number is not another's
+            let _ = fs::rename(&path, root.path().join("before"));
+            if is_another_there {
+                fs::create_dir(&path).unwrap();
+                fs::write(path.join(STATE), b"theirs").unwrap();
+            }
+            let tried = [
+                folder.read(STATE).map(drop),
+                folder.open(STATE).map(drop),
+                folder.open_stored(STATE).map(drop),
+                folder.create(REST).map(drop),
+                folder.write(REST, b"ours"),
+                folder.replace(STATE, b"ours"),
+                folder.mend(STATE, b"ours"),
+                folder.remove(STATE),
+                folder.state().map(drop),
+                folder.sync().or_kind(Kind::Io, String::new),
+            ];
+            for (number, tried) in tried.into_iter().enumerate() {
+                let error = tried.unwrap_err().report();
+                assert!(error.contains("removed while"), "{number}: {error}");
+            }
+        }
+        assert_eq!(fs::read(path.join(STATE)).unwrap(), b"theirs");
+        assert_eq!(fs::read_dir(&path).unwrap().count(), 1);
+    }
+}

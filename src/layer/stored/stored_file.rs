@@ -80,14 +80,7 @@ impl StoredFile {
         if let Some(file) = open_files().get(&self.key) {
             return Ok(Arc::clone(file));
         }
-        let file = match self.open() {
-            Err(error) if is_shortage(&error) => {
-                close_spare_files();
-                self.open()
-            }
-            opened => opened,
-        };
-        let file = Arc::new(file?);
+        let file = Arc::new(opened(|| self.open(), close_spare_files)?);
         keep(self.key, &file, most_open());
         Ok(file)
     }
@@ -115,6 +108,17 @@ impl Drop for StoredFile {
     }
 }
 
+/// Opens something; where no descriptor is free, room is made and it is tried once more.
+fn opened<T>(open: impl Fn() -> io::Result<T>, make_room: impl FnOnce()) -> io::Result<T> {
+    match open() {
+        Err(error) if is_shortage(&error) => {
+            make_room();
+            open()
+        }
+        opened => opened,
+    }
+}
+
 /// Closes half of the files that disks keep open and can do without, those that were used least recently. For a shortage of descriptors.
 pub fn close_spare_files() {
     let most = open_files().len() / 2;
@@ -128,7 +132,11 @@ fn is_shortage(error: &io::Error) -> bool {
 
 /// Files that may be open.
 fn most_open() -> usize {
-    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    most_of(getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX))
+}
+
+/// As [`most_open`], of a limit.
+fn most_of(limit: u64) -> usize {
     usize::try_from(limit / 4)
         .unwrap_or(usize::MAX)
         .max(MIN_OPEN)
@@ -204,6 +212,55 @@ mod tests {
         close(&stored);
         let error = content(&stored).unwrap_err().to_string();
         assert!(error.contains("was replaced"), "{error}");
+    }
+
+    #[test]
+    fn a_link_in_its_place_is_not_followed() {
+        let (_folder, stored) = stored("file");
+        let moved = stored.path.with_extension("moved");
+        fs::rename(&stored.path, &moved).unwrap();
+        std::os::unix::fs::symlink(&moved, &stored.path).unwrap();
+        close(&stored);
+        content(&stored).unwrap_err();
+    }
+
+    #[test]
+    fn room_is_made_once_where_no_descriptor_is_free() {
+        let made = std::cell::Cell::new(0);
+        let make_room = || made.set(made.get() + 1);
+        for shortage in [Errno::MFILE, Errno::NFILE] {
+            let before = made.get();
+            let free = || match made.get() > before {
+                true => Ok(7),
+                false => Err(io::Error::from(shortage)),
+            };
+            assert_eq!(opened(free, make_room).unwrap(), 7);
+            assert_eq!(made.get(), before + 1);
+        }
+        let none = || -> io::Result<()> { Err(Errno::MFILE.into()) };
+        assert!(is_shortage(&opened(none, make_room).unwrap_err()));
+        assert_eq!(made.get(), 3);
+        let gone = || -> io::Result<()> { Err(Errno::NOENT.into()) };
+        opened(gone, || unreachable!("it is not a shortage")).unwrap_err();
+    }
+
+    #[test]
+    fn a_quarter_of_the_limit_and_a_few_are_kept_open() {
+        let most = [0, 60, 64, 68, 4096].map(most_of);
+        assert_eq!(most, [16, 16, 16, 17, 1024]);
+    }
+
+    #[test]
+    fn what_is_used_is_kept_for_longer() {
+        let ((_first, older), (_second, newer)) = (stored("file"), stored("file"));
+        let is_before = || {
+            let files = open_files();
+            let mut keys = files.iter().map(|(key, _)| *key);
+            keys.find(|key| [older.key, newer.key].contains(key))
+        };
+        assert_eq!(is_before(), Some(newer.key));
+        older.get().unwrap();
+        assert_eq!(is_before(), Some(older.key));
     }
 
     #[test]

@@ -142,6 +142,39 @@ fn many_lazy_layers_do_with_few_descriptors() {
     host.detach(&mountpoint);
 }
 
+/// Files that need not stay open are closed for clients that wait for a descriptor, and opened again.
+#[test]
+fn files_that_can_be_spared_make_room_for_clients() {
+    let host = Host::new();
+    let layout = twenty_layers(&host);
+    let mountpoint = host.mountpoint("mnt");
+    let (image, place) = (layout.reference(""), mountpoint.to_str().unwrap());
+    let attach = ["attach", "--device", "fuse", &image, place];
+    succeeds(&mut host.limited(&["--nofile=200:200"], &attach));
+    let daemon = host.daemon().unwrap();
+    let spare = || {
+        let open = fs::read_dir(format!("/proc/{daemon}/fd")).unwrap();
+        let paths = open.filter_map(|fd| fs::read_link(fd.unwrap().path()).ok());
+        let of_a_disk = |path: &std::path::PathBuf| {
+            let name = path.file_name().unwrap_or_default();
+            path.starts_with(host.root().join("layers/sha256")) && name != "disk.ext4"
+        };
+        paths.filter(of_a_disk).count()
+    };
+    assert!(spare() > 10, "{} are open", spare());
+    let socket = host.run_dir().join("socinbd.sock");
+    let held: Vec<_> = (0..200)
+        .map(|_| UnixStream::connect(&socket).unwrap())
+        .collect();
+    wait("they are closed", || spare() == 0);
+    drop(held);
+    for n in 0..20 {
+        let file = mountpoint.join(format!("file-{n}"));
+        assert_eq!(fs::read(file).unwrap(), b"content");
+    }
+    host.detach(&mountpoint);
+}
+
 #[test]
 fn an_attach_that_finds_no_free_descriptor_says_so() {
     let host = Host::new();

@@ -1,8 +1,41 @@
 //! A store that is opened again.
 
-use std::os::unix::fs::FileExt as _;
+use std::{fs, os::unix::fs::FileExt as _, sync::Arc};
 
 use super::fixture::{Lab, Layer, assert_holds, change_state, complete, range, read};
+use crate::support::until;
+
+/// A disk whose folder was moved away, and has another one in its place, serves those who have it, and nobody else; and changes nothing
+/// of the other one.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_takes_the_place_of_an_open_disk_s_folder_is_another_disk() {
+    let lab = Lab::new(Layer::new(43));
+    let first = lab.disk().await;
+    first.sync().unwrap();
+    let folder = lab.folder();
+    fs::rename(&folder, folder.with_extension("moved")).unwrap();
+    fs::create_dir(&folder).unwrap();
+    for file in fs::read_dir(folder.with_extension("moved")).unwrap() {
+        let file = file.unwrap();
+        fs::copy(file.path(), folder.join(file.file_name())).unwrap();
+    }
+    let second = lab.disk().await;
+    assert!(!Arc::ptr_eq(&first, &second));
+    let state = fs::read(folder.join("state.json")).unwrap();
+    let files = lab.layer.files.iter();
+    for (path, content) in files.filter(|(_, content)| !content.is_empty()) {
+        let bytes = read(&first, lab.layer.place(path)).await.unwrap();
+        assert!(bytes == *content, "{path}");
+    }
+    until("its check cannot be noted", || {
+        first.check_error().is_some()
+    })
+    .await;
+    assert!(first.check_error().unwrap().contains("removed while"));
+    assert!(fs::read(folder.join("state.json")).unwrap() == state);
+    complete(&second).await;
+    assert_holds(second.path(), &lab.layer.files);
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_complete_disk_needs_no_registry() {

@@ -168,9 +168,9 @@ async fn a_source_comes_back_without_a_reader_that_waits_for_it() {
     }
     assert_eq!(two.disk.sources_down().len(), 1);
     two.first.heal();
-    // so that the misses that follow take longer than the first pause
+    // so that the misses that follow take longer than the first pause, and none so long that another source is asked for it
     two.lab.registry.set_link(Link {
-        round_trip: Duration::from_millis(250),
+        round_trip: Duration::from_millis(200),
         ..Link::default()
     });
     for part in 3..14 {
