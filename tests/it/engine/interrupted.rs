@@ -223,7 +223,7 @@ fn an_attach_that_is_dropped_before_its_work_begins_leaves_nothing() {
             runtime.block_on(engine.list()).unwrap().is_empty() && host.left_over().is_empty()
         });
         if is_done {
-            assert!(polls > 4, "it has been dropped half way");
+            assert!(polls > 1, "it has been dropped half way");
             break;
         }
     }

@@ -161,6 +161,11 @@ async fn a_source_without_the_blob_is_not_down() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_source_comes_back_without_a_reader_that_waits_for_it() {
     let two = Two::new(204).await;
+    // the misses take longer than the first pause together, and none, by what is usual then, so long that another source is asked for it
+    two.lab.registry.set_link(Link {
+        round_trip: Duration::from_millis(200),
+        ..Link::default()
+    });
     two.first
         .fail(On::Data, Fault::status(503), Times::UntilHealed);
     for part in [0, 1, 2] {
@@ -168,11 +173,6 @@ async fn a_source_comes_back_without_a_reader_that_waits_for_it() {
     }
     assert_eq!(two.disk.sources_down().len(), 1);
     two.first.heal();
-    // so that the misses that follow take longer than the first pause, and none so long that another source is asked for it
-    two.lab.registry.set_link(Link {
-        round_trip: Duration::from_millis(200),
-        ..Link::default()
-    });
     for part in 3..14 {
         two.read(part).await;
     }
