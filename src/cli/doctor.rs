@@ -31,7 +31,7 @@ impl Doctor {
                 [offer.name.clone(), mark.to_owned(), detail]
             });
             println!("Linux {} on {}", report.kernel, report.machine);
-            output::table(["WHAT", "THERE", "DETAIL"], rows)?;
+            output::table(["FEATURE", "AVAILABLE", "DETAIL"], rows)?;
         }
         Ok(ExitCode::SUCCESS)
     }
