@@ -29,8 +29,8 @@ const ANSWER_LIMIT: usize = 64 << 20;
 const TRIES: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// How long the daemon may take for an answer that it need not work for. One that takes longer is not running: stopped, frozen, or out of
-/// what it needs.
+/// Maximum time for an answer that takes the daemon no work. A daemon that takes longer does not run: it is stopped, frozen, or out of
+/// some resource.
 const ANSWER_TIME: Duration = Duration::from_secs(7);
 /// How often a daemon that works for an answer is asked whether it runs.
 const PULSE: Duration = Duration::from_secs(2);
@@ -332,7 +332,7 @@ impl Client {
     }
 }
 
-/// Connects. Where as many wait as a socket lets wait, this waits too: its caller has a limit.
+/// Connects. If the backlog of the socket is full, this waits; the caller has a time limit.
 async fn connect(socket: &Path) -> std::io::Result<UnixStream> {
     loop {
         match UnixStream::connect(socket).await {

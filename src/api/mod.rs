@@ -1,4 +1,4 @@
-//! What the command line and the daemon say to each other: HTTP/1.1 with JSON on the unix socket `<run-dir>/socinbd.sock`.
+//! The API between the command line and the daemon: HTTP/1.1 with JSON on the Unix socket `<run-dir>/socinbd.sock`.
 //!
 //! | request | body | answer |
 //! |---|---|---|
@@ -8,13 +8,12 @@
 //! | `GET /v1/attachments/ID/why` | | an [`Explanation`](crate::engine::Explanation) |
 //! | `POST /v1/attachments/ID/mounted` | | the caller has mounted it |
 //! | `POST /v1/disks/check` | [`CheckRequest`](crate::engine::attach::check::CheckRequest) | lines of JSON, each a [`CheckLine`]; the last is `done` or `failed` |
-//! | `DELETE /v1/attachments/ID` | | its devices are given back, or were before; `Busy` while they are in use |
+//! | `DELETE /v1/attachments/ID` | | its devices are released (or have been before); `Busy` while they are in use |
 //!
-//! An error is a body [`Failure`] with the status that its kind has. The descriptor of an attachment's mount comes over
-//! `<run-dir>/mounts.sock`: the caller writes the attachment's id and a newline, and receives the descriptor with `SCM_RIGHTS`. The caller
-//! makes the last `move_mount` itself, so that it works from its own mount namespace. The answer to an attach ends when the caller has said
-//! `mounted`; a caller that goes away before it has mounted has its attachment taken back. What a request has begun comes to its end also when
-//! its client goes away.
+//! The body of an error is a [`Failure`], with the HTTP status of its kind. The descriptor of a mount is passed over `<run-dir>/mounts.sock`:
+//! the client writes the ID of the attachment and a newline, and receives the descriptor with `SCM_RIGHTS`. The client makes the last
+//! `move_mount` itself, so that it works from its own mount namespace. The answer to an attach ends when the client has sent `mounted`; if
+//! the client disconnects before that, its attachment is released. What a request has begun is completed even if its client disconnects.
 
 pub mod client;
 pub mod server;
@@ -47,7 +46,7 @@ pub struct DaemonInfo {
     pub pid: u32,
     /// Its root.
     pub root: PathBuf,
-    /// It is giving back what it has, and attaches nothing any more.
+    /// The daemon is shutting down and refuses attachments.
     #[serde(default)]
     pub is_ending: bool,
 }
@@ -87,7 +86,7 @@ pub struct Failure {
     pub message: String,
 }
 
-/// Every kind and its name on the wire and its HTTP status. The first is what an unknown name is read as.
+/// Each kind with its name on the wire and its HTTP status. An unknown name is read as the first.
 const KINDS: [(Kind, &str, u16); 10] = [
     (Kind::Io, "io", 500),
     (Kind::Corrupt, "corrupt", 422),

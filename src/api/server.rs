@@ -41,7 +41,7 @@ const BODY_LIMIT: usize = 1 << 20;
 /// Maximum time until the client of an attachment has fetched the mount and has sent `mounted`.
 const MOUNT_TIME: Duration = Duration::from_secs(60);
 
-/// How long a client may take for a request.
+/// Maximum time for receiving a request.
 const REQUEST_TIME: Duration = Duration::from_secs(30);
 /// How long it is waited when no connection can be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -56,7 +56,7 @@ pub struct Server {
     mounts: UnixListener,
     /// The sockets' files, and their numbers.
     files: [(PathBuf, Option<u64>); 2],
-    /// Whether it attaches what others ask for.
+    /// Whether it accepts attachments.
     attaches: bool,
     /// How many clients are connected, and when one last was.
     clients: Mutex<(usize, Instant)>,

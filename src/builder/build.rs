@@ -44,7 +44,7 @@ pub enum BuildOutcome {
     LeftAlone(String),
 }
 
-/// Why no index was made, by what helps.
+/// Why no index was made, by what can be done about it.
 #[derive(Debug)]
 pub enum Failure {
     /// It may pass by itself: the registry is away, or refuses.
@@ -61,7 +61,7 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         match error.kind() {
             Kind::Unavailable | Kind::Io | Kind::Unauthorized => Self::Passing(error),
-            // what an index lists is what it will list
+            // the entries of an index do not change
             Kind::NotFound if error.cause::<NotOffered>().is_none() => Self::Incomplete(error),
             _ => Self::Lasting(error),
         }

@@ -29,7 +29,7 @@ const MAX_WAITING: usize = 100_000;
 const FIRST_DELAY: Duration = Duration::from_secs(1);
 /// The longest.
 const LONGEST_DELAY: Duration = Duration::from_secs(600);
-/// How often what is not there is looked for once more, one time after the other.
+/// Number of further looks for content that is missing.
 const LOOKS: u32 = 4;
 /// Bytes of a job's file, at most.
 const MAX_JOB_BYTES: u64 = 64 << 10;
@@ -315,7 +315,7 @@ impl State {
                 status: Status::Running { again },
                 ..
             }) => *again = true,
-            // what it leads to may be another image now
+            // the tag may lead to another image now
             Some(entry) => {
                 entry.status = Status::Waiting;
                 (entry.attempts, entry.absences) = (0, 0);

@@ -29,7 +29,7 @@ pub struct Rules {
     pub platforms: Platforms,
     /// The version of the indexes.
     pub version: Version,
-    /// Where a version 2 image goes.
+    /// The tag of a version 2 image.
     pub target: Target,
 }
 
@@ -104,7 +104,7 @@ impl Rules {
         })
     }
 
-    /// Refuses what can name no image: a registry with a path, a suffix that no tag may have, or an empty one.
+    /// Refuses rules that cannot name an image: a registry with a path, a suffix that is not valid in a tag, or an empty suffix.
     pub fn check(&self) -> Result<(), crate::error::Error> {
         use crate::error::{Error, Kind};
         let job = Job {
@@ -128,7 +128,7 @@ impl Rules {
         self.reference(&job.repository, &job.tag)
     }
 
-    /// Where the version 2 image of a job goes.
+    /// The reference of the version 2 image of a job.
     pub fn destination(&self, job: &Job) -> Result<Reference, crate::error::Error> {
         match &self.target {
             Target::Suffix(suffix) => {

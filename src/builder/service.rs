@@ -34,7 +34,7 @@ use crate::{
 
 /// Bytes of an event, at most.
 const BODY_LIMIT: usize = 1 << 20;
-/// How long a sender may take for a request.
+/// Maximum time for receiving a request.
 const REQUEST_TIME: Duration = Duration::from_secs(30);
 /// Connections at once; more wait.
 const MAX_CONNECTIONS: usize = 256;
@@ -275,8 +275,8 @@ impl Service {
         self.take(&body)
     }
 
-    /// Takes a body of events. Where one is in order the body is taken, whatever the others are: its sender would send all of them again,
-    /// for ever.
+    /// Takes a body of events. If one of them is valid, the body is accepted whatever the others are: the sender would otherwise repeat
+    /// all of them for ever.
     fn take(&self, body: &[u8]) -> Answer {
         let events = match event::parse(body) {
             Ok(events) => events,

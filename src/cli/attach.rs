@@ -159,14 +159,14 @@ pub(super) async fn by_daemon(global: &Global, request: &AttachRequest) -> Resul
     }
 }
 
-/// Mounts what waits at the daemon. After an error nothing is mounted, and so the daemon takes back what it had.
+/// Mounts the attachment that the daemon holds. After an error nothing is mounted, and so the daemon releases it.
 async fn mount(client: &Client, attachment: &Attachment, mountpoint: PathBuf) -> Result<()> {
     let fd = client.mount(&attachment.id).await?;
     kernel::mount::attach(fd.as_fd(), &mountpoint)?;
     drop(fd);
     let mounted = client.mounted(&attachment.id).await;
     if mounted.is_err() {
-        // the caller's own error is the one that counts
+        // the error of the request is the one to report
         let _ = unmount(std::slice::from_ref(attachment));
     }
     mounted

@@ -140,7 +140,7 @@ impl Builder {
         };
         let workers = join_all((0..self.workers).map(|_| service.work(&build)));
         let work = async { tokio::try_join!(backlog, async { Ok(workers.await) }) };
-        // what is being worked on stays in the queue
+        // jobs that are running stay in the queue
         tokio::select! {
             _ = ends.next() => {}
             ended = work => drop(ended?),

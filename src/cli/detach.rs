@@ -128,7 +128,7 @@ async fn give_back(
     if client.daemon().await?.is_some() {
         return release(client, attachments).await;
     }
-    // opening the engine clears away what has no daemon and no mount
+    // opening the engine cleans up attachments without a daemon and a mount
     let engine = match Engine::open(&absolute(&global.root)?, run_dir).await {
         Err(error) if error.kind() == Kind::Busy => {
             return Err(Error::with_source(

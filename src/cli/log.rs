@@ -26,7 +26,7 @@ const BURST: u32 = 5;
 const KNOWN: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 /// Bytes of the log's file. The one before it is kept; the folder may be in memory.
 const FILE_BYTES: u64 = 1 << 20;
-/// How often it is looked for what has been counted long enough.
+/// Interval in which counts are checked for their age.
 const TURN: Duration = Duration::from_secs(10);
 
 static LOG: Mutex<Option<Log>> = Mutex::new(None);
@@ -42,7 +42,7 @@ enum Sink {
     File(BoundedFile),
 }
 
-/// Starts the log of this process. A lasting one counts what it repeats.
+/// Starts the log of this process. A process that lasts counts repeated lines.
 pub(super) fn start(filter: EnvFilter, file: Option<&Path>, is_lasting: bool) -> Result<()> {
     let sink = match file {
         Some(path) => {
@@ -70,7 +70,7 @@ pub(super) fn start(filter: EnvFilter, file: Option<&Path>, is_lasting: bool) ->
     Ok(())
 }
 
-/// Writes what has been counted long enough, as long as the process runs.
+/// Writes counts when they are old enough, as long as the process runs.
 pub(super) async fn keep_counting() {
     loop {
         tokio::time::sleep(TURN).await;
@@ -199,7 +199,7 @@ impl Repeats {
             counted: 0,
             held: String::new(),
         };
-        // of what is forgotten for it, or of this line a while ago
+        // the count of the line that is evicted, or of this line in an earlier minute
         let before = self.0.push(key, said);
         lines.extend(before.and_then(|(_, said)| said.counted()));
         lines.push(line.to_owned());

@@ -374,7 +374,7 @@ fn absolute(path: &Path) -> Result<PathBuf> {
     })
 }
 
-/// Refuses early what only root can do.
+/// Returns an early error for a command that needs root.
 fn require_root(what: &str) -> Result<()> {
     if rustix::process::geteuid().is_root() {
         return Ok(());

@@ -6,7 +6,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::{engine::Event, oci::Digest};
 
-/// Shows what happens on standard error, if that is a terminal.
+/// Shows the progress on standard error, if that is a terminal.
 pub(super) struct Progress {
     bars: MultiProgress,
     by_layer: Mutex<HashMap<Digest, ProgressBar>>,
@@ -62,7 +62,7 @@ impl Progress {
         }
     }
 
-    /// Clears what is shown.
+    /// Clears the progress.
     pub(super) fn finish(&self) {
         let _ = self.bars.clear(); // a terminal that is gone
     }

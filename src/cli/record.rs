@@ -129,7 +129,7 @@ impl Record {
 
     /// Runs the program on empty disks in a directory of their own; returns its status and the recorded reads.
     async fn record(&self, global: &Global) -> Result<(u8, Vec<layer::Touch>)> {
-        // what has been made is taken back
+        // so that a signal does not leave mounts and devices
         let mut ends = Signals::that_end()?;
         let folder = RecordingFolder::new(&absolute(&global.root)?)?;
         let store = layer::Options {

@@ -203,7 +203,7 @@ impl Start {
         })
     }
 
-    /// Starts it where that has not been done, and looks what has become of it. How long it may take in all.
+    /// Starts the daemon if needed, and checks its state. Returns the maximum time for the whole start.
     async fn turn(&mut self) -> Result<Duration> {
         match &mut self.state {
             Started::Not { again, limit } => {

@@ -217,7 +217,7 @@ impl InfoReport {
             .iter()
             .map(|entry| {
                 let start = entry.data_offset;
-                // what has no data is where its data would begin
+                // an entry without data is at the position where its data would begin
                 let length = entry.size.max(1);
                 let spans = ztoc
                     .spans

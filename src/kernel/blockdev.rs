@@ -78,9 +78,9 @@ pub fn read_ahead(name: &str) -> Result<u64> {
     read_number(&sys(name).join("queue/read_ahead_kb"))
 }
 
-/// Sets the largest request, where one is given, and then the read-ahead, both in KiB: writing `max_sectors_kb` resets
-/// `read_ahead_kb`, so the order matters. The largest request is capped at what the device can do. Where the one cannot be set the other is
-/// tried all the same.
+/// Sets the maximum request size, if given, and then the read-ahead, both in KiB: writing `max_sectors_kb` resets `read_ahead_kb`, so the
+/// order matters. The request size is capped at the maximum of the device. If one of the two cannot be set, the other is tried all the
+/// same.
 pub fn set_read_ahead(name: &str, max_request_kb: Option<u64>, read_ahead_kb: u64) -> Result<()> {
     let queue = sys(name).join("queue");
     let largest = max_request_kb.map_or(Ok(()), |kb| {
@@ -112,7 +112,7 @@ pub struct Node {
 }
 
 impl Node {
-    /// Where it can be opened from by this process, while this value lives.
+    /// The path under which this process can open it while this value lives.
     pub fn path(&self) -> &Path {
         &self.path
     }

@@ -285,8 +285,8 @@ pub fn below(name: &str) -> Vec<String> {
         .collect()
 }
 
-/// Waits for the devices that are being taken down: a thread of the kernel's does that when their last user goes, and what they stood on is
-/// free at the end of it.
+/// Waits for devices that are being removed: a kernel thread does that when their last user is gone, and releases the devices below at its
+/// end.
 pub fn settle() -> Result<()> {
     let deadline = Instant::now() + GOING;
     while entries()?.iter().any(|(_, mapped)| mapped.is_none()) && Instant::now() < deadline {

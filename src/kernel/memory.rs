@@ -24,8 +24,8 @@ pub fn keep_little() {
     }
 }
 
-/// Gives free memory back to the kernel that lies between what is in use. After an attach of many layers it is several times what they
-/// need from then on.
+/// Returns free memory between used blocks to the kernel. After an attach of many layers, it is several times the memory that they need
+/// from then on.
 pub fn give_back() {
     #[cfg(target_env = "gnu")]
     // SAFETY: it takes a number and touches free memory only; it may be called at any time, from any thread.

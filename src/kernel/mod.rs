@@ -57,7 +57,7 @@ pub fn boot_id() -> Result<String> {
     Ok(text.trim().to_owned())
 }
 
-/// Asks for a module of the kernel. Whether it worked shows in what the module brings being there.
+/// Loads a kernel module. The caller checks for the feature of the module to see whether it worked.
 fn load_module(name: &str) {
     let _ = Command::new("modprobe")
         .args(["-q", name])

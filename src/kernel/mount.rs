@@ -19,8 +19,8 @@ use crate::{
     kernel::{busy, mountinfo},
 };
 
-/// Mounts the ext4 file system of a block device, read-only and `nodev`, detached: the mount lives as long as the descriptor, or what
-/// is made from it. Mounting a device a second time gives another mount of the same file system, with one page cache.
+/// Mounts the ext4 file system of a block device, read-only and `nodev`, detached: the mount lives as long as the descriptor or
+/// anything made from it. Mounting a device a second time gives another mount of the same file system, with one page cache.
 pub fn ext4(device: &Path) -> Result<OwnedFd> {
     let describe = || format!("mounting ext4 of {}", device.display());
     let context = FsContext::open("ext4").map_err(|error| error.context(describe()))?;
@@ -54,7 +54,7 @@ pub fn attach(mount: BorrowedFd<'_>, path: &Path) -> Result<()> {
     })
 }
 
-/// Unmounts what is mounted at a path (the topmost mount). A mount in use is an error of kind `Busy` that names the processes.
+/// Unmounts the topmost mount at a path. A mount in use is an error of kind `Busy` that names the processes.
 pub fn detach(path: &Path) -> Result<()> {
     match unmount(path, UnmountFlags::NOFOLLOW) {
         Ok(()) => Ok(()),

@@ -21,7 +21,7 @@ pub struct Mount {
     pub device: (u32, u32),
     /// The root of the mount within the file system.
     pub root: PathBuf,
-    /// Where it is mounted, seen from the process's root.
+    /// The mount point, as seen from the root of the process.
     pub mount_point: PathBuf,
     /// Options of the mount itself (`ro,nodev`).
     pub options: String,

@@ -117,8 +117,8 @@ pub fn socket_pair() -> Result<(OwnedFd, UnixStream)> {
     Ok((kernel.into(), server))
 }
 
-/// Makes a read-only device of `size` bytes from connected sockets, on a number that the kernel chooses. The sockets must be served
-/// by then. The kernel keeps what it needs of them. Loads the driver when it is not there.
+/// Makes a read-only device of `size` bytes from connected sockets, with a number that the kernel chooses. The sockets must be served by
+/// then. The kernel keeps its own references to them. Loads the driver if it is missing.
 pub fn connect(size: u64, sockets: &[OwnedFd], options: &NbdOptions) -> Result<NbdDevice> {
     let (mut socket, family) = open_loading()?;
     let attributes = Attributes::default()
@@ -170,8 +170,8 @@ fn with_sockets(attributes: Attributes, sockets: &[OwnedFd], options: &NbdOption
         .nested(NBD_ATTR_SOCKETS, list)
 }
 
-/// Gives a device new connections in place of its dead ones. Where none is dead, the kernel drops them silently. The device is known
-/// by its number and `options.backend_id`.
+/// Gives a device new connections in place of its dead ones. If none is dead, the kernel drops them silently. The device is identified by
+/// its number and `options.backend_id`.
 pub fn reconfigure(index: u32, sockets: &[OwnedFd], options: &NbdOptions) -> Result<()> {
     let (mut socket, family) = open()?;
     let attributes = Attributes::default().u32(NBD_ATTR_INDEX, index);

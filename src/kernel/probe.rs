@@ -318,7 +318,7 @@ fn output(program: &str, args: &[&str]) -> Option<String> {
     Some(text.lines().next().unwrap_or(program).to_owned())
 }
 
-/// Where Docker's credentials are. The values are not looked at.
+/// The location of Docker's credentials. The values are not read.
 fn credentials() -> Offer {
     let name = "credentials";
     let config = docker_config();

@@ -171,7 +171,7 @@ fn read(root: impl AsFd, path: &str) -> Result<String> {
         .take(MOST)
         .read_to_end(&mut text)
         .or_kind(Kind::Io, || format!("reading the image's /{path}"))?;
-    // what is not UTF-8 is in comments, or names that no configuration (JSON) can hold
+    // text that is not UTF-8 is in comments, or in names that no configuration (JSON) can have
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 

@@ -78,7 +78,7 @@ pub enum ConnectionError {
     /// The local disk failed after the first part of a simple reply had been sent; the protocol has no other way to report that.
     #[error("the disk failed at {offset} within a reply")]
     Torn {
-        /// Where the part that could not be read starts.
+        /// Start of the part that could not be read.
         offset: u64,
     },
 }

@@ -42,7 +42,7 @@ pub(super) enum Failure {
     Error(Error),
 }
 
-/// Where the data of replies comes from.
+/// The source of the data of replies.
 pub(super) struct Source<'a> {
     pub(super) export: &'a Arc<dyn ServedDisk>,
     pub(super) runtime: &'a Handle,
@@ -51,8 +51,8 @@ pub(super) struct Source<'a> {
 impl Source<'_> {
     /// Reads a range that was present a moment ago.
     ///
-    /// Eviction clears a span's bit before it takes the span's bytes away, so bytes are right if their bits are set when they have
-    /// been read. Where they are not, this thread waits for them to come again.
+    /// Eviction clears the bit of a span before it removes the bytes, so the bytes are right if their bits are set after the read. If they
+    /// are not, this thread waits until the bytes are present again.
     pub(super) fn read(&self, offset: u64, buffer: &mut [u8], wait: Wait) -> Result<(), Failure> {
         let start = DiskOffset(offset);
         let range = start..DiskOffset(offset + buffer.len() as u64);

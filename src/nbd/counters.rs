@@ -39,7 +39,7 @@ impl Counters {
         }
     }
 
-    /// Adds, and sets what was added to zero.
+    /// Adds the counts and resets them to zero.
     pub(super) fn add(&self, counts: &mut Counts) {
         let counts = std::mem::take(counts);
         for (sum, count) in [

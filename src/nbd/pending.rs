@@ -78,7 +78,7 @@ impl Pending {
         );
     }
 
-    /// Stops waiting: each request completes soon, with an error if not with what it waited for.
+    /// Stops waiting: each request completes soon, with its result or with an error.
     pub(super) fn abort(&mut self) {
         self.tasks.abort_all();
     }

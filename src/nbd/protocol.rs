@@ -230,7 +230,7 @@ pub const NBD_CMD_READ: u16 = 0;
 pub const NBD_CMD_WRITE: u16 = 1;
 /// End of the session; has no reply.
 pub const NBD_CMD_DISC: u16 = 2;
-/// Make what was written last.
+/// Make written data durable.
 pub const NBD_CMD_FLUSH: u16 = 3;
 /// A range that is not needed any more.
 pub const NBD_CMD_TRIM: u16 = 4;

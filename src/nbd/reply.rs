@@ -31,7 +31,7 @@ impl<'a> Replies<'a> {
         }
     }
 
-    /// Sends what is gathered.
+    /// Sends the gathered replies.
     pub(super) fn flush(&mut self) -> Result<(), ConnectionError> {
         self.send()?;
         self.buffer = None;
@@ -65,7 +65,7 @@ impl<'a> Replies<'a> {
         }
     }
 
-    /// An error, with a line for people where the protocol has a place for it.
+    /// An error, with a message if the protocol has a place for it.
     pub(super) fn error(
         &mut self,
         request: &Request,

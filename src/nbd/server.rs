@@ -34,7 +34,7 @@ const BACKLOG: i32 = 128;
 /// Stack of a connection's thread. Nothing there is deep.
 const STACK: usize = 256 << 10;
 
-/// How long connections have to answer what they hold when the server stops; then their sockets are closed.
+/// Maximum time for connections to answer their requests when the server stops; then their sockets are closed.
 const STOP_LIMIT: Duration = Duration::from_secs(2);
 
 /// Limits for the clients of a server.
@@ -55,7 +55,7 @@ impl Default for Limits {
     }
 }
 
-/// Where a server listens.
+/// The address of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
     /// A Unix socket.
@@ -165,7 +165,7 @@ impl Server {
         })
     }
 
-    /// Where it listens; the port is the real one where zero was asked for.
+    /// The address that it listens on; port zero is replaced by the real port.
     pub fn address(&self) -> &Address {
         &self.address
     }
@@ -175,7 +175,7 @@ impl Server {
         self.shared.connections().open.len()
     }
 
-    /// Stops: takes no connection any more, lets those that there are answer what they hold, and returns when all have ended.
+    /// Stops the server: it accepts no more connections, lets existing connections answer their requests, and returns when all have ended.
     pub fn stop(mut self) {
         self.stop_all();
     }

@@ -103,7 +103,7 @@ impl<'a> Transmission<'a> {
             self.replies.flush()?;
             let delayed = self.delayed.pop_front();
             let event = if delayed.is_some() {
-                // a look only: the disk can work for new requests too while this thread waits for it
+                // without waiting: the disk can also work on new requests while this thread waits
                 self.wait(self.listens(), Some(Duration::ZERO))?
             } else if self.pending.is_empty() {
                 Event::Requests
@@ -286,7 +286,8 @@ impl<'a> Transmission<'a> {
         Ok(())
     }
 
-    /// Sends the data of a read whose range is present and was checked. Where that would have to wait, and must not, it is put off.
+    /// Sends the data of a read whose range is present and checked. If that would have to wait for the disk, and must not, the request is
+    /// put aside.
     fn send_data(&mut self, request: &Request, wait: Wait) -> Result<(), ConnectionError> {
         let mut at = request.offset.get();
         let end = at + u64::from(request.length.get());
@@ -351,7 +352,7 @@ impl<'a> Transmission<'a> {
         self.replies.success(request)
     }
 
-    /// Starts the fetch of a range and does not wait for it.
+    /// Starts the fetch of a range without waiting for it.
     fn cache(&mut self, request: &Request, flags: u16) -> Result<(), ConnectionError> {
         let Some(range) = self.checked_range(request, flags, 0)? else {
             return Ok(());

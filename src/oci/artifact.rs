@@ -26,7 +26,7 @@ pub enum What {
     CompactIndex,
     /// The list under a tag `sha256-<hex>` where a registry has no referrers API.
     ReferrersList,
-    /// A signature, and by what it was made.
+    /// A signature, with the tool that made it.
     Signature(&'static str),
     /// A Helm chart.
     HelmChart,
@@ -44,7 +44,7 @@ pub enum What {
     ImageConfig,
     /// Another artifact, by its type.
     Artifact(String),
-    /// An encrypted or otherwise unknown kind of layer in what else is an image: its media type.
+    /// An image with a layer that is encrypted or of unknown kind: the media type of the layer.
     ImageOfUnknownLayers(String),
     /// JSON that is not a manifest, or not JSON.
     NoManifest,
@@ -185,7 +185,7 @@ fn of_manifest(document: &Value, artifact_type: &str) -> What {
         return what;
     }
     let has_type = !artifact_type.is_empty() && !is_config(artifact_type);
-    // what has an image's configuration and an image's layers is one, whatever type it has besides
+    // a manifest with the configuration and the layers of an image is an image, whatever its artifact type
     if is_config(config_type) {
         match layers().find(|layer| Packing::of_media_type(layer).is_none()) {
             None => return What::Image,

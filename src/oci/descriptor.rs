@@ -9,13 +9,13 @@ use super::Digest;
 /// A descriptor, as far as lists of manifests need it.
 #[derive(Clone, Debug)]
 pub struct Descriptor {
-    /// Media type of what it describes; empty where it states none.
+    /// Media type of the target; empty if it has none.
     pub media_type: String,
-    /// Digest of what it describes.
+    /// Digest of the target.
     pub digest: Digest,
-    /// Bytes of what it describes.
+    /// Size of the target, in bytes.
     pub size: u64,
-    /// Artifact type of what it describes, if it states one.
+    /// Artifact type of the target, if it has one.
     pub artifact_type: Option<String>,
     /// Annotations. A null is an empty text, as Go reads it; other values that are not text are left out.
     pub annotations: BTreeMap<String, String>,

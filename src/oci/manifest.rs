@@ -42,7 +42,7 @@ pub enum Error {
     /// Not JSON.
     #[error("not JSON")]
     NotJson(#[source] serde_json::Error),
-    /// It has both the lists of an image and of an index; readers would disagree on what it is (CVE-2021-41190).
+    /// It has the lists of both an image and an index; readers would disagree about it (CVE-2021-41190).
     #[error(
         "it has both \"manifests\" and \"layers\" or \"config\": neither an image nor an index"
     )]
@@ -58,7 +58,7 @@ pub enum Error {
     /// Something else.
     #[error("it is {0}{advice}", advice = .0.advice())]
     NotAnImage(What),
-    /// It lacks what an image must have.
+    /// A required part of an image is missing.
     #[error("malformed: expected {what}")]
     Malformed {
         /// The kind that it seems to be.
@@ -97,7 +97,7 @@ impl Error {
     }
 }
 
-/// Parses what should be an image or an image index. `media_type` is what its descriptor or the registry calls it.
+/// Parses an image or an image index. `media_type` is that of its descriptor or of the registry.
 pub fn parse(bytes: &[u8], media_type: &str) -> Result<Document, Error> {
     bounded(bytes, MAX_MANIFEST_BYTES)?;
     let document: Value = serde_json::from_slice(bytes).map_err(Error::NotJson)?;

@@ -62,7 +62,7 @@ pub enum Packing {
 }
 
 impl Packing {
-    /// The packing that a layer's media type states; `None` where it is not the media type of a layer.
+    /// The compression that the media type of a layer states; `None` for any other media type.
     pub fn of_media_type(media_type: &str) -> Option<Self> {
         let suffix = LAYER_STEMS
             .iter()

@@ -79,8 +79,8 @@ impl Platform {
         Self::new("unknown", "unknown", None)
     }
 
-    /// The platform that a descriptor of an image index names. `None` where it names none, or `unknown/unknown` (how builders mark
-    /// what is not an image).
+    /// The platform of a descriptor in an image index. `None` if it has none, or `unknown/unknown` (which marks entries that are not
+    /// images).
     pub fn of_descriptor(descriptor: &Descriptor) -> Option<Self> {
         let platform = descriptor.platform().as_ref()?;
         let stated = Self::new(

@@ -35,7 +35,7 @@ pub enum Reference {
         repository: String,
         /// e.g. `1.27`; `latest` when neither tag nor digest was given.
         tag: Option<String>,
-        /// The manifest's digest; counts where both are given.
+        /// The digest of the manifest; it takes precedence over a tag.
         digest: Option<Digest>,
     },
     /// An OCI image layout in a folder.

@@ -101,7 +101,7 @@ impl Candidate {
         if document.get("schemaVersion") != Some(&json!(2)) {
             return Err(NotAList::Field("schemaVersion"));
         }
-        // what has them is a document of another kind too, or refers to something itself
+        // a document with any of these fields is of another kind, or refers to something itself
         for field in ["layers", "config", "fsLayers", "blobs", "subject"] {
             if document.get(field).is_some_and(|value| !value.is_null()) {
                 return Err(NotAList::Field(field));
@@ -231,7 +231,7 @@ impl ReferrersList {
         entries.len() != before
     }
 
-    /// The sound entries, and what is odd about the others.
+    /// The valid entries, and messages about the others.
     pub fn descriptors(&self) -> (Vec<Descriptor>, Vec<String>) {
         let (mut sound, odd) = Descriptor::read_list(self.entries());
         for descriptor in &mut sound {

@@ -31,7 +31,7 @@ pub const DEFAULT_SPAN_SIZE: u64 = 4 << 20;
 /// `build_tool_identifier` of our zTOCs and indexes.
 pub const BUILD_TOOL: &str = concat!("socinbd v", env!("CARGO_PKG_VERSION"));
 
-/// Takes what a layer holds, in the order of its stream.
+/// Receives the content of a layer, in the order of its stream.
 pub trait LayerSink {
     /// The error of the sink.
     type Error;
@@ -132,7 +132,8 @@ pub struct LayerIndexer<S> {
 }
 
 impl<S: LayerSink> LayerIndexer<S> {
-    /// Starts a layer. The blob's first bytes overrule `packing`, as they do in containerd's unpack: it is what an error names.
+    /// Starts a layer. The first bytes of the blob take precedence over `packing`, as in containerd's unpack; `packing` is named in
+    /// errors.
     pub fn new(packing: Packing, options: Options, sink: S) -> Self {
         Self {
             declared: packing,
@@ -418,7 +419,7 @@ pub enum Error<E> {
     /// The zstd stream is damaged, or needs a larger window than is allowed (128 MiB, as in the program zstd).
     #[error("bad zstd data at {compressed_offset} of the blob: {message}")]
     Zstd {
-        /// Where in the blob, at the earliest.
+        /// The position in the blob, at the earliest.
         compressed_offset: u64,
         /// The library's words.
         message: String,

@@ -62,7 +62,7 @@ pub enum Error {
     /// Something else where an object or a list must be.
     #[error("{field} is not {expected}")]
     Malformed {
-        /// Where.
+        /// The field.
         field: &'static str,
         /// `an object` or `a list`.
         expected: &'static str,

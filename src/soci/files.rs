@@ -11,7 +11,7 @@ use crate::{
 /// The result for a list of files.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Listed {
-    /// A prefetch artifact a layer, in the order of the layers; `None` where nothing of it was asked for.
+    /// A prefetch artifact per layer, in the order of the layers; `None` if no file of the layer was requested.
     pub layers: Vec<Option<Prefetch>>,
     /// Files that no layer has, as they were named.
     pub missing: Vec<String>,

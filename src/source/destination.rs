@@ -303,7 +303,8 @@ impl Destination {
         }
     }
 
-    /// Removes a referrer and what lists it; a manifest that does not refer to the subject is an error. `false` when it was not there.
+    /// Removes a referrer and its entries in lists; a manifest that does not refer to the subject is an error. `false` if it does not
+    /// exist.
     pub async fn delete_referrer(&self, digest: &Digest, subject: &Digest) -> Result<bool> {
         match &self.0.place {
             WritePlace::Registry(repository) => repository.delete_referrer(digest, subject).await,

@@ -10,9 +10,9 @@ pub struct Limits {
     pub connect: Duration,
     /// For the head of an answer, connecting included.
     pub first_byte: Duration,
-    /// For each 4 KiB of a body: a slower connection counts as broken.
+    /// For each 4 KiB of a body; a slower connection is treated as broken.
     pub stall: Duration,
-    /// How long what fails without any progress is tried again: manifests, tokens, referrers.
+    /// Maximum time for retries without any progress, of manifests, tokens and referrers.
     pub control_patience: Duration,
     /// The same for blobs. A reader that can wait longer asks again.
     pub data_patience: Duration,

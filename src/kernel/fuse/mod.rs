@@ -103,7 +103,7 @@ impl Drop for Server {
     }
 }
 
-/// Serves a disk as a file. `name` is what the mount table of a debugger would show. Fetches run on `runtime`.
+/// Serves a disk as a file. `name` is shown in mount tables. Fetches run on `runtime`.
 pub fn serve(disk: Arc<dyn ServedDisk>, name: &str, runtime: &Handle) -> Result<FuseFile> {
     let device = openat(
         CWD,
@@ -181,7 +181,7 @@ impl Queue {
 
     /// Ends all threads: the device can always be written to, so from now on each of them finds an event that means this.
     fn end_all(&self) {
-        // it is in the epoll, and memory for it is there
+        // the descriptor is in the epoll instance, and its memory is allocated
         let _ = epoll::modify(
             &self.epoll,
             &*self.device,
@@ -190,7 +190,7 @@ impl Queue {
         );
     }
 
-    /// Waits for a request, at most so long. False when the threads are to end.
+    /// Waits for a request, up to a maximum time. False when the threads are to end.
     fn wait(&self, at_most: Option<&Timespec>) -> bool {
         let mut events = [MaybeUninit::uninit()];
         match epoll::wait(&self.epoll, &mut events, at_most) {
@@ -317,7 +317,7 @@ impl Worker {
     }
 }
 
-/// Answers a read when what it needs has come.
+/// Answers a read when its data has been fetched.
 async fn fetch_and_reply(
     disk: Arc<dyn ServedDisk>,
     range: Range<DiskOffset>,
@@ -328,7 +328,7 @@ async fn fetch_and_reply(
             tracing::debug!(target: "data", "FUSE read at {}: {}", range.start, error.report());
             return;
         }
-        // what has just come is in the page cache as a rule, and no thread has to be woken up for it
+        // fetched data is usually in the page cache, and no thread has to be woken
         if try_read_and_reply(&pending.device, pending.unique, &*disk, &range) {
             return pending.answered();
         }
@@ -410,7 +410,7 @@ fn try_read_and_reply(
     is_read
 }
 
-/// Answers a read. False where it is not: a part of the range has gone since it was present, and has to come again.
+/// Answers a read. False if a part of the range is not present any more and has to be fetched again.
 fn read_and_reply(
     device: &OwnedFd,
     unique: u64,

@@ -156,7 +156,7 @@ const _: () = assert!(
         && size_of::<StatfsOut>() == 80
 );
 
-/// A request: its header and what follows it.
+/// A request: its header and its payload.
 pub(super) fn request(bytes: &[u8]) -> Option<(InHeader, &[u8])> {
     let (header, body) = InHeader::read_from_prefix(bytes).ok()?;
     (usize::try_from(header.len) == Ok(bytes.len())).then_some((header, body))

@@ -143,7 +143,7 @@ fn become_user(user: &Credentials, report: &Report) -> io::Result<()> {
 }
 
 /// Waits for all processes that end (every orphan of the namespace becomes a child of this one), and passes signals on. Ends with the
-/// program's status; the kernel then ends what is left in the namespace.
+/// status of the program; the kernel then ends the other processes of the namespace.
 fn run_init(program: libc::pid_t, all: &libc::sigset_t) -> ! {
     // Among the rest, the end of exec's pipe: the parent waits until the program alone has it.
     close_all();

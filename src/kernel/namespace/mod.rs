@@ -40,9 +40,9 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 /// The root of the program.
 #[derive(Debug)]
 pub enum Root {
-    /// A detached mount; it is used up. One that cannot be written to need not have `/dev`, `/proc` and `/sys`.
+    /// A detached mount, which is consumed. A read-only one need not have `/dev`, `/proc` and `/sys`.
     Mount(OwnedFd),
-    /// A directory with what is mounted below it.
+    /// A directory, with the mounts below it.
     Directory(PathBuf),
 }
 
@@ -100,7 +100,7 @@ impl Container {
         self.pid
     }
 
-    /// A way to send the program signals while another thread waits for it.
+    /// A handle to send signals to the program while another thread waits for it.
     pub fn signals(&self) -> Result<Signals> {
         let init = self.init.try_clone();
         init.map(Signals)
@@ -127,7 +127,8 @@ impl Container {
 pub struct Signals(OwnedFd);
 
 impl Signals {
-    /// Sends a signal. A terminal's own (Ctrl-C) reach the program without that: whoever waits for it in the foreground ignores them.
+    /// Sends a signal. Signals of a terminal (Ctrl-C) reach the program by themselves: a process that waits for it in the foreground
+    /// ignores them.
     pub fn send(&self, signal: Signal) -> Result<()> {
         pidfd_send_signal(&self.0, signal).or_kind(Kind::Kernel, || {
             format!("sending {signal:?} to the program")

@@ -109,7 +109,7 @@ pub(super) fn enter(root: BorrowedFd<'_>) -> Result<()> {
 
 /// From here on paths lead nowhere outside of the image's root.
 pub(super) fn furnish(resolv_conf: Option<OwnedFd>) -> Result<()> {
-    // modes are what is asked for; the program gets the usual mask back
+    // so that modes are exact; the program gets the usual mask back
     rustix::process::umask(Mode::empty());
     dev().map_err(|error| error.context("setting up /dev"))?;
     directory("/sys")?;

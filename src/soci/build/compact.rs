@@ -63,7 +63,7 @@ struct Current {
     window_size: usize,
 }
 
-/// A window, and what of its span may refer to it.
+/// A window, and the part of its span that may refer to it.
 struct Whole {
     window: Vec<u8>,
     /// The span's compressed bytes so far, and no more than can be of use.

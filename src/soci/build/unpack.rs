@@ -20,7 +20,7 @@ const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 /// RFC 8878, 3.1.2: a skippable frame starts with 0x50 to 0x5f and these.
 const ZSTD_SKIPPABLE: [u8; 3] = [0x2a, 0x4d, 0x18];
 
-/// The largest window of a zstd frame, as a power of two: 128 MiB, which is what the program zstd takes without being asked.
+/// Maximum window of a zstd frame, as a power of two: 128 MiB, the default limit of the program zstd.
 const ZSTD_WINDOW_LOG: u32 = 27;
 
 /// Bytes of output per step; blocks of zstd are not larger.

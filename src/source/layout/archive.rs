@@ -84,7 +84,7 @@ impl Members {
             let (consumed, content) = loop {
                 match parser.parse(&buffer) {
                     Ok(ParseEvent::NeedData { min_bytes }) => {
-                        // bounded: the parser refuses metadata above its limit before it asks for it
+                        // bounded: the parser refuses metadata over its limit before it asks for the bytes
                         let wanted = min_bytes.max(READ_BYTES);
                         let missing = wanted.saturating_sub(buffer.len());
                         let end = offset + buffer.len() as u64;

@@ -16,7 +16,7 @@ use crate::{
     oci::Digest,
 };
 
-/// Where a layout's files are.
+/// The storage of a layout.
 pub(super) enum Blobs {
     /// A folder.
     Folder(PathBuf),
@@ -115,7 +115,7 @@ impl Blobs {
     }
 }
 
-/// Where a folder has a blob. A digest is 64 hexadecimal digits: it cannot lead out of the folder.
+/// The path of a blob in a directory. A digest has 64 hexadecimal digits: it cannot lead out of the directory.
 pub(super) fn blob_path(folder: &Path, digest: &Digest) -> PathBuf {
     folder.join("blobs/sha256").join(digest.hex())
 }

@@ -68,7 +68,7 @@ pub(super) enum Root {
     Whole,
 }
 
-/// The entries of an `index.json` that are sound, and what is odd about the others.
+/// The valid entries of an `index.json`, and messages about the others.
 pub(super) fn entries(bytes: &[u8]) -> Result<(Vec<Descriptor>, Vec<String>)> {
     let index: Value = serde_json::from_slice(bytes)
         .map_err(|error| Error::with_source(Kind::Corrupt, "not JSON", error))?;
@@ -79,7 +79,7 @@ pub(super) fn entries(bytes: &[u8]) -> Result<(Vec<Descriptor>, Vec<String>)> {
     }
 }
 
-/// Finds what the tag names; without one, the only image. `place` is what the layout is called in errors.
+/// Finds the entry of the tag; without a tag, the only image. `place` is the name of the layout in errors.
 pub(super) fn root(entries: &[Descriptor], tag: Option<&str>, place: &str) -> Result<Root> {
     let Some(tag) = tag else {
         return only(entries, place);
@@ -135,7 +135,7 @@ pub(super) fn tags(entries: &[Descriptor]) -> Vec<String> {
     tags.into_iter().map(str::to_owned).collect()
 }
 
-/// Leaves out what lists a manifest again.
+/// Removes entries of a manifest that is listed before.
 fn distinct(entries: &mut Vec<&Descriptor>) {
     let mut seen = BTreeSet::new();
     entries.retain(|entry| seen.insert(entry.digest));

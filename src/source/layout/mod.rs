@@ -51,7 +51,7 @@ struct Opened {
 }
 
 impl Layout {
-    /// Opens the layout in a folder. `tag` is what [`Self::root_manifest`] looks for.
+    /// Opens the layout in a directory. [`Self::root_manifest`] looks for `tag`.
     pub async fn open_folder(path: &Path, tag: Option<&str>) -> Result<Self> {
         let layout = Self(Arc::new(Opened {
             blobs: Blobs::Folder(path.to_owned()),
@@ -296,7 +296,7 @@ impl Opened {
         Ok(self.judge_index(bytes)?.0)
     }
 
-    /// The sound entries of an `index.json`, and what is odd about the others.
+    /// The valid entries of an `index.json`, and messages about the others.
     fn judge_index(&self, bytes: &[u8]) -> Result<(Vec<Descriptor>, Vec<String>)> {
         index::entries(bytes)
             .map_err(|error| error.context(format!("{}: index.json", self.place())))
@@ -466,7 +466,7 @@ fn read_bounded(blob: &Blob, limit: u64) -> std::io::Result<Vec<u8>> {
     blob.read_all()
 }
 
-/// Runs what may block where that does no harm.
+/// Runs blocking work on a thread for such work.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {

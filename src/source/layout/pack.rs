@@ -39,7 +39,7 @@ struct Shared {
 
 struct State {
     temporary: Option<NamedTempFile>,
-    /// Where the next member begins.
+    /// Start of the next member.
     end: u64,
     /// Blobs that are there, or on their way.
     blobs: HashSet<Digest>,
@@ -139,7 +139,7 @@ impl Pack {
         state.entries.push(entry);
     }
 
-    /// Writes what makes a layout of it, and gives it its name.
+    /// Writes the last members, and gives the file its name.
     pub(in crate::source) async fn finish(&self) -> Result<()> {
         let context = || format!("writing the archive {}", self.0.path.display());
         let (entries, open) = {

@@ -369,7 +369,7 @@ impl Opened {
         Ok(was_listed)
     }
 
-    /// Removes what `index.json` does not lead to, also what interrupted writes left.
+    /// Removes blobs that `index.json` does not lead to, and leftovers of interrupted writes.
     fn collect(&self, folder: &Path) -> Result<Collected> {
         let context = || format!("{}: its unused blobs cannot be removed", self.place());
         let mut used: BTreeSet<Digest> = BTreeSet::new();

@@ -49,7 +49,7 @@ struct State {
     current: Authorization,
     /// The last challenge of the registry.
     challenges: Vec<Challenge>,
-    /// Where the credentials came from.
+    /// The source of the credentials.
     place: Option<String>,
     /// Why a credential helper gave none.
     trouble: Option<String>,
@@ -117,7 +117,7 @@ impl Authenticator {
         self.obey(&mut state).await
     }
 
-    /// Gets anew what `shown` was, from credentials that may have changed since.
+    /// Renews the authorization `shown`, from credentials that may have changed since.
     pub(super) async fn answer_again(&self, shown: &Authorization) -> Result<(), Failure> {
         let mut state = self.state.lock().await;
         if state.current.generation != shown.generation {
@@ -180,7 +180,7 @@ impl Authenticator {
         Ok(lookup.found.map(|found| found.credentials))
     }
 
-    /// Where credentials were looked for in vain.
+    /// The places where credentials were looked for in vain.
     fn places(&self, state: &State) -> String {
         let places = credentials::places(&self.access);
         match &state.trouble {
@@ -245,7 +245,7 @@ impl Authenticator {
         let mut scopes = match (self.purpose, given) {
             (Purpose::Pull, Some(given)) => vec![given.to_owned()],
             (Purpose::Pull, None) => vec![own],
-            // `pull` alone is what a first GET is asked for, and `push` comes with the next request
+            // a first GET is challenged for `pull` alone, and `push` comes with the next request
             (Purpose::Push, given) => std::iter::once(own.clone())
                 .chain(
                     given

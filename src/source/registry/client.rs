@@ -27,7 +27,7 @@ use crate::{
     source::{Access, Limits},
 };
 
-/// Where Docker Hub's API is.
+/// The host of Docker Hub's API.
 const DOCKER_HUB_API: &str = "registry-1.docker.io";
 const MAX_REDIRECTS: usize = 8;
 /// An image has a few dozen layers; a signed URL is about a kilobyte.
@@ -42,7 +42,7 @@ pub(super) struct Client {
     pub(super) limits: Limits,
     transport: Arc<Transport>,
     auth: Authenticator,
-    /// Where the registry's redirect of a blob led. Signed URLs: they reach no log.
+    /// The redirect target of a blob at the registry. It may be a signed URL: it must not reach a log.
     targets: Mutex<LruCache<Digest, Url>>,
     /// Hosts that have asked not to be asked before a time (`Retry-After`).
     resting: Mutex<HashMap<String, Instant>>,
@@ -241,7 +241,7 @@ impl Client {
         }
     }
 
-    /// The answer, and where it came from if not from the registry. Only what is read is looked for where a redirect leads.
+    /// The answer, and the URL that it came from if that is not the registry's. Redirects are followed for reads only.
     async fn ask_with_target(
         &self,
         url: &Url,
@@ -277,7 +277,7 @@ impl Client {
                 }
                 at = next_location(&body, &at).map_err(Failure::Final)?;
             } else {
-                // what lies at the registry itself needs credentials, and is asked for there
+                // the URL of the registry itself needs credentials, and is not kept
                 return Ok((body, (!is_own).then_some(at)));
             }
         }
@@ -398,7 +398,7 @@ fn challenges(body: &Body) -> Vec<Challenge> {
         .collect()
 }
 
-/// Where an answer's `Location` leads.
+/// The target of an answer's `Location`.
 pub(super) fn next_location(body: &Body, at: &Url) -> Result<Url> {
     let host = body.host();
     let status = body.head().status();

@@ -80,7 +80,7 @@ pub(super) async fn find(access: &Access, host: &str, repository: &str) -> Resul
     Ok(lookup)
 }
 
-/// Where credentials were looked for.
+/// The places where credentials are looked for.
 pub(super) fn places(access: &Access) -> String {
     let places: Vec<String> = [&access.docker_config, &access.podman_auth]
         .into_iter()

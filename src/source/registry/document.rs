@@ -54,7 +54,7 @@ pub(super) enum Answer {
     Document(Document),
     /// 204: no document.
     Nothing,
-    /// A refusal by which a caller may tell what the registry has; credentials are not the reason.
+    /// A refusal that may tell the caller what the registry has; credentials are not the reason.
     Refused(Refusal),
 }
 

@@ -30,7 +30,7 @@ pub(super) fn next_target(header: &str) -> Result<Option<&str>, Unreadable> {
     }
 }
 
-/// Reads the parameters up to the comma that ends a link. Whether `next` is among its relations, and what follows the link.
+/// Reads the parameters up to the comma that ends a link. Returns whether `next` is among its relations, and the rest after the link.
 fn parameters(mut rest: &str) -> Result<(bool, &str), Unreadable> {
     let mut is_next = false;
     let mut has_relation = false;
@@ -46,7 +46,7 @@ fn parameters(mut rest: &str) -> Result<(bool, &str), Unreadable> {
             Some(after) => value(after.trim_start())?,
             None => ("", after),
         };
-        // of several, the first counts (RFC 8288, section 3.3)
+        // of several, the first is used (RFC 8288, section 3.3)
         if name.trim().eq_ignore_ascii_case("rel") && !has_relation {
             has_relation = true;
             is_next = value
@@ -57,7 +57,7 @@ fn parameters(mut rest: &str) -> Result<(bool, &str), Unreadable> {
     }
 }
 
-/// A token or a quoted string, and what follows. A backslash in a string stays: no relation has one.
+/// A token or a quoted string, and the rest after it. A backslash in a string is kept: no relation has one.
 fn value(text: &str) -> Result<(&str, &str), Unreadable> {
     match text.strip_prefix('"') {
         Some(quoted) => {

@@ -20,7 +20,7 @@ const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, application/vnd.o
     application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json, \
     application/vnd.oci.artifact.manifest.v1+json";
 
-/// The fields that tell what a document is.
+/// The fields that show the kind of a document.
 #[derive(serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Head {
@@ -165,7 +165,7 @@ pub(super) async fn put(
         match asked.await {
             Ok(subject) => return Ok(subject),
             Err(Failure::Final(error)) if error.kind() == Kind::Immutable => {
-                // Amazon's registry refuses what it has already, too
+                // Amazon's registry also refuses a manifest that it has already
                 if is_there(client, name, bytes).await {
                     return Ok(None);
                 }

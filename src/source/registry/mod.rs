@@ -43,7 +43,7 @@ pub(super) use upload::{Outgoing, Tap};
 /// Bytes set aside for a range before any has come; a longer one grows as it comes.
 const FIRST_CAPACITY: u64 = 8 << 20;
 
-/// One repository, and what was asked of it.
+/// One repository, and what is known of it so far.
 #[derive(Clone)]
 pub(super) struct Repository {
     client: Arc<Client>,

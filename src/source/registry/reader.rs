@@ -157,7 +157,7 @@ impl Reader {
         }
     }
 
-    /// Asks for what is missing, and checks that the answer is about it.
+    /// Requests the missing bytes, and checks that the answer has them.
     async fn ask(&mut self) -> Result<Answer, Failure> {
         loop {
             // the whole blob needs no range, until it breaks off

@@ -98,7 +98,7 @@ struct Parts {
     client: Arc<Client>,
     digest: Digest,
     size: u64,
-    /// Where the next part begins.
+    /// Start of the next part.
     started: u64,
     waiting: VecDeque<Part>,
 }
