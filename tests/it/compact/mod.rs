@@ -19,6 +19,7 @@ use socinbd::{
 use crate::{
     gzip::{index, options},
     layer::fixture::{Lab, Layer, REPOSITORY, source},
+    support::until,
 };
 
 /// A layer with a compact index, a registry that has both, and a store that is empty.
@@ -133,9 +134,8 @@ impl CompactLab {
             .iter()
             .take_while(|next| next.compressed.end.get() <= reach);
         let end = span + 1 + more.count();
-        while !disk.is_present(self.place_in(end - 1).0) {
-            tokio::task::yield_now().await;
-        }
+        let is_present = || disk.is_present(self.place_in(end - 1).0);
+        until("the miss has come", is_present).await;
         end
     }
 

@@ -174,9 +174,9 @@ impl Host {
         let stat = || fs::read_to_string(process.join("stat")).unwrap_or_default();
         let threads = || fs::read_dir(process.join("task")).map_or(0, Iterator::count);
         // a zombie's devices are gone as well, when its other threads are; whoever started it may not have waited for it
-        while process.exists() && (!stat().contains(") Z ") || threads() > 1) {
-            std::thread::yield_now();
-        }
+        crate::support::wait("the daemon is gone", || {
+            !process.exists() || (stat().contains(") Z ") && threads() <= 1)
+        });
     }
 
     pub fn log(&self) -> String {

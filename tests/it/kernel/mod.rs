@@ -13,7 +13,7 @@ use std::{
     process::Command,
 };
 
-use crate::support::succeeds;
+use crate::support::{succeeds, wait};
 
 /// Makes an ext4 image from a directory, as a layer's disk is: 4 KiB blocks, no journal.
 pub(crate) fn ext4_image(from: &Path, image: &Path) -> PathBuf {
@@ -39,13 +39,7 @@ pub(crate) fn image_of(folder: &Path, name: &str, files: &[(&str, &str)]) -> Pat
 }
 
 /// Waits for a condition that is to come true by itself soon.
-pub(crate) fn eventually(mut condition: impl FnMut() -> bool) {
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
-    while !condition() {
-        assert!(
-            std::time::Instant::now() < deadline,
-            "the condition did not come true"
-        );
-        std::thread::yield_now();
-    }
+#[track_caller]
+pub(crate) fn eventually(condition: impl FnMut() -> bool) {
+    wait("the condition comes true", condition);
 }

@@ -17,7 +17,10 @@ use socinbd::{
 use super::fixture::{
     Files, Lab, Layer, Random, assert_holds, change_state, complete, gzip, range, read, tar,
 };
-use crate::{compact::CompactLab, support::until};
+use crate::{
+    compact::{CompactLab, compact_of},
+    support::until,
+};
 
 /// What happens to a file.
 #[derive(Clone, Copy, Debug)]
@@ -270,11 +273,14 @@ async fn without_a_source_of_its_table_a_damaged_folder_is_kept() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_damage_convicts_a_compact_table_or_lasts() {
+    let layer = Layer::new(214);
+    let compact = compact_of(&layer, 64 << 10);
     for is_complete in [false, true] {
         for name in ["compact", "windows", "windows.json", "headers", "rest"] {
             for how in HARMS {
                 let what = format!("{name} {how:?}, complete: {is_complete}");
-                let mut lab = CompactLab::new(Layer::new(214));
+                let bytes = compact.bytes.clone();
+                let mut lab = CompactLab::of(layer.clone(), bytes, compact.table_size);
                 let disk = lab.disk().await;
                 let (place, _) = lab.place_in(lab.span_in_big());
                 read(&disk, place).await.unwrap();

@@ -11,18 +11,10 @@ use socinbd::{
 };
 
 use super::fixture::{Lab, Layer, assert_holds, complete, read, source};
-use crate::support::registry::{Fault, On, Registry, Times};
-
-/// Waits for a condition that another task brings about.
-async fn until(condition: impl Fn() -> bool) {
-    tokio::time::timeout(Duration::from_secs(60), async {
-        while !condition() {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await
-    .expect("the condition comes true within a minute");
-}
+use crate::support::{
+    registry::{Fault, On, Registry, Times},
+    until,
+};
 
 fn patient(seconds: u64) -> Options {
     Options {
@@ -70,7 +62,7 @@ async fn a_registry_is_not_asked_before_the_time_that_it_names() {
     let (big, small) = (lab.layer.place("data/big"), lab.layer.place("data/001"));
     // two readers of different spans, and only one of them has heard of it
     let first = start_read(&lab, &disk);
-    until(|| disk.degraded().is_some()).await;
+    until("the disk is degraded", || disk.degraded().is_some()).await;
     let second = read(&disk, small).await.unwrap();
     assert!(began.elapsed() >= Duration::from_secs(4));
     assert!(first.await.unwrap().unwrap() == lab.layer.files["data/big"]);
@@ -129,7 +121,7 @@ async fn who_joins_a_fetch_that_fails_has_a_try_of_its_own() {
             let (disk, place) = (Arc::clone(&disk), place.clone());
             async move { read(&disk, place).await }
         });
-        until(|| disk.degraded().is_some()).await;
+        until("the disk is degraded", || disk.degraded().is_some()).await;
         let second = read(&disk, place).await;
         assert_eq!(first.await.unwrap().unwrap_err().kind(), Kind::NotFound);
         match failures {
@@ -202,7 +194,7 @@ async fn a_read_lives_through_an_outage() {
     lab.registry
         .fail(On::Data, Fault::status(503), Times::UntilHealed);
     let reading = start_read(&lab, &disk);
-    until(|| disk.degraded().is_some()).await;
+    until("the disk is degraded", || disk.degraded().is_some()).await;
     assert!(!reading.is_finished());
     lab.registry.heal();
     let bytes = reading.await.unwrap().unwrap();
@@ -234,7 +226,7 @@ async fn a_reader_that_goes_away_takes_nobody_with_it() {
     lab.registry
         .fail(On::Data, Fault::status(503), Times::UntilHealed);
     let first = start_read(&lab, &disk);
-    until(|| disk.degraded().is_some()).await;
+    until("the disk is degraded", || disk.degraded().is_some()).await;
     let second = start_read(&lab, &disk);
     first.abort();
     lab.registry.heal();

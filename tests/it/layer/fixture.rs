@@ -23,7 +23,7 @@ use socinbd::{
     ztoc::{Span, SpanTable, Ztoc},
 };
 
-use crate::support::{registry::Registry, until};
+use crate::support::{pauses, registry::Registry, until};
 
 pub const REPOSITORY: &str = "app";
 
@@ -382,9 +382,12 @@ pub fn change_state(folder: &Path, change: impl FnOnce(&str) -> String) {
 /// Opens a store that was dropped just now: a task that ends may hold it a moment longer.
 pub async fn open_when_free(root: &Path) -> Arc<Store> {
     let opening = async {
+        let mut pauses = pauses();
         loop {
             match Store::open(root) {
-                Err(error) if error.kind() == Kind::Busy => tokio::task::yield_now().await,
+                Err(error) if error.kind() == Kind::Busy => {
+                    tokio::time::sleep(pauses.next().unwrap()).await;
+                }
                 store => break store.unwrap(),
             }
         }

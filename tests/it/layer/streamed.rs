@@ -19,7 +19,10 @@ use socinbd::{
 use super::fixture::{
     Files, REPOSITORY, Random, assert_holds, files, gzip, open_when_free, read, source, tar,
 };
-use crate::support::registry::{Fault, On, Registry, Times};
+use crate::support::{
+    registry::{Fault, On, Registry, Times},
+    until,
+};
 
 struct Lab {
     registry: Registry,
@@ -249,18 +252,13 @@ async fn a_stream_nobody_waits_for_is_broken_off() {
         while lab.registry.counters().total().requests == asked {
             tokio::select! {
                 _ = &mut stream => panic!("it cannot end"),
-                () = tokio::task::yield_now() => {}
+                () = tokio::time::sleep(std::time::Duration::from_millis(1)) => {}
             }
         }
     }
     let new = lab.root.path().join("layers/new");
-    tokio::time::timeout(std::time::Duration::from_secs(60), async {
-        while std::fs::read_dir(&new).unwrap().count() > 0 {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await
-    .expect("the draft goes");
+    let is_empty = || std::fs::read_dir(&new).unwrap().count() == 0;
+    until("the draft goes", is_empty).await;
     lab.registry.heal();
     assert_holds(lab.stream(&layer).await.unwrap().path(), &files);
 }

@@ -9,7 +9,10 @@ use socinbd::{
 };
 
 use super::fixture::{Files, Lab, Layer, Random, assert_holds, complete, gzip, range, read, tar};
-use crate::support::registry::{Fault, Link, On, Times};
+use crate::support::{
+    registry::{Fault, Link, On, Times},
+    until,
+};
 
 /// Behind a link whose round trip costs far more than a span's bytes: so the rest of the layer follows before long.
 fn lab(layer: Layer, round_trip_ms: u64) -> Lab {
@@ -96,15 +99,11 @@ async fn a_few_misses_bring_their_spans_and_many_bring_all() {
     reaches(&disk, Progress::Complete).await;
     assert_holds(disk.path(), &lab.layer.files);
     // the next daemon finds a complete disk, once the layer has been checked
-    let saved = async {
-        while !lab.store.list().unwrap()[0].complete {
-            disk.sync().unwrap();
-            tokio::task::yield_now().await;
-        }
+    let is_saved = || {
+        disk.sync().unwrap();
+        lab.store.list().unwrap()[0].complete
     };
-    tokio::time::timeout(Duration::from_secs(60), saved)
-        .await
-        .expect("the disk is saved as complete within a minute");
+    until("the disk is saved as complete", is_saved).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -236,7 +236,7 @@ impl Served {
 
     /// Waits until so many connections are open.
     pub(super) fn wait_for_connections(&self, count: usize) {
-        super::wait_until("the number of connections", || {
+        crate::support::wait("the number of connections", || {
             self.server.connections() == count
         });
     }

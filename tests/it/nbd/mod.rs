@@ -6,12 +6,3 @@ mod handshake;
 mod hostile;
 mod peers;
 mod transmission;
-
-/// Waits for a condition that another thread brings about.
-fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
-    while !condition() {
-        assert!(std::time::Instant::now() < deadline, "timed out: {what}");
-        std::thread::yield_now();
-    }
-}

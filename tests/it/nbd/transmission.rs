@@ -7,8 +7,8 @@ use socinbd::error::Kind;
 use super::{
     client::*,
     export::{BLOCK, Block, Memory, Served},
-    wait_until,
 };
+use crate::support::wait;
 
 #[test]
 fn simple_reads_at_any_offset_and_length() {
@@ -394,7 +394,7 @@ fn cache_starts_the_fetch_and_answers_at_once() {
     assert_eq!(client.status_of(0, CACHE, 4 * BLOCK, 4 * BLOCK as u32), 0);
     memory.wait_for_fetches(1);
     memory.open_gate();
-    wait_until("the hint's fetch", || memory.waiting() == 0);
+    wait("the hint's fetch", || memory.waiting() == 0);
     assert!(client.read_simple(4 * BLOCK, 4 * BLOCK as u32).is_ok());
     assert_eq!(memory.fetches(), 1);
 }
@@ -481,7 +481,7 @@ fn a_client_that_is_gone_leaves_nothing_behind() {
         memory.wait_for_fetches(before + count.min(128));
         drop(client);
         served.wait_for_connections(0);
-        wait_until("the end of the fetches", || memory.waiting() == 0);
+        wait("the end of the fetches", || memory.waiting() == 0);
     }
 }
 

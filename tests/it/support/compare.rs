@@ -89,6 +89,7 @@ pub fn compare(left: &Path, right: &Path, options: &Options) -> io::Result<Vec<D
         right,
         options,
         inodes: [HashMap::new(), HashMap::new()],
+        buffers: [vec![0; 1 << 20], vec![0; 1 << 20]],
         found: vec![],
     };
     comparer.path(Path::new(""))?;
@@ -116,6 +117,8 @@ struct Comparer<'a> {
     options: &'a Options,
     /// On each side the first path seen of an inode with several names.
     inodes: [HashMap<(u64, u64), PathBuf>; 2],
+    /// For what is read of each side: made once, as there are many files.
+    buffers: [Vec<u8>; 2],
     found: Vec<Difference>,
 }
 
@@ -235,15 +238,14 @@ impl Comparer<'_> {
     fn content(&mut self, path: &Path, places: &[PathBuf; 2]) -> io::Result<()> {
         let open = |place: &PathBuf| at(File::open(place), place);
         let mut files = [open(&places[0])?, open(&places[1])?];
-        let mut buffers = [vec![0; 1 << 20], vec![0; 1 << 20]];
         let mut offset = 0;
         loop {
             let mut counts = [0; 2];
             for side in 0..2 {
-                let read = fill(&mut files[side], &mut buffers[side]);
+                let read = fill(&mut files[side], &mut self.buffers[side]);
                 counts[side] = at(read, &places[side])?;
             }
-            let [l, r] = [&buffers[0][..counts[0]], &buffers[1][..counts[1]]];
+            let [l, r] = [0, 1].map(|side| &self.buffers[side][..counts[side]]);
             if l != r {
                 let same = l.iter().zip(r).take_while(|(a, b)| a == b).count();
                 let values = format!("first at byte {}", offset + same);

@@ -9,6 +9,8 @@ pub mod vm;
 pub mod zot;
 pub mod ztocs;
 
+use std::time::{Duration, Instant};
+
 /// Runs another project's program, which must be there and succeed.
 pub fn succeeds(command: &mut std::process::Command) {
     let output = command
@@ -38,26 +40,37 @@ pub fn noise(length: usize) -> Vec<u8> {
     seeded_noise(length, 1)
 }
 
-/// Waits for a condition, and says which did not come within ten seconds.
+/// The pauses between two looks at a condition: short at first, and long at last, as a look may be a process. Looking without a pause
+/// would take from what is waited for the time that it needs.
+pub fn pauses() -> impl Iterator<Item = Duration> {
+    let longer = |pause: &Duration| Some((*pause * 3 / 2).min(Duration::from_millis(50)));
+    std::iter::successors(Some(Duration::from_millis(1)), longer)
+}
+
+/// Waits for a condition, and says which did not come within a minute.
 pub async fn until(what: &str, condition: impl Fn() -> bool) {
     let waiting = async {
-        while !condition() {
-            tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+        for pause in pauses() {
+            if condition() {
+                return;
+            }
+            tokio::time::sleep(pause).await;
         }
     };
-    tokio::time::timeout(std::time::Duration::from_secs(10), waiting)
+    tokio::time::timeout(Duration::from_secs(60), waiting)
         .await
         .unwrap_or_else(|_| panic!("waited in vain: {what}"));
 }
 
 /// As [`until`], for tests that block.
-pub fn wait(what: &str, condition: impl Fn() -> bool) {
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
-    while !condition() {
-        assert!(
-            std::time::Instant::now() < deadline,
-            "waited in vain: {what}"
-        );
-        std::thread::yield_now();
+#[track_caller]
+pub fn wait(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    for pause in pauses() {
+        if condition() {
+            return;
+        }
+        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        std::thread::sleep(pause);
     }
 }
