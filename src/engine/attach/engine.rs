@@ -223,6 +223,9 @@ mod tests {
         }));
         go.send(()).unwrap();
         engine.end().await;
+        // a client that comes too late is told why
+        let error = engine.mounted("a").unwrap_err();
+        assert_eq!(error.kind(), Kind::Unavailable, "{}", error.report());
         assert!(done.load(std::sync::atomic::Ordering::Acquire));
     }
 

@@ -347,6 +347,8 @@ mod tests {
         assert!(end(11..12, 10..20).is_empty(), "not its start");
         assert!(end(10..11, 10..12).is_empty(), "too short");
         assert!(file_end(&(10..11), &(10..20), |_| 1 << 20).is_empty());
+        let just = file_end(&(10..11), &(10..20), |_| FILE_END / 2);
+        assert_eq!(just, 18..20, "all of 192");
     }
 
     #[test]
@@ -396,6 +398,34 @@ mod tests {
         assert_eq!(ahead(&readahead, &access(50..51, 1, COUNT)), 0..0);
         assert_eq!(ahead(&readahead, &access(1..2, 0, COUNT)), 2..4);
         assert_eq!(ahead(&readahead, &access(51..52, 1, COUNT)), 52..54);
+    }
+
+    #[test]
+    fn a_reader_goes_on_in_the_span_that_it_needed_last() {
+        let readahead = ReadAhead::default();
+        assert_eq!(ahead(&readahead, &access(0..1, 0, COUNT)), 0..0);
+        assert_eq!(ahead(&readahead, &access(0..2, 0, COUNT)), 2..4);
+        // where nothing is before it, it does not
+        let readahead = ReadAhead::default();
+        assert_eq!(ahead(&readahead, &access(0..2, 0, COUNT)), 0..0);
+        assert_eq!(ahead(&readahead, &access(0..3, 0, COUNT)), 0..0);
+    }
+
+    #[test]
+    fn of_readers_who_are_too_many_the_one_seen_longest_ago_is_forgotten() {
+        let readahead = ReadAhead::default();
+        for reader in 0..4 {
+            let start = reader * 1000;
+            assert_eq!(ahead(&readahead, &access(start..start + 1, 0, 9000)), 0..0);
+        }
+        let mark = DiskOffset(4096)..DiskOffset(8192);
+        readahead.mark(1, &mark);
+        // the first is seen again; so the second goes, and what was marked for it
+        assert_eq!(ahead(&readahead, &access(1..2, 0, 9000)), 2..4);
+        assert_eq!(ahead(&readahead, &access(8000..8001, 0, 9000)), 0..0);
+        assert!(!readahead.reaches(&mark));
+        assert_eq!(ahead(&readahead, &access(2..3, 0, 9000)), 4..7);
+        assert_eq!(ahead(&readahead, &access(1001..1002, 0, 9000)), 0..0);
     }
 
     #[test]

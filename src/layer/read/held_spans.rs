@@ -260,3 +260,47 @@ async fn keep_again(disk: Weak<Disk>) {
         pause = (pause * 2).min(LAST_PAUSE);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BLOCK: usize = MAX_BYTES / 4;
+
+    fn key(span: u32) -> (DiskKey, SpanId) {
+        (7, SpanId(span))
+    }
+
+    #[test]
+    fn the_memory_has_a_bound_and_what_was_used_last_stays() {
+        let unkept = Unkept::default();
+        let mut held = unkept.lock();
+        let bytes = Bytes::from(vec![0; BLOCK * 5]);
+        let span = |blocks: usize| HeldSpan {
+            compressed: bytes.slice(..BLOCK / 2),
+            joint: None,
+            start: LayerOffset(0),
+            decoded: bytes.slice(..BLOCK * blocks - BLOCK / 2),
+        };
+        for number in 0..4 {
+            held.insert(key(number), span(1));
+        }
+        assert_eq!((held.spans.len(), held.bytes), (4, MAX_BYTES));
+        // one that comes again is there once
+        held.insert(key(1), span(1));
+        assert_eq!((held.spans.len(), held.bytes), (4, MAX_BYTES));
+        held.spans.get(&key(0)).unwrap();
+        held.insert(key(4), span(1));
+        let there = |held: &Held| (0..6).map(|span| held.spans.contains(&key(span))).collect();
+        let kept: Vec<bool> = there(&held);
+        assert_eq!(kept, [true, true, false, true, true, false]);
+        held.remove(key(0));
+        held.remove(key(0));
+        assert_eq!(held.bytes, BLOCK * 3);
+        // the newest is there whatever it has
+        held.insert(key(5), span(5));
+        let kept: Vec<bool> = there(&held);
+        assert_eq!(kept, [false, false, false, false, false, true]);
+        assert_eq!(held.bytes, BLOCK * 5);
+    }
+}

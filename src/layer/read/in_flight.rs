@@ -355,15 +355,39 @@ mod tests {
         assert!(waiters.pop().unwrap().wait(None, stopped).await.is_ok());
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_fetch_that_began_at_a_moment_did_not_begin_before_it() {
+        let flights = Arc::new(Flights::default());
+        let (mut waiters, _claims) =
+            flights.claim(spans(0..1), |_| false, |_| true, READER, soon());
+        let (waiter, now) = (waiters.pop().unwrap(), Instant::now());
+        assert!(!waiter.began_before(now));
+        assert!(waiter.began_before(now + Duration::from_nanos(1)));
+    }
+
     #[tokio::test]
+    async fn a_claim_is_as_long_as_fits() {
+        let flights = Arc::new(Flights::default());
+        let fit = |run: &Range<u32>| run.len() <= 2;
+        let (_, claims) = flights.claim(spans(0..5), |_| false, fit, READER, soon());
+        let ranges: Vec<_> = claims.iter().map(Claim::spans).collect();
+        assert_eq!(ranges, [0..2, 2..4, 4..5]);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn who_asks_when_the_time_of_a_fetch_is_over_starts_anew() {
         let flights = Arc::new(Flights::default());
         let over = deadline(Some(Duration::ZERO));
         let (mut late, old) = flights.claim(spans(0..1), |_| false, |_| true, READER, over);
+        let refused = Arc::new(Error::new(Kind::Unauthorized, "refused"));
+        old[0].effort().note(&refused);
         let (mut waiters, again) = flights.claim(spans(0..1), |_| false, |_| true, READER, soon());
         assert_eq!(again.len(), 1);
-        let given_up = late.pop().unwrap().wait(None, stopped).await;
-        assert_eq!(given_up.unwrap_err().kind(), Kind::Unavailable);
+        // also while its fetch has not come to its end
+        let given_up = late.pop().unwrap().wait(None, stopped);
+        let given_up = tokio::time::timeout(Duration::from_secs(60), given_up).await;
+        let given_up = given_up.expect("it has an end").unwrap_err();
+        assert_eq!(given_up.kind(), Kind::Unauthorized, "what it last said");
         // the end of the old one is not the end of the new one
         drop(old);
         again[0].end(SpanId(0), Ok(()));

@@ -296,6 +296,27 @@ mod tests {
     }
 
     #[test]
+    fn repositories_of_a_host_are_up_or_down_together() {
+        let (hosts, access) = (Hosts::default(), Access::default());
+        let get = |reference: &str, access: &Access| {
+            hosts.get(HostKey::of(&reference.parse().unwrap(), access))
+        };
+        let one = get("registry.example/a:1", &access);
+        assert!(Arc::ptr_eq(&one, &get("registry.example/b/c:2", &access)));
+        let other_way = Access {
+            plain_http: true,
+            ..Access::default()
+        };
+        for other in [
+            get("registry.example:5000/a:1", &access),
+            get("registry.example/a:1", &other_way),
+            get("oci:/registry.example:1", &access),
+        ] {
+            assert!(!Arc::ptr_eq(&one, &other));
+        }
+    }
+
+    #[test]
     fn late_is_some_times_what_is_usual_within_bounds() {
         let health = SourceHealth::default();
         assert_eq!(health.late_after(), LATE_AT_FIRST);

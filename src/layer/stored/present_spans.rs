@@ -210,6 +210,12 @@ mod tests {
             assert!(bitmap.get(SpanId(span)));
         }
         assert_eq!(bitmap.present(), 4);
+        assert!(!bitmap.is_full());
+        (0..129).for_each(|span| bitmap.set(SpanId(span)));
+        bitmap.clear(SpanId(100));
+        assert!(!bitmap.is_full(), "one is missing");
+        bitmap.set(SpanId(100));
+        assert!(bitmap.is_full());
         bitmap
             .save(&[(SpanId(63), CHECK), (SpanId(129), CHECK)])
             .unwrap();

@@ -187,6 +187,29 @@ fn what_was_written_stays_while_it_is_in_use() {
 }
 
 #[test]
+fn what_was_written_stays_while_it_is_mounted_whatever_its_record_says() {
+    let (host, layout, mountpoint) = one_file_host();
+    let attached = host.attach(&layout.reference(""), &mountpoint, &["--rw"]);
+    fs::write(mountpoint.join("written"), b"written").unwrap();
+    let folder = host.root().join("attachments");
+    let folder = folder.join(attached["id"].as_str().unwrap());
+    host.kill_daemon();
+    fs::write(folder.join("record.json"), b"{").unwrap();
+    let other = host.mountpoint("other");
+    host.attach(&layout.reference(""), &other, &[]);
+    assert!(folder.join("upper/written").exists());
+    assert_eq!(fs::read(mountpoint.join("written")).unwrap(), b"written");
+    // when it is not mounted any more, nobody can come to it
+    succeeds(Command::new("umount").arg(&mountpoint));
+    host.detach(&other);
+    host.end_daemon();
+    host.attach(&layout.reference(""), &other, &[]);
+    assert!(!folder.exists());
+    host.detach(&other);
+    assert_eq!(host.left_over(), [""; 0]);
+}
+
+#[test]
 fn a_daemon_that_is_ending_attaches_nothing_and_its_successor_does() {
     let host = Host::new();
     let content = noise(1_000_000);

@@ -23,7 +23,10 @@ use socinbd::{
 };
 
 use super::{Host, lifecycle::indexed};
-use crate::support::{noise, succeeds, tars::Layer, wait};
+use crate::{
+    soci::make::MadeLayout,
+    support::{noise, succeeds, tars::Layer, wait},
+};
 
 /// Bytes of the file; its layer has a span for each 64 KiB of them.
 const SIZE: usize = 4 << 20;
@@ -162,14 +165,13 @@ fn an_attach_whose_client_is_killed_at_any_await_leaves_nothing() {
     assert_eq!(host.left_over(), [""; 0]);
 }
 
-/// Killed after so many polls. From before the last one until it has been dropped nothing is begun that blocks: the runtime has one thread
-/// for that, and it is held.
-fn killed_while_work_waits<T>(
+/// Polls a client so often. From before the last poll until what is given is dropped nothing is begun that blocks: the runtime has one
+/// thread for that, and it is held. What it has come to, if to anything.
+fn polled_while_work_waits<F: Future>(
     runtime: &tokio::runtime::Runtime,
     polls: usize,
-    client: impl Future<Output = T>,
-) -> Option<T> {
-    let mut client = Box::pin(client);
+    client: &mut Pin<Box<F>>,
+) -> (Option<F::Output>, Option<std::sync::mpsc::Sender<()>>) {
     let (mut left, mut let_go) = (polls, None);
     let output = runtime.block_on(std::future::poll_fn(|context| {
         left -= 1;
@@ -189,17 +191,15 @@ fn killed_while_work_waits<T>(
             Poll::Pending => Poll::Pending,
         }
     }));
-    drop(client);
-    drop(let_go);
-    output
+    (output, let_go)
 }
 
-#[test]
-fn an_attach_that_is_dropped_before_its_work_begins_leaves_nothing() {
+/// A host with a complete disk: what blocks in an attach of its image needs no other work that blocks. And a runtime with one thread for
+/// that.
+fn host_of_a_complete_disk() -> (Host, MadeLayout, tokio::runtime::Runtime) {
     let host = Host::new();
     let layout = indexed(&host, vec![Layer::new().file("f", &noise(100_000))]);
     let mountpoint = host.mountpoint("mnt");
-    // complete: what blocks then needs no other work that blocks
     host.attach(&layout.reference(""), &mountpoint, &[]);
     fs::read(mountpoint.join("f")).unwrap();
     host.wait_complete(&mountpoint);
@@ -211,12 +211,20 @@ fn an_attach_that_is_dropped_before_its_work_begins_leaves_nothing() {
         .max_blocking_threads(1)
         .build()
         .unwrap();
+    (host, layout, runtime)
+}
+
+#[test]
+fn an_attach_that_is_dropped_before_its_work_begins_leaves_nothing() {
+    let (host, layout, runtime) = host_of_a_complete_disk();
     let (root, run_dir) = (host.root(), host.run_dir());
     let engine = runtime.block_on(Engine::open(&root, &run_dir)).unwrap();
     let request = request(&layout.reference(""), None);
     for polls in 1.. {
-        let attach = engine.attach(request.clone(), &|_| {});
-        let attached = killed_while_work_waits(&runtime, polls, attach);
+        let mut attach = Box::pin(engine.attach(request.clone(), &|_| {}));
+        let (attached, let_go) = polled_while_work_waits(&runtime, polls, &mut attach);
+        drop(attach);
+        drop(let_go);
         let is_done = attached.is_some();
         drop(attached.transpose().unwrap());
         wait("all is given back", || {
@@ -228,6 +236,33 @@ fn an_attach_that_is_dropped_before_its_work_begins_leaves_nothing() {
         }
     }
     runtime.block_on(engine.end());
+}
+
+#[test]
+fn an_attach_whose_engine_ends_at_any_await_is_refused_and_leaves_nothing() {
+    let (host, layout, runtime) = host_of_a_complete_disk();
+    let (root, run_dir) = (host.root(), host.run_dir());
+    let request = request(&layout.reference(""), None);
+    for polls in 1.. {
+        let engine = runtime.block_on(Engine::open(&root, &run_dir)).unwrap();
+        let mut attach = Box::pin(engine.attach(request.clone(), &|_| {}));
+        let (attached, let_go) = polled_while_work_waits(&runtime, polls, &mut attach);
+        let ended = Arc::clone(&engine);
+        let ended = runtime.spawn(async move { ended.end().await });
+        wait("it is ending", || engine.is_ending());
+        drop(let_go);
+        if let Some(attached) = attached {
+            drop(attached.unwrap());
+            runtime.block_on(ended).unwrap();
+            assert!(polls > 1, "it has been ended half way");
+            break;
+        }
+        let error = runtime.block_on(attach).map(drop).unwrap_err();
+        assert_eq!(error.kind(), Kind::Unavailable, "{}", error.report());
+        assert!(error.report().contains("is ending"), "{}", error.report());
+        runtime.block_on(ended).unwrap();
+        assert_eq!(host.left_over(), [""; 0], "{polls}");
+    }
 }
 
 #[test]

@@ -93,6 +93,11 @@ fn a_process_that_was_started_with_nohup_lives_on() {
         .arg(serve.get_program())
         .args(serve.get_args());
     let mut child = started(&mut command);
+    // it is still nothing to it
+    let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = u64::from_str_radix(ignored.unwrap().trim(), 16).unwrap();
+    assert!(ignored & 1 != 0, "{status}");
     survives(&mut child, &["HUP"]);
     send("TERM", child.id());
     assert!(child.wait().unwrap().success());
