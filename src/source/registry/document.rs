@@ -25,6 +25,8 @@ pub(super) struct Document {
     pub(super) links: Vec<HeaderValue>,
     /// `OCI-Filters-Applied`.
     pub(super) filters: String,
+    /// What [`Body::packed`](super::transport::Body::packed) says.
+    pub(super) packed: String,
     pub(super) bytes: Bytes,
 }
 
@@ -116,6 +118,7 @@ async fn try_get(client: &Client, url: &Url, wanted: &Wanted) -> Result<Answer, 
             .cloned()
             .collect(),
         filters: text("oci-filters-applied"),
+        packed: body.packed(),
         bytes: Bytes::new(),
     };
     let mut bytes = BytesMut::new();

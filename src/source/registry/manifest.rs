@@ -83,7 +83,10 @@ fn verify(document: Document, expected: Option<&Digest>) -> Result<Manifest> {
     {
         return Err(Error::new(
             Kind::Corrupt,
-            format!("the content does not match the digest: it has {digest}"),
+            format!(
+                "the content does not match the digest: it has {digest}{}",
+                document.packed
+            ),
         ));
     }
     // by tag, the header is all there is; another algorithm's digest cannot be compared
@@ -93,15 +96,18 @@ fn verify(document: Document, expected: Option<&Digest>) -> Result<Manifest> {
     {
         return Err(Error::new(
             Kind::Corrupt,
-            format!("the registry announced {said:?}, but sent content of {digest}"),
+            format!(
+                "the registry announced {said:?}, but sent content of {digest}{}",
+                document.packed
+            ),
         ));
     }
     let Ok(head) = serde_json::from_slice::<Head>(&document.bytes) else {
         return Err(Error::new(
             Kind::Corrupt,
             format!(
-                "{:?} instead of a manifest: is this a registry?",
-                document.content_type
+                "{:?} instead of a manifest: is this a registry?{}",
+                document.content_type, document.packed
             ),
         ));
     };

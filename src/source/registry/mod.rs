@@ -1,6 +1,6 @@
 //! A repository of a registry: the client side of the OCI distribution specification 1.1.
 //!
-//! From bottom to top: [`transport`] is HTTP; [`client`] is one request with [`auth`]orization and redirects; [`reader`] reads a range of
+//! From bottom to top: [`transport`] is HTTP, with [`trust`] and [`no_proxy`]; [`client`] is one request with [`auth`]orization and redirects; [`reader`] reads a range of
 //! a blob across failures ([`retry`]), and [`stream`] a whole blob with several of them; [`document`] reads small JSON documents, on which
 //! [`manifest`], [`tags`] and [`referrers`] are based. [`upload`] writes blobs, [`referrers_list`] the list that replaces the referrers API.
 
@@ -24,6 +24,7 @@ mod docker_config;
 mod document;
 mod link;
 mod manifest;
+mod no_proxy;
 mod reader;
 mod referrers;
 mod referrers_list;
@@ -32,6 +33,7 @@ mod retry;
 mod stream;
 mod tags;
 mod transport;
+mod trust;
 mod upload;
 
 use client::Client;

@@ -48,6 +48,16 @@ struct Answer {
     body: Body,
     /// Bytes of it that lie before the position.
     skip: u64,
+    /// The part of the blob, from `Content-Range`.
+    part: Option<Range<u64>>,
+}
+
+impl Answer {
+    /// Whether it is complete, and counts as progress: a server may send less than the requested range (RFC 9110, 14.2).
+    fn is_whole_at(&self, position: u64) -> bool {
+        let part = self.part.as_ref();
+        part.is_some_and(|part| part.end == position && part.end - part.start >= PROGRESS)
+    }
 }
 
 impl Reader {
@@ -127,6 +137,10 @@ impl Reader {
         };
         loop {
             let Some(mut piece) = answer.body.next().await? else {
+                if answer.is_whole_at(self.position) {
+                    answer = self.ask().await?;
+                    continue;
+                }
                 return Err(Failure::passing(Error::new(
                     Kind::Unavailable,
                     format!(
@@ -187,6 +201,7 @@ impl Reader {
                     return Ok(Answer {
                         body,
                         skip: self.position,
+                        part: None,
                     });
                 }
                 StatusCode::RANGE_NOT_SATISFIABLE if !self.whole => {
@@ -224,7 +239,8 @@ impl Reader {
             if is_wanted {
                 self.wrong_ranges = 0;
                 let skip = self.position - start;
-                return Ok(Some(Answer { body, skip }));
+                let part = Some(start..end);
+                return Ok(Some(Answer { body, skip, part }));
             }
         }
         self.wrong_ranges += 1;
@@ -251,8 +267,9 @@ impl Reader {
             Some(size) if size != said => Err(Failure::Final(Error::new(
                 Kind::Corrupt,
                 format!(
-                    "{} has {said} bytes of it, but its size in the manifest is {size}",
-                    body.host()
+                    "{} has {said} bytes of it, but its size in the manifest is {size}{}",
+                    body.host(),
+                    body.packed()
                 ),
             ))),
             None if said < self.end => Err(Failure::Final(Error::new(

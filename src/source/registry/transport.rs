@@ -1,7 +1,7 @@
 //! HTTP: connections, TLS, proxies, time limits. It has no knowledge of registries, and follows no redirects.
 
 use std::{
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -9,26 +9,16 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use reqwest::{Client, ClientBuilder, NoProxy, Proxy, Request, Response, redirect};
-use rustls::pki_types::{CertificateDer, pem::PemObject as _};
+use reqwest::{Client, ClientBuilder, NoProxy, Proxy, Request, Response, Url, redirect};
 use tokio::{sync::OnceCell, time::timeout};
 
-use super::{super::Limits, refusal::host_of, retry::Failure};
+use super::{super::Limits, no_proxy, refusal::host_of, retry::Failure, trust};
 use crate::{
     error::{Error, Kind, Result, ResultExt as _},
     source::access::{Access, without_password},
 };
 
 const USER_AGENT: &str = concat!("socinbd/", env!("CARGO_PKG_VERSION"));
-
-/// Where distributions keep the certificates of trusted CAs; the first file that exists is used.
-const SYSTEM_CERTIFICATES: &[&str] = &[
-    "/etc/ssl/certs/ca-certificates.crt", // Debian, Ubuntu, Arch, Gentoo
-    "/etc/pki/tls/certs/ca-bundle.crt",   // Fedora, RHEL
-    "/etc/ssl/ca-bundle.pem",             // openSUSE
-    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
-    "/etc/ssl/cert.pem", // Alpine
-];
 
 /// A body is to bring at least this much in each stall time.
 const LEAST_PROGRESS: u64 = 4 << 10;
@@ -39,8 +29,10 @@ const WHOLE_STALLS: u32 = 20;
 /// The connections of all requests with the same network settings.
 pub(super) struct Transport {
     way: Way,
-    plain: OnceCell<Client>,
-    tls: OnceCell<Client>,
+    /// For plain HTTP: with the proxies, and without.
+    plain: [OnceCell<Client>; 2],
+    /// For TLS, as `plain`.
+    tls: [OnceCell<Client>; 2],
 }
 
 /// All that two users must have in common to share connections.
@@ -83,8 +75,8 @@ impl Transport {
         }
         let transport = Arc::new(Self {
             way,
-            plain: OnceCell::new(),
-            tls: OnceCell::new(),
+            plain: Default::default(),
+            tls: Default::default(),
         });
         shared.push(Arc::downgrade(&transport));
         transport
@@ -93,11 +85,7 @@ impl Transport {
     /// Sends a request and waits for the head of its answer.
     pub(super) async fn send(&self, request: Request) -> Result<Body, Failure> {
         let host = host_of(request.url());
-        let client = match request.url().scheme() {
-            "https" => self.tls.get_or_try_init(|| self.tls_client()).await,
-            _ => self.plain.get_or_try_init(|| self.plain_client()).await,
-        }
-        .map_err(Failure::Final)?;
+        let client = self.client(request.url()).await.map_err(Failure::Final)?;
         let Limits {
             first_byte, stall, ..
         } = self.way.limits;
@@ -122,11 +110,7 @@ impl Transport {
     /// Sends a request with a long body, as far as it moves: `pulse` tells how far it is. Waits for the head of the answer.
     pub(super) async fn upload(&self, request: Request, pulse: &Pulse) -> Result<Body, Failure> {
         let host = host_of(request.url());
-        let client = match request.url().scheme() {
-            "https" => self.tls.get_or_try_init(|| self.tls_client()).await,
-            _ => self.plain.get_or_try_init(|| self.plain_client()).await,
-        }
-        .map_err(Failure::Final)?;
+        let client = self.client(request.url()).await.map_err(Failure::Final)?;
         let stall = self.way.limits.stall;
         let answer = client.execute(request);
         tokio::pin!(answer);
@@ -165,32 +149,47 @@ impl Transport {
         }
     }
 
-    async fn plain_client(&self) -> Result<Client> {
+    /// The client for requests to this URL.
+    async fn client(&self, url: &Url) -> Result<&Client> {
+        let is_direct = no_proxy::names(self.way.no_proxy.as_deref().unwrap_or(""), url);
+        let way = usize::from(is_direct);
+        match url.scheme() {
+            "https" => {
+                let make = || self.tls_client(is_direct);
+                self.tls[way].get_or_try_init(make).await
+            }
+            _ => {
+                let make = || async { self.plain_client(is_direct) };
+                self.plain[way].get_or_try_init(make).await
+            }
+        }
+    }
+
+    fn plain_client(&self, is_direct: bool) -> Result<Client> {
         // TLS is not used here; without a configuration reqwest would load the system's certificates, and fail if there are none
-        let roots = rustls::RootCertStore::empty();
         build(
-            self.builder()?
-                .tls_backend_preconfigured(configuration(roots)?),
+            self.builder(is_direct)?
+                .tls_backend_preconfigured(trust::no_configuration()?),
         )
     }
 
-    async fn tls_client(&self) -> Result<Client> {
+    async fn tls_client(&self, is_direct: bool) -> Result<Client> {
         let files: Vec<PathBuf> = self
             .way
             .ca_certificates
             .iter()
             .map(|(path, _)| path.clone())
             .collect();
-        let roots = tokio::task::spawn_blocking(move || root_certificates(&files))
+        let configuration = tokio::task::spawn_blocking(move || trust::configuration(&files))
             .await
             .or_kind(Kind::Io, || "reading the CA certificates".to_owned())??;
         build(
-            self.builder()?
-                .tls_backend_preconfigured(configuration(roots)?),
+            self.builder(is_direct)?
+                .tls_backend_preconfigured(configuration),
         )
     }
 
-    fn builder(&self) -> Result<ClientBuilder> {
+    fn builder(&self, is_direct: bool) -> Result<ClientBuilder> {
         // HTTP/1.1 alone: HTTP/2 would put parallel ranges on one TCP connection
         let mut builder = Client::builder()
             .no_proxy()
@@ -202,6 +201,9 @@ impl Transport {
             .tcp_keepalive(Duration::from_secs(30))
             // a peer whose machine is gone acknowledges nothing, also on a connection that stood before
             .tcp_user_timeout(self.way.limits.connect * 2);
+        if is_direct {
+            return Ok(builder);
+        }
         // as curl and Go do: hosts on this machine are not reached through a proxy
         let exceptions = format!(
             "localhost,127.0.0.0/8,::1,{}",
@@ -237,57 +239,6 @@ fn build(builder: ClientBuilder) -> Result<Client> {
         .build()
         .map_err(reqwest::Error::without_url)
         .or_kind(Kind::Io, || "setting up the HTTP client".to_owned())
-}
-
-fn configuration(roots: rustls::RootCertStore) -> Result<rustls::ClientConfig> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    Ok(rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .or_kind(Kind::Io, || "setting up TLS".to_owned())?
-        .with_root_certificates(roots)
-        .with_no_client_auth())
-}
-
-/// The system's CAs and those of the files named.
-fn root_certificates(extra: &[PathBuf]) -> Result<rustls::RootCertStore> {
-    let mut roots = rustls::RootCertStore::empty();
-    if let Some(system) = SYSTEM_CERTIFICATES
-        .iter()
-        .map(Path::new)
-        .find(|path| path.exists())
-    {
-        // one odd certificate of a system must not make all registries unreachable
-        roots.add_parsable_certificates(pem_certificates(system)?);
-    }
-    for path in extra {
-        let found = pem_certificates(path)?;
-        if found.is_empty() {
-            return Err(Error::new(
-                Kind::InvalidArgument,
-                format!("{}: it has no PEM certificate", path.display()),
-            ));
-        }
-        for certificate in found {
-            roots.add(certificate).or_kind(Kind::InvalidArgument, || {
-                format!("{}: it has an invalid certificate", path.display())
-            })?;
-        }
-    }
-    if roots.is_empty() {
-        return Err(Error::new(
-            Kind::Io,
-            "there are no CA certificates on this machine: install the package ca-certificates, or use --ca-cert",
-        ));
-    }
-    Ok(roots)
-}
-
-fn pem_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
-    let unreadable = || format!("reading the CA certificates of {}", path.display());
-    CertificateDer::pem_file_iter(path)
-        .or_kind(Kind::Io, unreadable)?
-        .collect::<std::result::Result<Vec<_>, _>>()
-        .or_kind(Kind::InvalidArgument, unreadable)
 }
 
 /// How far a request's body is.
@@ -343,6 +294,16 @@ impl Body {
     /// A header's value, where it is text.
     pub(super) fn header(&self, name: &str) -> Option<&str> {
         self.response.headers().get(name)?.to_str().ok()
+    }
+
+    /// A note for error messages that the response has a content encoding; empty if it has none.
+    pub(super) fn packed(&self) -> String {
+        match self.header("content-encoding") {
+            None | Some("" | "identity") => String::new(),
+            Some(encoding) => format!(
+                " (it was sent with Content-Encoding: {encoding:?}, which was not requested: a proxy may have compressed it)"
+            ),
+        }
     }
 
     /// Without its time limits.
@@ -418,9 +379,7 @@ fn network_failure(error: reqwest::Error, host: &str) -> Failure {
     let error = error.without_url();
     let tls = tls_error(&error).map(|tls| {
         let hint = match tls {
-            rustls::Error::InvalidCertificate(_) => {
-                "its certificate is not trusted: if its CA is your own, give the CA certificate with --ca-cert"
-            }
+            rustls::Error::InvalidCertificate(what) => trust::hint(what),
             rustls::Error::InvalidMessage(_) => {
                 "it does not use TLS: to allow plain HTTP, use --plain-http"
             }

@@ -119,6 +119,51 @@ async fn manifests_that_are_not_what_was_asked_for() {
 }
 
 #[tokio::test]
+async fn what_was_packed_on_the_way_is_said_to_be() {
+    let registry = Registry::start();
+    let good = r#"{"schemaVersion":2}"#;
+    let digest = registry.add_manifest("app", Some("1"), MANIFEST, good);
+    let blob = registry.add_blob("app", "hello");
+    let source = open(&registry, "app:1").await;
+    let said = digest.to_string();
+    let packed = |encoding: &str| {
+        let headers = [
+            ("content-type", MANIFEST),
+            ("content-encoding", encoding),
+            ("docker-content-digest", &said),
+        ];
+        let fault = Fault::Answer {
+            code: 200,
+            headers: headers
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .to_vec(),
+            body: crate::soci::make::gzip(good.as_bytes()).into(),
+        };
+        registry.fail(On::Any, fault, Times::Next(1));
+    };
+    packed("gzip");
+    let by_tag = source.root_manifest().await.expect_err("packed").report();
+    packed("gzip");
+    let by_digest = source.manifest(&digest).await.expect_err("packed").report();
+    packed("gzip");
+    let of_a_blob = source
+        .blob(&blob, 5, 1 << 20)
+        .await
+        .expect_err("packed")
+        .report();
+    for error in [by_tag, by_digest, of_a_blob] {
+        assert!(error.contains("Content-Encoding: \"gzip\""), "{error}");
+    }
+    // one whose header alone is odd is what it is
+    let fault = replaced(MANIFEST, good, &[("content-encoding", "gzip")]);
+    registry.fail(On::Any, fault, Times::Next(1));
+    assert_eq!(
+        source.root_manifest().await.expect("as it is").digest,
+        digest
+    );
+}
+
+#[tokio::test]
 async fn a_manifest_is_tried_again() {
     let registry = Registry::start();
     registry.add_manifest("app", Some("1"), MANIFEST, r#"{"schemaVersion":2}"#);

@@ -22,11 +22,15 @@ fn ca_file() -> PathBuf {
 
 /// Speaks TLS as `registry.test` and as 127.0.0.1.
 fn acceptor() -> TlsAcceptor {
+    acceptor_with(CERTIFICATE, KEY)
+}
+
+fn acceptor_with(certificate: &[u8], key: &[u8]) -> TlsAcceptor {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let certificates: Vec<_> = CertificateDer::pem_slice_iter(CERTIFICATE)
+    let certificates: Vec<_> = CertificateDer::pem_slice_iter(certificate)
         .map(|one| one.expect("a certificate"))
         .collect();
-    let key = PrivateKeyDer::from_pem_slice(KEY).expect("a key");
+    let key = PrivateKeyDer::from_pem_slice(key).expect("a key");
     let configuration = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .expect("versions")
@@ -38,14 +42,18 @@ fn acceptor() -> TlsAcceptor {
 
 /// A registry that speaks TLS on a loopback address: passes what is inside to the registry.
 async fn tls_front(registry: &Registry) -> String {
+    tls_front_with(registry, acceptor()).await
+}
+
+async fn tls_front_with(registry: &Registry, acceptor: TlsAcceptor) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
     let address = listener.local_addr().expect("an address");
     let target = registry.host();
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            let target = target.clone();
+            let (acceptor, target) = (acceptor.clone(), target.clone());
             tokio::spawn(async move {
-                let Ok(mut inside) = acceptor().accept(stream).await else {
+                let Ok(mut inside) = acceptor.accept(stream).await else {
                     return; // a client that does not speak TLS
                 };
                 let Ok(mut registry) = TcpStream::connect(target).await else {
@@ -153,6 +161,80 @@ async fn tls_at_a_loopback_address_when_it_is_asked_for() {
     let error = open(Access::default()).await.range(&blob, 0..5).await;
     assert_eq!(error.expect_err("plain HTTP").kind(), Kind::Unavailable);
     assert_eq!(registry.counters().total().requests, 1);
+}
+
+#[tokio::test]
+async fn a_server_that_signs_itself_is_trusted_where_its_certificate_is_named() {
+    let registry = Registry::start();
+    let blob = registry.add_blob("app", "hello");
+    let (certificate, key) = (
+        include_bytes!("tls/self-signed.pem"),
+        include_bytes!("tls/self-signed.key"),
+    );
+    let front = tls_front_with(&registry, acceptor_with(certificate, key)).await;
+    let port = front.rsplit(':').next().expect("a port").to_owned();
+    let read = |host: &str, ca: &[&str]| {
+        let reference = format!("{host}:{port}/app").parse().expect("a reference");
+        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/it/source/tls");
+        let access = Access {
+            tls: true,
+            ca_certificates: ca.iter().map(|name| folder.join(name)).collect(),
+            ..Access::default()
+        };
+        async move {
+            let source = Source::open_with(&reference, &access, IMPATIENT).await;
+            source
+                .expect("opening touches no network")
+                .range(&blob, 0..5)
+                .await
+        }
+    };
+    let bytes = read("127.0.0.1", &["self-signed.pem"]).await;
+    assert_eq!(bytes.expect("the blob"), "hello");
+    // another one's certificate is no word for it, nor is its own for another name
+    for (host, ca, words) in [
+        ("127.0.0.1", &[][..], "is not trusted"),
+        ("127.0.0.1", &["ca.pem"], "is not trusted"),
+        ("localhost", &["self-signed.pem"], "is for other host names"),
+    ] {
+        let error = read(host, ca).await.expect_err(words).report();
+        assert!(error.contains(words), "{host} {ca:?}: {error}");
+        assert!(!error.contains("gave up"), "{host} {ca:?}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn an_exception_with_a_port_is_asked_without_the_proxy() {
+    let registry = Registry::start();
+    let blob = registry.add_blob("app", "hello");
+    let front = tls_front(&registry).await;
+    let port = front.rsplit(':').next().expect("a port").to_owned();
+    let read = |exceptions: String| {
+        let reference = format!("registry.test:{port}/app");
+        let reference = reference.parse().expect("a reference");
+        let access = Access {
+            https_proxy: Some("http://127.0.0.1:1".to_owned()),
+            no_proxy: Some(exceptions),
+            ca_certificates: vec![ca_file()],
+            ..Access::default()
+        };
+        async move {
+            let source = Source::open_with(&reference, &access, IMPATIENT);
+            let source = source.await.expect("opening touches no network");
+            source
+                .range(&blob, 0..5)
+                .await
+                .expect_err("no such host")
+                .report()
+        }
+    };
+    // the name leads nowhere: who asks it directly is told that, who asks the proxy that nobody listens there
+    let error = read(format!("other.test,registry.test:{port}")).await;
+    assert!(error.contains("dns error"), "{error}");
+    for exceptions in ["registry.test:1".to_owned(), String::new()] {
+        let error = read(exceptions).await;
+        assert!(error.contains("Connection refused"), "{error}");
+    }
 }
 
 #[tokio::test]

@@ -69,6 +69,34 @@ async fn a_body_that_ends_early_in_good_form_goes_on() {
 }
 
 #[tokio::test]
+async fn a_server_that_sends_parts_of_a_range_is_asked_for_the_next_at_once() {
+    let (registry, bytes, blob, _) = one_blob().await;
+    registry.fail(On::Data, Fault::Part { of: 30_000 }, Times::UntilHealed);
+    // whoever has no patience at all gets it: a part that is whole is no failure
+    let limits = Limits {
+        data_patience: Duration::ZERO,
+        ..IMPATIENT
+    };
+    let reference = registry.reference("app").parse().expect("a reference");
+    let source = Source::open_with(&reference, &Access::default(), limits).await;
+    let source = source.expect("opening touches no network");
+    let got = source.range(&blob, 1..100_000).await.expect("the range");
+    assert_eq!(got, bytes[1..]);
+    let starts: Vec<u64> = registry
+        .counters()
+        .ranges(&blob)
+        .iter()
+        .map(|range| range.start)
+        .collect();
+    assert_eq!(starts, [1, 30_001, 60_001, 90_001]);
+    // parts so small that they are no progress are
+    registry.heal();
+    registry.fail(On::Data, Fault::Part { of: 1_000 }, Times::UntilHealed);
+    let error = source.range(&blob, 1..100_000).await.expect_err("parts");
+    assert_eq!(error.kind(), Kind::Unavailable, "{error:?}");
+}
+
+#[tokio::test]
 async fn a_body_that_gives_nothing_is_not_asked_for_for_ever() {
     for fault in [
         Fault::Truncate { to: 0 },

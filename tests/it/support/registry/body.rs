@@ -130,6 +130,9 @@ impl Shared {
             if let Some(Fault::WrongRange { shift }) = fault {
                 sent = (sent.start + shift).min(size - 1)..(sent.end + shift).min(size);
             }
+            if let Some(Fault::Part { of }) = fault {
+                sent.end = sent.end.min(sent.start + of);
+            }
             let said = match &fault {
                 Some(Fault::ContentRange(said)) => said.clone(),
                 _ => format!("bytes {}-{}/{size}", sent.start, sent.end - 1),

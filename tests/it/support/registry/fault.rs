@@ -65,6 +65,11 @@ pub enum Fault {
         /// How much further on they start.
         shift: u64,
     },
+    /// A part of the range only, as its `Content-Range` says.
+    Part {
+        /// Its bytes, at most.
+        of: u64,
+    },
     /// The right bytes, with this `Content-Range`; none when it is empty.
     ContentRange(String),
     /// `multipart/byteranges`, which nobody asked for.
