@@ -222,8 +222,8 @@ impl<'a> Builder<'a> {
         Ok(Node {
             kind,
             mode,
-            uid: entry.uid,
-            gid: entry.gid,
+            uid: owner(entry.uid),
+            gid: owner(entry.gid),
             mtime: entry.mtime.unwrap_or_default(),
             xattrs: xattr::of(entry)?,
             links: 0,
@@ -235,8 +235,8 @@ impl<'a> Builder<'a> {
         let xattrs = xattr::of(entry)?;
         let directory = &mut self.nodes[node as usize];
         directory.mode = mode_bits(entry.mode);
-        directory.uid = entry.uid;
-        directory.gid = entry.gid;
+        directory.uid = owner(entry.uid);
+        directory.gid = owner(entry.gid);
         directory.mtime = entry.mtime.unwrap_or_default();
         directory.xattrs = xattrs;
         self.named[node as usize] = true;
@@ -450,5 +450,13 @@ fn implied_directory() -> Node<'static> {
         mtime: Timestamp::default(),
         xattrs: BTreeMap::new(),
         links: 0,
+    }
+}
+
+/// The owner of a file after an unpack: -1 leaves the owner unchanged in chown(2), and root has created the file.
+fn owner(id: u32) -> u32 {
+    match id {
+        u32::MAX => 0,
+        id => id,
     }
 }

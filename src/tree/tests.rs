@@ -155,6 +155,21 @@ fn an_entry_for_the_root_gives_its_attributes() {
 }
 
 #[test]
+fn the_owner_that_chown_does_not_set_is_root() {
+    for entry in [file("a"), dir("a")] {
+        let odd = Entry {
+            uid: u32::MAX,
+            gid: u32::MAX,
+            ..entry
+        };
+        let entries = [odd];
+        let tree = Tree::build(&entries).unwrap();
+        let a = at(&tree, "a");
+        assert_eq!((a.uid, a.gid), (0, 0));
+    }
+}
+
+#[test]
 fn a_later_entry_replaces_all_but_a_directory_by_a_directory() {
     assert_eq!(paths(&[file("a"), file("b"), file("./a")]), ["a 2", "b 1"]);
     assert_eq!(paths(&[file("a"), dir("a"), file("a/b")]), ["a d", "a/b 2"]);
