@@ -92,6 +92,14 @@ impl Client {
             {
                 Ok(false)
             }
+            Err(error) if error.kind() == ErrorKind::InvalidInput => Err(Error::with_source(
+                Kind::InvalidArgument,
+                format!(
+                    "--run-dir {} is too long: a socket's path has at most 107 bytes",
+                    self.run_dir.display()
+                ),
+                error,
+            )),
             Err(error) => Err(error).or_kind(Kind::Unavailable, || {
                 format!("connecting to the daemon at {}", socket.display())
             }),

@@ -23,7 +23,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, BufReader},
     net::{UnixListener, UnixStream},
-    sync::mpsc,
+    sync::{Notify, mpsc},
 };
 
 use super::{AttachLine, CheckLine, DaemonInfo, Failure, control_socket, mounts_socket, status_of};
@@ -52,16 +52,47 @@ pub type Body = BoxBody<Bytes, Infallible>;
 /// The daemon's two sockets, bound. They are removed when this is dropped.
 pub struct Server {
     engine: Arc<Engine>,
-    control: UnixListener,
-    mounts: UnixListener,
-    /// The sockets' files, and their numbers.
-    files: [(PathBuf, Option<u64>); 2],
+    sockets: Mutex<Arc<Sockets>>,
+    /// Notified when the sockets were replaced.
+    mended: Notify,
     /// Whether it accepts attachments.
     attaches: bool,
     /// How many clients are connected, and when one last was.
     clients: Mutex<(usize, Instant)>,
     /// Mounts that wait for their callers.
     waiting: Mutex<HashMap<String, OwnedFd>>,
+}
+
+struct Sockets {
+    control: UnixListener,
+    mounts: UnixListener,
+    /// Their files and inodes.
+    files: [(PathBuf, Option<u64>); 2],
+}
+
+impl Sockets {
+    fn bind(run_dir: &Path) -> Result<Self> {
+        let paths = [control_socket, mounts_socket].map(|socket| socket(run_dir));
+        let (control, mounts) = (bind(&paths[0])?, bind(&paths[1])?);
+        let files = paths.map(|path| {
+            let number = inode(&path);
+            (path, number)
+        });
+        Ok(Self {
+            control,
+            mounts,
+            files,
+        })
+    }
+
+    /// Whether one of the files was removed; clients cannot connect to it any more.
+    fn are_gone(&self) -> bool {
+        let is_gone = |path: &Path| {
+            fs::symlink_metadata(path)
+                .is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
+        };
+        self.files.iter().any(|(path, _)| is_gone(path))
+    }
 }
 
 impl Server {
@@ -77,21 +108,38 @@ impl Server {
     }
 
     fn bind_with(engine: Arc<Engine>, attaches: bool) -> Result<Arc<Self>> {
-        let paths = [control_socket, mounts_socket].map(|socket| socket(engine.run_dir()));
-        let (control, mounts) = (bind(&paths[0])?, bind(&paths[1])?);
-        let files = paths.map(|path| {
-            let number = inode(&path);
-            (path, number)
-        });
+        let sockets = Sockets::bind(engine.run_dir())?;
         Ok(Arc::new(Self {
             engine,
-            control,
-            mounts,
-            files,
+            sockets: Mutex::new(Arc::new(sockets)),
+            mended: Notify::new(),
             attaches,
             clients: Mutex::new((0, Instant::now())),
             waiting: Mutex::default(),
         }))
+    }
+
+    fn sockets(&self) -> Arc<Sockets> {
+        let sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(&sockets)
+    }
+
+    /// Binds the sockets again if they were removed from the run directory: clients must reach the daemon while images are attached.
+    pub fn mend_sockets(&self) {
+        if !self.sockets().are_gone() {
+            return;
+        }
+        match Sockets::bind(self.engine.run_dir()) {
+            Ok(sockets) => {
+                tracing::warn!(
+                    "a socket in the run directory was removed; the sockets are bound again"
+                );
+                let mut current = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
+                *current = Arc::new(sockets);
+                self.mended.notify_one();
+            }
+            Err(error) => tracing::warn!("a socket was removed: {}", error.report()),
+        }
     }
 
     /// When a client was last connected; `None` while one is.
@@ -113,8 +161,10 @@ impl Server {
     pub async fn run(self: Arc<Self>) -> Infallible {
         loop {
             let server = Arc::clone(&self);
+            let sockets = self.sockets();
             tokio::select! {
-                stream = accept(&self.control) => {
+                () = self.mended.notified() => {}
+                stream = accept(&sockets.control) => {
                     let connected = server.count_client();
                     tokio::spawn(async move {
                         let _connected = connected;
@@ -126,7 +176,7 @@ impl Server {
                         }
                     });
                 }
-                stream = accept(&self.mounts) => {
+                stream = accept(&sockets.mounts) => {
                     tokio::spawn(async move {
                         if let Err(error) = server.hand_out(stream).await {
                             tracing::warn!(error = error.report(), "a mount was not passed to its client");
@@ -331,7 +381,7 @@ impl Drop for ConnectedClient {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        for (socket, number) in &self.files {
+        for (socket, number) in &self.sockets().files {
             // where the run directory was removed it may be that of another daemon
             if inode(socket) != *number {
                 continue;

@@ -123,6 +123,8 @@ async fn unwanted(
             }
             // no client may be able to ask for it
             engine.release_unmounted().await;
+        } else {
+            server.mend_sockets();
         }
         if idle_exit.is_some_and(|limit| wanted.elapsed() >= limit) {
             return "nothing has been attached for a while".to_owned();

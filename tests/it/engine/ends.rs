@@ -252,3 +252,28 @@ fn a_daemon_that_is_ended_gives_back_what_has_no_mount_point() {
     assert_eq!(host.left_over(), [""; 0]);
     drop(offer);
 }
+
+#[test]
+fn a_daemon_whose_sockets_were_removed_is_found_again() {
+    let (host, layout, mountpoint) = one_file_host();
+    for removed in [
+        &["socinbd.sock"][..],
+        &["mounts.sock"],
+        &["socinbd.sock", "mounts.sock"],
+    ] {
+        host.attach(&layout.reference(""), &mountpoint, &[]);
+        let daemon = host.daemon();
+        for name in removed {
+            fs::remove_file(host.run_dir().join(name)).unwrap();
+        }
+        wait("its sockets are there", || {
+            ["socinbd.sock", "mounts.sock"]
+                .iter()
+                .all(|name| host.run_dir().join(name).exists())
+        });
+        assert_eq!(host.list()[0]["state"], "lazy");
+        assert_eq!(host.daemon(), daemon);
+        host.detach(&mountpoint);
+    }
+    assert_eq!(host.left_over(), [""; 0]);
+}
