@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{Global, ImageArgs, IndexArgs, absolute};
+use super::{Global, ImageArgs, IndexArgs, absolute, output};
 use crate::{
     engine::{
         cat,
@@ -38,7 +38,9 @@ impl Cat {
         let local = LocalIndexes::open(&absolute(&global.root)?)?;
         let found = soci_index::find(&image, &self.index.choice(), &local).await?;
         let file = cat::open(&image, &found, &self.path).await?;
-        cat::write(file, &mut std::io::stdout()).await?;
+        let mut out = output::Pipe::default();
+        let written = cat::write(file, &mut out).await;
+        out.end(written)?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -120,9 +120,9 @@ fn status(reports: &[ScrubReport]) -> ExitCode {
 
 fn print(report: &ScrubReport) -> Result<()> {
     let found = match (report.wrong.is_empty(), report.mended.is_empty()) {
-        (true, true) => "ok",
-        (true, false) => "repaired",
-        (false, _) => "damaged",
+        (true, true) => "sound",
+        (true, false) => "mended",
+        (false, _) => "wrong",
     };
     let bytes = output::bytes(report.bytes);
     output::line(&format!("{}  {bytes} read  {found}", report.layer))?;

@@ -30,8 +30,8 @@ impl Doctor {
                 };
                 [offer.name.clone(), mark.to_owned(), detail]
             });
-            println!("Linux {} on {}", report.kernel, report.machine);
-            output::table(["FEATURE", "AVAILABLE", "DETAIL"], rows)?;
+            output::line(&format!("Linux {} on {}", report.kernel, report.machine))?;
+            output::table(["WHAT", "THERE", "DETAIL"], rows)?;
         }
         Ok(ExitCode::SUCCESS)
     }

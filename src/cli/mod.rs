@@ -14,6 +14,7 @@ mod inspect;
 mod list;
 mod log;
 mod making;
+mod new_file;
 mod output;
 mod prefetch;
 mod progress;
@@ -35,10 +36,12 @@ use std::{
 
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use signals::Signals;
+
 use crate::{
     engine::open::soci_index::{IndexChoice, IndexPolicy},
     error::{Error, Kind, Result, ResultExt},
-    kernel::memory,
+    kernel::{memory, session},
     oci::{Digest, Platform, Reference},
     source::Access,
 };
@@ -148,6 +151,21 @@ struct Global {
     version: Option<bool>,
 }
 
+impl Global {
+    /// The API and the records are JSON, so paths must be UTF-8.
+    fn check(&self) -> Result<()> {
+        for (flag, folder) in [("--root", &self.root), ("--run-dir", &self.run_dir)] {
+            if absolute(folder).is_ok_and(|path| path.to_str().is_none()) {
+                return Err(Error::new(
+                    Kind::InvalidArgument,
+                    format!("{flag} {}: the path must be UTF-8", folder.display()),
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
 #[derive(Subcommand)]
 enum Command {
     Attach(attach::Attach),
@@ -178,6 +196,14 @@ impl Command {
         match self {
             Self::Daemon(daemon) => daemon.log_file(),
             _ => None,
+        }
+    }
+
+    /// Whether it handles signals itself.
+    fn has_signals(&self) -> bool {
+        match self {
+            Self::Run(_) | Self::Record(_) => true,
+            other => other.is_lasting(),
         }
     }
 
@@ -288,10 +314,13 @@ pub fn command() -> clap::Command {
 /// Runs the program with these arguments, and returns its exit status.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     memory::keep_little();
-    let matches = Cli::command().get_matches_from(arguments);
-    let cli = match Cli::from_arg_matches(&matches) {
+    session::take_usual_signals();
+    let cli = Cli::command()
+        .try_get_matches_from(arguments)
+        .and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match cli {
         Ok(cli) => cli,
-        Err(error) => error.exit(),
+        Err(told) => return tell(&told),
     };
     let filter = tracing_subscriber::EnvFilter::try_new(&cli.global.log);
     let filter = match filter {
@@ -311,9 +340,25 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             // the standard error of a daemon may be closed
-            let _ = writeln!(std::io::stderr(), "socinbd: {}", error.report());
+            let report = error.report();
+            let _ = writeln!(std::io::stderr(), "socinbd: {}", output::plain(&report));
             exit_code(error.kind())
         }
+    }
+}
+
+/// Prints the help, the version, or an error in the arguments.
+fn tell(told: &clap::Error) -> ExitCode {
+    match told.print() {
+        Err(error) if !told.use_stderr() && error.kind() != std::io::ErrorKind::BrokenPipe => {
+            let _ = writeln!(
+                std::io::stderr(),
+                "socinbd: writing to standard output: {error}"
+            );
+            exit_code(Kind::Io)
+        }
+        // 0 or 2
+        _ => u8::try_from(told.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from),
     }
 }
 
@@ -323,9 +368,9 @@ fn run(cli: Cli) -> Result<ExitCode> {
         .build()
         .or_kind(Kind::Io, || "starting the worker threads".into())?;
     let Cli { global, command } = cli;
-    let code = runtime.block_on(async move {
-        signals::survive_large_files()?;
-        tokio::spawn(log::keep_counting());
+    global.check()?;
+    let has_signals = command.has_signals();
+    let work = async move {
         match command {
             Command::Attach(command) => command.run(&global).await,
             Command::Detach(command) => command.run(&global).await,
@@ -346,9 +391,30 @@ fn run(cli: Cli) -> Result<ExitCode> {
             Command::Doctor(command) => command.run(&global).await,
             Command::Daemon(command) => command.run(&global).await,
         }
+    };
+    let mut interrupted = None;
+    let code = runtime.block_on(async {
+        signals::survive_large_files()?;
+        tokio::spawn(log::keep_counting());
+        if has_signals {
+            return work.await;
+        }
+        let mut ends = Signals::that_interrupt()?;
+        // dropping the work removes its temporary files
+        tokio::select! {
+            code = work => code,
+            signal = ends.next() => {
+                interrupted = Some(signal);
+                Ok(ExitCode::from(INTERRUPTED))
+            }
+        }
     });
     // a blocked read of standard input or of a mount must not hold the exit up
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    if let Some(signal) = interrupted {
+        log::end();
+        session::end_by(signal);
+    }
     code
 }
 

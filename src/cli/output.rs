@@ -1,15 +1,64 @@
 //! The output of commands on standard output. A reader that closes the pipe early is not an error.
 
-use std::io::{self, ErrorKind, Write};
+use std::{
+    borrow::Cow,
+    io::{self, ErrorKind, Write},
+};
 
 use crate::{
     engine::Attachment,
     error::{Kind, Result, ResultExt},
 };
 
+/// Standard output, for content that is written in pieces.
+#[derive(Default)]
+pub(super) struct Pipe {
+    /// Whether the reader has closed it.
+    is_closed: bool,
+}
+
+impl Write for Pipe {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = io::stdout().write(bytes);
+        self.is_closed |= matches!(&written, Err(error) if error.kind() == ErrorKind::BrokenPipe);
+        written
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let flushed = io::stdout().flush();
+        self.is_closed |= matches!(&flushed, Err(error) if error.kind() == ErrorKind::BrokenPipe);
+        flushed
+    }
+}
+
+impl Pipe {
+    /// The result of writing to it. It is not an error that the reader has closed it.
+    pub(super) fn end<T>(self, written: Result<T>) -> Result<()> {
+        match self.is_closed {
+            true => Ok(()),
+            false => written.map(drop),
+        }
+    }
+}
+
 /// One line.
 pub(super) fn line(text: &str) -> Result<()> {
-    print(format!("{text}\n").as_bytes())
+    print(format!("{}\n", plain(text)).as_bytes())
+}
+
+/// Text with control characters escaped: names and messages come from registries, images and folders, and a terminal must not interpret them.
+pub(super) fn plain(text: &str) -> Cow<'_, str> {
+    let is_plain = |letter: char| !letter.is_control() || matches!(letter, '\n' | '\t');
+    match text.chars().all(is_plain) {
+        true => Cow::Borrowed(text),
+        false => {
+            let escaped = |letter: char| match is_plain(letter) {
+                true => letter.to_string(),
+                false => letter.escape_default().to_string(),
+            };
+            Cow::Owned(text.chars().map(escaped).collect())
+        }
+    }
 }
 
 /// A report, as lines or as JSON.
@@ -35,8 +84,10 @@ pub(super) fn table<const N: usize>(
     heading: [&str; N],
     rows: impl IntoIterator<Item = [String; N]>,
 ) -> Result<()> {
+    let cell = |text: String| plain(&text).replace('\n', "\\n").replace('\t', "\\t");
     let rows: Vec<[String; N]> = std::iter::once(heading.map(str::to_owned))
         .chain(rows)
+        .map(|row| row.map(cell))
         .collect();
     let mut widths = [0; N];
     for row in &rows {

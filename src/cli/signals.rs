@@ -52,7 +52,7 @@ impl Signals {
     /// The signals that end a process which serves until it is ended; a hang-up is one of them, unless it was started to ignore that
     /// (nohup(1)). Others that would kill it do not.
     pub(super) fn that_end() -> Result<Self> {
-        match session::ignores_hangup() {
+        match session::ignores(Signal::HUP) {
             true => Self::ending(&[], &[]),
             false => Self::ending(&[Signal::HUP], &[]),
         }
@@ -61,6 +61,16 @@ impl Signals {
     /// Like [`Self::that_end`], for the daemon, which ignores SIGHUP.
     pub(super) fn that_end_the_daemon() -> Result<Self> {
         Self::ending(&[], &[Signal::HUP])
+    }
+
+    /// The signals that interrupt a command, except those that it was started to ignore.
+    pub(super) fn that_interrupt() -> Result<Self> {
+        let signals = [&ENDING[..], &[Signal::HUP]].concat();
+        let meant: Vec<Signal> = signals
+            .into_iter()
+            .filter(|signal| !session::ignores(*signal))
+            .collect();
+        Self::of(&meant)
     }
 
     /// The signals that go on to the program which is run.

@@ -3,13 +3,14 @@
 use std::{
     fs::File,
     io::{self, Read as _, Write as _},
-    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
 use super::{
-    Global, output,
+    Global,
+    new_file::{self, NewFile},
+    output,
     tables::{self, TablesArgs},
 };
 use crate::{
@@ -273,21 +274,38 @@ impl GetFile {
         let source = Source::open(&image.parse()?, &self.tables.access.access()?).await?;
         let file = cat::open_in_layer(&source, *layer, table.fetch().await?, &self.file).await?;
         match &self.output {
-            None => cat::write(file, &mut io::stdout()).await?,
-            Some(path) => {
-                let mut out = Vec::new();
-                let size = cat::write(file, &mut out).await?;
-                write(path, &out)
-                    .or_kind(Kind::Io, || format!("writing the file {}", path.display()))?;
-                size
+            None => {
+                let mut out = output::Pipe::default();
+                let written = cat::write(file, &mut out).await;
+                out.end(written)?;
             }
-        };
+            Some(path) => {
+                let context = || format!("writing the file {}", path.display());
+                let mut out = NewFile::create(path).or_kind(Kind::Io, context)?;
+                cat::write(file, &mut out).await?;
+                out.finish().or_kind(Kind::Io, context)?;
+            }
+        }
         Ok(ExitCode::SUCCESS)
     }
 }
 
 impl Create {
     fn run(self, json: bool) -> Result<()> {
+        let output = self.output.clone().unwrap_or_else(|| {
+            let mut path = self.file.clone().into_os_string();
+            path.push(".ztoc");
+            path.into()
+        });
+        if new_file::is_same(&self.file, &output) {
+            return Err(Error::new(
+                Kind::InvalidArgument,
+                format!(
+                    "{} is the layer itself; use another output file",
+                    output.display()
+                ),
+            ));
+        }
         let indexed = self.index()?;
         let name = self.file.display();
         let ztoc = match indexed.ztoc {
@@ -300,14 +318,13 @@ impl Create {
             }
             None => Vec::new(), // one was asked for
         };
-        let output = self.output.unwrap_or_else(|| {
-            let mut path = self.file.clone().into_os_string();
-            path.push(".ztoc");
-            path.into()
-        });
-        write(&output, &ztoc).or_kind(Kind::Io, || {
-            format!("writing the zTOC {}", output.display())
-        })?;
+        let context = || format!("writing the zTOC {}", output.display());
+        let write = || {
+            let mut file = NewFile::create(&output)?;
+            file.write_all(&ztoc)?;
+            file.finish()
+        };
+        write().or_kind(Kind::Io, context)?;
         let report = Report {
             layer: indexed.digest,
             size: indexed.size,
@@ -319,9 +336,7 @@ impl Create {
             ztoc_size: ztoc.len(),
             path: &output,
         };
-        report.print(json).or_kind(Kind::Io, || {
-            "printing what was made to standard output".to_owned()
-        })
+        output::report(json, &report)
     }
 
     fn index(&self) -> Result<Indexed> {
@@ -372,32 +387,10 @@ impl Create {
     }
 }
 
-/// Writes the file atomically; a file that is not a regular file (`/dev/stdout`) is written in place.
-fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    if path.metadata().is_ok_and(|metadata| !metadata.is_file()) {
-        return File::options().write(true).open(path)?.write_all(bytes);
-    }
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    let mut file = tempfile::Builder::new()
-        .permissions(std::fs::Permissions::from_mode(0o666)) // less the umask
-        .tempfile_in(folder)?;
-    file.write_all(bytes)?;
-    file.persist(path)?;
-    Ok(())
-}
-
-impl Report<'_> {
-    fn print(&self, json: bool) -> io::Result<()> {
-        let mut out = io::stdout().lock();
-        if json {
-            serde_json::to_writer(&mut out, self)?;
-            return writeln!(out);
-        }
-        writeln!(
-            out,
+impl std::fmt::Display for Report<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
             "{}: {} bytes, {} spans, {} entries\nlayer {} ({} bytes, {} uncompressed)",
             self.path.display(),
             self.ztoc_size,

@@ -130,7 +130,11 @@ impl Overlay {
         }
         match &upper {
             Some((upper, work)) => {
-                context.string("upperdir", upper)?;
+                context.string("upperdir", upper).map_err(|error| {
+                    error.context(
+                        "the file system of --root does not support a writable layer (overlay and NFS do not): use a --root on another one",
+                    )
+                })?;
                 context.string("workdir", work)?;
             }
             None => context.flag("ro")?,

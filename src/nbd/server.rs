@@ -6,7 +6,10 @@ use std::{
     net::{Shutdown, SocketAddr, TcpListener},
     os::{
         fd::{AsFd, OwnedFd},
-        unix::net::{UnixListener, UnixStream},
+        unix::{
+            fs::{FileTypeExt as _, MetadataExt as _},
+            net::{UnixListener, UnixStream},
+        },
     },
     path::{Path, PathBuf},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
@@ -99,6 +102,8 @@ impl fmt::Display for Address {
 /// A listener and its connections. Dropped, it stops.
 pub struct Server {
     address: Address,
+    /// The inode of the socket. A file with another inode is not removed.
+    file: Option<u64>,
     shared: Arc<Shared>,
     accepting: Option<JoinHandle<()>>,
 }
@@ -158,8 +163,13 @@ impl Server {
                 move || shared.accept_all(&accept)
             })
             .or_kind(Kind::Io, starting)?;
+        let file = match &address {
+            Address::Unix(path) => inode(path),
+            Address::Tcp(_) => None,
+        };
         Ok(Self {
             address,
+            file,
             shared,
             accepting: Some(accepting),
         })
@@ -187,7 +197,9 @@ impl Server {
         // an eventfd takes this value, and the thread is there to see it
         let _ = rustix::io::write(&self.shared.stop, &1u64.to_ne_bytes());
         let _ = accepting.join();
-        if let Address::Unix(path) = &self.address {
+        if let Address::Unix(path) = &self.address
+            && inode(path) == self.file
+        {
             let _ = std::fs::remove_file(path); // gone already is as good
         }
         self.shared.end_all();
@@ -198,6 +210,11 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.stop_all();
     }
+}
+
+fn inode(path: &Path) -> Option<u64> {
+    let there = std::fs::symlink_metadata(path).ok()?;
+    Some(there.ino())
 }
 
 /// A Unix socket of mode 0600. The mode of its file is set before it listens, so other users can never connect.
@@ -220,7 +237,15 @@ fn bind_unix(path: &Path) -> Result<UnixListener> {
                     format!("another process is listening on {}", path.display()),
                 ));
             }
+            // a stale socket; connecting to a regular file is refused with the same error
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                let there = std::fs::symlink_metadata(path).or_kind(Kind::Io, listening)?;
+                if !there.file_type().is_socket() {
+                    return Err(Error::new(
+                        Kind::InvalidArgument,
+                        format!("{} exists and is not a socket", path.display()),
+                    ));
+                }
                 std::fs::remove_file(path).or_kind(Kind::Io, listening)?;
             }
             Err(_) => {} // the second bind says what is wrong

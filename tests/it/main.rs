@@ -11,6 +11,7 @@ mod kernel;
 mod layer;
 mod levels;
 mod nbd;
+mod outputs;
 mod soci;
 mod source;
 mod support;

@@ -165,8 +165,21 @@ impl Engine {
             .ok()
     }
 
-    /// A mount in a folder of this engine's own, or over one, would hide what the engine works with.
+    /// A mount in a folder of this engine's own, or over one, would hide what the engine works with. A mount over `/proc` or `/dev` would hide
+    /// the mount table and the devices from all programs, also from `detach`.
     fn check_mountpoint(&self, mountpoint: &Path) -> Result<()> {
+        if ["/proc", "/sys", "/dev"]
+            .iter()
+            .any(|it| mountpoint == Path::new(it))
+        {
+            return Err(Error::new(
+                Kind::InvalidArgument,
+                format!(
+                    "the mount point {} would hide a file system of the kernel from all programs; use another one",
+                    mountpoint.display()
+                ),
+            ));
+        }
         for (folder, flag) in [(&self.root, "--root"), (&self.run_dir, "--run-dir")] {
             let place = if mountpoint.starts_with(folder) {
                 "in"

@@ -55,6 +55,7 @@ impl Pack {
         let path = path.to_owned();
         blocking(move || {
             let context = || format!("making the archive {}", path.display());
+            let path = file_place(&path)?;
             let folder = path.parent().unwrap_or(Path::new("/"));
             let temporary = tempfile::Builder::new()
                 .prefix(".socinbd-")
@@ -218,6 +219,25 @@ impl State {
             .checked_next_multiple_of(BLOCK)?;
         Some(start)
     }
+}
+
+/// The path of the archive, with symlinks resolved. An existing file must be a regular file: the archive is renamed to this path at the end,
+/// which would replace a device or a pipe.
+fn file_place(path: &Path) -> Result<PathBuf> {
+    let context = || format!("making the archive {}", path.display());
+    let what = match path.metadata() {
+        Ok(there) if there.is_file() => return path.canonicalize().or_kind(Kind::Io, context),
+        Ok(there) if there.is_dir() => "a directory",
+        Ok(_) => "a device or a pipe",
+        Err(_) => return Ok(path.to_owned()), // creating the file reports the error
+    };
+    Err(Error::new(
+        Kind::InvalidArgument,
+        format!(
+            "{} is {what}: an archive can only be written to a regular file",
+            path.display()
+        ),
+    ))
 }
 
 /// The header of a regular file. The same name and size give the same bytes: no clock, no owner.

@@ -124,3 +124,41 @@ fn only_what_is_meant_to_ends_the_daemon() {
     assert!(status.success() && status.signal().is_none(), "{status}");
     assert_eq!(host.left_over(), [""; 0]);
 }
+
+/// A program that is started with SIGCHLD ignored and every other signal blocked, as some supervisors leave them.
+fn with_odd_signals(command: &Command) -> Command {
+    let script = "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n\
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals()); os.execv(sys.argv[1], sys.argv[1:])";
+    let mut odd = Command::new("python3");
+    odd.args(["-c", script]).arg(command.get_program());
+    odd.args(command.get_args());
+    odd
+}
+
+#[test]
+fn what_a_process_was_started_to_ignore_or_block_does_not_hang_it() {
+    let (host, layout, mountpoint) = one_file_host();
+    let image = layout.reference("");
+    // no program: its end is told all the same
+    let run = host.command(&["run", &image, "--", "/none"]);
+    let output = with_odd_signals(&run).output().unwrap();
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    let socket = host.mountpoint("out").join("nbd.sock");
+    let serve = ["serve", &image, "--socket", socket.to_str().unwrap()];
+    let status = |run: &str| {
+        let command = host.command(&[&serve[..], &["--run", run]].concat());
+        with_odd_signals(&command).status().unwrap().code()
+    };
+    host.end_daemon();
+    assert_eq!(status("exit 5"), Some(5));
+    let attach = [
+        "attach",
+        &image,
+        mountpoint.to_str().unwrap(),
+        "--foreground",
+    ];
+    let mut child = started(&mut with_odd_signals(&host.command(&attach)));
+    send("TERM", child.id());
+    assert!(child.wait().unwrap().success());
+    assert_eq!(host.left_over(), [""; 0]);
+}
