@@ -5,7 +5,7 @@
 //! request to the async side, whose completion comes back through a queue (`pending`); replies are then out of order.
 //!
 //! - [`serve_connection`]: handshake, then transmission, for clients that connect to a [`Server`];
-//! - [`transmission`]: no handshake, for the kernel's end of a socket pair.
+//! - [`mod@transmission`]: no handshake, for the kernel's end of a socket pair.
 
 use crate::error::{Error, Kind};
 

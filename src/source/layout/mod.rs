@@ -89,7 +89,7 @@ impl Layout {
             let place = opened.place();
             let (entries, odd) = opened.judge_index(&bytes)?;
             for odd in odd {
-                tracing::warn!("{place}: index.json: an entry is ignored: {odd}");
+                tracing::warn!("{place}: index.json: ignored: {odd}");
             }
             match index::root(&entries, opened.tag.as_deref(), &place)? {
                 Root::Entry(entry) => {
@@ -424,11 +424,7 @@ impl Opened {
             }
         };
         for odd in odd {
-            tracing::warn!(
-                "{}: list {}: an entry is ignored: {odd}",
-                self.place(),
-                entry.digest
-            );
+            tracing::warn!("{}: list {}: ignored: {odd}", self.place(), entry.digest);
         }
         Ok(entries)
     }

@@ -151,7 +151,7 @@ fn take(
     what: &str,
 ) -> Result<()> {
     for odd in odd {
-        tracing::warn!("{what}: an entry is ignored: {odd}");
+        tracing::warn!("{what}: ignored: {odd}");
     }
     for entry in entries {
         let of_type = match (entry.artifact_type.as_deref(), artifact_type) {

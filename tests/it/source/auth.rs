@@ -374,7 +374,10 @@ async fn a_helper_that_is_not_there_does_not_keep_a_public_image() {
         read(&registry, &blob, &config.access).await.expect(file);
     }
     let log = Log::start();
-    for (script, said) in [("exit 3", "get failed"), ("echo no JSON", "no JSON answer")] {
+    for (script, said) in [
+        ("exit 3", "get failed"),
+        ("echo no JSON", "the answer is not JSON"),
+    ] {
         let config = with_helper(&registry, "credHelpers", script);
         read(&registry, &blob, &config.access).await.expect(script);
         let warnings = log.warnings();

@@ -383,7 +383,7 @@ async fn an_odd_entry_does_not_spoil_a_list() {
     let warnings = log.warnings();
     let odd = entries.len() - 3;
     assert_eq!(warnings.len(), odd, "{warnings:?}");
-    assert!(warnings.iter().all(|line| line.contains("left out: entry")));
+    assert!(warnings.iter().all(|line| line.contains("ignored: entry")));
 
     registry.set_referrers(Referrers::Absent);
     registry.add_manifest("app", Some(&referrers_tag(&of)), INDEX, list);
