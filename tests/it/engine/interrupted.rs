@@ -6,7 +6,7 @@ use std::{
     path::Path,
     pin::Pin,
     process::Command,
-    sync::Arc,
+    sync::{Arc, mpsc},
     task::{Context, Poll},
 };
 
@@ -25,7 +25,13 @@ use socinbd::{
 use super::{Host, lifecycle::indexed};
 use crate::{
     soci::make::MadeLayout,
-    support::{noise, succeeds, tars::Layer, wait},
+    support::{
+        noise,
+        registry::{Fault, On, Registry, Times},
+        succeeds,
+        tars::Layer,
+        wait,
+    },
 };
 
 /// Bytes of the file; its layer has a span for each 64 KiB of them.
@@ -165,25 +171,48 @@ fn an_attach_whose_client_is_killed_at_any_await_leaves_nothing() {
     assert_eq!(host.left_over(), [""; 0]);
 }
 
-/// Polls a client so often. From before the last poll until what is given is dropped nothing is begun that blocks: the runtime has one
-/// thread for that, and it is held. What it has come to, if to anything.
+/// The one thread that a runtime has for what blocks, held until this is dropped: nothing is begun then that blocks.
+struct Held {
+    _let_go: mpsc::Sender<()>,
+}
+
+impl Held {
+    fn new(runtime: &tokio::runtime::Runtime) -> Self {
+        let (let_go, is_held) = Self::ask(runtime);
+        is_held.recv().unwrap();
+        Self { _let_go: let_go }
+    }
+
+    /// Lets what waits for the thread by now have it, and nothing that is begun by that.
+    fn step(&mut self, runtime: &tokio::runtime::Runtime) {
+        let (let_go, is_held) = Self::ask(runtime);
+        self._let_go = let_go;
+        is_held.recv().unwrap();
+    }
+
+    fn ask(runtime: &tokio::runtime::Runtime) -> (mpsc::Sender<()>, mpsc::Receiver<()>) {
+        let (started, is_held) = mpsc::channel();
+        let (let_go, held) = mpsc::channel();
+        runtime.spawn_blocking(move || {
+            started.send(()).unwrap();
+            held.recv().unwrap_err();
+        });
+        (let_go, is_held)
+    }
+}
+
+/// Polls a client so often. From before the last poll until what is given is dropped nothing is begun that blocks. What the client has come
+/// to, if to anything.
 fn polled_while_work_waits<F: Future>(
     runtime: &tokio::runtime::Runtime,
     polls: usize,
     client: &mut Pin<Box<F>>,
-) -> (Option<F::Output>, Option<std::sync::mpsc::Sender<()>>) {
-    let (mut left, mut let_go) = (polls, None);
+) -> (Option<F::Output>, Option<Held>) {
+    let (mut left, mut held) = (polls, None);
     let output = runtime.block_on(std::future::poll_fn(|context| {
         left -= 1;
         if left == 0 {
-            let (started, is_held) = std::sync::mpsc::channel();
-            let (sender, held) = std::sync::mpsc::channel::<()>();
-            runtime.spawn_blocking(move || {
-                started.send(()).unwrap();
-                held.recv().unwrap_err();
-            });
-            is_held.recv().unwrap();
-            let_go = Some(sender);
+            held = Some(Held::new(runtime));
         }
         match client.as_mut().poll(context) {
             Poll::Ready(output) => Poll::Ready(Some(output)),
@@ -191,7 +220,7 @@ fn polled_while_work_waits<F: Future>(
             Poll::Pending => Poll::Pending,
         }
     }));
-    (output, let_go)
+    (output, held)
 }
 
 /// A host with a complete disk: what blocks in an attach of its image needs no other work that blocks. And a runtime with one thread for
@@ -238,31 +267,51 @@ fn an_attach_that_is_dropped_before_its_work_begins_leaves_nothing() {
     runtime.block_on(engine.end());
 }
 
+/// The mount is being made when the engine begins to end.
 #[test]
-fn an_attach_whose_engine_ends_at_any_await_is_refused_and_leaves_nothing() {
+fn what_is_made_while_its_engine_ends_is_refused_and_leaves_nothing() {
     let (host, layout, runtime) = host_of_a_complete_disk();
     let (root, run_dir) = (host.root(), host.run_dir());
+    let engine = runtime.block_on(Engine::open(&root, &run_dir)).unwrap();
     let request = request(&layout.reference(""), None);
-    for polls in 1.. {
-        let engine = runtime.block_on(Engine::open(&root, &run_dir)).unwrap();
-        let mut attach = Box::pin(engine.attach(request.clone(), &|_| {}));
-        let (attached, let_go) = polled_while_work_waits(&runtime, polls, &mut attach);
-        let ended = Arc::clone(&engine);
-        let ended = runtime.spawn(async move { ended.end().await });
-        wait("it is ending", || engine.is_ending());
-        drop(let_go);
-        if let Some(attached) = attached {
-            drop(attached.unwrap());
-            runtime.block_on(ended).unwrap();
-            assert!(polls > 1, "it has been ended half way");
-            break;
-        }
-        let error = runtime.block_on(attach).map(drop).unwrap_err();
-        assert_eq!(error.kind(), Kind::Unavailable, "{}", error.report());
-        assert!(error.report().contains("is ending"), "{}", error.report());
-        runtime.block_on(ended).unwrap();
-        assert_eq!(host.left_over(), [""; 0], "{polls}");
+    let mut held = Held::new(&runtime);
+    let attaching = Arc::clone(&engine);
+    let attach = runtime.spawn(async move { attaching.attach(request, &|_| {}).await });
+    // one piece of work after another, until the mount is begun; its first piece waits then
+    while engine.is_idle() {
+        held.step(&runtime);
     }
+    let ended = Arc::clone(&engine);
+    let ended = runtime.spawn(async move { ended.end().await });
+    wait("it is ending", || engine.is_ending());
+    drop(held);
+    let attached = runtime.block_on(attach).unwrap();
+    let error = attached.map(drop).unwrap_err();
+    assert_eq!(error.kind(), Kind::Unavailable, "{}", error.report());
+    assert!(error.report().contains("is ending"), "{}", error.report());
+    runtime.block_on(ended).unwrap();
+    assert!(engine.is_idle());
+    assert_eq!(host.left_over(), [""; 0]);
+}
+
+#[test]
+fn an_attach_that_waits_for_a_registry_is_refused_when_its_engine_ends() {
+    let host = Host::new();
+    let registry = Registry::start();
+    registry.fail(On::Any, Fault::Hang, Times::UntilHealed);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let (root, run_dir) = (host.root(), host.run_dir());
+    let engine = runtime.block_on(Engine::open(&root, &run_dir)).unwrap();
+    let request = request(&registry.reference("app:1"), None);
+    let attaching = Arc::clone(&engine);
+    let attach = runtime.spawn(async move { attaching.attach(request, &|_| {}).await });
+    wait("the registry is asked", || {
+        registry.counters().total().requests > 0
+    });
+    runtime.block_on(engine.end());
+    let attached = runtime.block_on(attach).unwrap();
+    let error = attached.map(drop).unwrap_err();
+    assert!(error.report().contains("is ending"), "{}", error.report());
 }
 
 #[test]
