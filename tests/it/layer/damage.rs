@@ -482,3 +482,26 @@ async fn spans_that_come_during_a_check_are_not_lost() {
     reader.await.unwrap();
     assert!(scrub(&disk).await.is_sound());
 }
+
+/// One that comes between a check's sync and its turn has no record in the file yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_span_that_comes_after_a_check_has_begun_is_not_lost() {
+    let lab = Lab::new(layer(224, Packing::Gzip, false));
+    let disk = lab.disk().await;
+    read(&disk, lab.layer.place("data/000")).await.unwrap();
+    let (sender, receiver) = tokio::sync::watch::channel(0);
+    // while somebody looks at how far it is, it goes no further than its first span
+    let held = receiver.borrow();
+    let checked = Arc::clone(&disk);
+    let checking = tokio::spawn(async move { checked.scrub(sender).await.unwrap() });
+    let records = lab.folder().join("spans");
+    until("it has synced what there was", || {
+        fs::read(&records).unwrap()[..16] != [0; 16]
+    })
+    .await;
+    let end = lab.layer.place("data/big").end.get();
+    read(&disk, range(end - 100, 100)).await.unwrap();
+    drop(held);
+    let report = checking.await.unwrap();
+    assert!(report.is_sound(), "{report:?}");
+}
