@@ -505,3 +505,33 @@ async fn a_span_that_comes_after_a_check_has_begun_is_not_lost() {
     let report = checking.await.unwrap();
     assert!(report.is_sound(), "{report:?}");
 }
+
+/// A complete disk is complete without the records of its spans, and needs no source.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_complete_disk_needs_no_records_of_its_spans() {
+    let mut lab = Lab::new(layer(225, Packing::Gzip, false));
+    let mut disk = lab.disk().await;
+    complete(&disk).await;
+    lab.registry
+        .remove(super::fixture::REPOSITORY, &lab.layer.layer.digest);
+    for how in HARMS {
+        lab.reopen(disk).await;
+        assert!(harm(&lab.folder().join("spans"), how), "{how:?}");
+        disk = lab.stored().unwrap();
+        assert!(disk.is_complete(), "{how:?}");
+        assert_holds(disk.path(), &lab.layer.files);
+    }
+}
+
+/// What was mended when a disk was opened is told by its check, once.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_mended_on_opening_is_told_by_the_next_check() {
+    let mut lab = Lab::new(layer(226, Packing::Gzip, false));
+    let disk = lab.disk().await;
+    lab.reopen(disk).await;
+    assert!(harm(&lab.folder().join("layout"), Harm::Flipped));
+    let disk = lab.stored().unwrap();
+    let report = scrub(&disk).await;
+    assert!(report.mended[0].contains("layout"), "{report:?}");
+    assert!(scrub(&disk).await.is_sound());
+}
