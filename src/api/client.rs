@@ -17,7 +17,7 @@ use super::{AttachLine, CheckLine, DaemonInfo, Failure, control_socket, mounts_s
 use crate::{
     engine::{
         AttachRequest, Attachment, AttachmentStatus, Event, Explanation,
-        attach::check::{CheckEvent, CheckRequest},
+        examine::check::{CheckEvent, CheckRequest},
     },
     error::{Error, Kind, Result, ResultExt},
 };

@@ -7,7 +7,7 @@
 //! | `POST /v1/attachments` | [`AttachRequest`](crate::engine::AttachRequest) | lines of JSON, each an [`AttachLine`]; the last is `attached`, `failed` or `ending` |
 //! | `GET /v1/attachments/ID/why` | | an [`Explanation`](crate::engine::Explanation) |
 //! | `POST /v1/attachments/ID/mounted` | | the caller has mounted it |
-//! | `POST /v1/disks/check` | [`CheckRequest`](crate::engine::attach::check::CheckRequest) | lines of JSON, each a [`CheckLine`]; the last is `done` or `failed` |
+//! | `POST /v1/disks/check` | [`CheckRequest`](crate::engine::examine::check::CheckRequest) | lines of JSON, each a [`CheckLine`]; the last is `done` or `failed` |
 //! | `DELETE /v1/attachments/ID` | | its devices are released (or have been before); `Busy` while they are in use |
 //!
 //! The body of an error is a [`Failure`], with the HTTP status of its kind. The descriptor of a mount is passed over `<run-dir>/mounts.sock`:
@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    engine::{Attachment, Event, attach::check::CheckEvent},
+    engine::{Attachment, Event, examine::check::CheckEvent},
     error::{Error, Kind},
 };
 

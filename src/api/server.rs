@@ -30,7 +30,7 @@ use super::{AttachLine, CheckLine, DaemonInfo, Failure, control_socket, mounts_s
 use crate::{
     engine::{
         AttachRequest, Attached, Engine,
-        attach::check::{self, CheckRequest},
+        examine::check::{self, CheckRequest},
     },
     error::{Error, Kind, Result, ResultExt, report},
     layer::close_spare_files,

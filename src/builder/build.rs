@@ -8,8 +8,9 @@ use super::{
 use crate::{
     engine::{
         make::{
-            convert::{self, ConvertOptions, Outcome},
+            convert::{self, ConvertOutcome},
             create,
+            options::ConvertOptions,
         },
         open::{
             image::Image,
@@ -224,10 +225,10 @@ impl Build {
                 .await
                 .map_err(explained)?;
         Ok(match done {
-            Outcome::Unchanged(_) => {
+            ConvertOutcome::Unchanged(_) => {
                 BuildOutcome::LeftAlone(format!("skipped: {name} is its conversion"))
             }
-            Outcome::Converted(report) => {
+            ConvertOutcome::Converted(report) => {
                 BuildOutcome::Made(format!("made {name} with digest {}", report.digest))
             }
         })

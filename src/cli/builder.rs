@@ -8,7 +8,7 @@ use tokio::net::TcpListener;
 
 use super::{
     AccessArgs, Global, absolute,
-    making::{MakeArgs, PlatformsArgs, UploadArgs},
+    images::making::{MakeArgs, PlatformsArgs, UploadArgs},
     output,
     signals::Signals,
 };
@@ -18,7 +18,7 @@ use crate::{
         queue::Queue,
         rules::{Rules, Target},
     },
-    engine::{make::convert::ConvertOptions, open::local_indexes::LocalIndexes},
+    engine::{make::options::ConvertOptions, open::local_indexes::LocalIndexes},
     error::{Error, Kind, Result, ResultExt},
     open_files,
     soci::index::Version,

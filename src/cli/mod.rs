@@ -1,31 +1,13 @@
 //! The command line.
 
-mod attach;
+mod attached;
 mod builder;
-mod cat;
-mod check;
-mod convert;
-mod copy;
-mod daemon;
-mod detach;
-mod doctor;
-mod index;
-mod inspect;
-mod list;
+mod images;
 mod log;
-mod making;
 mod new_file;
 mod output;
-mod prefetch;
 mod progress;
-mod record;
-mod run;
-mod serve;
 mod signals;
-mod start;
-mod tables;
-mod why;
-mod ztoc;
 
 use std::{
     ffi::OsString,
@@ -39,7 +21,7 @@ use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use signals::Signals;
 
 use crate::{
-    engine::open::soci_index::{IndexChoice, IndexPolicy},
+    engine::open::policy::{IndexChoice, IndexPolicy},
     error::{Error, Kind, Result, ResultExt},
     kernel::{memory, session},
     oci::{Digest, Platform, Reference},
@@ -168,26 +150,26 @@ impl Global {
 
 #[derive(Subcommand)]
 enum Command {
-    Attach(attach::Attach),
-    Detach(detach::Detach),
-    List(list::List),
-    Why(why::Why),
-    Check(check::Check),
-    Run(run::Run),
-    Serve(serve::Serve),
-    Inspect(inspect::Inspect),
+    Attach(attached::attach::Attach),
+    Detach(attached::detach::Detach),
+    List(attached::list::List),
+    Why(attached::why::Why),
+    Check(attached::check::Check),
+    Run(attached::run::Run),
+    Serve(images::serve::Serve),
+    Inspect(images::inspect::Inspect),
     #[command(subcommand)]
-    Index(index::Index),
-    Convert(convert::Convert),
-    Copy(copy::Copy),
-    Cat(cat::Cat),
+    Index(images::index::Index),
+    Convert(images::convert::Convert),
+    Copy(images::copy::Copy),
+    Cat(images::cat::Cat),
     #[command(subcommand)]
-    Prefetch(prefetch::PrefetchCommand),
-    Record(record::Record),
-    Ztoc(ztoc::Args),
+    Prefetch(images::prefetch::PrefetchCommand),
+    Record(images::record::Record),
+    Ztoc(images::ztoc::Args),
     Builder(builder::Builder),
-    Doctor(doctor::Doctor),
-    Daemon(daemon::Daemon),
+    Doctor(attached::doctor::Doctor),
+    Daemon(attached::daemon::Daemon),
 }
 
 impl Command {

@@ -2,16 +2,15 @@
 //! spans that hold the file's data.
 
 mod compact;
+mod found;
 mod layer;
+mod spans;
 
 use bytes::Bytes;
-use futures_util::stream::{BoxStream, StreamExt as _};
+use futures_util::stream::StreamExt as _;
 
 use super::open::{
-    compact_index::CompactIndex,
-    disks::is_the_table,
-    image::Image,
-    soci_index::{self, SociIndex},
+    compact_index::CompactIndex, disks::is_the_table, image::Image, search, soci_index::SociIndex,
 };
 use crate::{
     error::{Error, Kind, Result, ResultExt as _},
@@ -23,26 +22,15 @@ use crate::{
     ztoc::Ztoc,
 };
 
+pub use found::Found;
 use layer::{Table, components, shown, whole};
 
 /// Symbolic links that are followed, as Linux does.
 const MAX_LINKS: usize = 40;
 
-/// A file that was found.
-pub struct Found {
-    /// Its path in the image, links followed.
-    pub path: String,
-    /// The layer that has it.
-    pub layer: Digest,
-    /// Its bytes.
-    pub size: u64,
-    /// Its data, in order.
-    pub data: BoxStream<'static, Result<Bytes>>,
-}
-
 /// Finds a file and opens it. `indexes` are those that count for the image: the compact index goes before the SOCI index. Layers without a
 /// table are read whole, from the top down, until the file is found.
-pub async fn open(image: &Image, indexes: &soci_index::Found, path: &str) -> Result<Found> {
+pub async fn open(image: &Image, indexes: &search::Found, path: &str) -> Result<Found> {
     let mut layers = Layers {
         image,
         index: indexes.index.as_ref(),

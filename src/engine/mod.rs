@@ -2,26 +2,33 @@
 //!
 //! - `open`: from a reference to the opened disks of its layers; needs no privilege.
 //! - `attach`: from disks to a mount, and back.
+//! - `examine`: checks of disks, and recordings of starts.
 //! - `make`: SOCI indexes, compact indexes and converted images.
 //! - `transfer`: images and what belongs to them, from and to registries and layouts.
 //! - `cat`: single files of an image, without a disk.
 
 pub mod attach;
 pub mod cat;
+pub mod examine;
 pub mod make;
 pub mod open;
 pub mod transfer;
 
 pub use attach::{
-    engine::{Engine, mount_source},
+    engine::Engine,
     explain::{Explanation, LayerExplanation},
     mount_place::{place_of, unmount},
-    recording::RecordingFolder,
+    names::mount_source,
     records::Records,
     steps::Attached,
     types::{
-        AttachRequest, AttachedLayer, Attachment, AttachmentStatus, Basis, DeviceChoice,
-        DeviceKind, Event, State, UsedIndex,
+        AttachRequest, AttachedLayer, Attachment, AttachmentStatus, DeviceChoice, DeviceKind,
+        State, UsedIndex,
     },
 };
-pub use open::{disks::Disks, image::Image};
+pub use examine::recording::RecordingFolder;
+pub use open::{
+    disks::Disks,
+    image::Image,
+    opened::{Basis, Event},
+};

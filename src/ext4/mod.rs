@@ -17,7 +17,6 @@ mod inode;
 mod layout;
 mod place;
 mod region;
-mod region_table;
 mod superblock;
 #[cfg(test)]
 mod tests;
@@ -25,8 +24,8 @@ mod xattr;
 
 pub use layout::Layout;
 pub use place::DataPlacer;
+pub use region::table::RegionTable;
 pub use region::{DataRegion, RegionError, Regions};
-pub use region_table::RegionTable;
 
 /// Bytes of a block.
 pub const BLOCK_SIZE: u64 = 4096;

@@ -25,6 +25,8 @@
     )
 )]
 
+pub(super) mod table;
+
 use std::ops::Range;
 
 use crate::units::{DiskOffset, LayerOffset};

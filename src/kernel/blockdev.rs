@@ -96,7 +96,7 @@ pub fn numbers(name: &str) -> Result<(u32, u32)> {
     let path = sys(name).join("dev");
     let text = fs::read_to_string(&path)
         .or_kind(Kind::Kernel, || format!("reading {}", path.display()))?;
-    super::mountinfo::parse_device(text.trim().as_bytes()).ok_or_else(|| {
+    super::mount::info::parse_device(text.trim().as_bytes()).ok_or_else(|| {
         Error::new(
             Kind::Kernel,
             format!("{} has the unexpected content {text:?}", path.display()),

@@ -4,10 +4,8 @@ use std::{collections::BTreeSet, fmt, fs, io, path::Path};
 
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
-use crate::{
-    error::{Error, Kind, Result, ResultExt},
-    kernel::mountinfo,
-};
+use super::mount::info;
+use crate::error::{Error, Kind, Result, ResultExt};
 
 /// Maximum number of users that are listed; further ones are counted.
 const MAX_NAMES: usize = 20;
@@ -57,7 +55,7 @@ impl fmt::Display for User {
 
 /// The processes that keep the file system mounted at this path in use, by number. Those that end meanwhile are left out.
 pub fn users(path: &Path) -> Result<Vec<User>> {
-    let mount = mountinfo::at(path)?.ok_or_else(|| {
+    let mount = info::at(path)?.ok_or_else(|| {
         Error::new(
             Kind::NotFound,
             format!("nothing is mounted at {}", path.display()),
@@ -96,8 +94,7 @@ fn find(device: (u32, u32), mount: Option<u64>) -> Result<Vec<User>> {
         };
         let mut uses = uses(&entry.path(), device, mount);
         if fs::read_link(entry.path().join("ns/mnt")).ok() != own_namespace
-            && mountinfo::of(pid)
-                .is_ok_and(|mounts| mounts.iter().any(|mount| mount.device == device))
+            && info::of(pid).is_ok_and(|mounts| mounts.iter().any(|mount| mount.device == device))
         {
             uses.insert(Use::Namespace);
         }

@@ -1,5 +1,9 @@
 //! Mounts through descriptors (fsopen(2), fsmount(2), move_mount(2)): made detached, attached at the end.
 
+pub mod end;
+pub mod info;
+pub mod overlay;
+
 use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
@@ -14,10 +18,8 @@ use rustix::{
     },
 };
 
-use crate::{
-    error::{Error, Kind, Result, ResultExt},
-    kernel::{busy, mountinfo},
-};
+use super::busy;
+use crate::error::{Error, Kind, Result, ResultExt};
 
 /// Mounts the ext4 file system of a block device, read-only and `nodev`, detached: the mount lives as long as the descriptor or
 /// anything made from it. Mounting a device a second time gives another mount of the same file system, with one page cache.
@@ -79,7 +81,7 @@ pub fn detach_lazily(path: &Path) -> Result<()> {
 }
 
 fn busy_error(path: &Path) -> Error {
-    let below: Vec<_> = mountinfo::own()
+    let below: Vec<_> = info::own()
         .unwrap_or_default()
         .into_iter()
         .map(|mount| mount.mount_point)
@@ -107,7 +109,7 @@ fn busy_error(path: &Path) -> Error {
 
 /// Whether something is mounted at exactly this path.
 pub fn is_mount(path: &Path) -> Result<bool> {
-    Ok(mountinfo::at(path)?.is_some())
+    Ok(info::at(path)?.is_some())
 }
 
 /// A file system context (fsopen(2)). Its errors include the kernel's messages from the log of the context.

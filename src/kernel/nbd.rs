@@ -1,5 +1,7 @@
 //! The kernel's nbd driver over generic netlink (include/uapi/linux/nbd-netlink.h).
 
+mod netlink;
+
 use std::{
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
@@ -12,13 +14,9 @@ use std::{
 
 use rustix::io::Errno;
 
-use crate::{
-    error::{Error, Kind, Result, ResultExt},
-    kernel::{
-        blockdev, load_module,
-        netlink::{self, Attributes, Family, Message, Socket},
-    },
-};
+use self::netlink::{Attributes, Family, Message, Socket};
+use super::{blockdev, load_module};
+use crate::error::{Error, Kind, Result, ResultExt};
 
 const NBD_CMD_CONNECT: u8 = 1;
 const NBD_CMD_DISCONNECT: u8 = 2;

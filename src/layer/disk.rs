@@ -4,6 +4,7 @@ mod allocation;
 mod damage;
 mod open;
 pub(crate) mod served;
+mod status;
 pub(crate) mod sync;
 
 use std::{
@@ -22,14 +23,13 @@ use std::{
 use tokio::sync::watch;
 
 use super::{
-    ahead::{fill::Whole, queue::Upcoming, sequential::ReadAhead},
+    ahead::{fill_decision::Whole, queue::Upcoming, sequential::ReadAhead},
     build::import,
-    read::{
-        health::Health, in_flight::Flights, make_present::first_and_last, sources::Sources,
-        windows::Windows,
-    },
+    disk::sync::Synced,
+    read::{health::Health, in_flight::Flights, windows::Windows},
     repair::{mend, metadata},
-    store::Store,
+    services::Services,
+    sources::places::Sources,
     stored::{
         folder::{self, Folder},
         present_spans::Bitmap,
@@ -40,24 +40,21 @@ use super::{
         stored_file::{Identity, StoredFile},
         uncached_file::UncachedFile,
     },
-    types::{Counters, LayerBlob, Progress, StackingFacts},
-    verify::{headers::Headers, progress::Proof, revoked::Disowned, span::Refutation, whole_layer},
+    types::{Counters, DiskKey, LayerBlob, Progress, StackingFacts},
+    verify::{headers::Headers, lies::Refutation, progress::Proof, revoked::Disowned},
 };
 use crate::{
     error::{Error, Kind, Result, ResultExt as _},
-    ext4::{self, RegionTable},
+    ext4::{self, DataRegion, RegionTable},
     oci::Digest,
     tar::Entry,
     units::{DiskOffset, LayerOffset, SpanId},
 };
 
-/// A number that no other open disk has.
-pub type DiskKey = usize;
-
 /// One layer's disk, open.
 pub struct Disk {
     me: Weak<Disk>,
-    store: Arc<Store>,
+    services: Arc<Services>,
     folder: Folder,
     path: PathBuf,
     layer: LayerBlob,
@@ -227,7 +224,7 @@ impl Disk {
 
     /// Tells a read to the recording and to the read-ahead.
     fn notice(&self, offset: DiskOffset, length: usize) {
-        if self.store.recording().is_some() {
+        if self.services.recording().is_some() {
             let end = offset.get().saturating_add(length as u64);
             self.record(&(offset..DiskOffset(end)));
         }
@@ -309,8 +306,9 @@ impl Disk {
 }
 
 impl Disk {
-    pub(super) fn store(&self) -> &Arc<Store> {
-        &self.store
+    /// What it shares with the other disks below its root.
+    pub(super) fn services(&self) -> &Arc<Services> {
+        &self.services
     }
 
     pub(super) fn folder(&self) -> &Folder {
@@ -417,7 +415,7 @@ impl Disk {
             self.proof.came(span);
             unsynced.push((span, check));
             if unsynced.len() == 1 {
-                self.store.sync_later(self);
+                self.services.sync_later(self.later());
             }
         }
         if self.bitmap.is_full() {
@@ -427,7 +425,7 @@ impl Disk {
                 self.whole.completed();
             }
         }
-        whole_layer::start(self);
+        self.check_when_due();
         Ok(())
     }
 
@@ -509,6 +507,24 @@ impl Disk {
     }
 }
 
+impl Disk {
+    /// For [`Services::sync_later`].
+    pub(super) fn later(self: &Arc<Self>) -> Weak<dyn Synced> {
+        let disk: Weak<Self> = Arc::downgrade(self);
+        disk
+    }
+}
+
+impl Synced for Disk {
+    fn sync(&self) -> Result<()> {
+        Self::sync(self)
+    }
+
+    fn digest(&self) -> Digest {
+        self.layer.digest
+    }
+}
+
 impl Drop for Disk {
     fn drop(&mut self) {
         self.drop_all_held();
@@ -544,4 +560,13 @@ fn read_window(ztoc: &StoredFile, stored: &StoredSpan) -> io::Result<Option<Vec<
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The two ends of a run of regions, which may be one.
+pub(crate) fn first_and_last(
+    mut regions: impl Iterator<Item = DataRegion>,
+) -> Option<(DataRegion, DataRegion)> {
+    let first = regions.next()?;
+    let last = regions.last().unwrap_or_else(|| first.clone());
+    Some((first, last))
 }

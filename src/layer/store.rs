@@ -2,30 +2,22 @@
 
 use std::{
     collections::HashMap,
-    fs::{self, File, OpenOptions, TryLockError},
-    io::{Read as _, Seek as _, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    fs,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak, mpsc},
-    thread,
-    time::Duration,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
 use bytes::Bytes;
-use tokio::{
-    runtime::Handle,
-    sync::{Semaphore, SemaphorePermit},
-};
 
 use super::{
     ahead::{
-        background::Traffic,
         fill,
         recording::{Touch, Touches},
     },
-    disk::{Disk, sync},
-    read::{decoders::Decoders, held_spans::Unkept, source_health::Hosts},
+    build::streams::Streams,
+    disk::Disk,
     repair::mend::{self, Mended},
+    services::{Options, Services},
     stored::{
         folder::{self, Draft, Folder},
         seal::Damage,
@@ -38,64 +30,16 @@ use crate::{
     oci::Digest,
 };
 
-/// How a store works.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// How long a read goes on trying when the sources do not answer; `None`: for ever. For disks that are not told otherwise.
-    pub io_timeout: Option<Duration>,
-    /// Threads that verify and inflate.
-    pub decoders: usize,
-    /// Compressed bytes that may be on their way at once, in all disks.
-    pub fetch_memory: u64,
-    /// Fetch what is asked for and no more, also when that is most of a layer.
-    pub never_whole: bool,
-    /// Note which spans are read, for [`Store::touches`].
-    pub record: bool,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            io_timeout: Some(Duration::from_secs(60)),
-            decoders: thread::available_parallelism().map_or(1, usize::from),
-            fetch_memory: 128 << 20,
-            never_whole: false,
-            record: false,
-        }
-    }
-}
-
-/// Bytes of a permit of the fetch memory.
-const MEMORY_UNIT: u64 = 4096;
-
 /// A layer, and the table that its disk was laid out from.
 pub(crate) type Key = (Digest, Digest);
 
 /// The folder of all disks below a root. One a root, by a lock.
 pub struct Store {
-    /// `<root>/layers`.
-    layers: PathBuf,
-    options: Options,
+    services: Arc<Services>,
     open: Mutex<HashMap<Key, Weak<Disk>>>,
     /// Held while a disk of the key is made or opened.
     making: Mutex<HashMap<Key, Weak<Mutex<()>>>>,
-    decoders: Decoders,
-    unkept: Unkept,
-    memory: Semaphore,
-    traffic: Traffic,
-    hosts: Hosts,
-    /// Of those who lay disks out, a processor each: more would take no less time, and each needs hundreds of bytes of memory an entry.
-    layouts: Semaphore,
-    /// Of the checks of whole layers, which read all of a disk: one at a time.
-    checks: Semaphore,
-    touches: Option<Touches>,
-    runtime: OnceLock<Handle>,
-    /// The sender ends the thread.
-    sync: Mutex<Option<mpsc::Sender<Weak<Disk>>>>,
-    sync_thread: Mutex<Option<thread::JoinHandle<()>>>,
-    pub(super) streams: super::build::streamed::Streams,
-    /// Locked as long as it is open; so it is the last to be dropped.
-    _lock: File,
+    pub(super) streams: Streams,
 }
 
 impl Store {
@@ -106,41 +50,17 @@ impl Store {
 
     /// As [`Self::open`], with options.
     pub fn open_with(root: &Path, options: Options) -> Result<Arc<Self>> {
-        let layers = root.join("layers");
-        folder::make_private(&layers)?;
-        let lock = lock(&layers)?;
-        let new = layers.join("new");
-        // left by a daemon that died while it made them
-        match fs::remove_dir_all(&new) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(error).or_kind(Kind::Io, || format!("cannot remove {}", new.display()));
-            }
-            _ => {}
-        }
-        folder::make_private(&new)?;
-        folder::make_private(&layers.join("sha256"))?;
-        let threads = || "cannot start the threads of the store".to_owned();
-        let decoders = Decoders::start(options.decoders).or_kind(Kind::Io, threads)?;
-        let (sender, thread) = sync::start().or_kind(Kind::Io, threads)?;
         Ok(Arc::new(Self {
-            layers,
+            services: Services::start(root, options)?,
             open: Mutex::default(),
             making: Mutex::default(),
-            decoders,
-            unkept: Unkept::default(),
-            memory: Semaphore::new(permits(options.fetch_memory) as usize),
-            traffic: Traffic::default(),
-            hosts: Hosts::default(),
-            layouts: Semaphore::new(thread::available_parallelism().map_or(1, usize::from)),
-            checks: Semaphore::new(1),
-            touches: options.record.then(Touches::default),
-            runtime: OnceLock::new(),
-            sync: Mutex::new(Some(sender)),
-            sync_thread: Mutex::new(Some(thread)),
-            streams: super::build::streamed::Streams::default(),
-            options,
-            _lock: lock,
+            streams: Streams::default(),
         }))
+    }
+
+    /// What its disks share.
+    pub(super) fn services(&self) -> &Arc<Services> {
+        &self.services
     }
 
     /// The disk of a layer and table that is in memory or on disk; `None` where there is none. Needs no source. Blocks on local files.
@@ -183,7 +103,10 @@ impl Store {
                 ));
             }
             drop(disk);
-            folder::discard(&self.new_folder(), &self.place(&layer.digest, table))?;
+            folder::discard(
+                &self.services.new_folder(),
+                &self.place(&layer.digest, table),
+            )?;
             return Ok(None);
         }
         if let Some(why) = disk.refuted() {
@@ -216,7 +139,7 @@ impl Store {
             Err(error) if Damage::is_in(&error) => {
                 tracing::warn!("{}", error.report());
                 let folder = Folder::new(place);
-                let mended = mend::from_stored_table(&self.new_folder(), &folder)?;
+                let mended = mend::from_stored_table(&self.services.new_folder(), &folder)?;
                 self.reopen(layer, table, mended)
             }
             Err(error) if error.kind() == Kind::Corrupt => self.discard(layer, table, &error),
@@ -241,7 +164,7 @@ impl Store {
         if Digest::of(bytes) != *table {
             return Ok(None); // who makes a disk of them says so
         }
-        let mended = mend::from_table(&self.new_folder(), &folder, &state, bytes)?;
+        let mended = mend::from_table(&self.services.new_folder(), &folder, &state, bytes)?;
         let disk = self.reopen(layer, table, mended)?;
         if let Some(disk) = &disk {
             disk.has_table_again();
@@ -280,7 +203,7 @@ impl Store {
     /// Removes a folder that cannot be served: the disk is made anew.
     fn discard(&self, layer: &Digest, table: &Digest, why: &Error) -> Result<Option<Arc<Disk>>> {
         tracing::warn!("a layer's disk is removed: {}", why.report());
-        folder::discard(&self.new_folder(), &self.place(layer, table))?;
+        folder::discard(&self.services.new_folder(), &self.place(layer, table))?;
         Ok(None)
     }
 
@@ -300,14 +223,8 @@ impl Store {
 
     /// The spans that were read, in the order of their first use; none without [`Options::record`].
     pub fn touches(&self) -> Vec<Touch> {
-        self.touches
-            .as_ref()
-            .map_or_else(Vec::new, Touches::in_order)
-    }
-
-    /// Where reads are noted, if they are.
-    pub(super) fn recording(&self) -> Option<&Touches> {
-        self.touches.as_ref()
+        let recording = self.services.recording();
+        recording.map_or_else(Vec::new, Touches::in_order)
     }
 
     /// Tells the store that these are the disks of one image: what their readers lose by waiting for single spans, and what they have saved
@@ -319,7 +236,7 @@ impl Store {
     /// All disks, open or not, ordered by layer and table. Blocks on local files.
     pub fn list(self: &Arc<Self>) -> Result<Vec<StoredDisk>> {
         let mut disks = Vec::new();
-        for layer in digests_in(&self.layers.join("sha256"))? {
+        for layer in digests_in(&self.services.layers().join("sha256"))? {
             disks.extend(self.disks_of(&layer)?);
         }
         Ok(disks)
@@ -327,7 +244,7 @@ impl Store {
 
     /// The folders of all disks, also of those that cannot be served: their layers and tables. Blocks on local files.
     pub fn folders(&self) -> Result<Vec<(Digest, Digest)>> {
-        let layers = self.layers.join("sha256");
+        let layers = self.services.layers().join("sha256");
         let mut folders = Vec::new();
         for layer in digests_in(&layers)? {
             let tables = digests_in(&layers.join(layer.hex()))?;
@@ -339,7 +256,7 @@ impl Store {
     /// The disks of a layer.
     fn disks_of(self: &Arc<Self>, layer: &Digest) -> Result<Vec<StoredDisk>> {
         let mut disks = Vec::new();
-        for table in digests_in(&self.layers.join("sha256").join(layer.hex()))? {
+        for table in digests_in(&self.services.layers().join("sha256").join(layer.hex()))? {
             let folder = Folder::new(self.place(layer, &table));
             let Ok(state) = folder.state() else {
                 continue; // removed when it is asked for
@@ -374,7 +291,11 @@ impl Store {
         table: &Digest,
         is_new: bool,
     ) -> Result<Arc<Disk>> {
-        let disk = Disk::open(self, Folder::new(self.place(layer, table)), is_new)?;
+        let disk = Disk::open(
+            &self.services,
+            Folder::new(self.place(layer, table)),
+            is_new,
+        )?;
         if (disk.layer().digest, *disk.table()) != (*layer, *table) {
             return Err(Error::new(
                 Kind::Corrupt,
@@ -411,7 +332,7 @@ impl Store {
     ) -> Result<Arc<Disk>> {
         draft.publish(&self.place(layer, table))?;
         let disk = self.open_disk(layer, table, true)?;
-        self.sync_later(&disk);
+        self.services.sync_later(disk.later());
         Ok(disk)
     }
 
@@ -429,128 +350,14 @@ impl Store {
 }
 
 impl Store {
-    /// A turn of those who lay disks out.
-    pub(super) async fn layout_turn(&self) -> Option<SemaphorePermit<'_>> {
-        self.layouts.acquire().await.ok() // never closed
-    }
-
-    /// Where drafts are made.
-    pub(super) fn new_folder(&self) -> PathBuf {
-        self.layers.join("new")
-    }
-
     /// A disk's folder.
     pub(super) fn place(&self, layer: &Digest, table: &Digest) -> PathBuf {
-        self.layers
+        self.services
+            .layers()
             .join("sha256")
             .join(layer.hex())
             .join(table.hex())
     }
-
-    pub(super) fn options(&self) -> &Options {
-        &self.options
-    }
-
-    pub(super) fn decoders(&self) -> &Decoders {
-        &self.decoders
-    }
-
-    /// Spans that the local disk has not taken.
-    pub(super) fn unkept(&self) -> &Unkept {
-        &self.unkept
-    }
-
-    /// What is remembered of the hosts of sources.
-    pub(super) fn hosts(&self) -> &Hosts {
-        &self.hosts
-    }
-
-    pub(super) fn traffic(&self) -> &Traffic {
-        &self.traffic
-    }
-
-    /// Waits for room for a fetch of so many bytes; it is given back when the permit is dropped. One that is larger than all room
-    /// takes all of it.
-    pub(super) async fn memory(&self, bytes: u64) -> Option<SemaphorePermit<'_>> {
-        let count = permits(bytes.min(self.options.fetch_memory));
-        self.memory.acquire_many(count).await.ok() // never closed
-    }
-
-    /// Waits for the turn to check a layer as a whole.
-    pub(super) async fn check_turn(&self) -> Option<SemaphorePermit<'_>> {
-        self.checks.acquire().await.ok() // never closed
-    }
-
-    /// Remembers the runtime that fetches run on, for threads outside of it.
-    pub(super) fn enter(&self) {
-        if self.runtime.get().is_none() {
-            // set by another at the same moment: the same runtime
-            let _ = self.runtime.set(Handle::current());
-        }
-    }
-
-    /// Runs a task on the store's runtime. Without one there is nobody to wait for it either.
-    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        if let Some(runtime) = self.runtime.get() {
-            runtime.spawn(task);
-        }
-    }
-
-    /// Has a disk synced soon.
-    pub(super) fn sync_later(&self, disk: &Arc<Disk>) {
-        if let Some(sender) = &*locked(&self.sync) {
-            // the thread ends after the store
-            let _ = sender.send(Arc::downgrade(disk));
-        }
-    }
-}
-
-impl Drop for Store {
-    fn drop(&mut self) {
-        locked(&self.sync).take();
-        let thread = locked(&self.sync_thread).take();
-        // the thread itself may have been the last to hold a disk of this store
-        if let Some(thread) = thread.filter(|it| it.thread().id() != thread::current().id()) {
-            // it does not panic
-            let _ = thread.join();
-        }
-    }
-}
-
-/// Takes the lock of a root.
-fn lock(layers: &Path) -> Result<File> {
-    let path = layers.join("lock");
-    let io = || format!("cannot lock {}", path.display());
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path)
-        .or_kind(Kind::Io, io)?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            let mut owner = String::new();
-            let _ = file.read_to_string(&mut owner); // only for the message
-            return Err(Error::new(
-                Kind::Busy,
-                format!(
-                    "{} is in use by process {}; give this daemon another root, or stop that one",
-                    layers.display(),
-                    owner.trim()
-                ),
-            ));
-        }
-        Err(TryLockError::Error(error)) => return Err(error).or_kind(Kind::Io, io),
-    }
-    // for the message of the next one; the lock does not depend on it
-    let _ = file
-        .set_len(0)
-        .and_then(|()| file.rewind())
-        .and_then(|()| writeln!(file, "{}", std::process::id()));
-    Ok(file)
 }
 
 /// The names of a folder that are digests, sorted. A folder that is not there has none.
@@ -570,23 +377,6 @@ fn digests_in(folder: &Path) -> Result<Vec<Digest>> {
     }
     digests.sort();
     Ok(digests)
-}
-
-/// Runs work that reads and writes files, or takes long, off the async workers.
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or_else(|error| {
-            Err(error).or_kind(Kind::Io, || "work on a layer was broken off".to_owned())
-        })
-}
-
-fn permits(bytes: u64) -> u32 {
-    u32::try_from(bytes.div_ceil(MEMORY_UNIT))
-        .unwrap_or(u32::MAX)
-        .min(Semaphore::MAX_PERMITS as u32)
 }
 
 pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

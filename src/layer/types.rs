@@ -77,3 +77,6 @@ pub struct Counters {
     /// Compressed bytes fetched.
     pub fetched_bytes: u64,
 }
+
+/// A number that no other open disk has.
+pub type DiskKey = usize;

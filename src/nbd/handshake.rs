@@ -6,7 +6,7 @@ use zerocopy::IntoBytes;
 
 use super::{
     MAX_PAYLOAD, TRANSMISSION_FLAGS,
-    connection::ConnectionError,
+    error::ConnectionError,
     export::{Exports, Named},
     protocol::{
         options::{InfoRequest, Malformed, MetaContextRequest, text},

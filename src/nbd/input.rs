@@ -6,7 +6,7 @@ use zerocopy::FromBytes;
 
 use super::{
     MAX_PAYLOAD,
-    connection::ConnectionError,
+    error::ConnectionError,
     protocol::{NBD_CMD_WRITE, NBD_REQUEST_MAGIC, Request},
     stream::Stream,
 };

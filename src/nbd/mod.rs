@@ -14,6 +14,7 @@ pub mod protocol;
 mod connection;
 mod content;
 mod counters;
+mod error;
 mod export;
 mod handshake;
 mod input;
@@ -25,8 +26,9 @@ mod timed;
 mod transmission;
 
 pub use self::{
-    connection::{ConnectionError, serve_connection, transmission},
+    connection::{serve_connection, transmission},
     counters::{Counters, Counts},
+    error::ConnectionError,
     export::Exports,
     server::{Address, Limits, Server},
     stream::Stream,

@@ -3,7 +3,7 @@
 
 use zerocopy::IntoBytes;
 
-use super::{connection::ConnectionError, protocol::*, stream::Stream};
+use super::{error::ConnectionError, protocol::*, stream::Stream};
 use crate::buffer::Buffer;
 
 /// Bytes that are gathered before they are sent. More gains nothing, and falls out of the processor's cache.

@@ -7,7 +7,7 @@ use std::{
 
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::{connection::ConnectionError, stream::Stream};
+use super::{error::ConnectionError, stream::Stream};
 
 /// Bytes of option data that are read. The longest that makes sense are a name and a few queries.
 pub(super) const MAX_OPTION_DATA: u32 = 16 << 10;

@@ -15,10 +15,10 @@ use tokio::runtime::Handle;
 
 use super::{
     MAX_PAYLOAD,
-    connection::ConnectionError,
     content::{Content, Failure, MIN_HOLE, Source, Wait, status},
     counters::Counts,
     errno_of,
+    error::ConnectionError,
     export::Shared,
     handshake::{ALLOCATION_CONTEXT, Session},
     input::Input,

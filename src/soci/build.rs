@@ -2,11 +2,11 @@
 //! bytes are pushed in.
 
 mod compact;
+mod error;
 mod spans;
 mod unpack;
 
 use crate::{
-    error::Kind,
     gzip::scan,
     oci::{Digest, Packing, digest::Hasher},
     tar::{self, Entry},
@@ -14,16 +14,14 @@ use crate::{
 };
 
 use compact::CompactSpans;
-use spans::Spans;
+use spans::{MAX_ZTOC_SIZE, Spans};
 use unpack::Unpacker;
 
 pub use compact::CompactBlob;
+pub use error::Error;
 
 /// `version` of the zTOCs that are made: the only one there is.
 const ZTOC_VERSION: &str = "0.9";
-
-/// The size, about, above which no zTOC is made. FlatBuffers end at 2 GiB, and a builder doubles its memory to get there.
-const MAX_ZTOC_SIZE: u64 = 1 << 30;
 
 /// The span size that AWS's tool uses when none is asked for, in bytes.
 pub const DEFAULT_SPAN_SIZE: u64 = 4 << 20;
@@ -404,63 +402,4 @@ fn table_size(entries: &[Entry]) -> u64 {
             (ENTRY + strings + records) as u64
         })
         .sum()
-}
-
-/// Why a layer could not be read to its end.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum Error<E> {
-    /// The sink failed.
-    #[error("the data of the layer could not be written")]
-    Sink(#[source] E),
-    /// The gzip stream is damaged.
-    #[error("the layer's gzip stream cannot be read")]
-    Gzip(#[source] scan::Error),
-    /// The zstd stream is damaged, or needs a larger window than is allowed (128 MiB, as in the program zstd).
-    #[error("bad zstd data at {compressed_offset} of the blob: {message}")]
-    Zstd {
-        /// The position in the blob, at the earliest.
-        compressed_offset: u64,
-        /// The library's words.
-        message: String,
-    },
-    /// The blob ends inside of a zstd frame.
-    #[error("the zstd blob ends at {compressed_offset}, within a frame")]
-    ZstdTruncated {
-        /// The blob's size.
-        compressed_offset: u64,
-    },
-    /// The layer is not a tar.
-    #[error("the layer's tar cannot be read")]
-    Tar(#[source] tar::Error),
-    /// The blob is compressed in a way that this program does not read.
-    #[error(
-        "the layer is compressed with {0}, which cannot be read: build the image with gzip or zstd layers"
-    )]
-    Compression(&'static str),
-    /// The blob does not have the announced compression, and is not a tar either.
-    #[error("the blob is neither {declared:?}, as its media type says, nor a plain tar")]
-    Unpacked {
-        /// How it was said to be packed.
-        declared: Packing,
-        /// Why it is not a tar.
-        source: tar::Error,
-    },
-}
-
-impl<E> Error<E> {
-    /// Whose fault it is; `Io` when the sink failed.
-    pub fn kind(&self) -> Kind {
-        match self {
-            Self::Sink(_) => Kind::Io,
-            Self::Compression(_) | Self::Tar(tar::Error::UnsupportedType { .. }) => {
-                Kind::Unsupported
-            }
-            Self::Gzip(_)
-            | Self::Zstd { .. }
-            | Self::ZstdTruncated { .. }
-            | Self::Tar(_)
-            | Self::Unpacked { .. } => Kind::Corrupt,
-        }
-    }
 }

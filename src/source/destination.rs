@@ -9,7 +9,7 @@ use futures_util::{
 };
 
 use super::{
-    Access, Limits, Opened, Place, Source,
+    Access, Copied, Limits, Opened, Place, Source,
     layout::{Incoming, Layout, NewArtifact, Pack},
     registry::{Outgoing, Purpose, Repository, Tap},
 };
@@ -22,18 +22,6 @@ use crate::{
 pub const DEFAULT_UPLOADS: usize = 3;
 /// Mode of the folders of a new layout, less the umask.
 const FOLDER_MODE: u32 = 0o777;
-
-/// How a blob came to its destination.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Copied {
-    /// It was there.
-    Present,
-    /// The registry took it from another of its repositories.
-    Mounted,
-    /// Its bytes were sent.
-    Uploaded,
-}
 
 /// A destination of manifests and blobs. Cheap to clone; clones write to the same place.
 ///

@@ -3,7 +3,7 @@
 //! [`Source`] is the common interface of both, and [`Destination`] that for writing. Content that is fetched as a whole by its digest (manifests,
 //! small blobs) is verified here. Ranges and streams are verified by the caller, which alone knows the digest of a span.
 
-use std::{collections::BTreeMap, ops::Range, sync::Arc, time::Duration};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream::BoxStream};
@@ -18,37 +18,15 @@ mod destination;
 pub mod layout;
 mod limits;
 mod registry;
+mod types;
 
 pub use access::Access;
-pub use destination::{Copied, DEFAULT_UPLOADS, Destination};
+pub use destination::{DEFAULT_UPLOADS, Destination};
 pub use limits::Limits;
+pub use types::{Copied, Manifest, Referrer};
 
 use layout::Layout;
 use registry::{Purpose, Repository};
-
-/// A manifest or index, byte for byte as its source has it, verified against its digest.
-#[derive(Clone, Debug)]
-pub struct Manifest {
-    /// Its media type.
-    pub media_type: String,
-    /// Its digest.
-    pub digest: Digest,
-    /// Its bytes.
-    pub bytes: Bytes,
-}
-
-/// The result of a referrers query.
-#[derive(Clone, Debug)]
-pub struct Referrer {
-    /// The referrer's manifest.
-    pub digest: Digest,
-    /// Its size.
-    pub size: u64,
-    /// Its artifact type.
-    pub artifact_type: String,
-    /// Its annotations.
-    pub annotations: BTreeMap<String, String>,
-}
 
 /// One place that has manifests and blobs: a repository of a registry, or a layout. Cheap to clone; connections, tokens and redirect
 /// targets are shared by clones.

@@ -89,7 +89,7 @@ fn check(table: &[Row], file: &str, source: &str) -> BTreeSet<Violation> {
 }
 
 /// `nbd/protocol/options.rs` to `nbd`, `protocol`, `options`.
-fn module_of(file: &str) -> Vec<String> {
+pub fn module_of(file: &str) -> Vec<String> {
     let path = file.strip_suffix(".rs").unwrap_or(file);
     let path = path.strip_suffix("/mod").unwrap_or(path);
     match path {
@@ -100,6 +100,41 @@ fn module_of(file: &str) -> Vec<String> {
 
 /// All paths from the crate's root that a file names: `crate::`, `super::` and `self::`, in `use` and elsewhere, through braces.
 fn uses(module: &[String], source: &str) -> Vec<Vec<String>> {
+    named(module, source, |_, _| true)
+}
+
+/// As [`uses`], without what inline modules of tests name, and without what is handed on (`pub use`).
+pub fn own_uses(module: &[String], source: &str) -> Vec<Vec<String>> {
+    named(module, source, |before, inline| {
+        let is_test = inline.iter().any(|(name, _)| name == "tests");
+        !is_test && !is_reexport(before)
+    })
+}
+
+/// Whether these tokens end with `pub use`, or `pub(...) use`.
+pub fn is_reexport(tokens: &[String]) -> bool {
+    match tokens {
+        [.., is, end] if is == "pub" && end == "use" => true,
+        [.., close, end] if close == ")" && end == "use" => {
+            let open = tokens.iter().rposition(|token| token == "(");
+            open.is_some_and(|open| open > 0 && tokens[open - 1] == "pub")
+        }
+        _ => false,
+    }
+}
+
+/// The paths that a `use` at this token names; those of a module's own children need no `self`.
+pub fn uses_at(tokens: &[String], at: usize, module: &[String]) -> Vec<Vec<String>> {
+    let mut paths = Vec::new();
+    path(tokens, at, module, &mut paths);
+    paths
+}
+
+fn named(
+    module: &[String],
+    source: &str,
+    counts: impl Fn(&[String], &[(String, usize)]) -> bool,
+) -> Vec<Vec<String>> {
     let tokens = tokens(source);
     let mut paths = Vec::new();
     // inline modules that are open, with the depth of braces inside of each
@@ -124,7 +159,12 @@ fn uses(module: &[String], source: &str) -> Vec<Vec<String>> {
                 let mut here = module.to_vec();
                 here.extend(inline.iter().map(|(name, _)| name.clone()));
                 // `pub(in super::..)` and the like name modules too; `a::super` is no Rust
-                at = path(&tokens, at, &here, &mut paths);
+                let mut found = Vec::new();
+                let before = &tokens[..at];
+                at = path(&tokens, at, &here, &mut found);
+                if counts(before, &inline) {
+                    paths.append(&mut found);
+                }
                 continue;
             }
             _ => {}
@@ -191,7 +231,7 @@ fn is_name(token: &str) -> bool {
 }
 
 /// Names, `::` and single characters; without comments, strings and characters in quotes.
-fn tokens(source: &str) -> Vec<String> {
+pub fn tokens(source: &str) -> Vec<String> {
     let characters: Vec<char> = source.chars().collect();
     let mut tokens = Vec::new();
     let mut at = 0;

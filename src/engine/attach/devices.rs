@@ -4,6 +4,10 @@
 //! its own, whose reads go on to the one that the daemon answers; and when the disk is complete they go to a loop device on it instead,
 //! under the mounted file system. From then on the image is read at the kernel's own speed, whatever becomes of the daemon.
 
+pub(crate) mod kernel_readahead;
+pub(crate) mod metadata_readahead;
+pub(crate) mod nbd_connections;
+
 use std::{
     collections::{HashMap, HashSet},
     os::fd::{AsFd, BorrowedFd},
@@ -17,12 +21,13 @@ use std::{
 
 use tokio::{runtime::Handle, sync::watch};
 
-use super::{
-    engine::random_digits,
-    kernel_readahead,
+use self::{
     metadata_readahead::WatchedDisk,
-    nbd_connections::{self, Link, Links},
-    types::{AttachedLayer, DeviceChoice, DeviceKind},
+    nbd_connections::{Link, Links},
+};
+use super::{
+    names::random_digits,
+    types::{AttachedLayer, Attachment, DeviceChoice, DeviceKind},
 };
 use crate::{
     error::{Error, Kind, Result, ResultExt},
@@ -421,8 +426,16 @@ impl Served {
     }
 }
 
+impl Attachment {
+    /// As [`as_found`], for all its layers.
+    pub(super) fn with_devices_found(mut self) -> Self {
+        self.layers = self.layers.into_iter().map(as_found).collect();
+        self
+    }
+}
+
 /// The layer as its record has it, with the device as it is found: after its daemon has died, one that had become complete is a loop device.
-pub(super) fn as_found(mut layer: AttachedLayer) -> AttachedLayer {
+fn as_found(mut layer: AttachedLayer) -> AttachedLayer {
     let name = |path: &Path| Some(path.file_name()?.to_str()?.to_owned());
     let was = layer.backing.as_deref().and_then(name);
     let below = name(&layer.device_path).map_or_else(Vec::new, |name| dm::below(&name));

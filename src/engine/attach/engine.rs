@@ -6,20 +6,13 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use tokio::{
-    runtime::Handle,
-    sync::watch,
-    task::{AbortHandle, JoinError},
-};
+use tokio::{sync::watch, task::AbortHandle};
 use tokio_util::task::TaskTracker;
 
-use super::{devices::Devices, live::Table, records::Records, release};
-use crate::engine::open::disks::Disks;
+use super::{devices::Devices, live::Table, records::Records};
 use crate::{
-    error::{Error, Kind, Result, ResultExt},
-    kernel::mount_end::MountEnds,
+    blocking::broken_off, engine::open::disks::Disks, error::Result, kernel::mount::end::MountEnds,
     layer,
-    oci::Digest,
 };
 
 /// One root and one run directory, with all that is attached from them. One process has them, by locks.
@@ -40,71 +33,10 @@ pub struct Engine {
     /// `None`: the kernel has no watches left, and attachments wait to be detached.
     pub(super) mount_ends: Option<Arc<MountEnds>>,
     pub(super) following: Option<AbortHandle>,
-    _lock: fs::File,
+    pub(super) _lock: fs::File,
 }
 
 impl Engine {
-    /// Opens root and run directory (made 0700 where missing), and clears away what an engine that died has left and nobody uses.
-    pub async fn open(root: &Path, run_dir: &Path) -> Result<Arc<Self>> {
-        Self::open_with(root, run_dir, layer::Options::default()).await
-    }
-
-    /// As [`Engine::open`], with a store that works otherwise.
-    pub async fn open_with(
-        root: &Path,
-        run_dir: &Path,
-        options: layer::Options,
-    ) -> Result<Arc<Self>> {
-        let (root, run_dir) = (folder(root)?, folder(run_dir)?);
-        let lock_path = run_dir.join("lock");
-        let lock = fs::File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&lock_path);
-        let lock = lock.or_kind(Kind::Io, || format!("opening {}", lock_path.display()))?;
-        if rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
-            return Err(Error::new(
-                Kind::Busy,
-                format!(
-                    "another daemon works in {}; talk to it, or give this one a --run-dir and a --root of its own",
-                    run_dir.display()
-                ),
-            ));
-        }
-        let sees_all = options.record;
-        let disks = Disks::open_with(&root, options)?;
-        let tag = Digest::of(root.as_os_str().as_encoded_bytes()).hex()[..8].to_owned();
-        let records = Records::open(&root, &run_dir)?;
-        let mount_ends = MountEnds::new()
-            .inspect_err(|error| {
-                tracing::warn!(
-                    "what is unmounted is given back by `socinbd detach` only: {}",
-                    error.report()
-                );
-            })
-            .ok()
-            .map(Arc::new);
-        let engine = Arc::new_cyclic(|engine| Self {
-            devices: Arc::new(Devices::new(tag, sees_all, Handle::current())),
-            root,
-            run_dir,
-            disks,
-            records,
-            table: Mutex::default(),
-            is_ending: watch::Sender::new(false),
-            tasks: TaskTracker::new(),
-            following: mount_ends.as_ref().map(|ends| {
-                let follow = release::follow(Arc::clone(ends), engine.clone());
-                tokio::spawn(follow).abort_handle()
-            }),
-            mount_ends,
-            _lock: lock,
-        });
-        engine.sweep()?;
-        Ok(engine)
-    }
-
     /// The root.
     pub fn root(&self) -> &Path {
         &self.root
@@ -147,56 +79,12 @@ impl Drop for Engine {
     }
 }
 
-/// What /proc/self/mountinfo shows as the source of an attachment's mount.
-pub fn mount_source(id: &str) -> String {
-    format!("socinbd-{id}")
-}
-
-pub(super) fn unknown(id: &str) -> Error {
-    Error::new(
-        Kind::NotFound,
-        format!("this daemon has no attachment {id:?}"),
-    )
-}
-
-/// 16 random hexadecimal digits.
-pub(super) fn random_digits() -> Result<String> {
-    let mut bytes = [0; 8];
-    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
-        .or_kind(Kind::Io, || "getting random bytes".into())?;
-    Ok(format!("{:016x}", u64::from_ne_bytes(bytes)))
-}
-
-/// A folder, made 0700 where missing, as an absolute path without symlinks.
-pub(super) fn folder(path: &Path) -> Result<PathBuf> {
-    layer::make_private(path)?;
-    path.canonicalize()
-        .or_kind(Kind::Io, || format!("the folder {}", path.display()))
-}
-
-/// Runs system calls that may block away from the async workers.
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|error| broken_off("a worker thread", error))?
-}
-
-/// Work that has come to no end. A process that ends does not begin what is asked for in its last moment: another one may.
-fn broken_off(what: &str, error: JoinError) -> Error {
-    let kind = match error.is_cancelled() {
-        true => Kind::Unavailable,
-        false => Kind::Io,
-    };
-    Error::with_source(kind, what, error)
-}
-
 #[cfg(test)]
 mod tests {
     use std::pin::pin;
 
     use super::*;
-    use crate::engine::attach::types::tests::attachment;
+    use crate::{blocking::blocking, engine::attach::types::tests::attachment, error::Kind};
 
     async fn engine(root: &Path) -> Arc<Engine> {
         Engine::open(&root.join("root"), &root.join("run"))

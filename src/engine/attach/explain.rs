@@ -3,8 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    engine::{Engine, unknown},
+    engine::Engine,
     live::Live,
+    names::unknown,
     types::{AttachedLayer, Attachment, AttachmentStatus, State, UsedIndex},
 };
 use crate::{

@@ -6,16 +6,13 @@ use std::{
 };
 
 use super::{
-    devices::Devices,
-    engine::{Engine, mount_source},
-    mount_place, recording,
-    records::Record,
-    release,
+    devices::Devices, engine::Engine, mount_place, names::mount_source, records::Record, release,
     types::AttachedLayer,
 };
 use crate::{
+    engine::examine::recording,
     error::{Error, Kind, Result},
-    kernel::{blockdev, dm, loopdev, mountinfo, nbd as kernel_nbd},
+    kernel::{blockdev, dm, loopdev, mount::info, nbd as kernel_nbd},
 };
 
 impl Engine {
@@ -26,7 +23,7 @@ impl Engine {
         let mut kept = HashSet::new();
         for entry in self.records.entries()? {
             // in any namespace, and in none: what was written there must not be lost
-            let is_mounted = mountinfo::find_anywhere(&mount_source(&entry.id))?.is_some();
+            let is_mounted = info::find_anywhere(&mount_source(&entry.id))?.is_some();
             let is_used = |record: &Record| in_use(record, &ours).is_some();
             if is_mounted || entry.record.as_ref().is_some_and(is_used) {
                 tracing::warn!(
@@ -68,7 +65,7 @@ impl Engine {
     /// What of an attachment of an engine that died is in use: a mount of it, or a device that only it has.
     fn used_of(&self, record: &Record) -> Result<Option<PathBuf>> {
         let attachment = &record.attachment;
-        if let Some(mount) = mountinfo::find_anywhere(&mount_source(&attachment.id))? {
+        if let Some(mount) = info::find_anywhere(&mount_source(&attachment.id))? {
             return Ok(Some(mount.mount_point));
         }
         let others = self.records.entries()?.into_iter();

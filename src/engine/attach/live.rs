@@ -1,4 +1,4 @@
-//! The attachments that this process serves, and how they are.
+//! An attachment that this process serves, and how it is.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -10,15 +10,15 @@ use tokio::sync::watch;
 
 use super::{
     devices::Device,
-    engine::{Engine, blocking, mount_source, unknown},
     mount_place,
+    names::mount_source,
     types::{Attachment, AttachmentStatus, State},
 };
 use crate::{
     error::{Error, Kind, Result},
-    kernel::{
-        mount_end::Watch,
-        mountinfo::{self, Mount},
+    kernel::mount::{
+        end::Watch,
+        info::{self, Mount},
     },
     layer::{Progress, SourceDown},
 };
@@ -49,69 +49,6 @@ pub(crate) struct Phase {
     pub(super) is_mounted: bool,
     /// Its overlay has ended: it is mounted nowhere, no file of it is in use, and nobody has its descriptor.
     pub(super) has_ended: bool,
-}
-
-impl Engine {
-    /// All attachments, those of an engine that died among them. What is just being made is left out.
-    pub async fn list(&self) -> Result<Vec<AttachmentStatus>> {
-        let (live, dead) = {
-            let table = self.table();
-            // read under the lock: what is neither live nor changing belongs to an engine that died
-            let entries = self.records.entries()?.into_iter();
-            let dead = entries.filter(|it| !table.live.contains_key(&it.id));
-            let dead: Vec<_> = dead
-                .filter(|it| !table.changing.contains(&it.id))
-                .filter_map(|entry| Some(entry.record?.attachment))
-                .collect();
-            let live: Vec<_> = table.live.values().map(Arc::clone).collect();
-            (live, dead)
-        };
-        blocking(move || {
-            let mounts = mountinfo::own()?;
-            let live = live.iter().map(|live| live.status(&mounts));
-            let dead = dead.into_iter().map(AttachmentStatus::dead).map(Ok);
-            let mut all: Vec<_> = live.chain(dead).collect::<Result<_>>()?;
-            all.sort_by(|a, b| a.attachment.id.cmp(&b.attachment.id));
-            Ok(all)
-        })
-        .await
-    }
-
-    /// How an attachment that this process serves is; `None` where it serves none of this id.
-    pub(super) fn live(&self, id: &str) -> Option<Arc<Live>> {
-        self.table().live.get(id).cloned()
-    }
-
-    /// The caller has mounted it. `Unavailable` when the engine has begun to end.
-    pub fn mounted(&self, id: &str) -> Result<()> {
-        let table = self.table();
-        if *self.is_ending.borrow() {
-            return Err(ending());
-        }
-        let live = table.live.get(id).ok_or_else(|| unknown(id))?;
-        live.phase.send_modify(|phase| phase.is_mounted = true);
-        Ok(())
-    }
-
-    /// Returns when [`Engine::mounted`] has been called, or the attachment is gone.
-    pub async fn wait_mounted(&self, id: &str) {
-        self.wait_for(id, |phase| phase.is_mounted || phase.has_ended)
-            .await;
-    }
-
-    /// Returns when the attachment's mount has ended, or the attachment is gone: nobody uses it any more. Where the kernel had no watch
-    /// left, it never does.
-    pub async fn wait_ended(&self, id: &str) {
-        self.wait_for(id, |phase| phase.has_ended).await;
-    }
-
-    async fn wait_for(&self, id: &str, is_it: impl FnMut(&Phase) -> bool) {
-        let phase = self.live(id).map(|live| live.phase.subscribe());
-        if let Some(mut phase) = phase {
-            // an error: it is gone
-            let _ = phase.wait_for(is_it).await;
-        }
-    }
 }
 
 impl Live {
@@ -179,7 +116,7 @@ impl Live {
             return Ok(phase.has_ended);
         }
         let source = mount_source(&self.attachment.id);
-        Ok(mountinfo::find_anywhere(&source)?.is_none())
+        Ok(info::find_anywhere(&source)?.is_none())
     }
 
     fn why_unmounted(&self) -> String {
@@ -211,7 +148,7 @@ impl AttachmentStatus {
     pub fn dead(attachment: Attachment) -> Self {
         let mut attachment = attachment.with_devices_found();
         let asked = attachment.mountpoint.clone();
-        let mounts = mountinfo::own().unwrap_or_default();
+        let mounts = info::own().unwrap_or_default();
         if asked.is_some()
             && let Some(place) = mount_place::place_of(&mounts, &attachment)
         {

@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{engine::mount_source, types::Attachment};
+use super::{names::mount_source, types::Attachment};
 use crate::{
     error::{Error, Kind, Result},
     kernel::{
         self, busy,
-        mountinfo::{self, Mount},
+        mount::info::{self, Mount},
     },
 };
 
@@ -28,7 +28,7 @@ pub fn place_of(mounts: &[Mount], attachment: &Attachment) -> Option<PathBuf> {
 pub fn unmount(attachments: &[Attachment]) -> Result<()> {
     let mut left: Vec<&Attachment> = attachments.iter().collect();
     while !left.is_empty() {
-        let mounts = mountinfo::own()?;
+        let mounts = info::own()?;
         left.retain(|attachment| place_of(&mounts, attachment).is_some());
         let on_top = left.iter().position(|attachment| {
             let place = place_of(&mounts, attachment);
@@ -50,7 +50,7 @@ pub fn unmount(attachments: &[Attachment]) -> Result<()> {
 
 /// Whether what a path leads to is this attachment, and not a mount over it.
 fn is_on_top(mounts: &[Mount], place: &Path, attachment: &Attachment) -> bool {
-    mountinfo::topmost(mounts, place)
+    info::topmost(mounts, place)
         .is_some_and(|mount| mount.source == mount_source(&attachment.id).as_str())
 }
 
@@ -67,7 +67,7 @@ fn hidden(place: &Path) -> Error {
 /// Who uses an attachment's mount, in words: where this mount namespace has a copy of it, or the processes that use its file system.
 pub(super) fn who_uses(id: &str, device: Option<(u32, u32)>) -> String {
     let source = mount_source(id);
-    let mut own = mountinfo::own().unwrap_or_default().into_iter();
+    let mut own = info::own().unwrap_or_default().into_iter();
     let copy = own.find(|mount| mount.source == source.as_str());
     let by = |mount: Mount| format!("by its mount at {}", mount.mount_point.display());
     if let Some(copy) = copy {
@@ -79,7 +79,7 @@ pub(super) fn who_uses(id: &str, device: Option<(u32, u32)>) -> String {
     {
         return format!("by {}", busy::names(&users));
     }
-    match mountinfo::find_anywhere(&source) {
+    match info::find_anywhere(&source) {
         Ok(Some(copy)) => by(copy),
         // one that ended just now, or that is in another pid namespace than this process
         _ => "by a process that cannot be seen from here".to_owned(),
@@ -101,7 +101,7 @@ mod tests {
                 )
             })
             .collect();
-        mountinfo::parse(text.as_bytes())
+        info::parse(text.as_bytes())
     }
 
     #[test]

@@ -10,13 +10,15 @@ use std::{
 use futures_util::future::join_all;
 
 use super::{
-    engine::{Engine, blocking, unknown},
+    engine::Engine,
     live::Live,
     mount_place::{self, unmount},
+    names::unknown,
 };
 use crate::{
+    blocking::blocking,
     error::{Error, Kind, Result},
-    kernel::mount_end::{MountEnds, Watch},
+    kernel::mount::end::{MountEnds, Watch},
 };
 
 /// How often a caller looks whether another one is done with an attachment.

@@ -10,6 +10,7 @@
 //!
 //! An image of one layer has an empty directory as its second lower: overlayfs wants two where nothing is writable.
 
+mod found;
 mod merged;
 mod mounted;
 mod top;
@@ -19,58 +20,10 @@ use std::{
     io,
 };
 
+use found::{Attributes, LayerPath, LayerTree, prefixes};
 use merged::Merged;
 pub(super) use mounted::MountedLayer;
 pub(super) use top::make_top;
-
-use crate::layer::StackingFacts;
-
-/// A path inside a layer, without a leading `/`; the root is empty.
-type LayerPath = Vec<u8>;
-
-/// What stands at a path of one layer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Found {
-    kind: FoundKind,
-    opaque: bool,
-    attributes: Attributes,
-}
-
-/// What it is, as far as stacking tells.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum FoundKind {
-    Directory,
-    /// With its text.
-    Symlink(Vec<u8>),
-    Other,
-}
-
-impl Found {
-    fn is_directory(&self) -> bool {
-        self.kind == FoundKind::Directory
-    }
-}
-
-/// What a directory of the tree on top takes over.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Attributes {
-    mode: u32,
-    uid: u32,
-    gid: u32,
-    mtime: (i64, i64),
-    xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-}
-
-/// One layer's tree, as far as stacking asks.
-pub(crate) trait LayerTree {
-    /// What stacking has to know of the layer.
-    fn facts(&self) -> &StackingFacts;
-    /// What stands at `path`; no symlink is followed on the way. `None`: nothing.
-    fn look(&self, path: &[u8]) -> io::Result<Option<Found>>;
-    /// The text of the symlink at `path`, where it is one; symlinks on the way are followed as the kernel does it, and lead to nothing
-    /// where they leave the layer.
-    fn link_text(&self, path: &[u8]) -> io::Result<Option<Vec<u8>>>;
-}
 
 /// What is to be stacked.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -136,20 +89,13 @@ pub(super) fn plan<T: LayerTree>(layers: &[T]) -> io::Result<Plan> {
     Ok(plan)
 }
 
-/// The root, then each directory on the way to `path`, then `path`.
-fn prefixes(path: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let root = (!path.is_empty()).then_some(&path[..0]);
-    let between = path
-        .iter()
-        .enumerate()
-        .filter(|&(_, &byte)| byte == b'/')
-        .map(|(slash, _)| &path[..slash]);
-    root.into_iter().chain(between).chain([path])
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        found::{Found, FoundKind},
+        *,
+    };
+    use crate::layer::StackingFacts;
 
     #[derive(Default)]
     struct Fake {

@@ -11,19 +11,24 @@ use tokio::sync::watch;
 
 use super::{
     devices::Device,
-    engine::{Engine, blocking, mount_source, random_digits},
+    engine::Engine,
     live::{self, Live},
+    names::{mount_source, random_digits},
     records::Records,
     stack::{self, MountedLayer},
-    types::{AttachRequest, AttachedLayer, Attachment, Basis, UsedIndex},
+    types::{AttachRequest, AttachedLayer, Attachment, UsedIndex},
 };
 use crate::{
-    engine::open::disks::{Events, LAYERS_AT_ONCE, OpenedImage},
+    blocking::blocking,
+    engine::open::opened::{Basis, Events, LAYERS_AT_ONCE, OpenedImage},
     error::{Error, Kind, Result, ResultExt},
     kernel::{
-        memory, mount,
-        mount_end::Watch,
-        overlay::{Lower, Overlay, Upper},
+        memory,
+        mount::{
+            self,
+            end::Watch,
+            overlay::{Lower, Overlay, Upper},
+        },
     },
     layer::{StackingFacts, make_private},
 };

@@ -4,9 +4,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::devices;
 use crate::{
-    engine::open::soci_index::{IndexChoice, SociIndex},
+    engine::open::{opened::Basis, policy::IndexChoice, soci_index::SociIndex},
     layer::SourceDown,
     oci::{Digest, Platform, Process, Reference},
     source::Access,
@@ -101,23 +100,6 @@ impl AttachedLayer {
     }
 }
 
-/// How a layer's disk came to be.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "from", rename_all = "lowercase")]
-pub enum Basis {
-    /// Laid out from the table that the compact index has for it; data comes when it is read, in fine spans.
-    Compact,
-    /// Laid out from the zTOC that the SOCI index has for it; data comes when it is read.
-    Ztoc,
-    /// It was here, and had been checked in full against the layer's digest.
-    Verified,
-    /// Downloaded whole, and checked.
-    Whole {
-        /// Why it is not lazy.
-        why: String,
-    },
-}
-
 /// An attached image.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Attachment {
@@ -142,14 +124,6 @@ pub struct Attachment {
     pub layers: Vec<AttachedLayer>,
     /// What the person should know: a fallback taken, an index that could not be read.
     pub warnings: Vec<String>,
-}
-
-impl Attachment {
-    /// As [`devices::as_found`], for all its layers.
-    pub(super) fn with_devices_found(mut self) -> Self {
-        self.layers = self.layers.into_iter().map(devices::as_found).collect();
-        self
-    }
 }
 
 /// The SOCI index of an attachment.
@@ -225,33 +199,6 @@ impl std::fmt::Display for State {
             Self::Dead => "dead",
         })
     }
-}
-
-/// What happens while an image is being attached.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(tag = "event", rename_all = "snake_case")]
-pub enum Event {
-    /// The image is known: how many layers, how many with a zTOC.
-    Resolved {
-        /// Layers in all.
-        layers: usize,
-        /// Layers that a SOCI index has a zTOC for.
-        indexed: usize,
-    },
-    /// A layer without a zTOC is being streamed.
-    Streaming {
-        /// The layer.
-        layer: Digest,
-        /// Bytes of the blob so far.
-        done: u64,
-        /// Bytes of the blob.
-        size: u64,
-    },
-    /// Something that the person should know.
-    Warning {
-        /// What it is.
-        message: String,
-    },
 }
 
 #[cfg(test)]

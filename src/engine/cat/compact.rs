@@ -5,7 +5,7 @@ use std::{ops::Range, sync::Arc};
 use bytes::Bytes;
 use futures_util::stream::{self, BoxStream, StreamExt as _};
 
-use super::layer::{SPANS_AHEAD, part};
+use super::spans::{SPANS_AHEAD, part};
 use crate::{
     error::{Error, Kind, Result, ResultExt as _},
     gzip::inflate::SpanDecoder,

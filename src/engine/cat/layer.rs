@@ -12,7 +12,11 @@ use std::{
 use bytes::Bytes;
 use futures_util::stream::{self, BoxStream, StreamExt as _};
 
-use super::{Found, compact::Windows};
+use super::{
+    compact::Windows,
+    found::Found,
+    spans::{SPANS_AHEAD, part},
+};
 use crate::{
     compact,
     error::{Error, Kind, Result, ResultExt as _},
@@ -31,8 +35,6 @@ use crate::{
 
 /// Hard links to hard links that are followed.
 const MAX_LINKS: usize = 40;
-/// Spans on their way.
-pub(super) const SPANS_AHEAD: usize = 3;
 /// Bytes of a file that are given at once where it is not read span by span.
 const PIECE: u64 = 1 << 20;
 
@@ -232,32 +234,6 @@ async fn one_span(
         }
     };
     part(&decoded, &place, &wanted)
-}
-
-/// What a span's bytes, from `place` of the layer, have of a range of the layer.
-pub(super) fn part(
-    decoded: &Bytes,
-    place: &Range<LayerOffset>,
-    wanted: &Range<LayerOffset>,
-) -> Result<Bytes> {
-    let from = wanted.start.max(place.start);
-    let to = wanted.end.min(place.end);
-    let (Some(skip), Some(length)) = (
-        from.get().checked_sub(place.start.get()),
-        to.get().checked_sub(from.get()),
-    ) else {
-        return Ok(Bytes::new());
-    };
-    let skip = usize::try_from(skip).ok();
-    let end = skip.zip(usize::try_from(length).ok());
-    let end = end.and_then(|(skip, length)| skip.checked_add(length));
-    match skip.zip(end) {
-        Some((skip, end)) if end <= decoded.len() => Ok(decoded.slice(skip..end)),
-        _ => Err(Error::new(
-            Kind::Corrupt,
-            "it is shorter than its table says",
-        )),
-    }
 }
 
 /// A range of a local file.

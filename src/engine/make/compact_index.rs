@@ -6,8 +6,9 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use bytes::Bytes;
 
 use super::{
-    create::{CreateOptions, spans_of_uses},
-    layer_pass::Made,
+    options::CreateOptions,
+    parts::{Blob, CompactPart, Made},
+    prefetch_lists::spans_of_uses,
 };
 use crate::{
     compact::{
@@ -17,7 +18,7 @@ use crate::{
     engine::open::image::Image,
     error::{Error, Kind, Result, ResultExt as _},
     oci::{Digest, media_type::OCI_MANIFEST},
-    soci::{build::CompactBlob, files, prefetch::Prefetch},
+    soci::{files, prefetch::Prefetch},
     source::{Copied, Destination, Source, layout::NewArtifact},
     tar::Entry,
     ztoc::SpanTable,
@@ -25,52 +26,6 @@ use crate::{
 
 /// The largest blob of a compact index that is held in memory, in bytes: more than the windows of any layer take.
 const MAX_BLOB_BYTES: u64 = 1 << 30;
-
-/// A layer's part of a compact index.
-pub(crate) struct CompactPart {
-    pub(crate) index: LayerIndex,
-    pub(crate) table: Bytes,
-    /// How many spans it has.
-    pub(crate) spans: usize,
-    pub(crate) blob: Blob,
-    /// What a start needs of it, as the image's own index lists it.
-    pub(crate) prefetch: Option<Bytes>,
-}
-
-/// The table and all windows.
-pub(crate) enum Blob {
-    /// Made here.
-    New(Bytes),
-    /// There already.
-    At(Source),
-}
-
-impl CompactPart {
-    /// One that was made.
-    pub(crate) fn of(layer: Digest, made: CompactBlob) -> Self {
-        let bytes = Bytes::from(made.bytes);
-        Self {
-            index: LayerIndex {
-                layer,
-                blob: Digest::of(&bytes),
-                size: bytes.len() as u64,
-                table: made.table,
-                table_size: made.table_size as u64,
-                span_size: made.span_size,
-            },
-            table: bytes.slice(..made.table_size),
-            spans: made.spans,
-            blob: Blob::New(bytes),
-            prefetch: None,
-        }
-    }
-
-    fn parse(&self) -> Result<Table> {
-        Table::parse(&self.table).or_kind(Kind::Corrupt, || {
-            format!("the compact table of layer {}", self.index.layer)
-        })
-    }
-}
 
 /// A compact index that was made.
 pub(crate) struct NewCompact<'a> {

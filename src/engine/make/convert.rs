@@ -6,20 +6,19 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    fmt,
     thread::available_parallelism,
 };
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
-use serde::Serialize;
 use serde_json::{Map, Value, json};
-
-pub use crate::engine::open::platforms::Platforms;
 
 use super::{
     compact_index::NewCompact,
-    create::{CreateOptions, LayerReport, NewIndex, Progress},
-    layer_pass::{Made, Maker},
+    create::NewIndex,
+    layer_pass::Maker,
+    options::{ConvertOptions, Progress},
+    parts::Made,
+    report::{ConvertReport, ConvertedImage, Voucher},
     reuse::Known,
 };
 use crate::{
@@ -27,12 +26,12 @@ use crate::{
         open::{
             image::Image,
             local_indexes::LocalIndexes,
-            platforms::{Chosen, chosen, indexes, listed},
+            platforms::{Chosen, Platforms, chosen, indexes, listed},
         },
         transfer::{
-            manifests::{Counts, Graph, Listed, Tally},
+            manifests::{Graph, Listed, Tally},
             naming::Naming,
-            referrers::{self, Companion},
+            referrers::{self},
         },
     },
     error::{Error, Kind, Result, ResultExt as _},
@@ -44,78 +43,8 @@ use crate::{
     soci::convert::{
         Converted, annotations, image_index, image_manifest, named_compact_index, named_index,
     },
-    source::{DEFAULT_UPLOADS, Destination, Manifest, Source},
+    source::{Destination, Manifest, Source},
 };
-
-/// How an image is converted.
-#[derive(Clone, Debug)]
-pub struct ConvertOptions {
-    /// How its SOCI indexes are made.
-    pub create: CreateOptions,
-    /// Which images get one.
-    pub platforms: Platforms,
-    /// Blobs that are sent at a time.
-    pub uploads: usize,
-}
-
-impl Default for ConvertOptions {
-    fn default() -> Self {
-        Self {
-            create: CreateOptions::default(),
-            platforms: Platforms::default(),
-            uploads: DEFAULT_UPLOADS,
-        }
-    }
-}
-
-/// What was made.
-#[derive(Clone, Debug, Serialize)]
-pub struct ConvertReport {
-    /// What was converted.
-    pub source: String,
-    /// The digest that the source's reference names.
-    pub source_digest: Digest,
-    /// Where it went.
-    pub destination: String,
-    /// The image index there.
-    pub digest: Digest,
-    /// The images that got a SOCI index.
-    pub images: Vec<ConvertedImage>,
-    /// How the blobs went.
-    pub blobs: Counts,
-    /// Signatures and attestations of the source.
-    pub vouchers: Vec<Voucher>,
-    /// What the person should know.
-    pub warnings: Vec<String>,
-}
-
-/// An image that was converted.
-#[derive(Clone, Debug, Serialize)]
-pub struct ConvertedImage {
-    /// Its platform.
-    pub platform: String,
-    /// The digest of its manifest before.
-    pub old: Digest,
-    /// The digest of its manifest now.
-    pub manifest: Digest,
-    /// Its SOCI index.
-    pub index: Digest,
-    /// Its compact index, if one was made too.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub compact_index: Option<Digest>,
-    /// Its layers.
-    pub layers: Vec<LayerReport>,
-}
-
-/// A signature or attestation of the source, and what it is worth for what was made of it.
-#[derive(Clone, Debug, Serialize)]
-pub struct Voucher {
-    /// What vouches.
-    #[serde(flatten)]
-    pub companion: Companion,
-    /// Whether its subject is part of the new image, byte for byte.
-    pub covers: bool,
-}
 
 /// Converts the image that a source's reference names, and gives it the name of the destination's.
 pub async fn convert(
@@ -195,7 +124,7 @@ pub async fn convert(
 
 /// What became of an image that was to be converted.
 #[derive(Clone, Debug)]
-pub enum Outcome {
+pub enum ConvertOutcome {
     /// It was converted.
     Converted(Box<ConvertReport>),
     /// Its conversion, with this digest, had the name already.
@@ -212,7 +141,7 @@ pub async fn convert_unless_done(
     options: &ConvertOptions,
     local: &LocalIndexes,
     progress: Progress<'_>,
-) -> Result<Outcome> {
+) -> Result<ConvertOutcome> {
     if !options.create.force
         && let Some(there) = destination.source().await?
     {
@@ -228,11 +157,11 @@ pub async fn convert_unless_done(
             .await
             .map_err(|error: Error| error.context(format!("what {} is now", there.reference())))?;
         if let Some(digest) = done {
-            return Ok(Outcome::Unchanged(digest));
+            return Ok(ConvertOutcome::Unchanged(digest));
         }
     }
     let report = convert(source, destination, options, local, progress).await?;
-    Ok(Outcome::Converted(Box::new(report)))
+    Ok(ConvertOutcome::Converted(Box::new(report)))
 }
 
 /// Whether what a tag of the destination names is a conversion of what the source has now, for these platforms.
@@ -493,37 +422,4 @@ async fn vouchers(
         }
     }
     found
-}
-
-impl fmt::Display for ConvertReport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for image in &self.images {
-            for layer in &image.layers {
-                writeln!(f, "{layer}")?;
-            }
-            writeln!(
-                f,
-                "{} {} -> {}, SOCI index {}",
-                image.platform, image.old, image.manifest, image.index
-            )?;
-            if let Some(compact) = &image.compact_index {
-                writeln!(f, "{} compact index {compact}", image.platform)?;
-            }
-        }
-        for voucher in &self.vouchers {
-            let Companion {
-                what,
-                digest,
-                subject,
-                ..
-            } = &voucher.companion;
-            let covers = match voucher.covers {
-                true => "still covers its part of the new image",
-                false => "does not cover the new image: sign that anew",
-            };
-            writeln!(f, "{what} ({digest}) of {subject} {covers}")?;
-        }
-        writeln!(f, "{}", self.blobs)?;
-        write!(f, "{} is {}", self.destination, self.digest)
-    }
 }

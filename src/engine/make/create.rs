@@ -2,29 +2,26 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    fmt,
     thread::available_parallelism,
 };
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
-use serde::Serialize;
-
-pub use crate::{
-    compact::DEFAULT_SPAN_SIZE as DEFAULT_COMPACT_SPAN_SIZE,
-    soci::index::{DEFAULT_BUILD_TOOL, DEFAULT_MIN_LAYER_SIZE, DEFAULT_SPAN_SIZE},
-};
 
 use super::{
-    compact_index::{Blob, NewCompact},
-    layer_pass::{Made, Maker},
+    compact_index::NewCompact,
+    layer_pass::Maker,
+    options::{CreateOptions, Progress},
+    parts::Made,
+    prefetch_lists::spans_of_uses,
+    report::{CreateReport, LayerReport, nothing_made},
     reuse::Known,
 };
 use crate::{
     compact::manifest::Subject,
     engine::open::{image::Image, local_indexes::LocalIndexes},
-    error::{Error, Kind, Result, ResultExt},
-    layer::{LayerBlob, Touch},
+    error::{Kind, Result, ResultExt},
+    layer::LayerBlob,
     oci::{Digest, media_type::OCI_MANIFEST},
     soci::{
         files,
@@ -33,120 +30,8 @@ use crate::{
     },
     source::{Destination, layout::NewArtifact},
     tar::Entry,
-    units::SpanId,
     ztoc::{SpanTable, Ztoc},
 };
-
-/// How an index is made.
-#[derive(Clone, Debug)]
-pub struct CreateOptions {
-    /// Bytes of a layer between checkpoints, at least.
-    pub span_size: u64,
-    /// Layers whose blobs have fewer bytes get no zTOC.
-    pub min_layer_size: u64,
-    /// What the index says that it was made by.
-    pub build_tool: String,
-    /// Whether a compact index is made in the same pass, and its bytes of a layer between checkpoints, at least.
-    pub compact_span_size: Option<u64>,
-    /// Say of layers without any xattr that they have none (`--optimizations xattr`).
-    pub disable_xattrs: bool,
-    /// Make each zTOC anew, also where there is one of the same layer and span size.
-    pub force: bool,
-    /// Files whose spans a prefetch artifact lists.
-    pub prefetch_files: Vec<String>,
-    /// What a recorded start has read, in order: its spans are listed in prefetch artifacts.
-    pub uses: Vec<Touch>,
-}
-
-impl Default for CreateOptions {
-    fn default() -> Self {
-        Self {
-            span_size: DEFAULT_SPAN_SIZE,
-            min_layer_size: DEFAULT_MIN_LAYER_SIZE,
-            build_tool: DEFAULT_BUILD_TOOL.to_owned(),
-            compact_span_size: None,
-            disable_xattrs: false,
-            force: false,
-            prefetch_files: Vec::new(),
-            uses: Vec::new(),
-        }
-    }
-}
-
-/// What was made.
-#[derive(Clone, Debug, Serialize)]
-pub struct CreateReport {
-    /// The index.
-    pub index: Digest,
-    /// The compact index, if one was made too.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub compact_index: Option<Digest>,
-    /// The manifest of the image that it belongs to.
-    pub image: Digest,
-    /// The image's platform.
-    pub platform: String,
-    /// Where it was stored.
-    pub stored_in: String,
-    /// The image's layers, the lowest first.
-    pub layers: Vec<LayerReport>,
-    /// What the person should know: files to prefetch that are nowhere.
-    pub warnings: Vec<String>,
-}
-
-/// What became of a layer.
-#[derive(Clone, Debug, Serialize)]
-pub struct LayerReport {
-    /// The layer.
-    pub layer: Digest,
-    /// Its media type.
-    pub media_type: String,
-    /// Bytes of its blob.
-    pub size: u64,
-    /// The outcome.
-    #[serde(flatten)]
-    pub outcome: Outcome,
-    /// What the compact index has of it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub compact: Option<CompactReport>,
-}
-
-/// What a compact index has of a layer.
-#[derive(Clone, Debug, Serialize)]
-pub struct CompactReport {
-    /// The table.
-    pub table: Digest,
-    /// Bytes of the table: what is fetched before the first read.
-    pub table_size: u64,
-    /// Bytes of the table and of all windows.
-    pub blob_size: u64,
-    /// Spans.
-    pub spans: usize,
-    /// An index had it already.
-    pub reused: bool,
-}
-
-/// What became of a layer.
-#[derive(Clone, Debug, Serialize)]
-#[serde(untagged)]
-pub enum Outcome {
-    /// It has a zTOC now.
-    Indexed {
-        /// The zTOC.
-        ztoc: Digest,
-        /// Its bytes.
-        ztoc_size: u64,
-        /// An index had it already.
-        reused: bool,
-    },
-    /// It has none: it will be streamed whole.
-    Skipped {
-        /// Why.
-        skipped: String,
-    },
-}
-
-/// Told the bytes of a layer that have passed, and all that it has.
-pub type Progress<'a> = &'a (dyn Fn(Digest, u64, u64) + Send + Sync);
 
 /// Makes the index of an image and stores it: in the layout that the image is in, if that is a folder, else in the local root.
 pub async fn create(
@@ -436,21 +321,6 @@ fn prefetch(
     Ok(())
 }
 
-/// The spans of a layer that a recorded start has read, in their order.
-pub(super) fn spans_of_uses(
-    layer: &Digest,
-    spans: &SpanTable,
-    options: &CreateOptions,
-) -> Option<Prefetch> {
-    let uses = (1..)
-        .zip(&options.uses)
-        .filter(|(_, touch)| touch.layer == *layer);
-    Prefetch::of_uses(uses.flat_map(|(order, touch)| {
-        let covering = spans.covering(touch.bytes.clone());
-        (covering.start.get()..covering.end.get()).map(move |span| (order, SpanId(span)))
-    }))
-}
-
 fn add_prefetch(
     list: &Prefetch,
     layer: &Digest,
@@ -473,98 +343,4 @@ fn add_list(
     let digest = Digest::of(&bytes);
     descriptors.push(Descriptor::of_prefetch(&digest, bytes.len() as u64, layer));
     blobs.insert(digest, bytes);
-}
-
-impl Made {
-    /// Says that a layer has not the diff ID that the image's configuration gives it.
-    fn other_diff_id(&self, layer: &LayerBlob) -> Option<String> {
-        let other = self.diff_id.filter(|diff_id| *diff_id != layer.diff_id)?;
-        Some(format!(
-            "layer {} has the diff ID {other}, where the image's configuration says {}: container engines that unpack the layer refuse \
-             the image, and an attach of it fails when the layer has been read in full; build the image again",
-            layer.digest, layer.diff_id
-        ))
-    }
-
-    fn outcome(&self) -> Outcome {
-        match &self.ztoc {
-            Ok(table) => Outcome::Indexed {
-                ztoc: table.digest,
-                ztoc_size: table.bytes.len() as u64,
-                reused: table.reused,
-            },
-            Err(reason) => Outcome::Skipped {
-                skipped: reason.clone(),
-            },
-        }
-    }
-
-    fn compact_report(&self) -> Option<CompactReport> {
-        let part = self.compact.as_ref()?.as_ref().ok()?;
-        Some(CompactReport {
-            table: part.index.table,
-            table_size: part.index.table_size,
-            blob_size: part.index.size,
-            spans: part.spans,
-            reused: matches!(part.blob, Blob::At(_)),
-        })
-    }
-}
-
-fn nothing_made(layers: &[LayerReport]) -> Error {
-    let mut text = "no zTOC was made: every layer was skipped".to_owned();
-    for layer in layers {
-        text.push_str(&format!("\n  {layer}"));
-    }
-    if layers
-        .iter()
-        .any(|layer| layer.size < DEFAULT_MIN_LAYER_SIZE)
-    {
-        text.push_str("\n  --min-layer-size sets from which size on a layer is indexed");
-    }
-    Error::new(Kind::Unsupported, text)
-}
-
-impl fmt::Display for LayerReport {
-    /// As AWS's tool says it.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.outcome {
-            Outcome::Indexed { ztoc, reused, .. } => {
-                let known = if *reused { " (already exists)" } else { "" };
-                write!(f, "layer {} -> ztoc {ztoc}{known}", self.layer)?;
-            }
-            Outcome::Skipped { skipped } => write!(
-                f,
-                "ztoc skipped - layer {} ({}): {skipped}",
-                self.layer, self.media_type
-            )?,
-        }
-        match &self.compact {
-            Some(compact) => {
-                let known = if compact.reused {
-                    " (already exists)"
-                } else {
-                    ""
-                };
-                write!(
-                    f,
-                    ", compact table of {} bytes ({} spans, {} bytes with their windows){known}",
-                    compact.table_size, compact.spans, compact.blob_size
-                )
-            }
-            None => Ok(()),
-        }
-    }
-}
-
-impl fmt::Display for CreateReport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for layer in &self.layers {
-            writeln!(f, "{layer}")?;
-        }
-        if let Some(compact) = &self.compact_index {
-            writeln!(f, "compact index {compact}")?;
-        }
-        write!(f, "index {} in {}", self.index, self.stored_in)
-    }
 }

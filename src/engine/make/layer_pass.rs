@@ -7,8 +7,8 @@ use futures_util::StreamExt as _;
 use tokio::{sync::mpsc, task::JoinHandle};
 
 use super::{
-    compact_index::CompactPart,
-    create::{CreateOptions, Progress},
+    options::{CreateOptions, Progress},
+    parts::{CompactPart, LayerTable, Made},
     reuse::Known,
 };
 use crate::{
@@ -16,51 +16,12 @@ use crate::{
     error::{Error, Kind, Result},
     layer::LayerBlob,
     oci::{Digest, Packing, Reference},
-    soci::{
-        build::{self, Indexed, LayerIndexer, NoSink, Options},
-        index::{DISABLE_XATTRS, Descriptor},
-    },
+    soci::build::{self, Indexed, LayerIndexer, NoSink, Options},
     source::{Copied, Destination, Source},
-    ztoc::Ztoc,
 };
 
 /// Pieces of a layer that are on their way from the source to the indexer.
 const PIECES_AHEAD: usize = 4;
-
-/// What was made of a layer.
-pub(crate) struct Made {
-    /// The zTOC, or why there is none.
-    pub(crate) ztoc: std::result::Result<LayerTable, String>,
-    /// Its part of the compact index, if one is wanted, or why there is none.
-    pub(crate) compact: Option<std::result::Result<CompactPart, String>>,
-    /// The layer's diff ID, if all of it was read.
-    pub(crate) diff_id: Option<Digest>,
-    /// What the person should know where the layer is not at the source and is done without.
-    pub(crate) absent: Option<String>,
-}
-
-impl Made {
-    /// Nothing, for a reason.
-    fn nothing(reason: String) -> Self {
-        Self {
-            ztoc: Err(reason),
-            compact: None,
-            diff_id: None,
-            absent: None,
-        }
-    }
-}
-
-/// A layer's zTOC.
-#[derive(Clone)]
-pub(crate) struct LayerTable {
-    pub(crate) digest: Digest,
-    pub(crate) bytes: Bytes,
-    /// An index had it already.
-    pub(super) reused: bool,
-    /// What a start needs of it, as the image's own index lists it.
-    pub(crate) prefetch: Option<Bytes>,
-}
 
 /// What a layer's pass is for.
 #[derive(Clone, Copy)]
@@ -340,47 +301,4 @@ impl Maker<'_> {
         });
         (sender, thread)
     }
-}
-
-impl LayerTable {
-    /// Its descriptor in an index. A table that is asked to be optimized is parsed for that.
-    pub(crate) fn descriptor(
-        &self,
-        layer: &Digest,
-        media_type: &str,
-        options: &CreateOptions,
-    ) -> Result<Descriptor> {
-        let mut descriptor = Descriptor::of_ztoc(
-            &self.digest,
-            self.bytes.len() as u64,
-            layer,
-            media_type,
-            options.span_size,
-        );
-        if options.disable_xattrs && !has_xattrs(&self.parse(layer)?) {
-            descriptor
-                .annotations
-                .insert(DISABLE_XATTRS.to_owned(), "true".to_owned());
-        }
-        Ok(descriptor)
-    }
-
-    /// What it says.
-    pub(crate) fn parse(&self, layer: &Digest) -> Result<Ztoc> {
-        Ztoc::parse(&self.bytes).map_err(|error| {
-            Error::with_source(
-                Kind::Corrupt,
-                format!("the zTOC {} of layer {layer}", self.digest),
-                error,
-            )
-        })
-    }
-}
-
-/// Whether a file of the layer has an xattr, or will get one: an opaque directory's.
-fn has_xattrs(table: &Ztoc) -> bool {
-    table.entries.iter().any(|entry| {
-        let is_xattr = |(key, _): &(Vec<u8>, Vec<u8>)| key.starts_with(b"SCHILY.xattr.");
-        entry.name.ends_with(b".wh..wh..opq") || entry.pax.iter().any(is_xattr)
-    })
 }

@@ -7,4 +7,8 @@ pub(crate) mod compact_index;
 pub mod convert;
 pub mod create;
 pub(crate) mod layer_pass;
+pub mod options;
+pub(crate) mod parts;
+pub(crate) mod prefetch_lists;
+pub mod report;
 pub(crate) mod reuse;

@@ -6,18 +6,16 @@ use bytes::Bytes;
 use serde_json::Value;
 
 use super::{
-    compact_index::{Blob, CompactPart},
-    create::{CreateOptions, DEFAULT_BUILD_TOOL},
+    options::{CreateOptions, DEFAULT_BUILD_TOOL},
+    parts::{Blob, CompactPart},
 };
 use crate::{
     compact::manifest::{
         ARTIFACT_TYPE, INDEX_DIGEST as COMPACT_DIGEST, LayerIndex, MAX_PREFETCH_BYTES,
     },
     engine::open::{
-        compact_index::CompactIndex,
-        image::Image,
-        local_indexes::LocalIndexes,
-        soci_index::{MAX_ZTOC_BYTES, Origin, Place},
+        compact_index::CompactIndex, image::Image, local_indexes::LocalIndexes, policy::Origin,
+        soci_index::MAX_ZTOC_BYTES,
     },
     error::{Error, Kind, Result, ResultExt as _},
     layer::LayerBlob,
@@ -48,7 +46,7 @@ pub(crate) struct Known {
 
 struct KnownIndex {
     manifest: IndexManifest,
-    place: Place,
+    source: Source,
     owner: Owner,
 }
 
@@ -78,43 +76,43 @@ impl Known {
             Ok(list) => list,
             Err(error) => return passed_over(&error),
         };
+        let compact = match self.with_compact {
+            true => local.listed(ARTIFACT_TYPE).await,
+            false => Ok(Vec::new()),
+        };
+        let compact = compact.unwrap_or_else(|error| {
+            passed_over(&error);
+            Vec::new()
+        });
+        if list.is_empty() && compact.is_empty() {
+            return; // there may be no layout yet
+        }
+        let source = match local.source().await {
+            Ok(source) => source,
+            Err(error) => return passed_over(&error),
+        };
         for known in list.iter().rev().take(MAX_INDEXES) {
-            self.add(
-                local.manifest(&known.digest).await,
-                &Place::Local(local.clone()),
-                Owner::Other,
-            );
+            let found = source.manifest(&known.digest).await;
+            self.add(found, &source, Owner::Other);
         }
-        if !self.with_compact {
-            return;
-        }
-        match local.listed(ARTIFACT_TYPE).await {
-            Ok(list) if list.is_empty() => {}
-            Ok(list) => match local.source().await {
-                Ok(source) => {
-                    let newest = list.into_iter().rev().take(MAX_INDEXES);
-                    self.add_compact(newest, Origin::Local, &source, Owner::Other)
-                        .await;
-                }
-                Err(error) => passed_over(&error),
-            },
-            Err(error) => passed_over(&error),
-        }
+        let newest = compact.into_iter().rev().take(MAX_INDEXES);
+        self.add_compact(newest, Origin::Local, &source, Owner::Other)
+            .await;
     }
 
     /// Those of an image: the one that it names, and those that refer to it.
     pub(super) async fn add_image(&mut self, image: &Image) {
-        let place = Place::Source(image.source.clone());
+        let source = &image.source;
         let annotations = image.manifest.annotations().as_ref();
         let named = annotations.and_then(|annotations| annotations.get(INDEX_DIGEST)?.parse().ok());
         if let Some(named) = named {
-            self.add(image.source.manifest(&named).await, &place, Owner::Image);
+            self.add(source.manifest(&named).await, source, Owner::Image);
         }
         match image.source.referrers(&image.digest, V1_TYPE).await {
             Ok(list) => {
                 for referrer in list.iter().rev().take(MAX_INDEXES) {
                     let found = image.source.manifest(&referrer.digest).await;
-                    self.add(found, &place, Owner::Image);
+                    self.add(found, source, Owner::Image);
                 }
             }
             Err(error) => passed_over(&error),
@@ -150,11 +148,7 @@ impl Known {
                 .collect()
         };
         for digest in listed(V2_TYPE) {
-            self.add(
-                source.manifest(&digest).await,
-                &Place::Source(source.clone()),
-                Owner::Other,
-            );
+            self.add(source.manifest(&digest).await, source, Owner::Other);
         }
         if self.with_compact {
             let listed = listed(ARTIFACT_TYPE).into_iter();
@@ -163,13 +157,13 @@ impl Known {
         }
     }
 
-    fn add(&mut self, manifest: Result<Manifest>, place: &Place, owner: Owner) {
+    fn add(&mut self, manifest: Result<Manifest>, source: &Source, owner: Owner) {
         match manifest {
             Ok(manifest) => {
                 if let Ok(manifest) = IndexManifest::parse(&manifest.bytes) {
                     self.indexes.push(KnownIndex {
                         manifest,
-                        place: place.clone(),
+                        source: source.clone(),
                         owner,
                     });
                 }
@@ -187,7 +181,7 @@ impl Known {
     ) {
         for digest in digests {
             let found = source.manifest(&digest).await;
-            match found.and_then(|found| CompactIndex::read(&found, origin, source)) {
+            match found.and_then(|found| CompactIndex::parse(&found, origin, source)) {
                 Ok(index) => self.compact.push((index, owner)),
                 Err(error) => passed_over(&error),
             }
@@ -222,7 +216,7 @@ impl Known {
     pub(crate) async fn ztoc(&self, layer: &LayerBlob, span_size: u64) -> Option<Bytes> {
         for KnownIndex {
             manifest: index,
-            place,
+            source,
             ..
         } in &self.indexes
         {
@@ -232,7 +226,7 @@ impl Known {
             let Ok(Some(found)) = index.ztoc_of(&layer.digest) else {
                 continue;
             };
-            match place.blob(&found, MAX_ZTOC_BYTES).await {
+            match source.blob(&found.digest, found.size, MAX_ZTOC_BYTES).await {
                 Ok(bytes) => {
                     let ztoc = Ztoc::parse(&bytes).and_then(|ztoc| {
                         ztoc.spans.check_blob_size(layer.size)?;
@@ -268,7 +262,10 @@ impl Known {
         let known = self.indexes.iter().find(has_ztoc);
         let known = known.filter(|_| self.with_lists)?;
         let list = known.manifest.prefetch_of(layer).ok().flatten()?;
-        sound(known.place.blob(&list, MAX_MANIFEST_BYTES).await)
+        let blob = known
+            .source
+            .blob(&list.digest, list.size, MAX_MANIFEST_BYTES);
+        sound(blob.await)
     }
 
     /// What the image's own compact index lists of a layer, in the numbers of this table.

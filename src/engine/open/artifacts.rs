@@ -5,12 +5,13 @@ use serde::Serialize;
 
 use super::{
     local_indexes::LocalIndexes,
-    soci_index::{MAX_ZTOC_BYTES, Place, SociIndex},
+    soci_index::{MAX_ZTOC_BYTES, SociIndex},
 };
 use crate::{
     error::{Kind, Result, ResultExt as _},
     oci::Digest,
-    soci::index::{BlobRef, IndexManifest, LAYER_DIGEST, PREFETCH_TYPE, SPAN_SIZE, ZTOC_TYPE},
+    soci::index::{IndexManifest, LAYER_DIGEST, PREFETCH_TYPE, SPAN_SIZE, ZTOC_TYPE},
+    source::Source,
 };
 
 /// What is looked for.
@@ -38,29 +39,31 @@ pub struct Table {
     /// The image that the index was made for, as it was named then.
     pub image: Option<String>,
     #[serde(skip)]
-    place: Place,
+    source: Source,
 }
 
 impl Table {
     /// Its bytes, verified.
     pub async fn fetch(&self) -> Result<Bytes> {
-        let blob = BlobRef {
-            digest: self.digest,
-            size: self.size,
-        };
-        self.place.blob(&blob, MAX_ZTOC_BYTES).await
+        self.source
+            .blob(&self.digest, self.size, MAX_ZTOC_BYTES)
+            .await
     }
 }
 
 /// Those of the local root, in the order of its indexes.
 pub async fn local(local: &LocalIndexes, kind: TableKind) -> Result<Vec<Table>> {
+    let list = local.list().await?;
+    if list.is_empty() {
+        return Ok(Vec::new()); // there may be no layout yet
+    }
+    let source = local.source().await?;
     let mut tables = Vec::new();
-    for listed in local.list().await? {
-        let manifest = local.manifest(&listed.digest).await?;
+    for listed in list {
+        let manifest = source.manifest(&listed.digest).await?;
         let index = IndexManifest::parse(&manifest.bytes)
             .or_kind(Kind::Corrupt, || format!("SOCI index {}", listed.digest))?;
-        let place = Place::Local(local.clone());
-        tables.extend(of(&index, listed.digest, listed.reference, &place, kind));
+        tables.extend(of(&index, listed.digest, listed.reference, &source, kind));
     }
     Ok(tables)
 }
@@ -68,14 +71,14 @@ pub async fn local(local: &LocalIndexes, kind: TableKind) -> Result<Vec<Table>> 
 /// Those of an image's index.
 pub fn of_index(index: &SociIndex, image: &str, kind: TableKind) -> Vec<Table> {
     let image = Some(image.to_owned());
-    of(&index.manifest, index.digest, image, index.place(), kind)
+    of(&index.manifest, index.digest, image, index.source(), kind)
 }
 
 fn of(
     index: &IndexManifest,
     digest: Digest,
     image: Option<String>,
-    place: &Place,
+    source: &Source,
     kind: TableKind,
 ) -> Vec<Table> {
     let media_type = match kind {
@@ -96,7 +99,7 @@ fn of(
                 span_size: noted(SPAN_SIZE).and_then(|size| size.parse().ok()),
                 index: digest,
                 image: image.clone(),
-                place: place.clone(),
+                source: source.clone(),
             })
         })
         .collect()

@@ -1,17 +1,8 @@
-//! Which compact index counts for an image.
-//!
-//! It is looked for beside the SOCI index, by the same rules (see [`super::soci_index`]): the one that the caller names; the one that the
-//! image manifest's annotation names; of the referrers the newest that can be read, unless the image names an index of either kind by
-//! annotation, or the policy takes none that was pushed to the repository; one in the local root. Where a layer's part of it cannot be
-//! used, the layer's zTOC is.
+//! The compact index of an image, and the tables of its layers. Where a layer's part of it cannot be used, the layer's zTOC is.
 
 use bytes::Bytes;
 
-use super::{
-    image::Image,
-    local_indexes::LocalIndexes,
-    soci_index::{IndexPolicy, Origin},
-};
+use super::{image::Image, image_index::ImageIndex, policy::Origin};
 use crate::{
     compact::{
         MAX_TABLE_SIZE, Table,
@@ -21,11 +12,8 @@ use crate::{
     layer::LayerBlob,
     oci::Digest,
     soci::index,
-    source::{self, Referrer, Source},
+    source::{self, Source},
 };
-
-/// Referrers that are tried, from the newest.
-const MAX_TRIED: usize = 16;
 
 /// The compact index that counts for an image.
 #[derive(Clone)]
@@ -90,7 +78,7 @@ impl CompactIndex {
     }
 
     /// Reads a manifest that was found.
-    pub(crate) fn read(found: &source::Manifest, origin: Origin, source: &Source) -> Result<Self> {
+    pub(crate) fn parse(found: &source::Manifest, origin: Origin, source: &Source) -> Result<Self> {
         let digest = found.digest;
         let manifest = Manifest::parse(&found.bytes)
             .or_kind(Kind::Corrupt, || format!("compact index {digest}"))?;
@@ -101,133 +89,34 @@ impl CompactIndex {
             source: source.clone(),
         })
     }
+}
 
-    /// Whether it was made for this image, as far as it says.
-    pub(super) fn is_of(&self, image: &Image) -> bool {
+impl ImageIndex for CompactIndex {
+    const NAME: &'static str = "compact";
+    const ARTIFACT_TYPE: &'static str = ARTIFACT_TYPE;
+    const ANNOTATION: &'static str = INDEX_DIGEST;
+    const BARS_REFERRERS: &'static [&'static str] = &[INDEX_DIGEST, index::INDEX_DIGEST];
+
+    fn read(
+        found: &source::Manifest,
+        origin: Origin,
+        source: &Source,
+        _image: &Image,
+        _warnings: &mut Vec<String>,
+    ) -> Result<Self> {
+        Self::parse(found, origin, source)
+    }
+
+    fn is_of(&self, image: &Image) -> bool {
         let subject = self.manifest.subject.as_ref();
         subject.is_none_or(|subject| subject.digest == image.digest)
     }
-}
 
-/// Finds the compact index of an image, where the caller names none. Gives what the person should know too.
-pub(crate) async fn find(
-    image: &Image,
-    policy: IndexPolicy,
-    local: &LocalIndexes,
-) -> Result<(Option<CompactIndex>, Vec<String>)> {
-    let mut search = Search {
-        image,
-        warnings: Vec::new(),
-    };
-    let index = search.run(policy, local).await?;
-    Ok((index, search.warnings))
-}
-
-struct Search<'a> {
-    image: &'a Image,
-    warnings: Vec<String>,
-}
-
-impl Search<'_> {
-    async fn run(
-        &mut self,
-        policy: IndexPolicy,
-        local: &LocalIndexes,
-    ) -> Result<Option<CompactIndex>> {
-        if policy == IndexPolicy::None {
-            return Ok(None);
-        }
-        if let Some(annotation) = self.annotation(INDEX_DIGEST) {
-            if let Some(index) = self.annotated(&annotation).await? {
-                return Ok(Some(index));
-            }
-        } else if policy == IndexPolicy::Any
-            && self.annotation(index::INDEX_DIGEST).is_none()
-            && let Some(index) = self.referred().await?
-        {
-            return Ok(Some(index));
-        }
-        self.local(local).await
-    }
-
-    fn annotation(&self, name: &str) -> Option<String> {
-        let annotations = self.image.manifest.annotations().as_ref()?;
-        annotations.get(name).cloned()
-    }
-
-    async fn annotated(&mut self, annotation: &str) -> Result<Option<CompactIndex>> {
-        let source = &self.image.source;
-        let found = async {
-            let digest: Digest = annotation.parse()?;
-            let manifest = source.manifest(&digest).await?;
-            CompactIndex::read(&manifest, Origin::Annotation, source).map(Some)
-        };
-        let annotation: String = annotation.chars().take(255).collect();
-        let what =
-            format!("the image names the compact index {annotation:?}, which cannot be used");
-        self.or_warning(found.await, &what)
-    }
-
-    async fn referred(&mut self) -> Result<Option<CompactIndex>> {
-        let source = self.image.source.clone();
-        let list = source.referrers(&self.image.digest, ARTIFACT_TYPE).await;
-        let what = "compact indexes of this image cannot be looked for";
-        match self.or_warning(list.map(Some), what)? {
-            Some(list) => self.newest(&list, Origin::Referrer, &source).await,
-            None => Ok(None),
-        }
-    }
-
-    async fn local(&mut self, local: &LocalIndexes) -> Result<Option<CompactIndex>> {
-        let list = local.of_image(&self.image.digest, ARTIFACT_TYPE).await;
-        let found = match self.or_warning(list.map(Some), "local compact indexes")? {
-            Some(list) if !list.is_empty() => list,
-            _ => return Ok(None),
-        };
-        let source = local.source().await?;
-        self.newest(&found, Origin::Local, &source).await
-    }
-
-    async fn newest(
-        &mut self,
-        list: &[Referrer],
-        origin: Origin,
-        source: &Source,
-    ) -> Result<Option<CompactIndex>> {
-        for referrer in list.iter().rev().take(MAX_TRIED) {
-            let fetched = source.manifest(&referrer.digest).await;
-            let read = fetched.and_then(|found| {
-                let index = CompactIndex::read(&found, origin, source)?;
-                let layers = &self.image.layers;
-                if !index.is_of(self.image) {
-                    Err(Error::new(Kind::Corrupt, "its subject is another image"))
-                } else if !layers
-                    .iter()
-                    .any(|layer| index.layer(&layer.digest).is_some())
-                {
-                    let what = "it has a table for no layer of this image";
-                    Err(Error::new(Kind::Corrupt, what))
-                } else {
-                    Ok(Some(index))
-                }
-            });
-            let what = format!("compact index {} is left out", referrer.digest);
-            if let Some(index) = self.or_warning(read, &what)? {
-                return Ok(Some(index));
-            }
-        }
-        Ok(None)
-    }
-
-    /// An error becomes a warning, unless the registry cannot say now what it may say later.
-    fn or_warning<T>(&mut self, found: Result<Option<T>>, what: &str) -> Result<Option<T>> {
-        match found {
-            Ok(found) => Ok(found),
-            Err(error) if error.kind() == Kind::Unavailable => Err(error),
-            Err(error) => {
-                self.warnings.push(format!("{what}: {}", error.report()));
-                Ok(None)
-            }
+    fn unfit(&self, image: &Image) -> Option<&'static str> {
+        let mut layers = image.layers.iter();
+        match layers.any(|layer| self.layer(&layer.digest).is_some()) {
+            true => None,
+            false => Some("it has a table for no layer of this image"),
         }
     }
 }

@@ -13,20 +13,20 @@ use super::{
     compact_index::CompactIndex,
     image::Image,
     local_indexes::LocalIndexes,
+    opened::{Basis, Event, Events, LAYERS_AT_ONCE, OpenedImage, OpenedLayer},
+    policy::{IndexChoice, IndexPolicy},
     prefetch,
-    soci_index::{self, Found, IndexChoice, IndexPolicy, SociIndex},
+    search::{self, Found},
+    soci_index::SociIndex,
 };
 use crate::{
     compact::manifest::LayerIndex,
-    engine::attach::types::{Basis, Event},
     error::{Error, Kind, Result, ResultExt},
     layer::{Disk, LayerBlob, Options, Store, TableBytes},
     oci::{Digest, Platform, Reference},
     source::{Access, Source},
 };
 
-/// Layers that are opened at a time.
-pub const LAYERS_AT_ONCE: usize = 16;
 /// Layers that are streamed at a time; each has several connections and a decoder.
 const STREAMS_AT_ONCE: usize = 3;
 
@@ -35,31 +35,6 @@ pub struct Disks {
     root: PathBuf,
     store: Arc<Store>,
 }
-
-/// An image whose layers all have disks.
-pub struct OpenedImage {
-    /// The image.
-    pub image: Image,
-    /// The SOCI index in use.
-    pub index: Option<SociIndex>,
-    /// The compact index in use, which goes before it.
-    pub compact: Option<CompactIndex>,
-    /// Its layers, topmost first. Equal ones appear once.
-    pub layers: Vec<OpenedLayer>,
-    /// What the person should know.
-    pub warnings: Vec<String>,
-}
-
-/// A layer that has a disk.
-pub struct OpenedLayer {
-    /// The disk.
-    pub disk: Arc<Disk>,
-    /// How it came to be.
-    pub basis: Basis,
-}
-
-/// Who is told what happens.
-pub type Events<'a> = &'a (dyn Fn(Event) + Send + Sync);
 
 impl Disks {
     /// Opens a root; `Busy` when another process has it.
@@ -92,7 +67,7 @@ impl Disks {
     ) -> Result<OpenedImage> {
         let source = Source::open(reference, access).await?;
         let image = Image::resolve(&source, platform).await?;
-        let mut found = soci_index::find(&image, choice, &LocalIndexes::open(&self.root)?).await?;
+        let mut found = search::find(&image, choice, &LocalIndexes::open(&self.root)?).await?;
         let mut warnings = std::mem::take(&mut found.warnings);
         let layers = topmost_first(&image.layers);
         let indexed = layers
@@ -231,7 +206,7 @@ impl Disks {
         source: &Source,
         index: &SociIndex,
     ) -> Result<Arc<Disk>> {
-        let ztoc = TableBytes::new(index.fetch_ztoc(&layer.digest), index.place().is_here());
+        let ztoc = TableBytes::new(index.fetch_ztoc(&layer.digest), index.source().is_here());
         self.store.indexed(layer, table, ztoc, source).await
     }
 }

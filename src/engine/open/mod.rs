@@ -1,13 +1,17 @@
 //! From an image reference to the opened disks of its layers.
 //!
-//! image reference -> manifest for the platform (`image`, `platforms`) -> index (`compact_index`, `soci_index`, `local_indexes`, `artifacts`) ->
+//! image reference -> manifest for the platform (`image`, `platforms`) -> index (`search` by `policy`: `compact_index`, `soci_index`, `local_indexes`) ->
 //! table of each layer -> disk (`disks`). `prefetch` has the disks fetch what the index lists.
 
 pub mod artifacts;
 pub mod compact_index;
 pub mod disks;
 pub mod image;
+pub(crate) mod image_index;
 pub mod local_indexes;
+pub mod opened;
 pub mod platforms;
+pub mod policy;
 pub(crate) mod prefetch;
+pub mod search;
 pub mod soci_index;

@@ -8,22 +8,22 @@ use std::sync::{Arc, Weak};
 use futures_util::{StreamExt as _, stream};
 
 use super::{
-    disks::{LAYERS_AT_ONCE, OpenedLayer},
-    soci_index::{Found, Place},
+    opened::{Basis, LAYERS_AT_ONCE, OpenedLayer},
+    search::Found,
 };
 use crate::{
     compact::manifest::MAX_PREFETCH_BYTES,
-    engine::attach::types::Basis,
     error::{Kind, Result, ResultExt as _},
     layer::{Disk, Listed, Store},
     oci::manifest::MAX_MANIFEST_BYTES,
     soci::{index::BlobRef, prefetch::Prefetch},
+    source::Source,
 };
 
 /// A list of a disk's spans that is to be had.
 struct List {
     disk: Weak<Disk>,
-    place: Place,
+    source: Source,
     blob: BlobRef,
     limit: u64,
 }
@@ -61,7 +61,7 @@ pub(crate) fn start(store: &Arc<Store>, found: &Found, layers: &[OpenedLayer]) {
 fn list_of(found: &Found, layer: &OpenedLayer) -> Option<List> {
     let disk = &layer.disk;
     let digest = &disk.layer().digest;
-    let (place, blob, limit) = match layer.basis {
+    let (source, blob, limit) = match layer.basis {
         Basis::Compact => {
             let compact = found.compact.as_ref()?;
             let list = compact.manifest.prefetch_of(compact.layer(digest)?)?;
@@ -69,8 +69,7 @@ fn list_of(found: &Found, layer: &OpenedLayer) -> Option<List> {
                 digest: list.blob,
                 size: list.size,
             };
-            let place = Place::Source(compact.source.clone());
-            (place, blob, MAX_PREFETCH_BYTES)
+            (compact.source.clone(), blob, MAX_PREFETCH_BYTES)
         }
         Basis::Ztoc => {
             let index = found.index.as_ref()?;
@@ -81,20 +80,23 @@ fn list_of(found: &Found, layer: &OpenedLayer) -> Option<List> {
                     return None;
                 }
             };
-            (index.place().clone(), blob, MAX_MANIFEST_BYTES)
+            (index.source().clone(), blob, MAX_MANIFEST_BYTES)
         }
         _ => return None,
     };
     Some(List {
         disk: Arc::downgrade(disk),
-        place,
+        source,
         blob,
         limit,
     })
 }
 
 async fn read(list: &List) -> Result<Prefetch> {
-    let bytes = list.place.blob(&list.blob, list.limit).await?;
+    let bytes = list
+        .source
+        .blob(&list.blob.digest, list.blob.size, list.limit)
+        .await?;
     Prefetch::parse(&bytes).or_kind(Kind::Corrupt, || {
         format!("prefetch artifact {}", list.blob.digest)
     })

@@ -15,11 +15,11 @@ use crate::{
         image::Image,
         local_indexes::LocalIndexes,
         platforms::{Chosen, Platforms, chosen},
-        soci_index::{MAX_ZTOC_BYTES, Place},
+        soci_index::MAX_ZTOC_BYTES,
     },
     error::{Error, Kind, Result, ResultExt as _},
     oci::{Digest, Reference, media_type::OCI_MANIFEST},
-    soci::index::{BlobRef, EMPTY_CONFIG, INDEX_DIGEST, IndexManifest, V1_TYPE},
+    soci::index::{EMPTY_CONFIG, INDEX_DIGEST, IndexManifest, V1_TYPE},
     source::{DEFAULT_UPLOADS, Destination, Manifest, Source, layout::NewArtifact},
 };
 
@@ -155,7 +155,7 @@ struct Here {
     digest: Digest,
     manifest: IndexManifest,
     bytes: bytes::Bytes,
-    place: Place,
+    source: Source,
 }
 
 /// The newest version 1 index that this host, or the image's layout, has of an image.
@@ -172,14 +172,14 @@ async fn newest(
         ));
         return Ok(None);
     }
-    if let Some((manifest, place)) = newest_of(image, V1_TYPE, local).await? {
+    if let Some((manifest, source)) = newest_of(image, V1_TYPE, local).await? {
         let parsed = IndexManifest::parse(&manifest.bytes)
             .or_kind(Kind::Corrupt, || format!("SOCI index {}", manifest.digest))?;
         return Ok(Some(Here {
             digest: manifest.digest,
             manifest: parsed,
             bytes: manifest.bytes,
-            place,
+            source,
         }));
     }
     warnings.push(format!(
@@ -194,20 +194,20 @@ async fn newest_of(
     image: &Image,
     artifact_type: &str,
     local: &LocalIndexes,
-) -> Result<Option<(Manifest, Place)>> {
-    let mut places = Vec::new();
+) -> Result<Option<(Manifest, Source)>> {
     if !matches!(image.source.reference(), Reference::Registry { .. }) {
-        let list = image.source.referrers(&image.digest, artifact_type).await?;
-        places.push((list, Place::Source(image.source.clone())));
-    }
-    let list = local.of_image(&image.digest, artifact_type).await?;
-    places.push((list, Place::Local(local.clone())));
-    for (list, place) in places {
-        if let Some(referrer) = list.last() {
-            return Ok(Some((place.manifest(&referrer.digest).await?, place)));
+        let source = image.source.clone();
+        let list = source.referrers(&image.digest, artifact_type).await?;
+        if let Some(newest) = list.last() {
+            return Ok(Some((source.manifest(&newest.digest).await?, source)));
         }
     }
-    Ok(None)
+    let list = local.of_image(&image.digest, artifact_type).await?;
+    let Some(newest) = list.last() else {
+        return Ok(None);
+    };
+    let source = local.source().await?;
+    Ok(Some((source.manifest(&newest.digest).await?, source)))
 }
 
 /// Pushes the image's compact index, where there is one: before the SOCI index, which stays the newest for who knows no other.
@@ -217,15 +217,14 @@ async fn push_compact(
     options: &PushOptions,
     local: &LocalIndexes,
 ) -> Result<()> {
-    let Some((manifest, place)) = newest_of(image, COMPACT_TYPE, local).await? else {
+    let Some((manifest, source)) = newest_of(image, COMPACT_TYPE, local).await? else {
         return Ok(());
     };
     let context = || format!("compact index {}", manifest.digest);
     let parsed = compact::Manifest::parse(&manifest.bytes).or_kind(Kind::Corrupt, context)?;
     let mut blobs = vec![bytes::Bytes::from_static(compact::CONFIG)];
     for (digest, size) in parsed.blobs() {
-        let blob = BlobRef { digest, size };
-        blobs.push(place.blob(&blob, MAX_ZTOC_BYTES).await?);
+        blobs.push(source.blob(&digest, size, MAX_ZTOC_BYTES).await?);
     }
     let artifact = NewArtifact {
         media_type: OCI_MANIFEST.to_owned(),
@@ -269,7 +268,12 @@ async fn one(
     let mut blobs = vec![bytes::Bytes::from_static(EMPTY_CONFIG)];
     for blob in index.manifest.blobs() {
         let blob = blob.or_kind(Kind::Corrupt, || format!("SOCI index {}", index.digest))?;
-        blobs.push(index.place.blob(&blob, MAX_ZTOC_BYTES).await?);
+        blobs.push(
+            index
+                .source
+                .blob(&blob.digest, blob.size, MAX_ZTOC_BYTES)
+                .await?,
+        );
     }
     let artifact = NewArtifact {
         media_type: OCI_MANIFEST.to_owned(),

@@ -25,8 +25,10 @@ use rustix::{
 use crate::{
     error::{Kind, Result, ResultExt},
     kernel::{
-        mount::FsContext,
-        overlay::{Lower, Overlay},
+        mount::{
+            FsContext,
+            overlay::{Lower, Overlay},
+        },
         scratch,
     },
 };

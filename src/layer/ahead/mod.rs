@@ -7,6 +7,8 @@
 pub(crate) mod background;
 pub(crate) mod cost;
 pub(crate) mod fill;
+pub(crate) mod fill_decision;
+pub(crate) mod on_the_way;
 pub(crate) mod prefetch;
 pub(crate) mod queue;
 pub(crate) mod recording;

@@ -7,7 +7,7 @@ use std::{ops::Range, sync::Arc};
 
 use tokio::task::JoinSet;
 
-use super::fill;
+use super::{fill, fill_decision::FETCH_BYTES};
 use crate::{
     layer::{
         disk::Disk,
@@ -34,12 +34,12 @@ impl Store {
     /// Fetches spans in the background, the first ones first. What cannot be had is left: whoever needs it asks again. A disk that
     /// nobody else has any more is passed over.
     pub fn prefetch(self: &Arc<Self>, list: Vec<Listed>) {
-        self.enter();
+        self.services().enter();
         let list: Vec<_> = gathered(list)
             .into_iter()
             .map(|listed| (Arc::downgrade(&listed.disk), listed.spans))
             .collect();
-        self.spawn(async move {
+        self.services().spawn(async move {
             let mut fetches = JoinSet::new();
             for (disk, spans) in list {
                 let mut rest = spans.start.get()..spans.end.get();
@@ -53,7 +53,7 @@ impl Store {
                     rest.start = run.end;
                     fetches.spawn(async move {
                         let deadline = in_flight::deadline(Some(fill::TIMEOUT));
-                        for claim in disk.claim(run, fill::FETCH_BYTES, deadline) {
+                        for claim in disk.claim(run, FETCH_BYTES, deadline) {
                             fetch::fetch(Arc::clone(&disk), claim, None).await;
                         }
                         drop(turn);

@@ -10,7 +10,7 @@ use crate::{
     error::{Error, Kind, Result, ResultExt as _},
     ext4::{Layout, Regions},
     layer::{
-        read::sources::Sources,
+        sources::places::Sources,
         stored::{
             folder::{self, Draft, Folder},
             seal, span_record, span_table,

@@ -6,13 +6,13 @@ use bytes::Bytes;
 
 use super::import::{self, NewTable};
 use crate::{
+    blocking::blocking,
     compact::manifest::LayerIndex,
     error::Result,
     layer::{
         disk::Disk,
-        store::{Key, Store, blocking, locked},
+        store::{Key, Store, locked},
         types::LayerBlob,
-        verify::whole_layer,
     },
     oci::Digest,
     source::Source,
@@ -96,10 +96,10 @@ impl Store {
         wanted: Wanted,
         table: TableBytes<impl Future<Output = Result<Bytes>>>,
     ) -> Result<Arc<Disk>> {
-        self.enter();
+        self.services().enter();
         let wanted = Arc::new(wanted);
         let (store, asked) = (Arc::clone(self), Arc::clone(&wanted));
-        let turn = self.layout_turn().await;
+        let turn = self.services().layout_turn().await;
         let known = blocking(move || {
             let making = store.making(asked.key());
             let _making = locked(&making);
@@ -113,7 +113,7 @@ impl Store {
             false => {
                 drop(turn);
                 let bytes = table.fetch.await?;
-                (self.layout_turn().await, bytes)
+                (self.services().layout_turn().await, bytes)
             }
         };
         let store = Arc::clone(self);
@@ -140,15 +140,14 @@ impl Store {
                 None => NewTable::Ztoc(bytes),
                 Some((index, windows)) => NewTable::Compact(bytes, *index, windows.clone()),
             };
-            let draft = import::indexed(&store.new_folder(), layer, table, &new, source).map_err(
-                |error| {
+            let draft = import::indexed(&store.services().new_folder(), layer, table, &new, source)
+                .map_err(|error| {
                     error.context(format!(
                         "layer {} cannot be laid out from the {} {table}",
                         layer.digest,
                         new.name()
                     ))
-                },
-            )?;
+                })?;
             store.name(draft, &layer.digest, table)
         })
         .await
@@ -163,7 +162,7 @@ impl Store {
             if let (Some(known), Some((_, windows))) = (disk.windows(), &wanted.compact) {
                 known.sources().add(windows)?;
             }
-            whole_layer::start(disk);
+            disk.check_when_due();
         }
         Ok(disk)
     }

@@ -9,3 +9,4 @@ pub(crate) mod import;
 pub(crate) mod lazy;
 pub(crate) mod stream_sink;
 pub(crate) mod streamed;
+pub(crate) mod streams;

@@ -1,10 +1,6 @@
 //! The disk of a layer without a zTOC: the whole blob passes once, is checked, and fills the disk on its way.
 
-use std::{
-    collections::HashMap,
-    path::Path,
-    sync::{Arc, Mutex, PoisonError, Weak},
-};
+use std::{path::Path, sync::Arc};
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -13,17 +9,19 @@ use tokio::sync::{mpsc, watch};
 use super::{
     entry_table, import,
     stream_sink::{self, DiskSink},
+    streams::StreamProgress,
 };
 use crate::{
+    blocking::blocking,
     error::{Error, Kind, Result, ResultExt as _},
     ext4::Layout,
     layer::{
         disk::Disk,
-        read::sources::Sources,
-        repair::pieces,
-        store::{Store, blocking},
+        sources::places::Sources,
+        store::Store,
         stored::{
             folder::{self, Draft},
+            pieces,
             state::State,
         },
         types::LayerBlob,
@@ -37,42 +35,6 @@ use crate::{
 /// Pieces of the blob that may wait between the network and the thread that unpacks.
 const QUEUE_LENGTH: usize = 32;
 
-/// How far a stream is.
-#[derive(Clone, Default)]
-struct Progress {
-    bytes: u64,
-    outcome: Option<Result<Arc<Disk>, Arc<Error>>>,
-}
-
-/// The blob, and what its content must be.
-type Key = (Digest, Digest);
-
-/// The streams that are running. A stream ends when nobody waits for it.
-#[derive(Default)]
-pub(crate) struct Streams(Mutex<HashMap<Key, Weak<watch::Sender<Progress>>>>);
-
-impl Streams {
-    /// The stream of this key; the sender comes with it when it has to be started.
-    fn join(
-        &self,
-        key: Key,
-    ) -> (
-        watch::Receiver<Progress>,
-        Option<Arc<watch::Sender<Progress>>>,
-    ) {
-        let mut streams = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        streams.retain(|_, stream| stream.strong_count() > 0);
-        let entry = streams.entry(key).or_default();
-        if let Some(sender) = entry.upgrade() {
-            return (sender.subscribe(), None);
-        }
-        let (sender, receiver) = watch::channel(Progress::default());
-        let sender = Arc::new(sender);
-        *entry = Arc::downgrade(&sender);
-        (receiver, Some(sender))
-    }
-}
-
 impl Store {
     /// The disk of a layer that has no zTOC: streamed once, indexed as it passes, complete at the end. `progress` is called with the
     /// compressed bytes so far. One stream a layer, however many ask.
@@ -82,13 +44,13 @@ impl Store {
         source: &Source,
         progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<Arc<Disk>> {
-        self.enter();
+        self.services().enter();
         loop {
             let (mut receiver, sender) = self.streams.join((layer.digest, layer.diff_id));
             if let Some(sender) = sender {
                 let store = Arc::clone(self);
                 let (layer, source) = (layer.clone(), source.clone());
-                self.spawn(async move {
+                self.services().spawn(async move {
                     let outcome = tokio::select! {
                         outcome = store.find_or_stream(&layer, &source, &sender) => outcome,
                         () = sender.closed() => return,
@@ -122,7 +84,7 @@ impl Store {
         self: &Arc<Self>,
         layer: &LayerBlob,
         source: &Source,
-        progress: &watch::Sender<Progress>,
+        progress: &watch::Sender<StreamProgress>,
     ) -> Result<Arc<Disk>> {
         let store = Arc::clone(self);
         let known = (layer.clone(), source.clone());
@@ -137,7 +99,7 @@ impl Store {
         if let Some(disk) = disk.await? {
             return Ok(disk);
         }
-        let (draft, table) = stream(&self.new_folder(), layer, source, progress).await?;
+        let (draft, table) = stream(&self.services().new_folder(), layer, source, progress).await?;
         let store = Arc::clone(self);
         let layer = layer.digest;
         blocking(move || store.publish(draft, &layer, &table)).await
@@ -152,8 +114,14 @@ enum Piece {
 
 /// The disk of a layer that was streamed before, as it comes once more; and its table.
 pub(crate) async fn once_more(disk: &Disk, source: &Source) -> Result<(Draft, Digest)> {
-    let (progress, _) = watch::channel(Progress::default());
-    stream(&disk.store().new_folder(), disk.layer(), source, &progress).await
+    let (progress, _) = watch::channel(StreamProgress::default());
+    stream(
+        &disk.services().new_folder(),
+        disk.layer(),
+        source,
+        &progress,
+    )
+    .await
 }
 
 /// Takes the blob from the source to a draft of its disk.
@@ -161,7 +129,7 @@ async fn stream(
     new: &Path,
     layer: &LayerBlob,
     source: &Source,
-    progress: &watch::Sender<Progress>,
+    progress: &watch::Sender<StreamProgress>,
 ) -> Result<(Draft, Digest)> {
     let mut blob = source.stream(&layer.digest, layer.size).await?;
     let (pieces, queue) = mpsc::channel(QUEUE_LENGTH);

@@ -7,11 +7,9 @@ use std::{
 
 use super::{Disk, lock};
 use crate::{
+    blocking::blocking,
     error::{Error, Kind, Result},
-    layer::{
-        repair::mend::{self, Mended},
-        store::blocking,
-    },
+    layer::repair::mend::{self, Mended},
     oci::Digest,
     units::{DiskOffset, SpanId},
 };
@@ -22,7 +20,7 @@ impl Disk {
         if self.lacks_table() {
             return false;
         }
-        let mended = mend::from_stored_table(&self.store.new_folder(), &self.folder);
+        let mended = mend::from_stored_table(&self.services.new_folder(), &self.folder);
         let path = self.folder.path().display();
         match mended {
             Ok(Mended::Done(_)) => return true,
@@ -109,7 +107,12 @@ impl Disk {
                 Ok(bytes) if Digest::of(&bytes) == state.table => {
                     let (disk, state) = (Arc::clone(self), state.clone());
                     let mend = move || {
-                        mend::from_table(&disk.store().new_folder(), disk.folder(), &state, &bytes)
+                        mend::from_table(
+                            &disk.services().new_folder(),
+                            disk.folder(),
+                            &state,
+                            &bytes,
+                        )
                     };
                     return blocking(mend).await;
                 }

@@ -8,14 +8,15 @@ use std::{
     },
 };
 
-use super::{Disk, Store, read_window};
+use super::{Disk, Services, read_window};
 use crate::{
     error::{Error, Kind, Result, ResultExt as _},
     ext4::RegionTable,
     layer::{
-        ahead::{fill::Whole, queue::Upcoming, sequential::ReadAhead},
-        read::{health::Health, sources::Sources, windows::Windows},
+        ahead::{fill_decision::Whole, queue::Upcoming, sequential::ReadAhead},
+        read::{health::Health, windows::Windows},
         repair::mend,
+        sources::places::Sources,
         stored::{
             folder::{self, Folder},
             present_spans::Bitmap,
@@ -26,11 +27,8 @@ use crate::{
             uncached_file::UncachedFile,
         },
         verify::{
-            headers::Headers,
-            non_file_bytes::Rest,
-            progress::Proof,
-            revoked::Disowned,
-            span::{self, Refutation},
+            headers::Headers, lies::Refutation, non_file_bytes::Rest, progress::Proof,
+            revoked::Disowned, span,
         },
     },
     units::SpanId,
@@ -41,7 +39,7 @@ impl Disk {
     /// Opens a folder. An error that is [`Damage`] means that `mend` may make it right; any other of kind `Corrupt` that the folder is none
     /// that this program can serve, and should go. What `is_new` has just been written, and is not read once more.
     pub(in crate::layer) fn open(
-        store: &Arc<Store>,
+        services: &Arc<Services>,
         folder: Folder,
         is_new: bool,
     ) -> Result<Arc<Self>> {
@@ -89,7 +87,9 @@ impl Disk {
             }
         }
         let windows = match (state.compact, spans.compression()) {
-            (Some(blob), Compression::Gzip) => Some(Windows::open(&folder, blob, store.hosts())?),
+            (Some(blob), Compression::Gzip) => {
+                Some(Windows::open(&folder, blob, services.hosts())?)
+            }
             _ => None,
         };
         let headers = match is_streamed {
@@ -137,14 +137,19 @@ impl Disk {
         let disowned = Disowned::open(&folder, state.spans)?;
         // the machine may have gone down before the bits did; in memory they count whatever becomes of the file
         let _ = bitmap.disown(&disowned.spans());
-        let whole = Whole::of(&bitmap, &spans, state.verified, store.options().never_whole);
+        let whole = Whole::of(
+            &bitmap,
+            &spans,
+            state.verified,
+            services.options().never_whole,
+        );
         let disk = Arc::new_cyclic(|me| Self {
             me: Weak::clone(me),
-            store: Arc::clone(store),
+            services: Arc::clone(services),
             path,
             layer: state.layer.clone(),
             table: state.table,
-            sources: Sources::open(&folder, folder::SOURCES, store.hosts()),
+            sources: Sources::open(&folder, folder::SOURCES, services.hosts()),
             folder,
             file: UncachedFile::new(file),
             regions,
@@ -174,7 +179,7 @@ impl Disk {
             let reason = span::taken_back(&disk, Some(span), refutation);
             disk.health.failed(&[span], &reason);
         }
-        disk.set_io_timeout(store.options().io_timeout);
+        disk.set_io_timeout(services.options().io_timeout);
         Ok(disk)
     }
 }

@@ -1,4 +1,4 @@
-//! What brings spans to the disk behind the readers' backs: one thread for all disks of a store.
+//! What brings spans to the disk behind the readers' backs: one thread for all disks below a root.
 
 use std::{
     sync::{
@@ -9,13 +9,25 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::Disk;
+use crate::{error::Result, oci::Digest};
 
 /// How long a span's bit may lag behind its data: what a kill may cost in fetches.
 const LAG: Duration = Duration::from_secs(1);
 
+/// A disk with data that is not on the local disk yet.
+pub(crate) trait Synced: Send + Sync {
+    /// Brings the data there. Blocks.
+    fn sync(&self) -> Result<()>;
+
+    /// The layer's digest.
+    fn digest(&self) -> Digest;
+}
+
+/// Where disks are sent that are to be synced soon.
+pub(crate) type SyncSender = Sender<Weak<dyn Synced>>;
+
 /// Starts the thread; it ends when the sender is dropped.
-pub(crate) fn start() -> std::io::Result<(Sender<Weak<Disk>>, thread::JoinHandle<()>)> {
+pub(crate) fn start() -> std::io::Result<(SyncSender, thread::JoinHandle<()>)> {
     let (sender, receiver) = channel();
     let thread = thread::Builder::new()
         .name("sync".to_owned())
@@ -23,7 +35,7 @@ pub(crate) fn start() -> std::io::Result<(Sender<Weak<Disk>>, thread::JoinHandle
     Ok((sender, thread))
 }
 
-fn work(receiver: &Receiver<Weak<Disk>>) {
+fn work(receiver: &Receiver<Weak<dyn Synced>>) {
     while let Ok(first) = receiver.recv() {
         let mut disks = vec![first];
         let until = Instant::now() + LAG;
@@ -39,7 +51,7 @@ fn work(receiver: &Receiver<Weak<Disk>>) {
         for disk in disks.iter().filter_map(Weak::upgrade) {
             if let Err(error) = disk.sync() {
                 tracing::warn!(
-                    layer = %disk.layer().digest,
+                    layer = %disk.digest(),
                     "the layer's disk could not be synced: {}",
                     error.report()
                 );

@@ -5,13 +5,16 @@ use std::{ops::Range, sync::Arc, time::Instant};
 use bytes::{Bytes, BytesMut};
 use tokio::sync::SemaphorePermit;
 
-use super::{
-    race::{self, Race},
-    sources::Place,
-};
 use crate::{
     error::Error,
-    layer::{ahead::queue::OnTheWay, disk::Disk},
+    layer::{
+        ahead::on_the_way::OnTheWay,
+        disk::Disk,
+        sources::{
+            places::Place,
+            race::{self, Race},
+        },
+    },
     units::SpanId,
 };
 
@@ -51,9 +54,9 @@ impl<'a> Arrivals<'a> {
     ) -> Self {
         let start = disk.spans().compressed(SpanId(run.start)).start.get();
         let end = disk.spans().compressed(SpanId(run.end - 1)).end.get(); // a run is not empty
-        let room = disk.store().memory(end - start).await;
+        let room = disk.services().memory(end - start).await;
         let blob = disk.layer().digest;
-        race::try_again(disk.store(), places, blob, &(start..end));
+        race::try_again(disk.services(), places, blob, &(start..end));
         Self {
             disk,
             on_the_way,

@@ -1,25 +1,20 @@
 //! A fetch: from the sources, in order and again, until its spans are on the disk or nobody waits any more.
 
-use std::{
-    ops::Range,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{ops::Range, sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use tokio::sync::mpsc;
 
 use super::{
     arrivals::{Arrival, Arrivals},
-    in_flight::{Claim, Effort},
-    place_span::{Joint, Refused, place},
-    sources::Place,
-    windows::{Before, Windows},
+    before::{Before, Joint},
+    in_flight::Claim,
+    place_span::{Refused, decode},
+    windows::Windows,
 };
 use crate::{
     error::{Error, Kind, Result, ResultExt as _},
-    layer::{ahead::queue::OnTheWay, disk::Disk},
+    layer::{ahead::on_the_way::OnTheWay, disk::Disk, sources::places::Place},
     units::{DiskOffset, SpanId},
 };
 
@@ -243,7 +238,7 @@ async fn seek(disk: &Disk, windows: &Windows, span: SpanId) -> Result<Before> {
     };
     disk.count_fetch(|counters| counters.fetches += 1);
     let range = range.start as u64..range.end as u64;
-    let stored = windows.fetch(disk.store(), range).await?;
+    let stored = windows.fetch(disk.services(), range).await?;
     disk.count_fetch(|counters| counters.fetched_bytes += stored.len() as u64);
     Before::stated(stored)
 }
@@ -296,39 +291,6 @@ impl Outcome<'_> {
     fn absent(&mut self, spans: Range<u32>) {
         self.left.extend(spans.map(SpanId));
     }
-}
-
-/// Has a span placed by one of the decoding threads. Gives the window of the span after it, as [`place`].
-pub(crate) async fn decode(
-    disk: &Arc<Disk>,
-    effort: &Arc<Effort>,
-    span: SpanId,
-    bytes: Bytes,
-    joint: Option<Joint>,
-) -> (SpanId, Result<Option<Bytes>, Refused>) {
-    let worker = Arc::clone(disk);
-    let result = disk
-        .store()
-        .decoders()
-        .run(effort, move |decoder| {
-            let began = Instant::now();
-            let placed = place(&worker, span, &bytes, joint.as_ref(), decoder);
-            let took = began.elapsed();
-            worker
-                .whole()
-                .measured(|cost| cost.decoded(bytes.len() as u64, took));
-            placed
-        })
-        .await;
-    let failed = |failed| {
-        let context = format!("span {span} of layer {}", disk.layer().digest);
-        Err(Refused::Lasting(Error::with_source(
-            Kind::Io,
-            context,
-            failed,
-        )))
-    };
-    (span, result.unwrap_or_else(failed))
 }
 
 /// Adjacent spans, as ranges.

@@ -2,39 +2,24 @@
 //!
 //! Readers get them from memory, so that a disk that fails does not cost more fetches than one that works. The memory has a bound; the span
 //! that was used least recently goes first, and is fetched again. One task a disk tries to keep its spans, with a pause between two
-//! tries; when the last one is kept the disk is well again. As long as it is not, nothing is fetched that no reader waits for.
+//! tries (`keep_later`); when the last one is kept the disk is well again. As long as it is not, nothing is fetched that no reader waits for.
 
 use std::{
     collections::HashSet,
-    io,
-    ops::Range,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
-    time::Duration,
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use bytes::Bytes;
 use lru::LruCache;
 
-use super::{
-    fetch,
-    in_flight::{Effort, Purpose},
-    place_span::Joint,
-};
+use super::before::Joint;
 use crate::{
-    error::Error,
-    layer::{
-        disk::{Disk, DiskKey},
-        verify::span::Refutation,
-    },
-    units::{DiskOffset, LayerOffset, SpanId},
+    layer::types::DiskKey,
+    units::{LayerOffset, SpanId},
 };
 
 /// Bytes of all spans in memory, of all disks; the newest span is there whatever it has.
 const MAX_BYTES: usize = 64 << 20;
-
-/// The pause before the first try to keep spans; doubled after each that fails.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LAST_PAUSE: Duration = Duration::from_secs(30);
 
 /// A verified span in memory.
 #[derive(Clone)]
@@ -55,15 +40,15 @@ impl HeldSpan {
     }
 }
 
-struct Held {
-    spans: LruCache<(DiskKey, SpanId), HeldSpan>,
+pub(crate) struct Held {
+    pub(super) spans: LruCache<(DiskKey, SpanId), HeldSpan>,
     bytes: usize,
     /// Disks with a task that tries to keep their spans.
-    failing: HashSet<DiskKey>,
+    pub(super) failing: HashSet<DiskKey>,
 }
 
 impl Held {
-    fn insert(&mut self, key: (DiskKey, SpanId), span: HeldSpan) {
+    pub(super) fn insert(&mut self, key: (DiskKey, SpanId), span: HeldSpan) {
         self.remove(key);
         self.bytes += span.bytes();
         self.spans.put(key, span);
@@ -74,7 +59,7 @@ impl Held {
         }
     }
 
-    fn remove(&mut self, key: (DiskKey, SpanId)) {
+    pub(super) fn remove(&mut self, key: (DiskKey, SpanId)) {
         if let Some(span) = self.spans.pop(&key) {
             self.bytes -= span.bytes();
         }
@@ -95,169 +80,16 @@ impl Default for Unkept {
 }
 
 impl Unkept {
-    fn lock(&self) -> MutexGuard<'_, Held> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Held> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Disk {
-    /// Whether a reader can have a span: from the local disk, or from memory.
-    pub(crate) fn is_here(&self, span: SpanId) -> bool {
-        let key = (self.key(), span);
-        // again in the end: a span in memory goes after it has been kept
-        self.has(span) || self.store().unkept().lock().spans.contains(&key) || self.has(span)
-    }
-
-    /// Whether the local disk does not take spans at the moment.
-    pub(super) fn fails_to_keep(&self) -> bool {
-        self.store().unkept().lock().failing.contains(&self.key())
-    }
-
-    /// The local disk has not taken a verified span: readers see it from now on, in memory. They do not when it was refuted meanwhile.
-    pub(crate) fn hold(
-        self: &Arc<Self>,
-        span: SpanId,
-        held: HeldSpan,
-        error: Error,
-    ) -> Result<(), Refutation> {
-        let error = Arc::new(error);
-        let mut is_first = false;
-        let appear = || {
-            let mut unkept = self.store().unkept().lock();
-            unkept.insert((self.key(), span), held);
-            is_first = unkept.failing.insert(self.key());
-            self.health().not_kept(Some(&error));
-        };
-        if !self.disowned().unless(span, appear) {
-            return Err(self.refutation(span).unwrap_or(Refutation::Window)); // there is one
-        }
-        if is_first {
-            tracing::warn!(
-                "{}; readers get it from memory, and it is tried again until the local disk takes it",
-                error.report()
-            );
-            self.store().spawn(keep_again(Arc::downgrade(self)));
-        }
-        Ok(())
-    }
-
-    /// Takes spans out of the memory.
-    pub(crate) fn drop_held(&self, spans: &[SpanId]) {
-        let mut unkept = self.store().unkept().lock();
-        spans
-            .iter()
-            .for_each(|span| unkept.remove((self.key(), *span)));
-    }
-
-    /// The disk goes.
-    pub(crate) fn drop_all_held(&self) {
-        let mut unkept = self.store().unkept().lock();
-        unkept.failing.remove(&self.key());
-        while let Some(span) = unkept.last_of(self.key()) {
-            unkept.remove((self.key(), span));
-        }
-    }
-
-    /// The spans of a range that are in memory only. An error of kind `Interrupted`: one that was there has gone.
-    pub(crate) fn held(&self, range: &Range<DiskOffset>) -> io::Result<Vec<HeldSpan>> {
-        if self.is_full() {
-            return Ok(Vec::new());
-        }
-        let mut all = Vec::new();
-        for span in self.needed(range).filter(|span| !self.has(*span)) {
-            let held = self
-                .store()
-                .unkept()
-                .lock()
-                .spans
-                .get(&(self.key(), span))
-                .cloned();
-            match held {
-                Some(held) => all.push(held),
-                None if self.has(span) => {}
-                None => {
-                    let why = format!("span {span} is not here any more");
-                    return Err(io::Error::new(io::ErrorKind::Interrupted, why));
-                }
-            }
-        }
-        Ok(all)
-    }
-
-    /// Lays spans over what was read of the disk at `range`.
-    pub(crate) fn lay_over(
-        &self,
-        spans: &[HeldSpan],
-        range: &Range<DiskOffset>,
-        buffer: &mut [u8],
-    ) {
-        for span in spans {
-            let end = LayerOffset(span.start.get().saturating_add(span.decoded.len() as u64));
-            let layer = span.start..end;
-            let parts = self
-                .regions()
-                .in_layer(&layer)
-                .filter_map(|region| region.clip_layer(&layer)?.clip_disk(range));
-            for part in parts {
-                // inside both, for it is clipped to them
-                let from = (part.layer.start.get() - span.start.get()) as usize;
-                let to = (part.disk.start.get() - range.start.get()) as usize;
-                let length = part.length() as usize;
-                buffer[to..to + length].copy_from_slice(&span.decoded[from..from + length]);
-            }
-        }
-    }
-
-    /// Tries to keep the spans in memory. True when none is left: then the disk is well.
-    async fn keep_held(self: &Arc<Self>) -> bool {
-        loop {
-            let (span, held) = {
-                let mut unkept = self.store().unkept().lock();
-                let last = unkept.last_of(self.key());
-                let last = last.and_then(|span| {
-                    let held = unkept.spans.peek(&(self.key(), span))?;
-                    Some((span, held.clone()))
-                });
-                let Some(last) = last else {
-                    unkept.failing.remove(&self.key());
-                    self.health().not_kept(None);
-                    return true;
-                };
-                last
-            };
-            if !self.has(span) {
-                let effort = Effort::new(Purpose::Later, None);
-                let (_, placed) =
-                    fetch::decode(self, &effort, span, held.compressed, held.joint).await;
-                if placed.is_ok() && !self.has(span) {
-                    return false; // and is in memory again
-                }
-            }
-            self.drop_held(&[span]);
-        }
     }
 }
 
 impl Held {
     /// The span of a disk that was used last.
-    fn last_of(&self, disk: DiskKey) -> Option<SpanId> {
+    pub(super) fn last_of(&self, disk: DiskKey) -> Option<SpanId> {
         let mut keys = self.spans.iter().map(|(key, _)| *key);
         keys.find_map(|(of, span)| (of == disk).then_some(span))
-    }
-}
-
-async fn keep_again(disk: Weak<Disk>) {
-    let mut pause = FIRST_PAUSE;
-    loop {
-        tokio::time::sleep(pause).await;
-        let Some(disk) = disk.upgrade() else {
-            return;
-        };
-        if disk.keep_held().await {
-            tracing::info!(layer = %disk.layer().digest, "the local disk takes the layer's spans again");
-            return;
-        }
-        pause = (pause * 2).min(LAST_PAUSE);
     }
 }
 

@@ -10,10 +10,9 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    ext4::DataRegion,
     layer::{
-        ahead::{fill, queue::OnTheWay, recording::Touch, sequential},
-        disk::Disk,
+        ahead::{fill, on_the_way::OnTheWay, recording::Touch, sequential},
+        disk::{Disk, first_and_last},
     },
     units::{DiskOffset, SpanId},
 };
@@ -61,10 +60,10 @@ impl Disk {
         if self.is_present(range.clone()) {
             return Ok(());
         }
-        self.store().enter();
+        self.services().enter();
         let came = Instant::now();
         let deadline = in_flight::deadline(timeout);
-        let _waiting = self.store().traffic().wait();
+        let _waiting = self.services().traffic().wait();
         while self.tried(&range, came, deadline).await? == Tried::Again {}
         let now = Instant::now().into_std();
         self.whole()
@@ -120,14 +119,15 @@ impl Disk {
             && !self.fails_to_keep()
             && self.whole().is_due_after_miss(bytes)
         {
-            self.store().spawn(fill::fetch_all(Arc::clone(self), next));
+            self.services()
+                .spawn(fill::fetch_all(Arc::clone(self), next));
         }
         waiters
     }
 
     /// Notes the spans under a range, where that is wanted.
     pub(crate) fn record(&self, range: &Range<DiskOffset>) {
-        if let Some(touches) = self.store().recording() {
+        if let Some(touches) = self.services().recording() {
             touches.note(self.needed(range).map(|span| Touch {
                 layer: self.layer().digest,
                 bytes: self.spans().uncompressed(span),
@@ -272,16 +272,7 @@ impl Disk {
         for claim in claims {
             let on_the_way = OnTheWay::new(self, self.compressed_length(&claim.spans()));
             let fetch = fetch::fetch(Arc::clone(self), claim, Some(on_the_way));
-            self.store().spawn(fetch);
+            self.services().spawn(fetch);
         }
     }
-}
-
-/// The two ends of a run of regions, which may be one.
-pub(crate) fn first_and_last(
-    mut regions: impl Iterator<Item = DataRegion>,
-) -> Option<(DataRegion, DataRegion)> {
-    let first = regions.next()?;
-    let last = regions.last().unwrap_or_else(|| first.clone());
-    Some((first, last))
 }

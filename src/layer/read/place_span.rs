@@ -1,13 +1,15 @@
 //! A span's compressed bytes to its place in the disk: verified, inflated, held against what else is known, scattered.
 
-use std::{io, sync::Arc};
+use std::{io, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 
 use super::{
+    before::{Before, Joint},
     held_spans::HeldSpan,
+    in_flight::Effort,
     scatter::scatter,
-    windows::{Before, Windows},
+    windows::Windows,
 };
 use crate::{
     error::{Error, Kind},
@@ -16,7 +18,8 @@ use crate::{
         disk::Disk,
         stored::{seal::Damage, span_record::SpanCheck},
         verify::{
-            span::{Decoded, Lie, Refutation},
+            lies::{Lie, Refutation},
+            span::Decoded,
             trailer,
         },
     },
@@ -33,23 +36,37 @@ pub(crate) enum Refused {
     Lasting(Error),
 }
 
-/// A span between its neighbours.
-#[derive(Clone)]
-pub(crate) struct Joint {
-    /// What stands before it.
-    pub before: Before,
-    /// The next span is decoded right after it, with the window that is given for it: that need not be kept.
-    pub is_followed: bool,
-}
-
-impl Joint {
-    /// For the time when the next span is not decoded right after it.
-    fn alone(&self) -> Self {
-        Self {
-            before: self.before.clone(),
-            is_followed: false,
-        }
-    }
+/// Has a span placed by one of the decoding threads. Gives the window of the span after it, as [`place`].
+pub(super) async fn decode(
+    disk: &Arc<Disk>,
+    effort: &Arc<Effort>,
+    span: SpanId,
+    bytes: Bytes,
+    joint: Option<Joint>,
+) -> (SpanId, Result<Option<Bytes>, Refused>) {
+    let worker = Arc::clone(disk);
+    let result = disk
+        .services()
+        .decoders()
+        .run(effort, move |decoder| {
+            let began = Instant::now();
+            let placed = place(&worker, span, &bytes, joint.as_ref(), decoder);
+            let took = began.elapsed();
+            worker
+                .whole()
+                .measured(|cost| cost.decoded(bytes.len() as u64, took));
+            placed
+        })
+        .await;
+    let failed = |failed| {
+        let context = format!("span {span} of layer {}", disk.layer().digest);
+        Err(Refused::Lasting(Error::with_source(
+            Kind::Io,
+            context,
+            failed,
+        )))
+    };
+    (span, result.unwrap_or_else(failed))
 }
 
 /// Verifies, inflates and scatters one span, and sets its bit. On a decoding thread. Where the local disk does not take it
@@ -57,7 +74,7 @@ impl Joint {
 ///
 /// `joint` says what stands before the span where its table does not have it; then the window of the next span is given too, if all of
 /// it is known.
-pub(crate) fn place(
+fn place(
     disk: &Arc<Disk>,
     span: SpanId,
     compressed: &[u8],

@@ -16,17 +16,17 @@ use std::{
 use bytes::Bytes;
 use rustix::fs::FallocateFlags;
 
-use super::{
+use crate::layer::sources::{
+    health::Hosts,
+    places::Sources,
     race::{self, Race},
-    source_health::Hosts,
-    sources::Sources,
 };
 use crate::{
     compact::window::{self, Window},
-    error::{Error, Kind, Result, ResultExt as _},
+    error::{Error, Kind, Result},
     gzip::WINDOW_SIZE,
     layer::{
-        store::Store,
+        services::Services,
         stored::{
             folder::{self, Folder},
             seal,
@@ -50,57 +50,6 @@ const STATED: u32 = 2;
 
 /// zstd's level for true windows: they are here for a while only.
 const LEVEL: i32 = 1;
-
-/// What is known of the 32 KiB before a span.
-#[derive(Clone, Debug)]
-pub enum Before {
-    /// All of it, from the span before.
-    True(Bytes),
-    /// What the compact index says, and how it is stored there.
-    Stated(Window, Bytes),
-}
-
-impl Before {
-    /// The layer's start: nothing stands before it.
-    pub fn start() -> Self {
-        Self::True(Bytes::from_static(&[0; WINDOW_SIZE]))
-    }
-
-    /// Nothing is known, and nothing needed.
-    pub fn unknown() -> Self {
-        Self::Stated(Window::default(), Bytes::new())
-    }
-
-    /// What the compact index stores of a window. `Corrupt` where that is none.
-    pub fn stated(stored: Bytes) -> Result<Self> {
-        let window = Window::parse(&stored).or_kind(Kind::Corrupt, || {
-            "a window of the compact index cannot be read".to_owned()
-        })?;
-        Ok(Self::Stated(window, stored))
-    }
-
-    /// The 32 KiB, zero where nothing is known.
-    pub fn bytes(&self) -> &[u8] {
-        match self {
-            Self::True(bytes) => bytes,
-            Self::Stated(window, _) => window.bytes(),
-        }
-    }
-
-    /// The window of the next span, when this one's bytes are `decoded`; `None` where not all of it is known.
-    pub fn after(&self, decoded: &[u8]) -> Option<Bytes> {
-        if let Some((_, tail)) = decoded.split_last_chunk::<WINDOW_SIZE>() {
-            return Some(Bytes::copy_from_slice(tail));
-        }
-        match self {
-            Self::True(bytes) => {
-                let old = &bytes[decoded.len().min(bytes.len())..];
-                Some([old, decoded].concat().into())
-            }
-            Self::Stated(..) => None,
-        }
-    }
-}
 
 /// The windows of a disk.
 pub(crate) struct Windows {
@@ -148,9 +97,9 @@ impl Windows {
     }
 
     /// Fetches what the compact index stores at this place, from one source or another.
-    pub(crate) async fn fetch(&self, store: &Store, range: Range<u64>) -> Result<Bytes> {
+    pub(crate) async fn fetch(&self, services: &Services, range: Range<u64>) -> Result<Bytes> {
         let places = self.sources.in_order();
-        race::try_again(store, &places, self.blob, &range);
+        race::try_again(services, &places, self.blob, &range);
         let bytes = Race::new(places, self.blob, range.end)
             .collect(range.start)
             .await;

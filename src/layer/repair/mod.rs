@@ -7,4 +7,5 @@ pub(crate) mod lost_spans;
 pub(crate) mod mend;
 pub(crate) mod metadata;
 pub(crate) mod pieces;
+pub(crate) mod report;
 pub(crate) mod scrub;

@@ -1,56 +1,24 @@
-//! The checks of a disk whose layer was streamed, which has no spans: a CRC-32 of each 4 MiB of it, in the file `pieces`.
+//! A disk whose layer was streamed, held against the checks of its pieces, and mended.
 
-use std::{fs::File, io, os::unix::fs::FileExt as _, sync::Arc};
+use std::{os::unix::fs::FileExt as _, sync::Arc};
 
 use tokio::sync::watch;
 
-use super::scrub::ScrubReport;
+use super::report::ScrubReport;
 use crate::{
+    blocking::blocking,
     error::{Error, Kind, Result, ResultExt as _},
     layer::{
         build::streamed,
         disk::Disk,
-        store::blocking,
         stored::{
-            folder::{self, Folder},
+            folder,
+            pieces::{PIECE_BYTES, checks, read},
             seal::{self, Damage},
         },
     },
     source::Source,
 };
-
-/// Bytes of a piece.
-const PIECE_BYTES: u64 = 4 << 20;
-
-/// Writes the checks of a disk that is whole.
-pub(crate) fn write(folder: &Folder, disk: &File) -> Result<()> {
-    let io = || format!("cannot read {}", folder.path().join(folder::DISK).display());
-    let mut checks = Vec::new();
-    let size = disk.metadata().or_kind(Kind::Io, io)?.len();
-    let mut buffer = Vec::new();
-    for number in 0..size.div_ceil(PIECE_BYTES) {
-        read(disk, number, size, &mut buffer).or_kind(Kind::Io, io)?;
-        checks.extend_from_slice(&seal::crc32(&buffer).to_le_bytes());
-    }
-    folder.write(folder::PIECES, &seal::seal(checks))
-}
-
-fn read(disk: &File, number: u64, size: u64, buffer: &mut Vec<u8>) -> io::Result<()> {
-    let start = number * PIECE_BYTES;
-    buffer.resize((size - start).min(PIECE_BYTES) as usize, 0);
-    disk.read_exact_at(buffer, start)
-}
-
-/// The checks; an error that is [`Damage`] where they are not known.
-fn checks(folder: &Folder, size: u64) -> Result<Vec<u32>> {
-    let bytes = folder.read(folder::PIECES)?;
-    let checks = seal::unseal(&bytes).map(|bytes| bytes.as_chunks::<4>().0);
-    checks
-        .filter(|checks| checks.len() as u64 == size.div_ceil(PIECE_BYTES))
-        .map(|checks| checks.iter().map(|crc| u32::from_le_bytes(*crc)).collect())
-        .ok_or_else(|| Damage::check(folder::PIECES))
-        .or_kind(Kind::Corrupt, || folder.path().display().to_string())
-}
 
 /// Holds the disk against its checks. What is wrong, and a disk without checks, is held against the layer, streamed once more.
 pub(crate) async fn scrub(

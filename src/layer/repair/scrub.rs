@@ -5,58 +5,25 @@
 
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::{
     lost_spans,
     mend::{self, Mended},
     metadata, pieces,
+    report::ScrubReport,
 };
 use crate::{
+    blocking::blocking,
     error::{Kind, Result, ResultExt as _},
-    layer::{disk::Disk, store::blocking, verify::whole_layer},
-    oci::Digest,
+    layer::{disk::Disk, verify::whole_layer},
 };
-
-/// What was found of a disk.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ScrubReport {
-    /// The layer.
-    pub layer: Digest,
-    /// The table that the disk was laid out from.
-    pub table: Digest,
-    /// Bytes of the disk that are present; all of them were read.
-    pub bytes: u64,
-    /// What was not as it was written, and is right again.
-    pub mended: Vec<String>,
-    /// What is still not right, and why.
-    pub wrong: Vec<String>,
-}
-
-impl ScrubReport {
-    /// Of a disk of which nothing has been read.
-    pub fn new(layer: Digest, table: Digest) -> Self {
-        Self {
-            layer,
-            table,
-            bytes: 0,
-            mended: Vec::new(),
-            wrong: Vec::new(),
-        }
-    }
-
-    /// Nothing was wrong.
-    pub fn is_sound(&self) -> bool {
-        self.mended.is_empty() && self.wrong.is_empty()
-    }
-}
 
 impl Disk {
     /// Holds all that the disk's folder has against its checks, and mends what it can: see [`ScrubReport`]. Rotten spans are fetched again;
     /// those of a complete disk at once, into the disk itself, so that whatever is mounted of it stays. `read` is told the bytes read.
     pub async fn scrub(self: &Arc<Self>, read: watch::Sender<u64>) -> Result<ScrubReport> {
-        self.store().enter();
+        self.services().enter();
         let mut report = ScrubReport::new(self.layer().digest, *self.table());
         report.mended = self.take_mended();
         if self.spans().count() == 0 {
@@ -72,7 +39,7 @@ impl Disk {
     async fn scrub_derived(self: &Arc<Self>, report: &mut ScrubReport) -> Result<()> {
         let disk = Arc::clone(self);
         let stored =
-            blocking(move || mend::from_stored_table(&disk.store().new_folder(), disk.folder()));
+            blocking(move || mend::from_stored_table(&disk.services().new_folder(), disk.folder()));
         let mut mended = stored.await?;
         if let Mended::LacksTable(_) = &mended {
             mended = match self.fetch_table().await {

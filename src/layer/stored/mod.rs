@@ -4,6 +4,7 @@
 //! are and what they hold, `present_spans` which of them are on the disk (`span_record`), `uncached_file` the ext4 image itself.
 
 pub(crate) mod folder;
+pub(crate) mod pieces;
 pub(crate) mod present_spans;
 pub(crate) mod seal;
 pub(crate) mod span_record;

@@ -4,6 +4,7 @@
 //! bytes that are in no file are kept (`non_file_bytes`, `trailer`). `progress` is how far that is, `revoked` the spans that were taken back.
 
 pub(crate) mod headers;
+pub(crate) mod lies;
 pub(crate) mod non_file_bytes;
 pub(crate) mod progress;
 pub(crate) mod revoked;

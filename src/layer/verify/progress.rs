@@ -10,7 +10,7 @@ use std::{
     },
 };
 
-use super::{non_file_bytes::Rest, span::Refutation};
+use super::{lies::Refutation, non_file_bytes::Rest};
 use crate::{error::Error, units::SpanId};
 
 /// What is known.

@@ -16,21 +16,22 @@ use std::{
 };
 
 use super::{
+    lies::Refutation,
     non_file_bytes::{self, Packed, Rest},
-    span::{self, Refutation},
+    span,
     trailer::Tail,
 };
 use crate::{
+    blocking::blocking,
     error::{Error, Kind, Result, ResultExt as _},
     layer::{
-        ahead::fill::FETCH_BYTES,
+        ahead::fill_decision::FETCH_BYTES,
         disk::Disk,
         read::{
             fetch,
             in_flight::{self, Purpose},
         },
         repair::lost_spans::{self, Lost},
-        store::blocking,
         stored::seal::Damage,
     },
     oci::digest::Hasher,
@@ -61,32 +62,11 @@ pub(crate) enum Verdict {
     Abandoned,
 }
 
-/// Starts the check of a disk where one is due; at most one at a time runs.
-pub(crate) fn start(disk: &Arc<Disk>) {
-    if disk.is_full() && !disk.is_verified() {
-        let checked = Arc::clone(disk);
-        disk.store().spawn(async move {
-            if checked.proof().begin_check() {
-                let result = run(&checked).await;
-                if let Err(error) = &result {
-                    tracing::warn!(
-                        layer = %checked.layer().digest,
-                        "the layer could not be checked as a whole: {}",
-                        error.report()
-                    );
-                    checked.health().needs_no_source();
-                }
-                checked.proof().end_check(result.as_ref().err());
-            }
-        });
-    }
-}
-
 async fn run(disk: &Arc<Disk>) -> Result<()> {
     for _ in 0..ROUNDS {
         fetch_bare(disk).await?;
-        let store = Arc::clone(disk.store());
-        let _turn = store.check_turn().await;
+        let services = Arc::clone(disk.services());
+        let _turn = services.check_turn().await;
         let disk = Arc::clone(disk);
         if blocking(move || check(&disk)).await? {
             return Ok(());
@@ -137,7 +117,7 @@ pub(crate) async fn fetch_bare(disk: &Arc<Disk>) -> Result<()> {
         deadline,
     );
     for claim in claims {
-        disk.store()
+        disk.services()
             .spawn(fetch::fetch(Arc::clone(disk), claim, None));
     }
     for waiter in waiters {
@@ -151,6 +131,29 @@ pub(crate) async fn fetch_bare(disk: &Arc<Disk>) -> Result<()> {
 }
 
 impl Disk {
+    /// Starts the check of the layer where it is due; at most one at a time runs.
+    pub(crate) fn check_when_due(self: &Arc<Self>) {
+        if !self.is_full() || self.is_verified() {
+            return;
+        }
+        let disk = Arc::clone(self);
+        self.services().spawn(async move {
+            if !disk.proof().begin_check() {
+                return;
+            }
+            let result = run(&disk).await;
+            if let Err(error) = &result {
+                tracing::warn!(
+                    layer = %disk.layer().digest,
+                    "the layer could not be checked as a whole: {}",
+                    error.report()
+                );
+                disk.health().needs_no_source();
+            }
+            disk.proof().end_check(result.as_ref().err());
+        });
+    }
+
     /// These spans have been shown not to be what the table says: they are taken back, and the disk is degraded for them.
     pub(crate) fn refute(&self, spans: Range<u32>, refutation: &Refutation) -> Result<()> {
         self.proof().refute(spans.clone(), refutation.clone());

@@ -1,11 +1,13 @@
 //! The spans of a blob, collected in one pass: checkpoints and digests.
 
-use super::MAX_ZTOC_SIZE;
 use crate::{
     gzip::scan::Checkpoint,
     oci::{Digest, digest::Hasher},
     ztoc::{CheckpointsBuilder, Compression, TarInfo, WINDOW_SIZE},
 };
+
+/// The size, about, above which no zTOC is made. FlatBuffers end at 2 GiB, and a builder doubles its memory to get there.
+pub(super) const MAX_ZTOC_SIZE: u64 = 1 << 30;
 
 /// More spans than this make no zTOC: their windows alone would pass [`MAX_ZTOC_SIZE`].
 const MAX_CHECKPOINTS: usize = (MAX_ZTOC_SIZE / WINDOW_SIZE as u64) as usize;

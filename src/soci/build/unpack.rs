@@ -2,7 +2,7 @@
 
 use zstd::stream::raw::{DParameter, Decoder, Operation as _};
 
-use super::Error;
+use super::error::Error;
 use crate::{
     gzip::{
         header,

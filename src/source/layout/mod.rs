@@ -11,6 +11,7 @@ use serde::Deserialize;
 
 use super::{Manifest, Referrer};
 use crate::{
+    blocking::blocking,
     error::{Error, Kind, Result, ResultExt},
     oci::{
         Digest,
@@ -460,17 +461,4 @@ fn read_bounded(blob: &Blob, limit: u64) -> std::io::Result<Vec<u8>> {
         ));
     }
     blob.read_all()
-}
-
-/// Runs blocking work on a thread for such work.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            Err(_) => Err(Error::new(Kind::Io, "the program is shutting down")),
-        },
-    }
 }

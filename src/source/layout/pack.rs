@@ -14,11 +14,11 @@ use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 
 use super::{
-    blocking,
     stream::{self, Incoming},
     write::tagged_entry,
 };
 use crate::{
+    blocking::blocking,
     error::{Error, Kind, Result, ResultExt as _},
     oci::{Digest, media_type::OCI_INDEX},
 };

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures_util::stream::{BoxStream, StreamExt as _};
 use tokio::sync::mpsc;
 
-use super::blocking;
+use crate::blocking::blocking;
 use crate::{
     error::{Error, Kind, Result, ResultExt as _},
     oci::{Digest, digest::Hasher},

@@ -19,12 +19,12 @@ use tempfile::NamedTempFile;
 use super::{
     Layout, Opened,
     blobs::{Blobs, blob_path, open_regular},
-    blocking,
     index::REF_NAME,
     read_bounded,
     stream::{self, Incoming},
 };
 use crate::{
+    blocking::blocking,
     error::{Error, Kind, Result, ResultExt},
     oci::{Digest, manifest::MAX_MANIFEST_BYTES, referrers::referring},
 };

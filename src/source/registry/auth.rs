@@ -2,6 +2,10 @@
 //!
 //! Basic (RFC 7617), and tokens by the specification of Docker's token service, with its OAuth2 form for refresh tokens.
 
+pub(super) mod challenge;
+mod credentials;
+mod docker_config;
+
 use std::sync::Arc;
 
 use base64::Engine as _;
@@ -9,10 +13,8 @@ use reqwest::{Method, Request, header, header::HeaderValue};
 use tokio::sync::Mutex;
 use url::Url;
 
+use self::{challenge::Challenge, docker_config::Credentials};
 use super::{
-    challenge::Challenge,
-    client::Purpose,
-    credentials::{self, Credentials},
     refusal::{Refusal, host_of},
     retry::Failure,
     transport::Transport,
@@ -23,6 +25,15 @@ use crate::{
 };
 
 const MAX_TOKEN_ANSWER: usize = 1 << 20;
+
+/// The purpose of a client of a repository, and so the scope of its tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::source) enum Purpose {
+    /// Reading.
+    Pull,
+    /// Writing too.
+    Push,
+}
 
 /// The authorization of a request, and its number among all authorizations so far.
 #[derive(Clone, Default)]

@@ -15,8 +15,7 @@ use reqwest::{Method, Request, StatusCode, header, header::HeaderValue};
 use url::Url;
 
 use super::{
-    auth::{Authenticator, Authorization},
-    challenge::Challenge,
+    auth::{Authenticator, Authorization, Purpose, challenge::Challenge},
     refusal::{Refusal, host_of},
     retry::{Failure, LONGEST_RETRY_AFTER},
     transport::{Body, Transport},
@@ -58,15 +57,6 @@ pub(super) struct Wanted {
     pub(super) range: Option<Range<u64>>,
     /// The content: media type and bytes. It may be sent more than once.
     pub(super) content: Option<(String, Bytes)>,
-}
-
-/// The purpose of a client of a repository, and so the scope of its tokens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::source) enum Purpose {
-    /// Reading.
-    Pull,
-    /// Writing too.
-    Push,
 }
 
 impl Client {

@@ -1,6 +1,6 @@
 //! A repository of a registry: the client side of the OCI distribution specification 1.1.
 //!
-//! From bottom to top: [`transport`] is HTTP, with [`trust`] and [`no_proxy`]; [`client`] is one request with [`auth`]orization and redirects; [`reader`] reads a range of
+//! From bottom to top: [`transport`] is HTTP, with `transport::trust` and `transport::no_proxy`; [`client`] is one request with [`auth`]orization and redirects; [`reader`] reads a range of
 //! a blob across failures ([`retry`]), and [`stream`] a whole blob with several of them; [`document`] reads small JSON documents, on which
 //! [`manifest`], [`tags`] and [`referrers`] are based. [`upload`] writes blobs, [`referrers_list`] the list that replaces the referrers API.
 
@@ -16,30 +16,24 @@ use crate::{
 };
 
 mod auth;
-mod challenge;
 mod client;
 mod content_range;
-mod credentials;
-mod docker_config;
 mod document;
 mod link;
 mod manifest;
-mod no_proxy;
 mod reader;
 mod referrers;
-mod referrers_list;
 mod refusal;
 mod retry;
 mod stream;
 mod tags;
 mod transport;
-mod trust;
 mod upload;
 
 use client::Client;
 use reader::Reader;
 
-pub(super) use client::Purpose;
+pub(super) use auth::Purpose;
 pub(super) use upload::{Outgoing, Tap};
 
 /// Bytes set aside for a range before any has come; a longer one grows as it comes.
@@ -218,7 +212,7 @@ impl Repository {
         // asked as readers ask, whatever the answer to the PUT was
         let artifact_type = Some(artifact.artifact_type.as_str());
         match referrers::by_api(&self.client, subject, artifact_type).await? {
-            None => referrers_list::add(&self.client, subject, &artifact.entry()).await?,
+            None => referrers::list::add(&self.client, subject, &artifact.entry()).await?,
             Some(list) if is_noted || list.iter().any(|listed| listed.digest == digest) => {}
             Some(_) => {
                 return Err(Error::new(
@@ -251,7 +245,7 @@ impl Repository {
             Err(error) => return Err(error),
         };
         // the entry first: everything that is listed must exist
-        let was_listed = referrers_list::remove(&self.client, subject, digest).await?;
+        let was_listed = referrers::list::remove(&self.client, subject, digest).await?;
         let was_there = is_there && manifest::delete(&self.client, digest).await?;
         Ok(was_listed || was_there)
     }

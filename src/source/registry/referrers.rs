@@ -1,14 +1,16 @@
 //! The referrers of a manifest (OCI distribution 1.1, "Listing Referrers"): from the API, or from the referrers tag if there is no API.
 
+pub(super) mod list;
+
 use std::collections::HashSet;
 
 use reqwest::StatusCode;
 use serde_json::Value;
 
+use self::list::Tagged;
 use super::{
     client::Client,
     document::{self, Answer, Document},
-    referrers_list::{self, Tagged},
     refusal::Refusal,
 };
 use crate::{
@@ -97,7 +99,7 @@ async fn by_tag(
     artifact_type: Option<&str>,
 ) -> Result<Vec<Referrer>> {
     let what = what(client, subject);
-    let list = match referrers_list::read(client, subject)
+    let list = match list::read(client, subject)
         .await
         .map_err(|error| error.context(what.as_str()))?
     {

@@ -1,5 +1,8 @@
 //! HTTP: connections, TLS, proxies, time limits. It has no knowledge of registries, and follows no redirects.
 
+mod no_proxy;
+mod trust;
+
 use std::{
     path::PathBuf,
     sync::{
@@ -12,10 +15,13 @@ use std::{
 use reqwest::{Client, ClientBuilder, NoProxy, Proxy, Request, Response, Url, redirect};
 use tokio::{sync::OnceCell, time::timeout};
 
-use super::{super::Limits, no_proxy, refusal::host_of, retry::Failure, trust};
+use super::{refusal::host_of, retry::Failure};
 use crate::{
     error::{Error, Kind, Result, ResultExt as _},
-    source::access::{Access, without_password},
+    source::{
+        Limits,
+        access::{Access, without_password},
+    },
 };
 
 const USER_AGENT: &str = concat!("socinbd/", env!("CARGO_PKG_VERSION"));

@@ -8,13 +8,16 @@ use socinbd::{
     engine::{
         Basis, Image,
         make::{
-            convert::{self, ConvertOptions},
-            create::{self, CreateOptions, CreateReport},
+            convert, create,
+            options::{ConvertOptions, CreateOptions},
+            report::CreateReport,
         },
         open::{
-            disks::{Disks, OpenedImage},
+            disks::Disks,
             local_indexes::LocalIndexes,
-            soci_index::{self, Found, IndexChoice, IndexPolicy, Origin},
+            opened::OpenedImage,
+            policy::{IndexChoice, IndexPolicy, Origin},
+            search::{self, Found},
         },
     },
     error::{Kind, Result},
@@ -94,7 +97,7 @@ impl Fixture {
 
 async fn find(reference: &str, choice: &IndexChoice, root: &TempDir) -> Result<Found> {
     let image = Image::resolve(&open(reference).await, None).await?;
-    soci_index::find(&image, choice, &LocalIndexes::open(root.path())?).await
+    search::find(&image, choice, &LocalIndexes::open(root.path())?).await
 }
 
 async fn open_image(reference: &str, root: &TempDir) -> OpenedImage {

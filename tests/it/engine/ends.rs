@@ -7,7 +7,7 @@ use std::{
 };
 
 use serde_json::json;
-use socinbd::{api::client::Client, kernel::mountinfo};
+use socinbd::{api::client::Client, kernel::mount::info};
 
 use super::{
     Host,
@@ -113,7 +113,7 @@ fn what_is_mounted_over_an_image_stays() {
     succeeds(Command::new("mount").args(["-t", "tmpfs", "none", path]));
     let error = host.fail(&["detach", path], 6);
     assert!(error.contains("mounted over"), "{error}");
-    let top = mountinfo::at(&mountpoint).unwrap().unwrap();
+    let top = info::at(&mountpoint).unwrap().unwrap();
     assert_eq!(top.fs_type, "tmpfs");
     succeeds(Command::new("umount").arg(path));
     // and so does what is bound elsewhere

@@ -16,7 +16,7 @@ use hyper::{Method, Request};
 use serde_json::{Value, json};
 use socinbd::{
     api::{client::Client, server::Server},
-    engine::{AttachRequest, DeviceChoice, Engine, open::soci_index::IndexChoice},
+    engine::{AttachRequest, DeviceChoice, Engine, open::policy::IndexChoice},
     error::Kind,
     kernel::mount,
     source::Access,

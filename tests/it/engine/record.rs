@@ -9,7 +9,8 @@ use socinbd::{
         Image,
         open::{
             local_indexes::LocalIndexes,
-            soci_index::{self, IndexChoice, IndexPolicy},
+            policy::{IndexChoice, IndexPolicy},
+            search,
         },
     },
     oci::Digest,
@@ -98,7 +99,7 @@ async fn a_recorded_start_is_fetched_ahead_of_the_next_one() {
         .unwrap();
     let resolved = Image::resolve(&source, None).await.unwrap();
     let local = LocalIndexes::open(&host.root()).unwrap();
-    let found = soci_index::find(&resolved, &IndexChoice::default(), &local)
+    let found = search::find(&resolved, &IndexChoice::default(), &local)
         .await
         .unwrap();
     let index = found.index.unwrap();
@@ -201,9 +202,7 @@ async fn a_record_lists_the_compact_index_s_own_spans() {
             policy,
             ..IndexChoice::default()
         };
-        let found = soci_index::find(&resolved, &choice, &nothing)
-            .await
-            .unwrap();
+        let found = search::find(&resolved, &choice, &nothing).await.unwrap();
         (resolved.digest, found)
     };
     let (digest, before) = find(&image, IndexPolicy::Any).await;

@@ -14,8 +14,10 @@ use socinbd::{
     kernel::{
         busy, fdpass,
         loopdev::{self, LoopOptions},
-        mount, mountinfo,
-        overlay::{Lower, Overlay, Upper},
+        mount::{
+            self, info,
+            overlay::{Lower, Overlay, Upper},
+        },
     },
 };
 
@@ -62,7 +64,7 @@ fn ext4_is_mounted_nowhere_and_read_only() {
     assert_eq!(error.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
     let device = rustix::fs::fstat(&mount).unwrap().st_dev;
     let device = (rustix::fs::major(device), rustix::fs::minor(device));
-    let mounts = mountinfo::own().unwrap();
+    let mounts = info::own().unwrap();
     assert!(mounts.iter().all(|mount| mount.device != device));
 }
 
@@ -238,7 +240,7 @@ impl Drop for Attached {
 #[test]
 fn attached_and_detached() {
     let attached = Attached::new();
-    let seen = mountinfo::at(&attached.point).unwrap().unwrap();
+    let seen = info::at(&attached.point).unwrap().unwrap();
     assert_eq!(seen.fs_type, "overlay");
     assert_eq!(seen.source, "socinbd-test");
     assert!(

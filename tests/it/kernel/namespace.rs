@@ -10,9 +10,11 @@ use socinbd::{
     kernel::{
         blockdev,
         loopdev::{self, LoopOptions},
-        mount, mountinfo,
+        mount::{
+            self, info,
+            overlay::{Lower, Overlay},
+        },
         namespace::{self, ContainerSpec, Root},
-        overlay::{Lower, Overlay},
         user::{self, Credentials},
     },
 };
@@ -261,7 +263,7 @@ fn a_dropped_container_leaves_nothing() {
     assert!(process.exists());
     drop(container);
     assert!(!process.exists());
-    let left = mountinfo::own().unwrap();
+    let left = info::own().unwrap();
     assert!(left.iter().all(|mount| !mount.is_below(root.path())));
     root.close().unwrap();
 }

@@ -6,10 +6,11 @@ use serde_json::{Value, json};
 use socinbd::{
     engine::{
         make::{
-            convert::{self, ConvertOptions, ConvertReport, Platforms},
-            create::{self, CreateOptions},
+            convert, create,
+            options::{ConvertOptions, CreateOptions},
+            report::ConvertReport,
         },
-        open::local_indexes::LocalIndexes,
+        open::{local_indexes::LocalIndexes, platforms::Platforms},
     },
     error::{Kind, Result},
     oci::Digest,
@@ -227,7 +228,7 @@ fn every_way_between_registries_folders_and_archives_gives_the_same_image() {
                     )
                     .await
                     .unwrap();
-                    let found = socinbd::engine::open::soci_index::find(
+                    let found = socinbd::engine::open::search::find(
                         &image,
                         &Default::default(),
                         &no_local(),

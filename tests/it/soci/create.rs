@@ -6,7 +6,7 @@ use serde_json::json;
 use socinbd::{
     engine::{
         Image,
-        make::create::{self, CreateOptions, CreateReport},
+        make::{create, options::CreateOptions, report::CreateReport},
         open::local_indexes::LocalIndexes,
     },
     error::{Kind, Result},

@@ -6,10 +6,11 @@ use serde_json::{Value, json};
 use socinbd::{
     engine::{
         Image,
-        make::create::{self, CreateOptions},
+        make::{create, options::CreateOptions},
         open::{
             local_indexes::LocalIndexes,
-            soci_index::{self, Found, IndexChoice, IndexPolicy, Origin},
+            policy::{IndexChoice, IndexPolicy, Origin},
+            search::{self, Found},
         },
     },
     error::{Kind, Result},
@@ -117,7 +118,7 @@ impl Fixture {
             policy,
             ..Default::default()
         };
-        soci_index::find(&self.image().await, &choice, &self.local()).await
+        search::find(&self.image().await, &choice, &self.local()).await
     }
 
     /// What is found: digest, version, origin; and how many warnings there are.
@@ -354,7 +355,7 @@ fn a_policy_keeps_the_registry_out_of_it() {
                 policy,
                 ..Default::default()
             };
-            let found = soci_index::find(&image, &choice, &fixture.local()).await;
+            let found = search::find(&image, &choice, &fixture.local()).await;
             assert_eq!(found.unwrap().index.is_some(), requests > 0);
             assert_eq!(asked(), requests);
         }
@@ -410,7 +411,7 @@ fn a_registry_is_asked_by_the_api_and_by_the_tag() {
             let image = Image::resolve(&source, None).await.unwrap();
             assert_eq!(image.digest, image_digest);
             let find = async || {
-                soci_index::find(&image, &IndexChoice::default(), &fixture.local())
+                search::find(&image, &IndexChoice::default(), &fixture.local())
                     .await
                     .unwrap()
             };
@@ -460,8 +461,7 @@ fn a_registry_that_fails_is_an_error_and_not_no_index() {
             Fault::status(503),
             Times::UntilHealed,
         );
-        let find =
-            async || soci_index::find(&image, &IndexChoice::default(), &fixture.local()).await;
+        let find = async || search::find(&image, &IndexChoice::default(), &fixture.local()).await;
         let Err(error) = find().await else {
             panic!("an index was found");
         };

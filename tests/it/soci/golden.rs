@@ -6,10 +6,15 @@ use serde_json::{Value, json};
 use socinbd::{
     engine::{
         Image,
-        make::create::{self, CreateOptions, CreateReport, Outcome},
+        make::{
+            create,
+            options::{self, CreateOptions},
+            report::{CreateReport, LayerOutcome},
+        },
         open::{
             local_indexes::LocalIndexes,
-            soci_index::{self, IndexChoice, Origin},
+            policy::{IndexChoice, Origin},
+            search,
         },
     },
     error::{Kind, Result},
@@ -222,7 +227,7 @@ fn every_image_is_resolved_and_its_index_found() {
                     Err(error) if error.kind() == Kind::NotFound => return None,
                     Err(error) => panic!("{id} {platform}: {}", error.report()),
                 };
-                let found = soci_index::find(&image, &IndexChoice::default(), &no_local())
+                let found = search::find(&image, &IndexChoice::default(), &no_local())
                     .await
                     .unwrap();
                 assert!(found.warnings.is_empty(), "{id}: {:?}", found.warnings);
@@ -299,10 +304,10 @@ fn version_1_indexes_made_from_the_source_images_are_those_of_awss_tool() {
                 let Ok(image) = resolve(&theirs, platform).await else {
                     return;
                 };
-                let expected = soci_index::find(&image, &IndexChoice::default(), &no_local())
+                let expected = search::find(&image, &IndexChoice::default(), &no_local())
                     .await
                     .unwrap();
-                let report = create(&ours, platform, create::DEFAULT_SPAN_SIZE, 0)
+                let report = create(&ours, platform, options::DEFAULT_SPAN_SIZE, 0)
                     .await
                     .unwrap();
                 assert_eq!(
@@ -313,7 +318,7 @@ fn version_1_indexes_made_from_the_source_images_are_those_of_awss_tool() {
                 compared += 1;
 
                 let image = resolve(&ours, platform).await.unwrap();
-                let found = soci_index::find(&image, &IndexChoice::default(), &no_local())
+                let found = search::find(&image, &IndexChoice::default(), &no_local())
                     .await
                     .unwrap();
                 assert_eq!(
@@ -332,13 +337,13 @@ fn span_size_and_smallest_layer_are_obeyed_as_by_awss_tool() {
     let vectors = Vectors::open();
     for (id, span_size, min_layer_size) in [
         ("v1-single-span16k-prefetch", 16384, 0),
-        ("v1-single-min8k-xattr", create::DEFAULT_SPAN_SIZE, 8192),
+        ("v1-single-min8k-xattr", options::DEFAULT_SPAN_SIZE, 8192),
     ] {
         let theirs = layout(&vectors, case(&vectors, id));
         let ours = layout(&vectors, case(&vectors, "src-single"));
         run(async {
             let image = resolve(&theirs, "linux/amd64").await.unwrap();
-            let expected = soci_index::find(&image, &IndexChoice::default(), &no_local())
+            let expected = search::find(&image, &IndexChoice::default(), &no_local())
                 .await
                 .unwrap()
                 .index
@@ -350,8 +355,8 @@ fn span_size_and_smallest_layer_are_obeyed_as_by_awss_tool() {
                 .layers
                 .iter()
                 .filter_map(|layer| match &layer.outcome {
-                    Outcome::Indexed { ztoc, .. } => Some((layer.layer, *ztoc)),
-                    Outcome::Skipped { .. } => None,
+                    LayerOutcome::Indexed { ztoc, .. } => Some((layer.layer, *ztoc)),
+                    LayerOutcome::Skipped { .. } => None,
                 })
                 .collect();
             let expected: BTreeMap<Digest, Digest> = expected
@@ -368,7 +373,7 @@ fn span_size_and_smallest_layer_are_obeyed_as_by_awss_tool() {
 fn layers_that_cannot_have_a_ztoc_are_skipped_and_all_of_them_are_an_error() {
     let vectors = Vectors::open();
     let mixed = layout(&vectors, case(&vectors, "src-mixed"));
-    let report = run(create(&mixed, "linux/amd64", create::DEFAULT_SPAN_SIZE, 0)).unwrap();
+    let report = run(create(&mixed, "linux/amd64", options::DEFAULT_SPAN_SIZE, 0)).unwrap();
     let theirs = layout(&vectors, case(&vectors, "v2-mixed"));
     let text = report.to_string();
     assert!(
@@ -377,7 +382,7 @@ fn layers_that_cannot_have_a_ztoc_are_skipped_and_all_of_them_are_an_error() {
     );
     run(async {
         let image = resolve(&theirs, "linux/amd64").await.unwrap();
-        let index = soci_index::find(&image, &IndexChoice::default(), &no_local())
+        let index = search::find(&image, &IndexChoice::default(), &no_local())
             .await
             .unwrap()
             .index
@@ -392,14 +397,14 @@ fn layers_that_cannot_have_a_ztoc_are_skipped_and_all_of_them_are_an_error() {
 
     for (id, min_layer_size) in [
         ("src-zstd-only", 0),
-        ("src-single", create::DEFAULT_MIN_LAYER_SIZE),
+        ("src-single", options::DEFAULT_MIN_LAYER_SIZE),
     ] {
         let folder = layout(&vectors, case(&vectors, id));
         let before = fs::read(folder.path().join("index.json")).unwrap();
         let error = run(create(
             &folder,
             "linux/amd64",
-            create::DEFAULT_SPAN_SIZE,
+            options::DEFAULT_SPAN_SIZE,
             min_layer_size,
         ))
         .unwrap_err();

@@ -12,12 +12,15 @@ use socinbd::{
     engine::{
         Image,
         make::{
-            convert::{self, ConvertOptions, Platforms},
-            create::{self, CreateOptions},
+            convert, create,
+            options::{ConvertOptions, CreateOptions},
         },
         open::{
             local_indexes::LocalIndexes,
-            soci_index::{self, IndexChoice, Origin, SociIndex},
+            platforms::Platforms,
+            policy::{IndexChoice, Origin},
+            search,
+            soci_index::SociIndex,
         },
         transfer::{copy, push},
     },
@@ -84,7 +87,7 @@ async fn resolve(reference: &str) -> Image {
 
 async fn find(image: &Image, root: &Path) -> SociIndex {
     let local = LocalIndexes::open(root).unwrap();
-    let found = soci_index::find(image, &IndexChoice::default(), &local)
+    let found = search::find(image, &IndexChoice::default(), &local)
         .await
         .unwrap();
     assert_eq!(found.warnings, [""; 0]);
@@ -110,7 +113,11 @@ async fn assert_reads(image: &Image, reference: &str, index: &SociIndex, layers:
     }
 }
 
-async fn make(image: &Image, root: &Path, build_tool: &str) -> create::CreateReport {
+async fn make(
+    image: &Image,
+    root: &Path,
+    build_tool: &str,
+) -> socinbd::engine::make::report::CreateReport {
     let options = CreateOptions {
         compact_span_size: None,
         span_size: SPAN_SIZE,

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::*;
 use crate::{
-    engine::open::{disks::Disks, soci_index::IndexChoice},
+    engine::open::{disks::Disks, policy::IndexChoice},
     kernel::mount,
     oci::Digest,
     source::Access,

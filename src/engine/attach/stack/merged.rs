@@ -7,7 +7,7 @@ use std::{
 
 use rustix::fs::Mode;
 
-use super::{Attributes, Found, FoundKind, LayerPath, LayerTree, prefixes};
+use super::found::{Attributes, Found, FoundKind, LayerPath, LayerTree, prefixes};
 
 /// Symlinks that one path may lead through, as in containerd.
 const SYMLINK_LIMIT: usize = 255;

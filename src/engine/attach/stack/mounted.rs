@@ -15,7 +15,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::{Attributes, Found, FoundKind, LayerTree};
+use super::found::{Attributes, Found, FoundKind, LayerTree};
 use crate::layer::StackingFacts;
 
 /// A layer's tree on its mount.

@@ -12,7 +12,7 @@ use std::{
 
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
 
-use super::{Attributes, Plan};
+use super::{Plan, found::Attributes};
 use crate::error::{Kind, Result, ResultExt};
 
 /// Makes the tree on top in `folder`, which does not exist yet.

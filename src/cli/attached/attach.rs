@@ -1,0 +1,221 @@
+//! `socinbd attach`.
+
+use std::{
+    convert::Infallible,
+    os::fd::AsFd,
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use clap::Args;
+use tokio::task::JoinHandle;
+
+use super::start;
+use crate::{
+    api::{
+        client::{Client, Offer},
+        server::Server,
+    },
+    cli::{
+        Global, INTERRUPTED, ImageArgs, IndexArgs, absolute, output, progress::Progress,
+        require_root, signals::Signals,
+    },
+    engine::{AttachRequest, Attached, Attachment, DeviceChoice, Engine, unmount},
+    error::{Error, Kind, Result, ResultExt},
+    kernel, open_files,
+};
+
+/// Maximum time until a successor of a daemon that is shutting down is started, and the interval in which that daemon is polled.
+const SUCCESSION_TIME: Duration = Duration::from_secs(30);
+const ENDING_TURN: Duration = Duration::from_millis(20);
+
+/// Mount the root file system of an image, with lazily fetched data
+///
+/// A daemon holds the block devices: the one of --run-dir, which is started if none runs, and which outlives this login session.
+/// `socinbd detach` unmounts the image.
+#[derive(Args)]
+#[command(after_help = "Examples:\n\
+\x20 socinbd attach nginx:1.27 /mnt\n\
+\x20 socinbd attach oci:./app:latest /mnt --rw\n\
+\x20 socinbd attach registry.example/app /mnt --foreground")]
+pub(crate) struct Attach {
+    #[command(flatten)]
+    image: ImageArgs,
+    /// Mount point: an existing directory
+    mountpoint: PathBuf,
+    #[command(flatten)]
+    index: IndexArgs,
+    #[command(flatten)]
+    options: MountArgs,
+    /// Add a writable upper layer, which is removed on detach
+    #[arg(long)]
+    rw: bool,
+    /// Hold the devices in this process instead of a daemon
+    ///
+    /// The process runs until it gets SIGTERM, SIGINT, SIGQUIT or SIGHUP, or until the image is unmounted.
+    #[arg(long)]
+    foreground: bool,
+}
+
+/// How an image is mounted.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct MountArgs {
+    /// Block device
+    #[arg(long, value_enum, default_value_t)]
+    pub device: DeviceChoice,
+    /// Allow device nodes in the image (mount without nodev)
+    #[arg(long)]
+    pub dev: bool,
+}
+
+impl Attach {
+    /// Whether it holds the devices itself.
+    pub(crate) fn is_lasting(&self) -> bool {
+        self.foreground
+    }
+
+    pub(crate) async fn run(self, global: &Global) -> Result<ExitCode> {
+        require_root("attach")?;
+        let mountpoint = self
+            .mountpoint
+            .canonicalize()
+            .or_kind(Kind::InvalidArgument, || {
+                format!(
+                    "mount point {} (create the directory first)",
+                    self.mountpoint.display()
+                )
+            })?;
+        if !mountpoint.is_dir() {
+            return Err(Error::new(
+                Kind::InvalidArgument,
+                format!("mount point {} is not a directory", mountpoint.display()),
+            ));
+        }
+        let request = request(
+            &self.image,
+            &self.index,
+            &self.options,
+            self.rw,
+            Some(mountpoint.clone()),
+        )?;
+        if self.foreground {
+            return foreground(global, request, mountpoint).await;
+        }
+        let (client, offer) = by_daemon(global, &request).await?;
+        let attachment = &offer.attachment;
+        mount(&client, attachment, mountpoint).await?;
+        output::attached(global.json, attachment)?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// The request that these arguments make.
+pub(crate) fn request(
+    image: &ImageArgs,
+    index: &IndexArgs,
+    options: &MountArgs,
+    writable: bool,
+    mountpoint: Option<PathBuf>,
+) -> Result<AttachRequest> {
+    Ok(AttachRequest {
+        reference: image.image.clone(),
+        access: image.access.access()?,
+        platform: image.platform.clone(),
+        index: index.choice(),
+        device: options.device,
+        writable,
+        allow_devices: options.dev,
+        mountpoint,
+    })
+}
+
+/// Asks the daemon to attach an image, and shows the progress. The daemon takes the attachment back unless the caller mounts it.
+pub(super) async fn by_daemon(global: &Global, request: &AttachRequest) -> Result<(Client, Offer)> {
+    let deadline = Instant::now() + SUCCESSION_TIME;
+    loop {
+        let client = start::daemon(global).await?;
+        let progress = Progress::new(global.json);
+        let offer = client
+            .attach(request, &|event| progress.event(event))
+            .await?;
+        progress.finish();
+        if let Some(offer) = offer {
+            return Ok((client, offer));
+        }
+        while client.daemon().await?.is_some_and(|it| it.is_ending) {
+            if Instant::now() > deadline {
+                return Err(Error::new(
+                    Kind::Unavailable,
+                    format!(
+                        "the daemon at {} is shutting down and has not exited within {} s; try again later",
+                        global.run_dir.display(),
+                        SUCCESSION_TIME.as_secs()
+                    ),
+                ));
+            }
+            tokio::time::sleep(ENDING_TURN).await;
+        }
+    }
+}
+
+/// Mounts the attachment that the daemon holds. After an error nothing is mounted, and so the daemon releases it.
+async fn mount(client: &Client, attachment: &Attachment, mountpoint: PathBuf) -> Result<()> {
+    let fd = client.mount(&attachment.id).await?;
+    kernel::mount::attach(fd.as_fd(), &mountpoint)?;
+    drop(fd);
+    let mounted = client.mounted(&attachment.id).await;
+    if mounted.is_err() {
+        // the error of the request is the one to report
+        let _ = unmount(std::slice::from_ref(attachment));
+    }
+    mounted
+}
+
+/// Holds an attachment in this process, which answers as a daemon does.
+async fn foreground(
+    global: &Global,
+    request: AttachRequest,
+    mountpoint: PathBuf,
+) -> Result<ExitCode> {
+    open_files::raise();
+    let mut ends = Signals::that_end()?;
+    let engine = Engine::open(&absolute(&global.root)?, &absolute(&global.run_dir)?).await?;
+    // `list` and `detach` find it
+    let answering = tokio::spawn(Server::bind_for_one(Arc::clone(&engine))?.run());
+    let held = hold(global, &engine, request, mountpoint, &mut ends, answering).await;
+    engine.end().await;
+    held
+}
+
+/// Attaches in this process, and waits for a signal or for the mount to go.
+async fn hold(
+    global: &Global,
+    engine: &Arc<Engine>,
+    request: AttachRequest,
+    mountpoint: PathBuf,
+    ends: &mut Signals,
+    answering: JoinHandle<Infallible>,
+) -> Result<ExitCode> {
+    let progress = Progress::new(global.json);
+    let event = |event| progress.event(event);
+    let attached = tokio::select! {
+        attached = engine.attach(request, &event) => attached?,
+        _ = ends.next() => return Ok(ExitCode::from(INTERRUPTED)),
+    };
+    progress.finish();
+    let Attached { attachment, mount } = attached;
+    let id = &attachment.id;
+    kernel::mount::attach(mount.as_fd(), &mountpoint)?;
+    drop(mount);
+    engine.mounted(id)?;
+    output::attached(global.json, &attachment)?;
+    tokio::select! {
+        _ = ends.next() => engine.detach(id).await?,
+        ended = answering => match ended.or_kind(Kind::Io, || "the sockets".into())? {},
+        // unmounted, and no process uses what an `umount -l` has left
+        () = engine.wait_ended(id) => engine.release(id).await?,
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,133 @@
+//! `socinbd daemon`.
+
+use std::{
+    fs,
+    io::ErrorKind,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use clap::Args;
+
+use crate::{
+    api::server::Server,
+    cli::{Global, absolute, log, require_root, signals::Signals},
+    engine::Engine,
+    error::{Kind, Result, ResultExt},
+    open_files,
+};
+
+/// Interval in which the daemon checks whether it is still needed.
+const TURN: Duration = Duration::from_secs(1);
+
+/// Hold the block devices of attached images
+///
+/// `attach` and `run` start a daemon if none runs; that one exits after five minutes without an attachment. On SIGTERM, SIGINT or SIGQUIT
+/// the daemon refuses new attachments, unmounts images that are not in use, and exits. When its state or runtime directory has been
+/// removed, it exits with the last attachment.
+#[derive(Args)]
+#[command(after_help = "Examples:\n\
+\x20 socinbd daemon --root /srv/socinbd --run-dir /run/socinbd-2")]
+pub(crate) struct Daemon {
+    /// Time without attachments or requests until exit [default: no limit]
+    #[arg(long, value_name = "SECONDS")]
+    idle_exit: Option<u64>,
+    /// Log file, rotated at 1 MiB, instead of standard error
+    #[arg(long, value_name = "FILE")]
+    log_file: Option<PathBuf>,
+}
+
+impl Daemon {
+    pub(crate) fn log_file(&self) -> Option<&Path> {
+        self.log_file.as_deref()
+    }
+
+    pub(crate) async fn run(self, global: &Global) -> Result<ExitCode> {
+        require_root("the daemon")?;
+        open_files::raise();
+        let mut ends = Signals::that_end_the_daemon()?;
+        let engine = Engine::open(&absolute(&global.root)?, &absolute(&global.run_dir)?).await?;
+        let folders = [engine.root(), engine.run_dir()].map(Place::of);
+        let server = Server::bind(Arc::clone(&engine))?;
+        tracing::info!(root = %engine.root().display(), run_dir = %engine.run_dir().display(), "the daemon is ready");
+        log::let_go_of_stderr()?;
+        let answering = tokio::spawn(Arc::clone(&server).run());
+        let idle_exit = self.idle_exit.map(Duration::from_secs);
+        tokio::select! {
+            signal = ends.next() => tracing::info!(?signal, "the daemon exits"),
+            why = unwanted(&engine, &server, &folders, idle_exit) => tracing::info!("the daemon exits: {why}"),
+            ended = answering => match ended.or_kind(Kind::Io, || "the daemon's sockets".into())? {},
+        }
+        engine.end().await;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// A folder, to see whether it is still there.
+struct Place {
+    path: PathBuf,
+    /// Its number, and that of its file system.
+    id: Option<(u64, u64)>,
+}
+
+impl Place {
+    fn of(path: &Path) -> Self {
+        let metadata = fs::metadata(path).ok();
+        Self {
+            path: path.to_owned(),
+            id: metadata.map(|metadata| (metadata.dev(), metadata.ino())),
+        }
+    }
+
+    /// Whether it has been removed or replaced by another directory.
+    fn is_gone(&self) -> bool {
+        match fs::metadata(&self.path) {
+            Ok(metadata) => self
+                .id
+                .is_some_and(|id| id != (metadata.dev(), metadata.ino())),
+            Err(error) => matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory),
+        }
+    }
+}
+
+/// Returns the reason when the daemon is not needed any more: nothing is attached, and either its directory is gone or the idle time is
+/// over.
+async fn unwanted(
+    engine: &Arc<Engine>,
+    server: &Server,
+    folders: &[Place],
+    idle_exit: Option<Duration>,
+) -> String {
+    let mut wanted = Instant::now();
+    let mut is_told = false;
+    loop {
+        tokio::time::sleep(TURN).await;
+        let is_idle = engine.is_idle();
+        wanted = match server.last_client() {
+            Some(last) if is_idle => wanted.max(last),
+            _ => Instant::now(),
+        };
+        if let Some(folder) = folders.iter().find(|folder| folder.is_gone()) {
+            let path = folder.path.display();
+            if is_idle {
+                return format!("its directory {path} has been removed");
+            }
+            if !is_told {
+                tracing::error!(
+                    "the directory {path} has been removed; the daemon exits when nothing is mounted"
+                );
+                is_told = true;
+            }
+            // no client may be able to ask for it
+            engine.release_unmounted().await;
+        } else {
+            server.mend_sockets();
+        }
+        if idle_exit.is_some_and(|limit| wanted.elapsed() >= limit) {
+            return "nothing has been attached for a while".to_owned();
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! `socinbd detach`.
+
+use std::{
+    io::ErrorKind,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use clap::Args;
+
+use super::start;
+use crate::{
+    api::client::Client,
+    cli::{Global, absolute, require_root},
+    engine::{Attachment, AttachmentStatus, Engine, Records, State, place_of, unmount},
+    error::{Error, Kind, Result, ResultExt},
+    kernel::mount::info,
+};
+
+/// Maximum time that a process which is shutting down may take to release everything.
+const ENDING_TIME: Duration = Duration::from_secs(10);
+
+/// Unmount an attached image and release its devices
+#[derive(Args)]
+#[command(after_help = "Examples:\n\
+\x20 socinbd detach /mnt\n\
+\x20 socinbd detach 5f0c2a...")]
+pub(crate) struct Detach {
+    /// Mount point, or ID of the attachment as `list --json` shows it
+    mountpoint: PathBuf,
+}
+
+impl Detach {
+    pub(crate) async fn run(self, global: &Global) -> Result<ExitCode> {
+        require_root("detach")?;
+        let mountpoint = place(&absolute(&self.mountpoint)?)?;
+        let run_dir = absolute(&global.run_dir)?;
+        let client = Client::new(&run_dir);
+        let here = self.meant(attached(global, &client).await?, &mountpoint)?;
+        if here.is_empty() {
+            return Err(Error::new(
+                Kind::NotFound,
+                format!(
+                    "no attachment of {} is mounted at {}; see `socinbd list`",
+                    run_dir.display(),
+                    mountpoint.display()
+                ),
+            ));
+        }
+        let mounted = here.clone();
+        tokio::task::spawn_blocking(move || unmount(&mounted))
+            .await
+            .map_err(|error| Error::with_source(Kind::Io, "unmounting", error))??;
+        let deadline = Instant::now() + ENDING_TIME;
+        loop {
+            let done = match client.daemon().await? {
+                Some(_) => release(&client, &here).await,
+                None => give_back(global, &client, &run_dir, &here).await,
+            };
+            let error = match done {
+                Err(error) if error.kind() == Kind::Unavailable => error,
+                done => return done.map(|()| ExitCode::SUCCESS),
+            };
+            // an `attach --foreground` that has seen its mount go is about to end, and takes the records along
+            if Instant::now() > deadline {
+                return Err(error);
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// The attachments that are mounted there, mounted or left over; else those that were attached there and whose mount was moved by a
+    /// rename, or those with this ID.
+    fn meant(&self, all: Vec<AttachmentStatus>, place: &Path) -> Result<Vec<Attachment>> {
+        let mounts = info::own()?;
+        let mount_of = |status: &AttachmentStatus| place_of(&mounts, &status.attachment);
+        let was_here = |status: &AttachmentStatus| {
+            let places = [&status.attachment.mountpoint, &status.attached_at];
+            places.contains(&&Some(place.to_owned()))
+        };
+        let is_here = |status: &AttachmentStatus| match mount_of(status) {
+            Some(mount) => mount == place,
+            None => {
+                let is_left = matches!(status.state, State::Unmounted | State::Dead);
+                is_left && was_here(status)
+            }
+        };
+        let is_named = |status: &AttachmentStatus| {
+            was_here(status) || self.mountpoint.as_os_str() == status.attachment.id.as_str()
+        };
+        let found = |is_it: &dyn Fn(&AttachmentStatus) -> bool| -> Vec<Attachment> {
+            let found = all.iter().filter(|status| is_it(status));
+            found.map(|status| status.attachment.clone()).collect()
+        };
+        let here = found(&is_here);
+        Ok(match here.is_empty() {
+            true => found(&is_named),
+            false => here,
+        })
+    }
+}
+
+/// The attachments: those of the daemon, or, if no daemon answers, the dead ones from the records.
+pub(crate) async fn attached(global: &Global, client: &Client) -> Result<Vec<AttachmentStatus>> {
+    if client.daemon().await?.is_some() {
+        return client.attachments().await;
+    }
+    let records = Records::open(&absolute(&global.root)?, &absolute(&global.run_dir)?)?.all()?;
+    Ok(records.into_iter().map(AttachmentStatus::dead).collect())
+}
+
+/// Asks the daemon to release the devices of attachments that are not mounted any more.
+async fn release(client: &Client, attachments: &[Attachment]) -> Result<()> {
+    for attachment in attachments {
+        client.release(&attachment.id).await?;
+    }
+    Ok(())
+}
+
+/// Like [`release`], if no daemon answers. `Unavailable` while a process holds the devices.
+async fn give_back(
+    global: &Global,
+    client: &Client,
+    run_dir: &Path,
+    attachments: &[Attachment],
+) -> Result<()> {
+    let _starting = start::lock(run_dir).await?;
+    if client.daemon().await?.is_some() {
+        return release(client, attachments).await;
+    }
+    // opening the engine cleans up attachments without a daemon and a mount
+    let engine = match Engine::open(&absolute(&global.root)?, run_dir).await {
+        Err(error) if error.kind() == Kind::Busy => {
+            return Err(Error::with_source(
+                Kind::Unavailable,
+                "the process that holds the devices does not answer",
+                error,
+            ));
+        }
+        opened => opened?,
+    };
+    for attachment in attachments {
+        engine.release(&attachment.id).await?;
+    }
+    Ok(())
+}
+
+/// The mount point as `attach` has recorded it: without symlinks. The directory itself is not opened, because a dead mount does not
+/// answer. A path that does not exist any more (after a rename) is kept as it is.
+pub(crate) fn place(path: &Path) -> Result<PathBuf> {
+    let real = |path: &Path| match path.canonicalize() {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(path.to_owned()),
+        real => real.or_kind(Kind::NotFound, || {
+            format!("the mount point {}", path.display())
+        }),
+    };
+    match (path.parent(), path.file_name()) {
+        (Some(parent), Some(name)) if !path.is_symlink() => Ok(real(parent)?.join(name)),
+        _ => real(path),
+    }
+}

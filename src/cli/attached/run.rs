@@ -1,0 +1,136 @@
+//! `socinbd run`.
+
+use std::{ffi::OsString, io::IsTerminal, os::fd::OwnedFd, path::Path, process::ExitCode};
+
+use clap::Args;
+use rustix::process::Signal;
+
+use super::attach::{self, MountArgs};
+use crate::{
+    cli::{Global, ImageArgs, IndexArgs, require_root, signals::Signals},
+    engine::Attachment,
+    error::{Error, Kind, Result, ResultExt},
+    kernel::{
+        namespace::{self, Container, ContainerSpec, Root},
+        user,
+    },
+};
+
+/// Run the program of an image, without containerd
+///
+/// The program has its own PID, mount, UTS and IPC namespaces, the network of the host, and a writable layer, which is removed when the
+/// program exits. Environment, user, working directory and entrypoint are those of the image configuration.
+#[derive(Args)]
+#[command(after_help = "Examples:\n\
+\x20 socinbd run nginx:1.27\n\
+\x20 socinbd run --user nobody --env LANG=C registry.example/app -- sh -c id")]
+pub(crate) struct Run {
+    #[command(flatten)]
+    image: ImageArgs,
+    #[command(flatten)]
+    index: IndexArgs,
+    #[command(flatten)]
+    options: MountArgs,
+    #[command(flatten)]
+    program: ProgramArgs,
+}
+
+/// The program to run in the root of an image.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ProgramArgs {
+    /// Environment variable to set (repeatable)
+    #[arg(long, short, value_name = "NAME=VALUE")]
+    env: Vec<String>,
+    /// User and group [default: those of the image]
+    #[arg(long, short, value_name = "USER[:GROUP]")]
+    user: Option<String>,
+    /// Working directory [default: that of the image]
+    #[arg(long, short, value_name = "DIR")]
+    workdir: Option<String>,
+    /// Entrypoint [default: that of the image]
+    #[arg(long, value_name = "PROGRAM")]
+    entrypoint: Option<String>,
+    /// Command, instead of that of the image
+    #[arg(last = true, value_name = "CMD")]
+    command: Vec<String>,
+}
+
+impl Run {
+    pub(crate) async fn run(self, global: &Global) -> Result<ExitCode> {
+        require_root("run")?;
+        let request = attach::request(&self.image, &self.index, &self.options, true, None)?;
+        let (client, offer) = attach::by_daemon(global, &request).await?;
+        let attachment = &offer.attachment;
+        let ended = async {
+            let root = client.mount(&attachment.id).await?;
+            client.mounted(&attachment.id).await?;
+            self.program.run(root, attachment).await
+        };
+        let ended = ended.await;
+        let released = client.release(&attachment.id).await;
+        let status = ended?;
+        released?;
+        Ok(ExitCode::from(status))
+    }
+}
+
+impl ProgramArgs {
+    /// Runs the image's program, or the one that was asked for, and gives its status. The root is let go of when it has ended.
+    pub(crate) async fn run(self, root: OwnedFd, attachment: &Attachment) -> Result<u8> {
+        let mut process = attachment.process.clone();
+        if let Some(entrypoint) = self.entrypoint {
+            process.entrypoint = vec![entrypoint];
+            process.cmd.clear();
+        }
+        let command = process.command(&self.command)?;
+        let user = self.user.unwrap_or(process.user);
+        let env = process.env.into_iter().chain(self.env).collect();
+        let cwd = self.workdir.unwrap_or(process.working_dir);
+        let hostname = attachment.id[..12].to_owned();
+        let start = move || {
+            let spec = ContainerSpec {
+                read_only: false,
+                args: command.into_iter().map(OsString::from).collect(),
+                user: user::resolve(&root, &user)?,
+                env,
+                cwd: Path::new("/").join(cwd),
+                hostname: Some(hostname),
+                root: Root::Mount(root),
+            };
+            namespace::spawn(spec.with_usual_environment())
+        };
+        // before there is a program: one that comes while it starts is passed on
+        let signals = Signals::to_pass_on()?;
+        let ended = async {
+            let container = tokio::task::spawn_blocking(start)
+                .await
+                .or_kind(Kind::Kernel, || "starting the program".into())??;
+            wait(container, signals).await
+        };
+        ended.await.map_err(|error: Error| {
+            error.context(format!("running the program of {}", attachment.reference))
+        })
+    }
+}
+
+/// Waits for the program, and passes on the signals that come meanwhile.
+async fn wait(container: Container, mut signals: Signals) -> Result<u8> {
+    // a terminal's Ctrl-C goes to the program as well as to us
+    let is_terminal = std::io::stdin().is_terminal();
+    let program = container.signals()?;
+    let mut ended = tokio::task::spawn_blocking(move || container.wait());
+    loop {
+        let signal = tokio::select! {
+            ended = &mut ended => {
+                let status = ended.or_kind(Kind::Kernel, || "waiting for the program".into())??;
+                return Ok(u8::try_from(status).unwrap_or(u8::MAX));
+            }
+            signal = signals.next() => signal,
+        };
+        let is_of_terminal = is_terminal && matches!(signal, Signal::INT | Signal::QUIT);
+        if !is_of_terminal {
+            // it may have ended just now
+            let _ = program.send(signal);
+        }
+    }
+}

@@ -1,0 +1,396 @@
+//! Starts the daemon if none runs.
+
+use std::{
+    ffi::{OsStr, OsString},
+    fs::{self, File, OpenOptions, TryLockError},
+    io::{Read as _, Write as _},
+    os::unix::{
+        ffi::{OsStrExt, OsStringExt},
+        fs::OpenOptionsExt,
+    },
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use tokio::time::{sleep, timeout};
+
+use crate::{
+    api::client::Client,
+    cli::{BUSY, Global, absolute},
+    error::{Error, Kind, Result, ResultExt},
+    kernel::session,
+    layer::make_private,
+    oci::Digest,
+};
+
+/// How long a new daemon may take until it answers, or one that has the run directory until it listens.
+const START_TIME: Duration = Duration::from_secs(20);
+/// How long it is waited for a daemon with another run directory that has the root; it may be ending.
+const ROOT_TIME: Duration = Duration::from_secs(3);
+/// How long the service manager may take to start the daemon.
+const MANAGER_TIME: Duration = Duration::from_secs(5);
+/// How often it is looked whether a daemon answers.
+const TURN: Duration = Duration::from_millis(5);
+/// How long a daemon that could not get its folders is not started again.
+const RETRY_TIME: Duration = Duration::from_millis(500);
+/// Like [`RETRY_TIME`], for the service manager, which does not report that a start failed.
+const SERVICE_RETRY_TIME: Duration = Duration::from_secs(2);
+/// How long it is waited in silence.
+const SILENCE: Duration = Duration::from_secs(1);
+/// How long other commands may take that start a daemon or clean up after one.
+const LOCK_TIME: Duration = Duration::from_secs(60);
+/// How long a daemon that was started for a command has no attachment until it ends.
+const IDLE_EXIT_SECONDS: &str = "300";
+
+/// A client of the daemon of `--run-dir`, which is started where none runs.
+pub(crate) async fn daemon(global: &Global) -> Result<Client> {
+    let (root, run_dir) = (absolute(&global.root)?, absolute(&global.run_dir)?);
+    let client = Client::new(&run_dir);
+    make_private(&run_dir)?;
+    if is_there(&client, &root, &run_dir).await? {
+        return Ok(client);
+    }
+    let _starting = lock(&run_dir).await?;
+    let mut start = Start::new(root, run_dir, &global.log)?;
+    let begun = Instant::now();
+    let mut waiting = Waiting::default();
+    loop {
+        if is_there(&client, &start.root, &start.run_dir).await? {
+            return Ok(client);
+        }
+        let limit = start.turn().await?;
+        if begun.elapsed() > limit {
+            return Err(start.failed(begun.elapsed()));
+        }
+        waiting.tell(|| format!("the daemon of {}", start.run_dir.display()));
+        sleep(TURN).await;
+    }
+}
+
+/// Whether a daemon answers; it must work on this root.
+async fn is_there(client: &Client, root: &Path, run_dir: &Path) -> Result<bool> {
+    let Some(info) = client.daemon().await? else {
+        return Ok(false);
+    };
+    // the daemon's is without symlinks
+    if info.root != root.canonicalize().unwrap_or_else(|_| root.to_owned()) {
+        return Err(Error::new(
+            Kind::InvalidArgument,
+            format!(
+                "the daemon at {} uses the state directory {}, not {}; give another --run-dir",
+                run_dir.display(),
+                info.root.display(),
+                root.display()
+            ),
+        ));
+    }
+    Ok(true)
+}
+
+/// Tells the user once, after a while, what the command waits for.
+struct Waiting {
+    begun: Instant,
+    is_told: bool,
+}
+
+impl Default for Waiting {
+    fn default() -> Self {
+        Self {
+            begun: Instant::now(),
+            is_told: false,
+        }
+    }
+}
+
+impl Waiting {
+    fn tell(&mut self, what: impl FnOnce() -> String) {
+        if !self.is_told && self.begun.elapsed() > SILENCE {
+            self.is_told = true;
+            let _ = writeln!(std::io::stderr(), "socinbd: waiting for {}", what());
+        }
+    }
+}
+
+/// The lock of a process that starts a daemon or cleans up after one: of two processes, the second finds the result of the first.
+pub(crate) async fn lock(run_dir: &Path) -> Result<File> {
+    let path = run_dir.join("starting");
+    let locking = || format!("locking {}", path.display());
+    let mut file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .mode(0o600)
+        .open(&path)
+        .or_kind(Kind::Io, locking)?;
+    let holder = || {
+        let pid = fs::read_to_string(&path).unwrap_or_default();
+        format!(
+            "process {pid}, which starts the daemon of {} or cleans up after it",
+            run_dir.display()
+        )
+    };
+    let mut waiting = Waiting::default();
+    loop {
+        match file.try_lock() {
+            Ok(()) => break,
+            Err(TryLockError::WouldBlock) => {}
+            Err(TryLockError::Error(error)) => return Err(error).or_kind(Kind::Io, locking),
+        }
+        if waiting.begun.elapsed() > LOCK_TIME {
+            return Err(Error::new(
+                Kind::Unavailable,
+                format!(
+                    "timed out after {} s waiting for {}",
+                    LOCK_TIME.as_secs(),
+                    holder()
+                ),
+            ));
+        }
+        waiting.tell(holder);
+        sleep(TURN).await;
+    }
+    // for the processes that wait; without it their message has no process ID
+    let _ = file.set_len(0);
+    let _ = write!(file, "{}", std::process::id());
+    Ok(file)
+}
+
+/// A daemon that is being started.
+struct Start {
+    root: PathBuf,
+    run_dir: PathBuf,
+    log: PathBuf,
+    program: PathBuf,
+    /// `socinbd daemon` with its options.
+    arguments: Vec<OsString>,
+    state: Started,
+    /// The message of the last one that could not start.
+    said: Option<String>,
+}
+
+enum Started {
+    /// Not yet, or not any more: again at this time, and until it has been this long.
+    Not {
+        again: Instant,
+        limit: Duration,
+    },
+    Child(Child),
+    /// A service of this name, since this time.
+    Service(String, Instant),
+}
+
+impl Start {
+    fn new(root: PathBuf, run_dir: PathBuf, filter: &str) -> Result<Self> {
+        let mut arguments: Vec<OsString> = vec!["daemon".into()];
+        for (flag, folder) in [("--root", &root), ("--run-dir", &run_dir)] {
+            arguments.extend([flag.into(), folder.into()]);
+        }
+        let filter = if filter == "warn" { "info" } else { filter };
+        arguments.extend(["--log", filter, "--idle-exit", IDLE_EXIT_SECONDS].map(OsString::from));
+        Ok(Self {
+            log: run_dir.join("daemon.log"),
+            root,
+            run_dir,
+            program: std::env::current_exe().or_kind(Kind::Io, || "finding this program".into())?,
+            arguments,
+            state: Started::Not {
+                again: Instant::now(),
+                limit: START_TIME,
+            },
+            said: None,
+        })
+    }
+
+    /// Starts the daemon if needed, and checks its state. Returns the maximum time for the whole start.
+    async fn turn(&mut self) -> Result<Duration> {
+        match &mut self.state {
+            Started::Not { again, limit } => {
+                let limit = *limit;
+                if *again <= Instant::now() {
+                    self.state = self.start().await?;
+                }
+                return Ok(limit);
+            }
+            Started::Child(child) => {
+                let ended = child
+                    .try_wait()
+                    .or_kind(Kind::Io, || "waiting for the daemon".into())?;
+                let Some(status) = ended else {
+                    return Ok(START_TIME);
+                };
+                let mut said = String::new();
+                if let Some(mut stderr) = child.stderr.take() {
+                    let _ = stderr.read_to_string(&mut said);
+                }
+                let said = said.trim().trim_start_matches("socinbd: ").to_owned();
+                if status.code() != Some(BUSY.into()) {
+                    let said = if said.is_empty() {
+                        tail(&self.log)
+                    } else {
+                        said
+                    };
+                    return Err(Error::new(
+                        Kind::Io,
+                        format!("the daemon did not start ({status}): {said}"),
+                    ));
+                }
+                self.said = Some(said);
+            }
+            // that it could not get its folders shows in its not answering
+            Started::Service(_, since) => {
+                if since.elapsed() > SERVICE_RETRY_TIME {
+                    self.state = self.start().await?;
+                }
+                return Ok(START_TIME);
+            }
+        }
+        // the process that holds the directories may be about to listen, or to exit
+        let limit = match self.is_run_dir_taken() {
+            true => START_TIME,
+            false => ROOT_TIME,
+        };
+        self.state = Started::Not {
+            again: Instant::now() + RETRY_TIME,
+            limit,
+        };
+        Ok(limit)
+    }
+
+    /// Whether a process has the run directory.
+    fn is_run_dir_taken(&self) -> bool {
+        let lock = File::open(self.run_dir.join("lock"));
+        lock.is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)))
+    }
+
+    /// Starts a daemon that outlives this login session: as a transient service if a service manager answers, else in its own session.
+    async fn start(&self) -> Result<Started> {
+        // how sd_booted(3) knows it
+        if Path::new("/run/systemd/system").is_dir() {
+            match self.start_service().await {
+                Ok(unit) => return Ok(Started::Service(unit, Instant::now())),
+                Err(why) => tracing::warn!("starting the daemon without systemd: {why}"),
+            }
+        }
+        let mut command = Command::new(&self.program);
+        command
+            .args(&self.arguments)
+            .arg("--log-file")
+            .arg(&self.log)
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            // until it is ready
+            .stderr(Stdio::piped());
+        for name in proxy_variables() {
+            command.env_remove(name);
+        }
+        session::detach(&mut command);
+        let child = command.spawn();
+        Ok(Started::Child(
+            child.or_kind(Kind::Io, || "starting the daemon".into())?,
+        ))
+    }
+
+    /// Starts the daemon as a transient service of systemd, which writes its log to the journal. Returns the name of the unit, or the
+    /// reason why this failed.
+    async fn start_service(&self) -> Result<String, String> {
+        let place = Digest::of(self.run_dir.as_os_str().as_bytes()).hex()[..8].to_owned();
+        // another one may be ending
+        let unit = format!("socinbd-{place}-{}", std::process::id());
+        let mut command = tokio::process::Command::new("systemd-run");
+        command
+            .args(["--quiet", "--collect", "--description=socinbd daemon"])
+            .arg(format!("--unit={unit}"))
+            .arg("--")
+            .arg(&self.program)
+            .args(
+                self.arguments
+                    .iter()
+                    .map(|argument| without_variables(argument)),
+            )
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        for name in proxy_variables() {
+            command.env_remove(name);
+        }
+        match timeout(MANAGER_TIME, command.output()).await {
+            Err(_) => Err(format!(
+                "systemd-run has not exited after {} s",
+                MANAGER_TIME.as_secs()
+            )),
+            Ok(Err(error)) => Err(format!("systemd-run: {error}")),
+            Ok(Ok(output)) if output.status.success() => Ok(unit),
+            Ok(Ok(output)) => Err(format!(
+                "systemd-run failed: {}",
+                String::from_utf8_lossy(&output.stderr).trim()
+            )),
+        }
+    }
+
+    /// Why no daemon has answered in this time.
+    fn failed(self, time: Duration) -> Error {
+        let (kind, why) = match (self.said, self.state) {
+            (Some(said), _) => (Kind::Busy, said),
+            (None, Started::Service(unit, _)) => {
+                (Kind::Unavailable, format!("see `journalctl --unit {unit}`"))
+            }
+            (None, _) => (Kind::Unavailable, tail(&self.log)),
+        };
+        let time = time.as_secs();
+        Error::new(
+            kind,
+            format!(
+                "no daemon of {} has answered within {time} s: {why}",
+                self.run_dir.display()
+            ),
+        )
+    }
+}
+
+/// The environment's proxies: they come with each request.
+fn proxy_variables() -> impl Iterator<Item = OsString> {
+    let names = std::env::vars_os().map(|(name, _)| name);
+    names.filter(|name| {
+        let name = name.to_string_lossy().to_ascii_uppercase();
+        name.ends_with("_PROXY")
+    })
+}
+
+/// The argument as the service manager has to get it: it replaces `$NAME` and `${NAME}`, and reads `$$` as `$`.
+fn without_variables(argument: &OsStr) -> OsString {
+    let mut escaped = Vec::with_capacity(argument.len());
+    for &byte in argument.as_bytes() {
+        escaped.extend(std::iter::repeat_n(byte, if byte == b'$' { 2 } else { 1 }));
+    }
+    OsString::from_vec(escaped)
+}
+
+/// The last lines of the daemon's log.
+fn tail(log: &Path) -> String {
+    let text = fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text[text.len().saturating_sub(2000)..]).into_owned();
+    let lines: Vec<&str> = text.lines().rev().take(5).collect();
+    if lines.is_empty() {
+        return format!("its log {} is empty", log.display());
+    }
+    format!(
+        "its log {} ends with: {}",
+        log.display(),
+        lines.into_iter().rev().collect::<Vec<_>>().join(" | ")
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_service_manager_finds_no_variables() {
+        let escaped = |text: &str| without_variables(OsStr::new(text));
+        assert_eq!(escaped("/var/lib/socinbd"), "/var/lib/socinbd");
+        assert_eq!(escaped("/$HOME/${x}$"), "/$$HOME/$${x}$$");
+    }
+}

@@ -1,0 +1,94 @@
+//! The options that select zTOCs or prefetch artifacts.
+
+use clap::Args;
+
+use crate::{
+    cli::{AccessArgs, Global, IndexArgs, absolute, output},
+    engine::open::{
+        artifacts::{self, Table, TableKind},
+        image::Image,
+        local_indexes::LocalIndexes,
+        search,
+    },
+    error::{Error, Kind, Result},
+    oci::{Digest, Platform, Reference},
+    source::Source,
+};
+
+/// The indexes that tables are looked up in.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct TablesArgs {
+    /// Image whose index is used [default: all indexes in the local root]
+    #[arg(long, value_name = "IMAGE")]
+    pub at: Option<Reference>,
+    /// Platform, with --at [default: the host's]
+    #[arg(long, short, value_name = "PLATFORM", requires = "at")]
+    platform: Option<Platform>,
+    #[command(flatten)]
+    pub access: AccessArgs,
+    #[command(flatten)]
+    index: IndexArgs,
+}
+
+impl TablesArgs {
+    /// The tables.
+    pub(crate) async fn find(&self, global: &Global, kind: TableKind) -> Result<Vec<Table>> {
+        let local = LocalIndexes::open(&absolute(&global.root)?)?;
+        let Some(at) = &self.at else {
+            return artifacts::local(&local, kind).await;
+        };
+        let source = Source::open(at, &self.access.access()?).await?;
+        let image = Image::resolve(&source, self.platform.as_ref()).await?;
+        let found = search::find(&image, &self.index.choice(), &local).await?;
+        let index = found.index.ok_or_else(|| {
+            Error::new(
+                Kind::NotFound,
+                format!("image {at} has no SOCI index; make one with `socinbd index create`"),
+            )
+        })?;
+        Ok(artifacts::of_index(&index, &at.to_string(), kind))
+    }
+}
+
+/// Prints tables, each once.
+pub(crate) fn print(global: &Global, tables: &[Table], quiet: bool) -> Result<()> {
+    if global.json {
+        return output::json(&tables);
+    }
+    if quiet {
+        let mut digests: Vec<Digest> = tables.iter().map(|table| table.digest).collect();
+        digests.sort();
+        digests.dedup();
+        return digests
+            .iter()
+            .try_for_each(|digest| output::line(&digest.to_string()));
+    }
+    let layer = |table: &Table| {
+        table
+            .layer
+            .map_or("-".to_owned(), |layer| layer.to_string())
+    };
+    output::table(
+        ["DIGEST", "SIZE", "LAYER DIGEST"],
+        tables.iter().map(|table| {
+            [
+                table.digest.to_string(),
+                output::bytes(table.size),
+                layer(table),
+            ]
+        }),
+    )
+}
+
+/// The table with this digest.
+pub(super) fn of_digest<'a>(tables: &'a [Table], digest: &Digest) -> Result<&'a Table> {
+    tables
+        .iter()
+        .find(|table| table.digest == *digest)
+        .ok_or_else(|| {
+            Error::new(
+                Kind::NotFound,
+                format!("no index lists {digest}; give the image with --at"),
+            )
+        })
+}

@@ -1,0 +1,23 @@
+//! The names of attachments: in mount tables, in messages.
+
+use crate::error::{Error, Kind, Result, ResultExt as _};
+
+/// What /proc/self/mountinfo shows as the source of an attachment's mount.
+pub fn mount_source(id: &str) -> String {
+    format!("socinbd-{id}")
+}
+
+pub(super) fn unknown(id: &str) -> Error {
+    Error::new(
+        Kind::NotFound,
+        format!("this daemon has no attachment {id:?}"),
+    )
+}
+
+/// 16 random hexadecimal digits.
+pub(super) fn random_digits() -> Result<String> {
+    let mut bytes = [0; 8];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .or_kind(Kind::Io, || "getting random bytes".into())?;
+    Ok(format!("{:016x}", u64::from_ne_bytes(bytes)))
+}

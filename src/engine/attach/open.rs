@@ -1,0 +1,89 @@
+//! Opens an engine: takes the locks, and clears away what one that died has left.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+};
+
+use tokio::{runtime::Handle, sync::watch};
+use tokio_util::task::TaskTracker;
+
+use super::{devices::Devices, engine::Engine, records::Records, release};
+use crate::{
+    engine::open::disks::Disks,
+    error::{Error, Kind, Result, ResultExt as _},
+    kernel::mount::end::MountEnds,
+    layer,
+    oci::Digest,
+};
+
+impl Engine {
+    /// Opens root and run directory (made 0700 where missing), and clears away what an engine that died has left and nobody uses.
+    pub async fn open(root: &Path, run_dir: &Path) -> Result<Arc<Self>> {
+        Self::open_with(root, run_dir, layer::Options::default()).await
+    }
+
+    /// As [`Engine::open`], with a store that works otherwise.
+    pub async fn open_with(
+        root: &Path,
+        run_dir: &Path,
+        options: layer::Options,
+    ) -> Result<Arc<Self>> {
+        let (root, run_dir) = (folder(root)?, folder(run_dir)?);
+        let lock_path = run_dir.join("lock");
+        let lock = fs::File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&lock_path);
+        let lock = lock.or_kind(Kind::Io, || format!("opening {}", lock_path.display()))?;
+        if rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
+            return Err(Error::new(
+                Kind::Busy,
+                format!(
+                    "another daemon works in {}; talk to it, or give this one a --run-dir and a --root of its own",
+                    run_dir.display()
+                ),
+            ));
+        }
+        let sees_all = options.record;
+        let disks = Disks::open_with(&root, options)?;
+        let tag = Digest::of(root.as_os_str().as_encoded_bytes()).hex()[..8].to_owned();
+        let records = Records::open(&root, &run_dir)?;
+        let mount_ends = MountEnds::new()
+            .inspect_err(|error| {
+                tracing::warn!(
+                    "what is unmounted is given back by `socinbd detach` only: {}",
+                    error.report()
+                );
+            })
+            .ok()
+            .map(Arc::new);
+        let engine = Arc::new_cyclic(|engine| Self {
+            devices: Arc::new(Devices::new(tag, sees_all, Handle::current())),
+            root,
+            run_dir,
+            disks,
+            records,
+            table: Mutex::default(),
+            is_ending: watch::Sender::new(false),
+            tasks: TaskTracker::new(),
+            following: mount_ends.as_ref().map(|ends| {
+                let follow = release::follow(Arc::clone(ends), engine.clone());
+                tokio::spawn(follow).abort_handle()
+            }),
+            mount_ends,
+            _lock: lock,
+        });
+        engine.sweep()?;
+        Ok(engine)
+    }
+}
+
+/// A folder, made 0700 where missing, as an absolute path without symlinks.
+fn folder(path: &Path) -> Result<PathBuf> {
+    layer::make_private(path)?;
+    path.canonicalize()
+        .or_kind(Kind::Io, || format!("the folder {}", path.display()))
+}

@@ -1,0 +1,18 @@
+//! A file that was found.
+
+use bytes::Bytes;
+use futures_util::stream::BoxStream;
+
+use crate::{error::Result, oci::Digest};
+
+/// A file that was found.
+pub struct Found {
+    /// Its path in the image, links followed.
+    pub path: String,
+    /// The layer that has it.
+    pub layer: Digest,
+    /// Its bytes.
+    pub size: u64,
+    /// Its data, in order.
+    pub data: BoxStream<'static, Result<Bytes>>,
+}

@@ -1,0 +1,39 @@
+//! What both kinds of tables need to read a file's data from spans.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+
+use crate::{
+    error::{Error, Kind, Result},
+    units::LayerOffset,
+};
+
+/// Spans on their way.
+pub(super) const SPANS_AHEAD: usize = 3;
+
+/// What a span's bytes, from `place` of the layer, have of a range of the layer.
+pub(super) fn part(
+    decoded: &Bytes,
+    place: &Range<LayerOffset>,
+    wanted: &Range<LayerOffset>,
+) -> Result<Bytes> {
+    let from = wanted.start.max(place.start);
+    let to = wanted.end.min(place.end);
+    let (Some(skip), Some(length)) = (
+        from.get().checked_sub(place.start.get()),
+        to.get().checked_sub(from.get()),
+    ) else {
+        return Ok(Bytes::new());
+    };
+    let skip = usize::try_from(skip).ok();
+    let end = skip.zip(usize::try_from(length).ok());
+    let end = end.and_then(|(skip, length)| skip.checked_add(length));
+    match skip.zip(end) {
+        Some((skip, end)) if end <= decoded.len() => Ok(decoded.slice(skip..end)),
+        _ => Err(Error::new(
+            Kind::Corrupt,
+            "it is shorter than its table says",
+        )),
+    }
+}

@@ -1,0 +1,96 @@
+//! Where a recording has its disks: they are of no use when it is done.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::Path,
+};
+
+use tempfile::TempDir;
+
+use crate::{
+    error::{Kind, Result, ResultExt},
+    layer::make_private,
+};
+
+const PREFIX: &str = "recording.";
+
+/// The folder of a recording's root and run directory, below a root. It is removed when this is dropped. One whose process was killed is
+/// removed by the next recording or daemon.
+pub struct RecordingFolder {
+    folder: TempDir,
+    /// Locked while its process lives.
+    _lock: File,
+}
+
+impl RecordingFolder {
+    /// Makes one, and the root where it is missing.
+    pub fn new(root: &Path) -> Result<Self> {
+        make_private(root)?;
+        remove_left_over(root)?;
+        let make = || -> io::Result<Self> {
+            loop {
+                let folder = TempDir::with_prefix_in(PREFIX, root)?;
+                let lock = File::open(folder.path())?;
+                // before it was locked it could be taken for one that is left over
+                if lock.try_lock().is_ok() && folder.path().is_dir() {
+                    return Ok(Self {
+                        folder,
+                        _lock: lock,
+                    });
+                }
+            }
+        };
+        make().or_kind(Kind::Io, || {
+            format!("making a folder in {}", root.display())
+        })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+}
+
+/// Removes the folders of recordings whose process was killed.
+pub(crate) fn remove_left_over(root: &Path) -> Result<()> {
+    let context = || format!("listing {}", root.display());
+    for entry in fs::read_dir(root).or_kind(Kind::Io, context)? {
+        let entry = entry.or_kind(Kind::Io, context)?;
+        let name = entry.file_name();
+        if !name.as_encoded_bytes().starts_with(PREFIX.as_bytes()) {
+            continue;
+        }
+        // its owner, or another one that removes it, has the lock, or it is gone
+        let lock = File::open(entry.path());
+        if !lock.as_ref().is_ok_and(|lock| lock.try_lock().is_ok()) {
+            continue;
+        }
+        let path = entry.path();
+        tracing::info!(path = %path.display(), "a recording was killed; what it left is removed");
+        if let Err(error) = fs::remove_dir_all(&path) {
+            tracing::warn!(path = %path.display(), %error, "what a recording left stays");
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_killed_recording_left_is_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let there = || fs::read_dir(root.path()).unwrap().count();
+        let running = RecordingFolder::new(root.path()).unwrap();
+        fs::create_dir_all(root.path().join("recording.killed/root/layers")).unwrap();
+        fs::create_dir_all(root.path().join("layers")).unwrap();
+        assert_eq!(there(), 3);
+        let other = RecordingFolder::new(root.path()).unwrap();
+        assert!(running.path().is_dir() && other.path().is_dir());
+        assert_eq!(there(), 3, "the killed one is gone");
+        drop((running, other));
+        assert_eq!(there(), 1);
+    }
+}

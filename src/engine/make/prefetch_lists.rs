@@ -1,0 +1,19 @@
+//! The spans that a start needs, for an index to list.
+
+use super::options::CreateOptions;
+use crate::{oci::Digest, soci::prefetch::Prefetch, units::SpanId, ztoc::SpanTable};
+
+/// The spans of a layer that a recorded start has read, in their order.
+pub(super) fn spans_of_uses(
+    layer: &Digest,
+    spans: &SpanTable,
+    options: &CreateOptions,
+) -> Option<Prefetch> {
+    let uses = (1..)
+        .zip(&options.uses)
+        .filter(|(_, touch)| touch.layer == *layer);
+    Prefetch::of_uses(uses.flat_map(|(order, touch)| {
+        let covering = spans.covering(touch.bytes.clone());
+        (covering.start.get()..covering.end.get()).map(move |span| (order, SpanId(span)))
+    }))
+}

@@ -1,0 +1,29 @@
+//! Whether a disk is degraded, and why.
+
+use super::Disk;
+use crate::layer::{read::health::Reason, sources::health::SourceDown};
+
+impl Disk {
+    /// Why the disk is degraded at the moment, if it is.
+    pub fn degraded(&self) -> Option<String> {
+        let down = || self.sources_down().first().map(ToString::to_string);
+        self.health().degraded().or_else(down)
+    }
+
+    /// All that it is degraded for.
+    pub fn reasons(&self) -> Vec<Reason> {
+        let down = self.sources_down().into_iter().map(|down| Reason {
+            span: None,
+            message: down.to_string(),
+        });
+        self.health().reasons().into_iter().chain(down).collect()
+    }
+
+    /// The sources that do not answer, of a disk that needs some.
+    pub fn sources_down(&self) -> Vec<SourceDown> {
+        match self.is_full() {
+            true => Vec::new(),
+            false => self.sources().down(),
+        }
+    }
+}

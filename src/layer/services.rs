@@ -1,0 +1,253 @@
+//! What all disks below a root share: threads, memory, the link, the lock of the root.
+
+use std::{
+    fs::{self, File, OpenOptions, TryLockError},
+    io::{Read as _, Seek as _, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
+    thread,
+    time::Duration,
+};
+
+use tokio::{
+    runtime::Handle,
+    sync::{Semaphore, SemaphorePermit},
+};
+
+use super::{
+    ahead::{background::Traffic, recording::Touches},
+    disk::sync::{self, SyncSender, Synced},
+    read::{decoders::Decoders, held_spans::Unkept},
+    sources::health::Hosts,
+    stored::folder,
+};
+use crate::error::{Error, Kind, Result, ResultExt as _};
+
+/// How a store works.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How long a read goes on trying when the sources do not answer; `None`: for ever. For disks that are not told otherwise.
+    pub io_timeout: Option<Duration>,
+    /// Threads that verify and inflate.
+    pub decoders: usize,
+    /// Compressed bytes that may be on their way at once, in all disks.
+    pub fetch_memory: u64,
+    /// Fetch what is asked for and no more, also when that is most of a layer.
+    pub never_whole: bool,
+    /// Note which spans are read, for [`Store::touches`].
+    pub record: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            io_timeout: Some(Duration::from_secs(60)),
+            decoders: thread::available_parallelism().map_or(1, usize::from),
+            fetch_memory: 128 << 20,
+            never_whole: false,
+            record: false,
+        }
+    }
+}
+
+/// Bytes of a permit of the fetch memory.
+const MEMORY_UNIT: u64 = 4096;
+
+/// What all disks below a root share. It lives as long as one of them, or their store.
+pub(crate) struct Services {
+    /// `<root>/layers`.
+    layers: PathBuf,
+    options: Options,
+    decoders: Decoders,
+    unkept: Unkept,
+    memory: Semaphore,
+    traffic: Traffic,
+    hosts: Hosts,
+    /// Of those who lay disks out, a processor each: more would take no less time, and each needs hundreds of bytes of memory an entry.
+    layouts: Semaphore,
+    /// Of the checks of whole layers, which read all of a disk: one at a time.
+    checks: Semaphore,
+    touches: Option<Touches>,
+    runtime: OnceLock<Handle>,
+    /// The sender ends the thread.
+    sync: Mutex<Option<SyncSender>>,
+    sync_thread: Mutex<Option<thread::JoinHandle<()>>>,
+    /// Locked as long as it is open; so it is the last to be dropped.
+    _lock: File,
+}
+
+impl Services {
+    /// Takes the lock of a root, `Busy` when another process has it, makes its folders (0700), and starts the threads.
+    pub(super) fn start(root: &Path, options: Options) -> Result<Arc<Self>> {
+        let layers = root.join("layers");
+        folder::make_private(&layers)?;
+        let lock = lock(&layers)?;
+        let new = layers.join("new");
+        // left by a daemon that died while it made them
+        match fs::remove_dir_all(&new) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).or_kind(Kind::Io, || format!("cannot remove {}", new.display()));
+            }
+            _ => {}
+        }
+        folder::make_private(&new)?;
+        folder::make_private(&layers.join("sha256"))?;
+        let threads = || "cannot start the threads of the store".to_owned();
+        let decoders = Decoders::start(options.decoders).or_kind(Kind::Io, threads)?;
+        let (sender, thread) = sync::start().or_kind(Kind::Io, threads)?;
+        Ok(Arc::new(Self {
+            layers,
+            decoders,
+            unkept: Unkept::default(),
+            memory: Semaphore::new(permits(options.fetch_memory) as usize),
+            traffic: Traffic::default(),
+            hosts: Hosts::default(),
+            layouts: Semaphore::new(thread::available_parallelism().map_or(1, usize::from)),
+            checks: Semaphore::new(1),
+            touches: options.record.then(Touches::default),
+            runtime: OnceLock::new(),
+            sync: Mutex::new(Some(sender)),
+            sync_thread: Mutex::new(Some(thread)),
+            options,
+            _lock: lock,
+        }))
+    }
+
+    /// `<root>/layers`.
+    pub(super) fn layers(&self) -> &Path {
+        &self.layers
+    }
+}
+
+impl Services {
+    /// A turn of those who lay disks out.
+    pub(crate) async fn layout_turn(&self) -> Option<SemaphorePermit<'_>> {
+        self.layouts.acquire().await.ok() // never closed
+    }
+
+    /// Where drafts are made.
+    pub(crate) fn new_folder(&self) -> PathBuf {
+        self.layers.join("new")
+    }
+
+    pub(crate) fn options(&self) -> &Options {
+        &self.options
+    }
+
+    pub(crate) fn decoders(&self) -> &Decoders {
+        &self.decoders
+    }
+
+    /// Spans that the local disk has not taken.
+    pub(crate) fn unkept(&self) -> &Unkept {
+        &self.unkept
+    }
+
+    /// What is remembered of the hosts of sources.
+    pub(crate) fn hosts(&self) -> &Hosts {
+        &self.hosts
+    }
+
+    pub(crate) fn traffic(&self) -> &Traffic {
+        &self.traffic
+    }
+
+    /// Waits for room for a fetch of so many bytes; it is given back when the permit is dropped. One that is larger than all room
+    /// takes all of it.
+    pub(crate) async fn memory(&self, bytes: u64) -> Option<SemaphorePermit<'_>> {
+        let count = permits(bytes.min(self.options.fetch_memory));
+        self.memory.acquire_many(count).await.ok() // never closed
+    }
+
+    /// Waits for the turn to check a layer as a whole.
+    pub(crate) async fn check_turn(&self) -> Option<SemaphorePermit<'_>> {
+        self.checks.acquire().await.ok() // never closed
+    }
+
+    /// Remembers the runtime that fetches run on, for threads outside of it.
+    pub(crate) fn enter(&self) {
+        if self.runtime.get().is_none() {
+            // set by another at the same moment: the same runtime
+            let _ = self.runtime.set(Handle::current());
+        }
+    }
+
+    /// Runs a task on the store's runtime. Without one there is nobody to wait for it either.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        if let Some(runtime) = self.runtime.get() {
+            runtime.spawn(task);
+        }
+    }
+
+    /// Has a disk synced soon.
+    pub(crate) fn sync_later(&self, disk: Weak<dyn Synced>) {
+        if let Some(sender) = &*locked(&self.sync) {
+            // the thread ends after the services
+            let _ = sender.send(disk);
+        }
+    }
+
+    /// Where reads are noted, if they are.
+    pub(crate) fn recording(&self) -> Option<&Touches> {
+        self.touches.as_ref()
+    }
+}
+
+impl Drop for Services {
+    fn drop(&mut self) {
+        locked(&self.sync).take();
+        let thread = locked(&self.sync_thread).take();
+        // the thread itself may have been the last to hold a disk
+        if let Some(thread) = thread.filter(|it| it.thread().id() != thread::current().id()) {
+            // it does not panic
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Takes the lock of a root.
+fn lock(layers: &Path) -> Result<File> {
+    let path = layers.join("lock");
+    let io = || format!("cannot lock {}", path.display());
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .or_kind(Kind::Io, io)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut owner = String::new();
+            let _ = file.read_to_string(&mut owner); // only for the message
+            return Err(Error::new(
+                Kind::Busy,
+                format!(
+                    "{} is in use by process {}; give this daemon another root, or stop that one",
+                    layers.display(),
+                    owner.trim()
+                ),
+            ));
+        }
+        Err(TryLockError::Error(error)) => return Err(error).or_kind(Kind::Io, io),
+    }
+    // for the message of the next one; the lock does not depend on it
+    let _ = file
+        .set_len(0)
+        .and_then(|()| file.rewind())
+        .and_then(|()| writeln!(file, "{}", std::process::id()));
+    Ok(file)
+}
+
+fn permits(bytes: u64) -> u32 {
+    u32::try_from(bytes.div_ceil(MEMORY_UNIT))
+        .unwrap_or(u32::MAX)
+        .min(Semaphore::MAX_PERMITS as u32)
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

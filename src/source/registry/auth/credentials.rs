@@ -1,0 +1,365 @@
+//! Credentials, from Docker's `config.json`, Podman's `auth.json` and the helpers that these name.
+//!
+//! They are read for each token: `docker login` and short-lived passwords take effect without a restart.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use super::docker_config::{Config, Credentials};
+use crate::{
+    error::{Error, Kind, Result, ResultExt as _},
+    oci::reference::DOCKER_HUB,
+    open_files,
+    source::Access,
+};
+
+const MAX_FILE: u64 = 4 << 20;
+const MAX_HELPER_OUTPUT: u64 = 64 << 10;
+const HELPER_TIME: Duration = Duration::from_secs(30);
+/// How Docker names Docker Hub in its file, for historical reasons.
+const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
+/// The user name with which a helper marks the secret as an identity token.
+const TOKEN_USER: &str = "<token>";
+
+/// Credentials, and where they were found.
+pub(crate) struct Found {
+    pub(crate) credentials: Credentials,
+    /// A file or a helper, for errors.
+    pub(crate) place: String,
+}
+
+/// The result of a search for credentials.
+#[derive(Default)]
+pub(crate) struct Lookup {
+    /// `None` if there are no credentials: then the registry is accessed anonymously.
+    pub(crate) found: Option<Found>,
+    /// Why a helper that should have them gave no answer: for the error, if the registry then refuses.
+    pub(crate) trouble: Option<String>,
+}
+
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct HelperAnswer {
+    #[serde(default)]
+    username: String,
+    secret: String,
+}
+
+/// The credentials for a repository. A helper that is not installed or fails is logged; as with Docker, this is not an error yet, because
+/// the image may be public.
+pub(crate) async fn find(access: &Access, host: &str, repository: &str) -> Result<Lookup> {
+    let mut lookup = Lookup::default();
+    for path in [&access.docker_config, &access.podman_auth]
+        .into_iter()
+        .flatten()
+    {
+        let Some(config) = read(path).await? else {
+            continue;
+        };
+        lookup.found =
+            find_in(&config, path, access, host, repository, &mut lookup.trouble).await?;
+        if lookup.found.is_some() {
+            break;
+        }
+    }
+    Ok(lookup)
+}
+
+/// The places where credentials are looked for.
+pub(super) fn places(access: &Access) -> String {
+    let places: Vec<String> = [&access.docker_config, &access.podman_auth]
+        .into_iter()
+        .flatten()
+        .map(|path| path.display().to_string())
+        .collect();
+    match places.is_empty() {
+        true => "no credentials file".to_owned(),
+        false => format!("none in {}", places.join(" and ")),
+    }
+}
+
+async fn read(path: &Path) -> Result<Option<Config>> {
+    let unreadable = || format!("reading the credentials of {}", path.display());
+    let file = match tokio::fs::File::open(path).await {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).or_kind(Kind::Io, unreadable),
+    };
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE + 1)
+        .read_to_end(&mut bytes)
+        .await
+        .or_kind(Kind::Io, unreadable)?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(Error::new(
+            Kind::InvalidArgument,
+            format!(
+                "{}: the credentials file is longer than {MAX_FILE} bytes",
+                path.display()
+            ),
+        ));
+    }
+    Config::parse(&bytes).map(Some).map_err(|why| {
+        Error::new(
+            Kind::InvalidArgument,
+            format!(
+                "{}: not a Docker configuration file ({why})",
+                path.display()
+            ),
+        )
+    })
+}
+
+async fn find_in(
+    config: &Config,
+    path: &Path,
+    access: &Access,
+    host: &str,
+    repository: &str,
+    trouble: &mut Option<String>,
+) -> Result<Option<Found>> {
+    let key = match host {
+        DOCKER_HUB => DOCKER_HUB_KEY,
+        host => host,
+    };
+    let special = config
+        .cred_helpers
+        .iter()
+        .find(|(name, _)| is_host(name, host))
+        .map(|(_, helper)| helper);
+    let helper = special.unwrap_or(&config.creds_store);
+    if !helper.is_empty() {
+        let name = helper_name(helper)?;
+        match ask_helper(&name, key, access, HELPER_TIME).await {
+            Ok(None) if special.is_none() => {}
+            Ok(answer) => {
+                return Ok(answer.map(|credentials| Found {
+                    credentials,
+                    place: name,
+                }));
+            }
+            Err(error) => {
+                tracing::warn!("{host}: no credentials from a helper: {}", error.report());
+                *trouble = Some(error.report());
+            }
+        }
+    }
+    let Some(name) = best_match(config, host, repository) else {
+        return Ok(None);
+    };
+    let credentials = config.credentials(name).map_err(|why| {
+        Error::new(
+            Kind::InvalidArgument,
+            format!("{}: {name}: {why}", path.display()),
+        )
+    })?;
+    Ok(credentials.map(|credentials| Found {
+        credentials,
+        place: path.display().to_string(),
+    }))
+}
+
+/// The entry for this repository: the longest prefix of `host/repository` (Podman's namespaces), then the host in Docker's forms.
+fn best_match<'a>(config: &'a Config, host: &str, repository: &str) -> Option<&'a str> {
+    let whole = format!("{host}/{repository}");
+    let mut prefix = whole.as_str();
+    loop {
+        if let Some(found) = config.names().find(|name| *name == prefix) {
+            return Some(found);
+        }
+        match prefix.rsplit_once('/') {
+            Some((shorter, _)) => prefix = shorter,
+            None => break,
+        }
+    }
+    config.names().find(|name| is_host(name, host))
+}
+
+/// Whether a key of the file names this host: `host`, `https://host`, `https://host/v1/`.
+fn is_host(key: &str, host: &str) -> bool {
+    let bare = key
+        .strip_prefix("https://")
+        .or_else(|| key.strip_prefix("http://"));
+    let name = match bare {
+        Some(bare) => bare.split('/').next().unwrap_or(bare),
+        None => key,
+    };
+    name == host || host == DOCKER_HUB && matches!(name, "index.docker.io" | "registry-1.docker.io")
+}
+
+/// The program of a helper.
+fn helper_name(helper: &str) -> Result<String> {
+    let name = format!("docker-credential-{helper}");
+    let is_plain = helper
+        .bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'));
+    match is_plain {
+        true => Ok(name),
+        false => Err(Error::new(
+            Kind::InvalidArgument,
+            format!("{name:?} is not the name of a credential helper"),
+        )),
+    }
+}
+
+/// Runs `docker-credential-HELPER get`. `None` where it knows nothing of this server.
+async fn ask_helper(
+    name: &str,
+    server: &str,
+    access: &Access,
+    limit: Duration,
+) -> Result<Option<Credentials>> {
+    match tokio::time::timeout(limit, run_helper(name, server, access)).await {
+        Ok(answer) => answer,
+        Err(_) => Err(Error::new(
+            Kind::Unauthorized,
+            format!("{name} did not answer within {} s", limit.as_secs_f64()),
+        )),
+    }
+}
+
+async fn run_helper(name: &str, server: &str, access: &Access) -> Result<Option<Credentials>> {
+    let failed = || format!("{name} get");
+    let mut command = tokio::process::Command::new(program(name, access));
+    command
+        .arg("get")
+        .env_clear()
+        .envs(&access.helper_environment)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .kill_on_drop(true);
+    let mut child = match command.spawn() {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(Error::new(
+                Kind::Unauthorized,
+                format!("{name} is not in PATH, but the credentials file names it: install it"),
+            ));
+        }
+        child => child.or_kind(Kind::Io, failed)?,
+    };
+    // it waits for its input until then
+    open_files::give_back_to(child.id());
+    if let Some(mut stdin) = child.stdin.take() {
+        // a helper that does not read its input reports this in its status
+        let _ = stdin.write_all(server.as_bytes()).await;
+    }
+    let mut output = Vec::new();
+    if let Some(stdout) = child.stdout.take() {
+        stdout
+            .take(MAX_HELPER_OUTPUT)
+            .read_to_end(&mut output)
+            .await
+            .or_kind(Kind::Io, failed)?;
+    }
+    let status = child.wait().await.or_kind(Kind::Io, failed)?;
+    if !status.success() {
+        // the only way of the protocol to report "none": this text on standard output
+        let text = String::from_utf8_lossy(&output);
+        if text.contains("credentials not found") {
+            return Ok(None);
+        }
+        return Err(Error::new(
+            Kind::Unauthorized,
+            format!(
+                "{name} get failed ({status}): to see why, run it with {server:?} on its standard input"
+            ),
+        ));
+    }
+    let answer: HelperAnswer = serde_json::from_slice(&output).map_err(|_| {
+        // the answer is secret, and is not quoted
+        Error::new(
+            Kind::Unauthorized,
+            format!("{name} get: the answer is not JSON"),
+        )
+    })?;
+    Ok(Some(match answer.username.as_str() {
+        TOKEN_USER => Credentials::IdentityToken(answer.secret),
+        _ => Credentials::Password {
+            user: answer.username,
+            password: answer.secret,
+        },
+    }))
+}
+
+/// The helper in the `PATH` of the request, not in that of this process.
+fn program(name: &str, access: &Access) -> PathBuf {
+    let path = access.helper_environment.get("PATH");
+    std::env::split_paths(path.map_or("/usr/local/bin:/usr/bin:/bin", String::as_str))
+        .map(|folder| folder.join(name))
+        .find(|file| file.is_file())
+        // not found: the start fails with an error that says so
+        .unwrap_or_else(|| Path::new("/nonexistent").join(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lookup(auths: &[&str], host: &str, repository: &str) -> Option<String> {
+        let auths: serde_json::Map<_, _> = auths
+            .iter()
+            .map(|name| ((*name).to_owned(), serde_json::json!({})))
+            .collect();
+        let file = serde_json::json!({ "auths": auths }).to_string();
+        let config = Config::parse(file.as_bytes()).expect("a file");
+        best_match(&config, host, repository).map(str::to_owned)
+    }
+
+    #[test]
+    fn entries_are_found_in_all_their_forms() {
+        for (auths, host, found) in [
+            (&["a.b:5000"] as &[_], "a.b:5000", Some("a.b:5000")),
+            (&["https://a.b"], "a.b", Some("https://a.b")),
+            (&["https://a.b/v1/"], "a.b", Some("https://a.b/v1/")),
+            (&["http://a.b/v2/"], "a.b", Some("http://a.b/v2/")),
+            (
+                &["https://index.docker.io/v1/"],
+                "docker.io",
+                Some("https://index.docker.io/v1/"),
+            ),
+            (&["docker.io"], "docker.io", Some("docker.io")),
+            (&["a.b/org", "a.b"], "a.b", Some("a.b/org")),
+            (&["a.b/org/repo", "a.b/org"], "a.b", Some("a.b/org/repo")),
+            (&["a.b/or", "a.b/org/other"], "a.b", None),
+            (&["b", "xa.b", "a.b.c", "a.b:5000"], "a.b", None),
+            (&["https://index.docker.io/v1/"], "a.b", None),
+        ] {
+            assert_eq!(
+                lookup(auths, host, "org/repo").as_deref(),
+                found,
+                "{auths:?} {host}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_helper_that_hangs_is_left() {
+        use std::os::unix::fs::PermissionsExt as _;
+
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("docker-credential-slow");
+        std::fs::write(&file, "#!/bin/sh\nexec sleep 600\n").expect("write the helper");
+        let mode = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(&file, mode).expect("make it run");
+        let path = format!("{}:/usr/bin:/bin", folder.path().display());
+        let access = Access {
+            helper_environment: [("PATH".to_owned(), path)].into(),
+            ..Access::default()
+        };
+        let limit = Duration::from_millis(200);
+        let Err(error) = ask_helper("docker-credential-slow", "a.b", &access, limit).await else {
+            panic!("it answered");
+        };
+        assert_eq!(error.kind(), Kind::Unauthorized);
+        assert!(
+            error.report().contains("did not answer within"),
+            "{error:?}"
+        );
+    }
+}
