@@ -125,6 +125,41 @@ fn no_folder_has_too_many_files() {
     assert!(folders.is_empty(), "over {MAX_FILES} files: {folders:?}");
 }
 
+/// The files of `src` that a section of `docs/README.md` links to, in order, as modules.
+fn way(index: &str, heading: &str) -> Vec<Module> {
+    let section = index.split("\n## ").find(|text| text.starts_with(heading));
+    let links = section.unwrap().split("(../src/").skip(1);
+    links
+        .map(|link| module_of(link.split(')').next().unwrap()))
+        .collect()
+}
+
+/// The ways of `docs/README.md` can be walked: each of their files uses one of those before it, or is used by one.
+#[test]
+fn the_ways_of_a_read_and_of_an_attach_are_as_documented() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let index = std::fs::read_to_string(root.join("docs/README.md")).unwrap();
+    let arrows = arrows(&sources("src"));
+    // a file's own children need no path that is read here
+    let uses = |one: &Module, other: &Module| arrows[one].contains(other) || other.starts_with(one);
+    for heading in ["The way of a read", "The way of an attach"] {
+        let way = way(&index, heading);
+        assert!(way.len() > 15, "{heading}: {} files", way.len());
+        for (at, file) in way.iter().enumerate().skip(1) {
+            assert!(
+                arrows.contains_key(file),
+                "{heading}: no {}",
+                file.join("::")
+            );
+            assert!(
+                way[..at].iter().any(|it| uses(it, file) || uses(file, it)),
+                "{heading}: {} is apart from the files before it",
+                file.join("::")
+            );
+        }
+    }
+}
+
 #[test]
 fn circles_are_found() {
     let source = |file: &str, source: &str| (file.to_owned(), source.to_owned());
