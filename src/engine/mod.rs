@@ -1,10 +1,10 @@
-//! What is done with images: the way of control, above the layers and the kernel.
+//! The control path: what commands do with images, above the layers and the kernel.
 //!
 //! - `open`: from a reference to the opened disks of its layers; needs no privilege.
 //! - `attach`: from disks to a mount, and back.
 //! - `examine`: checks of disks, and recordings of starts.
 //! - `make`: SOCI indexes, compact indexes and converted images.
-//! - `transfer`: images and what belongs to them, from and to registries and layouts.
+//! - `transfer`: copies of images and of the artifacts that refer to them.
 //! - `cat`: single files of an image, without a disk.
 
 pub mod attach;

@@ -1,14 +1,14 @@
-//! The disk of a layer: an ext4 image in the folder `<root>/layers/sha256/<layer>/<table>/`, whose data comes span by span.
+//! The disk of a layer: an ext4 image in `<root>/layers/sha256/<layer>/<table>/`, whose data is fetched span by span.
 //!
-//! - `stored`: the files of the folder, and their checks.
-//! - `build`: makes a folder, from a table or from the whole layer.
-//! - `read`: brings what a read of the disk needs: from a source, verified, inflated, to its place.
-//! - `sources`: where that is fetched from.
-//! - `ahead`: fetches what readers will want next.
-//! - `verify`: holds what came against the table, and the whole layer against the image.
-//! - `repair`: finds damage of the folder, and mends it.
+//! - `stored`: the files of that directory, and their checksums.
+//! - `build`: makes the directory, from a table or from the whole layer.
+//! - `read`: fetches, verifies, inflates and writes the spans that a read needs.
+//! - `sources`: the places to fetch from.
+//! - `ahead`: fetches spans that will be read next.
+//! - `verify`: detects tables that contradict the layer's bytes.
+//! - `repair`: detects and repairs damage of the directory's files.
 //!
-//! [`Store`] has all disks below a root, and [`Disk`] is one of them, open.
+//! [`Store`] has all disks below a root; a [`Disk`] is one of them, open. `services` is what they share.
 
 mod ahead;
 mod build;

@@ -1,4 +1,4 @@
-//! What all disks below a root share: threads, memory, the link, the lock of the root.
+//! What all disks below a root share: threads, memory limits, the link, and the lock of the root.
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},

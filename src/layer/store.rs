@@ -1,4 +1,4 @@
-//! The folder of all disks below a root, and the disks that are open.
+//! All disks below a root, open or not.
 
 use std::{
     collections::HashMap,

@@ -1,4 +1,4 @@
-//! A layer, and what is told of its disk.
+//! Types that describe a layer and its disk.
 
 use crate::oci::{Digest, Packing};
 

@@ -142,7 +142,7 @@ fn the_ways_of_a_read_and_of_an_attach_are_as_documented() {
     let arrows = arrows(&sources("src"));
     // a file's own children need no path that is read here
     let uses = |one: &Module, other: &Module| arrows[one].contains(other) || other.starts_with(one);
-    for heading in ["The way of a read", "The way of an attach"] {
+    for heading in ["Path of a read", "Path of an attach"] {
         let way = way(&index, heading);
         assert!(way.len() > 15, "{heading}: {} files", way.len());
         for (at, file) in way.iter().enumerate().skip(1) {

@@ -1,4 +1,4 @@
-//! What is attached from one root and one run directory.
+//! The state of all attachments of one root and one run directory.
 
 use std::{
     fs,

@@ -1,4 +1,4 @@
-//! Why an attachment is as it is: of each layer its state and what is wrong, its device, and where its files come from.
+//! The answer to `socinbd why`: for each layer its state, its errors, its device, and the sources of its files.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,4 +1,4 @@
-//! What an engine that died has left: records with their folders, and devices in the kernel. What nobody uses is cleared away.
+//! Cleans up after an engine that died: its records with their directories, and its kernel devices, unless they are in use.
 
 use std::{
     collections::HashSet,

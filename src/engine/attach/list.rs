@@ -1,4 +1,4 @@
-//! The attachments of an engine: which there are, and how each is.
+//! Lists the attachments of an engine with their states.
 
 use std::sync::Arc;
 

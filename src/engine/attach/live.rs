@@ -1,4 +1,4 @@
-//! An attachment that this process serves, and how it is.
+//! One attachment that this process serves, and its state.
 
 use std::{
     collections::{HashMap, HashSet},

@@ -1,7 +1,10 @@
 //! From disks to a mount, and back.
 //!
-//! disk -> device (`devices`) -> ext4 mount -> overlay (`stack`) -> a mount's descriptor: `steps`. `engine` is what all attachments
-//! share, `live` has those that are there, `release` gives back what one had, `leftovers` what a daemon that died has left, by its `records`.
+//! disk -> device (`devices`) -> ext4 mount -> overlay (`stack`) -> mount descriptor: the steps are in `steps`. `engine` is the state that
+//! all
+//! attachments share; `open` makes it, `list` reads it, `live` is one attachment in it. `release` undoes an attachment. `leftovers` cleans
+//! up
+//! after a daemon that died, by its `records`.
 
 pub(crate) mod devices;
 pub(crate) mod engine;

@@ -1,4 +1,4 @@
-//! Where attachments are mounted: what the kernel's tables of mounts say, whatever was asked for once.
+//! Finds the mount points of attachments in the kernel's mount tables.
 
 use std::path::{Path, PathBuf};
 

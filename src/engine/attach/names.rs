@@ -1,4 +1,4 @@
-//! The names of attachments: in mount tables, in messages.
+//! Names of attachments in mount tables and in messages.
 
 use crate::error::{Error, Kind, Result, ResultExt as _};
 

@@ -1,4 +1,4 @@
-//! Opens an engine: takes the locks, and clears away what one that died has left.
+//! Opens an engine: takes the locks of the root and the run directory, and cleans up after an engine that died.
 
 use std::{
     fs,

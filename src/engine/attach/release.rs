@@ -1,6 +1,8 @@
-//! Giving back what an attachment has: when it is asked for, when its mount has ended, and when the engine ends.
+//! Releases attachments: on request, when their mounts end, and when the engine ends.
 //!
-//! All of it is work that goes on when nobody waits for it any more. An attachment stays in the table until it is proven idle.
+//! Each release runs in a task of the engine and completes even if its client disconnects. An attachment stays in the table until its
+//! devices
+//! are idle.
 
 use std::{
     sync::{Arc, Weak},

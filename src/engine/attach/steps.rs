@@ -1,4 +1,4 @@
-//! From an image reference to a mount, step by step.
+//! The steps of an attach, from an image reference to a mount descriptor.
 
 use std::{
     os::fd::{AsFd, OwnedFd},

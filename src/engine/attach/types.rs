@@ -1,4 +1,4 @@
-//! What is asked of an engine, and what it answers: plain data, the same for the command line, the daemon's HTTP and tests.
+//! Requests and answers of an engine: plain data that the command line, the HTTP API and the tests share.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! A file's data from the spans of a compact index: each takes its window from the span before it, and the first one's is fetched.
+//! Reads a file's data by a compact index: each span is decoded with the window that the previous span leaves; the first window is fetched.
 
 use std::{ops::Range, sync::Arc};
 

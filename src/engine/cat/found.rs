@@ -1,4 +1,4 @@
-//! A file that was found.
+//! A file of an image, opened for reading.
 
 use bytes::Bytes;
 use futures_util::stream::BoxStream;

@@ -1,4 +1,4 @@
-//! What both kinds of tables need to read a file's data from spans.
+//! Helpers for reading a file's data from spans, for both kinds of tables.
 
 use std::ops::Range;
 

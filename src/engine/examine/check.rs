@@ -1,4 +1,4 @@
-//! `socinbd check`: the disks of a root, held against their checks and mended.
+//! `socinbd check`: compares the disks of a root with their checksums, and repairs them.
 
 use std::{collections::HashSet, sync::Arc};
 

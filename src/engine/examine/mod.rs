@@ -1,6 +1,6 @@
-//! What people ask of disks.
+//! Checks of disks, and recordings of starts.
 //!
-//! `check` holds them against their checks; `recording` is where the reads of a start are noted.
+//! `check` compares disks with their checksums and repairs them. `recording` is the temporary directory of a recorded start.
 
 pub mod check;
 pub(crate) mod recording;

@@ -1,4 +1,4 @@
-//! Where a recording has its disks: they are of no use when it is done.
+//! The temporary directory for the disks of a recording; it is removed when the recording ends.
 
 use std::{
     fs::{self, File},

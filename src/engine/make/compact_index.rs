@@ -1,5 +1,4 @@
-//! The compact index of an image in the making: its layers' parts, made in this pass or known already, and the lists of the spans that a
-//! start needs.
+//! Assembles a compact index from its layers' parts, new and reused, and from lists of spans to prefetch.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 

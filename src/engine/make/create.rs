@@ -1,4 +1,4 @@
-//! Makes a SOCI index (version 1) for an image: each layer passes once, several side by side.
+//! Makes a SOCI index (version 1) of an image. Each layer is read once; several layers are read in parallel.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},

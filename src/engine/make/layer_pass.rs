@@ -1,4 +1,4 @@
-//! A layer passes once: to its indexer, and on the same way to where it is copied.
+//! Reads a layer once: for its indexer and, in the same pass, for the destination of a copy.
 
 use std::collections::HashSet;
 

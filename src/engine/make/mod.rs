@@ -1,7 +1,8 @@
-//! Indexes and converted images.
+//! Makes indexes, and converts images.
 //!
-//! `create` makes an image's index, `convert` an image that names it. Both pass over each layer once (`layer_pass`) for its zTOC and its part of
-//! a compact index (`compact_index`), unless one that is known will do (`reuse`).
+//! `create` makes an index of an image; `convert` makes an image that names its index. Both read each layer once (`layer_pass`) for its
+//! zTOC
+//! and its part of a compact index (`compact_index`), or reuse existing ones (`reuse`). `options` and `report` are their input and output.
 
 pub(crate) mod compact_index;
 pub mod convert;

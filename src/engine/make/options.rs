@@ -1,4 +1,4 @@
-//! How indexes are made and images converted.
+//! Options for making indexes and for converting images.
 
 pub use crate::{
     compact::DEFAULT_SPAN_SIZE as DEFAULT_COMPACT_SPAN_SIZE,

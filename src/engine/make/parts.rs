@@ -1,4 +1,4 @@
-//! What is made of a layer: its zTOC, and its part of a compact index.
+//! The results of one layer: its zTOC, and its part of a compact index.
 
 use bytes::Bytes;
 

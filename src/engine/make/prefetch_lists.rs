@@ -1,4 +1,4 @@
-//! The spans that a start needs, for an index to list.
+//! Lists of the spans that a recorded start has read, for prefetch artifacts.
 
 use super::options::CreateOptions;
 use crate::{oci::Digest, soci::prefetch::Prefetch, units::SpanId, ztoc::SpanTable};

@@ -1,4 +1,4 @@
-//! What was made of an image and its layers.
+//! Reports of created indexes and converted images.
 
 use std::fmt;
 

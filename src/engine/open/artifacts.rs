@@ -1,4 +1,4 @@
-//! The zTOCs and prefetch artifacts of indexes: those of the local root, or of one image.
+//! Lists zTOCs and prefetch artifacts of the local root or of one image.
 
 use bytes::Bytes;
 use serde::Serialize;

@@ -1,4 +1,4 @@
-//! The compact index of an image, and the tables of its layers. Where a layer's part of it cannot be used, the layer's zTOC is.
+//! The compact index of an image. If a layer's part of it cannot be used, the layer's zTOC is used instead.
 
 use bytes::Bytes;
 

@@ -1,4 +1,4 @@
-//! From an image reference to the disks of its layers: all that needs no privilege.
+//! Opens the disks of an image reference. Needs no privilege.
 
 use std::{
     collections::HashSet,

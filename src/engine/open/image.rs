@@ -1,4 +1,4 @@
-//! From a reference to one image: its manifest for a platform, its configuration, its layers.
+//! One image of a reference: its manifest for a platform, its configuration and its layers.
 
 use std::collections::HashSet;
 

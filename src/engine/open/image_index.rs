@@ -1,4 +1,4 @@
-//! What the two kinds of indexes have in common: the compact index and SOCI's.
+//! The trait of the two kinds of indexes: SOCI's index and the compact index.
 
 use super::{image::Image, policy::Origin};
 use crate::{

@@ -1,7 +1,7 @@
 //! From an image reference to the opened disks of its layers.
 //!
-//! image reference -> manifest for the platform (`image`, `platforms`) -> index (`search` by `policy`: `compact_index`, `soci_index`, `local_indexes`) ->
-//! table of each layer -> disk (`disks`). `prefetch` has the disks fetch what the index lists.
+//! image reference -> manifest for the platform (`image`, `platforms`) -> index (`search`, `policy`; `compact_index`, `soci_index`,
+//! `local_indexes`) -> table of each layer -> disk (`disks`). `prefetch` fetches the spans that the index lists for a start.
 
 pub mod artifacts;
 pub mod compact_index;

@@ -1,4 +1,4 @@
-//! An image whose layers all have disks, and what is told while they are opened.
+//! An image whose layers all have disks, and the events of opening it.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Which indexes count: what a caller chooses, and how an index was found.
+//! The choice of an index by the caller, and how an index was found.
 
 use std::fmt;
 

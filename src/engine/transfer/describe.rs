@@ -1,4 +1,4 @@
-//! What a reference leads to, whatever it is, and what refers to it.
+//! Describes what a reference leads to, and lists its referrers.
 
 use serde::Serialize;
 use serde_json::Value;

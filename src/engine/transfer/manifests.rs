@@ -1,4 +1,4 @@
-//! Copies manifests with all that they lead to.
+//! Copies manifests with everything that they refer to.
 
 use std::{
     collections::{HashMap, HashSet},

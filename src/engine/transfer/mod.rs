@@ -1,7 +1,8 @@
-//! Images and what belongs to them, from and to registries and layouts.
+//! Copies images, indexes and the artifacts that refer to them, between registries and layouts.
 //!
-//! `copy` moves an image with its indexes, `push` an index that is stored on this host; `gc` removes indexes that nobody needs. `manifests` follows
-//! what a manifest names, `referrers` what names it, `naming` gives tags. `describe` says what an image has.
+//! `copy` copies an image with its indexes, `push` an index of this host; `gc` removes indexes whose images are gone. `manifests` copies
+//! what
+//! a manifest refers to, `referrers` lists what refers to a manifest, `naming` sets tags. `describe` reports all of a reference.
 
 pub mod copy;
 pub mod describe;

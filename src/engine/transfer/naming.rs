@@ -1,4 +1,4 @@
-//! Giving a name to what was made: the last step of a long work, in which others may have given the name to something else.
+//! Sets the tag of a finished image, unless somebody else has set it meanwhile.
 
 use bytes::Bytes;
 

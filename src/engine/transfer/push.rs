@@ -1,4 +1,4 @@
-//! Sends version 1 indexes that were made here to a registry or a layout, with their image where that is not there yet.
+//! Pushes version 1 indexes of this host to a registry or a layout, with their image if it is not there.
 
 use std::{collections::BTreeMap, fmt};
 

@@ -1,4 +1,4 @@
-//! What refers to a manifest: signatures, SBOMs, attestations, SOCI indexes, and all else that a repository has beside it.
+//! Lists the referrers of a manifest: signatures, SBOMs, attestations, SOCI indexes and others.
 
 use serde::Serialize;
 

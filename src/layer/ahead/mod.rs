@@ -1,8 +1,10 @@
-//! What is fetched before a read asks for it.
+//! Fetches spans before they are read.
 //!
-//! `sequential` follows readers that read on, and says what they will want next; `queue` starts those fetches one after another, as the link has
-//! room. `fill` decides by `cost` that the rest of a layer follows, and fetches it; `prefetch` fetches what an image's authors have listed.
-//! `background` gives readers' fetches the right of way. `recording` notes what is read, to make such lists.
+//! `sequential` detects sequential readers and says which spans follow; `queue` starts their fetches one after another, as the link has
+//! room
+//! (`on_the_way`). `fill_decision` decides by `cost` that the rest of a layer is fetched, and `fill` fetches it. `prefetch` fetches the
+//! spans
+//! that an index lists. `background` gives precedence to fetches that readers wait for. `recording` notes which spans are read.
 
 pub(crate) mod background;
 pub(crate) mod cost;

@@ -1,7 +1,8 @@
-//! How a disk's folder is made.
+//! Makes the directory of a disk.
 //!
-//! `lazy` makes it from a table alone (`import`), and the data comes later. `streamed` writes all of a layer that has no table, while it comes
-//! (`stream_sink`, `entry_table`). `buffered_writer` writes in large pieces.
+//! `lazy` makes it from a table (`import`); data is fetched later. `streamed` downloads a layer without a table and writes its disk in the
+//! same
+//! pass (`streams`, `stream_sink`, `entry_table`). `buffered_writer` writes large pieces.
 
 pub(crate) mod buffered_writer;
 pub(crate) mod entry_table;

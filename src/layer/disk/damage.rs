@@ -1,4 +1,4 @@
-//! What a disk does about damage of its own files.
+//! A disk's reaction to damage of its own files.
 
 use std::{
     io,

@@ -1,4 +1,4 @@
-//! From a folder to an open disk.
+//! Opens a disk from its directory.
 
 use std::{
     collections::BTreeSet,

@@ -1,4 +1,4 @@
-//! A disk as those see it who serve it to a kernel or a client: over NBD, or as a FUSE file.
+//! The interface of a disk for its servers: NBD, and FUSE.
 
 use std::{io, ops::Range, sync::Arc};
 

@@ -1,4 +1,4 @@
-//! Whether a disk is degraded, and why.
+//! Whether a disk is degraded, and the reasons.
 
 use super::Disk;
 use crate::layer::{read::health::Reason, sources::health::SourceDown};

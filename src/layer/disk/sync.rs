@@ -1,4 +1,4 @@
-//! What brings spans to the disk behind the readers' backs: one thread for all disks below a root.
+//! The thread that syncs disks to the local file system, some time after spans have been written.
 
 use std::{
     sync::{

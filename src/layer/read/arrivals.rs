@@ -1,4 +1,4 @@
-//! The bytes of adjacent spans, span by span, as they come from the layer's sources.
+//! Cuts the bodies of responses into spans, as they arrive.
 
 use std::{ops::Range, sync::Arc, time::Instant};
 

@@ -1,4 +1,4 @@
-//! What stands before a span in the layer: the 32 KiB that it is decoded with.
+//! The window of a span: the 32 KiB before it, which its decoder needs.
 
 use bytes::Bytes;
 

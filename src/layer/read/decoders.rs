@@ -1,4 +1,4 @@
-//! The threads that verify, inflate and scatter spans. Never the async workers: a span takes them for ten milliseconds and more.
+//! Threads that verify, inflate and write spans. The async workers never do this: a span takes 10 ms and more.
 
 use std::{
     collections::VecDeque,

@@ -1,4 +1,4 @@
-//! A fetch: from the sources, in order and again, until its spans are on the disk or nobody waits any more.
+//! One fetch: asks the sources, in rounds, until its spans are on the disk or no reader waits any more.
 
 use std::{ops::Range, sync::Arc, time::Duration};
 

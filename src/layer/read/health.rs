@@ -1,4 +1,4 @@
-//! Whether a disk is degraded at the moment, and why.
+//! The reasons for which a disk is degraded.
 
 use std::{
     collections::BTreeMap,

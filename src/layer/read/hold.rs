@@ -1,4 +1,4 @@
-//! A disk's spans that are in memory, because the local disk has not taken them ([`super::held_spans`]).
+//! A disk's access to its spans in memory ([`super::held_spans`]).
 
 use std::{io, ops::Range, sync::Arc};
 

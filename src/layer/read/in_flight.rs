@@ -1,4 +1,4 @@
-//! Who waits for which span: one fetch a span, however many want it.
+//! In-flight fetches, deduplicated: at most one per span, shared by all waiters.
 
 use std::{
     collections::{HashMap, hash_map::Entry},

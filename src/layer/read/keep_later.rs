@@ -1,4 +1,4 @@
-//! Keeps spans that the local disk has not taken ([`super::held_spans`]), as soon as it takes them.
+//! Writes spans from memory ([`super::held_spans`]) to the local disk as soon as it accepts them.
 
 use std::{
     sync::{Arc, Weak},

@@ -1,4 +1,4 @@
-//! What a reader asks for, and how it comes: the spans under a range, who fetches them, and what is fetched ahead.
+//! Makes ranges present: finds their spans, joins or starts fetches, and starts read-ahead.
 
 use std::{ops::Range, sync::Arc, time::Duration};
 

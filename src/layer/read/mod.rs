@@ -1,9 +1,11 @@
 //! From a read of an absent range to its data on the disk.
 //!
-//! `make_present` finds the spans under the range, and joins or starts their fetches: at most one for each span (`in_flight`). `fetch` takes the
-//! compressed bytes of one source or another as they arrive (`arrivals`); `decoders` are threads on which
-//! `place_span` verifies, inflates (`windows`, `before`) and writes them (`scatter`). What the local disk does not take stays in memory (`held_spans`, `keep_later`).
-//! `health` is what is told of all that.
+//! `make_present` finds the spans of the range, and joins or starts their fetches: at most one per span (`in_flight`). `fetch` receives
+//! their
+//! compressed bytes (`arrivals`). On the threads of `decoders`, `place_span` verifies and inflates them (`windows`, `before`) and writes
+//! them
+//! (`scatter`). Spans that the local disk does not accept stay in memory (`held_spans`, `hold`, `keep_later`). `health` collects the
+//! errors.
 
 pub(crate) mod arrivals;
 pub(crate) mod before;

@@ -1,4 +1,4 @@
-//! A span's compressed bytes to its place in the disk: verified, inflated, held against what else is known, scattered.
+//! Verifies, inflates and checks the compressed bytes of a span, and writes its data to the disk.
 
 use std::{io, sync::Arc, time::Instant};
 

@@ -1,4 +1,4 @@
-//! A span's bytes, written to the blocks of the files that they belong to.
+//! Writes the bytes of a span to the blocks of its files.
 
 use std::{
     fs::File,

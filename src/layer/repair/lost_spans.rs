@@ -1,4 +1,4 @@
-//! What the local disk has of a layer's spans, held against the checks that were written with them.
+//! Compares the spans on the local disk with their checksums.
 
 use std::{io, os::unix::fs::FileExt as _};
 

@@ -1,7 +1,8 @@
-//! Damage of a folder's own files, found and mended.
+//! Detects and repairs damage of a disk's own files.
 //!
-//! `mend` makes files anew from the stored table, `metadata` the file system's metadata. `lost_spans` says which spans the local disk has not kept.
-//! `scrub` looks at all of a disk, and `pieces` at one that was streamed.
+//! `mend` makes files anew from the stored table, `metadata` the metadata of the file system. `lost_spans` finds spans that the local disk
+//! has
+//! not kept. `scrub` checks all of a disk, and `pieces` one that was streamed; `report` is their result.
 
 pub(crate) mod lost_spans;
 pub(crate) mod mend;

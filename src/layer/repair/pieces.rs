@@ -1,4 +1,4 @@
-//! A disk whose layer was streamed, held against the checks of its pieces, and mended.
+//! Checks and repairs the disk of a streamed layer, piece by piece.
 
 use std::{os::unix::fs::FileExt as _, sync::Arc};
 

@@ -1,4 +1,4 @@
-//! What a look at a disk has found.
+//! The result of checking a disk.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,6 +1,6 @@
-//! Where a layer's blob can be had.
+//! The sources of a layer's blob.
 //!
-//! `places` are those that images have named; `race` asks them, one or two at a time; `health` remembers which of their hosts answer.
+//! `places` lists them, `race` asks one or two of them at a time, `health` remembers which of their hosts answer.
 
 pub(crate) mod health;
 pub(crate) mod places;

@@ -1,7 +1,8 @@
-//! The files of a disk's folder: their names, formats and checks.
+//! The files of a disk's directory: names, formats and checksums.
 //!
-//! `folder` has their names, `seal` their checks, `stored_file` their descriptors. `state` is what the folder is worth, `span_table` where the spans
-//! are and what they hold, `present_spans` which of them are on the disk (`span_record`), `uncached_file` the ext4 image itself.
+//! `folder` has their names, `seal` their checksums, `stored_file` opens them. `state` is the state of the directory, `span_table` the
+//! spans,
+//! `present_spans` which of them are present (`span_record`), `pieces` the checksums of a streamed disk, `uncached_file` the ext4 image.
 
 pub(crate) mod folder;
 pub(crate) mod pieces;

@@ -1,4 +1,4 @@
-//! `state.json`: what a disk's folder is worth.
+//! `state.json`: the state of a disk's directory.
 
 use std::sync::OnceLock;
 

@@ -1,4 +1,4 @@
-//! What was found of a table that does not tell the truth.
+//! The ways in which a table may contradict its layer.
 
 use crate::{gzip::inflate, oci::Digest, units::SpanId, ztoc::HeaderMismatch};
 

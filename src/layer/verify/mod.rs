@@ -1,7 +1,10 @@
-//! Whether a table tells the truth.
+//! Detects tables that contradict the layer's bytes.
 //!
-//! Each span is held against what the table says of it (`span`, `headers`), and the whole layer against the image (`whole_layer`), for which the
-//! bytes that are in no file are kept (`non_file_bytes`, `trailer`). `progress` is how far that is, `revoked` the spans that were taken back.
+//! Each span is compared with its table (`span`, `headers`), and the whole layer with the image (`whole_layer`). For the latter, the bytes
+//! that
+//! belong to no file are kept (`non_file_bytes`, `trailer`). `progress` is the state of this verification, `lies` its findings, `revoked`
+//! the
+//! spans that were found wrong after they had been present.
 
 pub(crate) mod headers;
 pub(crate) mod lies;

@@ -1,5 +1,4 @@
-//! What is known of a table's truth: whether its layer has been checked as a whole, what that check still wants, and why spans were taken
-//! back.
+//! The state of a layer's verification: whether it is complete, which spans it still needs, and why spans were revoked.
 
 use std::{
     collections::BTreeSet,

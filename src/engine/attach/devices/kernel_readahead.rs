@@ -1,4 +1,4 @@
-//! How far the kernel reads ahead on the device of a disk.
+//! Sets the kernel's read-ahead of a disk's device.
 
 use std::sync::Once;
 

@@ -1,4 +1,4 @@
-//! The connections of nbd devices: made, and made anew when the kernel has dropped one.
+//! Connections of nbd devices: makes them, and replaces those that the kernel has dropped.
 
 use std::{
     collections::HashMap,

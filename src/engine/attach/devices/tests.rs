@@ -1,4 +1,4 @@
-//! With a kernel's devices.
+//! Tests with the kernel's devices.
 
 use std::{fs, io::Read as _, time::Instant};
 

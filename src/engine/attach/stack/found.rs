@@ -1,4 +1,4 @@
-//! What stands at a path of a layer, as far as stacking asks.
+//! Types for stacking: the entry at a path of a layer, and its attributes.
 
 use std::io;
 

@@ -1,4 +1,4 @@
-//! Layers' trees merged as overlayfs merges them, and where an implied directory has its attributes from.
+//! The layers' trees, merged as overlayfs merges them; resolves the attributes of implied directories.
 
 use std::{
     collections::{HashMap, HashSet},

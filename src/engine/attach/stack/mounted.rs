@@ -1,4 +1,4 @@
-//! A layer's tree on its mount, as far as stacking asks.
+//! Reads a layer's tree from its mount, for stacking.
 
 use std::{
     ffi::OsStr,

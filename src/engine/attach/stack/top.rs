@@ -1,4 +1,4 @@
-//! The tree on top of the layers, made in a folder.
+//! Makes the small tree that is stacked on top of the layers.
 
 use std::{
     ffi::OsStr,
