@@ -8,6 +8,9 @@
 //! then           2 MiB of zero, free
 //! ```
 
+mod data;
+mod placed;
+
 use std::{
     collections::{BTreeMap, HashMap},
     ops::Range,
@@ -15,8 +18,12 @@ use std::{
 
 use zerocopy::IntoBytes;
 
+use self::{
+    data::Data,
+    placed::{Body, Placed},
+};
 use super::{
-    BLOCK_SIZE, DataPlacer, DataRegion, Error, Regions,
+    BLOCK_SIZE, DataRegion, Error, Regions,
     area::Area,
     dir,
     extent::{self, Run},
@@ -29,7 +36,7 @@ use super::{
     inode, superblock, xattr,
 };
 use crate::{
-    tar::{Entry, EntryKind, Segment},
+    tar::{Entry, Segment},
     tree::{NodeId, NodeKind, ROOT, Tree, shown},
     units::DiskOffset,
 };
@@ -183,46 +190,6 @@ struct Inodes {
     xattrs: BTreeMap<NodeId, [u8; xattr::BODY]>,
 }
 
-/// What one inode has by its place.
-#[derive(Debug)]
-struct Placed {
-    body: Body,
-    flags: u32,
-    size: u64,
-    /// A disk has less than 2^32.
-    blocks: u32,
-    /// 0: none.
-    xattr_block: u32,
-}
-
-/// `i_block`, in few bytes where it can be.
-#[derive(Debug)]
-enum Body {
-    /// An extent tree over one run, which needs no block.
-    Run(Run),
-    Other(Box<[u8; 60]>),
-}
-
-impl Placed {
-    /// An inode without blocks.
-    fn bare(i_block: [u8; 60], size: u64) -> Self {
-        Self {
-            body: Body::Other(i_block.into()),
-            flags: 0,
-            size,
-            blocks: 0,
-            xattr_block: 0,
-        }
-    }
-
-    fn i_block(&self) -> [u8; 60] {
-        match &self.body {
-            Body::Run(run) => extent::root(&[*run]),
-            Body::Other(i_block) => **i_block,
-        }
-    }
-}
-
 /// Inodes in use: 10 reserved ones, of which the root is one, and those of the other nodes.
 fn inode_count(tree: &Tree<'_>) -> u64 {
     u64::from(FIRST_INO - 1) + tree.nodes.len().saturating_sub(1) as u64
@@ -241,58 +208,6 @@ fn node_of_inode(number: u32) -> Option<NodeId> {
     match number {
         ROOT_INO => Some(ROOT),
         other => Some(other.checked_sub(FIRST_INO)? + 1),
-    }
-}
-
-/// Where the data of all entries is.
-struct Data {
-    /// For each entry the first block of its data; 0 where it has none.
-    starts: Vec<u32>,
-    regions: Vec<DataRegion>,
-    /// The block after the last.
-    end: u64,
-}
-
-impl Data {
-    fn place(entries: &[Entry]) -> Result<Self, Error> {
-        let mut placer = DataPlacer::default();
-        let mut starts = vec![0; entries.len()];
-        let mut regions = vec![];
-        for (index, entry) in entries.iter().enumerate() {
-            if entry.kind != EntryKind::Regular || entry.size == 0 {
-                continue;
-            }
-            let disk = placer.place(entry.size)?;
-            starts[index] = (disk.get() / BLOCK_SIZE) as u32;
-            let beyond = || Error::DataBeyondLayer {
-                path: shown(&entry.name),
-            };
-            let Some(segments) = &entry.sparse else {
-                let region = DataRegion::new(disk, entry.data_offset, entry.size);
-                regions.push(region.ok_or_else(beyond)?);
-                continue;
-            };
-            let mut file_end = 0;
-            for segment in segments.iter().filter(|segment| segment.length > 0) {
-                let end = segment.file_offset.checked_add(segment.length);
-                if segment.file_offset < file_end || end.is_none_or(|end| end > entry.size) {
-                    return Err(Error::SparseSegment {
-                        path: shown(&entry.name),
-                        offset: segment.file_offset,
-                    });
-                }
-                file_end = segment.file_offset + segment.length;
-                let region = disk
-                    .checked_add(segment.file_offset)
-                    .and_then(|disk| DataRegion::new(disk, segment.layer_offset, segment.length));
-                regions.push(region.ok_or_else(beyond)?);
-            }
-        }
-        Ok(Self {
-            starts,
-            regions,
-            end: placer.end(),
-        })
     }
 }
 

@@ -2,7 +2,9 @@
 
 mod allocation;
 mod damage;
+mod durable;
 mod open;
+mod reads;
 pub(crate) mod served;
 mod status;
 pub(crate) mod sync;
@@ -25,9 +27,8 @@ use tokio::sync::watch;
 use super::{
     ahead::{fill_decision::Whole, queue::Upcoming, sequential::ReadAhead},
     build::import,
-    disk::sync::Synced,
     read::{health::Health, in_flight::Flights, windows::Windows},
-    repair::{mend, metadata},
+    repair::mend,
     services::Services,
     sources::places::Sources,
     stored::{
@@ -44,7 +45,7 @@ use super::{
     verify::{headers::Headers, lies::Refutation, progress::Proof, revoked::Disowned},
 };
 use crate::{
-    error::{Error, Kind, Result, ResultExt as _},
+    error::Result,
     ext4::{self, DataRegion, RegionTable},
     oci::Digest,
     tar::Entry,
@@ -195,114 +196,6 @@ impl Disk {
         let millis = u64::try_from(millis).unwrap_or(u64::MAX);
         self.io_timeout_ms.store(millis, Ordering::Relaxed);
     }
-
-    /// Reads a range that is present, without leaving it in the page cache where the kernel can do that.
-    pub fn read_present(&self, offset: DiskOffset, buffer: &mut [u8]) -> io::Result<()> {
-        let range = offset..DiskOffset(offset.get().saturating_add(buffer.len() as u64));
-        let held = self.held(&range)?;
-        self.notice(offset, buffer.len());
-        let read = self.file.read(offset.get(), buffer);
-        read.inspect_err(|error| self.cannot_be_read(offset, error))?;
-        self.lay_over(&held, &range, buffer);
-        Ok(())
-    }
-
-    /// As [`Self::read_present`], where that need not wait for the local disk. False where it must: then nothing is read, but the
-    /// kernel has begun to, so that the waits of several reads overlap.
-    pub fn try_read_present(&self, offset: DiskOffset, buffer: &mut [u8]) -> io::Result<bool> {
-        let range = offset..DiskOffset(offset.get().saturating_add(buffer.len() as u64));
-        let held = self.held(&range)?;
-        let Some(done) = self.file.try_read(offset.get(), buffer) else {
-            return Ok(false);
-        };
-        self.notice(offset, buffer.len());
-        let read = self.file.finish(offset.get(), buffer, done);
-        read.inspect_err(|error| self.cannot_be_read(offset, error))?;
-        self.lay_over(&held, &range, buffer);
-        Ok(true)
-    }
-
-    /// Tells a read to the recording and to the read-ahead.
-    fn notice(&self, offset: DiskOffset, length: usize) {
-        if self.services.recording().is_some() {
-            let end = offset.get().saturating_add(length as u64);
-            self.record(&(offset..DiskOffset(end)));
-        }
-        if !self.bitmap.is_full() {
-            let range = offset..DiskOffset(offset.get().saturating_add(length as u64));
-            if self.readahead.reaches(&range) {
-                // it is not dropped while it is used
-                if let Some(me) = self.me.upgrade() {
-                    me.read_ahead(&range, None);
-                }
-            }
-        }
-    }
-
-    /// Brings what is present to the disk, and then its bits. Blocks.
-    pub fn sync(&self) -> Result<()> {
-        let mut state = self.lock_state();
-        let spans = std::mem::take(&mut *lock(&self.unsynced));
-        let rest = self.proof.rest();
-        let synced = self
-            .file
-            .get()
-            .sync_data()
-            .and_then(|()| rest.map_or(Ok(()), |rest| rest.sync()));
-        if let Err(error) = synced {
-            // what the kernel could not write it may drop: these spans have to come again
-            for (span, _) in &spans {
-                self.bitmap.clear(*span);
-            }
-            self.whole.lost();
-            let error = Error::with_source(
-                Kind::Io,
-                format!("cannot write {} to its disk", self.path.display()),
-                error,
-            );
-            self.health
-                .failed_locally(&Arc::new(Error::new(error.kind(), error.report())));
-            return Err(error);
-        }
-        if let Some(windows) = &self.windows {
-            // before the bits: what a span has shown about its neighbours is there when the span is
-            windows.sync().or_kind(Kind::Io, || {
-                let path = self.folder.path().join(folder::WINDOWS);
-                format!("cannot write {} to its disk", path.display())
-            })?;
-        }
-        self.bitmap.save(&spans).or_kind(Kind::Io, || {
-            format!(
-                "cannot write {}",
-                self.folder.path().join(folder::SPANS).display()
-            )
-        })?;
-        for (span, _) in &spans {
-            self.drop_behind(*span);
-        }
-        let complete = self.bitmap.is_full() && lock(&self.unsynced).is_empty();
-        if state.unsynced_since_boot.is_some() {
-            self.folder.sync().or_kind(Kind::Io, || {
-                format!("cannot sync {}", self.folder.path().display())
-            })?;
-        }
-        let mut next = state.clone();
-        next.complete |= complete && next.verified;
-        if next.complete && !state.complete {
-            self.sync_records()?;
-        }
-        next.unsynced_since_boot = None;
-        if next.metadata_crc32.is_none() {
-            let crc = metadata::checksum(self.file.get(), &self.regions);
-            next.metadata_crc32 =
-                Some(crc.or_kind(Kind::Io, || format!("cannot read {}", self.path.display()))?);
-        }
-        if next != *state {
-            self.folder.replace(folder::STATE, &next.encode())?;
-            *state = next;
-        }
-        Ok(())
-    }
 }
 
 impl Disk {
@@ -448,53 +341,6 @@ impl Disk {
         &self.proof
     }
 
-    /// Changes the state, in memory and in the folder.
-    pub(super) fn change_state(&self, change: impl FnOnce(&mut State)) -> Result<()> {
-        let mut state = self.lock_state();
-        let mut next = state.clone();
-        change(&mut next);
-        if next != *state {
-            self.folder.replace(folder::STATE, &next.encode())?;
-            *state = next;
-        }
-        Ok(())
-    }
-
-    /// The layer has been checked as a whole, and all is as it should be.
-    pub(super) fn prove(&self) -> Result<()> {
-        self.sync_records()?;
-        self.change_state(|state| {
-            state.verified = true;
-            state.complete = self.bitmap.is_full() && lock(&self.unsynced).is_empty();
-        })?;
-        self.proof.verified();
-        self.whole.completed();
-        self.folder.remove_rest()
-    }
-
-    /// Brings the spans' records to the disk: a complete disk has them all.
-    fn sync_records(&self) -> Result<()> {
-        self.bitmap.sync().or_kind(Kind::Io, || {
-            let path = self.folder.path().join(folder::SPANS);
-            format!("cannot write {} to its disk", path.display())
-        })
-    }
-
-    /// Reads from `disk.ext4`, past the page cache where the kernel can.
-    pub(super) fn read_file(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        self.file.read(offset, buffer)
-    }
-
-    /// Drops a span's data from the page cache; it is on the disk.
-    fn drop_behind(&self, span: SpanId) {
-        let layer = self.spans.uncompressed(span);
-        let regions = self.regions.in_layer(&layer);
-        if let Some((first, last)) = first_and_last(regions) {
-            let start = first.disk.start.get();
-            self.file.forget(start, last.disk.end.get() - start);
-        }
-    }
-
     pub(super) fn spans_of(
         &self,
         layer: &Range<LayerOffset>,
@@ -504,38 +350,6 @@ impl Disk {
 
     pub(super) fn lock_state(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
-    }
-}
-
-impl Disk {
-    /// For [`Services::sync_later`].
-    pub(super) fn later(self: &Arc<Self>) -> Weak<dyn Synced> {
-        let disk: Weak<Self> = Arc::downgrade(self);
-        disk
-    }
-}
-
-impl Synced for Disk {
-    fn sync(&self) -> Result<()> {
-        Self::sync(self)
-    }
-
-    fn digest(&self) -> Digest {
-        self.layer.digest
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        self.drop_all_held();
-        let synced =
-            lock(&self.unsynced).is_empty() && self.lock_state().unsynced_since_boot.is_none();
-        if synced {
-            return;
-        }
-        if let Err(error) = self.sync() {
-            tracing::warn!(layer = %self.layer.digest, "the layer's disk could not be synced: {}", error.report());
-        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! its own, whose reads go on to the one that the daemon answers; and when the disk is complete they go to a loop device on it instead,
 //! under the mounted file system. From then on the image is read at the kernel's own speed, whatever becomes of the daemon.
 
+mod choice;
 pub(crate) mod kernel_readahead;
 pub(crate) mod metadata_readahead;
 pub(crate) mod nbd_connections;
@@ -22,6 +23,7 @@ use std::{
 use tokio::{runtime::Handle, sync::watch};
 
 use self::{
+    choice::choose,
     metadata_readahead::WatchedDisk,
     nbd_connections::{Link, Links},
 };
@@ -30,13 +32,12 @@ use super::{
     types::{AttachedLayer, Attachment, DeviceChoice, DeviceKind},
 };
 use crate::{
-    error::{Error, Kind, Result, ResultExt},
+    error::{Kind, Result, ResultExt},
     kernel::{
         blockdev::{self, Node},
         dm::{self, MappedDevice},
         fuse,
         loopdev::{self, LoopDevice, LoopOptions},
-        nbd as kernel_nbd,
     },
     layer::{Disk, DiskKey, Progress},
 };
@@ -477,45 +478,6 @@ async fn follow(
 fn set_read_ahead(backing: &Backing, disk: &Disk) {
     let largest = matches!(backing, Backing::Nbd(_)).then_some(nbd_connections::MAX_REQUEST_KB);
     kernel_readahead::set(&backing.name(), largest, kernel_readahead::of(disk));
-}
-
-fn choose(disk: &Disk, choice: DeviceChoice) -> Result<(DeviceKind, String)> {
-    let (kind, why) = match choice {
-        DeviceChoice::Auto if disk.is_complete() => (DeviceKind::Loop, "the disk is complete"),
-        DeviceChoice::Auto => match (disk.is_full(), kernel_nbd::is_available()) {
-            (false, true) => (DeviceKind::Nbd, "spans are absent, and this kernel has nbd"),
-            (false, false) => (
-                DeviceKind::Fuse,
-                "spans are absent, and this kernel has no nbd",
-            ),
-            (true, true) => (
-                DeviceKind::Nbd,
-                "the layer has not been checked as a whole, and this kernel has nbd",
-            ),
-            (true, false) => (
-                DeviceKind::Fuse,
-                "the layer has not been checked as a whole, and this kernel has no nbd",
-            ),
-        },
-        DeviceChoice::Loop if !disk.is_complete() => {
-            let (present, all) = disk.span_counts();
-            let checked = match disk.is_full() {
-                true => ", and the layer has not been checked as a whole",
-                false => "",
-            };
-            return Err(Error::new(
-                Kind::InvalidArgument,
-                format!(
-                    "layer {}: {present} of {all} spans are present{checked}; a loop device needs a complete disk; use --device auto",
-                    disk.layer().digest
-                ),
-            ));
-        }
-        DeviceChoice::Loop => (DeviceKind::Loop, "asked for"),
-        DeviceChoice::Nbd => (DeviceKind::Nbd, "asked for"),
-        DeviceChoice::Fuse => (DeviceKind::Fuse, "asked for"),
-    };
-    Ok((kind, why.to_owned()))
 }
 
 #[cfg(test)]

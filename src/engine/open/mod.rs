@@ -13,5 +13,6 @@ pub mod opened;
 pub mod platforms;
 pub mod policy;
 pub(crate) mod prefetch;
+mod resolve;
 pub mod search;
 pub mod soci_index;

@@ -77,30 +77,6 @@ pub struct Chosen {
     pub warnings: Vec<String>,
 }
 
-impl Image {
-    /// Finds the image that the source's reference names. Without a platform the host's is meant, and an image that is not in an
-    /// index is taken whatever its platform is; [`Self::platform`] says which.
-    pub async fn resolve(source: &Source, platform: Option<&Platform>) -> Result<Self> {
-        let platforms = match platform {
-            Some(platform) => Platforms::These(vec![platform.clone()]),
-            None => Platforms::Host,
-        };
-        let find = async {
-            let root = source.root_manifest().await?;
-            let chosen = chosen(source, &root, &platforms).await?;
-            for warning in chosen.warnings {
-                tracing::warn!("{}: {warning}", source.reference());
-            }
-            let mut images = chosen.images.into_iter();
-            images
-                .next()
-                .ok_or_else(|| Error::new(Kind::NotFound, "it has no image"))
-        };
-        find.await
-            .map_err(|error: Error| error.context(format!("image {}", source.reference())))
-    }
-}
-
 /// The images that are meant of what `root` is.
 pub async fn chosen(source: &Source, root: &Manifest, platforms: &Platforms) -> Result<Chosen> {
     let wanted = match platforms {
