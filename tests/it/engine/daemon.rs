@@ -16,7 +16,7 @@ use crate::{
         registry::{Fault, On, Registry, Times},
         succeeds,
         tars::Layer,
-        wait,
+        unmount, wait,
     },
 };
 
@@ -264,7 +264,7 @@ fn a_mount_is_served_on_when_the_run_directory_is_gone() {
     std::thread::sleep(std::time::Duration::from_millis(2500));
     assert!(!has_ended(&mut daemon));
     assert_eq!(fs::read(mountpoint.join("hello")).unwrap(), b"hello\n");
-    succeeds(Command::new("umount").arg(&mountpoint));
+    unmount(&mountpoint);
     let daemon = std::cell::RefCell::new(daemon);
     wait("it ends", || has_ended(&mut daemon.borrow_mut()));
     assert_eq!(host.left_over(), [""; 0]);

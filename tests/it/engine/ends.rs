@@ -13,7 +13,7 @@ use super::{
     Host,
     lifecycle::{indexed, one_file_host, sitting_in},
 };
-use crate::support::{noise, succeeds, tars::Layer, wait};
+use crate::support::{noise, succeeds, tars::Layer, unmount, wait};
 
 /// Waits until the first attachment is unmounted: for a moment another test's mount namespace may have a copy of it.
 fn wait_unmounted(host: &Host) {
@@ -24,7 +24,7 @@ fn wait_unmounted(host: &Host) {
 fn after_an_unmount_by_hand_list_says_so() {
     let (host, layout, mountpoint) = one_file_host();
     host.attach(&layout.reference(""), &mountpoint, &["--rw"]);
-    succeeds(Command::new("umount").arg(&mountpoint));
+    unmount(&mountpoint);
     wait_unmounted(&host);
     let listed = host.list();
     assert_eq!(listed[0]["mountpoint"], mountpoint.to_str().unwrap());
@@ -115,14 +115,14 @@ fn what_is_mounted_over_an_image_stays() {
     assert!(error.contains("mounted over"), "{error}");
     let top = info::at(&mountpoint).unwrap().unwrap();
     assert_eq!(top.fs_type, "tmpfs");
-    succeeds(Command::new("umount").arg(path));
+    unmount(&mountpoint);
     // and so does what is bound elsewhere
     let copy = host.mountpoint("copy");
     succeeds(Command::new("mount").args(["--bind", path, copy.to_str().unwrap()]));
     let error = host.fail(&["detach", path], 6);
     assert!(error.contains(copy.to_str().unwrap()), "{error}");
     assert!(copy.join("hello").exists());
-    succeeds(Command::new("umount").arg(&copy));
+    unmount(&copy);
     host.detach(&mountpoint);
     assert_eq!(host.left_over(), [""; 0]);
 }
@@ -136,7 +136,7 @@ fn what_was_written_is_removed_after_a_reboot() {
         fs::write(mountpoint.join("written"), noise(100_000)).unwrap();
         // daemons, mounts and the run directory do not outlive one
         host.kill_daemon();
-        succeeds(Command::new("umount").arg(&mountpoint));
+        unmount(&mountpoint);
         fs::remove_dir_all(host.run_dir()).unwrap();
         assert_eq!(fs::read_dir(&attachments).unwrap().count(), 1);
     }
@@ -200,7 +200,7 @@ fn what_was_written_stays_while_it_is_mounted_whatever_its_record_says() {
     assert!(folder.join("upper/written").exists());
     assert_eq!(fs::read(mountpoint.join("written")).unwrap(), b"written");
     // when it is not mounted any more, nobody can come to it
-    succeeds(Command::new("umount").arg(&mountpoint));
+    unmount(&mountpoint);
     host.detach(&other);
     host.end_daemon();
     host.attach(&layout.reference(""), &other, &[]);

@@ -19,7 +19,7 @@ use socinbd::oci::Digest;
 use super::{Host, containerd::Containerd};
 use crate::{
     soci::make::MadeLayout,
-    support::{succeeds, tars::Layer},
+    support::{tars::Layer, unmount},
 };
 
 /// What is seen at each path: mode with type, owner and group, and a directory's extended attributes.
@@ -99,7 +99,7 @@ impl Both {
         let output = self.containerd.ctr(&["images", "mount", &image, mounted]);
         assert!(output.status.success(), "{output:?}");
         let unpacked = look(&mountpoint);
-        succeeds(Command::new("umount").arg(&mountpoint));
+        unmount(&mountpoint);
         let unmount = self.containerd.ctr(&["snapshots", "rm", mounted]);
         assert!(unmount.status.success(), "{unmount:?}");
 

@@ -23,6 +23,17 @@ pub fn succeeds(command: &mut std::process::Command) {
     );
 }
 
+/// Unmounts what the test itself does not use any more. A process that another thread starts has its files open for a moment (between
+/// fork and exec), and the mount is busy meanwhile.
+pub fn unmount(mountpoint: &std::path::Path) {
+    wait("the mount is idle", || {
+        let umount = std::process::Command::new("umount")
+            .arg(mountpoint)
+            .output();
+        umount.is_ok_and(|output| output.status.success())
+    });
+}
+
 /// Bytes that do not compress, the same at each run and others for another seed.
 pub fn seeded_noise(length: usize, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
