@@ -16,7 +16,7 @@ use std::{
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -27,6 +27,7 @@ use tokio::sync::watch;
 use super::{
     ahead::{fill_decision::Whole, queue::Upcoming, sequential::ReadAhead},
     build::import,
+    locked::locked,
     read::{health::Health, in_flight::Flights, windows::Windows},
     repair::mend,
     services::Services,
@@ -179,13 +180,13 @@ impl Disk {
 
     /// Counters since the disk was opened.
     pub fn counters(&self) -> Counters {
-        *lock(&self.counters)
+        *locked(&self.counters)
     }
 
     /// What stacking has to know.
     pub fn stacking(&self) -> Result<StackingFacts> {
         // asked once in an attach: they are not kept longer than until then
-        lock(&self.facts)
+        locked(&self.facts)
             .take()
             .map_or_else(|| self.folder.stacking(), Ok)
     }
@@ -259,7 +260,7 @@ impl Disk {
     }
 
     pub(super) fn count_fetch(&self, count: impl FnOnce(&mut Counters)) {
-        count(&mut lock(&self.counters));
+        count(&mut locked(&self.counters));
     }
 
     /// A span's window, from the zTOC.
@@ -301,7 +302,7 @@ impl Disk {
         };
         {
             // held over both: who finds the span present and takes these has it among them
-            let mut unsynced = lock(&self.unsynced);
+            let mut unsynced = locked(&self.unsynced);
             if !self.disowned.unless(span, appear) {
                 return Err(self.refutation(span).unwrap_or(Refutation::Window)); // there is one
             }
@@ -349,7 +350,7 @@ impl Disk {
     }
 
     pub(super) fn lock_state(&self) -> MutexGuard<'_, State> {
-        lock(&self.state)
+        locked(&self.state)
     }
 }
 
@@ -370,10 +371,6 @@ fn read_window(ztoc: &StoredFile, stored: &StoredSpan) -> io::Result<Option<Vec<
         true => Ok(Some(window)),
         false => Err(Damage::check(folder::ZTOC).into()),
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The two ends of a run of regions, which may be one.

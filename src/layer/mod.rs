@@ -13,6 +13,7 @@
 mod ahead;
 mod build;
 mod disk;
+mod locked;
 mod read;
 mod repair;
 mod services;

@@ -5,7 +5,7 @@ use std::{
     io::{Read as _, Seek as _, Write as _},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
+    sync::{Arc, Mutex, OnceLock, Weak},
     thread,
     time::Duration,
 };
@@ -18,6 +18,7 @@ use tokio::{
 use super::{
     ahead::{background::Traffic, recording::Touches},
     disk::sync::{self, SyncSender, Synced},
+    locked::locked,
     read::{decoders::Decoders, held_spans::Unkept},
     sources::health::Hosts,
     stored::folder,
@@ -246,8 +247,4 @@ fn permits(bytes: u64) -> u32 {
     u32::try_from(bytes.div_ceil(MEMORY_UNIT))
         .unwrap_or(u32::MAX)
         .min(Semaphore::MAX_PERMITS as u32)
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     fs,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, Weak},
 };
 
 use bytes::Bytes;
@@ -16,6 +16,7 @@ use super::{
     },
     build::streams::Streams,
     disk::Disk,
+    locked::locked,
     repair::mend::{self, Mended},
     services::{Options, Services},
     stored::{
@@ -377,8 +378,4 @@ fn digests_in(folder: &Path) -> Result<Vec<Digest>> {
     }
     digests.sort();
     Ok(digests)
-}
-
-pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -8,7 +8,6 @@ use std::{
     time::SystemTime,
 };
 
-use bytes::Bytes;
 use serde::Serialize;
 
 use super::image::Image;
@@ -162,11 +161,6 @@ impl LocalIndexes {
     /// An index by its digest, verified.
     pub async fn manifest(&self, digest: &Digest) -> Result<Manifest> {
         self.existing(digest).await?.manifest(digest).await
-    }
-
-    /// A zTOC or another blob of an index, verified.
-    pub async fn blob(&self, digest: &Digest, size: u64, limit: u64) -> Result<Bytes> {
-        self.existing(digest).await?.blob(digest, size, limit).await
     }
 
     /// All indexes, in the order in which they were added. What is damaged is left out.

@@ -9,7 +9,7 @@
 //! This is the one place that decides it. `docs/architecture.md` has the reasons.
 
 use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
+    Arc, Mutex,
     atomic::{AtomicU32, AtomicU64, Ordering},
 };
 
@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use super::cost::Cost;
 use crate::{
     layer::{
+        locked::locked,
         stored::{present_spans::Bitmap, span_table::Spans},
         types::Progress,
     },
@@ -177,10 +178,6 @@ pub(super) fn absent(bitmap: &Bitmap, spans: &Spans) -> u64 {
         bytes.end.get() - bytes.start.get()
     });
     bytes.sum()
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

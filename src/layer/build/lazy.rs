@@ -11,7 +11,8 @@ use crate::{
     error::Result,
     layer::{
         disk::Disk,
-        store::{Key, Store, locked},
+        locked::locked,
+        store::{Key, Store},
         types::LayerBlob,
     },
     oci::Digest,

@@ -5,10 +5,11 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-use super::{Disk, lock};
+use super::Disk;
 use crate::{
     blocking::blocking,
     error::{Error, Kind, Result},
+    layer::locked::locked,
     layer::repair::mend::{self, Mended},
     oci::Digest,
     units::{DiskOffset, SpanId},
@@ -40,12 +41,12 @@ impl Disk {
 
     /// Notes what was mended, until somebody asks.
     pub(in crate::layer) fn note_mended(&self, what: Vec<String>) {
-        lock(&self.mended).extend(what);
+        locked(&self.mended).extend(what);
     }
 
     /// What was mended since somebody asked.
     pub(in crate::layer) fn take_mended(&self) -> Vec<String> {
-        std::mem::take(&mut lock(&self.mended))
+        std::mem::take(&mut locked(&self.mended))
     }
 
     /// Whether the stored table is damaged, and wanted from where it came from.

@@ -2,14 +2,14 @@
 
 use std::sync::{Arc, Weak};
 
-use super::{Disk, first_and_last, lock, sync::Synced};
+use super::{Disk, first_and_last, sync::Synced};
 use crate::{
     error::{Error, Kind, Result, ResultExt as _},
     layer::{
+        locked::locked,
         repair::metadata,
         stored::{folder, state::State},
     },
-    oci::Digest,
     units::SpanId,
 };
 
@@ -17,7 +17,7 @@ impl Disk {
     /// Brings what is present to the disk, and then its bits. Blocks.
     pub fn sync(&self) -> Result<()> {
         let mut state = self.lock_state();
-        let spans = std::mem::take(&mut *lock(&self.unsynced));
+        let spans = std::mem::take(&mut *locked(&self.unsynced));
         let rest = self.proof.rest();
         let synced = self
             .file
@@ -55,7 +55,7 @@ impl Disk {
         for (span, _) in &spans {
             self.drop_behind(*span);
         }
-        let complete = self.bitmap.is_full() && lock(&self.unsynced).is_empty();
+        let complete = self.bitmap.is_full() && locked(&self.unsynced).is_empty();
         if state.unsynced_since_boot.is_some() {
             self.folder.sync().or_kind(Kind::Io, || {
                 format!("cannot sync {}", self.folder.path().display())
@@ -96,7 +96,7 @@ impl Disk {
         self.sync_records()?;
         self.change_state(|state| {
             state.verified = true;
-            state.complete = self.bitmap.is_full() && lock(&self.unsynced).is_empty();
+            state.complete = self.bitmap.is_full() && locked(&self.unsynced).is_empty();
         })?;
         self.proof.verified();
         self.whole.completed();
@@ -131,12 +131,10 @@ impl Disk {
 }
 
 impl Synced for Disk {
-    fn sync(&self) -> Result<()> {
-        Self::sync(self)
-    }
-
-    fn digest(&self) -> Digest {
-        self.layer.digest
+    fn sync_or_warn(&self) {
+        if let Err(error) = self.sync() {
+            tracing::warn!(layer = %self.layer.digest, "the layer's disk could not be synced: {}", error.report());
+        }
     }
 }
 
@@ -144,12 +142,9 @@ impl Drop for Disk {
     fn drop(&mut self) {
         self.drop_all_held();
         let synced =
-            lock(&self.unsynced).is_empty() && self.lock_state().unsynced_since_boot.is_none();
-        if synced {
-            return;
-        }
-        if let Err(error) = self.sync() {
-            tracing::warn!(layer = %self.layer.digest, "the layer's disk could not be synced: {}", error.report());
+            locked(&self.unsynced).is_empty() && self.lock_state().unsynced_since_boot.is_none();
+        if !synced {
+            self.sync_or_warn();
         }
     }
 }

@@ -9,18 +9,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{error::Result, oci::Digest};
-
 /// How long a span's bit may lag behind its data: what a kill may cost in fetches.
 const LAG: Duration = Duration::from_secs(1);
 
 /// A disk with data that is not on the local disk yet.
 pub(crate) trait Synced: Send + Sync {
-    /// Brings the data there. Blocks.
-    fn sync(&self) -> Result<()>;
-
-    /// The layer's digest.
-    fn digest(&self) -> Digest;
+    /// Brings the data there; where that fails the log says so. Blocks.
+    fn sync_or_warn(&self);
 }
 
 /// Where disks are sent that are to be synced soon.
@@ -49,13 +44,7 @@ fn work(receiver: &Receiver<Weak<dyn Synced>>) {
         };
         // a disk that is gone has synced itself
         for disk in disks.iter().filter_map(Weak::upgrade) {
-            if let Err(error) = disk.sync() {
-                tracing::warn!(
-                    layer = %disk.digest(),
-                    "the layer's disk could not be synced: {}",
-                    error.report()
-                );
-            }
+            disk.sync_or_warn();
         }
         if !open {
             return;

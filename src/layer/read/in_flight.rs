@@ -4,7 +4,7 @@ use std::{
     collections::{HashMap, hash_map::Entry},
     ops::Range,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -14,6 +14,7 @@ use tokio::{sync::watch, time::Instant};
 
 use crate::{
     error::{Error, Kind},
+    layer::locked::locked,
     units::SpanId,
 };
 
@@ -108,11 +109,11 @@ impl Effort {
     }
 
     pub(crate) fn note(&self, error: &Arc<Error>) {
-        *lock(&self.last_error) = Some(Arc::clone(error));
+        *locked(&self.last_error) = Some(Arc::clone(error));
     }
 
     pub(super) fn last_error(&self) -> Option<Arc<Error>> {
-        lock(&self.last_error).clone()
+        locked(&self.last_error).clone()
     }
 }
 
@@ -195,7 +196,7 @@ impl Flights {
     ) -> (Vec<Waiter>, Vec<Claim>) {
         let mut waiters = Vec::new();
         let mut claims: Vec<Claim> = Vec::new();
-        let mut flights = lock(&self.0);
+        let mut flights = locked(&self.0);
         for span in spans {
             // asked under the lock: a span's bit is set before its flight ends
             if present(span) {
@@ -242,7 +243,7 @@ impl Flights {
         to: Range<u32>,
         present: impl Fn(SpanId) -> bool,
     ) {
-        let mut flights = lock(&self.0);
+        let mut flights = locked(&self.0);
         let mut takes = |span| {
             let is_free = !present(span) && !flights.contains_key(&span);
             if is_free {
@@ -260,7 +261,7 @@ impl Flights {
 
     /// Ends a span's flight, if it has not ended yet. After that the span may be on its way again, by another effort.
     fn end(&self, span: SpanId, effort: &Arc<Effort>, outcome: Outcome) {
-        let flight = match lock(&self.0).entry(span) {
+        let flight = match locked(&self.0).entry(span) {
             Entry::Occupied(flight) if Arc::ptr_eq(&flight.get().effort, effort) => flight.remove(),
             _ => return,
         };
@@ -298,10 +299,6 @@ impl Drop for Claim {
             self.flights.end(SpanId(span), &self.effort, Err(stopped()));
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -1,14 +1,17 @@
 //! Where a layer can be had: every place that an image named for it, each with its own way to credentials. Kept with the disk, so that
 //! a daemon that starts again can fetch without being told.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
 
 use super::health::{Change, HostKey, Hosts, SourceDown, SourceHealth, is_of_host};
 use crate::{
     error::{Error, Result},
-    layer::stored::{folder::Folder, seal},
+    layer::{
+        locked::locked,
+        stored::{folder::Folder, seal},
+    },
     oci::Reference,
     source::{Access, Source},
 };
@@ -217,10 +220,6 @@ impl Sources {
         down.filter_map(|place| place.host.down(place.reference()))
             .collect()
     }
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn encode(records: &[&Record]) -> Vec<u8> {

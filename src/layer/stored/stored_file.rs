@@ -121,8 +121,12 @@ fn opened<T>(open: impl Fn() -> io::Result<T>, make_room: impl FnOnce()) -> io::
 
 /// Closes half of the files that disks keep open and can do without, those that were used least recently. For a shortage of descriptors.
 pub fn close_spare_files() {
-    let most = open_files().len() / 2;
-    drop(shrink(&mut open_files(), most));
+    let closed = {
+        let mut files = open_files();
+        let most = files.len() / 2;
+        shrink(&mut files, most)
+    };
+    drop(closed); // not under the lock
 }
 
 fn is_shortage(error: &io::Error) -> bool {

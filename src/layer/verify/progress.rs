@@ -4,13 +4,13 @@ use std::{
     collections::BTreeSet,
     ops::Range,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
 };
 
 use super::{lies::Refutation, non_file_bytes::Rest};
-use crate::{error::Error, units::SpanId};
+use crate::{error::Error, layer::locked::locked, units::SpanId};
 
 /// What is known.
 pub(crate) struct Proof {
@@ -47,11 +47,11 @@ impl Proof {
     /// The layer has been checked: what was kept for that is let go.
     pub(crate) fn verified(&self) {
         self.is_verified.store(true, Ordering::Release);
-        lock(&self.rest).take();
+        locked(&self.rest).take();
     }
 
     pub(crate) fn check_error(&self) -> Option<String> {
-        lock(&self.check_error).clone()
+        locked(&self.check_error).clone()
     }
 
     /// Whether the caller is to check the layer now; [`Self::end_check`] must follow.
@@ -61,50 +61,46 @@ impl Proof {
 
     /// The check has come to an end, or could not.
     pub(super) fn end_check(&self, error: Option<&Error>) {
-        *lock(&self.check_error) = error.map(Error::report);
+        *locked(&self.check_error) = error.map(Error::report);
         self.is_checking.store(false, Ordering::Release);
     }
 
     /// What of the layer is in no file; `None` once the layer has been checked.
     pub(crate) fn rest(&self) -> Option<Arc<Rest>> {
-        lock(&self.rest).clone()
+        locked(&self.rest).clone()
     }
 
     /// Has the check fetch these spans, whoever else does.
     pub(crate) fn want(&self, spans: impl Iterator<Item = SpanId>) {
-        lock(&self.bare).extend(spans);
+        locked(&self.bare).extend(spans);
     }
 
     /// The spans that only the check wants.
     pub(crate) fn bare(&self) -> BTreeSet<SpanId> {
-        lock(&self.bare).clone()
+        locked(&self.bare).clone()
     }
 
     /// Whether it is one of [`Self::bare`].
     pub(crate) fn is_bare(&self, span: SpanId) -> bool {
-        lock(&self.bare).contains(&span)
+        locked(&self.bare).contains(&span)
     }
 
     /// A span has come.
     pub(crate) fn came(&self, span: SpanId) {
-        lock(&self.bare).remove(&span);
+        locked(&self.bare).remove(&span);
     }
 
     /// Notes why spans are taken back.
     pub(crate) fn refute(&self, spans: Range<u32>, refutation: Refutation) {
-        lock(&self.refutations).push((spans, refutation));
+        locked(&self.refutations).push((spans, refutation));
     }
 
     /// Why a span was taken back, if it was since the disk was opened.
     pub(crate) fn refutation(&self, span: SpanId) -> Option<Refutation> {
-        let refutations = lock(&self.refutations);
+        let refutations = locked(&self.refutations);
         let of_it = refutations
             .iter()
             .rfind(|(spans, _)| spans.contains(&span.get()));
         of_it.map(|(_, refutation)| refutation.clone())
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
