@@ -3,7 +3,7 @@
 use std::{
     fs,
     os::unix::{fs::PermissionsExt as _, net::UnixStream},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use serde_json::json;
@@ -126,31 +126,46 @@ fn twenty_layers(host: &Host) -> MadeLayout {
     indexed(host, layers.collect())
 }
 
+/// Twenty lazy layers, of a daemon that may have 200 descriptors: four a layer, and fifty for files that need not stay open.
+struct TwentyLayers {
+    mountpoint: PathBuf,
+    _layout: MadeLayout,
+}
+
+impl TwentyLayers {
+    fn attach(host: &Host) -> Self {
+        let layout = twenty_layers(host);
+        let mountpoint = host.mountpoint("mnt");
+        let (image, place) = (layout.reference(""), mountpoint.to_str().unwrap());
+        let attach = ["attach", "--device", "fuse", &image, place];
+        succeeds(&mut host.limited(&["--nofile=200:200"], &attach));
+        Self {
+            mountpoint,
+            _layout: layout,
+        }
+    }
+
+    fn read_and_detach(&self, host: &Host) {
+        for n in 0..20 {
+            let file = self.mountpoint.join(format!("file-{n}"));
+            assert_eq!(fs::read(file).unwrap(), b"content");
+        }
+        host.detach(&self.mountpoint);
+    }
+}
+
 #[test]
 fn many_lazy_layers_do_with_few_descriptors() {
     let host = Host::new();
-    let layout = twenty_layers(&host);
-    let mountpoint = host.mountpoint("mnt");
-    let (image, place) = (layout.reference(""), mountpoint.to_str().unwrap());
-    // four a layer, and fifty for files that need not stay open
-    let attach = ["attach", "--device", "fuse", &image, place];
-    succeeds(&mut host.limited(&["--nofile=200:200"], &attach));
-    for n in 0..20 {
-        let file = mountpoint.join(format!("file-{n}"));
-        assert_eq!(fs::read(file).unwrap(), b"content");
-    }
-    host.detach(&mountpoint);
+    let attached = TwentyLayers::attach(&host);
+    attached.read_and_detach(&host);
 }
 
 /// Files that need not stay open are closed for clients that wait for a descriptor, and opened again.
 #[test]
 fn files_that_can_be_spared_make_room_for_clients() {
     let host = Host::new();
-    let layout = twenty_layers(&host);
-    let mountpoint = host.mountpoint("mnt");
-    let (image, place) = (layout.reference(""), mountpoint.to_str().unwrap());
-    let attach = ["attach", "--device", "fuse", &image, place];
-    succeeds(&mut host.limited(&["--nofile=200:200"], &attach));
+    let attached = TwentyLayers::attach(&host);
     let daemon = host.daemon().unwrap();
     let spare = || {
         let open = fs::read_dir(format!("/proc/{daemon}/fd")).unwrap();
@@ -168,11 +183,7 @@ fn files_that_can_be_spared_make_room_for_clients() {
         .collect();
     wait("they are closed", || spare() == 0);
     drop(held);
-    for n in 0..20 {
-        let file = mountpoint.join(format!("file-{n}"));
-        assert_eq!(fs::read(file).unwrap(), b"content");
-    }
-    host.detach(&mountpoint);
+    attached.read_and_detach(&host);
 }
 
 #[test]
