@@ -129,6 +129,31 @@ fn no_file_names_a_package_mirror() {
     assert!(found.is_empty(), "{found}");
 }
 
+/// Under `pipefail` a script ends with status 141 when a command of a pipe ends before it has read everything.
+#[test]
+fn scripts_read_their_pipes_to_the_end() {
+    let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts");
+    let found: Vec<_> = files(&scripts)
+        .into_iter()
+        .filter(|(_, text)| text.contains("pipefail"))
+        .flat_map(|(path, text)| {
+            let lines = text.lines().filter(|line| leaves_a_pipe(line));
+            let lines: Vec<_> = lines.map(|line| format!("{path}: {line}")).collect();
+            lines
+        })
+        .collect();
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+/// Whether a command after a `|` may end before its input does.
+fn leaves_a_pipe(line: &str) -> bool {
+    let commands = line.split(" | ").skip(1);
+    commands.map(str::trim_start).any(|command| {
+        let quits = command.starts_with("awk ") && command.contains("exit");
+        command.starts_with("head ") || command.starts_with("grep -q") || quits
+    })
+}
+
 /// What a person reads is plain English: none of these turns is in a message of the outer modules.
 #[test]
 fn messages_have_none_of_the_turns_that_are_not_english() {
@@ -281,5 +306,9 @@ fn what_is_not_tidy_is_found() {
     assert!(has_machine_path(&line));
     let line = ["overlay/wo", "rk/ and ${DIR}/wo", "rk/x"].concat();
     assert!(!has_machine_path(&line));
+    assert!(leaves_a_pipe("sort | head -n 10 | cat"));
+    assert!(leaves_a_pipe("list | awk '{ print; exit }'"));
+    assert!(!leaves_a_pipe("list | awk '{ print }' || exit 1"));
+    assert!(!leaves_a_pipe("head -n 1 file | sort"));
     assert!(has_mirror(&["http://deb.deb", "ian.org/debian"].concat()));
 }
