@@ -12,6 +12,7 @@ mod layer;
 mod levels;
 mod nbd;
 mod outputs;
+mod picture;
 mod rooms;
 mod soci;
 mod source;
