@@ -191,6 +191,38 @@ fn messages_have_none_of_the_turns_that_are_not_english() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// The turns that documents had and that are not English are in none of them any more.
+#[test]
+fn documents_have_none_of_the_turns_that_are_not_english() {
+    const TURNS: [&str; 7] = [
+        " is no ",
+        " are no ",
+        " was no ",
+        " stands ",
+        " behind ",
+        "hoever ",
+        ", for it ",
+    ];
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let documents = files(&root.join("docs"))
+        .into_iter()
+        .filter(|(path, _)| path.ends_with(".md"))
+        .filter(|(path, _)| !["glossary.md", "requirements.md"].contains(&path.as_str()));
+    let top = ["README.md", "CONTRIBUTING.md", "SECURITY.md"].map(|path| {
+        let text = std::fs::read_to_string(root.join(path)).unwrap();
+        (path.to_owned(), text)
+    });
+    let mut wrong = Vec::new();
+    for (path, text) in documents.chain(top) {
+        let lines = text.lines().filter(|line| {
+            let line = line.replace("here is no ", "").replace("here are no ", "");
+            TURNS.iter().any(|turn| line.contains(turn))
+        });
+        wrong.extend(lines.map(|line| format!("{path}: {line}")));
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
 fn has_mirror(line: &str) -> bool {
     // put together here, so that this file passes
     let hosts = [
