@@ -191,6 +191,44 @@ fn messages_have_none_of_the_turns_that_are_not_english() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// The documents that are prose, with their paths.
+fn documents() -> Vec<(String, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut documents = files(&root.join("docs"));
+    documents.retain(|(path, _)| {
+        path.ends_with(".md") && !["glossary.md", "requirements.md"].contains(&path.as_str())
+    });
+    for path in ["README.md", "CONTRIBUTING.md", "SECURITY.md"] {
+        let text = std::fs::read_to_string(root.join(path)).unwrap();
+        documents.push((path.to_owned(), text));
+    }
+    documents
+}
+
+/// The Rust files that documents name are in the project or in `src`.
+#[test]
+fn files_that_documents_name_are_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut found = 0;
+    let mut wrong = Vec::new();
+    for (path, text) in documents() {
+        for name in text
+            .lines()
+            .flat_map(|line| line.split('`').skip(1).step_by(2))
+        {
+            if !name.ends_with(".rs") || !name.contains('/') {
+                continue;
+            }
+            found += 1;
+            if !root.join(name).is_file() && !root.join("src").join(name).is_file() {
+                wrong.push(format!("{path}: there is no {name}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(found > 20, "{found}");
+}
+
 /// The turns that documents had and that are not English are in none of them any more.
 #[test]
 fn documents_have_none_of_the_turns_that_are_not_english() {
@@ -203,17 +241,8 @@ fn documents_have_none_of_the_turns_that_are_not_english() {
         "hoever ",
         ", for it ",
     ];
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let documents = files(&root.join("docs"))
-        .into_iter()
-        .filter(|(path, _)| path.ends_with(".md"))
-        .filter(|(path, _)| !["glossary.md", "requirements.md"].contains(&path.as_str()));
-    let top = ["README.md", "CONTRIBUTING.md", "SECURITY.md"].map(|path| {
-        let text = std::fs::read_to_string(root.join(path)).unwrap();
-        (path.to_owned(), text)
-    });
     let mut wrong = Vec::new();
-    for (path, text) in documents.chain(top) {
+    for (path, text) in documents() {
         let lines = text.lines().filter(|line| {
             let line = line.replace("here is no ", "").replace("here are no ", "");
             TURNS.iter().any(|turn| line.contains(turn))
