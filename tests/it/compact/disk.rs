@@ -7,7 +7,7 @@ use crate::layer::fixture::{Layer, Random, assert_holds, complete, open_when_fre
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_whole_is_right_and_its_first_span_needs_no_window() {
-    for layer in [Layer::new(1), Layer::plain(2)] {
+    for layer in [Layer::new(0), Layer::plain()] {
         let lab = CompactLab::new(layer);
         let disk = lab.disk().await;
         // what udev and mount read
@@ -23,7 +23,7 @@ async fn the_whole_is_right_and_its_first_span_needs_no_window() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_span_costs_its_window_unless_the_one_before_was_decoded() {
-    let lab = CompactLab::new(Layer::new(3));
+    let lab = CompactLab::new(Layer::new(0));
     let disk = lab.disk().await;
     let span = lab.span_in_big();
     let window = |span: usize| lab.table.spans.spans[span].window.clone().unwrap();
@@ -49,7 +49,7 @@ async fn a_span_costs_its_window_unless_the_one_before_was_decoded() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_known_of_windows_outlives_the_daemon() {
-    let lab = CompactLab::new(Layer::new(4));
+    let lab = CompactLab::new(Layer::new(0));
     let disk = lab.disk().await;
     let span = lab.span_in_big();
     let (place, content) = lab.place_in(span);
@@ -80,10 +80,10 @@ async fn what_is_known_of_windows_outlives_the_daemon() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn reads_in_any_order_give_the_files() {
-    for seed in 10..13 {
-        let lab = CompactLab::new(Layer::new(seed));
+    for number in 0..3 {
+        let lab = CompactLab::new(Layer::new(number));
         let disk = lab.disk().await;
-        let mut random = Random::new(seed);
+        let mut random = Random::new(number as u64);
         let big = lab.lab.layer.place("data/big");
         let content = &lab.lab.layer.files["data/big"];
         for _ in 0..60 {
@@ -105,7 +105,7 @@ async fn reads_in_any_order_give_the_files() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_of_another_version_is_told_from_one_that_is_damaged() {
-    let lab = CompactLab::new(Layer::new(5));
+    let lab = CompactLab::new(Layer::new(0));
     for (at, kind) in [
         (8, socinbd::error::Kind::Unsupported),
         (0, socinbd::error::Kind::Corrupt),

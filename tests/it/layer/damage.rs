@@ -273,7 +273,7 @@ async fn without_a_source_of_its_table_a_damaged_folder_is_kept() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_damage_convicts_a_compact_table_or_lasts() {
-    let layer = Layer::new(214);
+    let layer = Layer::new(0);
     let compact = compact_of(&layer, 64 << 10);
     for is_complete in [false, true] {
         for name in ["compact", "windows", "windows.json", "headers", "rest"] {

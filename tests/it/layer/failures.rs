@@ -33,7 +33,7 @@ fn start_read(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn wrong_bytes_are_fetched_again_and_never_reach_the_disk() {
-    let lab = Lab::new(Layer::new(20));
+    let lab = Lab::new(Layer::new(0));
     let disk = lab.disk().await;
     lab.registry
         .fail(On::Data, Fault::WrongByte { at: 5000 }, Times::Next(1));
@@ -51,7 +51,7 @@ async fn wrong_bytes_are_fetched_again_and_never_reach_the_disk() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_registry_is_not_asked_before_the_time_that_it_names() {
-    let lab = Lab::with_options(Layer::new(20), patient(60));
+    let lab = Lab::with_options(Layer::new(0), patient(60));
     let disk = lab.disk().await;
     let busy = Fault::Status {
         code: 429,
@@ -73,7 +73,7 @@ async fn a_registry_is_not_asked_before_the_time_that_it_names() {
     assert_eq!(disk.degraded(), None);
 
     // for longer than a read may wait
-    let lab = Lab::with_options(Layer::new(20), patient(1));
+    let lab = Lab::with_options(Layer::new(0), patient(1));
     let disk = lab.disk().await;
     let busy = Fault::Status {
         code: 503,
@@ -92,7 +92,7 @@ async fn an_answer_that_will_be_the_same_is_believed_soon_and_the_next_read_asks
         io_timeout: None,
         ..Options::default()
     };
-    let lab = Lab::with_options(Layer::new(20), waits);
+    let lab = Lab::with_options(Layer::new(0), waits);
     let disk = lab.disk().await;
     for (status, kind) in [(404, Kind::NotFound), (403, Kind::Unauthorized)] {
         lab.registry.reset_counters();
@@ -113,7 +113,7 @@ async fn an_answer_that_will_be_the_same_is_believed_soon_and_the_next_read_asks
 #[tokio::test(flavor = "multi_thread")]
 async fn who_joins_a_fetch_that_fails_has_a_try_of_its_own() {
     for failures in [Times::Next(3), Times::UntilHealed] {
-        let lab = Lab::with_options(Layer::new(20), patient(60));
+        let lab = Lab::with_options(Layer::new(0), patient(60));
         let disk = lab.disk().await;
         let place = lab.layer.place("data/001");
         lab.registry.fail(On::Data, Fault::status(404), failures);
@@ -140,7 +140,7 @@ async fn who_joins_a_fetch_that_fails_has_a_try_of_its_own() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bytes_that_stay_wrong_are_an_error_and_a_reason() {
-    let lab = Lab::new(Layer::new(21));
+    let lab = Lab::new(Layer::new(0));
     let disk = lab.disk().await;
     let small = lab.layer.place("data/150");
     lab.registry
@@ -166,7 +166,7 @@ async fn bytes_that_stay_wrong_are_an_error_and_a_reason() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_source_helps_where_one_lies() {
-    let lab = Lab::new(Layer::new(22));
+    let lab = Lab::new(Layer::new(0));
     let other = Registry::start();
     other.add_blob(super::fixture::REPOSITORY, lab.layer.blob.clone());
     let disk = lab.disk().await;
@@ -189,7 +189,7 @@ async fn another_source_helps_where_one_lies() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_read_lives_through_an_outage() {
-    let lab = Lab::new(Layer::new(23));
+    let lab = Lab::new(Layer::new(0));
     let disk = lab.disk().await;
     lab.registry
         .fail(On::Data, Fault::status(503), Times::UntilHealed);
@@ -204,7 +204,7 @@ async fn a_read_lives_through_an_outage() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_outage_longer_than_the_timeout_is_an_error_and_the_next_read_tries_anew() {
-    let lab = Lab::with_options(Layer::new(24), patient(1));
+    let lab = Lab::with_options(Layer::new(0), patient(1));
     let disk = lab.disk().await;
     for fault in [Fault::status(500), Fault::Hang, Fault::Close] {
         lab.registry.fail(On::Data, fault, Times::UntilHealed);
@@ -221,7 +221,7 @@ async fn an_outage_longer_than_the_timeout_is_an_error_and_the_next_read_tries_a
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reader_that_goes_away_takes_nobody_with_it() {
-    let lab = Lab::new(Layer::new(25));
+    let lab = Lab::new(Layer::new(0));
     let disk = lab.disk().await;
     lab.registry
         .fail(On::Data, Fault::status(503), Times::UntilHealed);
@@ -235,7 +235,7 @@ async fn a_reader_that_goes_away_takes_nobody_with_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_blob_that_is_gone_is_believed_soon() {
-    let lab = Lab::new(Layer::new(26));
+    let lab = Lab::new(Layer::new(0));
     let disk = lab.disk().await;
     lab.registry
         .remove(super::fixture::REPOSITORY, &lab.layer.layer.digest);

@@ -144,7 +144,7 @@ async fn suffer(layer: Layer, name: &str, fault: Fault, times: Times, outcome: O
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_fault_gives_right_bytes_or_eio_and_is_recovered_from() {
-    let (other, layer) = (Registry::start(), Layer::new(95));
+    let (other, layer) = (Registry::start(), Layer::new(0));
     let suffering = faults(&other)
         .into_iter()
         .map(|(name, fault, times, outcome)| {
@@ -163,7 +163,7 @@ async fn each_fault_gives_right_bytes_or_eio_and_is_recovered_from() {
 #[tokio::test(flavor = "multi_thread")]
 async fn any_reads_are_right_while_spans_arrive_in_any_order() {
     for seed in 0..3 {
-        let lab = Arc::new(Lab::new(Layer::new(96)));
+        let lab = Arc::new(Lab::new(Layer::new(0)));
         let disk = lab.disk().await;
         let mut random = Random::new(seed + 31);
         let mut wrong = 0;

@@ -6,7 +6,7 @@ use std::{
     ops::Range,
     path::{Path, PathBuf},
     process::Command,
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 use bytes::Bytes;
@@ -96,9 +96,14 @@ pub fn tar(files: &Files) -> Vec<u8> {
     builder.into_inner().unwrap()
 }
 
-/// Small files, an empty one, one of exactly a block, and a large one among them.
-pub fn files(seed: u64) -> Files {
-    let mut random = Random::new(seed);
+/// One of three sets of small files, an empty one, one of exactly a block, and a large one among them. Each is made once.
+pub fn files(number: usize) -> Files {
+    static MADE: [OnceLock<Files>; 3] = [const { OnceLock::new() }; 3];
+    MADE[number].get_or_init(|| make_files(number)).clone()
+}
+
+fn make_files(number: usize) -> Files {
+    let mut random = Random::new(number as u64);
     let mut files = Files::new();
     for number in 0..300 {
         let length = random.below(9000) as usize;
@@ -130,18 +135,26 @@ pub struct Layer {
 }
 
 impl Layer {
-    /// A gzip layer of about 4 MiB in spans of 64 KiB and more.
-    pub fn new(seed: u64) -> Self {
-        let files = files(seed);
-        let blob = gzip(&tar(&files));
-        Self::of(files, blob, Packing::Gzip, 64 << 10)
+    /// One of three gzip layers of about 4 MiB in spans of 64 KiB and more. They take long to make, so each is made once.
+    pub fn new(number: usize) -> Self {
+        static MADE: [OnceLock<Layer>; 3] = [const { OnceLock::new() }; 3];
+        let make = || {
+            let files = files(number);
+            let blob = gzip(&tar(&files));
+            Self::of(files, blob, Packing::Gzip, 64 << 10)
+        };
+        MADE[number].get_or_init(make).clone()
     }
 
-    /// The same, not compressed.
-    pub fn plain(seed: u64) -> Self {
-        let files = files(seed);
-        let blob = tar(&files);
-        Self::of(files, blob, Packing::Plain, 100_000)
+    /// The first one with its tar not compressed.
+    pub fn plain() -> Self {
+        static MADE: OnceLock<Layer> = OnceLock::new();
+        let make = || {
+            let files = files(0);
+            let blob = tar(&files);
+            Self::of(files, blob, Packing::Plain, 100_000)
+        };
+        MADE.get_or_init(make).clone()
     }
 
     pub fn of(files: Files, blob: Vec<u8>, packing: Packing, span_size: u64) -> Self {

@@ -48,7 +48,7 @@ impl Drop for Room {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_costs_no_error_and_no_second_fetch() {
     let room = Room::new(2);
-    let mut lab = Lab::new(Layer::new(100));
+    let mut lab = Lab::new(Layer::new(0));
     lab.store = Store::open(room.path()).unwrap();
     let disk = lab.disk().await;
     // three times over: what found no room is read from memory
@@ -89,7 +89,7 @@ async fn a_full_disk_costs_no_error_and_no_second_fetch() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_layer_that_finds_no_room_leaves_nothing_behind() {
     let room = Room::new(1);
-    let mut lab = Lab::new(Layer::new(101));
+    let mut lab = Lab::new(Layer::new(0));
     lab.store = Store::open(room.path()).unwrap();
     let new = room.path().join("layers/new");
 
@@ -120,7 +120,7 @@ async fn a_layer_that_finds_no_room_leaves_nothing_behind() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_of_zeros_takes_no_room() {
     let room = Room::new(4);
-    let mut lab = Lab::new(Layer::new(102));
+    let mut lab = Lab::new(Layer::new(0));
     lab.store = Store::open(room.path()).unwrap();
     let files = super::fixture::Files::from([
         ("data/zeros".to_owned(), vec![0; 32 << 20]),

@@ -16,7 +16,7 @@ use crate::support::{registry::Link, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn import_fetches_nothing_and_the_whole_is_right_at_the_end() {
-    for layer in [Layer::new(1), Layer::plain(2)] {
+    for layer in [Layer::new(0), Layer::plain()] {
         let lab = Lab::new(layer);
         let disk = lab.disk().await;
         // what udev and mount read: both ends, and the metadata
@@ -38,7 +38,7 @@ async fn import_fetches_nothing_and_the_whole_is_right_at_the_end() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_block_costs_its_span_and_a_file_its_spans() {
-    for layer in [Layer::new(3), Layer::plain(4)] {
+    for layer in [Layer::new(0), Layer::plain()] {
         let lab = Lab::new(layer);
         let disk = lab.disk().await;
         let big = lab.layer.place("data/big");
@@ -76,7 +76,7 @@ async fn a_block_costs_its_span_and_a_file_its_spans() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_read_in_small_steps_costs_its_spans_and_no_more() {
-    let lab = Lab::new(Layer::new(5));
+    let lab = Lab::new(Layer::new(0));
     let disk = lab.disk().await;
     let big = lab.layer.place("data/big");
     let mut position = big.start;
@@ -110,7 +110,7 @@ async fn a_file_read_in_small_steps_costs_its_spans_and_no_more() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sequential_reader_of_the_whole_costs_the_layer_once_in_few_requests() {
-    let lab = Lab::new(Layer::new(12));
+    let lab = Lab::new(Layer::new(0));
     let disk = lab.disk().await;
     for start in (0..disk.size()).step_by(128 << 10) {
         let length = (128 << 10).min(disk.size() - start);
@@ -161,7 +161,7 @@ async fn what_is_fetched_ahead_is_asked_for_as_the_link_has_room() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn many_readers_share_one_fetch_a_span() {
-    let lab = Lab::new(Layer::new(6));
+    let lab = Lab::new(Layer::new(0));
     let disk = lab.disk().await;
     let big = lab.layer.place("data/big");
     let readers = (0..64).map(|reader| {
@@ -193,14 +193,14 @@ async fn many_readers_share_one_fetch_a_span() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn any_reads_give_what_the_complete_disk_holds() {
-    let whole = Lab::new(Layer::new(7));
+    let whole = Lab::new(Layer::new(0));
     let disk = whole.disk().await;
     complete(&disk).await;
     assert_holds(disk.path(), &whole.layer.files);
     let model = std::fs::read(disk.path()).unwrap();
 
     for seed in 0..4 {
-        let lab = Lab::new(Layer::new(7));
+        let lab = Lab::new(Layer::new(0));
         let disk = lab.disk().await;
         let mut random = Random::new(seed * 77 + 5);
         for _ in 0..60 {
@@ -215,7 +215,7 @@ async fn any_reads_give_what_the_complete_disk_holds() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn allocation_follows_what_is_present() {
-    let lab = Lab::new(Layer::new(8));
+    let lab = Lab::new(Layer::new(0));
     let disk = lab.disk().await;
     let big = lab.layer.place("data/big");
     let sum = |extents: &[(u64, Allocation)]| extents.iter().map(|(length, _)| length).sum::<u64>();
@@ -251,7 +251,7 @@ async fn allocation_follows_what_is_present() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_asks_for_the_same_disk_gets_the_same() {
-    let lab = Lab::new(Layer::new(9));
+    let lab = Lab::new(Layer::new(0));
     let asked = futures_util::future::join_all((0..8).map(|_| lab.disk())).await;
     assert!(asked.iter().all(|disk| Arc::ptr_eq(disk, &asked[0])));
     let listed = lab.store.list().unwrap();
@@ -265,7 +265,7 @@ async fn who_asks_for_the_same_disk_gets_the_same() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_stores_on_one_root_must_not_be() {
-    let lab = Lab::new(Layer::new(10));
+    let lab = Lab::new(Layer::new(0));
     let error = Store::open(lab.root.path()).err().unwrap();
     assert_eq!(error.kind(), Kind::Busy);
     assert!(error.report().contains(&std::process::id().to_string()));
@@ -275,7 +275,7 @@ async fn two_stores_on_one_root_must_not_be() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_else_can_read_a_disk() {
-    let lab = Lab::new(Layer::new(11));
+    let lab = Lab::new(Layer::new(0));
     let disk = lab.disk().await;
     complete(&disk).await;
     disk.sync().unwrap();
@@ -298,7 +298,7 @@ async fn nobody_else_can_read_a_disk() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_plain_tar_may_be_padded_behind_its_end() {
-    let files = super::fixture::files(9);
+    let files = super::fixture::files(0);
     let mut blob = super::fixture::tar(&files);
     blob.resize(blob.len() + 7000, 0);
     let lab = Lab::new(Layer::of(files, blob, Packing::Plain, 100_000));
@@ -309,7 +309,7 @@ async fn a_plain_tar_may_be_padded_behind_its_end() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_prefetch_past_the_last_span_brings_those_that_there_are() {
-    let lab = Lab::new(Layer::new(31));
+    let lab = Lab::new(Layer::new(0));
     let disk = lab.disk().await;
     let (_, all) = disk.span_counts();
     let listed = |spans: std::ops::Range<u32>| Listed {

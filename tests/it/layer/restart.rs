@@ -9,7 +9,7 @@ use crate::support::until;
 /// of the other one.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_takes_the_place_of_an_open_disk_s_folder_is_another_disk() {
-    let lab = Lab::new(Layer::new(43));
+    let lab = Lab::new(Layer::new(0));
     let first = lab.disk().await;
     first.sync().unwrap();
     let folder = lab.folder();
@@ -39,7 +39,7 @@ async fn what_takes_the_place_of_an_open_disk_s_folder_is_another_disk() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_complete_disk_needs_no_registry() {
-    let mut lab = Lab::new(Layer::new(40));
+    let mut lab = Lab::new(Layer::new(0));
     let disk = lab.disk().await;
     complete(&disk).await;
     lab.reopen(disk).await;
@@ -57,7 +57,7 @@ async fn a_complete_disk_needs_no_registry() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_present_stays_so_and_the_rest_comes_from_the_remembered_source() {
-    let mut lab = Lab::new(Layer::new(41));
+    let mut lab = Lab::new(Layer::new(0));
     let disk = lab.disk().await;
     let big = lab.layer.place("data/big");
     read(&disk, big.clone()).await.unwrap();
@@ -75,7 +75,7 @@ async fn what_is_present_stays_so_and_the_rest_comes_from_the_remembered_source(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn data_without_its_bit_is_fetched_again() {
-    let mut lab = Lab::new(Layer::new(42));
+    let mut lab = Lab::new(Layer::new(0));
     let disk = lab.disk().await;
     complete(&disk).await;
     lab.reopen(disk).await;
@@ -103,7 +103,7 @@ async fn data_without_its_bit_is_fetched_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn leftovers_are_removed() {
-    let mut lab = Lab::new(Layer::new(43));
+    let mut lab = Lab::new(Layer::new(0));
     let disk = lab.disk().await;
     let left = lab.root.path().join("layers/new/1-1");
     std::fs::create_dir(&left).unwrap();
@@ -114,7 +114,7 @@ async fn leftovers_are_removed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_folder_that_the_machine_may_have_lost_is_not_served() {
-    let mut lab = Lab::new(Layer::new(44));
+    let mut lab = Lab::new(Layer::new(0));
     let disk = lab.disk().await;
     disk.sync().unwrap();
     lab.reopen(disk).await;
@@ -128,8 +128,8 @@ async fn a_folder_that_the_machine_may_have_lost_is_not_served() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_same_table_gives_the_same_bytes() {
-    let one = Lab::new(Layer::new(45));
-    let two = Lab::new(Layer::new(45));
+    let one = Lab::new(Layer::new(0));
+    let two = Lab::new(Layer::new(0));
     let (one_disk, two_disk) = (one.disk().await, two.disk().await);
     read(&two_disk, range(0, two_disk.size() / 2))
         .await

@@ -28,13 +28,13 @@ struct Two {
 }
 
 impl Two {
-    async fn new(seed: u64) -> Self {
+    async fn new() -> Self {
         let options = Options {
             never_whole: true,
             io_timeout: Some(Duration::from_secs(60)),
             ..Options::default()
         };
-        let lab = Lab::with_options(Layer::new(seed), options);
+        let lab = Lab::with_options(Layer::new(0), options);
         let disk = lab.disk().await;
         let first = Registry::start();
         first.add_blob(REPOSITORY, lab.layer.blob.clone());
@@ -96,7 +96,7 @@ async fn a_source_that_fails_costs_its_readers_little_and_is_soon_not_asked_firs
             },
         ),
     ] {
-        let two = Two::new(200).await;
+        let two = Two::new().await;
         two.first.fail(On::Data, fault, Times::UntilHealed);
         for part in [0, 1] {
             let took = two.read(part).await;
@@ -120,14 +120,14 @@ async fn a_source_that_fails_costs_its_readers_little_and_is_soon_not_asked_firs
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_source_that_is_gone_is_no_trouble() {
-    let two = Two::new(201).await;
+    let two = Two::new().await;
     let Two { lab, first, disk } = two;
     drop(first);
     complete(&disk).await;
     assert_holds(disk.path(), &lab.layer.files);
 
     // nor is one whose name does not resolve
-    let lab = Lab::new(Layer::new(202));
+    let lab = Lab::new(Layer::new(0));
     let disk = lab.disk().await;
     let nowhere = "nowhere.invalid/app:1".parse().unwrap();
     add(
@@ -144,7 +144,7 @@ async fn a_source_that_is_gone_is_no_trouble() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_source_without_the_blob_is_not_down() {
     for status in [404, 403, 401] {
-        let two = Two::new(203).await;
+        let two = Two::new().await;
         two.first
             .fail(On::Data, Fault::status(status), Times::UntilHealed);
         for part in 0..7 {
@@ -160,7 +160,7 @@ async fn a_source_without_the_blob_is_not_down() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_source_comes_back_without_a_reader_that_waits_for_it() {
-    let two = Two::new(204).await;
+    let two = Two::new().await;
     // the misses take longer than the first pause together, and none, by what is usual then, so long that another source is asked for it
     two.lab.registry.set_link(Link {
         round_trip: Duration::from_millis(200),
@@ -184,12 +184,12 @@ async fn a_source_comes_back_without_a_reader_that_waits_for_it() {
 /// Other disks of the daemon know at once what one has learned of a host.
 #[tokio::test(flavor = "multi_thread")]
 async fn disks_share_what_they_know_of_a_host() {
-    let two = Two::new(205).await;
+    let two = Two::new().await;
     two.first.fail(On::Data, Fault::Hang, Times::UntilHealed);
     for part in [0, 1] {
         two.read(part).await;
     }
-    let other = Layer::new(206);
+    let other = Layer::new(1);
     for registry in [&two.lab.registry, &two.first] {
         registry.add_blob(REPOSITORY, other.blob.clone());
     }
@@ -212,7 +212,7 @@ async fn disks_share_what_they_know_of_a_host() {
 /// A fetch that nobody waits for does not hold up who joins it.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_joins_a_background_fetch_does_not_wait_for_a_source_that_hangs() {
-    let two = Two::new(207).await;
+    let two = Two::new().await;
     two.first.fail(On::Data, Fault::Hang, Times::UntilHealed);
     let spans = two.lab.layer.spans.spans.len() as u32;
     two.lab.store.prefetch(vec![socinbd::layer::Listed {
