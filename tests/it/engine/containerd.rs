@@ -134,16 +134,14 @@ impl Drop for Containerd {
     }
 }
 
-fn indexed(name: &str, host: &Host) -> RealImage {
-    let image = RealImage::of(name);
-    image.create_index(host, &["--min-layer-size", "0"]);
-    image
+fn indexed(name: &str) -> RealImage {
+    RealImage::indexed(name, &["--min-layer-size", "0"]).image
 }
 
 #[test]
 fn a_container_has_the_images_user_folder_environment_and_command() {
     let (host, containerd) = (Host::new(), Containerd::start());
-    let image = indexed("small", &host);
+    let image = indexed("small");
     let registry = image.serve();
     let reference = registry.reference("app");
     let expected = "uid=1(daemon) gid=1(daemon) groups=1(daemon)\n/srv/odd\nhello, world\n";
@@ -158,7 +156,7 @@ fn a_container_has_the_images_user_folder_environment_and_command() {
 #[test]
 fn a_container_of_an_image_without_a_user_is_roots() {
     let (host, containerd) = (Host::new(), Containerd::start());
-    let image = indexed("members", &host);
+    let image = indexed("members");
     let registry = image.serve();
     let reference = registry.reference("app");
     let command = [
@@ -174,7 +172,7 @@ fn a_container_of_an_image_without_a_user_is_roots() {
 #[test]
 fn an_interrupted_container_leaves_nothing() {
     let (host, containerd) = (Host::new(), Containerd::start());
-    let image = indexed("small", &host);
+    let image = indexed("small");
     let registry = image.serve();
     for (signal, expected) in [("INT", 130), ("TERM", 143)] {
         let mut script = containerd
@@ -200,7 +198,7 @@ fn an_interrupted_container_leaves_nothing() {
 #[test]
 fn an_interrupt_while_it_attaches_leaves_nothing() {
     let (host, containerd) = (Host::new(), Containerd::start());
-    let image = indexed("members", &host);
+    let image = indexed("members");
     let registry = image.serve();
     let fault = Fault::Delay(Duration::from_millis(500));
     registry.fail(On::Kind(Kind::Manifest), fault, Times::UntilHealed);
@@ -218,6 +216,10 @@ fn an_interrupt_while_it_attaches_leaves_nothing() {
 #[test]
 fn containers_on_the_kernels_nbd() {
     if !is_vm() {
+        // made here, where that takes less
+        for name in ["small", "members"] {
+            indexed(name);
+        }
         let ours = "engine::containerd::";
         run_tests(&[ours, "--skip", "on_the_kernels_nbd", "--test-threads", "1"]);
     }

@@ -17,11 +17,18 @@ use socinbd::{oci::Digest, ztoc::Ztoc};
 use tempfile::TempDir;
 
 use super::Host;
-use crate::support::registry::Registry;
+use crate::support::{made_once, registry::Registry};
 
 /// A copy of an image's layout, whose blobs are links to those in the cache: an index may be added to it.
 pub struct RealImage {
     folder: TempDir,
+}
+
+/// An image with an index.
+pub struct Indexed {
+    pub image: RealImage,
+    /// Of the layers, the lowest first.
+    pub ztocs: Vec<Option<Digest>>,
 }
 
 /// A layer, as the manifest says.
@@ -36,48 +43,33 @@ pub struct RealLayer {
 impl RealImage {
     /// `small`, `python` or `members`.
     pub fn of(name: &str) -> Self {
-        let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
-        let cache = || variable("XDG_CACHE_HOME").or(Some(variable("HOME")?.join(".cache")));
-        let images = variable("SOCINBD_TEST_IMAGES")
-            .or_else(|| Some(cache()?.join("socinbd/images")))
-            .expect("HOME is set");
-        let image = images.join(name);
-        assert!(
-            image.join("index.json").exists(),
-            "{} is not there: run scripts/test-images",
-            image.display()
-        );
+        Self::copy(&cached(name))
+    }
+
+    /// With a SOCI index in the layout, made by the program with these options; it takes long, and is made once.
+    pub fn indexed(name: &str, options: &[&str]) -> Indexed {
+        let made = made_once(&format!("{name}{}", options.concat()), |folder| {
+            link(&cached(name), folder);
+            let reference = format!("oci:{}:latest", folder.display());
+            let arguments = [&["--json", "index", "create", &reference], options].concat();
+            fs::write(folder.join("report"), Host::new().run(&arguments)).unwrap();
+        });
+        let image = Self::copy(&made);
+        let report = image.json(&made.join("report"));
+        let layers = report["layers"].as_array().unwrap();
+        let ztoc = |layer: &Value| Some(layer["ztoc"].as_str()?.parse().unwrap());
+        let ztocs = layers.iter().map(ztoc).collect();
+        Indexed { image, ztocs }
+    }
+
+    fn copy(layout: &Path) -> Self {
         let folder = TempDir::with_prefix("socinbd-image-").unwrap();
-        for file in ["index.json", "oci-layout"] {
-            fs::copy(image.join(file), folder.path().join(file)).unwrap();
-        }
-        let blobs = folder.path().join("blobs/sha256");
-        fs::create_dir_all(&blobs).unwrap();
-        for blob in fs::read_dir(image.join("blobs/sha256")).unwrap() {
-            let blob = blob.unwrap();
-            let target = blob.path().canonicalize().unwrap();
-            std::os::unix::fs::symlink(target, blobs.join(blob.file_name())).unwrap();
-        }
+        link(layout, folder.path());
         Self { folder }
     }
 
     pub fn path(&self) -> &Path {
         self.folder.path()
-    }
-
-    /// `oci:DIR`.
-    pub fn reference(&self) -> String {
-        format!("oci:{}:latest", self.path().display())
-    }
-
-    /// Makes a SOCI index in the layout; the digests of the layers' zTOCs, the lowest layer first.
-    pub fn create_index(&self, host: &Host, options: &[&str]) -> Vec<Option<Digest>> {
-        let reference = self.reference();
-        let arguments = [&["--json", "index", "create", &reference], options].concat();
-        let report: Value = serde_json::from_str(&host.run(&arguments)).unwrap();
-        let layers = report["layers"].as_array().unwrap();
-        let ztoc = |layer: &Value| Some(layer["ztoc"].as_str()?.parse().unwrap());
-        layers.iter().map(ztoc).collect()
     }
 
     /// A registry that has it as `app:latest`, and the index if one was made.
@@ -87,7 +79,7 @@ impl RealImage {
         registry
     }
 
-    /// A zTOC that [`Self::create_index`] has made.
+    /// A zTOC of its index.
     pub fn ztoc(&self, digest: &Digest) -> Ztoc {
         Ztoc::parse(&fs::read(self.blob(digest)).unwrap()).unwrap()
     }
@@ -315,6 +307,36 @@ impl Drop for Overlay {
 pub fn entry_path(name: &[u8]) -> &Path {
     let name = name.strip_prefix(b"./").unwrap_or(name);
     Path::new(std::ffi::OsStr::from_bytes(name))
+}
+
+/// The layout of an image that `scripts/test-images` has made.
+fn cached(name: &str) -> PathBuf {
+    let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    let cache = || variable("XDG_CACHE_HOME").or(Some(variable("HOME")?.join(".cache")));
+    let images = variable("SOCINBD_TEST_IMAGES")
+        .or_else(|| Some(cache()?.join("socinbd/images")))
+        .expect("HOME is set");
+    let image = images.join(name);
+    assert!(
+        image.join("index.json").exists(),
+        "{} is not there: run scripts/test-images",
+        image.display()
+    );
+    image
+}
+
+/// Makes a copy of a layout, whose blobs are links.
+fn link(layout: &Path, copy: &Path) {
+    for file in ["index.json", "oci-layout"] {
+        fs::copy(layout.join(file), copy.join(file)).unwrap();
+    }
+    let blobs = copy.join("blobs/sha256");
+    fs::create_dir_all(&blobs).unwrap();
+    for blob in fs::read_dir(layout.join("blobs/sha256")).unwrap() {
+        let blob = blob.unwrap();
+        let target = blob.path().canonicalize().unwrap();
+        std::os::unix::fs::symlink(target, blobs.join(blob.file_name())).unwrap();
+    }
 }
 
 fn digest(descriptor: &Value) -> Digest {

@@ -79,25 +79,27 @@ fn nothing_left_soon(host: &Host) {
 
 #[test]
 fn small_on_the_kernels_nbd() {
+    let made = images::indexed_small();
     in_vm(|| {
-        images::small();
+        images::small(made);
         eventually(|| nbd::connected().unwrap().is_empty());
     });
 }
 
 #[test]
 fn members_on_the_kernels_nbd() {
+    let made = images::indexed_members();
     in_vm(|| {
-        images::members();
+        images::members(made);
         eventually(|| nbd::connected().unwrap().is_empty());
     });
 }
 
 #[test]
 fn python_on_the_kernels_nbd() {
+    let image = RealImage::indexed("python", &["--min-layer-size", "0"]).image;
     in_vm(|| {
-        let (host, image) = (Host::new(), RealImage::of("python"));
-        image.create_index(&host, &["--min-layer-size", "0"]);
+        let host = Host::new();
         let registry = image.serve();
         let mountpoint = host.mountpoint("mnt");
         let reference = registry.reference("app");

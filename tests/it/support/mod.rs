@@ -9,7 +9,11 @@ pub mod vm;
 pub mod zot;
 pub mod ztocs;
 
-use std::time::{Duration, Instant};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
 
 /// Runs another project's program, which must be there and succeed.
 pub fn succeeds(command: &mut std::process::Command) {
@@ -21,6 +25,28 @@ pub fn succeeds(command: &mut std::process::Command) {
         "{command:?}: {}",
         String::from_utf8_lossy(&output.stderr)
     );
+}
+
+/// A folder below the target folder that `make` fills, once for each build of the program: what takes long and is the same in several tests.
+/// A test in the VM calls this outside of its closure: so it is made on the host, where it takes less, and the VM sees it.
+pub fn made_once(name: &str, make: impl FnOnce(&Path)) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    if vm::is_vm() {
+        return folder;
+    }
+    let lock = fs::File::create(folder.with_extension("lock")).unwrap();
+    lock.lock().unwrap();
+    let build = fs::metadata(env!("CARGO_BIN_EXE_socinbd")).unwrap();
+    let build = format!("{:?}", build.modified().unwrap());
+    let made_by = folder.join("made-by");
+    if fs::read_to_string(&made_by).is_ok_and(|it| it == build) {
+        return folder;
+    }
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir_all(&folder).unwrap();
+    make(&folder);
+    fs::write(made_by, build).unwrap();
+    folder
 }
 
 /// Unmounts what the test itself does not use any more. A process that another thread starts has its files open for a moment (between
