@@ -97,7 +97,7 @@ fn members_on_the_kernels_nbd() {
 
 #[test]
 fn python_on_the_kernels_nbd() {
-    let image = RealImage::indexed("python", &[]).image;
+    let image = RealImage::indexed("python", &["--min-layer-size", "0"]).image;
     in_vm(|| {
         let host = Host::new();
         let registry = image.serve();
