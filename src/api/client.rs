@@ -16,7 +16,7 @@ use tokio::{io::AsyncWriteExt as _, net::UnixStream, time::timeout};
 use super::{AttachLine, CheckLine, DaemonInfo, Failure, control_socket, mounts_socket};
 use crate::{
     engine::{
-        AttachRequest, Attachment, AttachmentStatus, Event, Explanation,
+        AttachRequest, Attachment, AttachmentStatus, Explanation, OpenEvent,
         examine::check::{CheckEvent, CheckRequest},
     },
     error::{Error, Kind, Result, ResultExt},
@@ -181,7 +181,7 @@ impl Client {
     pub async fn attach(
         &self,
         request: &AttachRequest,
-        event: &(dyn Fn(Event) + Sync),
+        event: &(dyn Fn(OpenEvent) + Sync),
     ) -> Result<Option<Offer>> {
         let body = serde_json::to_vec(request)
             .or_kind(Kind::InvalidArgument, || "writing the request".into())?;

@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    engine::{Attachment, Event, examine::check::CheckEvent},
+    engine::{Attachment, OpenEvent, examine::check::CheckEvent},
     error::{Error, Kind},
 };
 
@@ -56,7 +56,7 @@ pub struct DaemonInfo {
 #[serde(rename_all = "snake_case")]
 pub enum AttachLine {
     /// A line of the answer to an attach.
-    Progress(Event),
+    Progress(OpenEvent),
     /// It is attached; its mount waits at `mounts.sock`.
     Attached(Box<Attachment>),
     /// It failed, and nothing is left of it.

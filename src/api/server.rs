@@ -29,7 +29,7 @@ use tokio::{
 use super::{AttachLine, CheckLine, DaemonInfo, Failure, control_socket, mounts_socket, status_of};
 use crate::{
     engine::{
-        AttachRequest, Attached, Engine,
+        AttachRequest, AttachedImage, Engine,
         examine::check::{self, CheckRequest},
     },
     error::{Error, Kind, Result, ResultExt, report},
@@ -264,7 +264,7 @@ impl Server {
         tokio::spawn(async move {
             let events = lines.clone();
             // progress that the caller is too slow to read is dropped
-            let event = move |event: crate::engine::Event| {
+            let event = move |event: crate::engine::OpenEvent| {
                 drop(events.try_send(AttachLine::Progress(event)))
             };
             let attached = tokio::select! {
@@ -307,7 +307,7 @@ impl Server {
 
     /// Keeps the mount for its client, and announces it. A mount that is not fetched in time is dropped here, and then the engine releases
     /// its devices; it does the same if a client disconnects after it has fetched the mount.
-    async fn offer(&self, attached: Attached, lines: &mpsc::Sender<AttachLine>) {
+    async fn offer(&self, attached: AttachedImage, lines: &mpsc::Sender<AttachLine>) {
         let id = attached.attachment.id.clone();
         self.waiting().insert(id.clone(), attached.mount);
         let line = AttachLine::Attached(Box::new(attached.attachment));

@@ -15,7 +15,7 @@ use crate::{
         open::{
             image::Image,
             local_indexes::LocalIndexes,
-            platforms::{NotOffered, Platforms, chosen},
+            platforms::{PlatformNotOffered, Platforms, choose_images},
         },
     },
     error::{Error, Kind, Result, report},
@@ -63,7 +63,9 @@ impl From<Error> for Failure {
         match error.kind() {
             Kind::Unavailable | Kind::Io | Kind::Unauthorized => Self::Passing(error),
             // the entries of an index do not change
-            Kind::NotFound if error.cause::<NotOffered>().is_none() => Self::Incomplete(error),
+            Kind::NotFound if error.cause::<PlatformNotOffered>().is_none() => {
+                Self::Incomplete(error)
+            }
             _ => Self::Lasting(error),
         }
     }
@@ -86,7 +88,7 @@ impl Build {
         }
         let offered = self.offered(&source, &root, &rules.platforms).await;
         let (mut platforms, images) = match offered {
-            Err(error) if error.cause().is_some_and(NotOffered::lists_nothing) => {
+            Err(error) if error.cause().is_some_and(PlatformNotOffered::lists_nothing) => {
                 return left_alone(error.report()); // attestations alone
             }
             offered => offered?,
@@ -127,15 +129,17 @@ impl Build {
         platforms: &Platforms,
     ) -> Result<(Platforms, Vec<Image>)> {
         let Platforms::These(wanted) = platforms else {
-            let chosen = chosen(source, root, platforms).await?;
+            let chosen = choose_images(source, root, platforms).await?;
             return Ok((platforms.clone(), chosen.images));
         };
         let (mut there, mut missing) = (Vec::new(), None);
         for platform in wanted {
             let one = Platforms::These(vec![platform.clone()]);
-            match chosen(source, root, &one).await {
+            match choose_images(source, root, &one).await {
                 Ok(_) => there.push(platform.clone()),
-                Err(error) if error.cause::<NotOffered>().is_some() => missing = Some(error),
+                Err(error) if error.cause::<PlatformNotOffered>().is_some() => {
+                    missing = Some(error)
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -143,7 +147,7 @@ impl Build {
             Some(error) if there.is_empty() => Err(error),
             _ => {
                 let platforms = Platforms::These(there);
-                let chosen = chosen(source, root, &platforms).await?;
+                let chosen = choose_images(source, root, &platforms).await?;
                 Ok((platforms, chosen.images))
             }
         }

@@ -10,7 +10,7 @@ use super::{
     AccessArgs, Global, absolute,
     images::making::{MakeArgs, PlatformsArgs, UploadArgs},
     output,
-    signals::Signals,
+    signals::SignalReceiver,
 };
 use crate::{
     builder::{
@@ -37,7 +37,7 @@ use crate::{
 \x20   --index-version v1 --backfill team/app\n\
 \x20 socinbd builder --registry harbor.example --listen 0.0.0.0:8080 \\\n\
 \x20   --secret-file secret --repository 'team/*' --tag 'v*'")]
-pub(super) struct Builder {
+pub(super) struct BuilderCommand {
     /// Registry to read from and push to: HOST[:PORT]
     ///
     /// Events that name another registry are refused.
@@ -100,10 +100,10 @@ enum IndexVersion {
     V2,
 }
 
-impl Builder {
+impl BuilderCommand {
     pub(super) async fn run(self, global: &Global) -> Result<ExitCode> {
         open_files::raise();
-        let mut ends = Signals::that_end()?;
+        let mut ends = SignalReceiver::that_end()?;
         let rules = self.rules()?;
         let secret = self.secret()?;
         let root = absolute(&global.root)?;

@@ -19,25 +19,25 @@ use tracing_subscriber::EnvFilter;
 use crate::error::{Kind, Result, ResultExt};
 
 /// Time in which equal lines are counted.
-const WINDOW: Duration = Duration::from_secs(60);
+const REPEAT_TIME: Duration = Duration::from_secs(60);
 /// How many lines that differ in numbers alone are written in that time.
 const BURST: u32 = 5;
 /// Different lines that are known.
-const KNOWN: NonZeroUsize = NonZeroUsize::new(256).unwrap();
+const MAX_LINES: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 /// Bytes of the log's file. The one before it is kept; the folder may be in memory.
 const FILE_BYTES: u64 = 1 << 20;
 /// Interval in which counts are checked for their age.
-const TURN: Duration = Duration::from_secs(10);
+const EXPIRE_INTERVAL: Duration = Duration::from_secs(10);
 
 static LOG: Mutex<Option<Log>> = Mutex::new(None);
 
 struct Log {
-    sink: Sink,
+    sink: LogSink,
     /// `None` for a process that does not last.
     repeats: Option<Repeats>,
 }
 
-enum Sink {
+enum LogSink {
     Stderr,
     File(BoundedFile),
 }
@@ -51,11 +51,11 @@ pub(super) fn start(filter: EnvFilter, file: Option<&Path>, is_lasting: bool) ->
                 opened.or_kind(Kind::Io, || format!("opening the log {}", path.display()))?;
             // its standard error goes nowhere once it is ready
             std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
-            Sink::File(file)
+            LogSink::File(file)
         }
-        None => Sink::Stderr,
+        None => LogSink::Stderr,
     };
-    let is_colored = matches!(sink, Sink::Stderr) && io::stderr().is_terminal();
+    let is_colored = matches!(sink, LogSink::Stderr) && io::stderr().is_terminal();
     with_log(|log| {
         *log = Some(Log {
             sink,
@@ -64,7 +64,7 @@ pub(super) fn start(filter: EnvFilter, file: Option<&Path>, is_lasting: bool) ->
     });
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(|| Lines)
+        .with_writer(|| LogLines)
         .with_ansi(is_colored)
         .init();
     Ok(())
@@ -73,7 +73,7 @@ pub(super) fn start(filter: EnvFilter, file: Option<&Path>, is_lasting: bool) ->
 /// Writes counts when they are old enough, as long as the process runs.
 pub(super) async fn keep_counting() {
     loop {
-        tokio::time::sleep(TURN).await;
+        tokio::time::sleep(EXPIRE_INTERVAL).await;
         with_log(|log| {
             log.iter_mut()
                 .for_each(|log| log.expire(Some(Instant::now())))
@@ -92,7 +92,7 @@ pub(super) fn let_go_of_stderr() -> Result<()> {
         matches!(
             log,
             Some(Log {
-                sink: Sink::File(_),
+                sink: LogSink::File(_),
                 ..
             })
         )
@@ -129,7 +129,7 @@ impl Log {
     }
 }
 
-impl Sink {
+impl LogSink {
     /// Lines that cannot be written are lost: the log never ends the process.
     fn write(&mut self, line: &str) {
         let _ = match self {
@@ -140,9 +140,9 @@ impl Sink {
 }
 
 /// Takes the lines of `tracing_subscriber`, each in one write.
-struct Lines;
+struct LogLines;
 
-impl Write for Lines {
+impl Write for LogLines {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let line = String::from_utf8_lossy(bytes);
         with_log(|log| log.iter_mut().for_each(|log| log.line(&line)));
@@ -155,9 +155,9 @@ impl Write for Lines {
 }
 
 /// The lines of the last minute.
-struct Repeats(LruCache<String, Said>);
+struct Repeats(LruCache<String, RepeatedLine>);
 
-struct Said {
+struct RepeatedLine {
     since: Instant,
     written: u32,
     /// The last that was written, without its time.
@@ -169,7 +169,7 @@ struct Said {
 
 impl Default for Repeats {
     fn default() -> Self {
-        Self(LruCache::new(KNOWN))
+        Self(LruCache::new(MAX_LINES))
     }
 }
 
@@ -180,7 +180,7 @@ impl Repeats {
         let key = without_numbers(text);
         let mut lines = Vec::new();
         if let Some(said) = self.0.get_mut(&key)
-            && now.saturating_duration_since(said.since) < WINDOW
+            && now.saturating_duration_since(said.since) < REPEAT_TIME
         {
             if said.last == text || said.written >= BURST {
                 said.counted = said.counted.saturating_add(1);
@@ -192,7 +192,7 @@ impl Repeats {
             lines.push(line.to_owned());
             return lines;
         }
-        let said = Said {
+        let said = RepeatedLine {
             since: now,
             written: 1,
             last: text.to_owned(),
@@ -208,8 +208,9 @@ impl Repeats {
 
     /// The lines to write for counts that are old enough, or for all.
     fn expire(&mut self, now: Option<Instant>) -> Vec<String> {
-        let is_over =
-            |said: &Said| now.is_none_or(|now| now.saturating_duration_since(said.since) >= WINDOW);
+        let is_over = |said: &RepeatedLine| {
+            now.is_none_or(|now| now.saturating_duration_since(said.since) >= REPEAT_TIME)
+        };
         let over = self.0.iter().filter(|(_, said)| is_over(said));
         let keys: Vec<String> = over.map(|(key, _)| key.clone()).collect();
         let said = keys.iter().filter_map(|key| self.0.pop(key)?.counted());
@@ -217,7 +218,7 @@ impl Repeats {
     }
 }
 
-impl Said {
+impl RepeatedLine {
     fn counted(&self) -> Option<String> {
         (self.counted > 0).then(|| {
             let held = self.held.trim_end();
@@ -342,15 +343,15 @@ mod tests {
         for _ in 0..3 {
             repeats.line(&line(0, "WARN a"), start);
         }
-        let lines = repeats.line(&line(1, "WARN a"), start + WINDOW);
+        let lines = repeats.line(&line(1, "WARN a"), start + REPEAT_TIME);
         assert!(
             lines.len() == 2 && lines[0].contains("last of 2 "),
             "{lines:?}"
         );
-        repeats.line(&line(1, "WARN a"), start + WINDOW);
-        let others = (0..KNOWN.get()).flat_map(|n| {
+        repeats.line(&line(1, "WARN a"), start + REPEAT_TIME);
+        let others = (0..MAX_LINES.get()).flat_map(|n| {
             let name: String = format!("{n:b}").replace('0', "x").replace('1', "y");
-            repeats.line(&line(1, &name), start + WINDOW)
+            repeats.line(&line(1, &name), start + REPEAT_TIME)
         });
         assert_eq!(others.filter(|line| line.contains("last of 1 ")).count(), 1);
     }

@@ -18,7 +18,7 @@ use std::{
 
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use signals::Signals;
+use signals::SignalReceiver;
 
 use crate::{
     engine::open::policy::{IndexChoice, IndexPolicy},
@@ -150,26 +150,26 @@ impl Global {
 
 #[derive(Subcommand)]
 enum Command {
-    Attach(attached::attach::Attach),
-    Detach(attached::detach::Detach),
-    List(attached::list::List),
-    Why(attached::why::Why),
-    Check(attached::check::Check),
-    Run(attached::run::Run),
-    Serve(images::serve::Serve),
-    Inspect(images::inspect::Inspect),
+    Attach(attached::attach::AttachCommand),
+    Detach(attached::detach::DetachCommand),
+    List(attached::list::ListCommand),
+    Why(attached::why::WhyCommand),
+    Check(attached::check::CheckCommand),
+    Run(attached::run::RunCommand),
+    Serve(images::serve::ServeCommand),
+    Inspect(images::inspect::InspectCommand),
     #[command(subcommand)]
-    Index(images::index::Index),
-    Convert(images::convert::Convert),
-    Copy(images::copy::Copy),
-    Cat(images::cat::Cat),
+    Index(images::index::IndexCommand),
+    Convert(images::convert::ConvertCommand),
+    Copy(images::copy::CopyCommand),
+    Cat(images::cat::CatCommand),
     #[command(subcommand)]
     Prefetch(images::prefetch::PrefetchCommand),
-    Record(images::record::Record),
-    Ztoc(images::ztoc::Args),
-    Builder(builder::Builder),
-    Doctor(attached::doctor::Doctor),
-    Daemon(attached::daemon::Daemon),
+    Record(images::record::RecordCommand),
+    Ztoc(images::ztoc::ZtocCommand),
+    Builder(builder::BuilderCommand),
+    Doctor(attached::doctor::DoctorCommand),
+    Daemon(attached::daemon::DaemonCommand),
 }
 
 impl Command {
@@ -381,7 +381,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         if has_signals {
             return work.await;
         }
-        let mut ends = Signals::that_interrupt()?;
+        let mut ends = SignalReceiver::that_interrupt()?;
         // dropping the work removes its temporary files
         tokio::select! {
             code = work => code,

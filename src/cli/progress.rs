@@ -4,15 +4,15 @@ use std::{collections::HashMap, sync::Mutex};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::{engine::Event, oci::Digest};
+use crate::{engine::OpenEvent, oci::Digest};
 
 /// Shows the progress on standard error, if that is a terminal.
-pub(super) struct Progress {
+pub(super) struct ProgressBars {
     bars: MultiProgress,
     by_layer: Mutex<HashMap<Digest, ProgressBar>>,
 }
 
-impl Progress {
+impl ProgressBars {
     /// `quiet` shows nothing at all.
     pub(super) fn new(quiet: bool) -> Self {
         let target = if quiet {
@@ -27,13 +27,15 @@ impl Progress {
     }
 
     /// Takes an event.
-    pub(super) fn event(&self, event: Event) {
+    pub(super) fn event(&self, event: OpenEvent) {
         match event {
-            Event::Resolved { layers, indexed } => {
+            OpenEvent::Resolved { layers, indexed } => {
                 tracing::info!(layers, indexed, "the image is resolved");
             }
-            Event::Streaming { layer, done, size } => self.layer(layer, done, size),
-            Event::Warning { message } => drop(self.bars.println(format!("socinbd: {message}"))),
+            OpenEvent::Streaming { layer, done, size } => self.layer(layer, done, size),
+            OpenEvent::Warning { message } => {
+                drop(self.bars.println(format!("socinbd: {message}")))
+            }
         }
     }
 

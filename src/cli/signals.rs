@@ -46,9 +46,9 @@ const PASSED_ON: [Signal; 11] = [
 ];
 
 /// Signals, caught as long as the process lives and received here.
-pub(super) struct Signals(mpsc::Receiver<Signal>);
+pub(super) struct SignalReceiver(mpsc::Receiver<Signal>);
 
-impl Signals {
+impl SignalReceiver {
     /// The signals that end a process which serves until it is ended; a hang-up is one of them, unless it was started to ignore that
     /// (nohup(1)). Others that would kill it do not.
     pub(super) fn that_end() -> Result<Self> {
@@ -114,6 +114,6 @@ impl Signals {
 /// Makes writes past the file size limit fail with an error. By default they kill the process.
 pub(super) fn survive_large_files() -> Result<()> {
     // caught from now on, as long as the process lives
-    drop(Signals::of(&[Signal::XFSZ])?);
+    drop(SignalReceiver::of(&[Signal::XFSZ])?);
     Ok(())
 }

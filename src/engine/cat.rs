@@ -2,8 +2,8 @@
 //! spans that hold the file's data.
 
 mod compact;
-mod found;
 mod layer;
+mod opened_file;
 mod spans;
 
 use bytes::Bytes;
@@ -22,16 +22,16 @@ use crate::{
     ztoc::Ztoc,
 };
 
-pub use found::Found;
-use layer::{Table, components, shown, whole};
+use layer::{LayerContents, components, shown, whole};
+pub use opened_file::OpenedFile;
 
 /// Symbolic links that are followed, as Linux does.
 const MAX_LINKS: usize = 40;
 
 /// Finds a file and opens it. `indexes` are those that count for the image: the compact index goes before the SOCI index. Layers without a
 /// table are read whole, from the top down, until the file is found.
-pub async fn open(image: &Image, indexes: &search::Found, path: &str) -> Result<Found> {
-    let mut layers = Layers {
+pub async fn open(image: &Image, indexes: &search::FoundIndexes, path: &str) -> Result<OpenedFile> {
+    let mut layers = OpenLayers {
         image,
         index: indexes.index.as_ref(),
         compact: indexes.compact.as_ref(),
@@ -50,10 +50,10 @@ pub async fn open_in_layer(
     layer: Digest,
     ztoc: Bytes,
     path: &str,
-) -> Result<Found> {
+) -> Result<OpenedFile> {
     let parsed =
         Ztoc::parse(&ztoc).or_kind(Kind::Corrupt, || format!("the zTOC of layer {layer}"))?;
-    let table = Table::of_ztoc(layer, parsed, ztoc);
+    let table = LayerContents::of_ztoc(layer, parsed, ztoc);
     let name = clean(path.as_bytes());
     let Some(at) = table.names.get(&name).copied() else {
         return Err(match table.directories.contains(&name) {
@@ -73,15 +73,15 @@ pub async fn open_in_layer(
 }
 
 /// The image's layers whose tables were needed so far, the topmost first.
-struct Layers<'a> {
+struct OpenLayers<'a> {
     image: &'a Image,
     index: Option<&'a SociIndex>,
     compact: Option<&'a CompactIndex>,
-    open: Vec<Table>,
+    open: Vec<LayerContents>,
 }
 
 /// Where a name was found.
-enum Hit {
+enum NameLookup {
     /// Layer, counted from the top, and entry.
     Entry(usize, usize),
     /// A directory that is only implied.
@@ -89,7 +89,7 @@ enum Hit {
     Nothing,
 }
 
-impl Layers<'_> {
+impl OpenLayers<'_> {
     /// The entry of the regular file that a path leads to: layer, entry, and its name.
     async fn resolve(&mut self, path: &[u8]) -> Result<(usize, usize, Vec<u8>)> {
         let mut todo: Vec<Vec<u8>> = components(path);
@@ -104,15 +104,17 @@ impl Layers<'_> {
             at.push(component);
             let name = at.join(&b'/');
             let (layer, number) = match self.find(&name).await? {
-                Hit::Nothing => {
+                NameLookup::Nothing => {
                     return Err(Error::new(
                         Kind::NotFound,
                         format!("there is no /{}", shown(&name)),
                     ));
                 }
-                Hit::Directory if todo.is_empty() => return Err(not_a_file(&name, "a directory")),
-                Hit::Directory => continue,
-                Hit::Entry(layer, number) => (layer, number),
+                NameLookup::Directory if todo.is_empty() => {
+                    return Err(not_a_file(&name, "a directory"));
+                }
+                NameLookup::Directory => continue,
+                NameLookup::Entry(layer, number) => (layer, number),
             };
             let table = &self.open[layer]; // `find` has opened it
             let entry = &table.entries[number];
@@ -153,7 +155,7 @@ impl Layers<'_> {
     }
 
     /// Looks a name up from the topmost layer down.
-    async fn find(&mut self, name: &[u8]) -> Result<Hit> {
+    async fn find(&mut self, name: &[u8]) -> Result<NameLookup> {
         for number in 0..self.image.layers.len() {
             if number == self.open.len() {
                 let table = self.table(number).await?;
@@ -161,20 +163,20 @@ impl Layers<'_> {
             }
             let table = &self.open[number]; // just opened
             if let Some(entry) = table.names.get(name) {
-                return Ok(Hit::Entry(number, *entry));
+                return Ok(NameLookup::Entry(number, *entry));
             }
             if table.directories.contains(name) {
-                return Ok(Hit::Directory);
+                return Ok(NameLookup::Directory);
             }
             if table.hides(name) {
                 break;
             }
         }
-        Ok(Hit::Nothing)
+        Ok(NameLookup::Nothing)
     }
 
     /// The table of a layer, counted from the top.
-    async fn table(&self, number: usize) -> Result<Table> {
+    async fn table(&self, number: usize) -> Result<LayerContents> {
         let layers = &self.image.layers;
         let layer = &layers[layers.len() - 1 - number]; // the caller counts them
         let context = || format!("layer {}", layer.digest);
@@ -196,33 +198,37 @@ impl Layers<'_> {
             let ztoc = Ztoc::parse(&bytes)
                 .and_then(|ztoc| ztoc.spans.check_blob_size(layer.size).map(|()| ztoc))
                 .or_kind(Kind::Corrupt, || format!("{}: its zTOC", context()))?;
-            return Ok(Table::of_ztoc(layer.digest, ztoc, bytes));
+            return Ok(LayerContents::of_ztoc(layer.digest, ztoc, bytes));
         }
         whole(&self.image.source, layer)
             .await
             .map_err(|error| self.image.explain(&layer.digest, error).context(context()))
     }
 
-    async fn read(mut self, (layer, entry, name): (usize, usize, Vec<u8>)) -> Result<Found> {
+    async fn read(mut self, (layer, entry, name): (usize, usize, Vec<u8>)) -> Result<OpenedFile> {
         let table = self.open.swap_remove(layer);
         table.file(&self.image.source, entry, &name)
     }
 }
 
 /// A layer's table in the compact index, if it has one.
-async fn compact_table(index: &CompactIndex, layer: &LayerBlob) -> Result<Option<Table>> {
+async fn compact_table(index: &CompactIndex, layer: &LayerBlob) -> Result<Option<LayerContents>> {
     let Some((part, _, table)) = index.table(layer).await? else {
         return Ok(None);
     };
-    let windows = compact::Windows {
+    let windows = compact::WindowBlob {
         source: index.source.clone(),
         blob: part.blob,
     };
-    Ok(Some(Table::of_compact(layer.digest, table, windows)))
+    Ok(Some(LayerContents::of_compact(
+        layer.digest,
+        table,
+        windows,
+    )))
 }
 
 /// Writes a file's data to what takes it.
-pub async fn write(mut found: Found, out: &mut (dyn std::io::Write + Send)) -> Result<u64> {
+pub async fn write(mut found: OpenedFile, out: &mut (dyn std::io::Write + Send)) -> Result<u64> {
     let mut written: u64 = 0;
     while let Some(piece) = found.data.next().await {
         let piece = piece?;

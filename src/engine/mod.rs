@@ -19,16 +19,16 @@ pub use attach::{
     explain::{Explanation, LayerExplanation},
     mount_place::{place_of, unmount},
     names::mount_source,
-    records::Records,
-    steps::Attached,
+    records::AttachmentRecords,
+    steps::AttachedImage,
     types::{
-        AttachRequest, AttachedLayer, Attachment, AttachmentStatus, DeviceChoice, DeviceKind,
-        State, UsedIndex,
+        AttachRequest, AttachedLayer, Attachment, AttachmentState, AttachmentStatus, DeviceChoice,
+        DeviceKind, UsedIndex,
     },
 };
 pub use examine::recording::RecordingFolder;
 pub use open::{
     disks::Disks,
     image::Image,
-    opened::{Basis, Event},
+    opened::{DiskBasis, OpenEvent},
 };

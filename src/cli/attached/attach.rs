@@ -19,17 +19,17 @@ use crate::{
         server::Server,
     },
     cli::{
-        Global, INTERRUPTED, ImageArgs, IndexArgs, absolute, output, progress::Progress,
-        require_root, signals::Signals,
+        Global, INTERRUPTED, ImageArgs, IndexArgs, absolute, output, progress::ProgressBars,
+        require_root, signals::SignalReceiver,
     },
-    engine::{AttachRequest, Attached, Attachment, DeviceChoice, Engine, unmount},
+    engine::{AttachRequest, AttachedImage, Attachment, DeviceChoice, Engine, unmount},
     error::{Error, Kind, Result, ResultExt},
     kernel, open_files,
 };
 
 /// Maximum time until a successor of a daemon that is shutting down is started, and the interval in which that daemon is polled.
 const SUCCESSION_TIME: Duration = Duration::from_secs(30);
-const ENDING_TURN: Duration = Duration::from_millis(20);
+const ENDING_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Mount the root file system of an image, with lazily fetched data
 ///
@@ -40,7 +40,7 @@ const ENDING_TURN: Duration = Duration::from_millis(20);
 \x20 socinbd attach nginx:1.27 /mnt\n\
 \x20 socinbd attach oci:./app:latest /mnt --rw\n\
 \x20 socinbd attach registry.example/app /mnt --foreground")]
-pub(crate) struct Attach {
+pub(crate) struct AttachCommand {
     #[command(flatten)]
     image: ImageArgs,
     /// Mount point: an existing directory
@@ -70,7 +70,7 @@ pub(crate) struct MountArgs {
     pub dev: bool,
 }
 
-impl Attach {
+impl AttachCommand {
     /// Whether it holds the devices itself.
     pub(crate) fn is_lasting(&self) -> bool {
         self.foreground
@@ -136,7 +136,7 @@ pub(super) async fn by_daemon(global: &Global, request: &AttachRequest) -> Resul
     let deadline = Instant::now() + SUCCESSION_TIME;
     loop {
         let client = start::daemon(global).await?;
-        let progress = Progress::new(global.json);
+        let progress = ProgressBars::new(global.json);
         let offer = client
             .attach(request, &|event| progress.event(event))
             .await?;
@@ -155,7 +155,7 @@ pub(super) async fn by_daemon(global: &Global, request: &AttachRequest) -> Resul
                     ),
                 ));
             }
-            tokio::time::sleep(ENDING_TURN).await;
+            tokio::time::sleep(ENDING_POLL_INTERVAL).await;
         }
     }
 }
@@ -180,7 +180,7 @@ async fn foreground(
     mountpoint: PathBuf,
 ) -> Result<ExitCode> {
     open_files::raise();
-    let mut ends = Signals::that_end()?;
+    let mut ends = SignalReceiver::that_end()?;
     let engine = Engine::open(&absolute(&global.root)?, &absolute(&global.run_dir)?).await?;
     // `list` and `detach` find it
     let answering = tokio::spawn(Server::bind_for_one(Arc::clone(&engine))?.run());
@@ -195,17 +195,17 @@ async fn hold(
     engine: &Arc<Engine>,
     request: AttachRequest,
     mountpoint: PathBuf,
-    ends: &mut Signals,
+    ends: &mut SignalReceiver,
     answering: JoinHandle<Infallible>,
 ) -> Result<ExitCode> {
-    let progress = Progress::new(global.json);
+    let progress = ProgressBars::new(global.json);
     let event = |event| progress.event(event);
     let attached = tokio::select! {
         attached = engine.attach(request, &event) => attached?,
         _ = ends.next() => return Ok(ExitCode::from(INTERRUPTED)),
     };
     progress.finish();
-    let Attached { attachment, mount } = attached;
+    let AttachedImage { attachment, mount } = attached;
     let id = &attachment.id;
     kernel::mount::attach(mount.as_fd(), &mountpoint)?;
     drop(mount);

@@ -6,7 +6,7 @@ use clap::Args;
 
 use crate::{
     api::client::Client,
-    cli::{AccessArgs, Global, absolute, output, progress::Progress},
+    cli::{AccessArgs, Global, absolute, output, progress::ProgressBars},
     engine::{
         Disks, Image,
         examine::check::{self, CheckEvent, CheckRequest},
@@ -34,7 +34,7 @@ Exit status:\n\
 \x20 0   no damage\n\
 \x20 7   damage is left\n\
 \x20 10  damage was found and repaired")]
-pub(crate) struct Check {
+pub(crate) struct CheckCommand {
     /// Digest of a layer, or an image reference
     #[arg(value_name = "LAYER|IMAGE", required_unless_present = "all")]
     what: Option<String>,
@@ -48,12 +48,12 @@ pub(crate) struct Check {
     access: AccessArgs,
 }
 
-impl Check {
+impl CheckCommand {
     pub(crate) async fn run(self, global: &Global) -> Result<ExitCode> {
         let request = CheckRequest {
             layers: self.layers().await?,
         };
-        let progress = Progress::new(global.json);
+        let progress = ProgressBars::new(global.json);
         let reports = std::sync::Mutex::new(Vec::new());
         let event = |event| match event {
             CheckEvent::Reading { layer, done, size } => progress.layer(layer, done, size),

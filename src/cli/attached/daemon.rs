@@ -14,14 +14,14 @@ use clap::Args;
 
 use crate::{
     api::server::Server,
-    cli::{Global, absolute, log, require_root, signals::Signals},
+    cli::{Global, absolute, log, require_root, signals::SignalReceiver},
     engine::Engine,
     error::{Kind, Result, ResultExt},
     open_files,
 };
 
 /// Interval in which the daemon checks whether it is still needed.
-const TURN: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Hold the block devices of attached images
 ///
@@ -31,7 +31,7 @@ const TURN: Duration = Duration::from_secs(1);
 #[derive(Args)]
 #[command(after_help = "Examples:\n\
 \x20 socinbd daemon --root /srv/socinbd --run-dir /run/socinbd-2")]
-pub(crate) struct Daemon {
+pub(crate) struct DaemonCommand {
     /// Time without attachments or requests until exit [default: no limit]
     #[arg(long, value_name = "SECONDS")]
     idle_exit: Option<u64>,
@@ -40,7 +40,7 @@ pub(crate) struct Daemon {
     log_file: Option<PathBuf>,
 }
 
-impl Daemon {
+impl DaemonCommand {
     pub(crate) fn log_file(&self) -> Option<&Path> {
         self.log_file.as_deref()
     }
@@ -48,9 +48,9 @@ impl Daemon {
     pub(crate) async fn run(self, global: &Global) -> Result<ExitCode> {
         require_root("the daemon")?;
         open_files::raise();
-        let mut ends = Signals::that_end_the_daemon()?;
+        let mut ends = SignalReceiver::that_end_the_daemon()?;
         let engine = Engine::open(&absolute(&global.root)?, &absolute(&global.run_dir)?).await?;
-        let folders = [engine.root(), engine.run_dir()].map(Place::of);
+        let folders = [engine.root(), engine.run_dir()].map(WatchedDirectory::of);
         let server = Server::bind(Arc::clone(&engine))?;
         tracing::info!(root = %engine.root().display(), run_dir = %engine.run_dir().display(), "the daemon is ready");
         log::let_go_of_stderr()?;
@@ -67,13 +67,13 @@ impl Daemon {
 }
 
 /// A folder, to see whether it is still there.
-struct Place {
+struct WatchedDirectory {
     path: PathBuf,
     /// Its number, and that of its file system.
     id: Option<(u64, u64)>,
 }
 
-impl Place {
+impl WatchedDirectory {
     fn of(path: &Path) -> Self {
         let metadata = fs::metadata(path).ok();
         Self {
@@ -98,13 +98,13 @@ impl Place {
 async fn unwanted(
     engine: &Arc<Engine>,
     server: &Server,
-    folders: &[Place],
+    folders: &[WatchedDirectory],
     idle_exit: Option<Duration>,
 ) -> String {
     let mut wanted = Instant::now();
     let mut is_told = false;
     loop {
-        tokio::time::sleep(TURN).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
         let is_idle = engine.is_idle();
         wanted = match server.last_client() {
             Some(last) if is_idle => wanted.max(last),

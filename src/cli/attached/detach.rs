@@ -13,7 +13,9 @@ use super::start;
 use crate::{
     api::client::Client,
     cli::{Global, absolute, require_root},
-    engine::{Attachment, AttachmentStatus, Engine, Records, State, place_of, unmount},
+    engine::{
+        Attachment, AttachmentRecords, AttachmentState, AttachmentStatus, Engine, place_of, unmount,
+    },
     error::{Error, Kind, Result, ResultExt},
     kernel::mount::info,
 };
@@ -26,12 +28,12 @@ const ENDING_TIME: Duration = Duration::from_secs(10);
 #[command(after_help = "Examples:\n\
 \x20 socinbd detach /mnt\n\
 \x20 socinbd detach 5f0c2a...")]
-pub(crate) struct Detach {
+pub(crate) struct DetachCommand {
     /// Mount point, or ID of the attachment as `list --json` shows it
     mountpoint: PathBuf,
 }
 
-impl Detach {
+impl DetachCommand {
     pub(crate) async fn run(self, global: &Global) -> Result<ExitCode> {
         require_root("detach")?;
         let mountpoint = place(&absolute(&self.mountpoint)?)?;
@@ -82,7 +84,10 @@ impl Detach {
         let is_here = |status: &AttachmentStatus| match mount_of(status) {
             Some(mount) => mount == place,
             None => {
-                let is_left = matches!(status.state, State::Unmounted | State::Dead);
+                let is_left = matches!(
+                    status.state,
+                    AttachmentState::Unmounted | AttachmentState::Dead
+                );
                 is_left && was_here(status)
             }
         };
@@ -106,7 +111,8 @@ pub(crate) async fn attached(global: &Global, client: &Client) -> Result<Vec<Att
     if client.daemon().await?.is_some() {
         return client.attachments().await;
     }
-    let records = Records::open(&absolute(&global.root)?, &absolute(&global.run_dir)?)?.all()?;
+    let records =
+        AttachmentRecords::open(&absolute(&global.root)?, &absolute(&global.run_dir)?)?.all()?;
     Ok(records.into_iter().map(AttachmentStatus::dead).collect())
 }
 

@@ -17,9 +17,9 @@ use crate::{
 #[command(after_help = "Examples:\n\
 \x20 socinbd doctor\n\
 \x20 socinbd doctor --json")]
-pub(crate) struct Doctor {}
+pub(crate) struct DoctorCommand {}
 
-impl Doctor {
+impl DoctorCommand {
     pub(crate) async fn run(self, global: &Global) -> Result<ExitCode> {
         let report = probe::probe();
         if global.json {

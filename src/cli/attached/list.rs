@@ -16,9 +16,9 @@ use crate::{
 #[command(after_help = "Examples:\n\
 \x20 socinbd list\n\
 \x20 socinbd list --json")]
-pub(crate) struct List {}
+pub(crate) struct ListCommand {}
 
-impl List {
+impl ListCommand {
     pub(crate) async fn run(self, global: &Global) -> Result<ExitCode> {
         let client = Client::new(&absolute(&global.run_dir)?);
         let attachments = detach::attached(global, &client).await?;

@@ -7,7 +7,7 @@ use rustix::process::Signal;
 
 use super::attach::{self, MountArgs};
 use crate::{
-    cli::{Global, ImageArgs, IndexArgs, require_root, signals::Signals},
+    cli::{Global, ImageArgs, IndexArgs, require_root, signals::SignalReceiver},
     engine::Attachment,
     error::{Error, Kind, Result, ResultExt},
     kernel::{
@@ -24,7 +24,7 @@ use crate::{
 #[command(after_help = "Examples:\n\
 \x20 socinbd run nginx:1.27\n\
 \x20 socinbd run --user nobody --env LANG=C registry.example/app -- sh -c id")]
-pub(crate) struct Run {
+pub(crate) struct RunCommand {
     #[command(flatten)]
     image: ImageArgs,
     #[command(flatten)]
@@ -55,7 +55,7 @@ pub(crate) struct ProgramArgs {
     command: Vec<String>,
 }
 
-impl Run {
+impl RunCommand {
     pub(crate) async fn run(self, global: &Global) -> Result<ExitCode> {
         require_root("run")?;
         let request = attach::request(&self.image, &self.index, &self.options, true, None)?;
@@ -100,7 +100,7 @@ impl ProgramArgs {
             namespace::spawn(spec.with_usual_environment())
         };
         // before there is a program: one that comes while it starts is passed on
-        let signals = Signals::to_pass_on()?;
+        let signals = SignalReceiver::to_pass_on()?;
         let ended = async {
             let container = tokio::task::spawn_blocking(start)
                 .await
@@ -114,7 +114,7 @@ impl ProgramArgs {
 }
 
 /// Waits for the program, and passes on the signals that come meanwhile.
-async fn wait(container: Container, mut signals: Signals) -> Result<u8> {
+async fn wait(container: Container, mut signals: SignalReceiver) -> Result<u8> {
     // a terminal's Ctrl-C goes to the program as well as to us
     let is_terminal = std::io::stdin().is_terminal();
     let program = container.signals()?;

@@ -31,7 +31,7 @@ const ROOT_TIME: Duration = Duration::from_secs(3);
 /// How long the service manager may take to start the daemon.
 const MANAGER_TIME: Duration = Duration::from_secs(5);
 /// How often it is looked whether a daemon answers.
-const TURN: Duration = Duration::from_millis(5);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 /// How long a daemon that could not get its folders is not started again.
 const RETRY_TIME: Duration = Duration::from_millis(500);
 /// Like [`RETRY_TIME`], for the service manager, which does not report that a start failed.
@@ -52,19 +52,19 @@ pub(crate) async fn daemon(global: &Global) -> Result<Client> {
         return Ok(client);
     }
     let _starting = lock(&run_dir).await?;
-    let mut start = Start::new(root, run_dir, &global.log)?;
+    let mut start = DaemonStart::new(root, run_dir, &global.log)?;
     let begun = Instant::now();
-    let mut waiting = Waiting::default();
+    let mut waiting = WaitNotice::default();
     loop {
         if is_there(&client, &start.root, &start.run_dir).await? {
             return Ok(client);
         }
-        let limit = start.turn().await?;
+        let limit = start.poll().await?;
         if begun.elapsed() > limit {
             return Err(start.failed(begun.elapsed()));
         }
         waiting.tell(|| format!("the daemon of {}", start.run_dir.display()));
-        sleep(TURN).await;
+        sleep(POLL_INTERVAL).await;
     }
 }
 
@@ -89,12 +89,12 @@ async fn is_there(client: &Client, root: &Path, run_dir: &Path) -> Result<bool> 
 }
 
 /// Tells the user once, after a while, what the command waits for.
-struct Waiting {
+struct WaitNotice {
     begun: Instant,
     is_told: bool,
 }
 
-impl Default for Waiting {
+impl Default for WaitNotice {
     fn default() -> Self {
         Self {
             begun: Instant::now(),
@@ -103,7 +103,7 @@ impl Default for Waiting {
     }
 }
 
-impl Waiting {
+impl WaitNotice {
     fn tell(&mut self, what: impl FnOnce() -> String) {
         if !self.is_told && self.begun.elapsed() > SILENCE {
             self.is_told = true;
@@ -131,7 +131,7 @@ pub(crate) async fn lock(run_dir: &Path) -> Result<File> {
             run_dir.display()
         )
     };
-    let mut waiting = Waiting::default();
+    let mut waiting = WaitNotice::default();
     loop {
         match file.try_lock() {
             Ok(()) => break,
@@ -149,7 +149,7 @@ pub(crate) async fn lock(run_dir: &Path) -> Result<File> {
             ));
         }
         waiting.tell(holder);
-        sleep(TURN).await;
+        sleep(POLL_INTERVAL).await;
     }
     // for the processes that wait; without it their message has no process ID
     let _ = file.set_len(0);
@@ -158,19 +158,19 @@ pub(crate) async fn lock(run_dir: &Path) -> Result<File> {
 }
 
 /// A daemon that is being started.
-struct Start {
+struct DaemonStart {
     root: PathBuf,
     run_dir: PathBuf,
     log: PathBuf,
     program: PathBuf,
     /// `socinbd daemon` with its options.
     arguments: Vec<OsString>,
-    state: Started,
+    state: StartState,
     /// The message of the last one that could not start.
     said: Option<String>,
 }
 
-enum Started {
+enum StartState {
     /// Not yet, or not any more: again at this time, and until it has been this long.
     Not {
         again: Instant,
@@ -181,7 +181,7 @@ enum Started {
     Service(String, Instant),
 }
 
-impl Start {
+impl DaemonStart {
     fn new(root: PathBuf, run_dir: PathBuf, filter: &str) -> Result<Self> {
         let mut arguments: Vec<OsString> = vec!["daemon".into()];
         for (flag, folder) in [("--root", &root), ("--run-dir", &run_dir)] {
@@ -195,7 +195,7 @@ impl Start {
             run_dir,
             program: std::env::current_exe().or_kind(Kind::Io, || "finding this program".into())?,
             arguments,
-            state: Started::Not {
+            state: StartState::Not {
                 again: Instant::now(),
                 limit: START_TIME,
             },
@@ -204,16 +204,16 @@ impl Start {
     }
 
     /// Starts the daemon if needed, and checks its state. Returns the maximum time for the whole start.
-    async fn turn(&mut self) -> Result<Duration> {
+    async fn poll(&mut self) -> Result<Duration> {
         match &mut self.state {
-            Started::Not { again, limit } => {
+            StartState::Not { again, limit } => {
                 let limit = *limit;
                 if *again <= Instant::now() {
                     self.state = self.start().await?;
                 }
                 return Ok(limit);
             }
-            Started::Child(child) => {
+            StartState::Child(child) => {
                 let ended = child
                     .try_wait()
                     .or_kind(Kind::Io, || "waiting for the daemon".into())?;
@@ -239,7 +239,7 @@ impl Start {
                 self.said = Some(said);
             }
             // that it could not get its folders shows in its not answering
-            Started::Service(_, since) => {
+            StartState::Service(_, since) => {
                 if since.elapsed() > SERVICE_RETRY_TIME {
                     self.state = self.start().await?;
                 }
@@ -251,7 +251,7 @@ impl Start {
             true => START_TIME,
             false => ROOT_TIME,
         };
-        self.state = Started::Not {
+        self.state = StartState::Not {
             again: Instant::now() + RETRY_TIME,
             limit,
         };
@@ -265,11 +265,11 @@ impl Start {
     }
 
     /// Starts a daemon that outlives this login session: as a transient service if a service manager answers, else in its own session.
-    async fn start(&self) -> Result<Started> {
+    async fn start(&self) -> Result<StartState> {
         // how sd_booted(3) knows it
         if Path::new("/run/systemd/system").is_dir() {
             match self.start_service().await {
-                Ok(unit) => return Ok(Started::Service(unit, Instant::now())),
+                Ok(unit) => return Ok(StartState::Service(unit, Instant::now())),
                 Err(why) => tracing::warn!("starting the daemon without systemd: {why}"),
             }
         }
@@ -288,7 +288,7 @@ impl Start {
         }
         session::detach(&mut command);
         let child = command.spawn();
-        Ok(Started::Child(
+        Ok(StartState::Child(
             child.or_kind(Kind::Io, || "starting the daemon".into())?,
         ))
     }
@@ -334,7 +334,7 @@ impl Start {
     fn failed(self, time: Duration) -> Error {
         let (kind, why) = match (self.said, self.state) {
             (Some(said), _) => (Kind::Busy, said),
-            (None, Started::Service(unit, _)) => {
+            (None, StartState::Service(unit, _)) => {
                 (Kind::Unavailable, format!("see `journalctl --unit {unit}`"))
             }
             (None, _) => (Kind::Unavailable, tail(&self.log)),

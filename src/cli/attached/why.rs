@@ -8,7 +8,7 @@ use super::detach;
 use crate::{
     api::client::Client,
     cli::{Global, absolute, output},
-    engine::{AttachmentStatus, Basis, Explanation, LayerExplanation, UsedIndex},
+    engine::{AttachmentStatus, DiskBasis, Explanation, LayerExplanation, UsedIndex},
     error::{Error, Kind, Result},
     oci::Reference,
 };
@@ -20,13 +20,13 @@ use crate::{
 #[command(after_help = "Examples:\n\
 \x20 socinbd why /mnt\n\
 \x20 socinbd why registry.example/app --json")]
-pub(crate) struct Why {
+pub(crate) struct WhyCommand {
     /// Mount point, ID of the attachment, or image reference
     #[arg(value_name = "MOUNTPOINT|IMAGE")]
     what: String,
 }
 
-impl Why {
+impl WhyCommand {
     pub(crate) async fn run(self, global: &Global) -> Result<ExitCode> {
         let run_dir = absolute(&global.run_dir)?;
         let client = Client::new(&run_dir);
@@ -118,10 +118,10 @@ fn print_layer(why: &LayerExplanation) -> Result<()> {
         layer.why
     ))?;
     output::line(&match &layer.basis {
-        Basis::Compact => format!("  lazy, by the compact table {}", layer.table),
-        Basis::Ztoc => format!("  lazy, by the zTOC {}", layer.table),
-        Basis::Verified => "  complete, from an earlier attach".to_owned(),
-        Basis::Whole { why } => format!("  downloaded whole: {why}"),
+        DiskBasis::Compact => format!("  lazy, by the compact table {}", layer.table),
+        DiskBasis::Ztoc => format!("  lazy, by the zTOC {}", layer.table),
+        DiskBasis::Verified => "  complete, from an earlier attach".to_owned(),
+        DiskBasis::Whole { why } => format!("  downloaded whole: {why}"),
     })?;
     match (why.verified, &why.check_error) {
         (Some(true), _) => output::line("  verified as a whole")?,

@@ -22,7 +22,7 @@ use crate::{
 #[command(after_help = "Examples:\n\
 \x20 socinbd cat nginx:1.27 /etc/nginx/nginx.conf\n\
 \x20 socinbd cat oci:./app:latest /etc/os-release")]
-pub(crate) struct Cat {
+pub(crate) struct CatCommand {
     #[command(flatten)]
     image: ImageArgs,
     /// Path in the image; symbolic links are resolved within the image
@@ -31,7 +31,7 @@ pub(crate) struct Cat {
     index: IndexArgs,
 }
 
-impl Cat {
+impl CatCommand {
     pub(crate) async fn run(self, global: &Global) -> Result<ExitCode> {
         let source = Source::open(&self.image.image, &self.image.access.access()?).await?;
         let image = Image::resolve(&source, self.image.platform.as_ref()).await?;

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::making::{MakeArgs, PlatformsArgs, UploadArgs};
-use crate::cli::{AccessArgs, Global, absolute, output, progress::Progress};
+use crate::cli::{AccessArgs, Global, absolute, output, progress::ProgressBars};
 use crate::{
     engine::{
         make::{
@@ -33,7 +33,7 @@ use crate::{
 \x20 socinbd convert oci:./app:1.0 registry.example/app:1.0 --all-platforms\n\
 \x20 socinbd convert app.tar app-soci.tar --format oci-archive\n\
 \x20 socinbd convert registry.example/app registry.example/app --tags 'v*' --suffix -soci")]
-pub(crate) struct Convert {
+pub(crate) struct ConvertCommand {
     /// Image to convert
     source: String,
     /// Reference of the new image, with a tag
@@ -44,7 +44,7 @@ pub(crate) struct Convert {
     ///
     /// With this option, SOURCE and DESTINATION are paths, not references.
     #[arg(long, value_enum, value_name = "FORMAT", conflicts_with = "tags")]
-    format: Option<Format>,
+    format: Option<PathFormat>,
     /// Pattern of tags to convert, with * and ?
     ///
     /// SOURCE and DESTINATION are repositories. Tags that are converted already are skipped.
@@ -64,7 +64,7 @@ pub(crate) struct Convert {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Format {
+enum PathFormat {
     /// OCI archive: a tar file
     OciArchive,
     /// OCI layout: a directory
@@ -82,7 +82,7 @@ struct TagReport {
     error: Option<String>,
 }
 
-impl Convert {
+impl ConvertCommand {
     pub(crate) async fn run(self, global: &Global) -> Result<ExitCode> {
         let access = self.access.access()?;
         let options = ConvertOptions {
@@ -124,8 +124,8 @@ impl Convert {
 
     fn destination(&self) -> Result<Reference> {
         let reference: Reference = match self.format {
-            Some(Format::OciArchive) => format!("oci-archive:{}", self.destination).parse()?,
-            Some(Format::OciDir) => format!("oci:{}", self.destination).parse()?,
+            Some(PathFormat::OciArchive) => format!("oci-archive:{}", self.destination).parse()?,
+            Some(PathFormat::OciDir) => format!("oci:{}", self.destination).parse()?,
             None => self.destination.parse()?,
         };
         match reference {
@@ -232,7 +232,7 @@ impl Converter<'_> {
 
     async fn convert(&self, from: &Reference, to: &Reference) -> Result<ConvertReport> {
         let (source, destination) = self.places(from, to).await?;
-        let progress = Progress::new(self.json);
+        let progress = ProgressBars::new(self.json);
         let told = |layer, done, size| progress.layer(layer, done, size);
         let report = convert::convert(&source, &destination, self.options, self.local, &told).await;
         progress.finish();
@@ -241,7 +241,7 @@ impl Converter<'_> {
 
     async fn unless_done(&self, from: &Reference, to: &Reference) -> Result<ConvertOutcome> {
         let (source, destination) = self.places(from, to).await?;
-        let progress = Progress::new(self.json);
+        let progress = ProgressBars::new(self.json);
         let told = |layer, done, size| progress.layer(layer, done, size);
         let (options, local) = (self.options, self.local);
         let outcome =

@@ -24,7 +24,7 @@ use crate::{
 \x20 socinbd copy registry.example/app:1 oci:./app:1 --referrers '*'\n\
 \x20 socinbd copy registry.example/app:1 oci-archive:app.tar \\\n\
 \x20   --referrers application/vnd.cncf.notary.signature")]
-pub(crate) struct Copy {
+pub(crate) struct CopyCommand {
     /// Image to copy
     source: Reference,
     /// Reference of the copy
@@ -38,7 +38,7 @@ pub(crate) struct Copy {
     access: AccessArgs,
 }
 
-impl Copy {
+impl CopyCommand {
     pub(crate) async fn run(self, global: &Global) -> Result<ExitCode> {
         let access = self.access.access()?;
         let source = Source::open(&self.source, &access).await?;

@@ -5,17 +5,17 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 
 use super::making::{MakeArgs, PlatformsArgs, UploadArgs};
-use crate::cli::{AccessArgs, Global, absolute, output, progress::Progress};
+use crate::cli::{AccessArgs, Global, absolute, output, progress::ProgressBars};
 use crate::{
     engine::{
         make::create,
         open::{
             local_indexes::{LocalIndex, LocalIndexes},
-            platforms::{Chosen, chosen},
+            platforms::{ChosenImages, choose_images},
         },
         transfer::{
             gc,
-            push::{self, Existing, PushOptions},
+            push::{self, ExistingIndexPolicy, PushOptions},
         },
     },
     error::{Error, Kind, Result, ResultExt},
@@ -29,15 +29,15 @@ use crate::{
 #[command(after_help = "Examples:\n\
 \x20 socinbd index create oci:./app:latest\n\
 \x20 socinbd index list")]
-pub(crate) enum Index {
-    Create(Create),
-    Push(Push),
+pub(crate) enum IndexCommand {
+    Create(IndexCreateCommand),
+    Push(IndexPushCommand),
     #[command(visible_alias = "ls")]
-    List(List),
-    Info(Info),
+    List(IndexListCommand),
+    Info(IndexInfoCommand),
     #[command(visible_alias = "remove")]
-    Rm(Rm),
-    Gc(Gc),
+    Rm(IndexRmCommand),
+    Gc(IndexGcCommand),
 }
 
 /// Make a SOCI index (v1) for an image
@@ -49,7 +49,7 @@ pub(crate) enum Index {
 \x20 socinbd index create oci:./app:latest\n\
 \x20 socinbd index create registry.example/app --span-size 1048576\n\
 \x20 socinbd index create registry.example/app --all-platforms --push")]
-pub(crate) struct Create {
+pub(crate) struct IndexCreateCommand {
     /// Image: NAME[:TAG][@DIGEST], oci:DIR[:TAG] or oci-archive:FILE[:TAG]
     image: Reference,
     #[command(flatten)]
@@ -72,7 +72,7 @@ pub(crate) struct Create {
 #[command(after_help = "Examples:\n\
 \x20 socinbd index push registry.example/app:1\n\
 \x20 socinbd index push oci:./app:1 registry.example/app:1 --all-platforms")]
-pub(crate) struct Push {
+pub(crate) struct IndexPushCommand {
     /// Image with the index
     image: Reference,
     /// Destination of index and image [default: IMAGE]
@@ -89,7 +89,7 @@ pub(crate) struct Push {
         default_value_t,
         hide_possible_values = true
     )]
-    existing_index: Existing,
+    existing_index: ExistingIndexPolicy,
     /// Print warnings only
     #[arg(long, short)]
     quiet: bool,
@@ -104,7 +104,7 @@ pub(crate) struct Push {
 #[command(after_help = "Examples:\n\
 \x20 socinbd index list\n\
 \x20 socinbd index list registry.example/app:1 --platform linux/arm64")]
-pub(crate) struct List {
+pub(crate) struct IndexListCommand {
     /// Image whose indexes are listed, from its registry or layout
     image: Option<Reference>,
     /// Image to list the indexes of, in the local root
@@ -125,7 +125,7 @@ pub(crate) struct List {
 #[command(after_help = "Examples:\n\
 \x20 socinbd index info sha256:6a5d...\n\
 \x20 socinbd index info sha256:6a5d... --at registry.example/app")]
-pub(crate) struct Info {
+pub(crate) struct IndexInfoCommand {
     /// Digest of the index
     digest: Digest,
     /// Repository or layout with the index [default: the local root]
@@ -140,7 +140,7 @@ pub(crate) struct Info {
 #[command(after_help = "Examples:\n\
 \x20 socinbd index rm sha256:6a5d...\n\
 \x20 socinbd index rm --ref registry.example/app:1")]
-pub(crate) struct Rm {
+pub(crate) struct IndexRmCommand {
     /// Digests of the indexes
     #[arg(required_unless_present = "ref")]
     digests: Vec<Digest>,
@@ -162,7 +162,7 @@ pub(crate) struct Rm {
 #[command(after_help = "Examples:\n\
 \x20 socinbd index gc --remote registry.example/app --dry-run\n\
 \x20 socinbd index gc --remote registry.example/app --image sha256:6a5d...")]
-pub(crate) struct Gc {
+pub(crate) struct IndexGcCommand {
     /// Repository
     #[arg(long, value_name = "REPOSITORY")]
     remote: Reference,
@@ -176,7 +176,7 @@ pub(crate) struct Gc {
     access: AccessArgs,
 }
 
-impl Index {
+impl IndexCommand {
     pub(crate) async fn run(self, global: &Global) -> Result<ExitCode> {
         match self {
             Self::Create(command) => command.run(global).await,
@@ -190,7 +190,7 @@ impl Index {
     }
 }
 
-impl Create {
+impl IndexCreateCommand {
     async fn run(self, global: &Global) -> Result<()> {
         let access = self.access.access()?;
         let options = self.make.options()?;
@@ -201,15 +201,15 @@ impl Create {
             false => None,
         };
         let root = source.root_manifest().await?;
-        let Chosen {
+        let ChosenImages {
             images,
             absent,
             warnings,
-        } = chosen(&source, &root, &self.platforms.platforms()).await?;
+        } = choose_images(&source, &root, &self.platforms.platforms()).await?;
         for warning in absent.iter().chain(&warnings) {
             tracing::warn!("{warning}");
         }
-        let progress = Progress::new(global.json);
+        let progress = ProgressBars::new(global.json);
         let told = |layer, done, size| progress.layer(layer, done, size);
         let mut reports = Vec::new();
         for image in &images {
@@ -236,7 +236,7 @@ impl Create {
     }
 }
 
-impl Push {
+impl IndexPushCommand {
     async fn run(self, global: &Global) -> Result<()> {
         let access = self.access.access()?;
         let source = Source::open(&self.image, &access).await?;
@@ -266,7 +266,7 @@ impl Push {
     }
 }
 
-impl List {
+impl IndexListCommand {
     async fn run(self, global: &Global) -> Result<()> {
         if let Some(image) = &self.image {
             return self.of_image(global, image).await;
@@ -292,7 +292,7 @@ impl List {
             [] => crate::engine::open::platforms::Platforms::All,
             these => crate::engine::open::platforms::Platforms::These(these.to_vec()),
         };
-        let images = chosen(&source, &root, &platforms).await?.images;
+        let images = choose_images(&source, &root, &platforms).await?.images;
         let mut list = Vec::new();
         for image in images {
             let mut found = source.referrers(&image.digest, V1_TYPE).await?;
@@ -340,7 +340,7 @@ impl List {
     }
 }
 
-impl Info {
+impl IndexInfoCommand {
     async fn run(self, global: &Global) -> Result<()> {
         let manifest = find(global, &self.digest, self.at.as_ref(), &self.access).await?;
         IndexManifest::parse(&manifest.bytes).or_kind(Kind::InvalidArgument, || {
@@ -372,7 +372,7 @@ async fn find(
     }
 }
 
-impl Rm {
+impl IndexRmCommand {
     async fn run(self, global: &Global) -> Result<()> {
         if let Some(at) = &self.at {
             let to = Destination::open(at, &self.access.access()?).await?;
@@ -428,7 +428,7 @@ impl Rm {
     }
 }
 
-impl Gc {
+impl IndexGcCommand {
     async fn run(self, global: &Global) -> Result<()> {
         let destination = Destination::open(&self.remote, &self.access.access()?).await?;
         let report = gc::collect(&destination, &self.image, self.dry_run).await?;

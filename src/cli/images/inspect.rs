@@ -10,8 +10,8 @@ use crate::{
     engine::{
         UsedIndex,
         open::{
-            compact_index::CompactIndex, image::Image, local_indexes::LocalIndexes, policy::Origin,
-            search, soci_index::SociIndex,
+            compact_index::CompactIndex, image::Image, local_indexes::LocalIndexes,
+            policy::IndexOrigin, search, soci_index::SociIndex,
         },
         transfer::describe::{self, Description},
     },
@@ -31,7 +31,7 @@ use crate::{
 #[command(after_help = "Examples:\n\
 \x20 socinbd inspect nginx:1.27\n\
 \x20 socinbd inspect oci:./app:latest --json")]
-pub(crate) struct Inspect {
+pub(crate) struct InspectCommand {
     #[command(flatten)]
     image: ImageArgs,
     #[command(flatten)]
@@ -40,7 +40,7 @@ pub(crate) struct Inspect {
 
 /// The output of `inspect --json`.
 #[derive(Serialize)]
-struct Report {
+struct InspectReport {
     /// The manifest of the reference, and its referrers.
     described: Description,
     reference: String,
@@ -49,9 +49,9 @@ struct Report {
     /// The program of the image, from its configuration.
     config: Process,
     index: Option<UsedIndex>,
-    compact_index: Option<CompactReport>,
+    compact_index: Option<CompactIndexReport>,
     /// Lowest first.
-    layers: Vec<LayerReport>,
+    layers: Vec<InspectedLayer>,
     /// Bytes of all layers' blobs.
     size: u64,
     /// Bytes that an attach fetches before the first read: tables, and layers without one.
@@ -60,7 +60,7 @@ struct Report {
 }
 
 #[derive(Serialize)]
-struct LayerReport {
+struct InspectedLayer {
     digest: Digest,
     diff_id: Digest,
     size: u64,
@@ -71,7 +71,7 @@ struct LayerReport {
     compact: Option<TableReport>,
 }
 
-impl LayerReport {
+impl InspectedLayer {
     /// The table that an attach uses.
     fn table(&self) -> Option<&TableReport> {
         self.compact.as_ref().or(self.ztoc.as_ref())
@@ -79,9 +79,9 @@ impl LayerReport {
 }
 
 #[derive(Serialize)]
-struct CompactReport {
+struct CompactIndexReport {
     digest: Digest,
-    origin: Origin,
+    origin: IndexOrigin,
 }
 
 #[derive(Serialize)]
@@ -95,7 +95,7 @@ struct TableReport {
     uncompressed_size: u64,
 }
 
-impl Inspect {
+impl InspectCommand {
     pub(crate) async fn run(self, global: &Global) -> Result<ExitCode> {
         let source = Source::open(&self.image.image, &self.image.access.access()?).await?;
         let described = describe::describe(&source).await?;
@@ -108,14 +108,14 @@ impl Inspect {
         }
         let image = Image::resolve(&source, self.image.platform.as_ref()).await?;
         let local = LocalIndexes::open(&absolute(&global.root)?)?;
-        let search::Found {
+        let search::FoundIndexes {
             index,
             compact,
             mut warnings,
         } = search::find(&image, &self.index.choice(), &local).await?;
         let mut layers = Vec::with_capacity(image.layers.len());
         for layer in &image.layers {
-            let mut report = LayerReport {
+            let mut report = InspectedLayer {
                 digest: layer.digest,
                 diff_id: layer.diff_id,
                 size: layer.size,
@@ -139,14 +139,14 @@ impl Inspect {
             layers.push(report);
         }
         warnings.extend(described.warnings.iter().cloned());
-        let report = Report {
+        let report = InspectReport {
             described: described.clone(),
             reference: image.source.reference().to_string(),
             manifest: image.digest,
             platform: image.platform.to_string(),
             config: image.config.process.clone(),
             index: index.as_ref().map(UsedIndex::of),
-            compact_index: compact.as_ref().map(|compact| CompactReport {
+            compact_index: compact.as_ref().map(|compact| CompactIndexReport {
                 digest: compact.digest,
                 origin: compact.origin,
             }),
@@ -253,7 +253,7 @@ fn print_described(described: &Description) -> Result<()> {
     Ok(())
 }
 
-impl Report {
+impl InspectReport {
     fn print(&self) -> Result<()> {
         output::line(&format!("image     {}", self.reference))?;
         output::line(&format!("manifest  {} ({})", self.manifest, self.platform))?;
@@ -268,7 +268,7 @@ impl Report {
             }
         })?;
         if let Some(compact) = &self.compact_index {
-            let CompactReport { digest, origin } = compact;
+            let CompactIndexReport { digest, origin } = compact;
             output::line(&format!(
                 "          {digest} (compact, {origin}), which is preferred"
             ))?;

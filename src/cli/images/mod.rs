@@ -1,5 +1,6 @@
 //! The commands for images and their indexes.
 
+pub(super) mod artifacts;
 pub(super) mod cat;
 pub(super) mod convert;
 pub(super) mod copy;
@@ -9,5 +10,4 @@ pub(super) mod making;
 pub(super) mod prefetch;
 pub(super) mod record;
 pub(super) mod serve;
-pub(super) mod tables;
 pub(super) mod ztoc;

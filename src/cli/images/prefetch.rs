@@ -5,10 +5,10 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
-use super::tables::TablesArgs;
+use super::artifacts::ArtifactArgs;
 use crate::{
     cli::{Global, output},
-    engine::open::artifacts::{Table, TableKind},
+    engine::open::artifacts::{ArtifactKind, IndexArtifact},
     error::{Error, Kind, Result, ResultExt},
     oci::Digest,
     soci::prefetch::Prefetch,
@@ -20,8 +20,8 @@ use crate::{
 \x20 socinbd prefetch list --at registry.example/app:1")]
 pub(crate) enum PrefetchCommand {
     #[command(visible_alias = "ls")]
-    List(List),
-    Info(Info),
+    List(PrefetchListCommand),
+    Info(PrefetchInfoCommand),
 }
 
 /// List the prefetch artifacts of the indexes in the local root or of an image
@@ -29,9 +29,9 @@ pub(crate) enum PrefetchCommand {
 #[command(after_help = "Examples:\n\
 \x20 socinbd prefetch list\n\
 \x20 socinbd prefetch list --at registry.example/app:1")]
-pub(crate) struct List {
+pub(crate) struct PrefetchListCommand {
     #[command(flatten)]
-    tables: TablesArgs,
+    tables: ArtifactArgs,
     /// Print digests only
     #[arg(long, short)]
     quiet: bool,
@@ -41,16 +41,16 @@ pub(crate) struct List {
 #[derive(Args)]
 #[command(after_help = "Examples:\n\
 \x20 socinbd prefetch info sha256:6a5d... --at registry.example/app:1")]
-pub(crate) struct Info {
+pub(crate) struct PrefetchInfoCommand {
     /// Digest of the artifact
     digest: Digest,
     #[command(flatten)]
-    tables: TablesArgs,
+    tables: ArtifactArgs,
 }
 
 /// The output of `prefetch info --json`.
 #[derive(Serialize)]
-struct Report {
+struct PrefetchReport {
     digest: Digest,
     layer: Option<Digest>,
     size: u64,
@@ -67,18 +67,18 @@ impl PrefetchCommand {
     }
 }
 
-impl List {
+impl PrefetchListCommand {
     async fn run(self, global: &Global) -> Result<()> {
-        let tables = self.tables.find(global, TableKind::Prefetch).await?;
-        super::tables::print(global, &tables, self.quiet)
+        let tables = self.tables.find(global, ArtifactKind::Prefetch).await?;
+        super::artifacts::print(global, &tables, self.quiet)
     }
 }
 
-impl Info {
+impl PrefetchInfoCommand {
     async fn run(self, global: &Global) -> Result<()> {
-        let tables = self.tables.find(global, TableKind::Prefetch).await?;
-        let table = super::tables::of_digest(&tables, &self.digest)?;
-        let Table {
+        let tables = self.tables.find(global, ArtifactKind::Prefetch).await?;
+        let table = super::artifacts::of_digest(&tables, &self.digest)?;
+        let IndexArtifact {
             digest,
             layer,
             size,
@@ -87,7 +87,7 @@ impl Info {
         let bytes = table.fetch().await?;
         let prefetch = Prefetch::parse(&bytes)
             .or_kind(Kind::Corrupt, || format!("prefetch artifact {digest}"))?;
-        let report = Report {
+        let report = PrefetchReport {
             digest: *digest,
             layer: *layer,
             size: *size,

@@ -12,13 +12,13 @@ use crate::cli::{
         run::ProgramArgs,
     },
     output,
-    progress::Progress,
+    progress::ProgressBars,
     require_root,
-    signals::Signals,
+    signals::SignalReceiver,
 };
 use crate::{
     engine::{
-        Attached, Engine, RecordingFolder,
+        AttachedImage, Engine, RecordingFolder,
         make::{
             convert, create,
             options::{ConvertOptions, CreateOptions},
@@ -47,7 +47,7 @@ use crate::{
 #[command(after_help = "Examples:\n\
 \x20 socinbd record registry.example/app:1 --push -- python3 -c 'import app'\n\
 \x20 socinbd record registry.example/app:1 --to registry.example/app:1-fast")]
-pub(crate) struct Record {
+pub(crate) struct RecordCommand {
     #[command(flatten)]
     image: ImageArgs,
     #[command(flatten)]
@@ -66,7 +66,7 @@ pub(crate) struct Record {
     program: ProgramArgs,
 }
 
-impl Record {
+impl RecordCommand {
     pub(crate) async fn run(self, global: &Global) -> Result<ExitCode> {
         require_root("record")?;
         open_files::raise();
@@ -89,7 +89,7 @@ impl Record {
         let (status, uses) = self.record(global).await?;
         options.uses = uses;
         let spans = options.uses.len();
-        let progress = Progress::new(global.json);
+        let progress = ProgressBars::new(global.json);
         let told = |layer, done, size| progress.layer(layer, done, size);
         let uploads = self.uploads.max_concurrent_uploads;
         match &self.to {
@@ -129,7 +129,7 @@ impl Record {
     /// Runs the program on empty disks in a directory of their own; returns its status and the recorded reads.
     async fn record(&self, global: &Global) -> Result<(u8, Vec<layer::Touch>)> {
         // so that a signal does not leave mounts and devices
-        let mut ends = Signals::that_end()?;
+        let mut ends = SignalReceiver::that_end()?;
         let folder = RecordingFolder::new(&absolute(&global.root)?)?;
         let store = layer::Options {
             record: true,
@@ -147,17 +147,17 @@ impl Record {
         &self,
         engine: &Arc<Engine>,
         global: &Global,
-        ends: &mut Signals,
+        ends: &mut SignalReceiver,
     ) -> Result<(u8, Vec<layer::Touch>)> {
         let request = attach::request(&self.image, &self.index, &self.options, true, None)?;
-        let progress = Progress::new(global.json);
+        let progress = ProgressBars::new(global.json);
         let event = |event| progress.event(event);
         let attached = tokio::select! {
             attached = engine.attach(request, &event) => attached?,
             _ = ends.next() => return Err(Error::new(Kind::Io, "interrupted before the program was started")),
         };
         progress.finish();
-        let Attached { attachment, mount } = attached;
+        let AttachedImage { attachment, mount } = attached;
         let status = self.program.clone().run(mount, &attachment).await?;
         Ok((status, engine.touches()))
     }

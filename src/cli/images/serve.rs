@@ -12,8 +12,8 @@ use tokio::process::Command;
 
 use crate::{
     cli::{
-        Global, INTERRUPTED, ImageArgs, IndexArgs, absolute, output, progress::Progress,
-        signals::Signals,
+        Global, INTERRUPTED, ImageArgs, IndexArgs, absolute, output, progress::ProgressBars,
+        signals::SignalReceiver,
     },
     engine::{Disks, open::opened::OpenedLayer},
     error::{Error, Kind, Result, ResultExt},
@@ -30,7 +30,7 @@ use crate::{
 #[command(after_help = "Examples:\n\
 \x20 socinbd serve oci:./app --socket /tmp/app.sock\n\
 \x20 socinbd serve oci:./app --socket /tmp/app.sock --run 'nbdcopy $uri disk.ext4'")]
-pub(crate) struct Serve {
+pub(crate) struct ServeCommand {
     #[command(flatten)]
     image: ImageArgs,
     #[command(flatten)]
@@ -52,7 +52,7 @@ pub(crate) struct Serve {
     run: Option<String>,
 }
 
-impl Serve {
+impl ServeCommand {
     pub(crate) async fn run(self, global: &Global) -> Result<ExitCode> {
         if let Some(address) = self.listen
             && !address.ip().is_loopback()
@@ -66,9 +66,9 @@ impl Serve {
             ));
         }
         open_files::raise();
-        let mut ends = Signals::that_end()?;
+        let mut ends = SignalReceiver::that_end()?;
         let disks = Disks::open(&absolute(&global.root)?)?;
-        let progress = Progress::new(global.json);
+        let progress = ProgressBars::new(global.json);
         let access = self.image.access.access()?;
         let (platform, choice) = (self.image.platform.as_ref(), self.index.choice());
         let event = |event| progress.event(event);

@@ -7,7 +7,7 @@ use std::{
     process::ExitCode,
 };
 
-use super::tables::{self, TablesArgs};
+use super::artifacts::{self, ArtifactArgs};
 use crate::{
     cli::{
         Global,
@@ -16,7 +16,7 @@ use crate::{
     },
     engine::{
         cat,
-        open::artifacts::{Table, TableKind},
+        open::artifacts::{ArtifactKind, IndexArtifact},
     },
     error::{Error, Kind, Result, ResultExt as _},
     oci::{Digest, Packing},
@@ -34,13 +34,13 @@ const READ_SIZE: usize = 1 << 20;
 #[command(after_help = "Examples:\n\
 \x20 socinbd ztoc create layer.tar.gz\n\
 \x20 socinbd ztoc info layer.tar.gz.ztoc")]
-pub(crate) struct Args {
+pub(crate) struct ZtocCommand {
     #[command(subcommand)]
-    command: Command,
+    command: ZtocSubcommand,
 }
 
 #[derive(Debug, clap::Subcommand)]
-enum Command {
+enum ZtocSubcommand {
     /// Make the zTOC of a layer file
     ///
     /// The layer is a tar file, plain or gzip (also with several members). The zTOC is byte for byte the one that AWS's `soci` makes with
@@ -48,7 +48,7 @@ enum Command {
     /// have a zTOC.
     #[command(after_help = "Examples:\n\
 \x20 socinbd ztoc create layer.tar.gz --span-size 1048576")]
-    Create(Create),
+    Create(ZtocCreateCommand),
     /// List the zTOCs of the indexes in the local root or of an image
     #[command(
         visible_alias = "ls",
@@ -56,24 +56,24 @@ enum Command {
 \x20 socinbd ztoc list\n\
 \x20 socinbd ztoc list --at registry.example/app:1"
     )]
-    List(List),
+    List(ZtocListCommand),
     /// Show a zTOC as JSON
     #[command(after_help = "Examples:\n\
 \x20 socinbd ztoc info layer.tar.gz.ztoc\n\
 \x20 socinbd ztoc info sha256:6a5d... --at registry.example/app:1")]
-    Info(Info),
+    Info(ZtocInfoCommand),
     /// Print a file of a layer, found by the zTOC of the layer
     ///
     /// The layer is read from the image given with --at, or from the image that the index was made for.
     #[command(after_help = "Examples:\n\
 \x20 socinbd ztoc get-file sha256:6a5d... etc/os-release")]
-    GetFile(GetFile),
+    GetFile(ZtocGetFileCommand),
 }
 
 #[derive(Debug, clap::Args)]
-struct List {
+struct ZtocListCommand {
     #[command(flatten)]
-    tables: TablesArgs,
+    tables: ArtifactArgs,
     /// Digest of the zTOC to list
     #[arg(long, value_name = "DIGEST")]
     ztoc_digest: Option<Digest>,
@@ -86,15 +86,15 @@ struct List {
 }
 
 #[derive(Debug, clap::Args)]
-struct Info {
+struct ZtocInfoCommand {
     /// Digest or file of the zTOC
     ztoc: String,
     #[command(flatten)]
-    tables: TablesArgs,
+    tables: ArtifactArgs,
 }
 
 #[derive(Debug, clap::Args)]
-struct GetFile {
+struct ZtocGetFileCommand {
     /// Digest of the zTOC
     digest: Digest,
     /// Path in the layer
@@ -103,12 +103,12 @@ struct GetFile {
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
     #[command(flatten)]
-    tables: TablesArgs,
+    tables: ArtifactArgs,
 }
 
 /// The output of `ztoc info`, with the fields of AWS's tool.
 #[derive(serde::Serialize)]
-struct InfoReport {
+struct ZtocInfoReport {
     version: String,
     build_tool: String,
     size: u64,
@@ -116,11 +116,11 @@ struct InfoReport {
     num_spans: usize,
     num_files: usize,
     num_multi_span_files: usize,
-    files: Vec<FileReport>,
+    files: Vec<ZtocFileReport>,
 }
 
 #[derive(serde::Serialize)]
-struct FileReport {
+struct ZtocFileReport {
     filename: String,
     offset: u64,
     size: u64,
@@ -131,7 +131,7 @@ struct FileReport {
 }
 
 #[derive(Debug, clap::Args)]
-struct Create {
+struct ZtocCreateCommand {
     /// Layer file, as it is in the registry
     file: PathBuf,
     /// Output file [default: FILE.ztoc]
@@ -149,7 +149,7 @@ struct Create {
 
 /// The output of `--json`.
 #[derive(serde::Serialize)]
-struct Report<'a> {
+struct ZtocCreateReport<'a> {
     layer: Digest,
     size: u64,
     packing: Packing,
@@ -161,15 +161,15 @@ struct Report<'a> {
     path: &'a Path,
 }
 
-impl Args {
+impl ZtocCommand {
     /// Runs the command.
     pub(crate) async fn run(self, global: &Global) -> Result<ExitCode> {
         let json = global.json;
         let create = match self.command {
-            Command::Create(create) => create,
-            Command::List(list) => return list.run(global).await,
-            Command::Info(info) => return info.run(global).await,
-            Command::GetFile(get) => return get.run(global).await,
+            ZtocSubcommand::Create(create) => create,
+            ZtocSubcommand::List(list) => return list.run(global).await,
+            ZtocSubcommand::Info(info) => return info.run(global).await,
+            ZtocSubcommand::GetFile(get) => return get.run(global).await,
         };
         let work = move || create.run(json);
         tokio::task::spawn_blocking(work)
@@ -179,25 +179,25 @@ impl Args {
     }
 }
 
-impl List {
+impl ZtocListCommand {
     async fn run(self, global: &Global) -> Result<ExitCode> {
-        let mut found = self.tables.find(global, TableKind::Ztoc).await?;
+        let mut found = self.tables.find(global, ArtifactKind::Ztoc).await?;
         let image = self.image_ref.map(|image| image.to_string());
         found.retain(|table| {
             self.ztoc_digest.is_none_or(|digest| table.digest == digest)
                 && (image.is_none() || table.image == image)
         });
-        tables::print(global, &found, self.quiet)?;
+        artifacts::print(global, &found, self.quiet)?;
         Ok(ExitCode::SUCCESS)
     }
 }
 
-impl Info {
+impl ZtocInfoCommand {
     async fn run(self, global: &Global) -> Result<ExitCode> {
         let bytes = match self.ztoc.parse::<Digest>() {
             Ok(digest) => {
-                let found = self.tables.find(global, TableKind::Ztoc).await?;
-                tables::of_digest(&found, &digest)?.fetch().await?
+                let found = self.tables.find(global, ArtifactKind::Ztoc).await?;
+                artifacts::of_digest(&found, &digest)?.fetch().await?
             }
             Err(error) if self.ztoc.starts_with("sha") => return Err(error),
             Err(_) => std::fs::read(&self.ztoc)
@@ -206,14 +206,14 @@ impl Info {
         };
         let ztoc =
             Ztoc::parse(&bytes).or_kind(Kind::Corrupt, || format!("the zTOC {}", self.ztoc))?;
-        output::json(&InfoReport::of(&ztoc, bytes.len()))?;
+        output::json(&ZtocInfoReport::of(&ztoc, bytes.len()))?;
         Ok(ExitCode::SUCCESS)
     }
 }
 
-impl InfoReport {
+impl ZtocInfoReport {
     fn of(ztoc: &Ztoc, size: usize) -> Self {
-        let files: Vec<FileReport> = ztoc
+        let files: Vec<ZtocFileReport> = ztoc
             .entries
             .iter()
             .map(|entry| {
@@ -223,7 +223,7 @@ impl InfoReport {
                 let spans = ztoc
                     .spans
                     .covering(start..start.checked_add(length).unwrap_or(start));
-                FileReport {
+                ZtocFileReport {
                     filename: String::from_utf8_lossy(&entry.name).into_owned(),
                     offset: start.get(),
                     size: entry.size,
@@ -257,11 +257,11 @@ impl InfoReport {
     }
 }
 
-impl GetFile {
+impl ZtocGetFileCommand {
     async fn run(self, global: &Global) -> Result<ExitCode> {
-        let found = self.tables.find(global, TableKind::Ztoc).await?;
-        let table = tables::of_digest(&found, &self.digest)?;
-        let Table { layer, image, .. } = table;
+        let found = self.tables.find(global, ArtifactKind::Ztoc).await?;
+        let table = artifacts::of_digest(&found, &self.digest)?;
+        let IndexArtifact { layer, image, .. } = table;
         let (Some(layer), Some(image)) = (layer, image) else {
             return Err(Error::new(
                 Kind::InvalidArgument,
@@ -290,7 +290,7 @@ impl GetFile {
     }
 }
 
-impl Create {
+impl ZtocCreateCommand {
     fn run(self, json: bool) -> Result<()> {
         let output = self.output.clone().unwrap_or_else(|| {
             let mut path = self.file.clone().into_os_string();
@@ -325,7 +325,7 @@ impl Create {
             file.finish()
         };
         write().or_kind(Kind::Io, context)?;
-        let report = Report {
+        let report = ZtocCreateReport {
             layer: indexed.digest,
             size: indexed.size,
             packing: indexed.packing,
@@ -387,7 +387,7 @@ impl Create {
     }
 }
 
-impl std::fmt::Display for Report<'_> {
+impl std::fmt::Display for ZtocCreateReport<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,

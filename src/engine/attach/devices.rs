@@ -25,7 +25,7 @@ use tokio::{runtime::Handle, sync::watch};
 use self::{
     choice::choose,
     metadata_readahead::WatchedDisk,
-    nbd_connections::{Link, Links},
+    nbd_connections::{NbdLink, NbdLinks},
 };
 use super::{
     names::random_digits,
@@ -43,10 +43,10 @@ use crate::{
 };
 
 /// A disk, what answers at first, and whether that may change.
-type Key = (DiskKey, DeviceKind, bool);
+type DeviceKey = (DiskKey, DeviceKind, bool);
 
 /// How often a device that is in use when nothing needs it any more is looked at.
-const LINGER_TURN: Duration = Duration::from_millis(100);
+const IDLE_POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// All devices of an engine.
 pub(crate) struct Devices {
@@ -55,15 +55,15 @@ pub(crate) struct Devices {
     /// The daemon is to see every read, also of a disk that has become complete.
     sees_all: bool,
     runtime: Handle,
-    known: Mutex<HashMap<Key, Arc<tokio::sync::Mutex<Weak<Device>>>>>,
-    links: Arc<Links>,
+    by_disk: Mutex<HashMap<DeviceKey, Arc<tokio::sync::Mutex<Weak<Device>>>>>,
+    links: Arc<NbdLinks>,
 }
 
 /// A block device with a layer's disk behind it. It goes when this is dropped, or, if something uses it then, when nothing does any more;
 /// dropping blocks for a few system calls.
-pub(crate) struct Device(Arc<Served>);
+pub(crate) struct Device(Arc<ServedDevice>);
 
-struct Served {
+struct ServedDevice {
     disk: Arc<Disk>,
     /// The kernel's name of what is mounted.
     name: String,
@@ -75,27 +75,27 @@ struct Served {
     has_moved: AtomicBool,
     watched: Option<Arc<WatchedDisk>>,
     /// What it stands on; none once it has been given back.
-    stack: Mutex<Option<Stack>>,
+    stack: Mutex<Option<DeviceStack>>,
     runtime: Handle,
 }
 
 /// What stands above goes before what is below it.
-struct Stack {
+struct DeviceStack {
     mapped: Option<MappedDevice>,
-    backing: Backing,
+    backing: DeviceBacking,
 }
 
-enum Backing {
+enum DeviceBacking {
     Loop(LoopDevice),
     // the loop device goes before the file that it stands on
     Fuse(
         LoopDevice,
         #[expect(dead_code, reason = "its threads answer while it lives")] fuse::Server,
     ),
-    Nbd(Arc<Link>),
+    Nbd(Arc<NbdLink>),
 }
 
-impl Backing {
+impl DeviceBacking {
     fn name(&self) -> String {
         match self {
             Self::Loop(device) | Self::Fuse(device, ..) => device.name(),
@@ -172,7 +172,7 @@ impl Drop for Device {
         let served = Arc::clone(&self.0);
         self.0.runtime.spawn(async move {
             while blockdev::is_in_use(served.node.path()) {
-                tokio::time::sleep(LINGER_TURN).await;
+                tokio::time::sleep(IDLE_POLL_INTERVAL).await;
             }
             tokio::task::spawn_blocking(move || served.give_back());
         });
@@ -186,7 +186,7 @@ impl Devices {
             tag,
             sees_all,
             runtime,
-            known: Mutex::default(),
+            by_disk: Mutex::default(),
             links: Arc::default(),
         }
     }
@@ -198,9 +198,9 @@ impl Devices {
 
     /// The paths of the devices that are there now.
     pub(super) fn paths(&self) -> HashSet<PathBuf> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let by_disk = self.by_disk.lock().unwrap_or_else(PoisonError::into_inner);
         // one that is being made is locked; no record names it yet
-        let devices = known
+        let devices = by_disk
             .values()
             .filter_map(|place| place.try_lock().ok()?.upgrade());
         devices
@@ -238,14 +238,14 @@ impl Devices {
         }
         let may_move = choice == DeviceChoice::Auto && kind != DeviceKind::Loop && !self.sees_all;
         let place = {
-            let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-            known.retain(|_, place| {
+            let mut by_disk = self.by_disk.lock().unwrap_or_else(PoisonError::into_inner);
+            by_disk.retain(|_, place| {
                 place
                     .try_lock()
                     .map_or(true, |device| device.strong_count() > 0)
                     || Arc::strong_count(place) > 1
             });
-            Arc::clone(known.entry((disk.key(), kind, may_move)).or_default())
+            Arc::clone(by_disk.entry((disk.key(), kind, may_move)).or_default())
         };
         let mut place = place.lock_owned().await;
         if let Some(device) = place.upgrade() {
@@ -273,10 +273,10 @@ impl Devices {
     /// The device of a complete disk that was made before it was complete, if there is one: its pages are in memory, and what is mounted
     /// of it is mounted once.
     fn moved(&self, disk: &Disk) -> Option<Arc<Device>> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let by_disk = self.by_disk.lock().unwrap_or_else(PoisonError::into_inner);
         [DeviceKind::Nbd, DeviceKind::Fuse]
             .into_iter()
-            .filter_map(|kind| known.get(&(disk.key(), kind, true)))
+            .filter_map(|kind| by_disk.get(&(disk.key(), kind, true)))
             .filter_map(|place| place.try_lock().ok()?.upgrade())
             .find(|device| device.kind() == DeviceKind::Loop)
     }
@@ -291,7 +291,7 @@ impl Devices {
         let watched = || Arc::new(WatchedDisk::new(Arc::clone(&disk), self.runtime.clone()));
         let (backing, watched) = match kind {
             DeviceKind::Loop => (
-                Backing::Loop(self.loop_on(&disk, disk.file().as_fd())?),
+                DeviceBacking::Loop(self.loop_on(&disk, disk.file().as_fd())?),
                 None,
             ),
             DeviceKind::Fuse => {
@@ -318,7 +318,7 @@ impl Devices {
         if let Some(watched) = &watched {
             watched.serves(node);
         }
-        Ok(Device(Arc::new(Served {
+        Ok(Device(Arc::new(ServedDevice {
             name,
             node: Arc::clone(node),
             kind,
@@ -328,17 +328,17 @@ impl Devices {
                 .then(|| Path::new("/dev").join(backing.name())),
             has_moved: AtomicBool::new(false),
             watched,
-            stack: Mutex::new(Some(Stack { mapped, backing })),
+            stack: Mutex::new(Some(DeviceStack { mapped, backing })),
             runtime: self.runtime.clone(),
             disk,
         })))
     }
 
-    fn make_fuse(&self, disk: &Arc<Disk>, watched: &Arc<WatchedDisk>) -> Result<Backing> {
+    fn make_fuse(&self, disk: &Arc<Disk>, watched: &Arc<WatchedDisk>) -> Result<DeviceBacking> {
         let served = Arc::clone(watched);
         let file = fuse::serve(served, &self.identifier(disk), &self.runtime)?;
         let device = self.loop_on(disk, file.file())?;
-        Ok(Backing::Fuse(device, file.into_server()))
+        Ok(DeviceBacking::Fuse(device, file.into_server()))
     }
 
     fn loop_on(&self, disk: &Disk, file: BorrowedFd<'_>) -> Result<LoopDevice> {
@@ -349,14 +349,14 @@ impl Devices {
         loopdev::attach(file, &options)
     }
 
-    fn make_nbd(&self, disk: &Arc<Disk>, watched: &Arc<WatchedDisk>) -> Result<Backing> {
+    fn make_nbd(&self, disk: &Arc<Disk>, watched: &Arc<WatchedDisk>) -> Result<DeviceBacking> {
         let identifier = self.identifier(disk);
         let runtime = self.runtime.clone();
-        Links::connect(&self.links, disk, watched, identifier, runtime).map(Backing::Nbd)
+        NbdLinks::connect(&self.links, disk, watched, identifier, runtime).map(DeviceBacking::Nbd)
     }
 
     /// A device of the device mapper, where one can be had; the disk is as well served without.
-    fn map(&self, disk: &Disk, backing: &Backing) -> Option<MappedDevice> {
+    fn map(&self, disk: &Disk, backing: &DeviceBacking) -> Option<MappedDevice> {
         let mapped = random_digits().and_then(|digits| {
             // of a daemon that died there may be another one for the same disk
             let name = format!("{}-{digits}", self.identifier(disk));
@@ -374,7 +374,7 @@ impl Devices {
     }
 }
 
-impl Served {
+impl ServedDevice {
     fn give_back(&self) {
         if let Some(watched) = &self.watched {
             watched.serves_no_more();
@@ -382,7 +382,7 @@ impl Served {
         drop(self.stack().take());
     }
 
-    fn stack(&self) -> MutexGuard<'_, Option<Stack>> {
+    fn stack(&self) -> MutexGuard<'_, Option<DeviceStack>> {
         self.stack.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -404,7 +404,7 @@ impl Served {
         Ok(())
     }
 
-    fn move_to_loop(&self, stack: &mut Stack, devices: &Devices) -> Result<()> {
+    fn move_to_loop(&self, stack: &mut DeviceStack, devices: &Devices) -> Result<()> {
         let Some(mapped) = &stack.mapped else {
             return Ok(());
         };
@@ -417,7 +417,7 @@ impl Served {
         if let Some(watched) = &self.watched {
             watched.serves_no_more();
         }
-        stack.backing = Backing::Loop(device);
+        stack.backing = DeviceBacking::Loop(device);
         tracing::info!(
             layer = %self.disk.layer().digest,
             device = self.name,
@@ -457,7 +457,7 @@ fn moved(why: &str) -> String {
 
 /// Does what the disk's progress asks for whenever that changes, as long as the device is there.
 async fn follow(
-    served: Weak<Served>,
+    served: Weak<ServedDevice>,
     devices: Arc<Devices>,
     mut progress: watch::Receiver<Progress>,
 ) {
@@ -475,8 +475,9 @@ async fn follow(
 }
 
 /// Sets what the kernel asks for, the read-ahead last: other settings reset it.
-fn set_read_ahead(backing: &Backing, disk: &Disk) {
-    let largest = matches!(backing, Backing::Nbd(_)).then_some(nbd_connections::MAX_REQUEST_KB);
+fn set_read_ahead(backing: &DeviceBacking, disk: &Disk) {
+    let largest =
+        matches!(backing, DeviceBacking::Nbd(_)).then_some(nbd_connections::MAX_REQUEST_KB);
     kernel_readahead::set(&backing.name(), largest, kernel_readahead::of(disk));
 }
 

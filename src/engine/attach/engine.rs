@@ -9,7 +9,7 @@ use std::{
 use tokio::{sync::watch, task::AbortHandle};
 use tokio_util::task::TaskTracker;
 
-use super::{devices::Devices, live::Table, records::Records};
+use super::{devices::Devices, live::AttachmentTable, records::AttachmentRecords};
 use crate::{
     blocking::broken_off, engine::open::disks::Disks, error::Result, kernel::mount::end::MountEnds,
     layer,
@@ -24,8 +24,8 @@ pub struct Engine {
     pub(super) run_dir: PathBuf,
     pub(super) disks: Disks,
     pub(super) devices: Arc<Devices>,
-    pub(super) records: Records,
-    pub(super) table: Mutex<Table>,
+    pub(super) records: AttachmentRecords,
+    pub(super) table: Mutex<AttachmentTable>,
     /// Set once, with the table locked: from then on nothing is attached.
     pub(super) is_ending: watch::Sender<bool>,
     /// Work that must come to its end.
@@ -57,7 +57,7 @@ impl Engine {
         &self.run_dir
     }
 
-    pub(super) fn table(&self) -> MutexGuard<'_, Table> {
+    pub(super) fn table(&self) -> MutexGuard<'_, AttachmentTable> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

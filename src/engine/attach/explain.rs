@@ -4,9 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     engine::Engine,
-    live::Live,
+    live::LiveAttachment,
     names::unknown,
-    types::{AttachedLayer, Attachment, AttachmentStatus, State, UsedIndex},
+    types::{AttachedLayer, Attachment, AttachmentState, AttachmentStatus, UsedIndex},
 };
 use crate::{
     error::Result,
@@ -26,7 +26,7 @@ pub struct Explanation {
     /// Where it is mounted.
     pub mountpoint: Option<std::path::PathBuf>,
     /// The state of the whole.
-    pub state: State,
+    pub state: AttachmentState,
     /// The SOCI index in use.
     pub index: Option<UsedIndex>,
     /// The compact index in use, which goes before it.
@@ -44,7 +44,7 @@ pub struct LayerExplanation {
     #[serde(flatten)]
     pub layer: AttachedLayer,
     /// Its state.
-    pub state: State,
+    pub state: AttachmentState,
     /// Spans present and in all; `None` where no daemon can tell.
     pub spans: Option<(u32, u32)>,
     /// Compressed bytes fetched since the daemon opened its disk.
@@ -70,7 +70,7 @@ impl Engine {
     }
 }
 
-impl Live {
+impl LiveAttachment {
     fn why(&self, status: AttachmentStatus) -> Explanation {
         let attachment = status.attachment;
         let layers = attachment.layers.iter().zip(&self.devices);
@@ -82,7 +82,7 @@ impl Live {
 }
 
 impl Explanation {
-    fn new(attachment: Attachment, state: State, layers: Vec<LayerExplanation>) -> Self {
+    fn new(attachment: Attachment, state: AttachmentState, layers: Vec<LayerExplanation>) -> Self {
         let Attachment {
             id,
             reference,
@@ -113,7 +113,7 @@ impl Explanation {
         let layers = layers
             .map(|layer| LayerExplanation {
                 layer,
-                state: State::Dead,
+                state: AttachmentState::Dead,
                 spans: None,
                 fetched_bytes: None,
                 verified: None,
@@ -121,7 +121,7 @@ impl Explanation {
                 reasons: Vec::new(),
             })
             .collect();
-        Self::new(attachment, State::Dead, layers)
+        Self::new(attachment, AttachmentState::Dead, layers)
     }
 }
 
@@ -131,9 +131,9 @@ impl LayerExplanation {
         Self {
             layer,
             state: match &reasons[..] {
-                [_, ..] => State::Degraded,
-                [] if disk.is_complete() => State::Complete,
-                [] => State::Lazy,
+                [_, ..] => AttachmentState::Degraded,
+                [] if disk.is_complete() => AttachmentState::Complete,
+                [] => AttachmentState::Lazy,
             },
             spans: Some(disk.span_counts()),
             fetched_bytes: Some(disk.counters().fetched_bytes),

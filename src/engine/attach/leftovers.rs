@@ -6,8 +6,8 @@ use std::{
 };
 
 use super::{
-    devices::Devices, engine::Engine, mount_place, names::mount_source, records::Record, release,
-    types::AttachedLayer,
+    devices::Devices, engine::Engine, mount_place, names::mount_source, records::AttachmentRecord,
+    release, types::AttachedLayer,
 };
 use crate::{
     engine::examine::recording,
@@ -24,7 +24,7 @@ impl Engine {
         for entry in self.records.entries()? {
             // in any namespace, and in none: what was written there must not be lost
             let is_mounted = info::find_anywhere(&mount_source(&entry.id))?.is_some();
-            let is_used = |record: &Record| in_use(record, &ours).is_some();
+            let is_used = |record: &AttachmentRecord| in_use(record, &ours).is_some();
             if is_mounted || entry.record.as_ref().is_some_and(is_used) {
                 tracing::warn!(
                     id = entry.id,
@@ -42,7 +42,7 @@ impl Engine {
     }
 
     /// Clears away an attachment of an engine that died; `Busy` while it is in use.
-    pub(crate) fn clear(&self, record: &Record) -> Result<()> {
+    pub(crate) fn clear(&self, record: &AttachmentRecord) -> Result<()> {
         let attachment = &record.attachment;
         if let Some(what) = self.used_of(record)? {
             let who = mount_place::who_uses(&attachment.id, record.mount_device);
@@ -63,7 +63,7 @@ impl Engine {
     }
 
     /// What of an attachment of an engine that died is in use: a mount of it, or a device that only it has.
-    fn used_of(&self, record: &Record) -> Result<Option<PathBuf>> {
+    fn used_of(&self, record: &AttachmentRecord) -> Result<Option<PathBuf>> {
         let attachment = &record.attachment;
         if let Some(mount) = info::find_anywhere(&mount_source(&attachment.id))? {
             return Ok(Some(mount.mount_point));
@@ -154,7 +154,7 @@ impl Devices {
 
 /// A device of a dead attachment that something uses. `ours` are the kernel's devices that are of this root: another program may have a
 /// device by the same path now.
-fn in_use(record: &Record, ours: &HashSet<PathBuf>) -> Option<PathBuf> {
+fn in_use(record: &AttachmentRecord, ours: &HashSet<PathBuf>) -> Option<PathBuf> {
     let devices = record.attachment.layers.iter();
     let mut devices = devices.flat_map(AttachedLayer::devices);
     devices.find(|device| {

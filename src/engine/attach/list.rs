@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{
     engine::Engine,
-    live::{Live, Phase, ending},
+    live::{AttachmentPhase, LiveAttachment, ending},
     names::unknown,
     types::AttachmentStatus,
 };
@@ -37,7 +37,7 @@ impl Engine {
     }
 
     /// How an attachment that this process serves is; `None` where it serves none of this id.
-    pub(super) fn live(&self, id: &str) -> Option<Arc<Live>> {
+    pub(super) fn live(&self, id: &str) -> Option<Arc<LiveAttachment>> {
         self.table().live.get(id).cloned()
     }
 
@@ -64,7 +64,7 @@ impl Engine {
         self.wait_for(id, |phase| phase.has_ended).await;
     }
 
-    async fn wait_for(&self, id: &str, is_it: impl FnMut(&Phase) -> bool) {
+    async fn wait_for(&self, id: &str, is_it: impl FnMut(&AttachmentPhase) -> bool) {
         let phase = self.live(id).map(|live| live.phase.subscribe());
         if let Some(mut phase) = phase {
             // an error: it is gone

@@ -12,7 +12,7 @@ use super::{
     devices::Device,
     mount_place,
     names::mount_source,
-    types::{Attachment, AttachmentStatus, State},
+    types::{Attachment, AttachmentState, AttachmentStatus},
 };
 use crate::{
     error::{Error, Kind, Result},
@@ -25,33 +25,33 @@ use crate::{
 
 /// What there is.
 #[derive(Default)]
-pub(crate) struct Table {
-    pub(super) live: HashMap<String, Arc<Live>>,
+pub(crate) struct AttachmentTable {
+    pub(super) live: HashMap<String, Arc<LiveAttachment>>,
     /// Attachments that are being made or given back: they have a record, and need not be live.
     pub(super) changing: HashSet<String>,
 }
 
 /// An attachment that this process serves. It is in the table until its mount has ended and its devices are idle.
-pub(crate) struct Live {
+pub(crate) struct LiveAttachment {
     pub(super) attachment: Attachment,
     pub(super) devices: Vec<Arc<Device>>,
     /// The number of the overlay's file system (`st_dev`), major and minor.
     pub(super) mount_device: (u32, u32),
     /// Who tells the end of the overlay's file system; `None` where the kernel had no watch left.
     pub(super) watch: Option<Watch>,
-    pub(super) phase: watch::Sender<Phase>,
+    pub(super) phase: watch::Sender<AttachmentPhase>,
 }
 
 /// How far an attachment is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Phase {
+pub(crate) struct AttachmentPhase {
     /// Its caller has said that it is mounted.
     pub(super) is_mounted: bool,
     /// Its overlay has ended: it is mounted nowhere, no file of it is in use, and nobody has its descriptor.
     pub(super) has_ended: bool,
 }
 
-impl Live {
+impl LiveAttachment {
     /// The attachment with its devices as they are now.
     pub(super) fn attachment(&self) -> Attachment {
         let mut attachment = self.attachment.clone();
@@ -90,13 +90,13 @@ impl Live {
             }
         }
         let (state, why) = match degraded {
-            _ if is_unmounted => (State::Unmounted, Some(self.why_unmounted())),
-            Some(why) => (State::Degraded, Some(why)),
-            None if disks().all(|disk| disk.is_complete()) => (State::Complete, None),
+            _ if is_unmounted => (AttachmentState::Unmounted, Some(self.why_unmounted())),
+            Some(why) => (AttachmentState::Degraded, Some(why)),
+            None if disks().all(|disk| disk.is_complete()) => (AttachmentState::Complete, None),
             None if disks().any(|disk| *disk.progress().borrow() == Progress::Filling) => {
-                (State::Filling, None)
+                (AttachmentState::Filling, None)
             }
-            None => (State::Lazy, None),
+            None => (AttachmentState::Lazy, None),
         };
         Ok(AttachmentStatus {
             attached_at: asked.filter(|asked| Some(asked) != attachment.mountpoint.as_ref()),
@@ -158,7 +158,7 @@ impl AttachmentStatus {
         Self {
             attached_at: asked.filter(|asked| Some(asked) != attachment.mountpoint.as_ref()),
             attachment,
-            state: State::Dead,
+            state: AttachmentState::Dead,
             why: Some(why.to_owned()),
             spans: None,
             fetched_bytes: None,

@@ -9,7 +9,7 @@ use std::{
 use tokio::{runtime::Handle, sync::watch};
 use tokio_util::task::TaskTracker;
 
-use super::{devices::Devices, engine::Engine, records::Records, release};
+use super::{devices::Devices, engine::Engine, records::AttachmentRecords, release};
 use crate::{
     engine::open::disks::Disks,
     error::{Error, Kind, Result, ResultExt as _},
@@ -50,7 +50,7 @@ impl Engine {
         let sees_all = options.record;
         let disks = Disks::open_with(&root, options)?;
         let tag = Digest::of(root.as_os_str().as_encoded_bytes()).hex()[..8].to_owned();
-        let records = Records::open(&root, &run_dir)?;
+        let records = AttachmentRecords::open(&root, &run_dir)?;
         let mount_ends = MountEnds::new()
             .inspect_err(|error| {
                 tracing::warn!(

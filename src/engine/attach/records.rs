@@ -25,7 +25,7 @@ const RECORD: &str = "record.json";
 
 /// The records of a root.
 #[derive(Clone, Debug)]
-pub struct Records {
+pub struct AttachmentRecords {
     folder: PathBuf,
     /// The run directory whose attachments are written here.
     run_dir: PathBuf,
@@ -34,7 +34,7 @@ pub struct Records {
 
 /// What is written down of an attachment.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Record {
+pub(crate) struct AttachmentRecord {
     boot_id: String,
     /// Where its daemon is, or was.
     run_dir: PathBuf,
@@ -45,13 +45,13 @@ pub(crate) struct Record {
 }
 
 /// The folder of an attachment.
-pub(crate) struct Entry {
+pub(crate) struct AttachmentFolder {
     pub(super) id: String,
     /// `None`: it has none that can be read, or one of another boot; nothing of it is mounted or has devices.
-    pub(crate) record: Option<Record>,
+    pub(crate) record: Option<AttachmentRecord>,
 }
 
-impl Records {
+impl AttachmentRecords {
     /// The records of a root, for a run directory. Makes nothing; both folders are absolute.
     pub fn open(root: &Path, run_dir: &Path) -> Result<Self> {
         Ok(Self {
@@ -74,7 +74,7 @@ impl Records {
     ) -> Result<()> {
         let folder = self.folder_of(&attachment.id);
         make_private(&folder)?;
-        let record = Record {
+        let record = AttachmentRecord {
             boot_id: self.boot_id.clone(),
             run_dir: self.run_dir.clone(),
             mount_device,
@@ -123,7 +123,7 @@ impl Records {
     }
 
     /// The record of an attachment of this boot.
-    pub(crate) fn find(&self, id: &str) -> Result<Option<Record>> {
+    pub(crate) fn find(&self, id: &str) -> Result<Option<AttachmentRecord>> {
         let mut entries = self.entries()?.into_iter();
         Ok(entries
             .find(|entry| entry.id == id)
@@ -131,7 +131,7 @@ impl Records {
     }
 
     /// All folders of the root, by id, of whatever run directory and boot.
-    pub(crate) fn entries(&self) -> Result<Vec<Entry>> {
+    pub(crate) fn entries(&self) -> Result<Vec<AttachmentFolder>> {
         let context = || format!("listing {}", self.folder.display());
         let listed = match fs::read_dir(&self.folder) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
@@ -141,7 +141,7 @@ impl Records {
         for entry in listed {
             let path = entry.or_kind(Kind::Io, context)?.path();
             if let Some(id) = path.file_name().and_then(|name| name.to_str()) {
-                found.push(Entry {
+                found.push(AttachmentFolder {
                     id: id.to_owned(),
                     record: self.read(&path.join(RECORD)),
                 });
@@ -151,7 +151,7 @@ impl Records {
         Ok(found)
     }
 
-    fn read(&self, path: &Path) -> Option<Record> {
+    fn read(&self, path: &Path) -> Option<AttachmentRecord> {
         let bytes = match fs::read(path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == ErrorKind::NotFound => return None,
@@ -160,7 +160,7 @@ impl Records {
                 return None;
             }
         };
-        match serde_json::from_slice::<Record>(&bytes) {
+        match serde_json::from_slice::<AttachmentRecord>(&bytes) {
             Ok(record) => (record.boot_id == self.boot_id).then_some(record),
             Err(error) => {
                 tracing::warn!(path = %path.display(), %error, "this is no record of an attachment");
@@ -180,8 +180,8 @@ mod tests {
     use super::*;
     use crate::engine::attach::types::tests::attachment;
 
-    fn records(root: &Path, run_dir: &str, boot_id: &str) -> Records {
-        Records {
+    fn records(root: &Path, run_dir: &str, boot_id: &str) -> AttachmentRecords {
+        AttachmentRecords {
             folder: root.join("attachments"),
             run_dir: run_dir.into(),
             boot_id: boot_id.into(),

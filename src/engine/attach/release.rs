@@ -13,7 +13,7 @@ use futures_util::future::join_all;
 
 use super::{
     engine::Engine,
-    live::Live,
+    live::LiveAttachment,
     mount_place::{self, unmount},
     names::unknown,
 };
@@ -24,11 +24,11 @@ use crate::{
 };
 
 /// How often a caller looks whether another one is done with an attachment.
-const CHANGE_TURN: Duration = Duration::from_millis(2);
+const CHANGE_POLL_INTERVAL: Duration = Duration::from_millis(2);
 /// How long devices may take to become idle after the unmount.
 const IDLE_TIME: Duration = Duration::from_secs(5);
 /// How often they are looked at meanwhile.
-const IDLE_TURN: Duration = Duration::from_millis(2);
+const IDLE_POLL_INTERVAL: Duration = Duration::from_millis(2);
 /// How long an attachment that was unmounted by hand waits for its `detach`.
 const UNMOUNTED_TIME: Duration = Duration::from_secs(60);
 
@@ -107,7 +107,7 @@ impl Engine {
             match self.change(id) {
                 Some(changing) => break changing,
                 // another caller's turn: what it leaves is what there is to say
-                None => tokio::time::sleep(CHANGE_TURN).await,
+                None => tokio::time::sleep(CHANGE_POLL_INTERVAL).await,
             }
         };
         let (engine, live, id) = (Arc::clone(self), self.live(id), id.to_owned());
@@ -121,7 +121,7 @@ impl Engine {
         .await
     }
 
-    fn release_live(&self, id: &str, live: Arc<Live>) -> Result<()> {
+    fn release_live(&self, id: &str, live: Arc<LiveAttachment>) -> Result<()> {
         // what a program leaves when it ends, its mount namespace above all, the kernel takes down a moment later
         if let Some(what) = wait_while(|| live.in_use()) {
             return Err(Error::new(
@@ -142,11 +142,11 @@ impl Engine {
     }
 
     /// Marks an attachment as changing until the guard is dropped; `None` if it is already.
-    pub(crate) fn change(self: &Arc<Self>, id: &str) -> Option<Changing> {
+    pub(crate) fn change(self: &Arc<Self>, id: &str) -> Option<ChangeGuard> {
         self.table()
             .changing
             .insert(id.to_owned())
-            .then(|| Changing {
+            .then(|| ChangeGuard {
                 engine: Arc::clone(self),
                 id: id.to_owned(),
             })
@@ -198,12 +198,12 @@ pub(super) async fn follow(ends: Arc<MountEnds>, engine: Weak<Engine>) {
 }
 
 /// An attachment that is changing, until this is dropped.
-pub(crate) struct Changing {
+pub(crate) struct ChangeGuard {
     engine: Arc<Engine>,
     id: String,
 }
 
-impl Drop for Changing {
+impl Drop for ChangeGuard {
     fn drop(&mut self) {
         self.engine.table().changing.remove(&self.id);
     }
@@ -214,7 +214,7 @@ pub(super) fn wait_while<T>(in_use: impl Fn() -> Option<T>) -> Option<T> {
     let deadline = Instant::now() + IDLE_TIME;
     loop {
         match in_use() {
-            Some(_) if Instant::now() < deadline => std::thread::sleep(IDLE_TURN),
+            Some(_) if Instant::now() < deadline => std::thread::sleep(IDLE_POLL_INTERVAL),
             what => return what,
         }
     }

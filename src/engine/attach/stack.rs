@@ -10,7 +10,7 @@
 //!
 //! An image of one layer has an empty directory as its second lower: overlayfs wants two where nothing is writable.
 
-mod found;
+mod layer_tree;
 mod merged;
 mod mounted;
 mod top;
@@ -20,23 +20,26 @@ use std::{
     io,
 };
 
-use found::{Attributes, LayerPath, LayerTree, prefixes};
-use merged::Merged;
+use layer_tree::{DirectoryAttributes, LayerPath, LayerTree, prefixes};
+use merged::MergedLayers;
 pub(super) use mounted::MountedLayer;
 pub(super) use top::make_top;
 
 /// What is to be stacked.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Plan {
+pub(crate) struct StackPlan {
     /// How many layers, from the topmost, are stacked.
     pub layers: usize,
     /// Directories of the tree on top with their attributes; parents come before children. Empty: no such tree.
-    pub top: BTreeMap<LayerPath, Attributes>,
+    pub top: BTreeMap<LayerPath, DirectoryAttributes>,
 }
 
-impl Plan {
+impl StackPlan {
     /// The attributes of the merged root.
-    pub(super) fn root_attributes<T: LayerTree>(&self, layers: &[T]) -> io::Result<Attributes> {
+    pub(super) fn root_attributes<T: LayerTree>(
+        &self,
+        layers: &[T],
+    ) -> io::Result<DirectoryAttributes> {
         if let Some(attributes) = self.top.get(&[][..]) {
             return Ok(attributes.clone());
         }
@@ -50,10 +53,10 @@ impl Plan {
 }
 
 /// Plans the stack of these layers, topmost first. Equal layers have been taken out.
-pub(super) fn plan<T: LayerTree>(layers: &[T]) -> io::Result<Plan> {
+pub(super) fn plan<T: LayerTree>(layers: &[T]) -> io::Result<StackPlan> {
     let opaque = layers.iter().position(|layer| layer.facts().opaque_root);
     let kept = opaque.map_or(layers.len(), |opaque| opaque + 1);
-    let mut merged = Merged::new(layers, kept);
+    let mut merged = MergedLayers::new(layers, kept);
     let mut wanted: BTreeSet<&[u8]> = BTreeSet::new();
     for (number, layer) in layers[..kept].iter().enumerate() {
         for path in &layer.facts().implied {
@@ -76,9 +79,9 @@ pub(super) fn plan<T: LayerTree>(layers: &[T]) -> io::Result<Plan> {
             }
         }
     }
-    let mut plan = Plan {
+    let mut plan = StackPlan {
         layers: kept,
-        ..Plan::default()
+        ..StackPlan::default()
     };
     for path in wanted {
         if let Some(&topmost) = merged.parts(path)?.first() {
@@ -92,7 +95,7 @@ pub(super) fn plan<T: LayerTree>(layers: &[T]) -> io::Result<Plan> {
 #[cfg(test)]
 mod tests {
     use super::{
-        found::{Found, FoundKind},
+        layer_tree::{LayerNode, LayerNodeKind},
         *,
     };
     use crate::layer::StackingFacts;
@@ -100,31 +103,31 @@ mod tests {
     #[derive(Default)]
     struct Fake {
         facts: StackingFacts,
-        nodes: BTreeMap<LayerPath, Found>,
+        nodes: BTreeMap<LayerPath, LayerNode>,
     }
 
     impl LayerTree for Fake {
         fn facts(&self) -> &StackingFacts {
             &self.facts
         }
-        fn look(&self, path: &[u8]) -> io::Result<Option<Found>> {
+        fn look(&self, path: &[u8]) -> io::Result<Option<LayerNode>> {
             Ok(self.nodes.get(path).cloned())
         }
         fn link_text(&self, path: &[u8]) -> io::Result<Option<Vec<u8>>> {
             Ok(match self.nodes.get(path).map(|found| &found.kind) {
-                Some(FoundKind::Symlink(text)) => Some(text.clone()),
+                Some(LayerNodeKind::Symlink(text)) => Some(text.clone()),
                 _ => None, // links on the way are left to the tests of real images
             })
         }
     }
 
-    fn found(kind: FoundKind, opaque: bool, mode: u32) -> Found {
-        Found {
+    fn found(kind: LayerNodeKind, opaque: bool, mode: u32) -> LayerNode {
+        LayerNode {
             kind,
             opaque,
-            attributes: Attributes {
+            attributes: DirectoryAttributes {
                 mode,
-                ..Attributes::default()
+                ..DirectoryAttributes::default()
             },
         }
     }
@@ -134,7 +137,7 @@ mod tests {
         let mut fake = Fake::default();
         fake.facts.implied.push(Vec::new());
         fake.nodes
-            .insert(Vec::new(), found(FoundKind::Directory, false, 0o755));
+            .insert(Vec::new(), found(LayerNodeKind::Directory, false, 0o755));
         for line in lines {
             let (sign, rest) = line.split_at(1);
             let (path, mode) = rest.split_once(' ').unwrap_or((rest, "755"));
@@ -143,29 +146,30 @@ mod tests {
             match sign {
                 "+" => drop(
                     fake.nodes
-                        .insert(path, found(FoundKind::Directory, false, mode)),
+                        .insert(path, found(LayerNodeKind::Directory, false, mode)),
                 ),
                 "!" => drop(
                     fake.nodes
-                        .insert(path, found(FoundKind::Directory, true, mode)),
+                        .insert(path, found(LayerNodeKind::Directory, true, mode)),
                 ),
                 "~" => {
                     fake.facts.implied.push(path.clone());
                     fake.nodes
-                        .insert(path, found(FoundKind::Directory, false, 0o755));
+                        .insert(path, found(LayerNodeKind::Directory, false, 0o755));
                 }
                 "@" => {
                     let text = rest.split_once(' ').unwrap().1.as_bytes().to_vec();
-                    let link = found(FoundKind::Symlink(text), false, 0o777);
+                    let link = found(LayerNodeKind::Symlink(text), false, 0o777);
                     fake.nodes.insert(path, link);
                 }
                 "-" => {
                     fake.facts.whiteouts.push(path.clone());
-                    fake.nodes.insert(path, found(FoundKind::Other, false, 0));
+                    fake.nodes
+                        .insert(path, found(LayerNodeKind::Other, false, 0));
                 }
                 _ => drop(
                     fake.nodes
-                        .insert(path, found(FoundKind::Other, false, mode)),
+                        .insert(path, found(LayerNodeKind::Other, false, mode)),
                 ),
             }
         }

@@ -12,15 +12,15 @@ use tokio::sync::watch;
 use super::{
     devices::Device,
     engine::Engine,
-    live::{self, Live},
+    live::{self, LiveAttachment},
     names::{mount_source, random_digits},
-    records::Records,
+    records::AttachmentRecords,
     stack::{self, MountedLayer},
     types::{AttachRequest, AttachedLayer, Attachment, UsedIndex},
 };
 use crate::{
     blocking::blocking,
-    engine::open::opened::{Basis, Events, LAYERS_AT_ONCE, OpenedImage},
+    engine::open::opened::{DiskBasis, LAYERS_AT_ONCE, OnOpenEvent, OpenedImage},
     error::{Error, Kind, Result, ResultExt},
     kernel::{
         memory,
@@ -34,7 +34,7 @@ use crate::{
 };
 
 /// An image that is attached, and not yet mounted anywhere.
-pub struct Attached {
+pub struct AttachedImage {
     /// What is attached.
     pub attachment: Attachment,
     /// The overlay over its layers, in no mount namespace yet. The caller moves it to its place and closes this; closed before, the
@@ -48,8 +48,8 @@ impl Engine {
     pub async fn attach(
         self: &Arc<Self>,
         request: AttachRequest,
-        event: Events<'_>,
-    ) -> Result<Attached> {
+        event: OnOpenEvent<'_>,
+    ) -> Result<AttachedImage> {
         let reference = request.reference.clone();
         let attached = self.attach_steps(request, event).await;
         // nobody waits for this
@@ -60,8 +60,8 @@ impl Engine {
     async fn attach_steps(
         self: &Arc<Self>,
         request: AttachRequest,
-        event: Events<'_>,
-    ) -> Result<Attached> {
+        event: OnOpenEvent<'_>,
+    ) -> Result<AttachedImage> {
         if let Some(mountpoint) = &request.mountpoint {
             self.check_mountpoint(mountpoint)?;
         }
@@ -91,11 +91,11 @@ impl Engine {
         self: &Arc<Self>,
         request: AttachRequest,
         opened: OpenedImage,
-    ) -> Result<Attached> {
+    ) -> Result<AttachedImage> {
         let id = random_digits()?;
         let _changing = self.change(&id);
         // what is declared later goes before it: the devices
-        let undo = Undo {
+        let undo = RecordUndo {
             records: self.records.clone(),
             id: id.clone(),
             armed: true,
@@ -134,7 +134,7 @@ impl Engine {
             rustix::fs::minor(stat.st_dev),
         );
         self.records.write(&attachment, Some(mount_device))?;
-        let live = Arc::new(Live {
+        let live = Arc::new(LiveAttachment {
             attachment: attachment.clone(),
             devices,
             mount_device,
@@ -154,7 +154,7 @@ impl Engine {
             return Err(live::ending());
         }
         undo.disarm();
-        Ok(Attached { attachment, mount })
+        Ok(AttachedImage { attachment, mount })
     }
 
     /// Has the kernel tell when the mount ends.
@@ -284,19 +284,19 @@ async fn mount_layer(device: Arc<Device>) -> Result<(OwnedFd, StackingFacts)> {
 }
 
 /// Removes a record and its folder unless it is disarmed.
-struct Undo {
-    records: Records,
+struct RecordUndo {
+    records: AttachmentRecords,
     id: String,
     armed: bool,
 }
 
-impl Undo {
+impl RecordUndo {
     fn disarm(mut self) {
         self.armed = false;
     }
 }
 
-impl Drop for Undo {
+impl Drop for RecordUndo {
     fn drop(&mut self) {
         if self.armed
             && let Err(error) = self.records.remove(&self.id)
@@ -310,7 +310,7 @@ impl Drop for Undo {
     }
 }
 
-fn attached_layer(device: &Device, basis: Basis) -> AttachedLayer {
+fn attached_layer(device: &Device, basis: DiskBasis) -> AttachedLayer {
     let layer = device.disk().layer();
     AttachedLayer {
         digest: layer.digest,

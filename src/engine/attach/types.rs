@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    engine::open::{opened::Basis, policy::IndexChoice, soci_index::SociIndex},
+    engine::open::{opened::DiskBasis, policy::IndexChoice, soci_index::SociIndex},
     layer::SourceDown,
     oci::{Digest, Platform, Process, Reference},
     source::Access,
@@ -88,7 +88,7 @@ pub struct AttachedLayer {
     /// Why this kind of device.
     pub why: String,
     /// How its disk came to be.
-    pub basis: Basis,
+    pub basis: DiskBasis,
 }
 
 impl AttachedLayer {
@@ -158,7 +158,7 @@ pub struct AttachmentStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attached_at: Option<PathBuf>,
     /// Whether a daemon serves it, and how well.
-    pub state: State,
+    pub state: AttachmentState,
     /// Why it is degraded.
     pub why: Option<String>,
     /// Spans present and in all, over the layers; `None` where no daemon can tell.
@@ -173,7 +173,7 @@ pub struct AttachmentStatus {
 /// How an attachment is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum State {
+pub enum AttachmentState {
     /// Served, and some spans are absent.
     Lazy,
     /// Served, and all absent spans of a layer are being fetched, for most of it was wanted.
@@ -188,7 +188,7 @@ pub enum State {
     Dead,
 }
 
-impl std::fmt::Display for State {
+impl std::fmt::Display for AttachmentState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.pad(match self {
             Self::Lazy => "lazy",

@@ -20,7 +20,7 @@ use crate::{
 const GET_BYTES: u64 = 1 << 20;
 
 /// Where the windows of a layer's spans are.
-pub(crate) struct Windows {
+pub(crate) struct WindowBlob {
     pub(super) source: Source,
     /// The layer's blob of the compact index.
     pub(super) blob: Digest,
@@ -31,7 +31,7 @@ pub(super) fn data(
     source: &Source,
     layer: Digest,
     table: SpanTable,
-    windows: Windows,
+    windows: WindowBlob,
     range: Range<LayerOffset>,
 ) -> BoxStream<'static, Result<Bytes>> {
     let table = Arc::new(table);
@@ -57,7 +57,7 @@ pub(super) fn data(
         })
         .flat_map(stream::iter)
         .boxed();
-    let state = Decoding {
+    let state = SpanDecoding {
         layer,
         table,
         windows,
@@ -119,10 +119,10 @@ fn span_of(
     }
 }
 
-struct Decoding {
+struct SpanDecoding {
     layer: Digest,
     table: Arc<SpanTable>,
-    windows: Windows,
+    windows: WindowBlob,
     range: Range<LayerOffset>,
     arriving: BoxStream<'static, Result<(u32, Bytes)>>,
     /// What stands before the next span, where the one before has left it.
@@ -130,7 +130,7 @@ struct Decoding {
     decoder: SpanDecoder,
 }
 
-impl Decoding {
+impl SpanDecoding {
     async fn next(&mut self) -> Result<Option<Bytes>> {
         let Some(arrived) = self.arriving.next().await else {
             return Ok(None);
@@ -186,7 +186,7 @@ impl Decoding {
 }
 
 /// What the compact index has of a span's window.
-async fn window(windows: &Windows, number: u32, stored: Option<Range<usize>>) -> Result<Before> {
+async fn window(windows: &WindowBlob, number: u32, stored: Option<Range<usize>>) -> Result<Before> {
     match stored {
         _ if number == 0 => Ok(Before::start()),
         None => Ok(Before::unknown()),

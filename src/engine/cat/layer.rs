@@ -13,8 +13,8 @@ use bytes::Bytes;
 use futures_util::stream::{self, BoxStream, StreamExt as _};
 
 use super::{
-    compact::Windows,
-    found::Found,
+    compact::WindowBlob,
+    opened_file::OpenedFile,
     spans::{SPANS_AHEAD, part},
 };
 use crate::{
@@ -39,7 +39,7 @@ const MAX_LINKS: usize = 40;
 const PIECE: u64 = 1 << 20;
 
 /// What a layer has.
-pub(crate) struct Table {
+pub(crate) struct LayerContents {
     layer: Digest,
     pub(super) entries: Vec<Entry>,
     /// Entries by their clean names; of equal names the last.
@@ -50,31 +50,34 @@ pub(crate) struct Table {
     whiteouts: HashSet<Vec<u8>>,
     /// Directories that hide what lower layers have in them.
     opaque: HashSet<Vec<u8>>,
-    data: Data,
+    data: FileData,
 }
 
 /// Where the data of a layer's files is.
-enum Data {
+enum FileData {
     /// In the spans of its blob, as a zTOC has them.
     Spans { ztoc: Ztoc, bytes: Bytes },
     /// In the spans of its blob, as a compact index has them.
-    Compact { spans: SpanTable, windows: Windows },
+    Compact {
+        spans: SpanTable,
+        windows: WindowBlob,
+    },
     /// In a file, for each entry from this offset on.
     Local { file: Arc<File>, starts: Vec<u64> },
 }
 
-impl Table {
+impl LayerContents {
     pub(super) fn of_ztoc(layer: Digest, mut ztoc: Ztoc, bytes: Bytes) -> Self {
         let entries = std::mem::take(&mut ztoc.entries);
-        Self::new(layer, entries, Data::Spans { ztoc, bytes })
+        Self::new(layer, entries, FileData::Spans { ztoc, bytes })
     }
 
-    pub(super) fn of_compact(layer: Digest, table: compact::Table, windows: Windows) -> Self {
+    pub(super) fn of_compact(layer: Digest, table: compact::Table, windows: WindowBlob) -> Self {
         let spans = table.spans;
-        Self::new(layer, table.entries, Data::Compact { spans, windows })
+        Self::new(layer, table.entries, FileData::Compact { spans, windows })
     }
 
-    fn new(layer: Digest, entries: Vec<Entry>, data: Data) -> Self {
+    fn new(layer: Digest, entries: Vec<Entry>, data: FileData) -> Self {
         let mut table = Self {
             layer,
             names: HashMap::new(),
@@ -143,7 +146,7 @@ impl Table {
     }
 
     /// The data of a regular file.
-    pub(super) fn file(self, source: &Source, number: usize, name: &[u8]) -> Result<Found> {
+    pub(super) fn file(self, source: &Source, number: usize, name: &[u8]) -> Result<OpenedFile> {
         let entry = &self.entries[number]; // it was found there
         let size = entry.size;
         let start = entry.data_offset;
@@ -151,15 +154,15 @@ impl Table {
             .checked_add(size)
             .ok_or_else(|| Error::new(Kind::Corrupt, format!("/{}: its size", shown(name))))?;
         let data = match self.data {
-            Data::Spans { ztoc, bytes } => {
+            FileData::Spans { ztoc, bytes } => {
                 spans(source, self.layer, Arc::new(ztoc), bytes, start..end)
             }
-            Data::Compact { spans, windows } => {
+            FileData::Compact { spans, windows } => {
                 super::compact::data(source, self.layer, spans, windows, start..end)
             }
-            Data::Local { file, starts } => local(file, starts[number], size),
+            FileData::Local { file, starts } => local(file, starts[number], size),
         };
-        Ok(Found {
+        Ok(OpenedFile {
             path: format!("/{}", shown(name)),
             layer: self.layer,
             size,
@@ -256,9 +259,9 @@ fn local(file: Arc<File>, start: u64, size: u64) -> BoxStream<'static, Result<By
 }
 
 /// A layer that has no table: it passes whole, and its files' data stays in a temporary file.
-pub(super) async fn whole(source: &Source, layer: &LayerBlob) -> Result<Table> {
+pub(super) async fn whole(source: &Source, layer: &LayerBlob) -> Result<LayerContents> {
     let file = tempfile::tempfile().or_kind(Kind::Io, || "a temporary file".into())?;
-    let sink = Spill {
+    let sink = DataSpill {
         file: Arc::new(file),
         starts: Vec::new(),
         end: 0,
@@ -292,21 +295,21 @@ pub(super) async fn whole(source: &Source, layer: &LayerBlob) -> Result<Table> {
             format!("its content has the digest {}", indexed.digest),
         ));
     }
-    let data = Data::Local {
+    let data = FileData::Local {
         file: sink.file,
         starts: sink.starts,
     };
-    Ok(Table::new(layer.digest, indexed.entries, data))
+    Ok(LayerContents::new(layer.digest, indexed.entries, data))
 }
 
 /// Keeps the data of a layer's files: each at its own place, holes left as holes.
-struct Spill {
+struct DataSpill {
     file: Arc<File>,
     starts: Vec<u64>,
     end: u64,
 }
 
-impl LayerSink for Spill {
+impl LayerSink for DataSpill {
     type Error = std::io::Error;
 
     fn entry(&mut self, _index: usize, entry: &Entry) -> std::io::Result<()> {

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::{
     options::CreateOptions,
-    parts::{Blob, CompactPart, Made},
+    parts::{CompactPart, LayerResult, PartBlob},
     prefetch_lists::spans_of_uses,
 };
 use crate::{
@@ -27,19 +27,19 @@ use crate::{
 const MAX_BLOB_BYTES: u64 = 1 << 30;
 
 /// A compact index that was made.
-pub(crate) struct NewCompact<'a> {
+pub(crate) struct NewCompactIndex<'a> {
     /// Its manifest and the blobs that are new.
     pub(crate) artifact: NewArtifact,
     /// The blobs that are somewhere already.
-    known: Vec<(LayerIndex, &'a Source)>,
+    existing: Vec<(LayerIndex, &'a Source)>,
 }
 
-impl<'a> NewCompact<'a> {
+impl<'a> NewCompactIndex<'a> {
     /// The compact index of an image, from what was made of its layers; `None` where no layer has a part of one. It has no subject where the
     /// image names it.
     pub(crate) fn of(
         image: &Image,
-        made: &'a HashMap<Digest, Made>,
+        made: &'a HashMap<Digest, LayerResult>,
         options: &CreateOptions,
         subject: Option<Subject>,
     ) -> Result<Option<Self>> {
@@ -53,11 +53,11 @@ impl<'a> NewCompact<'a> {
         if parts.is_empty() {
             return Ok(None);
         }
-        let (mut blobs, mut known) = (Vec::new(), Vec::new());
+        let (mut blobs, mut existing) = (Vec::new(), Vec::new());
         for part in &parts {
             match &part.blob {
-                Blob::New(bytes) => blobs.push(bytes.clone()),
-                Blob::At(source) => known.push((part.index, source)),
+                PartBlob::New(bytes) => blobs.push(bytes.clone()),
+                PartBlob::At(source) => existing.push((part.index, source)),
             }
         }
         let mut listed: Vec<(&CompactPart, Bytes)> = Vec::new();
@@ -98,14 +98,14 @@ impl<'a> NewCompact<'a> {
                 annotations: BTreeMap::new(),
                 blobs,
             },
-            known,
+            existing,
         }))
     }
 
     /// Brings the blobs that are somewhere already to a destination: those that are there stay, others are mounted or copied.
-    pub(super) async fn copy_known(&self, to: &Destination) -> Result<Vec<(Copied, u64)>> {
+    pub(super) async fn copy_existing(&self, to: &Destination) -> Result<Vec<(Copied, u64)>> {
         let mut all = Vec::new();
-        for (part, source) in &self.known {
+        for (part, source) in &self.existing {
             let copied = to.copy_blob(source, &part.blob, part.size, None).await;
             all.push((copied.map_err(|error| of_part(error, part))?, part.size));
         }
@@ -115,7 +115,7 @@ impl<'a> NewCompact<'a> {
     /// The artifact with all its blobs.
     pub(crate) async fn whole(self) -> Result<NewArtifact> {
         let mut artifact = self.artifact;
-        for (part, source) in &self.known {
+        for (part, source) in &self.existing {
             let bytes = source.blob(&part.blob, part.size, MAX_BLOB_BYTES).await;
             artifact
                 .blobs
@@ -159,7 +159,7 @@ fn lists<'p>(
     for (part, table) in parts.iter().zip(&tables) {
         let is_new = lists
             .iter()
-            .all(|(known, _): &(&CompactPart, _)| known.index.layer != part.index.layer);
+            .all(|(listed, _): &(&CompactPart, _)| listed.index.layer != part.index.layer);
         if let (true, Some(list)) = (
             is_new,
             spans_of_uses(&part.index.layer, &table.spans, options),

@@ -13,24 +13,24 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use serde_json::{Map, Value, json};
 
 use super::{
-    compact_index::NewCompact,
-    create::NewIndex,
-    layer_pass::Maker,
-    options::{ConvertOptions, Progress},
-    parts::Made,
+    compact_index::NewCompactIndex,
+    create::NewSociIndex,
+    layer_pass::LayerMaker,
+    options::{ConvertOptions, OnLayerProgress},
+    parts::LayerResult,
     report::{ConvertReport, ConvertedImage, Voucher},
-    reuse::Known,
+    reuse::ReusableIndexes,
 };
 use crate::{
     engine::{
         open::{
             image::Image,
             local_indexes::LocalIndexes,
-            platforms::{Chosen, Platforms, chosen, indexes, listed},
+            platforms::{ChosenImages, Platforms, choose_images, indexes, listed},
         },
         transfer::{
-            manifests::{Graph, Listed, Tally},
-            naming::Naming,
+            manifests::{BlobTally, CopiedManifest, ManifestCopier},
+            naming::TagUpdate,
             referrers::{self},
         },
     },
@@ -52,23 +52,24 @@ pub async fn convert(
     destination: &Destination,
     options: &ConvertOptions,
     local: &LocalIndexes,
-    progress: Progress<'_>,
+    progress: OnLayerProgress<'_>,
 ) -> Result<ConvertReport> {
     let work = async {
-        let naming = Naming::begin(destination).await?;
+        let naming = TagUpdate::begin(destination).await?;
         let root = source.root_manifest().await?;
-        let Chosen {
+        let ChosenImages {
             images,
             mut warnings,
             absent: _, // the copy of the index says it
-        } = chosen(source, &root, &options.platforms).await?;
-        let tally = Tally::default();
-        let known = known(source, &naming, destination, &images, options, local).await?;
+        } = choose_images(source, &root, &options.platforms).await?;
+        let tally = BlobTally::default();
+        let reusable =
+            reusable_indexes(source, &naming, destination, &images, options, local).await?;
         let made = layers(
             source,
             destination,
             &images,
-            known,
+            reusable,
             options,
             &tally,
             progress,
@@ -90,8 +91,8 @@ pub async fn convert(
                 }
             }
         }
-        let mut graph =
-            Graph::new(source, destination, options.uploads, &tally).with_converted(&converted);
+        let mut graph = ManifestCopier::new(source, destination, options.uploads, &tally)
+            .with_converted(&converted);
         let is_list = images.iter().all(|image| image.digest != root.digest);
         let (media_type, index) = match is_list {
             true => {
@@ -140,7 +141,7 @@ pub async fn convert_unless_done(
     destination: &Destination,
     options: &ConvertOptions,
     local: &LocalIndexes,
-    progress: Progress<'_>,
+    progress: OnLayerProgress<'_>,
 ) -> Result<ConvertOutcome> {
     if !options.create.force
         && let Some(there) = destination.source().await?
@@ -172,7 +173,7 @@ pub async fn is_converted(
     platforms: &Platforms,
 ) -> Result<bool> {
     let root = source.root_manifest().await?;
-    let wanted = chosen(source, &root, platforms).await?.images;
+    let wanted = choose_images(source, &root, platforms).await?.images;
     let mut manifests = Vec::new();
     for index in indexes(there, found).await {
         for digest in listed(&index, |entry| entry.get("artifactType").is_none()) {
@@ -197,32 +198,32 @@ pub async fn is_converted(
 }
 
 /// The zTOCs that exist already.
-async fn known(
+async fn reusable_indexes(
     source: &Source,
-    naming: &Naming<'_>,
+    naming: &TagUpdate<'_>,
     destination: &Destination,
     images: &[Image],
     options: &ConvertOptions,
     local: &LocalIndexes,
-) -> Result<Known> {
-    let mut known = Known::new(&options.create);
+) -> Result<ReusableIndexes> {
+    let mut reusable = ReusableIndexes::new(&options.create);
     if options.create.force {
-        return Ok(known);
+        return Ok(reusable);
     }
     for image in images {
-        known.add_image(image).await;
+        reusable.add_image(image).await;
     }
-    known.add_local(local).await;
+    reusable.add_local(local).await;
     // what an earlier conversion to the same name has made
     if let Some(there) = destination.source().await?
         && there.reference() != source.reference()
         && let Some(before) = naming.before()
     {
         for index in indexes(&there, before).await {
-            known.add_listed(&there, &index).await;
+            reusable.add_listed(&there, &index).await;
         }
     }
-    Ok(known)
+    Ok(reusable)
 }
 
 /// Makes the zTOCs of all layers, and brings the layers to the destination.
@@ -230,15 +231,15 @@ async fn layers(
     source: &Source,
     destination: &Destination,
     images: &[Image],
-    known: Known,
+    reusable: ReusableIndexes,
     options: &ConvertOptions,
-    tally: &Tally,
-    progress: Progress<'_>,
-) -> Result<HashMap<Digest, Made>> {
+    tally: &BlobTally,
+    progress: OnLayerProgress<'_>,
+) -> Result<HashMap<Digest, LayerResult>> {
     let foreign = images.iter().flat_map(Image::foreign_layers).collect();
-    let maker = Maker {
+    let maker = LayerMaker {
         options: &options.create,
-        known,
+        reusable,
         destination: Some(destination),
         foreign,
         progress,
@@ -268,13 +269,13 @@ async fn layers(
 async fn one_image(
     image: &Image,
     destination: &Destination,
-    made: &HashMap<Digest, Made>,
+    made: &HashMap<Digest, LayerResult>,
     options: &ConvertOptions,
-    tally: &Tally,
+    tally: &BlobTally,
 ) -> Result<(Converted, ConvertedImage, Vec<String>)> {
-    let mut index = NewIndex::of(image, made, &options.create)?;
+    let mut index = NewSociIndex::of(image, made, &options.create)?;
     let artifact = index.artifact()?;
-    let compact = NewCompact::of(image, made, &options.create, None)?;
+    let compact = NewCompactIndex::of(image, made, &options.create, None)?;
     let compact_blobs = compact
         .as_ref()
         .map_or(&[][..], |compact| &compact.artifact.blobs);
@@ -292,8 +293,8 @@ async fn one_image(
         .buffer_unordered(options.uploads.max(1))
         .try_collect()
         .await?;
-    let known = match &compact {
-        Some(compact) => compact.copy_known(destination).await?,
+    let existing = match &compact {
+        Some(compact) => compact.copy_existing(destination).await?,
         None => Vec::new(),
     };
     let config = image.manifest.config();
@@ -303,7 +304,7 @@ async fn one_image(
         .await?;
     for (copied, size) in sent
         .into_iter()
-        .chain(known)
+        .chain(existing)
         .chain([(copied, config.size())])
     {
         tally.count(copied, size);
@@ -390,7 +391,7 @@ async fn vouchers(
     source: &Source,
     root: &Manifest,
     converted: &[Image],
-    copied: &[Listed],
+    copied: &[CopiedManifest],
     warnings: &mut Vec<String>,
 ) -> Vec<Voucher> {
     let unchanged: Vec<Digest> = copied

@@ -9,13 +9,13 @@ use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
 
 use super::{
-    compact_index::NewCompact,
-    layer_pass::Maker,
-    options::{CreateOptions, Progress},
-    parts::Made,
+    compact_index::NewCompactIndex,
+    layer_pass::LayerMaker,
+    options::{CreateOptions, OnLayerProgress},
+    parts::LayerResult,
     prefetch_lists::spans_of_uses,
     report::{CreateReport, LayerReport, nothing_made},
-    reuse::Known,
+    reuse::ReusableIndexes,
 };
 use crate::{
     compact::manifest::Subject,
@@ -38,9 +38,9 @@ pub async fn create(
     image: &Image,
     options: &CreateOptions,
     local: &LocalIndexes,
-    progress: Progress<'_>,
+    progress: OnLayerProgress<'_>,
 ) -> Result<CreateReport> {
-    let pass = Pass::over(image, options, local, progress).await?;
+    let pass = LayerResults::over(image, options, local, progress).await?;
     let (report, soci, compact) = pass.artifacts(image, options)?;
     let beside = image.source.layout().filter(|layout| layout.is_writable());
     let compact = match compact {
@@ -70,12 +70,12 @@ pub async fn create_at(
     local: &LocalIndexes,
     destination: &Destination,
     uploads: usize,
-    progress: Progress<'_>,
+    progress: OnLayerProgress<'_>,
 ) -> Result<CreateReport> {
-    let pass = Pass::over(image, options, local, progress).await?;
+    let pass = LayerResults::over(image, options, local, progress).await?;
     let (report, soci, compact) = pass.artifacts(image, options)?;
     if let Some(compact) = &compact {
-        compact.copy_known(destination).await?;
+        compact.copy_existing(destination).await?;
     }
     let compact = compact.map(|compact| compact.artifact);
     for artifact in compact.into_iter().chain([soci]) {
@@ -91,24 +91,24 @@ pub async fn create_at(
 }
 
 /// What was made of an image's layers, which are stored nowhere yet.
-struct Pass(HashMap<Digest, Made>);
+struct LayerResults(HashMap<Digest, LayerResult>);
 
-impl Pass {
+impl LayerResults {
     /// Has each layer pass once, unless all that is wanted of it is known.
     async fn over(
         image: &Image,
         options: &CreateOptions,
         local: &LocalIndexes,
-        progress: Progress<'_>,
+        progress: OnLayerProgress<'_>,
     ) -> Result<Self> {
-        let mut known = Known::new(options);
+        let mut reusable = ReusableIndexes::new(options);
         if !options.force {
-            known.add_local(local).await;
-            known.add_image(image).await;
+            reusable.add_local(local).await;
+            reusable.add_image(image).await;
         }
-        let maker = Maker {
+        let maker = LayerMaker {
             options,
-            known,
+            reusable,
             destination: None,
             foreign: image.foreign_layers(),
             progress,
@@ -135,8 +135,8 @@ impl Pass {
         &self,
         image: &Image,
         options: &CreateOptions,
-    ) -> Result<(CreateReport, NewArtifact, Option<NewCompact<'_>>)> {
-        let mut index = NewIndex::of(image, &self.0, options)?;
+    ) -> Result<(CreateReport, NewArtifact, Option<NewCompactIndex<'_>>)> {
+        let mut index = NewSociIndex::of(image, &self.0, options)?;
         index.manifest.subject = Some(Descriptor {
             media_type: image.media_type.clone(),
             digest: image.digest.to_string(),
@@ -148,7 +148,7 @@ impl Pass {
             digest: image.digest,
             size: image.manifest_bytes.len() as u64,
         };
-        let compact = NewCompact::of(image, &self.0, options, Some(subject))?;
+        let compact = NewCompactIndex::of(image, &self.0, options, Some(subject))?;
         let artifact = index.artifact()?;
         let report = CreateReport {
             index: Digest::of(&artifact.manifest),
@@ -166,18 +166,18 @@ impl Pass {
 }
 
 /// An index that was made: its manifest (of version 2, until it gets a subject), its blobs, and what became of each layer.
-pub(crate) struct NewIndex {
+pub(crate) struct NewSociIndex {
     pub(crate) manifest: IndexManifest,
     pub(crate) blobs: Vec<Bytes>,
     pub(crate) layers: Vec<LayerReport>,
     pub(crate) warnings: Vec<String>,
 }
 
-impl NewIndex {
+impl NewSociIndex {
     /// The index of an image, from what was made of its layers.
     pub(crate) fn of(
         image: &Image,
-        made: &HashMap<Digest, Made>,
+        made: &HashMap<Digest, LayerResult>,
         options: &CreateOptions,
     ) -> Result<Self> {
         let media_types = image
@@ -185,7 +185,7 @@ impl NewIndex {
             .layers()
             .iter()
             .map(|layer| layer.media_type().to_string());
-        let layers: Vec<(&LayerBlob, String, &Made)> = image
+        let layers: Vec<(&LayerBlob, String, &LayerResult)> = image
             .layers
             .iter()
             .zip(media_types)
@@ -222,7 +222,7 @@ impl NewIndex {
             warnings.extend(noted);
         }
         if !options.prefetch_files.is_empty() {
-            let layers: Vec<(Digest, &Made)> = layers
+            let layers: Vec<(Digest, &LayerResult)> = layers
                 .iter()
                 .map(|(layer, _, made)| (layer.digest, *made))
                 .collect();
@@ -286,7 +286,7 @@ impl NewIndex {
 
 /// Adds the prefetch artifacts of the listed files.
 fn prefetch(
-    layers: &[(Digest, &Made)],
+    layers: &[(Digest, &LayerResult)],
     options: &CreateOptions,
     descriptors: &mut Vec<Descriptor>,
     blobs: &mut BTreeMap<Digest, Bytes>,

@@ -7,9 +7,9 @@ use futures_util::StreamExt as _;
 use tokio::{sync::mpsc, task::JoinHandle};
 
 use super::{
-    options::{CreateOptions, Progress},
-    parts::{CompactPart, LayerTable, Made},
-    reuse::Known,
+    options::{CreateOptions, OnLayerProgress},
+    parts::{CompactPart, LayerResult, LayerTable},
+    reuse::ReusableIndexes,
 };
 use crate::{
     engine::transfer::manifests::foreign_layer_left,
@@ -25,7 +25,7 @@ const PIECES_AHEAD: usize = 4;
 
 /// What a layer's pass is for.
 #[derive(Clone, Copy)]
-struct Wanted {
+struct WantedTables {
     ztoc: bool,
     compact_span_size: Option<u64>,
     /// Whether the destination checks what passes against the layer's digest, before it says that it has taken it.
@@ -33,23 +33,23 @@ struct Wanted {
 }
 
 /// Makes zTOCs.
-pub(crate) struct Maker<'a> {
+pub(crate) struct LayerMaker<'a> {
     pub(crate) options: &'a CreateOptions,
-    pub(crate) known: Known,
+    pub(crate) reusable: ReusableIndexes,
     /// Where the layers go as well.
     pub(crate) destination: Option<&'a Destination>,
     /// Layers that need not be at the source.
     pub(crate) foreign: HashSet<Digest>,
-    pub(crate) progress: Progress<'a>,
+    pub(crate) progress: OnLayerProgress<'a>,
 }
 
-impl Maker<'_> {
+impl LayerMaker<'_> {
     /// Makes the zTOC of a layer, and copies the layer where there is a destination.
     pub(crate) async fn layer(
         &self,
         source: &Source,
         layer: &LayerBlob,
-    ) -> Result<(Made, Option<Copied>)> {
+    ) -> Result<(LayerResult, Option<Copied>)> {
         match self.one(source, layer).await {
             Err(error) if error.kind() == Kind::NotFound => match self.without(layer) {
                 Some(made) => Ok((made, None)),
@@ -61,37 +61,44 @@ impl Maker<'_> {
     }
 
     /// How a layer is done without that is not at the source, if it can be.
-    fn without(&self, layer: &LayerBlob) -> Option<Made> {
+    fn without(&self, layer: &LayerBlob) -> Option<LayerResult> {
         if self.foreign.contains(&layer.digest) {
             let absent = self.destination.map(|_| foreign_layer_left(&layer.digest));
             let reason = "it is a foreign layer, which is not at the source".to_owned();
-            return Some(Made {
+            return Some(LayerResult {
                 absent,
-                ..Made::nothing(reason)
+                ..LayerResult::nothing(reason)
             });
         }
         // a layout may be as incomplete as the one that it came from; what is in a registry is there for others
         let to = self.destination?.reference();
         let is_layout = !matches!(to, Reference::Registry { .. });
         let reason = self.too_small(layer).filter(|_| is_layout)?;
-        Some(Made {
+        Some(LayerResult {
             absent: Some(format!(
                 "layer {} is not at the source: {to} lacks it too, and cannot be started",
                 layer.digest
             )),
-            ..Made::nothing(reason)
+            ..LayerResult::nothing(reason)
         })
     }
 
-    async fn one(&self, source: &Source, layer: &LayerBlob) -> Result<(Made, Option<Copied>)> {
+    async fn one(
+        &self,
+        source: &Source,
+        layer: &LayerBlob,
+    ) -> Result<(LayerResult, Option<Copied>)> {
         if layer.size == 0 {
             return self.empty(source, layer).await;
         }
         if let Some(reason) = self.no_ztoc(layer) {
-            return Ok((Made::nothing(reason), self.copy(source, layer).await?));
+            return Ok((
+                LayerResult::nothing(reason),
+                self.copy(source, layer).await?,
+            ));
         }
-        let (ztoc, compact) = self.known(layer).await;
-        let wanted = Wanted {
+        let (ztoc, compact) = self.reusable_parts(layer).await;
+        let wanted = WantedTables {
             ztoc: ztoc.is_none(),
             compact_span_size: match compact {
                 Some(_) => None,
@@ -99,10 +106,10 @@ impl Maker<'_> {
             },
             is_checked: false,
         };
-        let mut made = Made {
+        let mut made = LayerResult {
             ztoc: ztoc.ok_or_else(|| "no zTOC was made".to_owned()),
             compact: compact.map(Ok),
-            ..Made::nothing(String::new())
+            ..LayerResult::nothing(String::new())
         };
         if !wanted.ztoc && wanted.compact_span_size.is_none() {
             return Ok((made, self.copy(source, layer).await?));
@@ -130,38 +137,42 @@ impl Maker<'_> {
     }
 
     /// A layer of no bytes: an empty layer.
-    async fn empty(&self, source: &Source, layer: &LayerBlob) -> Result<(Made, Option<Copied>)> {
+    async fn empty(
+        &self,
+        source: &Source,
+        layer: &LayerBlob,
+    ) -> Result<(LayerResult, Option<Copied>)> {
         let digest = Digest::of(b"");
         if layer.digest != digest {
             let text = "it is said to have no bytes, and has not their digest";
             return Err(Error::new(Kind::Corrupt, text));
         }
-        let made = Made {
+        let made = LayerResult {
             diff_id: Some(digest),
-            ..Made::nothing("it is empty".to_owned())
+            ..LayerResult::nothing("it is empty".to_owned())
         };
         Ok((made, self.copy(source, layer).await?))
     }
 
     /// What there is of a layer already, and is as good as new.
-    async fn known(&self, layer: &LayerBlob) -> (Option<LayerTable>, Option<CompactPart>) {
+    async fn reusable_parts(&self, layer: &LayerBlob) -> (Option<LayerTable>, Option<CompactPart>) {
         if self.options.force {
             return (None, None);
         }
-        let ztoc = match self.known.ztoc(layer, self.options.span_size).await {
+        let ztoc = match self.reusable.ztoc(layer, self.options.span_size).await {
             Some(bytes) => {
                 let digest = Digest::of(&bytes);
                 Some(LayerTable {
                     digest,
                     bytes,
                     reused: true,
-                    prefetch: self.known.list(&layer.digest, &digest).await,
+                    prefetch: self.reusable.list(&layer.digest, &digest).await,
                 })
             }
             None => None,
         };
         let compact = match self.options.compact_span_size {
-            Some(span_size) => self.known.compact(layer, span_size).await,
+            Some(span_size) => self.reusable.compact(layer, span_size).await,
             None => None,
         };
         (ztoc, compact)
@@ -195,7 +206,7 @@ impl Maker<'_> {
         &self,
         source: &Source,
         layer: &LayerBlob,
-        wanted: Wanted,
+        wanted: WantedTables,
     ) -> Result<(Indexed, Option<Copied>)> {
         let mut copied = None;
         if let Some(to) = self.destination {
@@ -211,7 +222,7 @@ impl Maker<'_> {
                 copy,
                 self.listen(
                     layer,
-                    Wanted {
+                    WantedTables {
                         is_checked: true,
                         ..wanted
                     },
@@ -244,7 +255,7 @@ impl Maker<'_> {
     async fn listen(
         &self,
         layer: &LayerBlob,
-        wanted: Wanted,
+        wanted: WantedTables,
         mut pieces: mpsc::Receiver<Bytes>,
     ) -> Result<Indexed> {
         let Some(mut piece) = pieces.recv().await else {
@@ -278,7 +289,7 @@ impl Maker<'_> {
     fn indexer(
         &self,
         layer: &LayerBlob,
-        wanted: Wanted,
+        wanted: WantedTables,
     ) -> (
         mpsc::Sender<Bytes>,
         JoinHandle<Result<Indexed, build::Error<std::convert::Infallible>>>,

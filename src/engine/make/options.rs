@@ -67,4 +67,4 @@ impl Default for ConvertOptions {
 }
 
 /// Told the bytes of a layer that have passed, and all that it has.
-pub type Progress<'a> = &'a (dyn Fn(Digest, u64, u64) + Send + Sync);
+pub type OnLayerProgress<'a> = &'a (dyn Fn(Digest, u64, u64) + Send + Sync);

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::{
     options::CreateOptions,
-    report::{CompactReport, LayerOutcome},
+    report::{CompactTableReport, LayerOutcome},
 };
 use crate::{
     compact::{Table, manifest::LayerIndex},
@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// What was made of a layer.
-pub(crate) struct Made {
+pub(crate) struct LayerResult {
     /// The zTOC, or why there is none.
     pub(crate) ztoc: std::result::Result<LayerTable, String>,
     /// Its part of the compact index, if one is wanted, or why there is none.
@@ -31,7 +31,7 @@ pub(crate) struct Made {
     pub(crate) absent: Option<String>,
 }
 
-impl Made {
+impl LayerResult {
     /// Nothing, for a reason.
     pub(super) fn nothing(reason: String) -> Self {
         Self {
@@ -54,7 +54,7 @@ pub(crate) struct LayerTable {
     pub(crate) prefetch: Option<Bytes>,
 }
 
-impl Made {
+impl LayerResult {
     /// Says that a layer has not the diff ID that the image's configuration gives it.
     pub(super) fn other_diff_id(&self, layer: &LayerBlob) -> Option<String> {
         let other = self.diff_id.filter(|diff_id| *diff_id != layer.diff_id)?;
@@ -78,14 +78,14 @@ impl Made {
         }
     }
 
-    pub(super) fn compact_report(&self) -> Option<CompactReport> {
+    pub(super) fn compact_report(&self) -> Option<CompactTableReport> {
         let part = self.compact.as_ref()?.as_ref().ok()?;
-        Some(CompactReport {
+        Some(CompactTableReport {
             table: part.index.table,
             table_size: part.index.table_size,
             blob_size: part.index.size,
             spans: part.spans,
-            reused: matches!(part.blob, Blob::At(_)),
+            reused: matches!(part.blob, PartBlob::At(_)),
         })
     }
 }
@@ -139,13 +139,13 @@ pub(crate) struct CompactPart {
     pub(crate) table: Bytes,
     /// How many spans it has.
     pub(crate) spans: usize,
-    pub(crate) blob: Blob,
+    pub(crate) blob: PartBlob,
     /// What a start needs of it, as the image's own index lists it.
     pub(crate) prefetch: Option<Bytes>,
 }
 
 /// The table and all windows.
-pub(crate) enum Blob {
+pub(crate) enum PartBlob {
     /// Made here.
     New(Bytes),
     /// There already.
@@ -167,7 +167,7 @@ impl CompactPart {
             },
             table: bytes.slice(..made.table_size),
             spans: made.spans,
-            blob: Blob::New(bytes),
+            blob: PartBlob::New(bytes),
             prefetch: None,
         }
     }

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::options::DEFAULT_MIN_LAYER_SIZE;
 use crate::{
-    engine::transfer::{manifests::Counts, referrers::Companion},
+    engine::transfer::{manifests::BlobCounts, referrers::Companion},
     error::{Error, Kind},
     oci::Digest,
 };
@@ -45,12 +45,12 @@ pub struct LayerReport {
     pub outcome: LayerOutcome,
     /// What the compact index has of it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub compact: Option<CompactReport>,
+    pub compact: Option<CompactTableReport>,
 }
 
 /// What a compact index has of a layer.
 #[derive(Clone, Debug, Serialize)]
-pub struct CompactReport {
+pub struct CompactTableReport {
     /// The table.
     pub table: Digest,
     /// Bytes of the table: what is fetched before the first read.
@@ -88,8 +88,8 @@ impl fmt::Display for LayerReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.outcome {
             LayerOutcome::Indexed { ztoc, reused, .. } => {
-                let known = if *reused { " (already exists)" } else { "" };
-                write!(f, "layer {} -> ztoc {ztoc}{known}", self.layer)?;
+                let exists = if *reused { " (already exists)" } else { "" };
+                write!(f, "layer {} -> ztoc {ztoc}{exists}", self.layer)?;
             }
             LayerOutcome::Skipped { skipped } => write!(
                 f,
@@ -99,14 +99,14 @@ impl fmt::Display for LayerReport {
         }
         match &self.compact {
             Some(compact) => {
-                let known = if compact.reused {
+                let exists = if compact.reused {
                     " (already exists)"
                 } else {
                     ""
                 };
                 write!(
                     f,
-                    ", compact table of {} bytes ({} spans, {} bytes with their windows){known}",
+                    ", compact table of {} bytes ({} spans, {} bytes with their windows){exists}",
                     compact.table_size, compact.spans, compact.blob_size
                 )
             }
@@ -141,7 +141,7 @@ pub struct ConvertReport {
     /// The images that got a SOCI index.
     pub images: Vec<ConvertedImage>,
     /// How the blobs went.
-    pub blobs: Counts,
+    pub blobs: BlobCounts,
     /// Signatures and attestations of the source.
     pub vouchers: Vec<Voucher>,
     /// What the person should know.

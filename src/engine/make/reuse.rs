@@ -7,15 +7,15 @@ use serde_json::Value;
 
 use super::{
     options::{CreateOptions, DEFAULT_BUILD_TOOL},
-    parts::{Blob, CompactPart},
+    parts::{CompactPart, PartBlob},
 };
 use crate::{
     compact::manifest::{
         ARTIFACT_TYPE, INDEX_DIGEST as COMPACT_DIGEST, LayerIndex, MAX_PREFETCH_BYTES,
     },
     engine::open::{
-        compact_index::CompactIndex, image::Image, local_indexes::LocalIndexes, policy::Origin,
-        soci_index::MAX_ZTOC_BYTES,
+        compact_index::CompactIndex, image::Image, local_indexes::LocalIndexes,
+        policy::IndexOrigin, soci_index::MAX_ZTOC_BYTES,
     },
     error::{Error, Kind, Result, ResultExt as _},
     layer::LayerBlob,
@@ -33,9 +33,9 @@ const MAX_INDEXES: usize = 64;
 
 /// Indexes, and where each has its blobs.
 #[derive(Default)]
-pub(crate) struct Known {
-    indexes: Vec<KnownIndex>,
-    compact: Vec<(CompactIndex, Owner)>,
+pub(crate) struct ReusableIndexes {
+    indexes: Vec<ReusableIndex>,
+    compact: Vec<(CompactIndex, IndexOwner)>,
     /// Whether compact indexes are looked for too.
     with_compact: bool,
     /// Whether lists of what a start needs stay; not where others are wanted.
@@ -44,22 +44,22 @@ pub(crate) struct Known {
     build_tool: Option<String>,
 }
 
-struct KnownIndex {
+struct ReusableIndex {
     manifest: IndexManifest,
     source: Source,
-    owner: Owner,
+    owner: IndexOwner,
 }
 
 /// Whose index it is.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Owner {
+enum IndexOwner {
     /// That of the image itself, or of one of the images.
     Image,
-    /// Of another image, for all that is known.
+    /// Of another image, as far as this machine can tell.
     Other,
 }
 
-impl Known {
+impl ReusableIndexes {
     /// None yet. Compact indexes are looked for where one is wanted.
     pub(crate) fn new(options: &CreateOptions) -> Self {
         Self {
@@ -91,12 +91,12 @@ impl Known {
             Ok(source) => source,
             Err(error) => return passed_over(&error),
         };
-        for known in list.iter().rev().take(MAX_INDEXES) {
-            let found = source.manifest(&known.digest).await;
-            self.add(found, &source, Owner::Other);
+        for index in list.iter().rev().take(MAX_INDEXES) {
+            let found = source.manifest(&index.digest).await;
+            self.add(found, &source, IndexOwner::Other);
         }
         let newest = compact.into_iter().rev().take(MAX_INDEXES);
-        self.add_compact(newest, Origin::Local, &source, Owner::Other)
+        self.add_compact(newest, IndexOrigin::Local, &source, IndexOwner::Other)
             .await;
     }
 
@@ -106,13 +106,13 @@ impl Known {
         let annotations = image.manifest.annotations().as_ref();
         let named = annotations.and_then(|annotations| annotations.get(INDEX_DIGEST)?.parse().ok());
         if let Some(named) = named {
-            self.add(source.manifest(&named).await, source, Owner::Image);
+            self.add(source.manifest(&named).await, source, IndexOwner::Image);
         }
         match image.source.referrers(&image.digest, V1_TYPE).await {
             Ok(list) => {
                 for referrer in list.iter().rev().take(MAX_INDEXES) {
                     let found = image.source.manifest(&referrer.digest).await;
-                    self.add(found, source, Owner::Image);
+                    self.add(found, source, IndexOwner::Image);
                 }
             }
             Err(error) => passed_over(&error),
@@ -123,14 +123,24 @@ impl Known {
         let named = annotations
             .and_then(|annotations| annotations.get(COMPACT_DIGEST)?.parse().ok())
             .into_iter();
-        self.add_compact(named, Origin::Annotation, &image.source, Owner::Image)
-            .await;
+        self.add_compact(
+            named,
+            IndexOrigin::Annotation,
+            &image.source,
+            IndexOwner::Image,
+        )
+        .await;
         match image.source.referrers(&image.digest, ARTIFACT_TYPE).await {
             Ok(list) => {
                 let newest = list.iter().rev().take(MAX_INDEXES);
                 let newest = newest.map(|referrer| referrer.digest);
-                self.add_compact(newest, Origin::Referrer, &image.source, Owner::Image)
-                    .await;
+                self.add_compact(
+                    newest,
+                    IndexOrigin::Referrer,
+                    &image.source,
+                    IndexOwner::Image,
+                )
+                .await;
             }
             Err(error) => passed_over(&error),
         }
@@ -148,20 +158,20 @@ impl Known {
                 .collect()
         };
         for digest in listed(V2_TYPE) {
-            self.add(source.manifest(&digest).await, source, Owner::Other);
+            self.add(source.manifest(&digest).await, source, IndexOwner::Other);
         }
         if self.with_compact {
             let listed = listed(ARTIFACT_TYPE).into_iter();
-            self.add_compact(listed, Origin::Annotation, source, Owner::Other)
+            self.add_compact(listed, IndexOrigin::Annotation, source, IndexOwner::Other)
                 .await;
         }
     }
 
-    fn add(&mut self, manifest: Result<Manifest>, source: &Source, owner: Owner) {
+    fn add(&mut self, manifest: Result<Manifest>, source: &Source, owner: IndexOwner) {
         match manifest {
             Ok(manifest) => {
                 if let Ok(manifest) = IndexManifest::parse(&manifest.bytes) {
-                    self.indexes.push(KnownIndex {
+                    self.indexes.push(ReusableIndex {
                         manifest,
                         source: source.clone(),
                         owner,
@@ -175,9 +185,9 @@ impl Known {
     async fn add_compact(
         &mut self,
         digests: impl Iterator<Item = Digest>,
-        origin: Origin,
+        origin: IndexOrigin,
         source: &Source,
-        owner: Owner,
+        owner: IndexOwner,
     ) {
         for digest in digests {
             let found = source.manifest(&digest).await;
@@ -190,19 +200,19 @@ impl Known {
 
     /// A layer's part of a compact index with this span size; its table is checked to be one of this very layer.
     pub(crate) async fn compact(&self, layer: &LayerBlob, span_size: u64) -> Option<CompactPart> {
-        for (known, _) in &self.compact {
-            let part = known.layer(&layer.digest);
+        for (index, _) in &self.compact {
+            let part = index.layer(&layer.digest);
             if part.is_none_or(|part| part.span_size != span_size) {
                 continue;
             }
-            match known.table(layer).await {
+            match index.table(layer).await {
                 Ok(Some((part, bytes, table))) => {
                     return Some(CompactPart {
                         prefetch: self.compact_list(part).await,
                         index: *part,
                         spans: table.spans.spans.len(),
                         table: bytes,
-                        blob: Blob::At(known.source.clone()),
+                        blob: PartBlob::At(index.source.clone()),
                     });
                 }
                 Ok(None) => {}
@@ -214,7 +224,7 @@ impl Known {
 
     /// A layer's zTOC with this span size, checked to be one of a blob of this size.
     pub(crate) async fn ztoc(&self, layer: &LayerBlob, span_size: u64) -> Option<Bytes> {
-        for KnownIndex {
+        for ReusableIndex {
             manifest: index,
             source,
             ..
@@ -252,17 +262,18 @@ impl Known {
     }
 }
 
-impl Known {
+impl ReusableIndexes {
     /// What the image's own index lists of a layer, in the numbers of this zTOC.
     pub(crate) async fn list(&self, layer: &Digest, ztoc: &Digest) -> Option<Bytes> {
-        let has_ztoc = |known: &&KnownIndex| {
-            let found = known.manifest.ztoc_of(layer);
-            known.owner == Owner::Image && matches!(found, Ok(Some(found)) if found.digest == *ztoc)
+        let has_ztoc = |index: &&ReusableIndex| {
+            let found = index.manifest.ztoc_of(layer);
+            index.owner == IndexOwner::Image
+                && matches!(found, Ok(Some(found)) if found.digest == *ztoc)
         };
-        let known = self.indexes.iter().find(has_ztoc);
-        let known = known.filter(|_| self.with_lists)?;
-        let list = known.manifest.prefetch_of(layer).ok().flatten()?;
-        let blob = known
+        let index = self.indexes.iter().find(has_ztoc);
+        let index = index.filter(|_| self.with_lists)?;
+        let list = index.manifest.prefetch_of(layer).ok().flatten()?;
+        let blob = index
             .source
             .blob(&list.digest, list.size, MAX_MANIFEST_BYTES);
         sound(blob.await)
@@ -270,14 +281,14 @@ impl Known {
 
     /// What the image's own compact index lists of a layer, in the numbers of this table.
     async fn compact_list(&self, part: &LayerIndex) -> Option<Bytes> {
-        let has_table = |(known, owner): &&(CompactIndex, Owner)| {
-            let found = known.layer(&part.layer);
-            *owner == Owner::Image && found.is_some_and(|found| found.table == part.table)
+        let has_table = |(index, owner): &&(CompactIndex, IndexOwner)| {
+            let found = index.layer(&part.layer);
+            *owner == IndexOwner::Image && found.is_some_and(|found| found.table == part.table)
         };
-        let (known, _) = self.compact.iter().find(has_table)?;
-        let list = known.manifest.prefetch_of(part);
+        let (index, _) = self.compact.iter().find(has_table)?;
+        let list = index.manifest.prefetch_of(part);
         let list = list.filter(|_| self.with_lists)?;
-        let blob = known.source.blob(&list.blob, list.size, MAX_PREFETCH_BYTES);
+        let blob = index.source.blob(&list.blob, list.size, MAX_PREFETCH_BYTES);
         sound(blob.await)
     }
 }
@@ -292,5 +303,8 @@ fn sound(list: Result<Bytes>) -> Option<Bytes> {
 }
 
 fn passed_over(error: &Error) {
-    tracing::debug!(error = error.report(), "a known index is passed over");
+    tracing::debug!(
+        error = error.report(),
+        "an index that cannot be reused is skipped"
+    );
 }

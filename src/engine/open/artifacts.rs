@@ -16,7 +16,7 @@ use crate::{
 
 /// What is looked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TableKind {
+pub enum ArtifactKind {
     /// zTOCs.
     Ztoc,
     /// Prefetch artifacts.
@@ -25,7 +25,7 @@ pub enum TableKind {
 
 /// A zTOC or a prefetch artifact, as an index lists it.
 #[derive(Clone, Serialize)]
-pub struct Table {
+pub struct IndexArtifact {
     /// Its digest.
     pub digest: Digest,
     /// Its bytes.
@@ -42,7 +42,7 @@ pub struct Table {
     source: Source,
 }
 
-impl Table {
+impl IndexArtifact {
     /// Its bytes, verified.
     pub async fn fetch(&self) -> Result<Bytes> {
         self.source
@@ -52,7 +52,7 @@ impl Table {
 }
 
 /// Those of the local root, in the order of its indexes.
-pub async fn local(local: &LocalIndexes, kind: TableKind) -> Result<Vec<Table>> {
+pub async fn local(local: &LocalIndexes, kind: ArtifactKind) -> Result<Vec<IndexArtifact>> {
     let list = local.list().await?;
     if list.is_empty() {
         return Ok(Vec::new()); // there may be no layout yet
@@ -69,7 +69,7 @@ pub async fn local(local: &LocalIndexes, kind: TableKind) -> Result<Vec<Table>> 
 }
 
 /// Those of an image's index.
-pub fn of_index(index: &SociIndex, image: &str, kind: TableKind) -> Vec<Table> {
+pub fn of_index(index: &SociIndex, image: &str, kind: ArtifactKind) -> Vec<IndexArtifact> {
     let image = Some(image.to_owned());
     of(&index.manifest, index.digest, image, index.source(), kind)
 }
@@ -79,11 +79,11 @@ fn of(
     digest: Digest,
     image: Option<String>,
     source: &Source,
-    kind: TableKind,
-) -> Vec<Table> {
+    kind: ArtifactKind,
+) -> Vec<IndexArtifact> {
     let media_type = match kind {
-        TableKind::Ztoc => ZTOC_TYPE,
-        TableKind::Prefetch => PREFETCH_TYPE,
+        ArtifactKind::Ztoc => ZTOC_TYPE,
+        ArtifactKind::Prefetch => PREFETCH_TYPE,
     };
     let listed = index
         .layers
@@ -92,7 +92,7 @@ fn of(
     listed
         .filter_map(|entry| {
             let noted = |key: &str| entry.annotations.get(key);
-            Some(Table {
+            Some(IndexArtifact {
                 digest: entry.digest.parse().ok()?,
                 size: u64::try_from(entry.size).ok()?,
                 layer: noted(LAYER_DIGEST).and_then(|layer| layer.parse().ok()),

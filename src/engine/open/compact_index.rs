@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::{image::Image, image_index::ImageIndex, policy::Origin};
+use super::{image::Image, image_index::ImageIndex, policy::IndexOrigin};
 use crate::{
     compact::{
         MAX_TABLE_SIZE, Table,
@@ -21,7 +21,7 @@ pub struct CompactIndex {
     /// Its digest.
     pub digest: Digest,
     /// How it was found.
-    pub origin: Origin,
+    pub origin: IndexOrigin,
     /// What it has, and of which layers.
     pub manifest: Manifest,
     /// Where its blobs are.
@@ -78,7 +78,11 @@ impl CompactIndex {
     }
 
     /// Reads a manifest that was found.
-    pub(crate) fn parse(found: &source::Manifest, origin: Origin, source: &Source) -> Result<Self> {
+    pub(crate) fn parse(
+        found: &source::Manifest,
+        origin: IndexOrigin,
+        source: &Source,
+    ) -> Result<Self> {
         let digest = found.digest;
         let manifest = Manifest::parse(&found.bytes)
             .or_kind(Kind::Corrupt, || format!("compact index {digest}"))?;
@@ -99,7 +103,7 @@ impl ImageIndex for CompactIndex {
 
     fn read(
         found: &source::Manifest,
-        origin: Origin,
+        origin: IndexOrigin,
         source: &Source,
         _image: &Image,
         _warnings: &mut Vec<String>,

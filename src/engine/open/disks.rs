@@ -13,10 +13,10 @@ use super::{
     compact_index::CompactIndex,
     image::Image,
     local_indexes::LocalIndexes,
-    opened::{Basis, Event, Events, LAYERS_AT_ONCE, OpenedImage, OpenedLayer},
+    opened::{DiskBasis, LAYERS_AT_ONCE, OnOpenEvent, OpenEvent, OpenedImage, OpenedLayer},
     policy::{IndexChoice, IndexPolicy},
     prefetch,
-    search::{self, Found},
+    search::{self, FoundIndexes},
     soci_index::SociIndex,
 };
 use crate::{
@@ -63,7 +63,7 @@ impl Disks {
         access: &Access,
         platform: Option<&Platform>,
         choice: &IndexChoice,
-        event: Events<'_>,
+        event: OnOpenEvent<'_>,
     ) -> Result<OpenedImage> {
         let source = Source::open(reference, access).await?;
         let image = Image::resolve(&source, platform).await?;
@@ -79,7 +79,7 @@ impl Disks {
                 compact.is_some() || index.is_some_and(|it| it.ztoc(&layer.digest).is_some())
             })
             .count();
-        event(Event::Resolved {
+        event(OpenEvent::Resolved {
             layers: layers.len(),
             indexed,
         });
@@ -100,7 +100,7 @@ impl Disks {
         let (layers, not_lazy): (Vec<_>, Vec<_>) = opened.into_iter().unzip();
         warnings.extend(not_lazy.into_iter().flatten());
         warnings.iter().for_each(|message| {
-            event(Event::Warning {
+            event(OpenEvent::Warning {
                 message: message.clone(),
             })
         });
@@ -121,14 +121,14 @@ impl Disks {
         &self,
         layer: &LayerBlob,
         source: &Source,
-        found: &Found,
+        found: &FoundIndexes,
         choice: &IndexChoice,
         streams: &Semaphore,
-        event: Events<'_>,
+        event: OnOpenEvent<'_>,
     ) -> Result<(OpenedLayer, Option<String>)> {
         let context = |error: Error| error.context(format!("layer {}", layer.digest));
         if let Some(disk) = self.store.verified(layer).map_err(context)? {
-            let basis = Basis::Verified;
+            let basis = DiskBasis::Verified;
             return Ok((OpenedLayer { disk, basis }, None));
         }
         let index = found.index.as_ref();
@@ -138,7 +138,7 @@ impl Disks {
         {
             match self.compact(layer, part, source, compact).await {
                 Ok(disk) => {
-                    let basis = Basis::Compact;
+                    let basis = DiskBasis::Compact;
                     return Ok((OpenedLayer { disk, basis }, None));
                 }
                 Err(error) if is_the_table(&error) => {
@@ -156,7 +156,7 @@ impl Disks {
         {
             match self.indexed(layer, &table, source, index).await {
                 Ok(disk) => {
-                    let basis = Basis::Ztoc;
+                    let basis = DiskBasis::Ztoc;
                     return Ok((OpenedLayer { disk, basis }, warning));
                 }
                 Err(error) if is_the_table(&error) => {
@@ -171,7 +171,7 @@ impl Disks {
             .await
             .or_kind(Kind::Io, || "waiting to stream".into())?;
         let progress = |done| {
-            event(Event::Streaming {
+            event(OpenEvent::Streaming {
                 layer: layer.digest,
                 done,
                 size: layer.size,
@@ -182,7 +182,7 @@ impl Disks {
             .streamed(layer, source, &progress)
             .await
             .map_err(context)?;
-        let basis = Basis::Whole { why };
+        let basis = DiskBasis::Whole { why };
         Ok((OpenedLayer { disk, basis }, warning))
     }
 

@@ -1,6 +1,6 @@
 //! The trait of the two kinds of indexes: SOCI's index and the compact index.
 
-use super::{image::Image, policy::Origin};
+use super::{image::Image, policy::IndexOrigin};
 use crate::{
     error::Result,
     source::{Manifest, Source},
@@ -20,7 +20,7 @@ pub(super) trait ImageIndex: Sized {
     /// Reads a manifest that was found for an image at `source`. The person should know of `warnings`.
     fn read(
         found: &Manifest,
-        origin: Origin,
+        origin: IndexOrigin,
         source: &Source,
         image: &Image,
         warnings: &mut Vec<String>,

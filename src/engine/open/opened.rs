@@ -29,16 +29,16 @@ pub struct OpenedLayer {
     /// The disk.
     pub disk: Arc<Disk>,
     /// How it came to be.
-    pub basis: Basis,
+    pub basis: DiskBasis,
 }
 
 /// Who is told what happens.
-pub type Events<'a> = &'a (dyn Fn(Event) + Send + Sync);
+pub type OnOpenEvent<'a> = &'a (dyn Fn(OpenEvent) + Send + Sync);
 
 /// How a layer's disk came to be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "from", rename_all = "lowercase")]
-pub enum Basis {
+pub enum DiskBasis {
     /// Laid out from the table that the compact index has for it; data comes when it is read, in fine spans.
     Compact,
     /// Laid out from the zTOC that the SOCI index has for it; data comes when it is read.
@@ -55,7 +55,7 @@ pub enum Basis {
 /// What happens while an image is being attached.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
-pub enum Event {
+pub enum OpenEvent {
     /// The image is known: how many layers, how many with a zTOC.
     Resolved {
         /// Layers in all.

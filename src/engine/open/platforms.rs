@@ -46,12 +46,12 @@ pub enum Platforms {
 /// There is no image for a platform, and there will be none: what an index lists does not change.
 #[derive(Debug, thiserror::Error)]
 #[error("{text}")]
-pub struct NotOffered {
+pub struct PlatformNotOffered {
     text: String,
     lists_nothing: bool,
 }
 
-impl NotOffered {
+impl PlatformNotOffered {
     /// Whether there is no image at all.
     pub fn lists_nothing(&self) -> bool {
         self.lists_nothing
@@ -68,7 +68,7 @@ impl NotOffered {
 
 /// The images that were chosen.
 #[derive(Default)]
-pub struct Chosen {
+pub struct ChosenImages {
     /// In the order in which the index lists them, each once.
     pub images: Vec<Image>,
     /// Of [`Platforms::All`], those that are listed and not there, each as a sentence.
@@ -78,7 +78,11 @@ pub struct Chosen {
 }
 
 /// The images that are meant of what `root` is.
-pub async fn chosen(source: &Source, root: &Manifest, platforms: &Platforms) -> Result<Chosen> {
+pub async fn choose_images(
+    source: &Source,
+    root: &Manifest,
+    platforms: &Platforms,
+) -> Result<ChosenImages> {
     let wanted = match platforms {
         Platforms::All => Vec::new(),
         Platforms::Host => vec![Platform::host()],
@@ -89,7 +93,7 @@ pub async fn chosen(source: &Source, root: &Manifest, platforms: &Platforms) -> 
         Document::Index(index, odd) => (*index, odd),
         Document::Image(_) => return single(source, root, &wanted, is_strict).await,
     };
-    let mut catalog = Catalog::of(source, root, &index, odd);
+    let mut catalog = ImageCatalog::of(source, root, &index, odd);
     if *platforms == Platforms::All {
         return catalog.all().await;
     }
@@ -106,7 +110,7 @@ async fn single(
     root: &Manifest,
     wanted: &[Platform],
     is_strict: bool,
-) -> Result<Chosen> {
+) -> Result<ChosenImages> {
     let host = Platform::host();
     let unstated = wanted.first().unwrap_or(&host);
     let image = Image::of_manifest(source, root.clone(), unstated, None).await?;
@@ -114,39 +118,39 @@ async fn single(
         .iter()
         .find(|platform| platform.rank(&image.platform).is_none());
     match other {
-        Some(platform) if is_strict => Err(NotOffered::error(
+        Some(platform) if is_strict => Err(PlatformNotOffered::error(
             not_offered_text(platform, &[image.platform]),
             false,
         )),
-        _ => Ok(Chosen {
+        _ => Ok(ChosenImages {
             images: vec![image],
-            ..Chosen::default()
+            ..ChosenImages::default()
         }),
     }
 }
 
 /// What an index lists, as far as it has been looked into.
-struct Catalog<'a> {
+struct ImageCatalog<'a> {
     source: &'a Source,
     root: Digest,
     /// In the order of the index; what an index in it lists stands in its place.
-    entries: Vec<Entry>,
+    entries: Vec<CatalogEntry>,
     /// Documents that were opened: none is opened twice.
     opened: HashSet<Digest>,
     absent: Vec<String>,
     warnings: Vec<String>,
 }
 
-struct Entry {
+struct CatalogEntry {
     digest: Digest,
     /// What the entry says, or that of the index that it is in.
     platform: Option<Platform>,
-    content: Content,
+    content: EntryContent,
     /// How many indexes it is in.
     depth: usize,
 }
 
-enum Content {
+enum EntryContent {
     /// Nobody has looked yet.
     Closed,
     /// The manifest of an image for the platform, as its entry says.
@@ -155,13 +159,13 @@ enum Content {
     Read(Box<Image>, Platform),
 }
 
-impl Entry {
+impl CatalogEntry {
     fn of(candidate: Candidate<'_>, outer: Option<&Platform>, depth: usize) -> Result<Self> {
         Ok(Self {
             digest: candidate.descriptor.digest().as_ref().parse()?,
             content: match candidate.is_image {
-                true => Content::Listed,
-                false => Content::Closed,
+                true => EntryContent::Listed,
+                false => EntryContent::Closed,
             },
             platform: candidate.platform.or(outer.cloned()),
             depth,
@@ -171,21 +175,21 @@ impl Entry {
     /// The platform of what is known to be an image.
     fn offers(&self) -> Option<&Platform> {
         match &self.content {
-            Content::Closed => None,
-            Content::Listed => self.platform.as_ref(),
-            Content::Read(_, platform) => Some(platform),
+            EntryContent::Closed => None,
+            EntryContent::Listed => self.platform.as_ref(),
+            EntryContent::Read(_, platform) => Some(platform),
         }
     }
 
     /// Whether something for a platform may be found in it.
     fn may_hold(&self, wanted: &Platform) -> bool {
         let stated = self.platform.as_ref();
-        matches!(self.content, Content::Closed)
+        matches!(self.content, EntryContent::Closed)
             && stated.is_none_or(|stated| wanted.rank(stated).is_some())
     }
 }
 
-impl<'a> Catalog<'a> {
+impl<'a> ImageCatalog<'a> {
     fn of(source: &'a Source, root: &Manifest, index: &ImageIndex, odd: Vec<String>) -> Self {
         let mut catalog = Self {
             source,
@@ -206,13 +210,13 @@ impl<'a> Catalog<'a> {
         odd: Vec<String>,
         outer: Option<&Platform>,
         depth: usize,
-    ) -> Vec<Entry> {
+    ) -> Vec<CatalogEntry> {
         let odd = odd.into_iter().take(MAX_ODD);
         self.warnings
             .extend(odd.map(|odd| format!("the index lists what cannot be read: {odd}")));
         let mut entries = Vec::new();
         for candidate in candidates(index) {
-            match Entry::of(candidate, outer, depth) {
+            match CatalogEntry::of(candidate, outer, depth) {
                 Ok(entry) => entries.push(entry),
                 Err(error) => self
                     .warnings
@@ -235,8 +239,8 @@ impl<'a> Catalog<'a> {
             match (best, next, closed) {
                 // nothing can be better, or nothing else is left to look into
                 (Some(0), Some(at), _) | (Some(_), Some(at), None) => match self.read(at).await? {
-                    Found::There(digest) => return Ok(digest),
-                    Found::Absent(text) => absent.push((at, text)),
+                    ImagePresence::Present(digest) => return Ok(digest),
+                    ImagePresence::Absent(text) => absent.push((at, text)),
                 },
                 (_, _, Some(at)) => {
                     self.open(at).await?;
@@ -264,7 +268,7 @@ impl<'a> Catalog<'a> {
     fn only(&mut self, wanted: &Platform, is_strict: bool) -> Result<Digest> {
         if let [entry] = &mut self.entries[..]
             && entry.platform.is_none()
-            && let Content::Read(image, _) = &mut entry.content
+            && let EntryContent::Read(image, _) = &mut entry.content
         {
             let is_unstated = image.platform == Platform::unknown();
             if is_unstated {
@@ -285,25 +289,25 @@ impl<'a> Catalog<'a> {
         }
         // what is absent may come, and be what is wanted
         Err(match self.absent.is_empty() {
-            true => NotOffered::error(text, offered.is_empty() && self.warnings.is_empty()),
+            true => PlatformNotOffered::error(text, offered.is_empty() && self.warnings.is_empty()),
             false => Error::new(Kind::NotFound, text),
         })
     }
 
     /// Reads an image's manifest and configuration, unless that is done.
-    async fn read(&mut self, at: usize) -> Result<Found> {
+    async fn read(&mut self, at: usize) -> Result<ImagePresence> {
         let Some(entry) = self.entries.get_mut(at) else {
-            return Ok(Found::Absent(String::new()));
+            return Ok(ImagePresence::Absent(String::new()));
         };
-        let (Some(platform), Content::Listed) = (&entry.platform, &entry.content) else {
-            return Ok(Found::There(entry.digest));
+        let (Some(platform), EntryContent::Listed) = (&entry.platform, &entry.content) else {
+            return Ok(ImagePresence::Present(entry.digest));
         };
         let name = format!("the image for {platform}");
         let manifest = match self.source.manifest(&entry.digest).await {
             Ok(manifest) => manifest,
             Err(error) if error.kind() == Kind::NotFound => {
                 let digest = entry.digest;
-                return Ok(Found::Absent(format!(
+                return Ok(ImagePresence::Absent(format!(
                     "{name} is listed, but its manifest {digest} is not there"
                 )));
             }
@@ -312,8 +316,8 @@ impl<'a> Catalog<'a> {
         let image = Image::of_manifest(self.source, manifest, platform, Some(self.root))
             .await
             .map_err(|error| error.context(name))?;
-        entry.content = Content::Read(Box::new(image), platform.clone());
-        Ok(Found::There(entry.digest))
+        entry.content = EntryContent::Read(Box::new(image), platform.clone());
+        Ok(ImagePresence::Present(entry.digest))
     }
 
     /// Looks into an entry that does not say what it is.
@@ -355,8 +359,8 @@ impl<'a> Catalog<'a> {
                 let image =
                     Image::of_manifest(self.source, found, &unstated, Some(self.root)).await?;
                 let platform = image.platform.clone();
-                let content = Content::Read(Box::new(image), platform);
-                self.entries.insert(at, Entry { content, ..entry });
+                let content = EntryContent::Read(Box::new(image), platform);
+                self.entries.insert(at, CatalogEntry { content, ..entry });
             }
             Err(manifest::Error::NotAnImage(_)) => {} // a signature beside the images, say
             Err(error) => self
@@ -367,24 +371,27 @@ impl<'a> Catalog<'a> {
     }
 
     /// All images that are there.
-    async fn all(mut self) -> Result<Chosen> {
-        let closed = |entry: &Entry| matches!(entry.content, Content::Closed);
+    async fn all(mut self) -> Result<ChosenImages> {
+        let closed = |entry: &CatalogEntry| matches!(entry.content, EntryContent::Closed);
         while let Some(at) = self.entries.iter().position(closed) {
             self.open(at).await?;
         }
         let mut there = HashSet::new();
         for at in 0..self.entries.len() {
             match self.read(at).await? {
-                Found::There(digest) => {
+                ImagePresence::Present(digest) => {
                     there.insert(digest);
                 }
-                Found::Absent(text) => self.absent.push(text),
+                ImagePresence::Absent(text) => self.absent.push(text),
             }
         }
         if there.is_empty() {
             let absent = self.absent.join("; ");
             return Err(match absent.is_empty() {
-                true => NotOffered::error("it lists no image".to_owned(), self.warnings.is_empty()),
+                true => PlatformNotOffered::error(
+                    "it lists no image".to_owned(),
+                    self.warnings.is_empty(),
+                ),
                 false => Error::new(
                     Kind::NotFound,
                     format!("none of the images that it lists is there: {absent}"),
@@ -395,17 +402,17 @@ impl<'a> Catalog<'a> {
     }
 
     /// These images, in the order of the index.
-    fn take(self, picked: &HashSet<Digest>) -> Chosen {
+    fn take(self, picked: &HashSet<Digest>) -> ChosenImages {
         let mut images: Vec<Image> = Vec::new();
         for entry in self.entries {
-            if let Content::Read(image, _) = entry.content
+            if let EntryContent::Read(image, _) = entry.content
                 && picked.contains(&image.digest)
-                && images.iter().all(|known| known.digest != image.digest)
+                && images.iter().all(|taken| taken.digest != image.digest)
             {
                 images.push(*image);
             }
         }
-        Chosen {
+        ChosenImages {
             images,
             absent: self.absent,
             warnings: self.warnings,
@@ -416,8 +423,8 @@ impl<'a> Catalog<'a> {
     async fn absent(&mut self, text: String) -> Error {
         let mut there = Vec::new();
         for at in 0..self.entries.len() {
-            if let Ok(Found::There(_)) = self.read(at).await
-                && let Some(platform) = self.entries.get(at).and_then(Entry::offers)
+            if let Ok(ImagePresence::Present(_)) = self.read(at).await
+                && let Some(platform) = self.entries.get(at).and_then(CatalogEntry::offers)
             {
                 there.push(platform.clone());
             }
@@ -431,8 +438,8 @@ impl<'a> Catalog<'a> {
 }
 
 /// Whether what an index lists is there.
-enum Found {
-    There(Digest),
+enum ImagePresence {
+    Present(Digest),
     /// It is not, in a sentence.
     Absent(String),
 }
@@ -472,7 +479,7 @@ pub(crate) async fn indexes(source: &Source, root: &Manifest) -> Vec<Manifest> {
         let is_index_entry =
             |entry: &Value| media_type::is_index(entry["mediaType"].as_str().unwrap_or_default());
         for digest in listed(index, is_index_entry) {
-            if found.len() == MAX_INDEXES || found.iter().any(|known| known.digest == digest) {
+            if found.len() == MAX_INDEXES || found.iter().any(|taken| taken.digest == digest) {
                 continue;
             }
             found.extend(source.manifest(&digest).await.ok().filter(is_index));

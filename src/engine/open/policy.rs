@@ -35,7 +35,7 @@ pub struct IndexChoice {
 /// How an index was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Origin {
+pub enum IndexOrigin {
     /// Named by the caller.
     Given,
     /// By the annotation of the image manifest.
@@ -46,7 +46,7 @@ pub enum Origin {
     Local,
 }
 
-impl fmt::Display for Origin {
+impl fmt::Display for IndexOrigin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Given => "given",

@@ -8,8 +8,8 @@ use std::sync::{Arc, Weak};
 use futures_util::{StreamExt as _, stream};
 
 use super::{
-    opened::{Basis, LAYERS_AT_ONCE, OpenedLayer},
-    search::Found,
+    opened::{DiskBasis, LAYERS_AT_ONCE, OpenedLayer},
+    search::FoundIndexes,
 };
 use crate::{
     compact::manifest::MAX_PREFETCH_BYTES,
@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// A list of a disk's spans that is to be had.
-struct List {
+struct PrefetchBlob {
     disk: Weak<Disk>,
     source: Source,
     blob: BlobRef,
@@ -29,9 +29,9 @@ struct List {
 }
 
 /// Starts to fetch what the indexes list for these layers, each in the numbers of the table that its disk was made from. Returns at once.
-pub(crate) fn start(store: &Arc<Store>, found: &Found, layers: &[OpenedLayer]) {
+pub(crate) fn start(store: &Arc<Store>, found: &FoundIndexes, layers: &[OpenedLayer]) {
     let incomplete = layers.iter().filter(|layer| !layer.disk.is_complete());
-    let lists: Vec<List> = incomplete
+    let lists: Vec<PrefetchBlob> = incomplete
         .filter_map(|layer| list_of(found, layer))
         .collect();
     if lists.is_empty() {
@@ -58,11 +58,11 @@ pub(crate) fn start(store: &Arc<Store>, found: &Found, layers: &[OpenedLayer]) {
 }
 
 /// The list of a layer, if there is one.
-fn list_of(found: &Found, layer: &OpenedLayer) -> Option<List> {
+fn list_of(found: &FoundIndexes, layer: &OpenedLayer) -> Option<PrefetchBlob> {
     let disk = &layer.disk;
     let digest = &disk.layer().digest;
     let (source, blob, limit) = match layer.basis {
-        Basis::Compact => {
+        DiskBasis::Compact => {
             let compact = found.compact.as_ref()?;
             let list = compact.manifest.prefetch_of(compact.layer(digest)?)?;
             let blob = BlobRef {
@@ -71,7 +71,7 @@ fn list_of(found: &Found, layer: &OpenedLayer) -> Option<List> {
             };
             (compact.source.clone(), blob, MAX_PREFETCH_BYTES)
         }
-        Basis::Ztoc => {
+        DiskBasis::Ztoc => {
             let index = found.index.as_ref()?;
             let blob = match index.manifest.prefetch_of(digest) {
                 Ok(blob) => blob?,
@@ -84,7 +84,7 @@ fn list_of(found: &Found, layer: &OpenedLayer) -> Option<List> {
         }
         _ => return None,
     };
-    Some(List {
+    Some(PrefetchBlob {
         disk: Arc::downgrade(disk),
         source,
         blob,
@@ -92,7 +92,7 @@ fn list_of(found: &Found, layer: &OpenedLayer) -> Option<List> {
     })
 }
 
-async fn read(list: &List) -> Result<Prefetch> {
+async fn read(list: &PrefetchBlob) -> Result<Prefetch> {
     let bytes = list
         .source
         .blob(&list.blob.digest, list.blob.size, list.limit)

@@ -2,7 +2,7 @@
 
 use super::{
     image::Image,
-    platforms::{Platforms, chosen},
+    platforms::{Platforms, choose_images},
 };
 use crate::{
     error::{Error, Kind, Result},
@@ -20,7 +20,7 @@ impl Image {
         };
         let find = async {
             let root = source.root_manifest().await?;
-            let chosen = chosen(source, &root, &platforms).await?;
+            let chosen = choose_images(source, &root, &platforms).await?;
             for warning in chosen.warnings {
                 tracing::warn!("{}: {warning}", source.reference());
             }

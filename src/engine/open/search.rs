@@ -20,7 +20,7 @@ use super::{
     image::Image,
     image_index::ImageIndex,
     local_indexes::LocalIndexes,
-    policy::{IndexChoice, IndexPolicy, Origin},
+    policy::{IndexChoice, IndexOrigin, IndexPolicy},
     soci_index::SociIndex,
 };
 use crate::{
@@ -37,7 +37,7 @@ const MAX_TRIED: usize = 16;
 
 /// The outcome of a search.
 #[derive(Default)]
-pub struct Found {
+pub struct FoundIndexes {
     /// The SOCI index, if there is one.
     pub index: Option<SociIndex>,
     /// The compact index, if there is one: it goes before the SOCI index, layer by layer.
@@ -47,8 +47,12 @@ pub struct Found {
 }
 
 /// Finds the indexes that count for an image.
-pub async fn find(image: &Image, choice: &IndexChoice, local: &LocalIndexes) -> Result<Found> {
-    let new = || Search {
+pub async fn find(
+    image: &Image,
+    choice: &IndexChoice,
+    local: &LocalIndexes,
+) -> Result<FoundIndexes> {
+    let new = || IndexSearch {
         image,
         local,
         warnings: Vec::new(),
@@ -61,7 +65,7 @@ pub async fn find(image: &Image, choice: &IndexChoice, local: &LocalIndexes) -> 
             let (index, compact_index) =
                 tokio::try_join!(soci.run(choice.policy), compact.run(choice.policy))?;
             soci.warnings.extend(compact.warnings);
-            Found {
+            FoundIndexes {
                 index,
                 compact: compact_index,
                 warnings: soci.warnings,
@@ -99,15 +103,15 @@ fn required(image: &Image, warnings: &[String]) -> Error {
 }
 
 /// A search for the index of one kind.
-struct Search<'a> {
+struct IndexSearch<'a> {
     image: &'a Image,
     local: &'a LocalIndexes,
     warnings: Vec<String>,
 }
 
-impl Search<'_> {
+impl IndexSearch<'_> {
     /// The index of this digest, of whichever kind.
-    async fn given(mut self, digest: &Digest, policy: IndexPolicy) -> Result<Found> {
+    async fn given(mut self, digest: &Digest, policy: IndexPolicy) -> Result<FoundIndexes> {
         if policy == IndexPolicy::None {
             return Err(Error::new(
                 Kind::InvalidArgument,
@@ -130,7 +134,7 @@ impl Search<'_> {
             What::CompactIndex => compact = Some(self.read_given(&manifest, &source)?),
             _ => index = Some(self.read_given(&manifest, &source)?),
         }
-        Ok(Found {
+        Ok(FoundIndexes {
             index,
             compact,
             warnings: self.warnings,
@@ -143,7 +147,13 @@ impl Search<'_> {
     }
 
     fn read_given<T: ImageIndex>(&mut self, found: &Manifest, source: &Source) -> Result<T> {
-        let index = T::read(found, Origin::Given, source, self.image, &mut self.warnings)?;
+        let index = T::read(
+            found,
+            IndexOrigin::Given,
+            source,
+            self.image,
+            &mut self.warnings,
+        )?;
         if !index.is_of(self.image) {
             self.warnings.push(format!(
                 "{} index {} was made for another image than {}",
@@ -189,7 +199,14 @@ impl Search<'_> {
         };
         let read = found.await.and_then(|manifest| {
             let warnings = &mut self.warnings;
-            T::read(&manifest, Origin::Annotation, source, self.image, warnings).map(Some)
+            T::read(
+                &manifest,
+                IndexOrigin::Annotation,
+                source,
+                self.image,
+                warnings,
+            )
+            .map(Some)
         });
         let annotation: String = annotation.chars().take(255).collect();
         let what = format!(
@@ -205,7 +222,7 @@ impl Search<'_> {
         let list = source.referrers(&self.image.digest, T::ARTIFACT_TYPE).await;
         let what = format!("{} indexes of this image cannot be looked for", T::NAME);
         match self.or_warning(list.map(Some), &what)? {
-            Some(list) => self.newest(&list, Origin::Referrer, &source).await,
+            Some(list) => self.newest(&list, IndexOrigin::Referrer, &source).await,
             None => Ok(None),
         }
     }
@@ -223,7 +240,7 @@ impl Search<'_> {
         };
         let source = self.local.source().await;
         match self.or_warning(source.map(Some), &what)? {
-            Some(source) => self.newest(&list, Origin::Local, &source).await,
+            Some(source) => self.newest(&list, IndexOrigin::Local, &source).await,
             None => Ok(None),
         }
     }
@@ -231,7 +248,7 @@ impl Search<'_> {
     async fn newest<T: ImageIndex>(
         &mut self,
         list: &[Referrer],
-        origin: Origin,
+        origin: IndexOrigin,
         source: &Source,
     ) -> Result<Option<T>> {
         for referrer in list.iter().rev().take(MAX_TRIED) {

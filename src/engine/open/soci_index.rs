@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use super::{image::Image, image_index::ImageIndex, policy::Origin};
+use super::{image::Image, image_index::ImageIndex, policy::IndexOrigin};
 use crate::{
     error::{Error, Kind, Result, ResultExt},
     oci::Digest,
@@ -23,7 +23,7 @@ pub struct SociIndex {
     /// 1 or 2.
     pub version: u8,
     /// How it was found.
-    pub origin: Origin,
+    pub origin: IndexOrigin,
     /// The zTOCs of the image's layers, by the layer's digest.
     pub ztocs: BTreeMap<Digest, BlobRef>,
     /// The layers that it has a zTOC for which cannot be read, and why.
@@ -66,7 +66,7 @@ impl ImageIndex for SociIndex {
 
     fn read(
         found: &Manifest,
-        origin: Origin,
+        origin: IndexOrigin,
         source: &Source,
         image: &Image,
         warnings: &mut Vec<String>,

@@ -6,8 +6,8 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::{
-    manifests::{Counts, Graph, Tally},
-    naming::Naming,
+    manifests::{BlobCounts, BlobTally, ManifestCopier},
+    naming::TagUpdate,
     referrers::{self, Companion},
 };
 use crate::{
@@ -50,7 +50,7 @@ pub struct CopyReport {
     /// What refers to it and stayed behind.
     pub left: Vec<Companion>,
     /// How the blobs went.
-    pub blobs: Counts,
+    pub blobs: BlobCounts,
     /// What the person should know: what was left out.
     pub warnings: Vec<String>,
 }
@@ -62,10 +62,10 @@ pub async fn copy(
     options: &CopyOptions,
 ) -> Result<CopyReport> {
     let work = async {
-        let naming = Naming::begin(destination).await?;
+        let naming = TagUpdate::begin(destination).await?;
         let root = source.root_manifest().await?;
-        let tally = Tally::default();
-        let mut graph = Graph::new(source, destination, options.uploads, &tally);
+        let tally = BlobTally::default();
+        let mut graph = ManifestCopier::new(source, destination, options.uploads, &tally);
         let copied = graph.copy(&root).await?;
         let (mut referrers, mut left) = (Vec::new(), Vec::new());
         let mut seen = HashSet::new();
@@ -142,7 +142,7 @@ pub(crate) fn changed(root: &Manifest, copied: &Manifest) -> Option<String> {
 async fn along(
     source: &Source,
     destination: &Destination,
-    graph: &mut Graph<'_>,
+    graph: &mut ManifestCopier<'_>,
     companion: &Companion,
 ) -> Result<bool> {
     let manifest = source.manifest(&companion.digest).await?;

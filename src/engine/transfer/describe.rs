@@ -37,7 +37,7 @@ pub struct Description {
     /// The manifest that it refers to.
     pub subject: Option<String>,
     /// What an index lists.
-    pub entries: Vec<Listed>,
+    pub entries: Vec<DescribedEntry>,
     /// What refers to it, and to what it lists; sorted by artifact type.
     pub referrers: Vec<Companion>,
     /// What the person should know: a SOCI index that a copy has lost.
@@ -46,7 +46,7 @@ pub struct Description {
 
 /// An entry of an index.
 #[derive(Clone, Debug, Serialize)]
-pub struct Listed {
+pub struct DescribedEntry {
     /// Its manifest.
     pub digest: String,
     /// e.g. `linux/arm64`.
@@ -118,7 +118,7 @@ impl Description {
             (None, Some(kind)) => what_is_type(kind).to_string(),
             (None, None) => "not there".to_owned(),
         };
-        self.entries.push(Listed {
+        self.entries.push(DescribedEntry {
             platform: platform.is_object().then(|| {
                 let mut name = format!("{}/{}", part("os"), part("architecture"));
                 if !part("variant").is_empty() {

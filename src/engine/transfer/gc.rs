@@ -27,12 +27,12 @@ pub struct GcReport {
     /// Lists that were looked at.
     pub lists: usize,
     /// What was removed.
-    pub removed: Vec<Removed>,
+    pub removed: Vec<RemovedReferrer>,
 }
 
 /// Something that was removed.
 #[derive(Clone, Debug, Serialize)]
-pub struct Removed {
+pub struct RemovedReferrer {
     /// The index, or what the entry listed.
     pub digest: Digest,
     /// The image that it belonged to.
@@ -63,18 +63,18 @@ pub async fn collect(
     subjects.extend(&listed);
     let mut removed = Vec::new();
     for image in &subjects {
-        let is_gone = matches!(at(&source, image).await?, Found::Nothing);
+        let is_gone = matches!(at(&source, image).await?, DigestTarget::Nothing);
         for referrer in source.all_referrers(image).await? {
             // what a list says of it is not enough to remove it
             let what = match at(&source, &referrer.digest).await? {
-                Found::Nothing => "entry",
-                Found::Manifest(found) if is_gone && is_index_of(&found, image) => "index",
-                Found::Manifest(_) | Found::Other => continue,
+                DigestTarget::Nothing => "entry",
+                DigestTarget::Manifest(found) if is_gone && is_index_of(&found, image) => "index",
+                DigestTarget::Manifest(_) | DigestTarget::Other => continue,
             };
             let is_changed =
                 dry_run || destination.delete_referrer(&referrer.digest, image).await?;
             if is_changed {
-                removed.push(Removed {
+                removed.push(RemovedReferrer {
                     digest: referrer.digest,
                     image: *image,
                     what,
@@ -91,18 +91,20 @@ pub async fn collect(
 }
 
 /// What is there under a digest.
-enum Found {
+enum DigestTarget {
     Nothing,
     Manifest(Manifest),
     /// Something that cannot be read as a manifest.
     Other,
 }
 
-async fn at(source: &Source, digest: &Digest) -> Result<Found> {
+async fn at(source: &Source, digest: &Digest) -> Result<DigestTarget> {
     match source.manifest(digest).await {
-        Ok(manifest) => Ok(Found::Manifest(manifest)),
-        Err(error) if error.kind() == Kind::NotFound => Ok(Found::Nothing),
-        Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Unsupported) => Ok(Found::Other),
+        Ok(manifest) => Ok(DigestTarget::Manifest(manifest)),
+        Err(error) if error.kind() == Kind::NotFound => Ok(DigestTarget::Nothing),
+        Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Unsupported) => {
+            Ok(DigestTarget::Other)
+        }
         Err(error) => Err(error),
     }
 }

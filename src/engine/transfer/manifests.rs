@@ -33,7 +33,7 @@ const MAX_MANIFESTS: usize = 4096;
 
 /// How the blobs of a copy came to their destination.
 #[derive(Debug, Default)]
-pub(crate) struct Tally {
+pub(crate) struct BlobTally {
     present: AtomicU64,
     mounted: AtomicU64,
     uploaded: AtomicU64,
@@ -42,7 +42,7 @@ pub(crate) struct Tally {
 
 /// The counts of a [`Tally`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Counts {
+pub struct BlobCounts {
     /// Blobs that were there.
     pub present: u64,
     /// Blobs that the registry took from another repository of its own.
@@ -53,7 +53,7 @@ pub struct Counts {
     pub uploaded_bytes: u64,
 }
 
-impl Tally {
+impl BlobTally {
     /// Counts a blob.
     pub(crate) fn count(&self, copied: Copied, size: u64) {
         match copied {
@@ -68,9 +68,9 @@ impl Tally {
     }
 
     /// The counts so far.
-    pub(crate) fn counts(&self) -> Counts {
+    pub(crate) fn counts(&self) -> BlobCounts {
         let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        Counts {
+        BlobCounts {
             present: of(&self.present),
             mounted: of(&self.mounted),
             uploaded: of(&self.uploaded),
@@ -79,7 +79,7 @@ impl Tally {
     }
 }
 
-impl fmt::Display for Counts {
+impl fmt::Display for BlobCounts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             present,
@@ -98,25 +98,25 @@ impl fmt::Display for Counts {
 ///
 /// What an index lists and the source does not have is left out, unless the destination has it: the index that is written is then
 /// another one. So it is where it lists images that were converted. Anything else stays, byte for byte.
-pub(crate) struct Graph<'a> {
+pub(crate) struct ManifestCopier<'a> {
     pub(crate) source: &'a Source,
     pub(crate) destination: &'a Destination,
     /// Blobs at a time.
     pub(crate) uploads: usize,
-    pub(crate) tally: &'a Tally,
+    pub(crate) tally: &'a BlobTally,
     /// Images that are at the destination in another form, which takes the place of theirs.
     converted: &'a [Converted],
     /// Their SOCI indexes, which new ones take the place of.
     replaced: HashSet<String>,
-    outcomes: HashMap<Digest, Outcome>,
+    outcomes: HashMap<Digest, EntryOutcome>,
     /// The manifests that indexes list and that were copied as they are, in their order.
-    pub(crate) copied: Vec<Listed>,
+    pub(crate) copied: Vec<CopiedManifest>,
     /// What was left out, and foreign layers that were left where they are, each as a sentence.
     pub(crate) warnings: Vec<String>,
 }
 
 /// A manifest that an index lists.
-pub(crate) struct Listed {
+pub(crate) struct CopiedManifest {
     pub(crate) digest: Digest,
     /// Whether its entry says that it is an artifact.
     pub(crate) is_artifact: bool,
@@ -124,7 +124,7 @@ pub(crate) struct Listed {
 
 /// What became of an entry of an index.
 #[derive(Clone)]
-enum Outcome {
+enum EntryOutcome {
     /// The destination has it as it is.
     Kept,
     /// Neither source nor destination has it.
@@ -133,12 +133,12 @@ enum Outcome {
     Replaced(Manifest),
 }
 
-impl<'a> Graph<'a> {
+impl<'a> ManifestCopier<'a> {
     pub(crate) fn new(
         source: &'a Source,
         destination: &'a Destination,
         uploads: usize,
-        tally: &'a Tally,
+        tally: &'a BlobTally,
     ) -> Self {
         Self {
             source,
@@ -223,12 +223,12 @@ impl<'a> Graph<'a> {
                 let is_image = may_be_image(entry);
                 images += usize::from(is_image);
                 let edit = match self.entry(entry, depth).await? {
-                    Outcome::Kept => continue,
-                    Outcome::LeftOut => {
+                    EntryOutcome::Kept => continue,
+                    EntryOutcome::LeftOut => {
                         left_out += usize::from(is_image);
                         Edit::LeaveOut
                     }
-                    Outcome::Replaced(new) => Edit::Replace {
+                    EntryOutcome::Replaced(new) => Edit::Replace {
                         media_type: new.media_type,
                         digest: new.digest,
                         size: new.bytes.len(),
@@ -271,26 +271,26 @@ impl<'a> Graph<'a> {
     }
 
     /// Copies what an entry of an index leads to.
-    async fn entry(&mut self, entry: &Value, depth: usize) -> Result<Outcome> {
+    async fn entry(&mut self, entry: &Value, depth: usize) -> Result<EntryOutcome> {
         let text = digest_of(entry);
         let name = name_of(entry);
         let image = belongs_to(entry);
         if self.is_converted(text) || self.replaced.contains(text) || self.is_replaced(entry, image)
         {
-            return Ok(Outcome::Kept); // its entry gets what takes its place
+            return Ok(EntryOutcome::Kept); // its entry gets what takes its place
         }
         let image = image.and_then(|image| self.outcomes.get(&image.parse().ok()?));
-        if matches!(image, Some(Outcome::LeftOut)) {
+        if matches!(image, Some(EntryOutcome::LeftOut)) {
             self.warnings
                 .push(format!("{name} ({text}) belongs to it, and is left out"));
-            return Ok(Outcome::LeftOut);
+            return Ok(EntryOutcome::LeftOut);
         }
         let digest: Digest = match text.parse() {
             Ok(digest) => digest,
             Err(error) => {
                 self.warnings
                     .push(format!("{name} cannot be copied and is left out: {error}"));
-                return Ok(Outcome::LeftOut);
+                return Ok(EntryOutcome::LeftOut);
             }
         };
         if let Some(outcome) = self.outcomes.get(&digest) {
@@ -308,22 +308,22 @@ impl<'a> Graph<'a> {
                 .await
                 .map_err(|error| error.context(&name))?,
             Err(error) if error.kind() != Kind::NotFound => return Err(error),
-            Err(_) if self.is_at_destination(&digest).await? => Outcome::Kept,
+            Err(_) if self.is_at_destination(&digest).await? => EntryOutcome::Kept,
             Err(error) if is_index_of_ours(entry) => {
                 let text = format!("{name} is not there: `socinbd convert` makes it again");
                 return Err(error.context(text));
             }
-            Err(_) => Outcome::LeftOut,
+            Err(_) => EntryOutcome::LeftOut,
         };
         match &outcome {
-            Outcome::LeftOut => self.warnings.push(format!(
+            EntryOutcome::LeftOut => self.warnings.push(format!(
                 "{name} ({digest}) is listed and not there, and is left out"
             )),
-            Outcome::Kept => self.copied.push(Listed {
+            EntryOutcome::Kept => self.copied.push(CopiedManifest {
                 digest,
                 is_artifact: entry.get("artifactType").is_some(),
             }),
-            Outcome::Replaced(_) => {}
+            EntryOutcome::Replaced(_) => {}
         }
         self.outcomes.insert(digest, outcome.clone());
         Ok(outcome)
@@ -343,16 +343,16 @@ impl<'a> Graph<'a> {
         })
     }
 
-    async fn child(&mut self, child: &Manifest, depth: usize) -> Result<Outcome> {
+    async fn child(&mut self, child: &Manifest, depth: usize) -> Result<EntryOutcome> {
         let Some(written) = self.document(child, depth + 1).await? else {
-            return Ok(Outcome::LeftOut);
+            return Ok(EntryOutcome::LeftOut);
         };
         self.destination
             .put_manifest(&written.media_type, &written.bytes)
             .await?;
         Ok(match written.digest == child.digest {
-            true => Outcome::Kept,
-            false => Outcome::Replaced(written),
+            true => EntryOutcome::Kept,
+            false => EntryOutcome::Replaced(written),
         })
     }
 
@@ -438,7 +438,7 @@ fn may_be_image(entry: &Value) -> bool {
 /// What an entry of an index is said to be, for a message.
 fn name_of(entry: &Value) -> String {
     let part = |key: &str| entry["platform"][key].as_str().unwrap_or_default();
-    let known = match entry["artifactType"].as_str() {
+    let kind = match entry["artifactType"].as_str() {
         Some(kind) => what_is_type(kind).to_string(),
         None if entry["annotations"]["vnd.docker.reference.type"].is_string() => {
             "an attestation".to_owned()
@@ -448,9 +448,9 @@ fn name_of(entry: &Value) -> String {
     };
     let variant = Some(part("variant")).filter(|variant| !variant.is_empty());
     match part("os") {
-        "" | "unknown" => known,
+        "" | "unknown" => kind,
         os => format!(
-            "{known} for {}",
+            "{kind} for {}",
             Platform::new(os, part("architecture"), variant)
         ),
     }

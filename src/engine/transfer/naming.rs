@@ -12,20 +12,20 @@ use crate::{
 ///
 /// Registries have no compare-and-swap: what another writes between the last look and the write is still replaced. That is one round trip
 /// instead of the minutes that a conversion takes.
-pub(crate) struct Naming<'a> {
+pub(crate) struct TagUpdate<'a> {
     destination: &'a Destination,
-    before: Named,
+    before: TagTarget,
 }
 
 /// What a name leads to.
-enum Named {
+enum TagTarget {
     Nothing,
     Manifest(Manifest),
     /// Something that cannot be read as a manifest.
     Other,
 }
 
-impl Named {
+impl TagTarget {
     fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Manifest(one), Self::Manifest(other)) => one.digest == other.digest,
@@ -35,7 +35,7 @@ impl Named {
     }
 }
 
-impl<'a> Naming<'a> {
+impl<'a> TagUpdate<'a> {
     /// Looks at what the name leads to now.
     pub(crate) async fn begin(destination: &'a Destination) -> Result<Self> {
         let before = named(destination).await?;
@@ -48,8 +48,8 @@ impl<'a> Naming<'a> {
     /// The manifest that it named, where there was one.
     pub(crate) fn before(&self) -> Option<&Manifest> {
         match &self.before {
-            Named::Manifest(manifest) => Some(manifest),
-            Named::Nothing | Named::Other => None,
+            TagTarget::Manifest(manifest) => Some(manifest),
+            TagTarget::Nothing | TagTarget::Other => None,
         }
     }
 
@@ -57,11 +57,11 @@ impl<'a> Naming<'a> {
     pub(crate) async fn give(self, media_type: &str, bytes: &Bytes) -> Result<Digest> {
         let now = named(self.destination).await?;
         let what = match &now {
-            Named::Manifest(now) if now.digest == Digest::of(bytes) => None,
+            TagTarget::Manifest(now) if now.digest == Digest::of(bytes) => None,
             same if same.is_same(&self.before) => None,
-            Named::Manifest(now) => Some(now.digest.to_string()),
-            Named::Nothing => Some("nothing".to_owned()),
-            Named::Other => Some("something else".to_owned()),
+            TagTarget::Manifest(now) => Some(now.digest.to_string()),
+            TagTarget::Nothing => Some("nothing".to_owned()),
+            TagTarget::Other => Some("something else".to_owned()),
         };
         if let Some(what) = what {
             return Err(Error::new(
@@ -76,24 +76,24 @@ impl<'a> Naming<'a> {
     }
 }
 
-async fn named(destination: &Destination) -> Result<Named> {
+async fn named(destination: &Destination) -> Result<TagTarget> {
     // without a tag a layout gets one entry more, and nothing is replaced
     if matches!(destination.reference(), Reference::Layout { tag: None, .. }) {
-        return Ok(Named::Nothing);
+        return Ok(TagTarget::Nothing);
     }
     let Some(there) = destination.source().await? else {
-        return Ok(Named::Nothing); // an archive is written anew
+        return Ok(TagTarget::Nothing); // an archive is written anew
     };
     match there.root_manifest().await {
-        Ok(manifest) => Ok(Named::Manifest(manifest)),
-        Err(error) if error.kind() == Kind::NotFound => Ok(Named::Nothing),
+        Ok(manifest) => Ok(TagTarget::Manifest(manifest)),
+        Err(error) if error.kind() == Kind::NotFound => Ok(TagTarget::Nothing),
         Err(error)
             if matches!(
                 error.kind(),
                 Kind::Corrupt | Kind::Unsupported | Kind::InvalidArgument
             ) =>
         {
-            Ok(Named::Other)
+            Ok(TagTarget::Other)
         }
         Err(error) => Err(error),
     }
@@ -123,18 +123,18 @@ mod tests {
             there.root_manifest().await.unwrap().bytes
         };
         for first in [&old, &new] {
-            let naming = Naming::begin(&destination).await.unwrap();
+            let naming = TagUpdate::begin(&destination).await.unwrap();
             naming.give(OCI_MANIFEST, first).await.unwrap();
             assert_eq!(named().await, *first);
         }
-        let naming = Naming::begin(&destination).await.unwrap();
+        let naming = TagUpdate::begin(&destination).await.unwrap();
         let put = destination.tag_manifest(OCI_MANIFEST, &theirs).await;
         put.unwrap();
         let error = naming.give(OCI_MANIFEST, &old).await.unwrap_err();
         assert_eq!(error.kind(), Kind::Unavailable, "{error:?}");
         assert_eq!(named().await, theirs);
         // two who make the same are not in each other's way
-        let naming = Naming::begin(&destination).await.unwrap();
+        let naming = TagUpdate::begin(&destination).await.unwrap();
         destination.tag_manifest(OCI_MANIFEST, &new).await.unwrap();
         naming.give(OCI_MANIFEST, &new).await.unwrap();
     }

@@ -6,15 +6,15 @@ use serde::Serialize;
 
 use super::{
     copy::changed,
-    manifests::{Counts, Graph, Tally},
-    naming::Naming,
+    manifests::{BlobCounts, BlobTally, ManifestCopier},
+    naming::TagUpdate,
 };
 use crate::{
     compact::{manifest as compact, manifest::ARTIFACT_TYPE as COMPACT_TYPE},
     engine::open::{
         image::Image,
         local_indexes::LocalIndexes,
-        platforms::{Chosen, Platforms, chosen},
+        platforms::{ChosenImages, Platforms, choose_images},
         soci_index::MAX_ZTOC_BYTES,
     },
     error::{Error, Kind, Result, ResultExt as _},
@@ -25,7 +25,7 @@ use crate::{
 
 /// What to do where the destination has an index of the image that is another one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Existing {
+pub enum ExistingIndexPolicy {
     /// Push, and say so.
     #[default]
     Warn,
@@ -41,7 +41,7 @@ pub struct PushOptions {
     /// Of which images.
     pub platforms: Platforms,
     /// What to do where there is one.
-    pub existing: Existing,
+    pub existing: ExistingIndexPolicy,
     /// Blobs that are sent at a time.
     pub uploads: usize,
 }
@@ -50,7 +50,7 @@ impl Default for PushOptions {
     fn default() -> Self {
         Self {
             platforms: Platforms::default(),
-            existing: Existing::default(),
+            existing: ExistingIndexPolicy::default(),
             uploads: DEFAULT_UPLOADS,
         }
     }
@@ -62,16 +62,16 @@ pub struct PushReport {
     /// Where to.
     pub destination: String,
     /// Each image, and what became of its index.
-    pub images: Vec<Pushed>,
+    pub images: Vec<PushedIndex>,
     /// How the blobs of the image went, where it was not there.
-    pub image_blobs: Option<Counts>,
+    pub image_blobs: Option<BlobCounts>,
     /// What the person should know.
     pub warnings: Vec<String>,
 }
 
 /// What became of an image's index.
 #[derive(Clone, Debug, Serialize)]
-pub struct Pushed {
+pub struct PushedIndex {
     /// The image's platform.
     pub platform: String,
     /// The image's manifest.
@@ -92,11 +92,11 @@ pub async fn push(
 ) -> Result<PushReport> {
     let work = async {
         let root = source.root_manifest().await?;
-        let Chosen {
+        let ChosenImages {
             images,
             absent,
             mut warnings,
-        } = chosen(source, &root, &options.platforms).await?;
+        } = choose_images(source, &root, &options.platforms).await?;
         let mut found = Vec::new();
         for image in &images {
             found.push((image, newest(image, local, &mut warnings).await?));
@@ -106,9 +106,9 @@ pub async fn push(
         }
         let mut image_blobs = None;
         if source.reference().place() != destination.reference().place() {
-            let naming = Naming::begin(destination).await?;
-            let tally = Tally::default();
-            let mut graph = Graph::new(source, destination, options.uploads, &tally);
+            let naming = TagUpdate::begin(destination).await?;
+            let tally = BlobTally::default();
+            let mut graph = ManifestCopier::new(source, destination, options.uploads, &tally);
             let copied = graph.copy(&root).await?;
             naming.give(&copied.media_type, &copied.bytes).await?;
             warnings.append(&mut graph.warnings);
@@ -126,7 +126,7 @@ pub async fn push(
                 }
                 None => "skipped",
             };
-            pushed.push(Pushed {
+            pushed.push(PushedIndex {
                 platform: image.platform.to_string(),
                 image: image.digest,
                 index: index.map(|index| index.digest),
@@ -151,7 +151,7 @@ pub async fn push(
 }
 
 /// An index that was found here.
-struct Here {
+struct LocalSociIndex {
     digest: Digest,
     manifest: IndexManifest,
     bytes: bytes::Bytes,
@@ -163,7 +163,7 @@ async fn newest(
     image: &Image,
     local: &LocalIndexes,
     warnings: &mut Vec<String>,
-) -> Result<Option<Here>> {
+) -> Result<Option<LocalSociIndex>> {
     let annotations = image.manifest.annotations().as_ref();
     if annotations.is_some_and(|annotations| annotations.contains_key(INDEX_DIGEST)) {
         warnings.push(format!(
@@ -175,7 +175,7 @@ async fn newest(
     if let Some((manifest, source)) = newest_of(image, V1_TYPE, local).await? {
         let parsed = IndexManifest::parse(&manifest.bytes)
             .or_kind(Kind::Corrupt, || format!("SOCI index {}", manifest.digest))?;
-        return Ok(Some(Here {
+        return Ok(Some(LocalSociIndex {
             digest: manifest.digest,
             manifest: parsed,
             bytes: manifest.bytes,
@@ -241,21 +241,21 @@ async fn push_compact(
 
 async fn one(
     image: &Image,
-    index: &Here,
+    index: &LocalSociIndex,
     destination: &Destination,
     options: &PushOptions,
     warnings: &mut Vec<String>,
 ) -> Result<&'static str> {
     if let Some(there) = destination.source().await? {
         let list = there.referrers(&image.digest, V1_TYPE).await?;
-        if list.iter().any(|known| known.digest == index.digest) {
+        if list.iter().any(|listed| listed.digest == index.digest) {
             return Ok("present");
         }
         if let Some(other) = list.last() {
             match options.existing {
-                Existing::Allow => {}
-                Existing::Skip => return Ok("skipped"),
-                Existing::Warn => warnings.push(format!(
+                ExistingIndexPolicy::Allow => {}
+                ExistingIndexPolicy::Skip => return Ok("skipped"),
+                ExistingIndexPolicy::Warn => warnings.push(format!(
                     "{} has {} other SOCI indexes of image {}, the newest is {}",
                     there.reference(),
                     list.len(),

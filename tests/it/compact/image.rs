@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use socinbd::{
     compact::manifest::{ARTIFACT_TYPE, INDEX_DIGEST, PREFETCH_TYPE, TABLE_DIGEST},
     engine::{
-        Basis, Image,
+        DiskBasis, Image,
         make::{
             convert, create,
             options::{ConvertOptions, CreateOptions},
@@ -16,8 +16,8 @@ use socinbd::{
             disks::Disks,
             local_indexes::LocalIndexes,
             opened::OpenedImage,
-            policy::{IndexChoice, IndexPolicy, Origin},
-            search::{self, Found},
+            policy::{IndexChoice, IndexOrigin, IndexPolicy},
+            search::{self, FoundIndexes},
         },
     },
     error::{Kind, Result},
@@ -95,7 +95,7 @@ impl Fixture {
     }
 }
 
-async fn find(reference: &str, choice: &IndexChoice, root: &TempDir) -> Result<Found> {
+async fn find(reference: &str, choice: &IndexChoice, root: &TempDir) -> Result<FoundIndexes> {
     let image = Image::resolve(&open(reference).await, None).await?;
     search::find(&image, choice, &LocalIndexes::open(root.path())?).await
 }
@@ -110,7 +110,7 @@ async fn open_image(reference: &str, root: &TempDir) -> OpenedImage {
         .unwrap()
 }
 
-fn bases(opened: &OpenedImage) -> Vec<&Basis> {
+fn bases(opened: &OpenedImage) -> Vec<&DiskBasis> {
     opened.layers.iter().map(|layer| &layer.basis).collect()
 }
 
@@ -141,7 +141,7 @@ async fn it_is_made_beside_the_soci_index_and_goes_before_it() {
     let compact = found.compact.unwrap();
     assert_eq!(
         (compact.digest, compact.origin),
-        (fixture.compact(), Origin::Referrer)
+        (fixture.compact(), IndexOrigin::Referrer)
     );
     assert_eq!(found.index.unwrap().digest, fixture.report.index);
     assert_eq!(found.warnings, [""; 0]);
@@ -149,9 +149,12 @@ async fn it_is_made_beside_the_soci_index_and_goes_before_it() {
     registry.reset_counters();
     let opened = open_image(&reference, &fixture.root).await;
     assert_eq!(opened.compact.as_ref().unwrap().digest, fixture.compact());
-    let small = |basis: &Basis| matches!(basis, Basis::Whole { .. });
+    let small = |basis: &DiskBasis| matches!(basis, DiskBasis::Whole { .. });
     assert!(small(bases(&opened)[0]), "{:?}", bases(&opened));
-    assert_eq!(bases(&opened)[1..], [&Basis::Compact, &Basis::Compact]);
+    assert_eq!(
+        bases(&opened)[1..],
+        [&DiskBasis::Compact, &DiskBasis::Compact]
+    );
     assert_eq!(opened.warnings, [""; 0]);
     // of the compact index the tables, by range, and of the zTOCs nothing
     for layer in &fixture.report.layers[..2] {
@@ -192,7 +195,7 @@ async fn a_table_that_cannot_be_used_gives_way_to_the_ztoc() {
     registry.add_blob_as("app", first, blob);
     registry.remove("app", &digest(&manifest["layers"][1]));
     let opened = open_image(&registry.reference("app:x"), &fixture.root).await;
-    assert_eq!(bases(&opened)[1..], [&Basis::Ztoc, &Basis::Ztoc]);
+    assert_eq!(bases(&opened)[1..], [&DiskBasis::Ztoc, &DiskBasis::Ztoc]);
     assert_eq!(opened.warnings.len(), 2, "{:?}", opened.warnings);
     for warning in &opened.warnings {
         assert!(
@@ -264,7 +267,7 @@ async fn whose_word_counts_is_asked_as_for_the_soci_index() {
     let found = choose(Some(fixture.compact()), IndexPolicy::V2)
         .await
         .unwrap();
-    assert_eq!(found.compact.unwrap().origin, Origin::Given);
+    assert_eq!(found.compact.unwrap().origin, IndexOrigin::Given);
     assert!(found.index.is_none());
     let found = choose(Some(fixture.report.index), IndexPolicy::Any)
         .await
@@ -299,7 +302,7 @@ async fn an_image_that_names_an_index_has_no_use_for_referrers() {
             INDEX_DIGEST => {
                 let compact = found.compact.unwrap();
                 assert_eq!(compact.digest, fixture.compact());
-                assert_eq!(compact.origin, Origin::Annotation);
+                assert_eq!(compact.origin, IndexOrigin::Annotation);
             }
             _ => assert!(found.compact.is_none()),
         }
@@ -339,7 +342,7 @@ async fn one_in_the_local_root_is_read_from_there() {
         opened.compact.as_ref().unwrap().digest,
         report.compact_index.unwrap()
     );
-    assert_eq!(opened.compact.as_ref().unwrap().origin, Origin::Local);
+    assert_eq!(opened.compact.as_ref().unwrap().origin, IndexOrigin::Local);
     let disk = &opened.layers.last().unwrap().disk;
     // from the end on, until a span has to be fetched: its window comes from the local root
     let mut end = disk.size();
@@ -431,14 +434,20 @@ async fn a_converted_image_names_it_and_twice_is_once() {
     };
     let found = find(&to, &choice, &root).await.unwrap();
     let index = found.compact.unwrap();
-    assert_eq!((index.digest, index.origin), (compact, Origin::Annotation));
+    assert_eq!(
+        (index.digest, index.origin),
+        (compact, IndexOrigin::Annotation)
+    );
     assert_eq!(found.index.unwrap().version, 2);
     let asked = registry
         .counters()
         .kind(crate::support::registry::Kind::Referrers);
     assert_eq!(asked.requests, 0);
     let opened = open_image(&to, &root).await;
-    assert_eq!(bases(&opened)[1..], [&Basis::Compact, &Basis::Compact]);
+    assert_eq!(
+        bases(&opened)[1..],
+        [&DiskBasis::Compact, &DiskBasis::Compact]
+    );
 
     // converted once more without it, the image keeps it: the layers are the same
     let options = ConvertOptions {
@@ -614,7 +623,10 @@ async fn listed_spans_come_and_a_list_that_lies_is_bounded() {
     let registry = with_list(&fixture, odd.as_bytes(), None);
     let root = TempDir::new().unwrap();
     let opened = open_image(&registry.reference("app:x"), &root).await;
-    assert_eq!(bases(&opened)[1..], [&Basis::Compact, &Basis::Compact]);
+    assert_eq!(
+        bases(&opened)[1..],
+        [&DiskBasis::Compact, &DiskBasis::Compact]
+    );
     crate::support::wait("the listed spans", || present(&opened) == 3);
     let layer = fixture.report.layers[0].layer;
     assert_eq!(
@@ -635,7 +647,10 @@ async fn listed_spans_come_and_a_list_that_lies_is_bounded() {
         let registry = with_list(&fixture, document.as_bytes(), table);
         let root = TempDir::new().unwrap();
         let opened = open_image(&registry.reference("app:x"), &root).await;
-        assert_eq!(bases(&opened)[1..], [&Basis::Compact, &Basis::Compact]);
+        assert_eq!(
+            bases(&opened)[1..],
+            [&DiskBasis::Compact, &DiskBasis::Compact]
+        );
         let disk = &opened.layers.last().unwrap().disk;
         complete(disk).await;
         let ext4 = ext4_view::Ext4::load(Box::new(fs::read(disk.path()).unwrap())).unwrap();

@@ -9,8 +9,8 @@ use socinbd::{
         make::{create, options::CreateOptions},
         open::{
             local_indexes::LocalIndexes,
-            policy::{IndexChoice, IndexPolicy, Origin},
-            search::{self, Found},
+            policy::{IndexChoice, IndexOrigin, IndexPolicy},
+            search::{self, FoundIndexes},
         },
     },
     error::{Kind, Result},
@@ -108,11 +108,11 @@ impl Fixture {
         self.made = made;
     }
 
-    async fn find(&self, given: Option<&Digest>) -> Result<Found> {
+    async fn find(&self, given: Option<&Digest>) -> Result<FoundIndexes> {
         self.choose(given, IndexPolicy::Any).await
     }
 
-    async fn choose(&self, given: Option<&Digest>, policy: IndexPolicy) -> Result<Found> {
+    async fn choose(&self, given: Option<&Digest>, policy: IndexPolicy) -> Result<FoundIndexes> {
         let choice = IndexChoice {
             digest: given.copied(),
             policy,
@@ -122,7 +122,7 @@ impl Fixture {
     }
 
     /// What is found: digest, version, origin; and how many warnings there are.
-    async fn found(&self) -> (Option<(Digest, u8, Origin)>, usize) {
+    async fn found(&self) -> (Option<(Digest, u8, IndexOrigin)>, usize) {
         let found = self.find(None).await.unwrap();
         let index = found
             .index
@@ -165,7 +165,7 @@ fn of_version_1_the_newest_that_can_be_read_counts() {
         let found = fixture.find(None).await.unwrap().index.unwrap();
         assert_eq!(
             (found.digest, found.version, found.origin),
-            (new, 1, Origin::Referrer)
+            (new, 1, IndexOrigin::Referrer)
         );
         let layer = fixture.layer();
         assert_eq!(found.ztoc(&layer), Some(Digest::of(b"new")));
@@ -178,7 +178,10 @@ fn of_version_1_the_newest_that_can_be_read_counts() {
     // the newest is gone: a layout leaves it out by itself
     fs::remove_file(fixture.made.blob_path(&new)).unwrap();
     run(async {
-        assert_eq!(fixture.found().await, (Some((old, 1, Origin::Referrer)), 0));
+        assert_eq!(
+            fixture.found().await,
+            (Some((old, 1, IndexOrigin::Referrer)), 0)
+        );
     });
     // one for no layer of this image
     let manifest = fixture.manifest.clone();
@@ -191,7 +194,10 @@ fn of_version_1_the_newest_that_can_be_read_counts() {
     empty["artifactType"] = json!(SOCI_V1);
     fixture.made.list(&empty);
     run(async {
-        assert_eq!(fixture.found().await, (Some((old, 1, Origin::Referrer)), 1));
+        assert_eq!(
+            fixture.found().await,
+            (Some((old, 1, IndexOrigin::Referrer)), 1)
+        );
     });
 }
 
@@ -221,7 +227,7 @@ fn version_2_counts_before_version_1() {
     run(async {
         assert_eq!(
             fixture.found().await,
-            (Some((v2, 2, Origin::Annotation)), 0)
+            (Some((v2, 2, IndexOrigin::Annotation)), 0)
         );
     });
 }
@@ -244,7 +250,7 @@ fn an_annotation_that_leads_nowhere_leads_not_to_version_1() {
             // the operator's own word counts all the same
             let local = fixture.create_local().await;
             let index = fixture.find(None).await.unwrap().index.unwrap();
-            assert_eq!((index.digest, index.origin), (local, Origin::Local));
+            assert_eq!((index.digest, index.origin), (local, IndexOrigin::Local));
         });
     }
 }
@@ -254,7 +260,10 @@ fn the_local_root_comes_last() {
     let mut fixture = Fixture::new();
     run(async {
         let local = fixture.create_local().await;
-        assert_eq!(fixture.found().await, (Some((local, 1, Origin::Local)), 0));
+        assert_eq!(
+            fixture.found().await,
+            (Some((local, 1, IndexOrigin::Local)), 0)
+        );
         let index = fixture.find(None).await.unwrap().index.unwrap();
         let ztoc = index.fetch_ztoc(&fixture.layer()).await.unwrap();
         assert_eq!(Some(Digest::of(&ztoc)), index.ztoc(&fixture.layer()));
@@ -263,7 +272,7 @@ fn the_local_root_comes_last() {
     run(async {
         assert_eq!(
             fixture.found().await,
-            (Some((pushed, 1, Origin::Referrer)), 0)
+            (Some((pushed, 1, IndexOrigin::Referrer)), 0)
         );
     });
 }
@@ -283,7 +292,7 @@ fn the_index_that_is_named_counts_or_fails() {
         for (given, warnings) in [(first, 0), (local, 0), (foreign, 1)] {
             let found = fixture.find(Some(&given)).await.unwrap();
             let index = found.index.unwrap();
-            assert_eq!((index.digest, index.origin), (given, Origin::Given));
+            assert_eq!((index.digest, index.origin), (given, IndexOrigin::Given));
             assert_eq!(found.warnings.len(), warnings, "{:?}", found.warnings);
             index.fetch_ztoc(&fixture.layer()).await.unwrap();
         }
@@ -309,15 +318,15 @@ fn a_policy_says_whose_index_counts() {
         found.index.map(|index| (index.digest, index.origin))
     };
     run(async {
-        let referrer = Some((pushed, Origin::Referrer));
+        let referrer = Some((pushed, IndexOrigin::Referrer));
         assert_eq!(of(&fixture, None, IndexPolicy::Any).await, referrer);
         assert_eq!(of(&fixture, None, IndexPolicy::V2).await, None);
         assert_eq!(of(&fixture, None, IndexPolicy::None).await, None);
         // the caller's own word, and the operator's
-        let given = Some((pushed, Origin::Given));
+        let given = Some((pushed, IndexOrigin::Given));
         assert_eq!(of(&fixture, Some(&pushed), IndexPolicy::V2).await, given);
         let local = fixture.create_local().await;
-        let of_this_host = Some((local, Origin::Local));
+        let of_this_host = Some((local, IndexOrigin::Local));
         assert_eq!(of(&fixture, None, IndexPolicy::V2).await, of_this_host);
         assert_eq!(of(&fixture, None, IndexPolicy::None).await, None);
         let both = fixture.choose(Some(&pushed), IndexPolicy::None).await;
@@ -328,7 +337,7 @@ fn a_policy_says_whose_index_counts() {
     let v2 = digest(&fixture.index(SOCI_V2, b"two", None));
     fixture.annotate(&v2.to_string());
     run(async {
-        let bound = Some((v2, Origin::Annotation));
+        let bound = Some((v2, IndexOrigin::Annotation));
         assert_eq!(of(&fixture, None, IndexPolicy::V2).await, bound);
         assert_eq!(of(&fixture, None, IndexPolicy::None).await, None);
     });
@@ -418,7 +427,7 @@ fn a_registry_is_asked_by_the_api_and_by_the_tag() {
             let index = find().await.index.unwrap();
             assert_eq!(
                 (index.digest, index.origin),
-                (new, Origin::Referrer),
+                (new, IndexOrigin::Referrer),
                 "{api:?}"
             );
             assert_eq!(

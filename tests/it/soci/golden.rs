@@ -13,7 +13,7 @@ use socinbd::{
         },
         open::{
             local_indexes::LocalIndexes,
-            policy::{IndexChoice, Origin},
+            policy::{IndexChoice, IndexOrigin},
             search,
         },
     },
@@ -250,14 +250,18 @@ fn every_image_is_resolved_and_its_index_found() {
             match (id.split('-').next().unwrap(), index) {
                 ("src", None) => {}
                 ("v1", Some(index)) => {
-                    assert_eq!((index.version, index.origin), (1, Origin::Referrer), "{id}");
+                    assert_eq!(
+                        (index.version, index.origin),
+                        (1, IndexOrigin::Referrer),
+                        "{id}"
+                    );
                     assert!(!index.ztocs.is_empty(), "{id}");
                     *versions.entry(1).or_default() += 1;
                 }
                 ("v2", Some(index)) => {
                     assert_eq!(
                         (index.version, index.origin),
-                        (2, Origin::Annotation),
+                        (2, IndexOrigin::Annotation),
                         "{id}"
                     );
                     assert!(!index.ztocs.is_empty(), "{id}");

@@ -18,7 +18,7 @@ use socinbd::{
         open::{
             local_indexes::LocalIndexes,
             platforms::Platforms,
-            policy::{IndexChoice, Origin},
+            policy::{IndexChoice, IndexOrigin},
             search,
             soci_index::SociIndex,
         },
@@ -149,7 +149,7 @@ fn an_image_that_aws_converted_is_read() {
     run(async {
         let image = resolve(&reference).await;
         let index = find(&image, folder.path()).await;
-        assert_eq!((index.version, index.origin), (2, Origin::Annotation));
+        assert_eq!((index.version, index.origin), (2, IndexOrigin::Annotation));
         assert_reads(&image, &reference, &index, &layers).await;
     });
 }
@@ -191,7 +191,7 @@ fn an_image_with_a_compact_index_is_one_for_aws_too() {
     run(async {
         let image = resolve(&reference).await;
         let index = find(&image, folder.path()).await;
-        assert_eq!((index.version, index.origin), (2, Origin::Annotation));
+        assert_eq!((index.version, index.origin), (2, IndexOrigin::Annotation));
         assert_reads(&image, &reference, &index, &layers).await;
     });
 }
@@ -333,7 +333,7 @@ fn each_reads_the_other_s_index_in_the_local_root() {
     );
     run(async {
         let index = find(&image, theirs.path()).await;
-        assert_eq!((index.version, index.origin), (1, Origin::Local));
+        assert_eq!((index.version, index.origin), (1, IndexOrigin::Local));
         assert_reads(&image, &reference, &index, &layers).await;
         // and it is the one that ours writes under its name
         let same = make(&image, again.path(), AWS_BUILD_TOOL).await;
@@ -446,7 +446,7 @@ fn each_pushes_what_the_other_made() {
         let index = find(&image, theirs.path()).await;
         assert_eq!(
             (index.digest, index.origin),
-            (report.index, Origin::Referrer)
+            (report.index, IndexOrigin::Referrer)
         );
         assert_reads(&image, &tagged, &index, &layers).await;
     });

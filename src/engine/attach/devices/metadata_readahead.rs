@@ -26,12 +26,12 @@ use crate::{
 };
 
 /// Bytes that the kernel is asked to read together.
-const WINDOW: u64 = 256 << 10;
+const READAHEAD_WINDOW: u64 = 256 << 10;
 
 /// A disk behind a device, whose reads of metadata are noticed.
 pub(crate) struct WatchedDisk {
     disk: Arc<Disk>,
-    windows: Arc<Windows>,
+    windows: Arc<ReadaheadWindows>,
     runtime: Handle,
 }
 
@@ -39,7 +39,7 @@ impl WatchedDisk {
     /// A disk whose device is not there yet.
     pub(crate) fn new(disk: Arc<Disk>, runtime: Handle) -> Self {
         Self {
-            windows: Arc::new(Windows::of(disk.metadata())),
+            windows: Arc::new(ReadaheadWindows::of(disk.metadata())),
             disk,
             runtime,
         }
@@ -100,7 +100,7 @@ impl ServedDisk for WatchedDisk {
 }
 
 /// The windows of a disk's metadata.
-struct Windows {
+struct ReadaheadWindows {
     metadata: Range<u64>,
     /// For each window how often it was read.
     reads: Box<[AtomicU32]>,
@@ -108,10 +108,10 @@ struct Windows {
     device: Mutex<Option<Arc<Node>>>,
 }
 
-impl Windows {
+impl ReadaheadWindows {
     fn of(metadata: Range<DiskOffset>) -> Self {
         let metadata = metadata.start.get()..metadata.end.get();
-        let count = (metadata.end - metadata.start).div_ceil(WINDOW);
+        let count = (metadata.end - metadata.start).div_ceil(READAHEAD_WINDOW);
         Self {
             reads: (0..count).map(|_| AtomicU32::new(0)).collect(),
             metadata,
@@ -121,15 +121,15 @@ impl Windows {
 
     /// Takes note of a read; gives the window that the kernel should read now.
     fn wanted(&self, offset: u64, length: u64) -> Option<Range<u64>> {
-        if !self.metadata.contains(&offset) || length >= WINDOW / 2 {
+        if !self.metadata.contains(&offset) || length >= READAHEAD_WINDOW / 2 {
             return None;
         }
-        let number = (offset - self.metadata.start) / WINDOW;
+        let number = (offset - self.metadata.start) / READAHEAD_WINDOW;
         let reads = self.reads.get(number as usize)?;
         let is_second = reads.fetch_add(1, Ordering::Relaxed) % 2 == 1;
         is_second.then(|| {
-            let start = self.metadata.start + number * WINDOW;
-            start..self.metadata.end.min(start + WINDOW)
+            let start = self.metadata.start + number * READAHEAD_WINDOW;
+            start..self.metadata.end.min(start + READAHEAD_WINDOW)
         })
     }
 
@@ -157,8 +157,8 @@ mod tests {
 
     const START: u64 = 5000;
 
-    fn windows() -> Windows {
-        Windows::of(DiskOffset(START)..DiskOffset(START + 2 * WINDOW + 100))
+    fn windows() -> ReadaheadWindows {
+        ReadaheadWindows::of(DiskOffset(START)..DiskOffset(START + 2 * READAHEAD_WINDOW + 100))
     }
 
     #[test]
@@ -166,15 +166,18 @@ mod tests {
         let windows = windows();
         let read = |offset| windows.wanted(offset, 4096);
         assert_eq!(read(START), None);
-        assert_eq!(read(START + WINDOW), None, "another window");
-        assert_eq!(read(START + WINDOW - 1), Some(START..START + WINDOW));
+        assert_eq!(read(START + READAHEAD_WINDOW), None, "another window");
+        assert_eq!(
+            read(START + READAHEAD_WINDOW - 1),
+            Some(START..START + READAHEAD_WINDOW)
+        );
         assert_eq!(read(START + 4096), None, "once");
         assert_eq!(
             read(START + 8192),
-            Some(START..START + WINDOW),
+            Some(START..START + READAHEAD_WINDOW),
             "dropped since"
         );
-        let last = START + 2 * WINDOW;
+        let last = START + 2 * READAHEAD_WINDOW;
         assert_eq!(read(last), None);
         assert_eq!(read(last + 99), Some(last..last + 100), "to the end");
         for other in [0, START - 1, last + 100, u64::MAX] {
@@ -186,7 +189,7 @@ mod tests {
     fn large_reads_do_not_count() {
         let windows = windows();
         for _ in 0..4 {
-            assert_eq!(windows.wanted(START, WINDOW / 2), None);
+            assert_eq!(windows.wanted(START, READAHEAD_WINDOW / 2), None);
         }
         assert_eq!(windows.wanted(START, 4096), None);
         assert!(windows.wanted(START, 4096).is_some());

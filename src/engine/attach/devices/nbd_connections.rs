@@ -32,20 +32,20 @@ const DEAD: Duration = Duration::from_secs(60);
 pub(super) const MAX_REQUEST_KB: u64 = 1024;
 
 /// How often the watching thread looks whether it is still needed.
-const WATCH_TURN: Duration = Duration::from_secs(5);
+const WATCH_INTERVAL: Duration = Duration::from_secs(5);
 /// How soon it tries again to replace a connection.
-const RETRY_TURN: Duration = Duration::from_secs(1);
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The nbd devices of an engine, and the thread that gives a device new connections when the kernel has dropped its old ones.
 #[derive(Default)]
-pub(crate) struct Links {
-    by_index: Mutex<HashMap<u32, Weak<Link>>>,
+pub(crate) struct NbdLinks {
+    by_index: Mutex<HashMap<u32, Weak<NbdLink>>>,
     /// Whether the thread runs.
     watching: Mutex<bool>,
 }
 
 /// A connected nbd device.
-pub(crate) struct Link {
+pub(crate) struct NbdLink {
     device: NbdDevice,
     options: NbdOptions,
     disk: Arc<Disk>,
@@ -53,7 +53,7 @@ pub(crate) struct Link {
     runtime: Handle,
 }
 
-impl Links {
+impl NbdLinks {
     /// Makes a device for a disk. `identifier` is what it is known by in the kernel.
     pub(super) fn connect(
         links: &Arc<Self>,
@@ -61,7 +61,7 @@ impl Links {
         watched: &Arc<WatchedDisk>,
         identifier: String,
         runtime: Handle,
-    ) -> Result<Arc<Link>> {
+    ) -> Result<Arc<NbdLink>> {
         links.watch()?;
         let sockets = connections(watched, &runtime)?;
         let options = NbdOptions {
@@ -71,14 +71,14 @@ impl Links {
         };
         let device = kernel_nbd::connect(disk.size(), &sockets, &options)?;
         let index = device.index();
-        let link = Arc::new(Link {
+        let link = Arc::new(NbdLink {
             device,
             options,
             disk: Arc::clone(disk),
             watched: Arc::clone(watched),
             runtime,
         });
-        let mut by_index = links.known();
+        let mut by_index = links.links();
         by_index.retain(|_, link| link.strong_count() > 0);
         by_index.insert(index, Arc::downgrade(&link));
         Ok(link)
@@ -96,14 +96,14 @@ impl Links {
             let mut left = Vec::new();
             while let Some(links) = links.upgrade() {
                 // what could not be replaced, for want of a descriptor perhaps, is tried again
-                let turn = if left.is_empty() {
-                    WATCH_TURN
+                let interval = if left.is_empty() {
+                    WATCH_INTERVAL
                 } else {
-                    RETRY_TURN
+                    RETRY_INTERVAL
                 };
-                let events = dead.next(Some(turn)).unwrap_or_else(|error| {
+                let events = dead.next(Some(interval)).unwrap_or_else(|error| {
                     tracing::error!("watching nbd's connections: {}", error.report());
-                    thread::sleep(RETRY_TURN);
+                    thread::sleep(RETRY_INTERVAL);
                     Vec::new()
                 });
                 left = links.mend(&events, &left);
@@ -122,13 +122,13 @@ impl Links {
         for event in events {
             match event {
                 LinkEvent::Dead(index) => dead.push(*index),
-                LinkEvent::Lost => dead.extend(self.known().keys()),
+                LinkEvent::Lost => dead.extend(self.links().keys()),
             }
         }
         dead.sort_unstable();
         dead.dedup();
         for index in dead {
-            let link = self.known().get(&index).and_then(Weak::upgrade);
+            let link = self.links().get(&index).and_then(Weak::upgrade);
             if let Some(link) = link {
                 match link.reconnect() {
                     Ok(()) => {
@@ -152,12 +152,12 @@ impl Links {
         failed
     }
 
-    fn known(&self) -> std::sync::MutexGuard<'_, HashMap<u32, Weak<Link>>> {
+    fn links(&self) -> std::sync::MutexGuard<'_, HashMap<u32, Weak<NbdLink>>> {
         self.by_index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Link {
+impl NbdLink {
     /// The device.
     pub(crate) fn device(&self) -> &NbdDevice {
         &self.device

@@ -85,6 +85,6 @@ async fn a_device_in_use_goes_when_it_is_idle() {
     let deadline = Instant::now() + Duration::from_secs(10);
     while there() > 0 {
         assert!(Instant::now() < deadline, "it stays");
-        tokio::time::sleep(LINGER_TURN).await;
+        tokio::time::sleep(IDLE_POLL_INTERVAL).await;
     }
 }

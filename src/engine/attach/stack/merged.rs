@@ -7,7 +7,9 @@ use std::{
 
 use rustix::fs::Mode;
 
-use super::found::{Attributes, Found, FoundKind, LayerPath, LayerTree, prefixes};
+use super::layer_tree::{
+    DirectoryAttributes, LayerNode, LayerNodeKind, LayerPath, LayerTree, prefixes,
+};
 
 /// Symlinks that one path may lead through, as in containerd.
 const SYMLINK_LIMIT: usize = 255;
@@ -18,17 +20,17 @@ const STEP_LIMIT: usize = 1 << 20;
 const PATH_LIMIT: usize = 4095;
 
 /// The layers merged, looked at by path.
-pub(crate) struct Merged<'a, T> {
+pub(crate) struct MergedLayers<'a, T> {
     layers: &'a [T],
     /// So many of them, from the topmost, are stacked. The others give attributes alone.
     stacked: usize,
     implied: Vec<HashSet<&'a [u8]>>,
-    looked: Vec<HashMap<LayerPath, Option<Found>>>,
-    known: Vec<HashMap<LayerPath, Attributes>>,
+    looked: Vec<HashMap<LayerPath, Option<LayerNode>>>,
+    resolved: Vec<HashMap<LayerPath, DirectoryAttributes>>,
     steps: usize,
 }
 
-impl<'a, T: LayerTree> Merged<'a, T> {
+impl<'a, T: LayerTree> MergedLayers<'a, T> {
     pub(crate) fn new(layers: &'a [T], stacked: usize) -> Self {
         Self {
             layers,
@@ -38,13 +40,13 @@ impl<'a, T: LayerTree> Merged<'a, T> {
                 .map(|layer| layer.facts().implied.iter().map(Vec::as_slice).collect())
                 .collect(),
             looked: vec![HashMap::new(); layers.len()],
-            known: vec![HashMap::new(); layers.len()],
+            resolved: vec![HashMap::new(); layers.len()],
             steps: 0,
         }
     }
 
     /// What stands at the path in one layer; no symlink is followed.
-    pub(crate) fn look(&mut self, layer: usize, path: &[u8]) -> io::Result<Option<Found>> {
+    pub(crate) fn look(&mut self, layer: usize, path: &[u8]) -> io::Result<Option<LayerNode>> {
         if let Some(found) = self.looked[layer].get(path) {
             return Ok(found.clone());
         }
@@ -80,16 +82,20 @@ impl<'a, T: LayerTree> Merged<'a, T> {
     /// The attributes that a directory of a layer comes to. One that the layer names has its own. One that it only implies has those
     /// of the directory that the nearest lower layer has at its path; where that layer has something else there, or none has anything,
     /// it is made anew in its parent.
-    pub(super) fn attributes(&mut self, layer: usize, path: &[u8]) -> io::Result<Attributes> {
+    pub(super) fn attributes(
+        &mut self,
+        layer: usize,
+        path: &[u8],
+    ) -> io::Result<DirectoryAttributes> {
         let mut parent = None;
         // parents first: so this calls itself for lower layers only
         for prefix in prefixes(path) {
-            let known = self.known[layer].get(prefix);
-            let attributes = match known {
+            let resolved = self.resolved[layer].get(prefix);
+            let attributes = match resolved {
                 Some(attributes) => attributes.clone(),
                 None => {
                     let found = self.attributes_in(layer, prefix, parent.as_ref())?;
-                    self.known[layer].insert(prefix.to_vec(), found.clone());
+                    self.resolved[layer].insert(prefix.to_vec(), found.clone());
                     found
                 }
             };
@@ -102,8 +108,8 @@ impl<'a, T: LayerTree> Merged<'a, T> {
         &mut self,
         layer: usize,
         path: &[u8],
-        parent: Option<&Attributes>,
-    ) -> io::Result<Attributes> {
+        parent: Option<&DirectoryAttributes>,
+    ) -> io::Result<DirectoryAttributes> {
         let found = self.look(layer, path)?;
         let mut own = found.map(|found| found.attributes).unwrap_or_default();
         if !self.implied[layer].contains(path) {
@@ -165,7 +171,7 @@ impl<'a, T: LayerTree> Merged<'a, T> {
                     return Ok(None);
                 }
                 let text = match self.look(layer, &way)?.map(|found| found.kind) {
-                    Some(FoundKind::Symlink(text)) => Some(text),
+                    Some(LayerNodeKind::Symlink(text)) => Some(text),
                     // there may be one behind those that this pass has put into the way
                     None if followed > before => self.layers[layer].link_text(&way)?,
                     _ => None,

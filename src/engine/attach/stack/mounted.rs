@@ -15,7 +15,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::found::{Attributes, Found, FoundKind, LayerTree};
+use super::layer_tree::{DirectoryAttributes, LayerNode, LayerNodeKind, LayerTree};
 use crate::layer::StackingFacts;
 
 /// A layer's tree on its mount.
@@ -56,29 +56,29 @@ impl LayerTree for MountedLayer<'_> {
         &self.facts
     }
 
-    fn look(&self, path: &[u8]) -> io::Result<Option<Found>> {
+    fn look(&self, path: &[u8]) -> io::Result<Option<LayerNode>> {
         let Some(fd) = self.open(path, ResolveFlags::NO_SYMLINKS)? else {
             return Ok(None);
         };
         let stat = rustix::fs::fstat(&fd)?;
         let kind = match FileType::from_raw_mode(stat.st_mode) {
-            FileType::Directory => FoundKind::Directory,
-            FileType::Symlink => FoundKind::Symlink(text_of(&fd)?),
-            _ => FoundKind::Other,
+            FileType::Directory => LayerNodeKind::Directory,
+            FileType::Symlink => LayerNodeKind::Symlink(text_of(&fd)?),
+            _ => LayerNodeKind::Other,
         };
         let xattrs = match kind {
-            FoundKind::Directory => xattrs(&fd)?,
+            LayerNodeKind::Directory => xattrs(&fd)?,
             _ => Vec::new(),
         };
         let (marks, xattrs): (Vec<_>, Vec<_>) = xattrs
             .into_iter()
             .partition(|(name, _)| name.starts_with(b"trusted.overlay."));
-        Ok(Some(Found {
+        Ok(Some(LayerNode {
             kind,
             opaque: marks
                 .iter()
                 .any(|(name, value)| name == b"trusted.overlay.opaque" && value == b"y"),
-            attributes: Attributes {
+            attributes: DirectoryAttributes {
                 mode: stat.st_mode & 0o7777,
                 uid: stat.st_uid,
                 gid: stat.st_gid,

@@ -12,11 +12,11 @@ use std::{
 
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
 
-use super::{Plan, found::Attributes};
+use super::{StackPlan, layer_tree::DirectoryAttributes};
 use crate::error::{Kind, Result, ResultExt};
 
 /// Makes the tree on top in `folder`, which does not exist yet.
-pub(in crate::engine) fn make_top(folder: &Path, plan: &Plan) -> Result<()> {
+pub(in crate::engine) fn make_top(folder: &Path, plan: &StackPlan) -> Result<()> {
     let make = || -> io::Result<()> {
         make_directory(folder)?;
         for path in plan.top.keys().filter(|path| !path.is_empty()) {
@@ -40,7 +40,7 @@ fn make_directory(path: &Path) -> io::Result<()> {
     fs::DirBuilder::new().mode(0o755).create(path)
 }
 
-impl Attributes {
+impl DirectoryAttributes {
     /// Gives them to the directory at `path`.
     pub(in crate::engine) fn apply(&self, path: &Path) -> io::Result<()> {
         let directory = rustix::fs::open(

@@ -6,7 +6,7 @@ use futures_util::stream::BoxStream;
 use crate::{error::Result, oci::Digest};
 
 /// A file that was found.
-pub struct Found {
+pub struct OpenedFile {
     /// Its path in the image, links followed.
     pub path: String,
     /// The layer that has it.

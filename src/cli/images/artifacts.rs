@@ -5,7 +5,7 @@ use clap::Args;
 use crate::{
     cli::{AccessArgs, Global, IndexArgs, absolute, output},
     engine::open::{
-        artifacts::{self, Table, TableKind},
+        artifacts::{self, ArtifactKind, IndexArtifact},
         image::Image,
         local_indexes::LocalIndexes,
         search,
@@ -17,7 +17,7 @@ use crate::{
 
 /// The indexes that tables are looked up in.
 #[derive(Args, Clone, Debug)]
-pub(crate) struct TablesArgs {
+pub(crate) struct ArtifactArgs {
     /// Image whose index is used [default: all indexes in the local root]
     #[arg(long, value_name = "IMAGE")]
     pub at: Option<Reference>,
@@ -30,9 +30,13 @@ pub(crate) struct TablesArgs {
     index: IndexArgs,
 }
 
-impl TablesArgs {
+impl ArtifactArgs {
     /// The tables.
-    pub(crate) async fn find(&self, global: &Global, kind: TableKind) -> Result<Vec<Table>> {
+    pub(crate) async fn find(
+        &self,
+        global: &Global,
+        kind: ArtifactKind,
+    ) -> Result<Vec<IndexArtifact>> {
         let local = LocalIndexes::open(&absolute(&global.root)?)?;
         let Some(at) = &self.at else {
             return artifacts::local(&local, kind).await;
@@ -51,7 +55,7 @@ impl TablesArgs {
 }
 
 /// Prints tables, each once.
-pub(crate) fn print(global: &Global, tables: &[Table], quiet: bool) -> Result<()> {
+pub(crate) fn print(global: &Global, tables: &[IndexArtifact], quiet: bool) -> Result<()> {
     if global.json {
         return output::json(&tables);
     }
@@ -63,7 +67,7 @@ pub(crate) fn print(global: &Global, tables: &[Table], quiet: bool) -> Result<()
             .iter()
             .try_for_each(|digest| output::line(&digest.to_string()));
     }
-    let layer = |table: &Table| {
+    let layer = |table: &IndexArtifact| {
         table
             .layer
             .map_or("-".to_owned(), |layer| layer.to_string())
@@ -81,7 +85,10 @@ pub(crate) fn print(global: &Global, tables: &[Table], quiet: bool) -> Result<()
 }
 
 /// The table with this digest.
-pub(super) fn of_digest<'a>(tables: &'a [Table], digest: &Digest) -> Result<&'a Table> {
+pub(super) fn of_digest<'a>(
+    tables: &'a [IndexArtifact],
+    digest: &Digest,
+) -> Result<&'a IndexArtifact> {
     tables
         .iter()
         .find(|table| table.digest == *digest)

@@ -9,30 +9,30 @@ pub(super) type LayerPath = Vec<u8>;
 
 /// What stands at a path of one layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Found {
-    pub(super) kind: FoundKind,
+pub(crate) struct LayerNode {
+    pub(super) kind: LayerNodeKind,
     pub(super) opaque: bool,
-    pub(super) attributes: Attributes,
+    pub(super) attributes: DirectoryAttributes,
 }
 
 /// What it is, as far as stacking tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum FoundKind {
+pub(crate) enum LayerNodeKind {
     Directory,
     /// With its text.
     Symlink(Vec<u8>),
     Other,
 }
 
-impl Found {
+impl LayerNode {
     pub(super) fn is_directory(&self) -> bool {
-        self.kind == FoundKind::Directory
+        self.kind == LayerNodeKind::Directory
     }
 }
 
 /// What a directory of the tree on top takes over.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Attributes {
+pub(crate) struct DirectoryAttributes {
     pub(super) mode: u32,
     pub(super) uid: u32,
     pub(super) gid: u32,
@@ -45,7 +45,7 @@ pub(crate) trait LayerTree {
     /// What stacking has to know of the layer.
     fn facts(&self) -> &StackingFacts;
     /// What stands at `path`; no symlink is followed on the way. `None`: nothing.
-    fn look(&self, path: &[u8]) -> io::Result<Option<Found>>;
+    fn look(&self, path: &[u8]) -> io::Result<Option<LayerNode>>;
     /// The text of the symlink at `path`, where it is one; symlinks on the way are followed as the kernel does it, and lead to nothing
     /// where they leave the layer.
     fn link_text(&self, path: &[u8]) -> io::Result<Option<Vec<u8>>>;
