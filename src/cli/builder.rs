@@ -161,7 +161,7 @@ impl BuilderCommand {
                 )),
             };
         };
-        let context = || format!("the secret in {}", file.display());
+        let context = || format!("reading the secret in {}", file.display());
         let text = fs::read_to_string(file).or_kind(Kind::InvalidArgument, context)?;
         Secret::new(&text).map(Some)
     }

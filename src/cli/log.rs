@@ -1,7 +1,7 @@
-//! The log: on standard error, or, for a daemon that a command has started, in a file of bounded size.
+//! The log: on standard error, or, for a daemon that was started by a command, in a file of limited size.
 //!
-//! A program that keeps reading an unreadable file makes the daemon log the same line over and over. So a process that lasts counts
-//! repeated lines and writes the count once a minute.
+//! A program that keeps reading an unreadable file makes the daemon log the same line over and over. So long-running processes count
+//! repeated lines and write the count once a minute.
 
 use std::{
     fs::{File, OpenOptions},
@@ -18,13 +18,13 @@ use tracing_subscriber::EnvFilter;
 
 use crate::error::{Kind, Result, ResultExt};
 
-/// Time in which equal lines are counted.
+/// Time in which repeated lines are counted.
 const REPEAT_TIME: Duration = Duration::from_secs(60);
-/// How many lines that differ in numbers alone are written in that time.
+/// Maximum number of lines in that time that differ only in numbers.
 const BURST: u32 = 5;
-/// Different lines that are known.
+/// Maximum number of different lines that are tracked.
 const MAX_LINES: NonZeroUsize = NonZeroUsize::new(256).unwrap();
-/// Bytes of the log's file. The one before it is kept; the folder may be in memory.
+/// Maximum size of the log file in bytes. One older file is kept. The directory may be in memory.
 const FILE_BYTES: u64 = 1 << 20;
 /// Interval in which counts are checked for their age.
 const EXPIRE_INTERVAL: Duration = Duration::from_secs(10);
@@ -33,7 +33,7 @@ static LOG: Mutex<Option<Log>> = Mutex::new(None);
 
 struct Log {
     sink: LogSink,
-    /// `None` for a process that does not last.
+    /// `None` for a process that exits by itself.
     repeats: Option<Repeats>,
 }
 
@@ -42,14 +42,14 @@ enum LogSink {
     File(BoundedFile),
 }
 
-/// Starts the log of this process. A process that lasts counts repeated lines.
+/// Starts the log of this process. With `is_lasting`, repeated lines are counted.
 pub(super) fn start(filter: EnvFilter, file: Option<&Path>, is_lasting: bool) -> Result<()> {
     let sink = match file {
         Some(path) => {
             let opened = BoundedFile::open(path.to_owned(), FILE_BYTES);
             let file =
                 opened.or_kind(Kind::Io, || format!("opening the log {}", path.display()))?;
-            // its standard error goes nowhere once it is ready
+            // the standard error of a daemon is /dev/null once it is ready
             std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
             LogSink::File(file)
         }
@@ -87,7 +87,7 @@ pub(super) fn end() {
 }
 
 /// Detaches from the standard error of the parent, if there is a log file: the parent has been told everything it needs.
-pub(super) fn let_go_of_stderr() -> Result<()> {
+pub(super) fn detach_from_stderr() -> Result<()> {
     if !with_log(|log| {
         matches!(
             log,
@@ -160,9 +160,9 @@ struct Repeats(LruCache<String, RepeatedLine>);
 struct RepeatedLine {
     since: Instant,
     written: u32,
-    /// The last that was written, without its time.
+    /// The last written line, without its time.
     last: String,
-    /// How many were not written, and the last of them.
+    /// Number of lines that were not written, and the last of them.
     counted: u32,
     held: String,
 }
@@ -281,7 +281,7 @@ impl BoundedFile {
         let next = std::fs::rename(&self.path, aside).and_then(|()| Self::append_to(&self.path));
         match next {
             Ok(next) => self.file = next,
-            // its directory is gone, for example: the open file keeps its bound all the same
+            // e.g. the directory is gone: truncate the open file, so that it stays within its limit
             Err(_) => self.file.set_len(0)?,
         }
         self.length = 0;

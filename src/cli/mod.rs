@@ -173,7 +173,7 @@ enum Command {
 }
 
 impl Command {
-    /// The file that the log goes to, instead of standard error.
+    /// Path of the log file, if the log does not go to standard error.
     fn log_file(&self) -> Option<&Path> {
         match self {
             Self::Daemon(daemon) => daemon.log_file(),
@@ -181,7 +181,7 @@ impl Command {
         }
     }
 
-    /// Whether it handles signals itself.
+    /// Whether the command handles signals itself.
     fn has_signals(&self) -> bool {
         match self {
             Self::Run(_) | Self::Record(_) => true,
@@ -189,7 +189,7 @@ impl Command {
         }
     }
 
-    /// Whether it works until it is ended.
+    /// Whether the command runs until a signal ends it.
     fn is_lasting(&self) -> bool {
         match self {
             Self::Daemon(_) | Self::Serve(_) | Self::Builder(_) => true,
@@ -199,9 +199,9 @@ impl Command {
     }
 }
 
-/// The exit status of a command whose folders or devices others use.
+/// Exit status if directories or devices are in use by other processes.
 const BUSY: u8 = 6;
-/// The exit status of a command that a signal has ended before it was done, as shells have it.
+/// Exit status of a command that a signal has interrupted, as in shells.
 const INTERRUPTED: u8 = 130;
 
 /// Access to the registry of an image.
@@ -256,13 +256,13 @@ struct ImageArgs {
 struct IndexArgs {
     /// Digest of the SOCI index to use
     ///
-    /// Default: the index that the image names (v2), else the newest that refers to it in the registry (v1), else the newest in the local
-    /// root.
+    /// Default: the index that the image names (v2), else the newest that refers to it in the registry (v1), else the newest in the state
+    /// directory.
     #[arg(help_heading = INDEX, long, value_name = "DIGEST")]
     index: Option<Digest>,
     /// SOCI indexes to trust: v2, any or none
     ///
-    /// v2: the index that the image names, the one given with --index, and those of the local root. any: also the indexes that refer to
+    /// v2: the index that the image names, the one given with --index, and those in the state directory. any: also the indexes that refer to
     /// the image in its repository (v1). none: no index; each layer is downloaded whole and checked against the image.
     #[arg(
         help_heading = INDEX,
@@ -415,11 +415,9 @@ fn exit_code(kind: Kind) -> ExitCode {
     })
 }
 
-/// A path that still means the same in another working directory.
+/// The absolute path, which does not depend on the working directory.
 fn absolute(path: &Path) -> Result<PathBuf> {
-    std::path::absolute(path).or_kind(Kind::InvalidArgument, || {
-        format!("the path {}", path.display())
-    })
+    std::path::absolute(path).or_kind(Kind::InvalidArgument, || format!("path {}", path.display()))
 }
 
 /// Returns an early error for a command that needs root.
@@ -429,7 +427,9 @@ fn require_root(what: &str) -> Result<()> {
     }
     Err(Error::new(
         Kind::InvalidArgument,
-        format!("{what} needs root: mounts and block devices are made; try again with sudo"),
+        format!(
+            "{what} needs root, because it makes mounts and block devices; try again with sudo"
+        ),
     ))
 }
 

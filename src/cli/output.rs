@@ -41,12 +41,12 @@ impl Pipe {
     }
 }
 
-/// One line.
+/// Prints one line.
 pub(super) fn line(text: &str) -> Result<()> {
     print(format!("{}\n", plain(text)).as_bytes())
 }
 
-/// Text with control characters escaped: names and messages come from registries, images and folders, and a terminal must not interpret them.
+/// Escapes control characters: names and messages come from registries, images and directories, and a terminal must not interpret them.
 pub(super) fn plain(text: &str) -> Cow<'_, str> {
     let is_plain = |letter: char| !letter.is_control() || matches!(letter, '\n' | '\t');
     match text.chars().all(is_plain) {
@@ -61,7 +61,7 @@ pub(super) fn plain(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// A report, as lines or as JSON.
+/// Prints a report, as lines or as JSON.
 pub(super) fn report<T: serde::Serialize + std::fmt::Display>(
     as_json: bool,
     report: &T,
@@ -72,14 +72,14 @@ pub(super) fn report<T: serde::Serialize + std::fmt::Display>(
     }
 }
 
-/// A value as indented JSON.
+/// Prints a value as indented JSON.
 pub(super) fn json<T: serde::Serialize>(value: &T) -> Result<()> {
     let mut bytes = serde_json::to_vec_pretty(value).or_kind(Kind::Io, || "writing JSON".into())?;
     bytes.push(b'\n');
     print(&bytes)
 }
 
-/// Rows under a heading, in columns.
+/// Prints rows in columns, under a heading.
 pub(super) fn table<const N: usize>(
     heading: [&str; N],
     rows: impl IntoIterator<Item = [String; N]>,
@@ -108,12 +108,12 @@ pub(super) fn table<const N: usize>(
     print(text.as_bytes())
 }
 
-/// Bytes with a binary unit, e.g. `3.2 MiB`.
+/// Formats a number of bytes with a binary unit, e.g. `3.2 MiB`.
 pub(super) fn bytes(count: u64) -> String {
     indicatif::BinaryBytes(count).to_string()
 }
 
-/// An attached image.
+/// Prints an attached image.
 pub(super) fn attached(as_json: bool, attachment: &Attachment) -> Result<()> {
     for warning in &attachment.warnings {
         tracing::warn!("{warning}");

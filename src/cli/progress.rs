@@ -26,7 +26,7 @@ impl ProgressBars {
         }
     }
 
-    /// Takes an event.
+    /// Shows an event of an attach.
     pub(super) fn event(&self, event: OpenEvent) {
         match event {
             OpenEvent::Resolved { layers, indexed } => {
@@ -39,7 +39,7 @@ impl ProgressBars {
         }
     }
 
-    /// A layer of `size` bytes has come to `done`.
+    /// Shows that `done` of `size` bytes of a layer are done.
     pub(super) fn layer(&self, layer: Digest, done: u64, size: u64) {
         let mut by_layer = self
             .by_layer
@@ -66,6 +66,6 @@ impl ProgressBars {
 
     /// Clears the progress.
     pub(super) fn finish(&self) {
-        let _ = self.bars.clear(); // a terminal that is gone
+        let _ = self.bars.clear(); // fails only without a terminal
     }
 }

@@ -49,8 +49,8 @@ const PASSED_ON: [Signal; 11] = [
 pub(super) struct SignalReceiver(mpsc::Receiver<Signal>);
 
 impl SignalReceiver {
-    /// The signals that end a process which serves until it is ended; a hang-up is one of them, unless it was started to ignore that
-    /// (nohup(1)). Others that would kill it do not.
+    /// The signals that end a serving process. SIGHUP is one of them, unless the process was started with SIGHUP ignored (nohup(1)). Stray
+    /// signals that would kill the process are caught.
     pub(super) fn that_end() -> Result<Self> {
         match session::ignores(Signal::HUP) {
             true => Self::ending(&[], &[]),
@@ -73,7 +73,7 @@ impl SignalReceiver {
         Self::of(&meant)
     }
 
-    /// The signals that go on to the program which is run.
+    /// The signals to pass on to the program of an image.
     pub(super) fn to_pass_on() -> Result<Self> {
         Self::of(&PASSED_ON)
     }
@@ -102,7 +102,7 @@ impl SignalReceiver {
         Ok(Self(receiver))
     }
 
-    /// The next one.
+    /// Waits for the next signal.
     pub(super) async fn next(&mut self) -> Signal {
         match self.0.recv().await {
             Some(signal) => signal,

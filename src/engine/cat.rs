@@ -1,5 +1,5 @@
-//! One file of an image, without mounting anything: the tables of the layers from the top down as far as they are needed, and the
-//! spans that hold the file's data.
+//! Reads one file of an image without mounting it: fetches the tables of the layers from the topmost down to the layer with the file, and
+//! the spans that hold the data of the file.
 
 mod compact;
 mod layer;
@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures_util::stream::StreamExt as _;
 
 use super::open::{
-    compact_index::CompactIndex, disks::is_the_table, image::Image, search, soci_index::SociIndex,
+    compact_index::CompactIndex, disks::is_table_error, image::Image, search, soci_index::SociIndex,
 };
 use crate::{
     error::{Error, Kind, Result, ResultExt as _},
@@ -25,11 +25,10 @@ use crate::{
 use layer::{LayerContents, components, shown, whole};
 pub use opened_file::OpenedFile;
 
-/// Symbolic links that are followed, as Linux does.
+/// Maximum number of symbolic links in the resolution of a path, as in Linux.
 const MAX_LINKS: usize = 40;
 
-/// Finds a file and opens it. `indexes` are those that count for the image: the compact index goes before the SOCI index. Layers without a
-/// table are read whole, from the top down, until the file is found.
+/// Finds and opens a file. `indexes` are the indexes of the image; the compact index is preferred. A layer without a table is read whole.
 pub async fn open(image: &Image, indexes: &search::FoundIndexes, path: &str) -> Result<OpenedFile> {
     let mut layers = OpenLayers {
         image,
@@ -44,7 +43,7 @@ pub async fn open(image: &Image, indexes: &search::FoundIndexes, path: &str) -> 
     layers.read(found).await
 }
 
-/// A file of one layer, found by the layer's zTOC alone.
+/// Opens a file of one layer, given the layer's zTOC.
 pub async fn open_in_layer(
     source: &Source,
     layer: Digest,
@@ -72,7 +71,7 @@ pub async fn open_in_layer(
     table.file(source, at, &name)
 }
 
-/// The image's layers whose tables were needed so far, the topmost first.
+/// The layers of the image that were opened so far, topmost first.
 struct OpenLayers<'a> {
     image: &'a Image,
     index: Option<&'a SociIndex>,
@@ -80,17 +79,17 @@ struct OpenLayers<'a> {
     open: Vec<LayerContents>,
 }
 
-/// Where a name was found.
+/// The result of looking up a name.
 enum NameLookup {
-    /// Layer, counted from the top, and entry.
+    /// Number of the layer, counted from the topmost, and number of the entry.
     Entry(usize, usize),
-    /// A directory that is only implied.
+    /// An implied directory.
     Directory,
     Nothing,
 }
 
 impl OpenLayers<'_> {
-    /// The entry of the regular file that a path leads to: layer, entry, and its name.
+    /// Resolves a path to a regular file: the numbers of layer and entry, and the name of the entry.
     async fn resolve(&mut self, path: &[u8]) -> Result<(usize, usize, Vec<u8>)> {
         let mut todo: Vec<Vec<u8>> = components(path);
         todo.reverse();
@@ -139,7 +138,7 @@ impl OpenLayers<'_> {
                 EntryKind::Regular | EntryKind::Hardlink if !todo.is_empty() => {
                     return Err(Error::new(
                         Kind::NotFound,
-                        format!("/{} is no directory", shown(&name)),
+                        format!("/{} is not a directory", shown(&name)),
                     ));
                 }
                 EntryKind::Regular => return Ok((layer, number, name)),
@@ -154,7 +153,7 @@ impl OpenLayers<'_> {
         Err(not_a_file(b"", "a directory"))
     }
 
-    /// Looks a name up from the topmost layer down.
+    /// Looks up a name, from the topmost layer down.
     async fn find(&mut self, name: &[u8]) -> Result<NameLookup> {
         for number in 0..self.image.layers.len() {
             if number == self.open.len() {
@@ -175,18 +174,18 @@ impl OpenLayers<'_> {
         Ok(NameLookup::Nothing)
     }
 
-    /// The table of a layer, counted from the top.
+    /// Opens a layer, by its number counted from the topmost.
     async fn table(&self, number: usize) -> Result<LayerContents> {
         let layers = &self.image.layers;
-        let layer = &layers[layers.len() - 1 - number]; // the caller counts them
+        let layer = &layers[layers.len() - 1 - number]; // the callers stay below the number of layers
         let context = || format!("layer {}", layer.digest);
         if let Some(compact) = self.compact {
             match compact_table(compact, layer).await {
                 Ok(Some(table)) => return Ok(table),
                 Ok(None) => {}
-                Err(error) if is_the_table(&error) => {
+                Err(error) if is_table_error(&error) => {
                     let error = error.report();
-                    tracing::warn!(layer = %layer.digest, error, "the layer does without its compact index");
+                    tracing::warn!(layer = %layer.digest, error, "the compact index cannot be used for a layer");
                 }
                 Err(error) => return Err(error.context(context())),
             }
@@ -197,7 +196,7 @@ impl OpenLayers<'_> {
             let bytes = index.fetch_ztoc(&layer.digest).await?;
             let ztoc = Ztoc::parse(&bytes)
                 .and_then(|ztoc| ztoc.spans.check_blob_size(layer.size).map(|()| ztoc))
-                .or_kind(Kind::Corrupt, || format!("{}: its zTOC", context()))?;
+                .or_kind(Kind::Corrupt, || format!("zTOC of {}", context()))?;
             return Ok(LayerContents::of_ztoc(layer.digest, ztoc, bytes));
         }
         whole(&self.image.source, layer)
@@ -211,7 +210,7 @@ impl OpenLayers<'_> {
     }
 }
 
-/// A layer's table in the compact index, if it has one.
+/// A layer's contents according to the compact index, if the index has a table for it.
 async fn compact_table(index: &CompactIndex, layer: &LayerBlob) -> Result<Option<LayerContents>> {
     let Some((part, _, table)) = index.table(layer).await? else {
         return Ok(None);
@@ -227,7 +226,7 @@ async fn compact_table(index: &CompactIndex, layer: &LayerBlob) -> Result<Option
     )))
 }
 
-/// Writes a file's data to what takes it.
+/// Writes the data of a file to `out`.
 pub async fn write(mut found: OpenedFile, out: &mut (dyn std::io::Write + Send)) -> Result<u64> {
     let mut written: u64 = 0;
     while let Some(piece) = found.data.next().await {
@@ -241,7 +240,10 @@ pub async fn write(mut found: OpenedFile, out: &mut (dyn std::io::Write + Send))
     if written != found.size {
         return Err(Error::new(
             Kind::Corrupt,
-            format!("{}: {written} bytes came of {}", found.path, found.size),
+            format!(
+                "{}: read {written} bytes, expected {}",
+                found.path, found.size
+            ),
         ));
     }
     Ok(written)
@@ -258,7 +260,7 @@ fn no_target(name: &[u8]) -> Error {
     Error::new(
         Kind::Corrupt,
         format!(
-            "/{} is a hard link to what its layer does not have as a file",
+            "/{} is a hard link, but its layer has no file that is the target",
             shown(name)
         ),
     )

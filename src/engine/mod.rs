@@ -3,9 +3,9 @@
 //! - `open`: from a reference to the opened disks of its layers; needs no privilege.
 //! - `attach`: from disks to a mount, and back.
 //! - `examine`: checks of disks, and recordings of starts.
-//! - `make`: SOCI indexes, compact indexes and converted images.
-//! - `transfer`: copies of images and of the artifacts that refer to them.
-//! - `cat`: single files of an image, without a disk.
+//! - `make`: makes SOCI indexes, compact indexes and converted images.
+//! - `transfer`: copies images and the artifacts that refer to them.
+//! - `cat`: reads single files of an image, without a disk.
 
 pub mod attach;
 pub mod cat;

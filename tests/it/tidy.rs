@@ -158,7 +158,7 @@ fn leaves_a_pipe(line: &str) -> bool {
 /// What a person reads is plain English: none of these turns is in a message of the outer modules.
 #[test]
 fn messages_have_none_of_the_turns_that_are_not_english() {
-    const TURNS: [&str; 8] = [
+    const TURNS: [&str; 15] = [
         " is no ",
         " are no ",
         " was no ",
@@ -167,9 +167,16 @@ fn messages_have_none_of_the_turns_that_are_not_english() {
         " are expected",
         "left alone",
         "folder",
+        "passed over",
+        "given back",
+        "does without",
+        "not there",
+        " anew",
+        " who ",
+        "said to have",
     ];
     let outer = [
-        "api/", "builder/", "cli/", "kernel/", "nbd/", "oci/", "soci/", "source/",
+        "api/", "builder/", "cli/", "engine/", "kernel/", "nbd/", "oci/", "soci/", "source/",
     ];
     let mut wrong = Vec::new();
     for (path, source) in sources("src") {

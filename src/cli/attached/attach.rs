@@ -71,7 +71,7 @@ pub(crate) struct MountArgs {
 }
 
 impl AttachCommand {
-    /// Whether it holds the devices itself.
+    /// Whether the command holds the devices itself.
     pub(crate) fn is_lasting(&self) -> bool {
         self.foreground
     }
@@ -111,7 +111,7 @@ impl AttachCommand {
     }
 }
 
-/// The request that these arguments make.
+/// Builds the request from the arguments.
 pub(crate) fn request(
     image: &ImageArgs,
     index: &IndexArgs,
@@ -182,14 +182,14 @@ async fn foreground(
     open_files::raise();
     let mut ends = SignalReceiver::that_end()?;
     let engine = Engine::open(&absolute(&global.root)?, &absolute(&global.run_dir)?).await?;
-    // `list` and `detach` find it
+    // so that `list` and `detach` find the attachment
     let answering = tokio::spawn(Server::bind_for_one(Arc::clone(&engine))?.run());
     let held = hold(global, &engine, request, mountpoint, &mut ends, answering).await;
     engine.end().await;
     held
 }
 
-/// Attaches in this process, and waits for a signal or for the mount to go.
+/// Attaches the image in this process, and waits for a signal or an unmount.
 async fn hold(
     global: &Global,
     engine: &Arc<Engine>,
@@ -213,8 +213,8 @@ async fn hold(
     output::attached(global.json, &attachment)?;
     tokio::select! {
         _ = ends.next() => engine.detach(id).await?,
-        ended = answering => match ended.or_kind(Kind::Io, || "the sockets".into())? {},
-        // unmounted, and no process uses what an `umount -l` has left
+        ended = answering => match ended.or_kind(Kind::Io, || "answering on the sockets".into())? {},
+        // unmounted, and no process uses what is left after an `umount -l`
         () = engine.wait_ended(id) => engine.release(id).await?,
     }
     Ok(ExitCode::SUCCESS)

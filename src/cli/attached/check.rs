@@ -17,7 +17,7 @@ use crate::{
     source::Source,
 };
 
-/// The exit status when damage was found, and all of it was mended.
+/// Exit status if damage was found and all of it was repaired.
 const MENDED: u8 = 10;
 
 /// Verify layer disks against their checksums, and repair them
@@ -67,7 +67,7 @@ impl CheckCommand {
         };
         let client = Client::new(&absolute(&global.run_dir)?);
         let root = absolute(&global.root)?;
-        // the daemon's is without symlinks
+        // the daemon reports its root without symlinks
         let root = root.canonicalize().unwrap_or(root);
         match client.daemon().await? {
             Some(daemon) if daemon.root == root => client.check(&request, &event).await?,
@@ -91,7 +91,7 @@ impl CheckCommand {
         Ok(status(&reports))
     }
 
-    /// The layers that are asked for; `None`: all.
+    /// The layers to check; `None`: all.
     async fn layers(&self) -> Result<Option<HashSet<Digest>>> {
         let Some(what) = &self.what else {
             return Ok(None);
@@ -120,9 +120,9 @@ fn status(reports: &[ScrubReport]) -> ExitCode {
 
 fn print(report: &ScrubReport) -> Result<()> {
     let found = match (report.wrong.is_empty(), report.mended.is_empty()) {
-        (true, true) => "sound",
-        (true, false) => "mended",
-        (false, _) => "wrong",
+        (true, true) => "no damage",
+        (true, false) => "repaired",
+        (false, _) => "damaged",
     };
     let bytes = output::bytes(report.bytes);
     output::line(&format!("{}  {bytes} read  {found}", report.layer))?;

@@ -53,23 +53,23 @@ impl DaemonCommand {
         let folders = [engine.root(), engine.run_dir()].map(WatchedDirectory::of);
         let server = Server::bind(Arc::clone(&engine))?;
         tracing::info!(root = %engine.root().display(), run_dir = %engine.run_dir().display(), "the daemon is ready");
-        log::let_go_of_stderr()?;
+        log::detach_from_stderr()?;
         let answering = tokio::spawn(Arc::clone(&server).run());
         let idle_exit = self.idle_exit.map(Duration::from_secs);
         tokio::select! {
             signal = ends.next() => tracing::info!(?signal, "the daemon exits"),
             why = unwanted(&engine, &server, &folders, idle_exit) => tracing::info!("the daemon exits: {why}"),
-            ended = answering => match ended.or_kind(Kind::Io, || "the daemon's sockets".into())? {},
+            ended = answering => match ended.or_kind(Kind::Io, || "answering on the sockets of the daemon".into())? {},
         }
         engine.end().await;
         Ok(ExitCode::SUCCESS)
     }
 }
 
-/// A folder, to see whether it is still there.
+/// A directory whose removal is detected.
 struct WatchedDirectory {
     path: PathBuf,
-    /// Its number, and that of its file system.
+    /// Its device and inode numbers.
     id: Option<(u64, u64)>,
 }
 
@@ -121,7 +121,7 @@ async fn unwanted(
                 );
                 is_told = true;
             }
-            // no client may be able to ask for it
+            // clients may not be able to request it any more
             engine.release_unmounted().await;
         } else {
             server.mend_sockets();

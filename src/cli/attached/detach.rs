@@ -12,6 +12,7 @@ use clap::Args;
 use super::start;
 use crate::{
     api::client::Client,
+    blocking::blocking,
     cli::{Global, absolute, require_root},
     engine::{
         Attachment, AttachmentRecords, AttachmentState, AttachmentStatus, Engine, place_of, unmount,
@@ -39,7 +40,7 @@ impl DetachCommand {
         let mountpoint = place(&absolute(&self.mountpoint)?)?;
         let run_dir = absolute(&global.run_dir)?;
         let client = Client::new(&run_dir);
-        let here = self.meant(attached(global, &client).await?, &mountpoint)?;
+        let here = self.selected(attached(global, &client).await?, &mountpoint)?;
         if here.is_empty() {
             return Err(Error::new(
                 Kind::NotFound,
@@ -51,9 +52,7 @@ impl DetachCommand {
             ));
         }
         let mounted = here.clone();
-        tokio::task::spawn_blocking(move || unmount(&mounted))
-            .await
-            .map_err(|error| Error::with_source(Kind::Io, "unmounting", error))??;
+        blocking(move || unmount(&mounted)).await?;
         let deadline = Instant::now() + ENDING_TIME;
         loop {
             let done = match client.daemon().await? {
@@ -64,7 +63,7 @@ impl DetachCommand {
                 Err(error) if error.kind() == Kind::Unavailable => error,
                 done => return done.map(|()| ExitCode::SUCCESS),
             };
-            // an `attach --foreground` that has seen its mount go is about to end, and takes the records along
+            // an `attach --foreground` whose mount is gone exits soon and removes its records
             if Instant::now() > deadline {
                 return Err(error);
             }
@@ -72,9 +71,9 @@ impl DetachCommand {
         }
     }
 
-    /// The attachments that are mounted there, mounted or left over; else those that were attached there and whose mount was moved by a
-    /// rename, or those with this ID.
-    fn meant(&self, all: Vec<AttachmentStatus>, place: &Path) -> Result<Vec<Attachment>> {
+    /// The attachments to detach: those that are mounted at this path or left over there; otherwise those that were attached there and
+    /// whose mount was moved by a rename, or that have this ID.
+    fn selected(&self, all: Vec<AttachmentStatus>, place: &Path) -> Result<Vec<Attachment>> {
         let mounts = info::own()?;
         let mount_of = |status: &AttachmentStatus| place_of(&mounts, &status.attachment);
         let was_here = |status: &AttachmentStatus| {
@@ -157,9 +156,7 @@ async fn give_back(
 pub(crate) fn place(path: &Path) -> Result<PathBuf> {
     let real = |path: &Path| match path.canonicalize() {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(path.to_owned()),
-        real => real.or_kind(Kind::NotFound, || {
-            format!("the mount point {}", path.display())
-        }),
+        real => real.or_kind(Kind::NotFound, || format!("mount point {}", path.display())),
     };
     match (path.parent(), path.file_name()) {
         (Some(parent), Some(name)) if !path.is_symlink() => Ok(real(parent)?.join(name)),

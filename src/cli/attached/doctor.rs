@@ -34,7 +34,7 @@ impl DoctorCommand {
                 [offer.name.clone(), mark.to_owned(), detail]
             });
             output::line(&format!("Linux {} on {}", report.kernel, report.machine))?;
-            output::table(["WHAT", "THERE", "DETAIL"], rows)?;
+            output::table(["FEATURE", "AVAILABLE", "DETAIL"], rows)?;
         }
         Ok(ExitCode::SUCCESS)
     }

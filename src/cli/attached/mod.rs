@@ -1,4 +1,4 @@
-//! The commands for what is attached, and for the daemon that serves it.
+//! The commands for attached images and for the daemon.
 
 pub(super) mod attach;
 pub(super) mod check;

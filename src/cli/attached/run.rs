@@ -1,15 +1,18 @@
 //! `socinbd run`.
 
-use std::{ffi::OsString, io::IsTerminal, os::fd::OwnedFd, path::Path, process::ExitCode};
+use std::{
+    ffi::OsString, io::IsTerminal, os::fd::OwnedFd, path::Path, pin::pin, process::ExitCode,
+};
 
 use clap::Args;
 use rustix::process::Signal;
 
 use super::attach::{self, MountArgs};
 use crate::{
+    blocking::blocking,
     cli::{Global, ImageArgs, IndexArgs, require_root, signals::SignalReceiver},
     engine::Attachment,
-    error::{Error, Kind, Result, ResultExt},
+    error::{Error, Result},
     kernel::{
         namespace::{self, Container, ContainerSpec, Root},
         user,
@@ -75,7 +78,7 @@ impl RunCommand {
 }
 
 impl ProgramArgs {
-    /// Runs the image's program, or the one that was asked for, and gives its status. The root is let go of when it has ended.
+    /// Runs the program of the image, or that of the options, and returns its exit status. The root is closed when the program has exited.
     pub(crate) async fn run(self, root: OwnedFd, attachment: &Attachment) -> Result<u8> {
         let mut process = attachment.process.clone();
         if let Some(entrypoint) = self.entrypoint {
@@ -99,12 +102,10 @@ impl ProgramArgs {
             };
             namespace::spawn(spec.with_usual_environment())
         };
-        // before there is a program: one that comes while it starts is passed on
+        // caught before the program starts, so that a signal during the start is passed on
         let signals = SignalReceiver::to_pass_on()?;
         let ended = async {
-            let container = tokio::task::spawn_blocking(start)
-                .await
-                .or_kind(Kind::Kernel, || "starting the program".into())??;
+            let container = blocking(start).await?;
             wait(container, signals).await
         };
         ended.await.map_err(|error: Error| {
@@ -113,23 +114,22 @@ impl ProgramArgs {
     }
 }
 
-/// Waits for the program, and passes on the signals that come meanwhile.
+/// Waits for the program, and passes on the signals that arrive meanwhile.
 async fn wait(container: Container, mut signals: SignalReceiver) -> Result<u8> {
     // a terminal's Ctrl-C goes to the program as well as to us
     let is_terminal = std::io::stdin().is_terminal();
     let program = container.signals()?;
-    let mut ended = tokio::task::spawn_blocking(move || container.wait());
+    let mut ended = pin!(blocking(move || container.wait()));
     loop {
         let signal = tokio::select! {
             ended = &mut ended => {
-                let status = ended.or_kind(Kind::Kernel, || "waiting for the program".into())??;
-                return Ok(u8::try_from(status).unwrap_or(u8::MAX));
+                return Ok(u8::try_from(ended?).unwrap_or(u8::MAX));
             }
             signal = signals.next() => signal,
         };
         let is_of_terminal = is_terminal && matches!(signal, Signal::INT | Signal::QUIT);
         if !is_of_terminal {
-            // it may have ended just now
+            // fails if the program has exited just now
             let _ = program.send(signal);
         }
     }

@@ -24,26 +24,26 @@ use crate::{
     oci::Digest,
 };
 
-/// How long a new daemon may take until it answers, or one that has the run directory until it listens.
+/// Maximum time until a new daemon answers, or until a daemon that has locked the run directory listens.
 const START_TIME: Duration = Duration::from_secs(20);
-/// How long it is waited for a daemon with another run directory that has the root; it may be ending.
+/// Maximum time to wait for a daemon with another run directory that has locked the root; it may be shutting down.
 const ROOT_TIME: Duration = Duration::from_secs(3);
-/// How long the service manager may take to start the daemon.
+/// Maximum time for the service manager to start the daemon.
 const MANAGER_TIME: Duration = Duration::from_secs(5);
-/// How often it is looked whether a daemon answers.
+/// Interval for polling whether a daemon answers.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
-/// How long a daemon that could not get its folders is not started again.
+/// Time until a daemon that could not lock its directories is started again.
 const RETRY_TIME: Duration = Duration::from_millis(500);
 /// Like [`RETRY_TIME`], for the service manager, which does not report that a start failed.
 const SERVICE_RETRY_TIME: Duration = Duration::from_secs(2);
-/// How long it is waited in silence.
+/// Time after which the user is told what the command waits for.
 const SILENCE: Duration = Duration::from_secs(1);
-/// How long other commands may take that start a daemon or clean up after one.
+/// Maximum time to wait for other commands that start a daemon or clean up after one.
 const LOCK_TIME: Duration = Duration::from_secs(60);
-/// How long a daemon that was started for a command has no attachment until it ends.
+/// Idle time after which a daemon that was started by a command exits.
 const IDLE_EXIT_SECONDS: &str = "300";
 
-/// A client of the daemon of `--run-dir`, which is started where none runs.
+/// Returns a client of the daemon of `--run-dir`, and starts the daemon if none runs.
 pub(crate) async fn daemon(global: &Global) -> Result<Client> {
     let (root, run_dir) = (absolute(&global.root)?, absolute(&global.run_dir)?);
     let client = Client::new(&run_dir);
@@ -68,12 +68,12 @@ pub(crate) async fn daemon(global: &Global) -> Result<Client> {
     }
 }
 
-/// Whether a daemon answers; it must work on this root.
+/// Whether a daemon answers. It is an error if it uses another root.
 async fn is_there(client: &Client, root: &Path, run_dir: &Path) -> Result<bool> {
     let Some(info) = client.daemon().await? else {
         return Ok(false);
     };
-    // the daemon's is without symlinks
+    // the daemon reports its root without symlinks
     if info.root != root.canonicalize().unwrap_or_else(|_| root.to_owned()) {
         return Err(Error::new(
             Kind::InvalidArgument,
@@ -166,18 +166,18 @@ struct DaemonStart {
     /// `socinbd daemon` with its options.
     arguments: Vec<OsString>,
     state: StartState,
-    /// The message of the last one that could not start.
+    /// Error message of the last daemon that could not start.
     said: Option<String>,
 }
 
 enum StartState {
-    /// Not yet, or not any more: again at this time, and until it has been this long.
+    /// No daemon is starting. It is started at `again`; the command gives up after `limit`.
     Not {
         again: Instant,
         limit: Duration,
     },
     Child(Child),
-    /// A service of this name, since this time.
+    /// A transient service with this unit name, started at this time.
     Service(String, Instant),
 }
 
@@ -238,7 +238,7 @@ impl DaemonStart {
                 }
                 self.said = Some(said);
             }
-            // that it could not get its folders shows in its not answering
+            // systemd-run does not report that the daemon could not lock its directories: the daemon just does not answer
             StartState::Service(_, since) => {
                 if since.elapsed() > SERVICE_RETRY_TIME {
                     self.state = self.start().await?;
@@ -258,7 +258,7 @@ impl DaemonStart {
         Ok(limit)
     }
 
-    /// Whether a process has the run directory.
+    /// Whether a process has locked the run directory.
     fn is_run_dir_taken(&self) -> bool {
         let lock = File::open(self.run_dir.join("lock"));
         lock.is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)))
@@ -266,7 +266,7 @@ impl DaemonStart {
 
     /// Starts a daemon that outlives this login session: as a transient service if a service manager answers, else in its own session.
     async fn start(&self) -> Result<StartState> {
-        // how sd_booted(3) knows it
+        // the test of sd_booted(3)
         if Path::new("/run/systemd/system").is_dir() {
             match self.start_service().await {
                 Ok(unit) => return Ok(StartState::Service(unit, Instant::now())),
@@ -281,7 +281,7 @@ impl DaemonStart {
             .current_dir("/")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            // until it is ready
+            // read until the daemon is ready
             .stderr(Stdio::piped());
         for name in proxy_variables() {
             command.env_remove(name);
@@ -297,7 +297,7 @@ impl DaemonStart {
     /// reason why this failed.
     async fn start_service(&self) -> Result<String, String> {
         let place = Digest::of(self.run_dir.as_os_str().as_bytes()).hex()[..8].to_owned();
-        // another one may be ending
+        // a unit of an earlier daemon may still exist
         let unit = format!("socinbd-{place}-{}", std::process::id());
         let mut command = tokio::process::Command::new("systemd-run");
         command
@@ -330,7 +330,7 @@ impl DaemonStart {
         }
     }
 
-    /// Why no daemon has answered in this time.
+    /// The error if no daemon has answered in this time.
     fn failed(self, time: Duration) -> Error {
         let (kind, why) = match (self.said, self.state) {
             (Some(said), _) => (Kind::Busy, said),
@@ -350,7 +350,7 @@ impl DaemonStart {
     }
 }
 
-/// The environment's proxies: they come with each request.
+/// Names of the proxy variables in the environment. The daemon does not need them: each request includes its proxies.
 fn proxy_variables() -> impl Iterator<Item = OsString> {
     let names = std::env::vars_os().map(|(name, _)| name);
     names.filter(|name| {
@@ -359,7 +359,7 @@ fn proxy_variables() -> impl Iterator<Item = OsString> {
     })
 }
 
-/// The argument as the service manager has to get it: it replaces `$NAME` and `${NAME}`, and reads `$$` as `$`.
+/// Escapes an argument for the service manager, which replaces `$NAME` and `${NAME}`, and reads `$$` as `$`.
 fn without_variables(argument: &OsStr) -> OsString {
     let mut escaped = Vec::with_capacity(argument.len());
     for &byte in argument.as_bytes() {

@@ -118,8 +118,8 @@ fn print_layer(why: &LayerExplanation) -> Result<()> {
         layer.why
     ))?;
     output::line(&match &layer.basis {
-        DiskBasis::Compact => format!("  lazy, by the compact table {}", layer.table),
-        DiskBasis::Ztoc => format!("  lazy, by the zTOC {}", layer.table),
+        DiskBasis::Compact => format!("  lazy, with compact table {}", layer.table),
+        DiskBasis::Ztoc => format!("  lazy, with zTOC {}", layer.table),
         DiskBasis::Verified => "  complete, from an earlier attach".to_owned(),
         DiskBasis::Whole { why } => format!("  downloaded whole: {why}"),
     })?;
@@ -127,7 +127,7 @@ fn print_layer(why: &LayerExplanation) -> Result<()> {
         (Some(true), _) => output::line("  verified as a whole")?,
         (_, Some(error)) => output::line(&format!("  not verified as a whole: {error}"))?,
         (Some(false), None) => {
-            output::line("  not verified as a whole yet: this follows when all spans are present")?;
+            output::line("  not verified as a whole yet: all spans must be present first")?;
         }
         (None, None) => {}
     }

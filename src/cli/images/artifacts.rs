@@ -15,10 +15,10 @@ use crate::{
     source::Source,
 };
 
-/// The indexes that tables are looked up in.
+/// The indexes in which artifacts are looked up.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ArtifactArgs {
-    /// Image whose index is used [default: all indexes in the local root]
+    /// Image whose index is used [default: all local indexes]
     #[arg(long, value_name = "IMAGE")]
     pub at: Option<Reference>,
     /// Platform, with --at [default: the host's]
@@ -31,7 +31,7 @@ pub(crate) struct ArtifactArgs {
 }
 
 impl ArtifactArgs {
-    /// The tables.
+    /// Finds the artifacts.
     pub(crate) async fn find(
         &self,
         global: &Global,
@@ -54,7 +54,7 @@ impl ArtifactArgs {
     }
 }
 
-/// Prints tables, each once.
+/// Prints artifacts, each once.
 pub(crate) fn print(global: &Global, tables: &[IndexArtifact], quiet: bool) -> Result<()> {
     if global.json {
         return output::json(&tables);
@@ -84,7 +84,7 @@ pub(crate) fn print(global: &Global, tables: &[IndexArtifact], quiet: bool) -> R
     )
 }
 
-/// The table with this digest.
+/// The artifact with this digest.
 pub(super) fn of_digest<'a>(
     tables: &'a [IndexArtifact],
     digest: &Digest,

@@ -42,8 +42,8 @@ pub(crate) enum IndexCommand {
 
 /// Make a SOCI index (v1) for an image
 ///
-/// Each layer is read once; zTOCs of existing indexes are used again. The index is stored in the OCI layout of the image, or in the local
-/// root, where `attach` finds it, or with --push in the registry of the image. The image is not changed.
+/// Each layer is read once; zTOCs of existing indexes are used again. The index is stored in the OCI layout of the image, or in the state
+/// directory, where `attach` finds it, or with --push in the registry of the image. The image is not changed.
 #[derive(Args)]
 #[command(after_help = "Examples:\n\
 \x20 socinbd index create oci:./app:latest\n\
@@ -67,7 +67,7 @@ pub(crate) struct IndexCreateCommand {
 
 /// Push the SOCI index (v1) of an image, and the image if it is missing
 ///
-/// Pushes the newest index of each platform, from the OCI layout of the image or from the local root.
+/// Pushes the newest index of each platform, from the OCI layout of the image or from the state directory.
 #[derive(Args)]
 #[command(after_help = "Examples:\n\
 \x20 socinbd index push registry.example/app:1\n\
@@ -99,7 +99,7 @@ pub(crate) struct IndexPushCommand {
     uploads: UploadArgs,
 }
 
-/// List the SOCI indexes in the local root, or those of an image
+/// List the SOCI indexes in the state directory, or those of an image
 #[derive(Args)]
 #[command(after_help = "Examples:\n\
 \x20 socinbd index list\n\
@@ -107,7 +107,7 @@ pub(crate) struct IndexPushCommand {
 pub(crate) struct IndexListCommand {
     /// Image whose indexes are listed, from its registry or layout
     image: Option<Reference>,
-    /// Image to list the indexes of, in the local root
+    /// Image to list the indexes of, in the state directory
     #[arg(long, value_name = "IMAGE", conflicts_with = "image")]
     r#ref: Option<Reference>,
     /// Platform to list the indexes of (repeatable) [default: all]
@@ -128,7 +128,7 @@ pub(crate) struct IndexListCommand {
 pub(crate) struct IndexInfoCommand {
     /// Digest of the index
     digest: Digest,
-    /// Repository or layout with the index [default: the local root]
+    /// Repository or layout with the index [default: the state directory]
     #[arg(long, value_name = "IMAGE")]
     at: Option<Reference>,
     #[command(flatten)]
@@ -144,10 +144,10 @@ pub(crate) struct IndexRmCommand {
     /// Digests of the indexes
     #[arg(required_unless_present = "ref")]
     digests: Vec<Digest>,
-    /// Image whose indexes are all removed, in the local root
+    /// Image whose indexes are all removed, in the state directory
     #[arg(long, value_name = "IMAGE", conflicts_with_all = ["digests", "at"])]
     r#ref: Option<Reference>,
-    /// Repository or layout with the indexes [default: the local root]
+    /// Repository or layout with the indexes [default: the state directory]
     #[arg(long, value_name = "IMAGE")]
     at: Option<Reference>,
     #[command(flatten)]
@@ -284,7 +284,7 @@ impl IndexListCommand {
         self.print(global, &list)
     }
 
-    /// Those of the image's own place.
+    /// Lists the indexes in the registry or layout of the image.
     async fn of_image(&self, global: &Global, image: &Reference) -> Result<()> {
         let source = Source::open(image, &self.access.access()?).await?;
         let root = source.root_manifest().await?;
@@ -353,7 +353,7 @@ impl IndexInfoCommand {
     }
 }
 
-/// A manifest of a repository or layout, or of the local root.
+/// Reads a manifest from a repository, a layout, or the state directory.
 async fn find(
     global: &Global,
     digest: &Digest,
@@ -412,7 +412,7 @@ impl IndexRmCommand {
                 if digests.is_empty() {
                     return Err(Error::new(
                         Kind::NotFound,
-                        format!("the local root has no index of {image}"),
+                        format!("the state directory has no index of {image}"),
                     ));
                 }
                 digests

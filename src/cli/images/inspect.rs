@@ -52,7 +52,7 @@ struct InspectReport {
     compact_index: Option<CompactIndexReport>,
     /// Lowest first.
     layers: Vec<InspectedLayer>,
-    /// Bytes of all layers' blobs.
+    /// Total size of the layers' blobs in bytes.
     size: u64,
     /// Bytes that an attach fetches before the first read: tables, and layers without one.
     before_first_read: u64,
@@ -65,9 +65,9 @@ struct InspectedLayer {
     diff_id: Digest,
     size: u64,
     packing: Packing,
-    /// By the zTOC; only read where no compact table is used.
+    /// The zTOC; only read if there is no compact table.
     ztoc: Option<TableReport>,
-    /// By the compact index.
+    /// The table of the compact index.
     compact: Option<TableReport>,
 }
 
@@ -87,7 +87,7 @@ struct CompactIndexReport {
 #[derive(Serialize)]
 struct TableReport {
     digest: Digest,
-    /// Bytes that are fetched before the first read.
+    /// Size of the table in bytes; it is fetched before the first read.
     size: u64,
     span_size: u64,
     spans: usize,
@@ -126,7 +126,7 @@ impl InspectCommand {
             if let Some(compact) = &compact {
                 match compact_table(compact, layer).await {
                     Ok(found) => report.compact = found,
-                    // as attach does
+                    // the same as in an attach
                     Err(error) if error.kind() != Kind::Unavailable => {
                         warnings.push(error.report());
                     }

@@ -120,7 +120,7 @@ impl MakeArgs {
     }
 }
 
-/// The paths of a JSON array in a file.
+/// Reads a JSON array of paths from a file.
 fn list_of(file: &Path) -> Result<Vec<String>> {
     let context = || format!("the list of files {}", file.display());
     let size = file

@@ -24,7 +24,7 @@ pub(crate) enum PrefetchCommand {
     Info(PrefetchInfoCommand),
 }
 
-/// List the prefetch artifacts of the indexes in the local root or of an image
+/// List the prefetch artifacts of the indexes in the state directory or of an image
 #[derive(Args)]
 #[command(after_help = "Examples:\n\
 \x20 socinbd prefetch list\n\
@@ -97,7 +97,10 @@ impl PrefetchInfoCommand {
             return output::json(&report);
         }
         let layer = report.layer.ok_or_else(|| {
-            Error::new(Kind::Corrupt, format!("the layer of {digest} is not known"))
+            Error::new(
+                Kind::Corrupt,
+                format!("the index does not name the layer of prefetch artifact {digest}"),
+            )
         })?;
         output::line(&format!("prefetch artifact {digest} of layer {layer}"))?;
         output::table(

@@ -163,7 +163,7 @@ impl RecordCommand {
     }
 }
 
-/// The options that make indexes of the same tables, so that no layer passes again.
+/// Options with the sizes of these indexes, so that their tables are reused and no layer is read again.
 fn options_of(index: &SociIndex, compact: Option<&CompactIndex>, image: &Image) -> CreateOptions {
     let indexed = || {
         image

@@ -11,6 +11,7 @@ use clap::Args;
 use tokio::process::Command;
 
 use crate::{
+    blocking::blocking,
     cli::{
         Global, INTERRUPTED, ImageArgs, IndexArgs, absolute, output, progress::ProgressBars,
         signals::SignalReceiver,
@@ -121,7 +122,7 @@ impl ServeCommand {
                 output::line(&uri)?;
             }
             ends.next().await;
-            blocking_stop(server).await?;
+            stop(server).await?;
             return Ok(ExitCode::SUCCESS);
         };
         let mut child = Command::new("sh")
@@ -139,7 +140,7 @@ impl ServeCommand {
             status = child.wait() => status.or_kind(Kind::Io, || format!("waiting for {command:?}"))?,
             _ = ends.next() => return Ok(ExitCode::from(INTERRUPTED)),
         };
-        blocking_stop(server).await?;
+        stop(server).await?;
         use std::os::unix::process::ExitStatusExt;
         let code = status
             .code()
@@ -150,8 +151,10 @@ impl ServeCommand {
 }
 
 /// Stops the server away from the async workers: it waits for its connections.
-async fn blocking_stop(server: nbd::Server) -> Result<()> {
-    tokio::task::spawn_blocking(move || server.stop())
-        .await
-        .or_kind(Kind::Io, || "stopping the server".into())
+async fn stop(server: nbd::Server) -> Result<()> {
+    let stopped = blocking(move || {
+        server.stop();
+        Ok(())
+    });
+    stopped.await
 }

@@ -9,6 +9,7 @@ use std::{
 
 use super::artifacts::{self, ArtifactArgs};
 use crate::{
+    blocking::blocking,
     cli::{
         Global,
         new_file::{self, NewFile},
@@ -49,7 +50,7 @@ enum ZtocSubcommand {
     #[command(after_help = "Examples:\n\
 \x20 socinbd ztoc create layer.tar.gz --span-size 1048576")]
     Create(ZtocCreateCommand),
-    /// List the zTOCs of the indexes in the local root or of an image
+    /// List the zTOCs of the indexes in the state directory or of an image
     #[command(
         visible_alias = "ls",
         after_help = "Examples:\n\
@@ -171,10 +172,7 @@ impl ZtocCommand {
             ZtocSubcommand::Info(info) => return info.run(global).await,
             ZtocSubcommand::GetFile(get) => return get.run(global).await,
         };
-        let work = move || create.run(json);
-        tokio::task::spawn_blocking(work)
-            .await
-            .or_kind(Kind::Io, || "a worker thread".into())??;
+        blocking(move || create.run(json)).await?;
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -266,7 +264,7 @@ impl ZtocGetFileCommand {
             return Err(Error::new(
                 Kind::InvalidArgument,
                 format!(
-                    "the image of the zTOC {} is not known: give it with --at",
+                    "the index does not name the image of zTOC {}: give the image with --at",
                     self.digest
                 ),
             ));
@@ -316,7 +314,7 @@ impl ZtocCreateCommand {
                     format!("{name}: this layer cannot have a zTOC: {reason}"),
                 ));
             }
-            None => Vec::new(), // one was asked for
+            None => Vec::new(), // not reached: the options ask for a zTOC
         };
         let context = || format!("writing the zTOC {}", output.display());
         let write = || {

@@ -1,8 +1,8 @@
-//! The devices of disks: one for a disk and a kind, however many attachments use it.
+//! Block devices of disks: one per disk and kind, shared by all attachments that use it.
 //!
-//! A device whose disk becomes complete needs no daemon any more. So where the kernel has a device mapper, what is mounted is a device of
-//! its own, whose reads go on to the one that the daemon answers; and when the disk is complete they go to a loop device on it instead,
-//! under the mounted file system. From then on the image is read at the kernel's own speed, whatever becomes of the daemon.
+//! A complete disk does not need the daemon. So where the kernel has a device mapper, the mounted device is a mapped device whose reads go
+//! to the device that the daemon serves. When the disk is complete, the reads of the mapped device are redirected to a loop device on the
+//! disk, under the mounted file system. From then on the kernel reads the image alone, whether or not the daemon runs.
 
 mod choice;
 pub(crate) mod kernel_readahead;
@@ -32,7 +32,8 @@ use super::{
     types::{AttachedLayer, Attachment, DeviceChoice, DeviceKind},
 };
 use crate::{
-    error::{Kind, Result, ResultExt},
+    blocking::blocking,
+    error::Result,
     kernel::{
         blockdev::{self, Node},
         dm::{self, MappedDevice},
@@ -42,44 +43,44 @@ use crate::{
     layer::{Disk, DiskKey, Progress},
 };
 
-/// A disk, what answers at first, and whether that may change.
+/// Identifies a device: the disk, the kind of the device when it was made, and whether it may move to a loop device later.
 type DeviceKey = (DiskKey, DeviceKind, bool);
 
-/// How often a device that is in use when nothing needs it any more is looked at.
+/// Interval for polling a dropped device that is still in use.
 const IDLE_POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// All devices of an engine.
 pub(crate) struct Devices {
-    /// Names the engine in the identifiers of its devices, so that what is left over after a kill is known as its own.
+    /// Part of the identifiers of all devices of this engine. After a kill it shows which kernel devices belong to this root.
     tag: String,
-    /// The daemon is to see every read, also of a disk that has become complete.
+    /// Whether all reads must go through the daemon, even those of complete disks (for `record`).
     sees_all: bool,
     runtime: Handle,
     by_disk: Mutex<HashMap<DeviceKey, Arc<tokio::sync::Mutex<Weak<Device>>>>>,
     links: Arc<NbdLinks>,
 }
 
-/// A block device with a layer's disk behind it. It goes when this is dropped, or, if something uses it then, when nothing does any more;
-/// dropping blocks for a few system calls.
+/// A block device that serves a layer's disk. Dropping it releases the kernel device, or, if the device is in use, releases it when it
+/// becomes idle. Dropping blocks for a few system calls.
 pub(crate) struct Device(Arc<ServedDevice>);
 
 struct ServedDevice {
     disk: Arc<Disk>,
-    /// The kernel's name of what is mounted.
+    /// Kernel name of the device that is mounted.
     name: String,
     node: Arc<Node>,
-    /// What answers it, at first.
+    /// The kind of the device when it was made.
     kind: DeviceKind,
     why: String,
     backing: Option<PathBuf>,
     has_moved: AtomicBool,
     watched: Option<Arc<WatchedDisk>>,
-    /// What it stands on; none once it has been given back.
+    /// The kernel devices; `None` after they were released.
     stack: Mutex<Option<DeviceStack>>,
     runtime: Handle,
 }
 
-/// What stands above goes before what is below it.
+/// The kernel devices of one device. Drop order: the mapped device before the device that it reads from.
 struct DeviceStack {
     mapped: Option<MappedDevice>,
     backing: DeviceBacking,
@@ -87,7 +88,7 @@ struct DeviceStack {
 
 enum DeviceBacking {
     Loop(LoopDevice),
-    // the loop device goes before the file that it stands on
+    // drop order: the loop device before the file that it reads from
     Fuse(
         LoopDevice,
         #[expect(dead_code, reason = "its threads answer while it lives")] fuse::Server,
@@ -112,12 +113,12 @@ impl DeviceBacking {
 }
 
 impl Device {
-    /// The disk behind it.
+    /// The disk that the device serves.
     pub(crate) fn disk(&self) -> &Arc<Disk> {
         &self.0.disk
     }
 
-    /// What answers its reads now.
+    /// The kind of device that answers reads now.
     pub(crate) fn kind(&self) -> DeviceKind {
         match self.0.has_moved.load(Ordering::Acquire) {
             true => DeviceKind::Loop,
@@ -125,7 +126,7 @@ impl Device {
         }
     }
 
-    /// Why it is of this kind.
+    /// Why the device is of this kind.
     pub(crate) fn why(&self) -> String {
         match self.0.has_moved.load(Ordering::Acquire) {
             true => moved(&self.0.why),
@@ -133,27 +134,27 @@ impl Device {
         }
     }
 
-    /// The kernel's name of it, e.g. `nbd3`.
+    /// Kernel name, e.g. `nbd3`.
     pub(crate) fn name(&self) -> &str {
         &self.0.name
     }
 
-    /// A path that opens it.
+    /// Path for opening the device.
     pub(crate) fn path(&self) -> &Path {
         self.0.node.path()
     }
 
-    /// The path by which people know it.
+    /// Path for messages: `/dev/<name>`.
     pub(super) fn shown_path(&self) -> PathBuf {
         Path::new("/dev").join(self.name())
     }
 
-    /// Whether something (a mount) has it for itself.
+    /// Whether a mount or another exclusive user holds the device.
     pub(super) fn is_in_use(&self) -> bool {
         blockdev::is_in_use(self.path())
     }
 
-    /// The device that its reads went on to at first, where it is one of the device mapper.
+    /// For a mapped device: the device that its reads went to when it was made.
     pub(super) fn backing(&self) -> Option<PathBuf> {
         self.0.backing.clone()
     }
@@ -164,23 +165,27 @@ impl Drop for Device {
         if !self.is_in_use() {
             return self.0.give_back();
         }
-        // whoever reads it would get errors for what is absent
+        // reads of absent data would fail without the daemon
         tracing::warn!(
             device = self.0.name,
-            "nothing needs it any more, and it is in use; it goes when it is idle"
+            "the device is still in use after its last attachment; it is released when it is idle"
         );
         let served = Arc::clone(&self.0);
         self.0.runtime.spawn(async move {
             while blockdev::is_in_use(served.node.path()) {
                 tokio::time::sleep(IDLE_POLL_INTERVAL).await;
             }
-            tokio::task::spawn_blocking(move || served.give_back());
+            let released = blocking(move || {
+                served.give_back();
+                Ok(())
+            });
+            let _ = released.await; // fails only when the process ends
         });
     }
 }
 
 impl Devices {
-    /// No devices yet. `tag` is part of their identifiers. With `sees_all` none moves away from the daemon.
+    /// An empty set of devices. `tag` is part of their identifiers. With `sees_all` no device moves away from the daemon.
     pub(crate) fn new(tag: String, sees_all: bool, runtime: Handle) -> Self {
         Self {
             tag,
@@ -191,15 +196,15 @@ impl Devices {
         }
     }
 
-    /// The start of the identifiers of all devices of engines with this root.
+    /// Common prefix of the identifiers of all devices of engines with this root.
     pub(super) fn identifier_prefix(&self) -> String {
         format!("socinbd-{}-", self.tag)
     }
 
-    /// The paths of the devices that are there now.
+    /// Paths of all existing devices.
     pub(super) fn paths(&self) -> HashSet<PathBuf> {
         let by_disk = self.by_disk.lock().unwrap_or_else(PoisonError::into_inner);
-        // one that is being made is locked; no record names it yet
+        // a device that is being made is locked, and no record names it yet
         let devices = by_disk
             .values()
             .filter_map(|place| place.try_lock().ok()?.upgrade());
@@ -213,7 +218,7 @@ impl Devices {
             .collect()
     }
 
-    /// The identifier that a device of this disk has in the kernel: `socinbd-<tag>-<layer>-<table>`.
+    /// Identifier of a disk's device in the kernel: `socinbd-<tag>-<layer>-<table>`.
     fn identifier(&self, disk: &Disk) -> String {
         format!(
             "{}{}-{}",
@@ -223,7 +228,7 @@ impl Devices {
         )
     }
 
-    /// The device of a disk: the one that is there, or a new one.
+    /// Returns the existing device of a disk, or makes one.
     pub(crate) async fn get(
         self: &Arc<Self>,
         disk: &Arc<Disk>,
@@ -251,18 +256,15 @@ impl Devices {
         if let Some(device) = place.upgrade() {
             return Ok(device);
         }
-        // what comes to pass from here on is followed
+        // subscribed before the device is made, so that no change is missed
         let progress = disk.progress();
         let (this, disk) = (Arc::clone(self), Arc::clone(disk));
-        let made = tokio::task::spawn_blocking(move || {
+        let device = blocking(move || {
             let context = format!("making a {kind} device for layer {}", disk.layer().digest);
             this.make(disk, kind, why, may_move)
                 .map_err(|error| error.context(context))
         });
-        let device = Arc::new(
-            made.await
-                .or_kind(Kind::Io, || "making a device".into())??,
-        );
+        let device = Arc::new(device.await?);
         let served = Arc::downgrade(&device.0);
         self.runtime
             .spawn(follow(served, Arc::clone(self), progress));
@@ -270,8 +272,8 @@ impl Devices {
         Ok(device)
     }
 
-    /// The device of a complete disk that was made before it was complete, if there is one: its pages are in memory, and what is mounted
-    /// of it is mounted once.
+    /// A device that was made before its disk was complete and has moved to a loop device since. Sharing it shares its mounts and its page
+    /// cache.
     fn moved(&self, disk: &Disk) -> Option<Arc<Device>> {
         let by_disk = self.by_disk.lock().unwrap_or_else(PoisonError::into_inner);
         [DeviceKind::Nbd, DeviceKind::Fuse]
@@ -316,7 +318,7 @@ impl Devices {
             kernel_readahead::set(&name, None, kernel_readahead::of(&disk));
         }
         if let Some(watched) = &watched {
-            watched.serves(node);
+            watched.set_device(node);
         }
         Ok(Device(Arc::new(ServedDevice {
             name,
@@ -355,10 +357,10 @@ impl Devices {
         NbdLinks::connect(&self.links, disk, watched, identifier, runtime).map(DeviceBacking::Nbd)
     }
 
-    /// A device of the device mapper, where one can be had; the disk is as well served without.
+    /// Makes a mapped device. `None` if that fails: the backing device is then mounted directly.
     fn map(&self, disk: &Disk, backing: &DeviceBacking) -> Option<MappedDevice> {
         let mapped = random_digits().and_then(|digits| {
-            // of a daemon that died there may be another one for the same disk
+            // a daemon that died may have left a mapped device of the same disk
             let name = format!("{}-{digits}", self.identifier(disk));
             MappedDevice::new(&name, &backing.name(), disk.size())
         });
@@ -366,7 +368,7 @@ impl Devices {
             .inspect_err(|error| {
                 tracing::warn!(
                     layer = %disk.layer().digest,
-                    "the device stays with the daemon also when its disk is complete: {}",
+                    "the device will need the daemon even when its disk is complete: {}",
                     error.report()
                 );
             })
@@ -377,7 +379,7 @@ impl Devices {
 impl ServedDevice {
     fn give_back(&self) {
         if let Some(watched) = &self.watched {
-            watched.serves_no_more();
+            watched.close_device();
         }
         drop(self.stack().take());
     }
@@ -386,7 +388,7 @@ impl ServedDevice {
         self.stack.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Does what the disk's progress asks for.
+    /// Adapts the device to the progress of its disk: moves it to a loop device, sets its read-ahead.
     fn progressed(&self, devices: &Devices) -> Result<()> {
         let mut stack = self.stack();
         let Some(stack) = &mut *stack else {
@@ -395,7 +397,7 @@ impl ServedDevice {
         if self.disk.is_complete() {
             self.move_to_loop(stack, devices)?;
         }
-        // the largest request stays: setting it would wait for all requests in flight, and hold up the others meanwhile
+        // The maximum request size is not set again: the kernel would first wait for all requests in flight and block new ones.
         let kb = kernel_readahead::of(&self.disk);
         kernel_readahead::set(&stack.backing.name(), None, kb);
         if stack.mapped.is_some() {
@@ -415,27 +417,27 @@ impl ServedDevice {
         mapped.move_to(&device.name(), self.disk.size())?;
         self.has_moved.store(true, Ordering::Release);
         if let Some(watched) = &self.watched {
-            watched.serves_no_more();
+            watched.close_device();
         }
         stack.backing = DeviceBacking::Loop(device);
         tracing::info!(
             layer = %self.disk.layer().digest,
             device = self.name,
-            "the disk is complete, and is read without the daemon"
+            "the disk is complete; its device does not need the daemon any more"
         );
         Ok(())
     }
 }
 
 impl Attachment {
-    /// As [`as_found`], for all its layers.
+    /// Applies [`as_found`] to all layers.
     pub(super) fn with_devices_found(mut self) -> Self {
         self.layers = self.layers.into_iter().map(as_found).collect();
         self
     }
 }
 
-/// The layer as its record has it, with the device as it is found: after its daemon has died, one that had become complete is a loop device.
+/// Updates the recorded kind of a layer's device to the current one: the device may have moved to a loop device before its daemon died.
 fn as_found(mut layer: AttachedLayer) -> AttachedLayer {
     let name = |path: &Path| Some(path.file_name()?.to_str()?.to_owned());
     let was = layer.backing.as_deref().and_then(name);
@@ -452,29 +454,31 @@ fn as_found(mut layer: AttachedLayer) -> AttachedLayer {
 }
 
 fn moved(why: &str) -> String {
-    format!("the disk has become complete; before that: {why}")
+    format!("the disk became complete; before that: {why}")
 }
 
-/// Does what the disk's progress asks for whenever that changes, as long as the device is there.
+/// Adapts the device whenever the progress of its disk changes, until the device is dropped.
 async fn follow(
     served: Weak<ServedDevice>,
     devices: Arc<Devices>,
     mut progress: watch::Receiver<Progress>,
 ) {
-    // an error: the disk is gone, and so is the device
+    // an error means that the disk was dropped, and so was the device
     while progress.changed().await.is_ok() {
         let Some(served) = served.upgrade() else {
             return;
         };
         let devices = Arc::clone(&devices);
-        let done = tokio::task::spawn_blocking(move || served.progressed(&devices)).await;
-        if let Ok(Err(error)) = done {
-            tracing::warn!("a device stays as it is: {}", error.report());
+        if let Err(error) = blocking(move || served.progressed(&devices)).await {
+            tracing::warn!(
+                "cannot adapt a device to the state of its disk: {}",
+                error.report()
+            );
         }
     }
 }
 
-/// Sets what the kernel asks for, the read-ahead last: other settings reset it.
+/// Sets the maximum request size, then the read-ahead: setting the former resets the latter.
 fn set_read_ahead(backing: &DeviceBacking, disk: &Disk) {
     let largest =
         matches!(backing, DeviceBacking::Nbd(_)).then_some(nbd_connections::MAX_REQUEST_KB);

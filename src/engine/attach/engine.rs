@@ -1,4 +1,4 @@
-//! The state of all attachments of one root and one run directory.
+//! The engine: state of all attachments of one root and one run directory.
 
 use std::{
     fs,
@@ -15,10 +15,10 @@ use crate::{
     layer,
 };
 
-/// One root and one run directory, with all that is attached from them. One process has them, by locks.
+/// All attachments of one root and one run directory. Locks make sure that only one process uses the directories.
 ///
-/// What changes attachments is work of the engine's own tasks: who waits for it may go away (a client that is killed), and it goes on to
-/// its end. What an attachment has is given back when its mount has ended, whoever had that.
+/// Every change of an attachment runs in a task of the engine and completes even if its client disconnects or is killed. The devices of an
+/// attachment are released when its mount has ended, whichever process held the mount.
 pub struct Engine {
     pub(super) root: PathBuf,
     pub(super) run_dir: PathBuf,
@@ -26,28 +26,29 @@ pub struct Engine {
     pub(super) devices: Arc<Devices>,
     pub(super) records: AttachmentRecords,
     pub(super) table: Mutex<AttachmentTable>,
-    /// Set once, with the table locked: from then on nothing is attached.
+    /// Set once, while the table is locked. From then on nothing can be attached.
     pub(super) is_ending: watch::Sender<bool>,
-    /// Work that must come to its end.
+    /// Tasks that must complete before the engine ends.
     pub(super) tasks: TaskTracker,
-    /// `None`: the kernel has no watches left, and attachments wait to be detached.
+    /// `None` if the kernel has no inotify watches left. Attachments are then released only by `detach`.
     pub(super) mount_ends: Option<Arc<MountEnds>>,
+    /// The task that follows `mount_ends`.
     pub(super) following: Option<AbortHandle>,
     pub(super) _lock: fs::File,
 }
 
 impl Engine {
-    /// The root.
+    /// The root directory.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// What was read of which layers, in order, where the store records it.
+    /// The recorded reads of layers in order, if the store records reads.
     pub fn touches(&self) -> Vec<layer::Touch> {
         self.disks.store().touches()
     }
 
-    /// The disks below the root.
+    /// The disks in the root.
     pub fn disks(&self) -> &Disks {
         &self.disks
     }
@@ -61,7 +62,7 @@ impl Engine {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Does work to its end in a task of its own, whether or not this future is polled to its end.
+    /// Runs work in a task that completes even if this future is dropped.
     pub(super) async fn finish<T: Send + 'static>(
         &self,
         work: impl Future<Output = Result<T>> + Send + 'static,
@@ -92,7 +93,7 @@ mod tests {
             .unwrap()
     }
 
-    /// A client that is killed while it waits.
+    /// Polls a client once and drops it, as when the client is killed.
     fn kill_at_first_wait<T>(client: impl Future<Output = T>) {
         assert!(futures_util::FutureExt::now_or_never(pin!(client)).is_none());
     }

@@ -1,4 +1,4 @@
-//! The answer to `socinbd why`: for each layer its state, its errors, its device, and the sources of its files.
+//! Explains attachments for `socinbd why`: for each layer its state, errors, device and sources.
 
 use serde::{Deserialize, Serialize};
 
@@ -14,51 +14,51 @@ use crate::{
     oci::{Digest, Reference},
 };
 
-/// An attachment, explained.
+/// Explanation of an attachment.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Explanation {
-    /// Its id.
+    /// ID of the attachment.
     pub id: String,
-    /// The image as it was asked for.
+    /// The image reference of the request.
     pub reference: Reference,
     /// The digest of the image's manifest.
     pub manifest: Digest,
-    /// Where it is mounted.
+    /// Mount point.
     pub mountpoint: Option<std::path::PathBuf>,
-    /// The state of the whole.
+    /// State of the attachment.
     pub state: AttachmentState,
     /// The SOCI index in use.
     pub index: Option<UsedIndex>,
-    /// The compact index in use, which goes before it.
+    /// The compact index in use; preferred to the SOCI index.
     pub compact_index: Option<Digest>,
-    /// What was said when it was attached.
+    /// Warnings of the attach.
     pub warnings: Vec<String>,
-    /// Its layers, topmost first.
+    /// Layers, topmost first.
     pub layers: Vec<LayerExplanation>,
 }
 
-/// A layer of an attachment, explained.
+/// Explanation of a layer.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct LayerExplanation {
-    /// Its disk, where that comes from, and its device with the reason for it.
+    /// The layer's disk, the basis of the disk, and the device with the reason for its kind.
     #[serde(flatten)]
     pub layer: AttachedLayer,
-    /// Its state.
+    /// State of the layer.
     pub state: AttachmentState,
-    /// Spans present and in all; `None` where no daemon can tell.
+    /// Number of present spans and of all spans; `None` without a daemon.
     pub spans: Option<(u32, u32)>,
-    /// Compressed bytes fetched since the daemon opened its disk.
+    /// Compressed bytes fetched since the daemon opened the disk.
     pub fetched_bytes: Option<u64>,
-    /// Whether the layer has been checked as a whole, against its digest or diff ID; `None` where no daemon can tell.
+    /// Whether the whole layer was verified against its digest or diff ID; `None` without a daemon.
     pub verified: Option<bool>,
-    /// Why a layer whose spans are all present could not be checked.
+    /// Why the whole layer could not be verified although all spans are present.
     pub check_error: Option<String>,
-    /// What it is degraded for.
+    /// Why the layer is degraded.
     pub reasons: Vec<Reason>,
 }
 
 impl Engine {
-    /// Explains an attachment by its id.
+    /// Explains the attachment with this ID.
     pub async fn why(&self, id: &str) -> Result<Explanation> {
         let mut all = self.list().await?.into_iter();
         let status = all.find(|status| status.attachment.id == id);
@@ -106,7 +106,7 @@ impl Explanation {
         }
     }
 
-    /// What its record says of an attachment that no daemon serves.
+    /// Explains a dead attachment from its record.
     pub fn dead(attachment: Attachment) -> Self {
         let attachment = attachment.with_devices_found();
         let layers = attachment.layers.iter().cloned();

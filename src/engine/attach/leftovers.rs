@@ -1,4 +1,4 @@
-//! Cleans up after an engine that died: its records with their directories, and its kernel devices, unless they are in use.
+//! Cleans up after an engine that died: removes its attachment records, their directories and its kernel devices, unless they are in use.
 
 use std::{
     collections::HashSet,
@@ -16,24 +16,29 @@ use crate::{
 };
 
 impl Engine {
-    /// Removes what belongs to no mount: records, folders and devices of an engine that died. Nothing is live yet.
-    pub(super) fn sweep(&self) -> Result<()> {
+    /// Removes the records, directories and devices of an engine that died, unless they belong to a mount. Called before anything is
+    /// attached.
+    pub(super) fn remove_leftovers(&self) -> Result<()> {
         recording::remove_left_over(&self.root)?;
         let ours = self.devices.in_kernel()?;
         let mut kept = HashSet::new();
         for entry in self.records.entries()? {
-            // in any namespace, and in none: what was written there must not be lost
+            // In any mount namespace, or in none (an open descriptor): files written to the upper layer must not be lost.
             let is_mounted = info::find_anywhere(&mount_source(&entry.id))?.is_some();
             let is_used = |record: &AttachmentRecord| in_use(record, &ours).is_some();
             if is_mounted || entry.record.as_ref().is_some_and(is_used) {
                 tracing::warn!(
                     id = entry.id,
-                    "its daemon has died, and it is in use; `socinbd detach` cleans up"
+                    "an attachment whose daemon has died is in use; `socinbd detach` cleans up"
                 );
                 let layers = entry.record.iter().flat_map(|it| &it.attachment.layers);
                 kept.extend(layers.flat_map(AttachedLayer::devices));
             } else if let Err(error) = self.records.remove(&entry.id) {
-                tracing::warn!(id = entry.id, "it is left over: {}", error.report());
+                tracing::warn!(
+                    id = entry.id,
+                    "cannot remove a leftover attachment: {}",
+                    error.report()
+                );
             }
         }
         self.free_unless(|device| kept.contains(device))?;
@@ -41,10 +46,10 @@ impl Engine {
             .free_loops_unless(|device| kept.contains(device))
     }
 
-    /// Clears away an attachment of an engine that died; `Busy` while it is in use.
-    pub(crate) fn clear(&self, record: &AttachmentRecord) -> Result<()> {
+    /// Removes an attachment of an engine that died. `Busy` while it is in use.
+    pub(crate) fn remove_dead(&self, record: &AttachmentRecord) -> Result<()> {
         let attachment = &record.attachment;
-        if let Some(what) = self.used_of(record)? {
+        if let Some(what) = self.part_in_use(record)? {
             let who = mount_place::who_uses(&attachment.id, record.mount_device);
             return Err(Error::new(
                 Kind::Busy,
@@ -62,8 +67,8 @@ impl Engine {
         self.records.remove(&attachment.id)
     }
 
-    /// What of an attachment of an engine that died is in use: a mount of it, or a device that only it has.
-    fn used_of(&self, record: &AttachmentRecord) -> Result<Option<PathBuf>> {
+    /// The part of a dead attachment that is in use: its mount, or a device that no other attachment uses.
+    fn part_in_use(&self, record: &AttachmentRecord) -> Result<Option<PathBuf>> {
         let attachment = &record.attachment;
         if let Some(mount) = info::find_anywhere(&mount_source(&attachment.id))? {
             return Ok(Some(mount.mount_point));
@@ -77,10 +82,10 @@ impl Engine {
             .collect();
         let mut own = self.devices.in_kernel()?;
         own.retain(|device| !others.contains(device));
-        Ok(release::wait_while(|| in_use(record, &own)))
+        Ok(release::wait_until_idle(|| in_use(record, &own)))
     }
 
-    /// Frees the mapped and the nbd devices of engines with this root but those that are to be kept, or in use.
+    /// Releases the mapped devices and nbd devices of engines with this root, except devices that `kept` selects and devices in use.
     fn free_unless(&self, kept: impl Fn(&Path) -> bool) -> Result<()> {
         self.devices.unmap_unless(&kept)?;
         let prefix = self.devices.identifier_prefix();
@@ -90,10 +95,7 @@ impl Engine {
             if !ours || kept(&Path::new("/dev").join(&name)) || blockdev::is_used(&name) {
                 continue;
             }
-            tracing::info!(
-                device = device.index,
-                "an nbd device is left over; it is disconnected"
-            );
+            tracing::info!(device = device.index, "disconnecting a leftover nbd device");
             kernel_nbd::disconnect(device.index)?;
         }
         Ok(())
@@ -101,7 +103,7 @@ impl Engine {
 }
 
 impl Devices {
-    /// The paths of the kernel's devices that engines with this root have made, this one or one that died.
+    /// Paths of the kernel devices that engines with this root have made, live or dead.
     pub(super) fn in_kernel(&self) -> Result<HashSet<PathBuf>> {
         let prefix = self.identifier_prefix();
         let mapped = dm::mapped()?.into_iter();
@@ -118,42 +120,37 @@ impl Devices {
         Ok(names.map(|name| Path::new("/dev").join(name)).collect())
     }
 
-    /// Frees the loop devices that an engine that died has left, unless they are to be kept. They free themselves when their last user goes;
-    /// one that never had a user is left over.
+    /// Detaches the loop devices of an engine that died, except those that `kept` selects. A loop device detaches itself when its last user
+    /// closes it, but not one that never had a user.
     pub(super) fn free_loops_unless(&self, kept: impl Fn(&Path) -> bool) -> Result<()> {
         for device in loopdev::attached()? {
             let path = PathBuf::from(format!("/dev/loop{}", device.index));
             if device.name.starts_with(&self.identifier_prefix()) && !kept(&path) {
-                tracing::info!(
-                    device = device.index,
-                    "a loop device is left over; it is freed"
-                );
+                tracing::info!(device = device.index, "detaching a leftover loop device");
                 loopdev::detach(device.index)?;
             }
         }
         Ok(())
     }
 
-    /// Frees what an engine that died has left in the device mapper, unless it is to be kept. What is in use goes with its last user.
+    /// Removes the mapped devices of an engine that died, except those that `kept` selects. A device in use is removed when its last user
+    /// closes it.
     pub(super) fn unmap_unless(&self, kept: impl Fn(&Path) -> bool) -> Result<()> {
         let prefix = self.identifier_prefix();
         for device in dm::mapped()? {
             let path = Path::new("/dev").join(&device.name);
             if device.mapped_name.starts_with(&prefix) && !kept(&path) {
-                tracing::info!(
-                    device = device.name,
-                    "a mapped device is left over; it is removed"
-                );
+                tracing::info!(device = device.name, "removing a leftover mapped device");
                 dm::remove(&device.mapped_name)?;
             }
         }
-        // the last user of another one may just have gone
+        // the last user of another mapped device may have closed it just now
         dm::settle()
     }
 }
 
-/// A device of a dead attachment that something uses. `ours` are the kernel's devices that are of this root: another program may have a
-/// device by the same path now.
+/// A device of a dead attachment that is in use. `ours` are the kernel devices of this root: another program may use a device with the same
+/// path by now.
 fn in_use(record: &AttachmentRecord, ours: &HashSet<PathBuf>) -> Option<PathBuf> {
     let devices = record.attachment.layers.iter();
     let mut devices = devices.flat_map(AttachedLayer::devices);

@@ -1,4 +1,4 @@
-//! Lists the attachments of an engine with their states.
+//! Lists the attachments of an engine with their states, and waits for changes of one.
 
 use std::sync::Arc;
 
@@ -11,11 +11,11 @@ use super::{
 use crate::{blocking::blocking, error::Result, kernel::mount::info};
 
 impl Engine {
-    /// All attachments, those of an engine that died among them. What is just being made is left out.
+    /// All attachments, including those of an engine that died, but not those that are being made.
     pub async fn list(&self) -> Result<Vec<AttachmentStatus>> {
         let (live, dead) = {
             let table = self.table();
-            // read under the lock: what is neither live nor changing belongs to an engine that died
+            // Read under the lock: an attachment that is neither live nor changing belongs to an engine that died.
             let entries = self.records.entries()?.into_iter();
             let dead = entries.filter(|it| !table.live.contains_key(&it.id));
             let dead: Vec<_> = dead
@@ -36,12 +36,12 @@ impl Engine {
         .await
     }
 
-    /// How an attachment that this process serves is; `None` where it serves none of this id.
+    /// The attachment with this ID, if this process serves it.
     pub(super) fn live(&self, id: &str) -> Option<Arc<LiveAttachment>> {
         self.table().live.get(id).cloned()
     }
 
-    /// The caller has mounted it. `Unavailable` when the engine has begun to end.
+    /// Notes that the client has mounted the attachment. `Unavailable` if the engine is shutting down.
     pub fn mounted(&self, id: &str) -> Result<()> {
         let table = self.table();
         if *self.is_ending.borrow() {
@@ -52,14 +52,14 @@ impl Engine {
         Ok(())
     }
 
-    /// Returns when [`Engine::mounted`] has been called, or the attachment is gone.
+    /// Waits until [`Engine::mounted`] is called or the attachment is released.
     pub async fn wait_mounted(&self, id: &str) {
         self.wait_for(id, |phase| phase.is_mounted || phase.has_ended)
             .await;
     }
 
-    /// Returns when the attachment's mount has ended, or the attachment is gone: nobody uses it any more. Where the kernel had no watch
-    /// left, it never does.
+    /// Waits until the mount of the attachment has ended or the attachment is released. Never returns if the kernel had no watch left for
+    /// it.
     pub async fn wait_ended(&self, id: &str) {
         self.wait_for(id, |phase| phase.has_ended).await;
     }
@@ -67,7 +67,7 @@ impl Engine {
     async fn wait_for(&self, id: &str, is_it: impl FnMut(&AttachmentPhase) -> bool) {
         let phase = self.live(id).map(|live| live.phase.subscribe());
         if let Some(mut phase) = phase {
-            // an error: it is gone
+            // an error means that the attachment was released
             let _ = phase.wait_for(is_it).await;
         }
     }

@@ -1,4 +1,4 @@
-//! One attachment that this process serves, and its state.
+//! An attachment that this process serves, and its status.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -23,36 +23,36 @@ use crate::{
     layer::{Progress, SourceDown},
 };
 
-/// What there is.
+/// The attachments of an engine.
 #[derive(Default)]
 pub(crate) struct AttachmentTable {
     pub(super) live: HashMap<String, Arc<LiveAttachment>>,
-    /// Attachments that are being made or given back: they have a record, and need not be live.
+    /// IDs of attachments that are being made or released. They have a record, but may not be in `live`.
     pub(super) changing: HashSet<String>,
 }
 
-/// An attachment that this process serves. It is in the table until its mount has ended and its devices are idle.
+/// An attachment that this process serves. It stays in the table until its mount has ended and its devices are idle.
 pub(crate) struct LiveAttachment {
     pub(super) attachment: Attachment,
     pub(super) devices: Vec<Arc<Device>>,
-    /// The number of the overlay's file system (`st_dev`), major and minor.
+    /// Device number of the overlay (`st_dev`), major and minor.
     pub(super) mount_device: (u32, u32),
-    /// Who tells the end of the overlay's file system; `None` where the kernel had no watch left.
+    /// Watch for the end of the overlay; `None` if the kernel had no watch left.
     pub(super) watch: Option<Watch>,
     pub(super) phase: watch::Sender<AttachmentPhase>,
 }
 
-/// How far an attachment is.
+/// Progress of an attachment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct AttachmentPhase {
-    /// Its caller has said that it is mounted.
+    /// The client has reported that it has mounted the attachment.
     pub(super) is_mounted: bool,
-    /// Its overlay has ended: it is mounted nowhere, no file of it is in use, and nobody has its descriptor.
+    /// The overlay has ended: it is not mounted anywhere, and no process holds a file or descriptor of it.
     pub(super) has_ended: bool,
 }
 
 impl LiveAttachment {
-    /// The attachment with its devices as they are now.
+    /// The attachment with the current kinds of its devices.
     pub(super) fn attachment(&self) -> Attachment {
         let mut attachment = self.attachment.clone();
         for (layer, device) in attachment.layers.iter_mut().zip(&self.devices) {
@@ -61,7 +61,7 @@ impl LiveAttachment {
         attachment
     }
 
-    /// How it is, where these are the mounts of this mount namespace.
+    /// The status, given the mounts of this mount namespace.
     pub(super) fn status(&self, mounts: &[Mount]) -> Result<AttachmentStatus> {
         let disks = || self.devices.iter().map(|device| device.disk());
         let mut attachment = self.attachment();
@@ -109,7 +109,7 @@ impl LiveAttachment {
         })
     }
 
-    /// Whether it was mounted once, and is in no mount namespace any more.
+    /// Whether it was mounted, and is not mounted in any mount namespace any more.
     fn is_unmounted(&self) -> Result<bool> {
         let phase = *self.phase.borrow();
         if phase.has_ended || !phase.is_mounted {
@@ -121,16 +121,16 @@ impl LiveAttachment {
 
     fn why_unmounted(&self) -> String {
         if self.phase.borrow().has_ended {
-            return "it was unmounted; its devices are given back in a moment, and at once by `socinbd detach`"
+            return "unmounted; the devices are released in a minute, or at once by `socinbd detach`"
                 .to_owned();
         }
         format!(
-            "it was unmounted, and is still in use {}; its devices are given back when that ends",
+            "unmounted, but still in use {}; the devices are released when that use ends",
             mount_place::who_uses(&self.attachment.id, Some(self.mount_device))
         )
     }
 
-    /// What of it something still uses: its mount, or a device that no other attachment has.
+    /// The part that is still in use: the mount, or a device that no other attachment uses.
     pub(super) fn in_use(&self) -> Option<PathBuf> {
         let own = |device: &&Arc<Device>| Arc::strong_count(device) == 1;
         let in_use = |device: &&Arc<Device>| device.is_in_use();
@@ -144,7 +144,7 @@ impl LiveAttachment {
 }
 
 impl AttachmentStatus {
-    /// The status of an attachment that no daemon serves.
+    /// The status of a dead attachment.
     pub fn dead(attachment: Attachment) -> Self {
         let mut attachment = attachment.with_devices_found();
         let asked = attachment.mountpoint.clone();
@@ -154,7 +154,7 @@ impl AttachmentStatus {
         {
             attachment.mountpoint = Some(place);
         }
-        let why = "its daemon has died: complete layers can be read on, absent data cannot; `socinbd detach` cleans up";
+        let why = "the daemon has died: complete layers are readable, absent data is not; `socinbd detach` cleans up";
         Self {
             attached_at: asked.filter(|asked| Some(asked) != attachment.mountpoint.as_ref()),
             attachment,
@@ -167,10 +167,10 @@ impl AttachmentStatus {
     }
 }
 
-/// What is asked of an engine that gives everything back.
+/// The error of requests during shutdown.
 pub(super) fn ending() -> Error {
     Error::new(
         Kind::Unavailable,
-        "the daemon is ending; try again when it has ended, and a new one is started",
+        "the daemon is shutting down; try again when it has exited, and a new daemon is started",
     )
 }

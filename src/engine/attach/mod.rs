@@ -1,10 +1,8 @@
 //! From disks to a mount, and back.
 //!
 //! disk -> device (`devices`) -> ext4 mount -> overlay (`stack`) -> mount descriptor: the steps are in `steps`. `engine` is the state that
-//! all
-//! attachments share; `open` makes it, `list` reads it, `live` is one attachment in it. `release` undoes an attachment. `leftovers` cleans
-//! up
-//! after a daemon that died, by its `records`.
+//! all attachments share; `open` makes it, `list` reads it, `live` is one attachment in it. `release` undoes an attachment. `leftovers`
+//! cleans up after a daemon that died, by its `records`.
 
 pub(crate) mod devices;
 pub(crate) mod engine;

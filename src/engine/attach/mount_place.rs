@@ -1,4 +1,4 @@
-//! Finds the mount points of attachments in the kernel's mount tables.
+//! Finds the mount points of attachments in the kernel's mount tables, and unmounts them.
 
 use std::path::{Path, PathBuf};
 
@@ -11,8 +11,8 @@ use crate::{
     },
 };
 
-/// Where these mounts have an attachment: at its mount point, or where that is now since a folder above it was renamed. A copy that
-/// somebody has bound elsewhere is a later mount, and counts only when the first one is gone.
+/// The path where an attachment is mounted: its mount point, or the new path after a directory above was renamed. A bind mount of it
+/// elsewhere appears later in the table, so it counts only after the first mount is gone.
 pub fn place_of(mounts: &[Mount], attachment: &Attachment) -> Option<PathBuf> {
     let source = mount_source(&attachment.id);
     let is_it = |mount: &&Mount| mount.source == source.as_str();
@@ -23,8 +23,8 @@ pub fn place_of(mounts: &[Mount], attachment: &Attachment) -> Option<PathBuf> {
         .map(|mount| mount.mount_point.clone())
 }
 
-/// Unmounts each of these attachments where it is mounted in this mount namespace. `Busy` names the processes that use it, or says what is
-/// mounted over it; not mounted is fine.
+/// Unmounts these attachments in this mount namespace. `Busy` names the processes that use one, or the path of a mount that hides one. An
+/// attachment that is not mounted is skipped.
 pub fn unmount(attachments: &[Attachment]) -> Result<()> {
     let mut left: Vec<&Attachment> = attachments.iter().collect();
     while !left.is_empty() {
@@ -48,7 +48,7 @@ pub fn unmount(attachments: &[Attachment]) -> Result<()> {
     Ok(())
 }
 
-/// Whether what a path leads to is this attachment, and not a mount over it.
+/// Whether the topmost mount at this path is this attachment.
 fn is_on_top(mounts: &[Mount], place: &Path, attachment: &Attachment) -> bool {
     info::topmost(mounts, place)
         .is_some_and(|mount| mount.source == mount_source(&attachment.id).as_str())
@@ -58,13 +58,13 @@ fn hidden(place: &Path) -> Error {
     Error::new(
         Kind::Busy,
         format!(
-            "something else is mounted over the image at {}; unmount that first",
+            "another file system is mounted over the image at {}; unmount that file system first",
             place.display()
         ),
     )
 }
 
-/// Who uses an attachment's mount, in words: where this mount namespace has a copy of it, or the processes that use its file system.
+/// Describes the users of an attachment's mount: another mount of it in this mount namespace, or the processes that use its file system.
 pub(super) fn who_uses(id: &str, device: Option<(u32, u32)>) -> String {
     let source = mount_source(id);
     let mut own = info::own().unwrap_or_default().into_iter();
@@ -81,8 +81,8 @@ pub(super) fn who_uses(id: &str, device: Option<(u32, u32)>) -> String {
     }
     match info::find_anywhere(&source) {
         Ok(Some(copy)) => by(copy),
-        // one that ended just now, or that is in another pid namespace than this process
-        _ => "by a process that cannot be seen from here".to_owned(),
+        // a process that has exited just now, or that is in another PID namespace
+        _ => "by a process that is not visible from here".to_owned(),
     }
 }
 
@@ -120,7 +120,7 @@ mod tests {
     #[test]
     fn of_two_attachments_at_a_path_one_is_on_top() {
         let (a, b) = (attachment("a"), attachment("b"));
-        // each stands on the next one
+        // each mount covers the next one
         let mounts = mounts(&[("/mnt", "a"), ("/mnt", "b"), ("/other", "b")]);
         let mnt = Path::new("/mnt");
         assert!(is_on_top(&mounts, mnt, &a) && !is_on_top(&mounts, mnt, &b));

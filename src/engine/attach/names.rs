@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Kind, Result, ResultExt as _};
 
-/// What /proc/self/mountinfo shows as the source of an attachment's mount.
+/// The source of an attachment's mount, as in /proc/self/mountinfo.
 pub fn mount_source(id: &str) -> String {
     format!("socinbd-{id}")
 }

@@ -1,4 +1,4 @@
-//! Opens an engine: takes the locks of the root and the run directory, and cleans up after an engine that died.
+//! Opens an engine: locks the root and the run directory, and cleans up after an engine that died.
 
 use std::{
     fs,
@@ -19,12 +19,12 @@ use crate::{
 };
 
 impl Engine {
-    /// Opens root and run directory (made 0700 where missing), and clears away what an engine that died has left and nobody uses.
+    /// Opens the root and the run directory (created with mode 0700 if missing), and removes unused leftovers of an engine that died.
     pub async fn open(root: &Path, run_dir: &Path) -> Result<Arc<Self>> {
         Self::open_with(root, run_dir, layer::Options::default()).await
     }
 
-    /// As [`Engine::open`], with a store that works otherwise.
+    /// Like [`Engine::open`], with options for the store.
     pub async fn open_with(
         root: &Path,
         run_dir: &Path,
@@ -42,7 +42,7 @@ impl Engine {
             return Err(Error::new(
                 Kind::Busy,
                 format!(
-                    "another daemon works in {}; talk to it, or give this one a --run-dir and a --root of its own",
+                    "another daemon uses {}; use that daemon, or give this one its own --run-dir and --root",
                     run_dir.display()
                 ),
             ));
@@ -54,7 +54,7 @@ impl Engine {
         let mount_ends = MountEnds::new()
             .inspect_err(|error| {
                 tracing::warn!(
-                    "what is unmounted is given back by `socinbd detach` only: {}",
+                    "cannot watch for unmounts, so only `socinbd detach` releases devices: {}",
                     error.report()
                 );
             })
@@ -76,14 +76,14 @@ impl Engine {
             mount_ends,
             _lock: lock,
         });
-        engine.sweep()?;
+        engine.remove_leftovers()?;
         Ok(engine)
     }
 }
 
-/// A folder, made 0700 where missing, as an absolute path without symlinks.
+/// Creates a directory with mode 0700 if missing. Returns its absolute path without symlinks.
 fn folder(path: &Path) -> Result<PathBuf> {
     layer::make_private(path)?;
     path.canonicalize()
-        .or_kind(Kind::Io, || format!("the folder {}", path.display()))
+        .or_kind(Kind::Io, || format!("directory {}", path.display()))
 }

@@ -1,9 +1,9 @@
-//! What must be known of attachments when their daemon has died: a folder for each below the root, `attachments/<id>`, with its record and
-//! its own trees.
+//! Attachment records: what later daemons need to know about the attachments of a daemon that died. Each attachment has a directory
+//! `attachments/<id>` in the root, with its record and its own directory trees.
 //!
-//! A record is written before the mount is made and removed after the last device is gone, so that whatever is mounted belongs to a record.
-//! It stands where the trees stand: what `--rw` wrote must be found also when the run directory, which is in memory as a rule, is gone.
-//! Devices and mounts do not outlive a reboot, so a record names the boot that it is of.
+//! A record is written before the mount is made and removed after the last device is released, so every mount has a record. It is stored
+//! beside the trees, in the root: files written with `--rw` must be found even when the run directory, which is usually in memory, is gone.
+//! Devices and mounts do not survive a reboot, so a record has the ID of its boot.
 
 use std::{
     fs,
@@ -20,39 +20,39 @@ use crate::{
     layer::make_private,
 };
 
-/// The name of the record in an attachment's folder.
+/// File name of the record in the directory of an attachment.
 const RECORD: &str = "record.json";
 
-/// The records of a root.
+/// The attachment records of a root.
 #[derive(Clone, Debug)]
 pub struct AttachmentRecords {
     folder: PathBuf,
-    /// The run directory whose attachments are written here.
+    /// The run directory of the attachments that are written here.
     run_dir: PathBuf,
     boot_id: String,
 }
 
-/// What is written down of an attachment.
+/// The record of an attachment.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct AttachmentRecord {
     boot_id: String,
-    /// Where its daemon is, or was.
+    /// Run directory of its daemon.
     run_dir: PathBuf,
-    /// The number of the overlay's file system, once it is there.
+    /// Device number of the overlay, once the overlay exists.
     pub(super) mount_device: Option<(u32, u32)>,
     #[serde(flatten)]
     pub(super) attachment: Attachment,
 }
 
-/// The folder of an attachment.
+/// The directory of an attachment.
 pub(crate) struct AttachmentFolder {
     pub(super) id: String,
-    /// `None`: it has none that can be read, or one of another boot; nothing of it is mounted or has devices.
+    /// `None` if there is no readable record of this boot. Then nothing of the attachment is mounted and it has no devices.
     pub(crate) record: Option<AttachmentRecord>,
 }
 
 impl AttachmentRecords {
-    /// The records of a root, for a run directory. Makes nothing; both folders are absolute.
+    /// The records of a root, for a run directory. Creates nothing. Both paths are absolute.
     pub fn open(root: &Path, run_dir: &Path) -> Result<Self> {
         Ok(Self {
             folder: root.join("attachments"),
@@ -61,12 +61,12 @@ impl AttachmentRecords {
         })
     }
 
-    /// The folder of an attachment's own trees: the small ones of the stack, and the writable layer.
+    /// The directory for the trees of an attachment: the top tree of the stack, and the writable layer.
     pub(super) fn folder_of(&self, id: &str) -> PathBuf {
         self.folder.join(id)
     }
 
-    /// Writes a record, whole or not at all.
+    /// Writes a record atomically.
     pub(crate) fn write(
         &self,
         attachment: &Attachment,
@@ -87,11 +87,14 @@ impl AttachmentRecords {
             Ok(())
         };
         write().or_kind(Kind::Io, || {
-            format!("writing a record in {}", folder.display())
+            format!(
+                "writing the record of an attachment in {}",
+                folder.display()
+            )
         })
     }
 
-    /// Removes an attachment's trees, and then its record; what is gone is gone.
+    /// Removes the trees of an attachment, then its record. Succeeds if they do not exist.
     pub(crate) fn remove(&self, id: &str) -> Result<()> {
         let folder = self.folder_of(id);
         let remove = || -> std::io::Result<()> {
@@ -113,7 +116,7 @@ impl AttachmentRecords {
         }
     }
 
-    /// The attachments of this boot and run directory, by id.
+    /// The attachments of this boot and run directory, sorted by ID.
     pub fn all(&self) -> Result<Vec<Attachment>> {
         let records = self.entries()?.into_iter().filter_map(|entry| entry.record);
         Ok(records
@@ -122,7 +125,7 @@ impl AttachmentRecords {
             .collect())
     }
 
-    /// The record of an attachment of this boot.
+    /// The record of the attachment with this ID, if it is of this boot.
     pub(crate) fn find(&self, id: &str) -> Result<Option<AttachmentRecord>> {
         let mut entries = self.entries()?.into_iter();
         Ok(entries
@@ -130,7 +133,7 @@ impl AttachmentRecords {
             .and_then(|it| it.record))
     }
 
-    /// All folders of the root, by id, of whatever run directory and boot.
+    /// All attachment directories of the root, sorted by ID, of any run directory and boot.
     pub(crate) fn entries(&self) -> Result<Vec<AttachmentFolder>> {
         let context = || format!("listing {}", self.folder.display());
         let listed = match fs::read_dir(&self.folder) {
@@ -156,21 +159,21 @@ impl AttachmentRecords {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == ErrorKind::NotFound => return None,
             Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "a record cannot be read");
+                tracing::warn!(path = %path.display(), %error, "cannot read the record of an attachment");
                 return None;
             }
         };
         match serde_json::from_slice::<AttachmentRecord>(&bytes) {
             Ok(record) => (record.boot_id == self.boot_id).then_some(record),
             Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "this is no record of an attachment");
+                tracing::warn!(path = %path.display(), %error, "invalid record of an attachment");
                 None
             }
         }
     }
 }
 
-/// The folder without symlinks, where it is there.
+/// The path without symlinks, if the directory exists.
 fn real(folder: &Path) -> PathBuf {
     folder.canonicalize().unwrap_or_else(|_| folder.to_owned())
 }
@@ -198,11 +201,11 @@ mod tests {
         let found = first.find("a").unwrap().unwrap();
         assert_eq!(found.mount_device, Some((0, 52)));
         assert!(first.find("b").unwrap().is_none());
-        // another run directory's: not shown as its own, and found
+        // of another run directory: not in `all`, but in `entries`
         let second = records(root.path(), "/run/2", "today");
         assert_eq!(second.all().unwrap().len(), 0);
         assert!(second.entries().unwrap()[0].record.is_some());
-        // another boot's: only its folder is left
+        // of another boot: only the directory remains
         let later = records(root.path(), "/run/1", "tomorrow");
         assert_eq!(later.all().unwrap().len(), 0);
         let entries = later.entries().unwrap();

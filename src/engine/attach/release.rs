@@ -1,8 +1,7 @@
 //! Releases attachments: on request, when their mounts end, and when the engine ends.
 //!
 //! Each release runs in a task of the engine and completes even if its client disconnects. An attachment stays in the table until its
-//! devices
-//! are idle.
+//! devices are idle.
 
 use std::{
     sync::{Arc, Weak},
@@ -23,25 +22,25 @@ use crate::{
     kernel::mount::end::{MountEnds, Watch},
 };
 
-/// How often a caller looks whether another one is done with an attachment.
+/// Interval for polling whether another task has finished its change of an attachment.
 const CHANGE_POLL_INTERVAL: Duration = Duration::from_millis(2);
-/// How long devices may take to become idle after the unmount.
+/// Maximum time for devices to become idle after the unmount.
 const IDLE_TIME: Duration = Duration::from_secs(5);
-/// How often they are looked at meanwhile.
+/// Interval for polling whether devices are idle.
 const IDLE_POLL_INTERVAL: Duration = Duration::from_millis(2);
-/// How long an attachment that was unmounted by hand waits for its `detach`.
+/// Time that an attachment is kept for a `detach` after it was unmounted by hand.
 const UNMOUNTED_TIME: Duration = Duration::from_secs(60);
 
 impl Engine {
-    /// Gives an attachment's devices back. It must not be mounted any more: `Busy` while it is in use. What an engine that died has left
-    /// of it is cleared away. What is gone already is fine.
+    /// Releases the devices of an attachment, which must not be mounted any more. `Busy` while it is in use. Also removes a dead
+    /// attachment. Succeeds if the attachment does not exist.
     pub async fn release(self: &Arc<Self>, id: &str) -> Result<()> {
         let (engine, id) = (Arc::clone(self), id.to_owned());
         self.finish(async move { engine.release_now(&id).await })
             .await
     }
 
-    /// Unmounts an attachment where this mount namespace has it, and releases it.
+    /// Unmounts an attachment in this mount namespace, and releases it.
     pub async fn detach(self: &Arc<Self>, id: &str) -> Result<()> {
         let live = self.live(id).ok_or_else(|| unknown(id))?;
         let attachment = live.attachment.clone();
@@ -50,8 +49,8 @@ impl Engine {
         self.release(id).await
     }
 
-    /// Ends the engine: nothing is attached from now on, what is not in use is unmounted and released, and work that has begun comes to its
-    /// end. What is in use loses its daemon; it is logged.
+    /// Ends the engine: refuses new attachments, unmounts and releases attachments that are not in use, and waits for running tasks.
+    /// Attachments in use lose their daemon, which is logged.
     pub async fn end(self: &Arc<Self>) {
         let ids: Vec<String> = {
             let table = self.table();
@@ -62,7 +61,7 @@ impl Engine {
             if let Err(error) = self.detach(id).await
                 && error.kind() != Kind::NotFound
             {
-                tracing::error!(id, error = error.report(), "not detached");
+                tracing::error!(id, error = error.report(), "cannot detach an image");
             }
         }))
         .await;
@@ -70,13 +69,13 @@ impl Engine {
         self.tasks.wait().await;
     }
 
-    /// Whether nothing is attached here, or about to be.
+    /// Whether there is no attachment, and none is being made or released.
     pub fn is_idle(&self) -> bool {
         let table = self.table();
         table.live.is_empty() && table.changing.is_empty()
     }
 
-    /// Releases what was unmounted, and is used by nobody, without waiting for its `detach`.
+    /// Releases attachments whose mount has ended, without waiting for a `detach`.
     pub async fn release_unmounted(self: &Arc<Self>) {
         let ended: Vec<String> = {
             let table = self.table();
@@ -85,7 +84,7 @@ impl Engine {
         };
         for id in ended {
             if let Err(error) = self.release(&id).await {
-                tracing::debug!(id, error = error.report(), "not released");
+                tracing::debug!(id, error = error.report(), "cannot release an attachment");
             }
         }
     }
@@ -95,18 +94,18 @@ impl Engine {
         *self.is_ending.borrow()
     }
 
-    /// Returns when [`Engine::end`] has been called.
+    /// Waits until [`Engine::end`] is called.
     pub async fn wait_ending(&self) {
-        // an error: the engine is gone
+        // an error means that the engine was dropped
         let _ = self.is_ending.subscribe().wait_for(|is| *is).await;
     }
 
-    /// On a task of its own.
+    /// Runs in a task of its own.
     async fn release_now(self: &Arc<Self>, id: &str) -> Result<()> {
         let _changing = loop {
             match self.change(id) {
                 Some(changing) => break changing,
-                // another caller's turn: what it leaves is what there is to say
+                // another task is changing the attachment: wait until it is done
                 None => tokio::time::sleep(CHANGE_POLL_INTERVAL).await,
             }
         };
@@ -114,7 +113,7 @@ impl Engine {
         blocking(move || match live {
             Some(live) => engine.release_live(&id, live),
             None => match engine.records.find(&id)? {
-                Some(record) => engine.clear(&record),
+                Some(record) => engine.remove_dead(&record),
                 None => Ok(()),
             },
         })
@@ -122,8 +121,8 @@ impl Engine {
     }
 
     fn release_live(&self, id: &str, live: Arc<LiveAttachment>) -> Result<()> {
-        // what a program leaves when it ends, its mount namespace above all, the kernel takes down a moment later
-        if let Some(what) = wait_while(|| live.in_use()) {
+        // the kernel removes the mount namespace of a program a moment after the program has exited
+        if let Some(what) = wait_until_idle(|| live.in_use()) {
             return Err(Error::new(
                 Kind::Busy,
                 format!(
@@ -135,13 +134,13 @@ impl Engine {
             ));
         }
         self.table().live.remove(id);
-        // `list` may be looking at it
-        wait_while(|| (Arc::strong_count(&live) > 1).then_some(()));
+        // `list` may hold a reference
+        wait_until_idle(|| (Arc::strong_count(&live) > 1).then_some(()));
         drop(live);
         self.records.remove(id)
     }
 
-    /// Marks an attachment as changing until the guard is dropped; `None` if it is already.
+    /// Marks an attachment as changing until the guard is dropped; `None` if it is changing already.
     pub(crate) fn change(self: &Arc<Self>, id: &str) -> Option<ChangeGuard> {
         self.table()
             .changing
@@ -152,12 +151,12 @@ impl Engine {
             })
     }
 
-    /// The file system of an attachment has ended: whoever had it (a `run`, a client that was to mount it) has gone, or it was unmounted.
-    /// What it has is given back: after a while, in which who has unmounted it by hand may say `detach`, or else at once.
+    /// Handles the end of an attachment's file system: a process that held the mount has exited, or the mount was unmounted. Releases the
+    /// attachment at once, or, if a user has unmounted it by hand, after a time in which the user may call `detach`.
     fn has_ended(self: &Arc<Self>, watch: Watch) {
         let table = self.table();
         let Some(live) = table.live.values().find(|live| live.watch == Some(watch)) else {
-            return; // its attach has failed
+            return; // the attach of this mount has failed
         };
         live.phase.send_modify(|phase| phase.has_ended = true);
         let attachment = &live.attachment;
@@ -171,13 +170,17 @@ impl Engine {
             if let Some(engine) = engine.upgrade()
                 && let Err(error) = engine.release(&id).await
             {
-                tracing::warn!(id, error = error.report(), "giving back what was unmounted");
+                tracing::warn!(
+                    id,
+                    error = error.report(),
+                    "cannot release an unmounted attachment"
+                );
             }
         });
     }
 }
 
-/// Tells the engine which mounts have ended, as long as it is there.
+/// Reports ended mounts to the engine as long as the engine exists.
 pub(super) async fn follow(ends: Arc<MountEnds>, engine: Weak<Engine>) {
     loop {
         let ended = ends.next().await;
@@ -188,7 +191,7 @@ pub(super) async fn follow(ends: Arc<MountEnds>, engine: Weak<Engine>) {
             Ok(ended) => ended.into_iter().for_each(|watch| engine.has_ended(watch)),
             Err(error) => {
                 tracing::error!(
-                    "what is unmounted is given back by `socinbd detach` only: {}",
+                    "cannot watch for unmounts any more, so only `socinbd detach` releases devices: {}",
                     error.report()
                 );
                 return;
@@ -197,7 +200,7 @@ pub(super) async fn follow(ends: Arc<MountEnds>, engine: Weak<Engine>) {
     }
 }
 
-/// An attachment that is changing, until this is dropped.
+/// Marks an attachment as changing until it is dropped.
 pub(crate) struct ChangeGuard {
     engine: Arc<Engine>,
     id: String,
@@ -209,8 +212,8 @@ impl Drop for ChangeGuard {
     }
 }
 
-/// Waits a while for what is in use to become idle; what is in use at the end. Blocks.
-pub(super) fn wait_while<T>(in_use: impl Fn() -> Option<T>) -> Option<T> {
+/// Waits up to [`IDLE_TIME`] until nothing is in use. Returns what is still in use at the end. Blocks.
+pub(super) fn wait_until_idle<T>(in_use: impl Fn() -> Option<T>) -> Option<T> {
     let deadline = Instant::now() + IDLE_TIME;
     loop {
         match in_use() {

@@ -1,14 +1,15 @@
-//! What one overlay over all layers gets wrong, and the small directory tree on top that mends it.
+//! Plans the overlay over all layers, and the small directory tree on top (the top tree) that corrects what overlayfs would show wrongly.
 //!
-//! Given the layers' trees, topmost first:
-//! - Layers below an opaque root are left out (overlayfs ignores the mark there).
-//! - A directory that a layer's tar only implies has attributes that say nothing. As in containerd's unpack it takes those of what the
-//!   nearest lower layer has at its path, whose symlinks are followed within that layer, whatever is opaque; where there is nothing, the
-//!   group of a parent that passes its group on. Where that gives it others, the tree on top has the directory with them.
-//! - A directory that only one layer has is not merged, and overlayfs then lists the whiteouts in it as devices. The tree on top has
-//!   such directories too, with their own attributes, which makes them merged ones.
+//! The rules, for the layers' trees, topmost first:
+//! - Layers below an opaque root are left out, because overlayfs ignores the opaque mark of a root.
+//! - A directory that a layer's tar only implies has no attributes of its own. As when containerd unpacks layers, it gets the attributes of
+//!   the directory at its path in the nearest lower layer. Symlinks in that path are followed within the lower layer; opaque marks do not
+//!   matter. If there is no such directory, it gets the group of its parent if the parent is setgid. If its attributes change by this, it
+//!   is added to the top tree.
+//! - A directory that only one layer has is not merged, and overlayfs then lists the whiteouts in it as devices. Adding the directory to
+//!   the top tree, with its own attributes, makes it a merged one.
 //!
-//! An image of one layer has an empty directory as its second lower: overlayfs wants two where nothing is writable.
+//! An image of one layer gets an empty directory as its second lower layer: overlayfs needs two if there is no upper layer.
 
 mod layer_tree;
 mod merged;
@@ -25,17 +26,17 @@ use merged::MergedLayers;
 pub(super) use mounted::MountedLayer;
 pub(super) use top::make_top;
 
-/// What is to be stacked.
+/// The plan of an overlay.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct StackPlan {
-    /// How many layers, from the topmost, are stacked.
+    /// Number of layers to stack, counted from the topmost.
     pub layers: usize,
-    /// Directories of the tree on top with their attributes; parents come before children. Empty: no such tree.
+    /// Directories of the top tree with their attributes, parents before children. If empty, there is no top tree.
     pub top: BTreeMap<LayerPath, DirectoryAttributes>,
 }
 
 impl StackPlan {
-    /// The attributes of the merged root.
+    /// The attributes of the root directory of the overlay.
     pub(super) fn root_attributes<T: LayerTree>(
         &self,
         layers: &[T],
@@ -52,7 +53,7 @@ impl StackPlan {
     }
 }
 
-/// Plans the stack of these layers, topmost first. Equal layers have been taken out.
+/// Plans the overlay of these layers, topmost first. Repeated layers have been removed.
 pub(super) fn plan<T: LayerTree>(layers: &[T]) -> io::Result<StackPlan> {
     let opaque = layers.iter().position(|layer| layer.facts().opaque_root);
     let kept = opaque.map_or(layers.len(), |opaque| opaque + 1);

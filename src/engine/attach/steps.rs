@@ -33,18 +33,18 @@ use crate::{
     layer::{StackingFacts, make_private},
 };
 
-/// An image that is attached, and not yet mounted anywhere.
+/// An attached image that is not mounted anywhere yet.
 pub struct AttachedImage {
-    /// What is attached.
+    /// The attachment.
     pub attachment: Attachment,
-    /// The overlay over its layers, in no mount namespace yet. The caller moves it to its place and closes this; closed before, the
-    /// attachment is given back.
+    /// The overlay over its layers, not in any mount namespace yet. The caller moves it to the mount point and closes the descriptor. If
+    /// the descriptor is closed before, the attachment is released.
     pub mount: OwnedFd,
 }
 
 impl Engine {
-    /// Attaches an image. On an error, or when the future is dropped, nothing is left of it: once devices are made, it goes on to its end
-    /// in a task of its own, and what nobody takes is given back when its mount is dropped. `Unavailable` when the engine has begun to end.
+    /// Attaches an image. If it fails or the future is dropped, nothing remains: once devices are made, the attach completes in its own
+    /// task, and an attachment that no client takes is released when its mount is dropped. `Unavailable` if the engine is shutting down.
     pub async fn attach(
         self: &Arc<Self>,
         request: AttachRequest,
@@ -52,7 +52,7 @@ impl Engine {
     ) -> Result<AttachedImage> {
         let reference = request.reference.clone();
         let attached = self.attach_steps(request, event).await;
-        // nobody waits for this
+        // not awaited: the client does not need it
         drop(tokio::task::spawn_blocking(memory::give_back));
         attached.map_err(|error| error.context(format!("attaching {reference}")))
     }
@@ -72,7 +72,7 @@ impl Engine {
             index,
             ..
         } = &request;
-        // disks stay in the root, whoever has asked for them
+        // can be aborted: disks belong to the root, not to the attachment
         let opening = self
             .disks
             .open_image(reference, access, platform.as_ref(), index, event);
@@ -86,7 +86,7 @@ impl Engine {
             .await
     }
 
-    /// From the disks of an image to its mount; on a task of its own.
+    /// Makes the devices and the mount from the disks of an image. Runs in a task of its own.
     async fn mount(
         self: &Arc<Self>,
         request: AttachRequest,
@@ -94,7 +94,7 @@ impl Engine {
     ) -> Result<AttachedImage> {
         let id = random_digits()?;
         let _changing = self.change(&id);
-        // what is declared later goes before it: the devices
+        // declared before the devices, so that it is dropped after them
         let undo = RecordUndo {
             records: self.records.clone(),
             id: id.clone(),
@@ -127,8 +127,8 @@ impl Engine {
         };
         self.records.write(&attachment, None)?;
         let mount = self.stack(&id, &devices, &request).await?;
-        let stat =
-            rustix::fs::fstat(&mount).or_kind(Kind::Kernel, || "looking at the mount".into())?;
+        let stat = rustix::fs::fstat(&mount)
+            .or_kind(Kind::Kernel, || "reading the status of the mount".into())?;
         let mount_device = (
             rustix::fs::major(stat.st_dev),
             rustix::fs::minor(stat.st_dev),
@@ -157,21 +157,21 @@ impl Engine {
         Ok(AttachedImage { attachment, mount })
     }
 
-    /// Has the kernel tell when the mount ends.
+    /// Watches for the end of the mount.
     fn watch(&self, mount: &OwnedFd) -> Option<Watch> {
         let ends = self.mount_ends.as_ref()?;
         ends.watch(mount.as_fd())
             .inspect_err(|error| {
                 tracing::warn!(
-                    "it is given back by `socinbd detach` only: {}",
+                    "cannot watch for the unmount of an image, so only `socinbd detach` releases its devices: {}",
                     error.report()
                 );
             })
             .ok()
     }
 
-    /// A mount in a folder of this engine's own, or over one, would hide what the engine works with. A mount over `/proc` or `/dev` would hide
-    /// the mount table and the devices from all programs, also from `detach`.
+    /// Refuses mount points that would break the daemon or other programs. A mount in or over the daemon's own directories would hide the
+    /// daemon's files. A mount over `/proc` or `/dev` would hide the mount table and the devices from all programs, including `detach`.
     fn check_mountpoint(&self, mountpoint: &Path) -> Result<()> {
         if ["/proc", "/sys", "/dev"]
             .iter()
@@ -180,7 +180,7 @@ impl Engine {
             return Err(Error::new(
                 Kind::InvalidArgument,
                 format!(
-                    "the mount point {} would hide a file system of the kernel from all programs; use another one",
+                    "a mount at {} would hide a kernel file system from all programs; use another mount point",
                     mountpoint.display()
                 ),
             ));
@@ -196,7 +196,7 @@ impl Engine {
             return Err(Error::new(
                 Kind::InvalidArgument,
                 format!(
-                    "the mount point {} is {place} the daemon's own folder {} ({flag}); mount it elsewhere",
+                    "mount point {} is {place} the daemon's own directory {} ({flag}); use another mount point",
                     mountpoint.display(),
                     folder.display()
                 ),
@@ -205,7 +205,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Mounts each device's ext4, and an overlay over all of them.
+    /// Mounts the ext4 file system of each device, and an overlay over all of them.
     async fn stack(
         &self,
         id: &str,
@@ -215,7 +215,7 @@ impl Engine {
         let folder = self.records.folder_of(id);
         let (source, writable) = (mount_source(id), request.writable);
         let allow_devices = request.allow_devices;
-        // a mount is a dozen reads of the device, one after the other: side by side their waits overlap
+        // A mount causes about twelve sequential reads of the device. Mounting in parallel overlaps their latencies.
         let mounting: Vec<_> = devices.iter().cloned().map(mount_layer).collect();
         let mounted: Vec<(OwnedFd, StackingFacts)> = futures_util::stream::iter(mounting)
             .buffered(LAYERS_AT_ONCE)
@@ -230,10 +230,13 @@ impl Engine {
                     facts,
                 })
                 .collect();
-            let plan = stack::plan(&layers)
-                .or_kind(Kind::Kernel, || "reading the layers' directories".into())?;
+            let plan = stack::plan(&layers).or_kind(Kind::Kernel, || {
+                "reading the directories of the layers".into()
+            })?;
             let root = plan.root_attributes(&layers);
-            let root = root.or_kind(Kind::Kernel, || "reading the root's attributes".into())?;
+            let root = root.or_kind(Kind::Kernel, || {
+                "reading the attributes of the root directory".into()
+            })?;
             drop(layers);
             mounts.truncate(plan.layers);
             make_private(&folder)?;
@@ -272,7 +275,7 @@ impl Engine {
     }
 }
 
-/// Mounts a device's ext4, in no mount namespace, and reads what stacking has to know of it.
+/// Mounts the ext4 file system of a device, outside any mount namespace, and reads the facts for stacking.
 async fn mount_layer(device: Arc<Device>) -> Result<(OwnedFd, StackingFacts)> {
     blocking(move || {
         let disk = device.disk();
@@ -283,7 +286,7 @@ async fn mount_layer(device: Arc<Device>) -> Result<(OwnedFd, StackingFacts)> {
     .await
 }
 
-/// Removes a record and its folder unless it is disarmed.
+/// Removes the record and the directory of an attachment when it is dropped, unless it is disarmed.
 struct RecordUndo {
     records: AttachmentRecords,
     id: String,

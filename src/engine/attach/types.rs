@@ -1,4 +1,4 @@
-//! Requests and answers of an engine: plain data that the command line, the HTTP API and the tests share.
+//! Requests and answers of an engine: plain data, shared by the command line, the HTTP API and the tests.
 
 use std::path::PathBuf;
 
@@ -15,39 +15,39 @@ use crate::{
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum DeviceChoice {
-    /// loop for a complete disk, else nbd where this kernel has it, else fuse.
+    /// loop for a complete disk, otherwise nbd if the kernel has it, otherwise fuse.
     #[default]
     Auto,
     /// The kernel's network block device.
     Nbd,
     /// A loop device on the disk itself; all disks must be complete.
     Loop,
-    /// One FUSE file a disk, and a loop device on it.
+    /// One FUSE file per disk, and a loop device on it.
     Fuse,
 }
 
-/// An image that is to be attached.
+/// A request to attach an image.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct AttachRequest {
     /// The image.
     pub reference: Reference,
-    /// How its source is reached: credentials, proxies and certificates of the person who asks.
+    /// Access to the image's source: the caller's credentials, proxies and certificates.
     pub access: Access,
-    /// `os/architecture[/variant]`; this machine's when left out.
+    /// `os/architecture[/variant]`; `None`: the platform of this machine.
     pub platform: Option<Platform>,
     /// The SOCI index to use.
     pub index: IndexChoice,
     /// The kind of device.
     pub device: DeviceChoice,
-    /// With a writable upper layer, which ends with the attachment.
+    /// Whether to add a writable upper layer, which is removed with the attachment.
     pub writable: bool,
-    /// Device files in the image work as devices.
+    /// Whether device nodes in the image work as devices.
     pub allow_devices: bool,
-    /// Where the caller is going to mount it; absolute. `None`: the caller only wants the mount's descriptor.
+    /// Absolute path where the caller is going to mount the image. `None`: the caller only needs the descriptor of the mount.
     pub mountpoint: Option<PathBuf>,
 }
 
-/// Which way a device took, and why.
+/// The kind of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DeviceKind {
@@ -76,23 +76,23 @@ pub struct AttachedLayer {
     pub digest: Digest,
     /// The digest of the table that its disk was laid out from.
     pub table: Digest,
-    /// Bytes of the blob.
+    /// Size of the blob in bytes.
     pub size: u64,
-    /// The kind of device. A lazy one becomes a loop device when the disk is complete, where the kernel has a device mapper.
+    /// The kind of device. A lazy device becomes a loop device when its disk is complete, if the kernel has a device mapper.
     pub device: DeviceKind,
-    /// What is mounted, e.g. `/dev/nbd3`, `/dev/loop7`, `/dev/dm-2`.
+    /// The device that is mounted, e.g. `/dev/nbd3`, `/dev/loop7`, `/dev/dm-2`.
     pub device_path: PathBuf,
-    /// Where that is one of the device mapper: the device that its reads went on to when it was made.
+    /// For a mapped device: the device that its reads went to when it was made.
     #[serde(default)]
     pub backing: Option<PathBuf>,
-    /// Why this kind of device.
+    /// Why the device is of this kind.
     pub why: String,
-    /// How its disk came to be.
+    /// How the disk was made.
     pub basis: DiskBasis,
 }
 
 impl AttachedLayer {
-    /// Its devices.
+    /// Paths of the layer's devices.
     pub(super) fn devices(&self) -> impl Iterator<Item = PathBuf> + use<> {
         [Some(self.device_path.clone()), self.backing.clone()]
             .into_iter()
@@ -103,42 +103,42 @@ impl AttachedLayer {
 /// An attached image.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Attachment {
-    /// Its name among the attachments of a run directory: 16 hexadecimal digits.
+    /// ID, unique in its run directory: 16 hexadecimal digits.
     pub id: String,
-    /// The image as it was asked for.
+    /// The image reference of the request.
     pub reference: Reference,
     /// The digest of the image's manifest.
     pub manifest: Digest,
     /// The SOCI index in use.
     pub index: Option<UsedIndex>,
-    /// The compact index in use, which goes before it.
+    /// The compact index in use; preferred to the SOCI index.
     #[serde(default)]
     pub compact_index: Option<Digest>,
-    /// Where it is mounted, once it is.
+    /// Mount point of the request, or where it is mounted now.
     pub mountpoint: Option<PathBuf>,
-    /// Whether there is a writable upper layer.
+    /// Whether it has a writable upper layer.
     pub writable: bool,
-    /// The image's program.
+    /// The program of the image.
     pub process: Process,
-    /// Its layers that have a device, topmost first. Equal layers appear once.
+    /// Layers with their devices, topmost first. A repeated layer appears once.
     pub layers: Vec<AttachedLayer>,
-    /// What the person should know: a fallback taken, an index that could not be read.
+    /// Warnings for the user: a fallback, or an unreadable index.
     pub warnings: Vec<String>,
 }
 
 /// The SOCI index of an attachment.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct UsedIndex {
-    /// Its digest.
+    /// Digest of the index.
     pub digest: Digest,
-    /// 1 or 2.
+    /// SOCI version, 1 or 2.
     pub version: u8,
     /// How it was found.
     pub origin: String,
 }
 
 impl UsedIndex {
-    /// The index as it was found.
+    /// Describes a SOCI index that was found.
     pub fn of(index: &SociIndex) -> Self {
         Self {
             digest: index.digest,
@@ -148,43 +148,43 @@ impl UsedIndex {
     }
 }
 
-/// The state of an attachment, for `list`.
+/// The status of an attachment, for `list`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct AttachmentStatus {
     /// The attachment.
     #[serde(flatten)]
     pub attachment: Attachment,
-    /// Where it was mounted once, if it has moved since: a folder above it was renamed. `mountpoint` says where it is.
+    /// Former mount point, if the mount has moved since because a directory above it was renamed. `mountpoint` has the current one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attached_at: Option<PathBuf>,
-    /// Whether a daemon serves it, and how well.
+    /// State.
     pub state: AttachmentState,
-    /// Why it is degraded.
+    /// Reason for the state, e.g. why it is degraded.
     pub why: Option<String>,
-    /// Spans present and in all, over the layers; `None` where no daemon can tell.
+    /// Number of present spans and of all spans, over all layers; `None` without a daemon.
     pub spans: Option<(u64, u64)>,
-    /// Compressed bytes fetched for its layers since the daemon opened their disks.
+    /// Compressed bytes fetched for the layers since the daemon opened their disks.
     pub fetched_bytes: Option<u64>,
-    /// Sources of its layers that do not answer.
+    /// Sources of the layers that do not respond.
     #[serde(default)]
     pub sources_down: Vec<SourceDown>,
 }
 
-/// How an attachment is.
+/// The state of an attachment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AttachmentState {
-    /// Served, and some spans are absent.
+    /// A daemon serves it, and some spans are absent.
     Lazy,
-    /// Served, and all absent spans of a layer are being fetched, for most of it was wanted.
+    /// A daemon serves it, and fetches all absent spans of a layer, because most of the layer was read.
     Filling,
     /// Every layer is complete.
     Complete,
-    /// A fetch fails at the moment, or a source of a layer is down; see `why`.
+    /// A fetch fails, or a source of a layer is down. The reason is in `why`.
     Degraded,
-    /// Served, and mounted nowhere any more: it was unmounted by hand. It is given back when nothing uses it.
+    /// A daemon serves it, but it is not mounted any more. It is released when nothing uses it.
     Unmounted,
-    /// No daemon serves it: its daemon has died. `detach` cleans up.
+    /// Its daemon has died. `detach` cleans up.
     Dead,
 }
 
@@ -205,7 +205,7 @@ impl std::fmt::Display for AttachmentState {
 pub(crate) mod tests {
     use super::*;
 
-    /// An attachment of nothing, with this id.
+    /// An attachment without layers, with this ID.
     pub(in crate::engine) fn attachment(id: &str) -> Attachment {
         Attachment {
             id: id.to_owned(),

@@ -1,4 +1,5 @@
-//! Reads a file's data by a compact index: each span is decoded with the window that the previous span leaves; the first window is fetched.
+//! Reads the data of a file with a compact table: each span is decoded with the window that the previous span leaves; only the first window
+//! is fetched.
 
 use std::{ops::Range, sync::Arc};
 
@@ -7,6 +8,7 @@ use futures_util::stream::{self, BoxStream, StreamExt as _};
 
 use super::spans::{SPANS_AHEAD, part};
 use crate::{
+    blocking::blocking,
     error::{Error, Kind, Result, ResultExt as _},
     gzip::inflate::SpanDecoder,
     layer::Before,
@@ -16,17 +18,17 @@ use crate::{
     ztoc::{Compression, SpanTable},
 };
 
-/// Compressed bytes of one GET, unless a single span has more.
+/// Maximum number of compressed bytes per GET, unless a single span is larger.
 const GET_BYTES: u64 = 1 << 20;
 
-/// Where the windows of a layer's spans are.
+/// The blob with the windows of a layer's spans.
 pub(crate) struct WindowBlob {
     pub(super) source: Source,
-    /// The layer's blob of the compact index.
+    /// Digest of the layer's blob in the compact index.
     pub(super) blob: Digest,
 }
 
-/// A range of a layer: fetched a few spans at a time, decoded and verified one after another.
+/// The data of a range of a layer. A few GETs run ahead; the spans are decoded and verified one after another.
 pub(super) fn data(
     source: &Source,
     layer: Digest,
@@ -73,7 +75,7 @@ pub(super) fn data(
     .boxed()
 }
 
-/// Adjacent spans, in GETs of some size.
+/// Groups adjacent spans into GETs of limited size.
 fn gets(table: &SpanTable, spans: Range<u32>) -> Vec<Range<u32>> {
     let mut gets: Vec<Range<u32>> = Vec::new();
     for number in spans {
@@ -89,7 +91,7 @@ fn gets(table: &SpanTable, spans: Range<u32>) -> Vec<Range<u32>> {
     gets
 }
 
-/// Where adjacent spans lie in the blob.
+/// The byte range of adjacent spans in the blob.
 fn place(table: &SpanTable, run: &Range<u32>) -> (u64, u64) {
     let spans = table.spans.get(run.start as usize..run.end as usize);
     let (first, last) = spans
@@ -100,7 +102,7 @@ fn place(table: &SpanTable, run: &Range<u32>) -> (u64, u64) {
     (first, last.max(first))
 }
 
-/// A span's bytes, out of those of a GET.
+/// The bytes of one span, cut from the bytes of a GET.
 fn span_of(
     table: &SpanTable,
     run: &Range<u32>,
@@ -114,7 +116,7 @@ fn span_of(
         Some((start, end)) if end <= bytes.len() => Ok((number, bytes.slice(start..end))),
         _ => Err(Error::new(
             Kind::Corrupt,
-            format!("span {number} is not where its table says"),
+            format!("span {number} is outside the bytes that were fetched for it"),
         )),
     }
 }
@@ -125,7 +127,7 @@ struct SpanDecoding {
     windows: WindowBlob,
     range: Range<LayerOffset>,
     arriving: BoxStream<'static, Result<(u32, Bytes)>>,
-    /// What stands before the next span, where the one before has left it.
+    /// The window for the next span, if the previous span was decoded.
     before: Option<Before>,
     decoder: SpanDecoder,
 }
@@ -160,12 +162,10 @@ impl SpanDecoding {
                     let decoded = decoder
                         .decode(&record, &bytes, Some(before.bytes()))
                         .map(Bytes::copy_from_slice);
-                    (decoded, decoder, before)
+                    Ok((decoded, decoder, before))
                 };
-                let (decoded, decoder, before) = tokio::task::spawn_blocking(work)
-                    .await
-                    .or_kind(Kind::Io, || "a worker thread".into())?;
-                let decoded = decoded.or_kind(Kind::Corrupt, || "it cannot be decoded".into())?;
+                let (decoded, decoder, before) = blocking(work).await?;
+                let decoded = decoded.or_kind(Kind::Corrupt, || "cannot decode the span".into())?;
                 self.decoder = decoder;
                 self.before = before.after(&decoded).map(Before::True);
                 decoded
@@ -176,7 +176,7 @@ impl SpanDecoding {
             return Err(Error::new(
                 Kind::Corrupt,
                 format!(
-                    "its content has the digest {found}, where its table says {}",
+                    "its content has the digest {found}, but the table says {}",
                     span.digest
                 ),
             ));
@@ -185,7 +185,7 @@ impl SpanDecoding {
     }
 }
 
-/// What the compact index has of a span's window.
+/// The window of a span from the compact index.
 async fn window(windows: &WindowBlob, number: u32, stored: Option<Range<usize>>) -> Result<Before> {
     match stored {
         _ if number == 0 => Ok(Before::start()),

@@ -1,5 +1,5 @@
-//! What one layer has: its names, what it hides of the layers below, and its files' data, from the spans of its blob or, where it has no
-//! table, from one pass over it.
+//! The contents of one layer: its names, the names that it hides in lower layers, and the data of its files. The data is read from the
+//! spans of the blob, or, for a layer without a table, from one pass over the whole blob.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -18,6 +18,7 @@ use super::{
     spans::{SPANS_AHEAD, part},
 };
 use crate::{
+    blocking::blocking,
     compact,
     error::{Error, Kind, Result, ResultExt as _},
     gzip::inflate::SpanDecoder,
@@ -33,36 +34,36 @@ use crate::{
     ztoc::{Compression, SpanTable, Ztoc},
 };
 
-/// Hard links to hard links that are followed.
+/// Maximum length of a chain of hard links.
 const MAX_LINKS: usize = 40;
-/// Bytes of a file that are given at once where it is not read span by span.
+/// Maximum size of a piece that is read from a local file.
 const PIECE: u64 = 1 << 20;
 
-/// What a layer has.
+/// The contents of a layer.
 pub(crate) struct LayerContents {
     layer: Digest,
     pub(super) entries: Vec<Entry>,
-    /// Entries by their clean names; of equal names the last.
+    /// Entries by clean name; of equal names the last.
     pub(super) names: HashMap<Vec<u8>, usize>,
-    /// Directories that are only implied.
+    /// Implied directories.
     pub(super) directories: HashSet<Vec<u8>>,
-    /// Clean names that are whited out.
+    /// Clean names of whiteouts' targets.
     whiteouts: HashSet<Vec<u8>>,
-    /// Directories that hide what lower layers have in them.
+    /// Opaque directories.
     opaque: HashSet<Vec<u8>>,
     data: FileData,
 }
 
-/// Where the data of a layer's files is.
+/// Where the data of the files is.
 enum FileData {
-    /// In the spans of its blob, as a zTOC has them.
+    /// In the spans of the blob, given by a zTOC.
     Spans { ztoc: Ztoc, bytes: Bytes },
-    /// In the spans of its blob, as a compact index has them.
+    /// In the spans of the blob, given by a compact table.
     Compact {
         spans: SpanTable,
         windows: WindowBlob,
     },
-    /// In a file, for each entry from this offset on.
+    /// In a local file, with the start offset of each entry.
     Local { file: Arc<File>, starts: Vec<u64> },
 }
 
@@ -99,7 +100,7 @@ impl LayerContents {
             if leaf == b".wh..wh..opq" {
                 table.opaque.insert(parent);
             } else if leaf.starts_with(b".wh..wh.") {
-                // a mark of AUFS
+                // metadata of AUFS
             } else if let Some(hidden) = leaf.strip_prefix(b".wh.") {
                 table.whiteouts.insert(joined(&parent, hidden));
             } else {
@@ -109,7 +110,7 @@ impl LayerContents {
         table
     }
 
-    /// Whether lower layers' files of this name cannot be seen through this layer, which does not have it itself.
+    /// Whether this layer, which does not have the name itself, hides it in lower layers.
     pub(super) fn hides(&self, name: &[u8]) -> bool {
         if self.whiteouts.contains(name) {
             return true;
@@ -130,7 +131,7 @@ impl LayerContents {
         }
     }
 
-    /// The entry that has the data of a regular file or hard link.
+    /// The entry with the data of a regular file or hard link.
     pub(super) fn target(&self, mut number: usize) -> Option<usize> {
         for _ in 0..MAX_LINKS {
             let entry = self.entries.get(number)?;
@@ -145,14 +146,14 @@ impl LayerContents {
         None
     }
 
-    /// The data of a regular file.
+    /// Opens a regular file.
     pub(super) fn file(self, source: &Source, number: usize, name: &[u8]) -> Result<OpenedFile> {
-        let entry = &self.entries[number]; // it was found there
+        let entry = &self.entries[number]; // the number was found in `names`
         let size = entry.size;
         let start = entry.data_offset;
         let end = start
             .checked_add(size)
-            .ok_or_else(|| Error::new(Kind::Corrupt, format!("/{}: its size", shown(name))))?;
+            .ok_or_else(|| Error::new(Kind::Corrupt, format!("/{}: invalid size", shown(name))))?;
         let data = match self.data {
             FileData::Spans { ztoc, bytes } => {
                 spans(source, self.layer, Arc::new(ztoc), bytes, start..end)
@@ -171,7 +172,7 @@ impl LayerContents {
     }
 }
 
-/// A range of a layer, from its spans: each verified, a few on their way at a time.
+/// The data of a range of a layer, from verified spans. A few spans are fetched ahead.
 fn spans(
     source: &Source,
     layer: Digest,
@@ -214,7 +215,7 @@ async fn one_span(
     let found = Digest::of(&fetched);
     if found != span.digest {
         return Err(corrupt(format!(
-            "its bytes have the digest {found}, where its zTOC says {}",
+            "its compressed bytes have the digest {found}, but the zTOC says {}",
             span.digest
         )));
     }
@@ -229,17 +230,15 @@ async fn one_span(
                 decoder
                     .decode(&span, &fetched, window)
                     .map(Bytes::copy_from_slice)
+                    .or_kind(Kind::Corrupt, || "cannot decode the span".into())
             };
-            tokio::task::spawn_blocking(work)
-                .await
-                .or_kind(Kind::Io, || "a worker thread".into())?
-                .or_kind(Kind::Corrupt, || "it cannot be decoded".into())?
+            blocking(work).await?
         }
     };
     part(&decoded, &place, &wanted)
 }
 
-/// A range of a local file.
+/// The data of a range of a local file.
 fn local(file: Arc<File>, start: u64, size: u64) -> BoxStream<'static, Result<Bytes>> {
     stream::try_unfold(0, move |done: u64| {
         let file = Arc::clone(&file);
@@ -258,9 +257,9 @@ fn local(file: Arc<File>, start: u64, size: u64) -> BoxStream<'static, Result<By
     .boxed()
 }
 
-/// A layer that has no table: it passes whole, and its files' data stays in a temporary file.
+/// Reads a layer without a table from start to end. The data of its files goes to a temporary file.
 pub(super) async fn whole(source: &Source, layer: &LayerBlob) -> Result<LayerContents> {
-    let file = tempfile::tempfile().or_kind(Kind::Io, || "a temporary file".into())?;
+    let file = tempfile::tempfile().or_kind(Kind::Io, || "creating a temporary file".into())?;
     let sink = DataSpill {
         file: Arc::new(file),
         starts: Vec::new(),
@@ -281,14 +280,14 @@ pub(super) async fn whole(source: &Source, layer: &LayerBlob) -> Result<LayerCon
     let mut pieces = source.stream(&layer.digest, layer.size).await?;
     while let Some(piece) = pieces.next().await {
         if sender.send(piece?).await.is_err() {
-            break; // its error follows
+            break; // the indexer has failed and returns its error
         }
     }
     drop(sender);
     let (indexed, sink) = thread
         .await
         .or_kind(Kind::Io, || "a worker thread".into())?
-        .map_err(|error| Error::with_source(error.kind(), "it cannot be read", error))?;
+        .map_err(|error| Error::with_source(error.kind(), "cannot decode the layer", error))?;
     if indexed.digest != layer.digest {
         return Err(Error::new(
             Kind::Corrupt,
@@ -302,7 +301,7 @@ pub(super) async fn whole(source: &Source, layer: &LayerBlob) -> Result<LayerCon
     Ok(LayerContents::new(layer.digest, indexed.entries, data))
 }
 
-/// Keeps the data of a layer's files: each at its own place, holes left as holes.
+/// Writes the data of a layer's files to a sparse file, each at its own offset.
 struct DataSpill {
     file: Arc<File>,
     starts: Vec<u64>,
@@ -329,7 +328,7 @@ impl LayerSink for DataSpill {
     }
 }
 
-/// The components of a path, `.` and empty ones left out.
+/// The components of a path, without `.` and empty ones.
 pub(super) fn components(path: &[u8]) -> Vec<Vec<u8>> {
     path.split(|byte| *byte == b'/')
         .filter(|part| !part.is_empty() && *part != b".")
@@ -337,7 +336,7 @@ pub(super) fn components(path: &[u8]) -> Vec<Vec<u8>> {
         .collect()
 }
 
-/// The components of an entry's name: `..` goes up, at most to the root.
+/// The components of an entry's name, with `..` resolved; `..` at the root stays at the root.
 fn entry_parts(name: &[u8]) -> Vec<Vec<u8>> {
     let mut parts = Vec::new();
     for part in components(name) {

@@ -5,14 +5,14 @@ use futures_util::stream::BoxStream;
 
 use crate::{error::Result, oci::Digest};
 
-/// A file that was found.
+/// A file that was found and opened.
 pub struct OpenedFile {
-    /// Its path in the image, links followed.
+    /// Path in the image, with symbolic links resolved.
     pub path: String,
     /// The layer that has it.
     pub layer: Digest,
-    /// Its bytes.
+    /// Size in bytes.
     pub size: u64,
-    /// Its data, in order.
+    /// Stream of the data.
     pub data: BoxStream<'static, Result<Bytes>>,
 }

@@ -1,4 +1,4 @@
-//! Helpers for reading a file's data from spans, for both kinds of tables.
+//! Helpers for reading the data of a file from spans, for both kinds of tables.
 
 use std::ops::Range;
 
@@ -9,10 +9,10 @@ use crate::{
     units::LayerOffset,
 };
 
-/// Spans on their way.
+/// Number of requests that run ahead of the reader.
 pub(super) const SPANS_AHEAD: usize = 3;
 
-/// What a span's bytes, from `place` of the layer, have of a range of the layer.
+/// The part of a decoded span, which is at `place` in the layer, that is in the range `wanted`.
 pub(super) fn part(
     decoded: &Bytes,
     place: &Range<LayerOffset>,
@@ -33,7 +33,7 @@ pub(super) fn part(
         Some((skip, end)) if end <= decoded.len() => Ok(decoded.slice(skip..end)),
         _ => Err(Error::new(
             Kind::Corrupt,
-            "it is shorter than its table says",
+            "the decoded span is shorter than the table says",
         )),
     }
 }

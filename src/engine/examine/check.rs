@@ -5,7 +5,8 @@ use std::{collections::HashSet, sync::Arc};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    error::{Kind, Result, ResultExt as _},
+    blocking::blocking,
+    error::Result,
     layer::{ScrubReport, Store},
     oci::Digest,
 };
@@ -13,36 +14,36 @@ use crate::{
 /// Which disks to check.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct CheckRequest {
-    /// Those of these layers; all where there is none.
+    /// The layers whose disks are checked; `None`: all.
     pub layers: Option<HashSet<Digest>>,
 }
 
-/// What happens in a check.
+/// Progress of a check.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CheckEvent {
-    /// So many bytes of a layer's disk have been read.
+    /// A part of a layer's disk has been read.
     Reading {
         /// The layer.
         layer: Digest,
-        /// Bytes so far.
+        /// Bytes read so far.
         done: u64,
-        /// Bytes of the disk.
+        /// Size of the disk in bytes.
         size: u64,
     },
     /// A disk has been checked.
     Checked(ScrubReport),
 }
 
-/// Checks disks one after another. `event` is told what happens; a disk that cannot be checked is wrong, and ends nothing.
+/// Checks disks one after another. `event` is called with the progress. A disk that cannot be checked is reported as wrong and does not
+/// stop the check.
 pub async fn check(
     store: &Arc<Store>,
     request: &CheckRequest,
     event: &(dyn Fn(CheckEvent) + Send + Sync),
 ) -> Result<()> {
     let listing = Arc::clone(store);
-    let disks = tokio::task::spawn_blocking(move || listing.folders()).await;
-    let disks = disks.or_kind(Kind::Io, || "listing the disks".to_owned())??;
+    let disks = blocking(move || listing.folders()).await?;
     let wanted = |layer: &Digest| {
         let layers = request.layers.as_ref();
         layers.is_none_or(|layers| layers.contains(layer))
@@ -64,16 +65,14 @@ async fn one(
         ..ScrubReport::new(layer, table)
     };
     let opening = Arc::clone(store);
-    let opened = tokio::task::spawn_blocking(move || opening.stored(&layer, &table)).await;
-    let disk = match opened {
-        Ok(Ok(Some(disk))) => disk,
-        Ok(Ok(None)) => {
+    let disk = match blocking(move || opening.stored(&layer, &table)).await {
+        Ok(Some(disk)) => disk,
+        Ok(None) => {
             return wrong(
-                "it cannot be used as it is: it is made right when an image that has the layer is attached".to_owned(),
+                "the disk is unusable as it is; it is repaired when an image with this layer is attached".to_owned(),
             );
         }
-        Ok(Err(error)) => return wrong(error.report()),
-        Err(error) => return wrong(error.to_string()),
+        Err(error) => return wrong(error.report()),
     };
     let size = disk.size();
     let (bytes, mut read) = tokio::sync::watch::channel(0);

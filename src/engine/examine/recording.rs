@@ -1,4 +1,4 @@
-//! The temporary directory for the disks of a recording; it is removed when the recording ends.
+//! The temporary directory for the disks of a recording, removed when the recording ends.
 
 use std::{
     fs::{self, File},
@@ -15,16 +15,16 @@ use crate::{
 
 const PREFIX: &str = "recording.";
 
-/// The folder of a recording's root and run directory, below a root. It is removed when this is dropped. One whose process was killed is
-/// removed by the next recording or daemon.
+/// The directory of a recording's root and run directory, inside a root. It is removed when this is dropped. The directory of a killed
+/// recording is removed by the next recording or daemon.
 pub struct RecordingFolder {
     folder: TempDir,
-    /// Locked while its process lives.
+    /// Lock that shows that the process of the recording is alive.
     _lock: File,
 }
 
 impl RecordingFolder {
-    /// Makes one, and the root where it is missing.
+    /// Creates the directory, and the root if it is missing.
     pub fn new(root: &Path) -> Result<Self> {
         make_private(root)?;
         remove_left_over(root)?;
@@ -32,7 +32,7 @@ impl RecordingFolder {
             loop {
                 let folder = TempDir::with_prefix_in(PREFIX, root)?;
                 let lock = File::open(folder.path())?;
-                // before it was locked it could be taken for one that is left over
+                // another process may have removed the directory as a leftover before it was locked
                 if lock.try_lock().is_ok() && folder.path().is_dir() {
                     return Ok(Self {
                         folder,
@@ -42,17 +42,17 @@ impl RecordingFolder {
             }
         };
         make().or_kind(Kind::Io, || {
-            format!("making a folder in {}", root.display())
+            format!("making a directory in {}", root.display())
         })
     }
 
-    /// Where it is.
+    /// Path of the directory.
     pub fn path(&self) -> &Path {
         self.folder.path()
     }
 }
 
-/// Removes the folders of recordings whose process was killed.
+/// Removes the directories of killed recordings.
 pub(crate) fn remove_left_over(root: &Path) -> Result<()> {
     let context = || format!("listing {}", root.display());
     for entry in fs::read_dir(root).or_kind(Kind::Io, context)? {
@@ -61,15 +61,15 @@ pub(crate) fn remove_left_over(root: &Path) -> Result<()> {
         if !name.as_encoded_bytes().starts_with(PREFIX.as_bytes()) {
             continue;
         }
-        // its owner, or another one that removes it, has the lock, or it is gone
+        // the lock fails if the recording is running, if another process removes the directory, or if it is gone
         let lock = File::open(entry.path());
         if !lock.as_ref().is_ok_and(|lock| lock.try_lock().is_ok()) {
             continue;
         }
         let path = entry.path();
-        tracing::info!(path = %path.display(), "a recording was killed; what it left is removed");
+        tracing::info!(path = %path.display(), "removing the directory of a recording that was killed");
         if let Err(error) = fs::remove_dir_all(&path) {
-            tracing::warn!(path = %path.display(), %error, "what a recording left stays");
+            tracing::warn!(path = %path.display(), %error, "cannot remove the directory of a recording that was killed");
         }
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! Assembles a compact index from its layers' parts, new and reused, and from lists of spans to prefetch.
+//! Assembles a compact index from the parts of its layers, new or reused, and from prefetch lists.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -23,20 +23,20 @@ use crate::{
     ztoc::SpanTable,
 };
 
-/// The largest blob of a compact index that is held in memory, in bytes: more than the windows of any layer take.
+/// Maximum size in bytes of a compact index blob that is held in memory. It is more than the windows of any layer take.
 const MAX_BLOB_BYTES: u64 = 1 << 30;
 
-/// A compact index that was made.
+/// A new compact index.
 pub(crate) struct NewCompactIndex<'a> {
-    /// Its manifest and the blobs that are new.
+    /// The manifest and the new blobs.
     pub(crate) artifact: NewArtifact,
-    /// The blobs that are somewhere already.
+    /// Existing blobs that are reused, each with its source.
     existing: Vec<(LayerIndex, &'a Source)>,
 }
 
 impl<'a> NewCompactIndex<'a> {
-    /// The compact index of an image, from what was made of its layers; `None` where no layer has a part of one. It has no subject where the
-    /// image names it.
+    /// Makes the compact index of an image from the results of its layers; `None` if no layer has a part of one. The index has no subject
+    /// if the image is going to name it by annotation.
     pub(crate) fn of(
         image: &Image,
         made: &'a HashMap<Digest, LayerResult>,
@@ -63,7 +63,7 @@ impl<'a> NewCompactIndex<'a> {
         let mut listed: Vec<(&CompactPart, Bytes)> = Vec::new();
         for (part, list) in lists(&parts, options)? {
             let bytes = list.to_bytes();
-            let bytes = bytes.or_kind(Kind::Io, || "a list of spans".to_owned())?;
+            let bytes = bytes.or_kind(Kind::Io, || "encoding a prefetch list".to_owned())?;
             listed.push((part, bytes.into()));
         }
         let kept = parts
@@ -89,7 +89,7 @@ impl<'a> NewCompactIndex<'a> {
         };
         let bytes = manifest
             .to_bytes()
-            .or_kind(Kind::Io, || "the compact index".to_owned())?;
+            .or_kind(Kind::Io, || "encoding the compact index".to_owned())?;
         Ok(Some(Self {
             artifact: NewArtifact {
                 media_type: OCI_MANIFEST.to_owned(),
@@ -102,7 +102,7 @@ impl<'a> NewCompactIndex<'a> {
         }))
     }
 
-    /// Brings the blobs that are somewhere already to a destination: those that are there stay, others are mounted or copied.
+    /// Copies the reused blobs to a destination, unless they exist or can be mounted there.
     pub(super) async fn copy_existing(&self, to: &Destination) -> Result<Vec<(Copied, u64)>> {
         let mut all = Vec::new();
         for (part, source) in &self.existing {
@@ -112,8 +112,8 @@ impl<'a> NewCompactIndex<'a> {
         Ok(all)
     }
 
-    /// The artifact with all its blobs.
-    pub(crate) async fn whole(self) -> Result<NewArtifact> {
+    /// The artifact with all blobs, new and reused.
+    pub(crate) async fn with_all_blobs(self) -> Result<NewArtifact> {
         let mut artifact = self.artifact;
         for (part, source) in &self.existing {
             let bytes = source.blob(&part.blob, part.size, MAX_BLOB_BYTES).await;
@@ -126,10 +126,10 @@ impl<'a> NewCompactIndex<'a> {
 }
 
 fn of_part(error: Error, part: &LayerIndex) -> Error {
-    error.context(format!("the compact index's part of layer {}", part.layer))
+    error.context(format!("part of layer {} in the compact index", part.layer))
 }
 
-/// The spans that a start needs, as far as the options say it: of each layer that has some.
+/// Prefetch lists from the options: from named files or from a recorded start.
 fn lists<'p>(
     parts: &[&'p CompactPart],
     options: &CreateOptions,
@@ -155,7 +155,7 @@ fn lists<'p>(
                 .filter_map(|(part, list)| Some((*part, list?))),
         );
     }
-    // one list a layer counts: files that are named go before what was seen
+    // One list per layer: named files are preferred to the recorded start.
     for (part, table) in parts.iter().zip(&tables) {
         let is_new = lists
             .iter()

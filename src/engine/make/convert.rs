@@ -1,8 +1,8 @@
-//! Makes an image with its SOCI index (version 2) of an image: each layer passes once at most, and what the destination has, or can
-//! mount, does not move.
+//! Converts an image to an image with a SOCI index (version 2). Each layer is read at most once. Blobs that the destination has, or can
+//! mount, are not transferred.
 //!
-//! Blobs are written first, then SOCI indexes and manifests, the image index with its tag last: a conversion that is broken off
-//! leaves nothing that is named, and one that is made again finds most of it done.
+//! Blobs are written first, then SOCI indexes and manifests, then the image index, whose tag comes last. So an aborted conversion leaves
+//! nothing that has a tag, and a repeated one reuses most of the work.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -26,7 +26,8 @@ use crate::{
         open::{
             image::Image,
             local_indexes::LocalIndexes,
-            platforms::{ChosenImages, Platforms, choose_images, indexes, listed},
+            nested_indexes::{indexes, listed},
+            platforms::{ChosenImages, Platforms, choose_images},
         },
         transfer::{
             manifests::{BlobTally, CopiedManifest, ManifestCopier},
@@ -46,7 +47,7 @@ use crate::{
     source::{Destination, Manifest, Source},
 };
 
-/// Converts the image that a source's reference names, and gives it the name of the destination's.
+/// Converts the image of the source's reference and stores the result under the destination's reference.
 pub async fn convert(
     source: &Source,
     destination: &Destination,
@@ -60,7 +61,7 @@ pub async fn convert(
         let ChosenImages {
             images,
             mut warnings,
-            absent: _, // the copy of the index says it
+            absent: _, // reported when the index is copied
         } = choose_images(source, &root, &options.platforms).await?;
         let tally = BlobTally::default();
         let reusable =
@@ -96,17 +97,18 @@ pub async fn convert(
         let is_list = images.iter().all(|image| image.digest != root.digest);
         let (media_type, index) = match is_list {
             true => {
-                let index = graph.lead(&root).await?;
+                let index = graph.copy_references(&root).await?;
                 (index.media_type, index.bytes)
             }
             false => {
                 let index = image_index(None, &converted);
-                let index = index.or_kind(Kind::Corrupt, || "the image index".to_owned())?;
+                let index =
+                    index.or_kind(Kind::Corrupt, || "encoding the image index".to_owned())?;
                 (OCI_INDEX.to_owned(), index.into())
             }
         };
         warnings.append(&mut graph.warnings);
-        let digest = naming.give(&media_type, &index).await?;
+        let digest = naming.set(&media_type, &index).await?;
         destination.finish().await?;
         Ok(ConvertReport {
             source: source.reference().to_string(),
@@ -123,19 +125,20 @@ pub async fn convert(
         .map_err(|error: Error| error.context(format!("converting {}", source.reference())))
 }
 
-/// What became of an image that was to be converted.
+/// The outcome of [`convert_unless_done`].
 #[derive(Clone, Debug)]
 pub enum ConvertOutcome {
-    /// It was converted.
+    /// The image was converted.
     Converted(Box<ConvertReport>),
-    /// Its conversion, with this digest, had the name already.
+    /// The destination already has the conversion, with this digest.
     Unchanged(Digest),
 }
 
-/// Converts an image, unless the destination's name has the conversion of just that image already, or making it anew is forced.
+/// Converts an image, unless the destination's tag already names the conversion of exactly this image and `force` is not set.
 ///
-/// Where the name leads nowhere, or to what another image became, the image is converted. What the name leads to and cannot be read is an
-/// error, and nothing is replaced: nobody has seen what it is. [`convert`] itself replaces what is there, unless it has come meanwhile.
+/// If the tag does not exist, or names the conversion of another image, the image is converted. If the tag names content that cannot be
+/// read, that is an error, and nothing is replaced, because the content is unknown. [`convert`] itself replaces the tag, unless another
+/// writer changes it meanwhile.
 pub async fn convert_unless_done(
     source: &Source,
     destination: &Destination,
@@ -154,9 +157,12 @@ pub async fn convert_unless_done(
             let done = is_converted(source, &there, &found, &options.platforms).await?;
             Ok(done.then_some(found.digest))
         };
-        let done = done
-            .await
-            .map_err(|error: Error| error.context(format!("what {} is now", there.reference())))?;
+        let done = done.await.map_err(|error: Error| {
+            error.context(format!(
+                "reading the current manifest of {}",
+                there.reference()
+            ))
+        })?;
         if let Some(digest) = done {
             return Ok(ConvertOutcome::Unchanged(digest));
         }
@@ -165,7 +171,7 @@ pub async fn convert_unless_done(
     Ok(ConvertOutcome::Converted(Box::new(report)))
 }
 
-/// Whether what a tag of the destination names is a conversion of what the source has now, for these platforms.
+/// Whether the manifest at the destination is the conversion of the source's current image, for these platforms.
 pub async fn is_converted(
     source: &Source,
     there: &Source,
@@ -197,7 +203,7 @@ pub async fn is_converted(
     Ok(true)
 }
 
-/// The zTOCs that exist already.
+/// The existing indexes that can be reused.
 async fn reusable_indexes(
     source: &Source,
     naming: &TagUpdate<'_>,
@@ -214,7 +220,7 @@ async fn reusable_indexes(
         reusable.add_image(image).await;
     }
     reusable.add_local(local).await;
-    // what an earlier conversion to the same name has made
+    // indexes of an earlier conversion to the same tag
     if let Some(there) = destination.source().await?
         && there.reference() != source.reference()
         && let Some(before) = naming.before()
@@ -226,7 +232,7 @@ async fn reusable_indexes(
     Ok(reusable)
 }
 
-/// Makes the zTOCs of all layers, and brings the layers to the destination.
+/// Makes the zTOCs of all layers, and copies the layers to the destination.
 async fn layers(
     source: &Source,
     destination: &Destination,
@@ -265,7 +271,7 @@ async fn layers(
         .await
 }
 
-/// Writes an image's SOCI index and its new manifest.
+/// Writes the SOCI index of an image and its new manifest.
 async fn one_image(
     image: &Image,
     destination: &Destination,
@@ -353,10 +359,10 @@ async fn one_image(
     Ok((converted, report, index.warnings))
 }
 
-/// AWS's tool writes the platform that it was asked for: the image's, in normal form (arm64, not arm64/v8).
+/// The platform of an index entry. AWS's tool writes the requested platform: that of the image in normal form (arm64, not arm64/v8).
 fn normal_platform(image: &Image) -> Option<Value> {
     let platform = &image.platform;
-    // a version is part of what Windows images are for
+    // the platform of a Windows image includes an OS version
     (platform.os() == "linux").then(|| {
         let mut stated = json!({"architecture": platform.architecture(), "os": platform.os()});
         if !platform.variant().is_empty() {
@@ -366,7 +372,7 @@ fn normal_platform(image: &Image) -> Option<Value> {
     })
 }
 
-/// The platform as the configuration states it, for an entry that has none.
+/// The platform from the image configuration, for an entry without a platform.
 fn platform_of(image: &Image) -> Value {
     let config: Value = serde_json::from_slice(&image.config_bytes).unwrap_or_default();
     let stated = ["architecture", "os", "os.version", "os.features", "variant"]
@@ -385,8 +391,7 @@ fn platform_of(image: &Image) -> Value {
     platform.into()
 }
 
-/// The signatures and attestations of the source, and whether what they vouch for is part of the new image: the manifests that were
-/// copied as they are.
+/// The signatures and attestations of the source, and for each whether its subject is an unchanged part of the new image.
 async fn vouchers(
     source: &Source,
     root: &Manifest,
@@ -415,7 +420,7 @@ async fn vouchers(
             ),
             Err(error) => {
                 warnings.push(format!(
-                    "its signatures cannot be looked for: {}",
+                    "cannot list the signatures of the source: {}",
                     error.report()
                 ));
                 break;

@@ -1,4 +1,4 @@
-//! Makes a SOCI index (version 1) of an image. Each layer is read once; several layers are read in parallel.
+//! Makes a SOCI index (version 1) for an image. Each layer is read once; several layers are read in parallel.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -33,7 +33,7 @@ use crate::{
     ztoc::{SpanTable, Ztoc},
 };
 
-/// Makes the index of an image and stores it: in the layout that the image is in, if that is a folder, else in the local root.
+/// Makes the index of an image and stores it in the image's layout directory, or, for other sources, in the state directory.
 pub async fn create(
     image: &Image,
     options: &CreateOptions,
@@ -44,7 +44,7 @@ pub async fn create(
     let (report, soci, compact) = pass.artifacts(image, options)?;
     let beside = image.source.layout().filter(|layout| layout.is_writable());
     let compact = match compact {
-        Some(compact) => Some(compact.whole().await?),
+        Some(compact) => Some(compact.with_all_blobs().await?),
         None => None,
     };
     for artifact in compact.into_iter().chain([soci]) {
@@ -55,7 +55,7 @@ pub async fn create(
     }
     let stored_in = match beside {
         Some(_) => image.source.reference().to_string(),
-        None => "the local root".to_owned(),
+        None => "the state directory".to_owned(),
     };
     Ok(CreateReport {
         stored_in,
@@ -63,7 +63,7 @@ pub async fn create(
     })
 }
 
-/// Makes the index of an image and stores it among the image's referrers at a destination, which must have the image.
+/// Makes the index of an image and stores it as a referrer of the image at a destination, which must have the image.
 pub async fn create_at(
     image: &Image,
     options: &CreateOptions,
@@ -90,11 +90,11 @@ pub async fn create_at(
     })
 }
 
-/// What was made of an image's layers, which are stored nowhere yet.
+/// The results of an image's layers. They are not stored yet.
 struct LayerResults(HashMap<Digest, LayerResult>);
 
 impl LayerResults {
-    /// Has each layer pass once, unless all that is wanted of it is known.
+    /// Reads each layer once, unless everything wanted from it exists already.
     async fn over(
         image: &Image,
         options: &CreateOptions,
@@ -130,7 +130,8 @@ impl LayerResults {
             .map(Self)
     }
 
-    /// The index of version 1, and the compact index. That is to be stored first: the SOCI index is then the newest for who knows no other.
+    /// The SOCI index (version 1) and the compact index. The compact index must be stored first: clients that only know SOCI take the
+    /// newest referrer.
     fn artifacts(
         &self,
         image: &Image,
@@ -165,7 +166,7 @@ impl LayerResults {
     }
 }
 
-/// An index that was made: its manifest (of version 2, until it gets a subject), its blobs, and what became of each layer.
+/// A new SOCI index: its manifest (version 2 until it gets a subject), its blobs, and the report of each layer.
 pub(crate) struct NewSociIndex {
     pub(crate) manifest: IndexManifest,
     pub(crate) blobs: Vec<Bytes>,
@@ -174,7 +175,7 @@ pub(crate) struct NewSociIndex {
 }
 
 impl NewSociIndex {
-    /// The index of an image, from what was made of its layers.
+    /// Makes the index of an image from the results of its layers.
     pub(crate) fn of(
         image: &Image,
         made: &HashMap<Digest, LayerResult>,
@@ -265,7 +266,7 @@ impl NewSociIndex {
         })
     }
 
-    /// The index as it is stored: of version 1 where it has a subject.
+    /// The artifact to store; version 1 if the index has a subject.
     pub(crate) fn artifact(&mut self) -> Result<NewArtifact> {
         if self.manifest.subject.is_some() {
             self.manifest.version = Version::V1;
@@ -273,7 +274,7 @@ impl NewSociIndex {
         let bytes = self
             .manifest
             .to_bytes()
-            .or_kind(Kind::Io, || "the SOCI index".to_owned())?;
+            .or_kind(Kind::Io, || "encoding the SOCI index".to_owned())?;
         Ok(NewArtifact {
             media_type: OCI_MANIFEST.to_owned(),
             manifest: bytes.into(),
@@ -284,7 +285,7 @@ impl NewSociIndex {
     }
 }
 
-/// Adds the prefetch artifacts of the listed files.
+/// Adds the prefetch artifacts for the files of `--prefetch-file`.
 fn prefetch(
     layers: &[(Digest, &LayerResult)],
     options: &CreateOptions,
@@ -316,7 +317,7 @@ fn prefetch(
         listed
             .missing
             .iter()
-            .map(|file| format!("prefetch file {file} is in no layer that has a zTOC")),
+            .map(|file| format!("prefetch file {file} is not in any layer that has a zTOC")),
     );
     Ok(())
 }
@@ -329,7 +330,7 @@ fn add_prefetch(
 ) -> Result<()> {
     let bytes = list
         .to_bytes()
-        .or_kind(Kind::Io, || "a prefetch artifact".to_owned())?;
+        .or_kind(Kind::Io, || "encoding a prefetch artifact".to_owned())?;
     add_list(bytes.into(), layer, descriptors, blobs);
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Reads a layer once: for its indexer and, in the same pass, for the destination of a copy.
+//! Reads a layer once, for its indexer and, in the same pass, for the destination of a copy.
 
 use std::collections::HashSet;
 
@@ -20,31 +20,31 @@ use crate::{
     source::{Copied, Destination, Source},
 };
 
-/// Pieces of a layer that are on their way from the source to the indexer.
+/// Maximum number of pieces of a layer between source and indexer.
 const PIECES_AHEAD: usize = 4;
 
-/// What a layer's pass is for.
+/// The tables to make in one pass over a layer.
 #[derive(Clone, Copy)]
 struct WantedTables {
     ztoc: bool,
     compact_span_size: Option<u64>,
-    /// Whether the destination checks what passes against the layer's digest, before it says that it has taken it.
+    /// Whether the destination verifies the layer's digest, so that the indexer need not.
     is_checked: bool,
 }
 
-/// Makes zTOCs.
+/// Makes the tables of layers.
 pub(crate) struct LayerMaker<'a> {
     pub(crate) options: &'a CreateOptions,
     pub(crate) reusable: ReusableIndexes,
-    /// Where the layers go as well.
+    /// Where the layers are copied to, if anywhere.
     pub(crate) destination: Option<&'a Destination>,
-    /// Layers that need not be at the source.
+    /// Foreign layers, which may be missing at the source.
     pub(crate) foreign: HashSet<Digest>,
     pub(crate) progress: OnLayerProgress<'a>,
 }
 
 impl LayerMaker<'_> {
-    /// Makes the zTOC of a layer, and copies the layer where there is a destination.
+    /// Makes the tables of a layer, and copies the layer if there is a destination.
     pub(crate) async fn layer(
         &self,
         source: &Source,
@@ -60,23 +60,23 @@ impl LayerMaker<'_> {
         .map_err(|error| error.context(format!("layer {}", layer.digest)))
     }
 
-    /// How a layer is done without that is not at the source, if it can be.
+    /// The result of a layer that is missing at the source; `None` if that is an error.
     fn without(&self, layer: &LayerBlob) -> Option<LayerResult> {
         if self.foreign.contains(&layer.digest) {
             let absent = self.destination.map(|_| foreign_layer_left(&layer.digest));
-            let reason = "it is a foreign layer, which is not at the source".to_owned();
+            let reason = "foreign layer that is missing at the source".to_owned();
             return Some(LayerResult {
                 absent,
                 ..LayerResult::nothing(reason)
             });
         }
-        // a layout may be as incomplete as the one that it came from; what is in a registry is there for others
+        // A layout may be as incomplete as the source. A registry must be complete, because others rely on it.
         let to = self.destination?.reference();
         let is_layout = !matches!(to, Reference::Registry { .. });
         let reason = self.too_small(layer).filter(|_| is_layout)?;
         Some(LayerResult {
             absent: Some(format!(
-                "layer {} is not at the source: {to} lacks it too, and cannot be started",
+                "layer {} is missing at the source, so the image at {to} is incomplete and cannot be started",
                 layer.digest
             )),
             ..LayerResult::nothing(reason)
@@ -136,7 +136,7 @@ impl LayerMaker<'_> {
         Ok((made, copied))
     }
 
-    /// A layer of no bytes: an empty layer.
+    /// A layer of size 0.
     async fn empty(
         &self,
         source: &Source,
@@ -144,17 +144,17 @@ impl LayerMaker<'_> {
     ) -> Result<(LayerResult, Option<Copied>)> {
         let digest = Digest::of(b"");
         if layer.digest != digest {
-            let text = "it is said to have no bytes, and has not their digest";
+            let text = "its size is 0, but its digest is not that of empty content";
             return Err(Error::new(Kind::Corrupt, text));
         }
         let made = LayerResult {
             diff_id: Some(digest),
-            ..LayerResult::nothing("it is empty".to_owned())
+            ..LayerResult::nothing("empty layer".to_owned())
         };
         Ok((made, self.copy(source, layer).await?))
     }
 
-    /// What there is of a layer already, and is as good as new.
+    /// The existing zTOC and compact index part of a layer, if they can be reused.
     async fn reusable_parts(&self, layer: &LayerBlob) -> (Option<LayerTable>, Option<CompactPart>) {
         if self.options.force {
             return (None, None);
@@ -178,7 +178,7 @@ impl LayerMaker<'_> {
         (ztoc, compact)
     }
 
-    /// Why a layer gets no zTOC, as far as it can be told without reading it.
+    /// Why a layer gets no zTOC, if that is clear without reading it.
     fn no_ztoc(&self, layer: &LayerBlob) -> Option<String> {
         let zstd = || "zstd: a zTOC can describe gzip and plain tar only".to_owned();
         let is_zstd = layer.packing == Packing::Zstd;
@@ -201,7 +201,7 @@ impl LayerMaker<'_> {
         }
     }
 
-    /// Streams a layer through an indexer, and through to the destination if that needs its bytes.
+    /// Reads a layer into an indexer and, if the destination does not have it, to the destination.
     async fn index(
         &self,
         source: &Source,
@@ -213,7 +213,7 @@ impl LayerMaker<'_> {
             let (sender, receiver) = mpsc::channel::<Bytes>(PIECES_AHEAD);
             let copy = async {
                 let mut sender = Some(sender);
-                // called once at most; a closed channel is one that nobody listens to
+                // called at most once; later calls get a closed channel
                 let mut tap = || sender.take().unwrap_or_else(|| mpsc::channel(1).0);
                 to.copy_blob(source, &layer.digest, layer.size, Some(&mut tap))
                     .await
@@ -240,7 +240,7 @@ impl LayerMaker<'_> {
         let read = async {
             while let Some(piece) = pieces.next().await {
                 if sender.send(piece?).await.is_err() {
-                    break; // the indexer has failed: its error follows
+                    break; // the indexer has failed and returns its error
                 }
             }
             drop(sender);
@@ -251,7 +251,7 @@ impl LayerMaker<'_> {
         Ok((indexed?, copied))
     }
 
-    /// Gives the pieces to an indexer, which has a thread of its own, and tells how far it is.
+    /// Passes the pieces to an indexer on its own thread, and reports the progress.
     async fn listen(
         &self,
         layer: &LayerBlob,
@@ -259,7 +259,7 @@ impl LayerMaker<'_> {
         mut pieces: mpsc::Receiver<Bytes>,
     ) -> Result<Indexed> {
         let Some(mut piece) = pieces.recv().await else {
-            return Err(Error::new(Kind::Io, "nothing came"));
+            return Err(Error::new(Kind::Io, "the source has sent no data"));
         };
         let (sender, thread) = self.indexer(layer, wanted);
         let mut done: u64 = 0;
@@ -275,10 +275,14 @@ impl LayerMaker<'_> {
             }
         }
         drop(sender);
-        drop(pieces); // who sends is not held up by an indexer that has failed
+        drop(pieces); // so that a failed indexer does not block the sender
         match thread.await {
             Ok(Ok(indexed)) => Ok(indexed),
-            Ok(Err(error)) => Err(Error::with_source(error.kind(), "it cannot be read", error)),
+            Ok(Err(error)) => Err(Error::with_source(
+                error.kind(),
+                "cannot decode the layer",
+                error,
+            )),
             Err(error) => match error.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
                 Err(_) => Err(Error::new(Kind::Io, "the program is shutting down")),

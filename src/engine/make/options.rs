@@ -9,24 +9,24 @@ use crate::{
     engine::open::platforms::Platforms, layer::Touch, oci::Digest, source::DEFAULT_UPLOADS,
 };
 
-/// How an index is made.
+/// Options for making an index.
 #[derive(Clone, Debug)]
 pub struct CreateOptions {
-    /// Bytes of a layer between checkpoints, at least.
+    /// Minimum distance between checkpoints, in uncompressed bytes.
     pub span_size: u64,
-    /// Layers whose blobs have fewer bytes get no zTOC.
+    /// Minimum size in bytes of a layer's blob; smaller layers get no zTOC.
     pub min_layer_size: u64,
-    /// What the index says that it was made by.
+    /// Name of the build tool that the index states.
     pub build_tool: String,
-    /// Whether a compact index is made in the same pass, and its bytes of a layer between checkpoints, at least.
+    /// Minimum distance between checkpoints of the compact index; `None`: no compact index is made.
     pub compact_span_size: Option<u64>,
-    /// Say of layers without any xattr that they have none (`--optimizations xattr`).
+    /// Whether to mark layers without xattrs as such (`--optimizations xattr`).
     pub disable_xattrs: bool,
-    /// Make each zTOC anew, also where there is one of the same layer and span size.
+    /// Whether to make new zTOCs even if existing ones could be reused.
     pub force: bool,
-    /// Files whose spans a prefetch artifact lists.
+    /// Paths of files whose spans go into a prefetch artifact.
     pub prefetch_files: Vec<String>,
-    /// What a recorded start has read, in order: its spans are listed in prefetch artifacts.
+    /// Reads of a recorded start, in order. Their spans go into prefetch artifacts.
     pub uses: Vec<Touch>,
 }
 
@@ -45,14 +45,14 @@ impl Default for CreateOptions {
     }
 }
 
-/// How an image is converted.
+/// Options for converting an image.
 #[derive(Clone, Debug)]
 pub struct ConvertOptions {
-    /// How its SOCI indexes are made.
+    /// Options for its SOCI indexes.
     pub create: CreateOptions,
-    /// Which images get one.
+    /// Platforms whose images get an index.
     pub platforms: Platforms,
-    /// Blobs that are sent at a time.
+    /// Number of parallel uploads.
     pub uploads: usize,
 }
 
@@ -66,5 +66,5 @@ impl Default for ConvertOptions {
     }
 }
 
-/// Told the bytes of a layer that have passed, and all that it has.
+/// Called with the layer, its bytes that were read so far, and its size.
 pub type OnLayerProgress<'a> = &'a (dyn Fn(Digest, u64, u64) + Send + Sync);

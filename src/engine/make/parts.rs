@@ -19,20 +19,20 @@ use crate::{
     ztoc::Ztoc,
 };
 
-/// What was made of a layer.
+/// The result of a layer.
 pub(crate) struct LayerResult {
-    /// The zTOC, or why there is none.
+    /// The zTOC, or the reason why there is none.
     pub(crate) ztoc: std::result::Result<LayerTable, String>,
-    /// Its part of the compact index, if one is wanted, or why there is none.
+    /// The part of the compact index, if one is wanted, or the reason why there is none.
     pub(crate) compact: Option<std::result::Result<CompactPart, String>>,
-    /// The layer's diff ID, if all of it was read.
+    /// The diff ID, if the whole layer was read.
     pub(crate) diff_id: Option<Digest>,
-    /// What the person should know where the layer is not at the source and is done without.
+    /// Warning about a layer that is missing at the source.
     pub(crate) absent: Option<String>,
 }
 
 impl LayerResult {
-    /// Nothing, for a reason.
+    /// No tables, for a reason.
     pub(super) fn nothing(reason: String) -> Self {
         Self {
             ztoc: Err(reason),
@@ -48,19 +48,19 @@ impl LayerResult {
 pub(crate) struct LayerTable {
     pub(crate) digest: Digest,
     pub(crate) bytes: Bytes,
-    /// An index had it already.
+    /// Whether it is from an existing index.
     pub(super) reused: bool,
-    /// What a start needs of it, as the image's own index lists it.
+    /// The prefetch list for this table in the image's existing index.
     pub(crate) prefetch: Option<Bytes>,
 }
 
 impl LayerResult {
-    /// Says that a layer has not the diff ID that the image's configuration gives it.
+    /// Warning if the layer's diff ID is not the one of the image configuration.
     pub(super) fn other_diff_id(&self, layer: &LayerBlob) -> Option<String> {
         let other = self.diff_id.filter(|diff_id| *diff_id != layer.diff_id)?;
         Some(format!(
-            "layer {} has the diff ID {other}, where the image's configuration says {}: container engines that unpack the layer refuse \
-             the image, and an attach of it fails when the layer has been read in full; build the image again",
+            "layer {} has diff ID {other}, but the image configuration says {}: container engines that unpack the layer refuse the \
+             image, and reads of the attached image fail once the layer has been read in full; build the image again",
             layer.digest, layer.diff_id
         ))
     }
@@ -91,7 +91,7 @@ impl LayerResult {
 }
 
 impl LayerTable {
-    /// Its descriptor in an index. A table that is asked to be optimized is parsed for that.
+    /// The descriptor for an index. With `disable_xattrs` the table is parsed to look for xattrs.
     pub(crate) fn descriptor(
         &self,
         layer: &Digest,
@@ -113,7 +113,7 @@ impl LayerTable {
         Ok(descriptor)
     }
 
-    /// What it says.
+    /// Parses the zTOC.
     pub(crate) fn parse(&self, layer: &Digest) -> Result<Ztoc> {
         Ztoc::parse(&self.bytes).map_err(|error| {
             Error::with_source(
@@ -125,7 +125,7 @@ impl LayerTable {
     }
 }
 
-/// Whether a file of the layer has an xattr, or will get one: an opaque directory's.
+/// Whether an entry of the layer has an xattr, or will get one as an opaque directory.
 fn has_xattrs(table: &Ztoc) -> bool {
     table.entries.iter().any(|entry| {
         let is_xattr = |(key, _): &(Vec<u8>, Vec<u8>)| key.starts_with(b"SCHILY.xattr.");
@@ -137,23 +137,23 @@ fn has_xattrs(table: &Ztoc) -> bool {
 pub(crate) struct CompactPart {
     pub(crate) index: LayerIndex,
     pub(crate) table: Bytes,
-    /// How many spans it has.
+    /// Number of spans.
     pub(crate) spans: usize,
     pub(crate) blob: PartBlob,
-    /// What a start needs of it, as the image's own index lists it.
+    /// The prefetch list for this table in the image's existing index.
     pub(crate) prefetch: Option<Bytes>,
 }
 
-/// The table and all windows.
+/// The blob of a compact index part: the table and all windows.
 pub(crate) enum PartBlob {
-    /// Made here.
+    /// New.
     New(Bytes),
-    /// There already.
+    /// Exists at this source.
     At(Source),
 }
 
 impl CompactPart {
-    /// One that was made.
+    /// A new part.
     pub(crate) fn of(layer: Digest, made: CompactBlob) -> Self {
         let bytes = Bytes::from(made.bytes);
         Self {

@@ -1,9 +1,9 @@
-//! Lists of the spans that a recorded start has read, for prefetch artifacts.
+//! Makes prefetch lists from the reads of a recorded start.
 
 use super::options::CreateOptions;
 use crate::{oci::Digest, soci::prefetch::Prefetch, units::SpanId, ztoc::SpanTable};
 
-/// The spans of a layer that a recorded start has read, in their order.
+/// The prefetch list of a layer, with the spans in the order of the recorded reads; `None` if there are none.
 pub(super) fn spans_of_uses(
     layer: &Digest,
     spans: &SpanTable,

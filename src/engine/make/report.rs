@@ -11,80 +11,80 @@ use crate::{
     oci::Digest,
 };
 
-/// What was made.
+/// The report of a new index.
 #[derive(Clone, Debug, Serialize)]
 pub struct CreateReport {
-    /// The index.
+    /// Digest of the index.
     pub index: Digest,
-    /// The compact index, if one was made too.
+    /// Digest of the compact index, if one was made.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub compact_index: Option<Digest>,
-    /// The manifest of the image that it belongs to.
+    /// Digest of the image manifest.
     pub image: Digest,
-    /// The image's platform.
+    /// Platform of the image.
     pub platform: String,
-    /// Where it was stored.
+    /// Where the index was stored.
     pub stored_in: String,
-    /// The image's layers, the lowest first.
+    /// Layers, lowest first.
     pub layers: Vec<LayerReport>,
-    /// What the person should know: files to prefetch that are nowhere.
+    /// Warnings for the user, e.g. prefetch files that do not exist.
     pub warnings: Vec<String>,
 }
 
-/// What became of a layer.
+/// The report of a layer.
 #[derive(Clone, Debug, Serialize)]
 pub struct LayerReport {
-    /// The layer.
+    /// Digest of the layer.
     pub layer: Digest,
-    /// Its media type.
+    /// Media type of the layer.
     pub media_type: String,
-    /// Bytes of its blob.
+    /// Size of the blob in bytes.
     pub size: u64,
-    /// The outcome.
+    /// Whether it has a zTOC.
     #[serde(flatten)]
     pub outcome: LayerOutcome,
-    /// What the compact index has of it.
+    /// Its part of the compact index.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub compact: Option<CompactTableReport>,
 }
 
-/// What a compact index has of a layer.
+/// A layer's part of a compact index.
 #[derive(Clone, Debug, Serialize)]
 pub struct CompactTableReport {
-    /// The table.
+    /// Digest of the table.
     pub table: Digest,
-    /// Bytes of the table: what is fetched before the first read.
+    /// Size of the table in bytes; it is fetched before the first read.
     pub table_size: u64,
-    /// Bytes of the table and of all windows.
+    /// Size of the table and all windows in bytes.
     pub blob_size: u64,
-    /// Spans.
+    /// Number of spans.
     pub spans: usize,
-    /// An index had it already.
+    /// Whether it is from an existing index.
     pub reused: bool,
 }
 
-/// What became of a layer.
+/// The outcome of a layer.
 #[derive(Clone, Debug, Serialize)]
 #[serde(untagged)]
 pub enum LayerOutcome {
-    /// It has a zTOC now.
+    /// The layer has a zTOC.
     Indexed {
-        /// The zTOC.
+        /// Digest of the zTOC.
         ztoc: Digest,
-        /// Its bytes.
+        /// Size of the zTOC in bytes.
         ztoc_size: u64,
-        /// An index had it already.
+        /// Whether it is from an existing index.
         reused: bool,
     },
-    /// It has none: it will be streamed whole.
+    /// The layer has no zTOC, so clients download it whole.
     Skipped {
-        /// Why.
+        /// The reason.
         skipped: String,
     },
 }
 
 impl fmt::Display for LayerReport {
-    /// As AWS's tool says it.
+    /// The format of AWS's tool.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.outcome {
             LayerOutcome::Indexed { ztoc, reused, .. } => {
@@ -127,52 +127,52 @@ impl fmt::Display for CreateReport {
     }
 }
 
-/// What was made.
+/// The report of a conversion.
 #[derive(Clone, Debug, Serialize)]
 pub struct ConvertReport {
-    /// What was converted.
+    /// Reference of the source.
     pub source: String,
-    /// The digest that the source's reference names.
+    /// Digest that the source's reference names.
     pub source_digest: Digest,
-    /// Where it went.
+    /// Reference of the destination.
     pub destination: String,
-    /// The image index there.
+    /// Digest of the image index at the destination.
     pub digest: Digest,
-    /// The images that got a SOCI index.
+    /// Images that got a SOCI index.
     pub images: Vec<ConvertedImage>,
-    /// How the blobs went.
+    /// Counts of blobs that were present, mounted and uploaded.
     pub blobs: BlobCounts,
     /// Signatures and attestations of the source.
     pub vouchers: Vec<Voucher>,
-    /// What the person should know.
+    /// Warnings for the user.
     pub warnings: Vec<String>,
 }
 
-/// An image that was converted.
+/// A converted image.
 #[derive(Clone, Debug, Serialize)]
 pub struct ConvertedImage {
-    /// Its platform.
+    /// Platform.
     pub platform: String,
-    /// The digest of its manifest before.
+    /// Digest of the old manifest.
     pub old: Digest,
-    /// The digest of its manifest now.
+    /// Digest of the new manifest.
     pub manifest: Digest,
-    /// Its SOCI index.
+    /// Digest of the SOCI index.
     pub index: Digest,
-    /// Its compact index, if one was made too.
+    /// Digest of the compact index, if one was made.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub compact_index: Option<Digest>,
-    /// Its layers.
+    /// Layers.
     pub layers: Vec<LayerReport>,
 }
 
-/// A signature or attestation of the source, and what it is worth for what was made of it.
+/// A signature or attestation of the source, and whether it covers a part of the new image.
 #[derive(Clone, Debug, Serialize)]
 pub struct Voucher {
-    /// What vouches.
+    /// The signature or attestation.
     #[serde(flatten)]
     pub companion: Companion,
-    /// Whether its subject is part of the new image, byte for byte.
+    /// Whether its subject is part of the new image, unchanged.
     pub covers: bool,
 }
 
@@ -200,7 +200,7 @@ impl fmt::Display for ConvertReport {
             } = &voucher.companion;
             let covers = match voucher.covers {
                 true => "still covers its part of the new image",
-                false => "does not cover the new image: sign that anew",
+                false => "does not cover the new image: sign the new image",
             };
             writeln!(f, "{what} ({digest}) of {subject} {covers}")?;
         }
@@ -209,7 +209,7 @@ impl fmt::Display for ConvertReport {
     }
 }
 
-/// The error where no layer has a zTOC.
+/// The error if no layer has a zTOC.
 pub(super) fn nothing_made(layers: &[LayerReport]) -> Error {
     let mut text = "no zTOC was made: every layer was skipped".to_owned();
     for layer in layers {
@@ -219,7 +219,7 @@ pub(super) fn nothing_made(layers: &[LayerReport]) -> Error {
         .iter()
         .any(|layer| layer.size < DEFAULT_MIN_LAYER_SIZE)
     {
-        text.push_str("\n  --min-layer-size sets from which size on a layer is indexed");
+        text.push_str("\n  --min-layer-size sets the minimum size of a layer to index");
     }
     Error::new(Kind::Unsupported, text)
 }

@@ -1,6 +1,6 @@
-//! zTOCs and compact tables that exist already: in indexes of the local root, of the image, and of where it was converted to before. One of
-//! the same layer and span size is as good as a new one, and costs no byte of the layer. With one of the image's own goes the list of
-//! what a start needs of it: a record is not lost when an index is made anew.
+//! Finds existing zTOCs and compact tables to reuse: in indexes of the state directory, of the image, and of an earlier conversion. A table
+//! with the same layer and span size is as good as a new one, and the layer need not be read. For a table of the image's own index, the
+//! prefetch list is kept too, so that a recording is not lost when an index is made again.
 
 use bytes::Bytes;
 use serde_json::Value;
@@ -28,19 +28,19 @@ use crate::{
     ztoc::Ztoc,
 };
 
-/// Indexes that are looked into at one place.
+/// Maximum number of indexes to read per place.
 const MAX_INDEXES: usize = 64;
 
-/// Indexes, and where each has its blobs.
+/// Existing indexes, each with its source.
 #[derive(Default)]
 pub(crate) struct ReusableIndexes {
     indexes: Vec<ReusableIndex>,
     compact: Vec<(CompactIndex, IndexOwner)>,
-    /// Whether compact indexes are looked for too.
+    /// Whether compact indexes are searched too.
     with_compact: bool,
-    /// Whether lists of what a start needs stay; not where others are wanted.
+    /// Whether prefetch lists are kept; not if the options ask for others.
     with_lists: bool,
-    /// The build tool whose zTOCs are used again; `None`: that of any.
+    /// The build tool whose zTOCs are reused; `None`: any.
     build_tool: Option<String>,
 }
 
@@ -50,17 +50,17 @@ struct ReusableIndex {
     owner: IndexOwner,
 }
 
-/// Whose index it is.
+/// The image that an index belongs to.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum IndexOwner {
-    /// That of the image itself, or of one of the images.
+    /// One of the images to index.
     Image,
-    /// Of another image, as far as this machine can tell.
+    /// Another or an unknown image.
     Other,
 }
 
 impl ReusableIndexes {
-    /// None yet. Compact indexes are looked for where one is wanted.
+    /// An empty set.
     pub(crate) fn new(options: &CreateOptions) -> Self {
         Self {
             with_compact: options.compact_span_size.is_some(),
@@ -70,7 +70,7 @@ impl ReusableIndexes {
         }
     }
 
-    /// Those of the local root. What cannot be read is passed over, here and below: it would only have saved work.
+    /// Adds the indexes in the state directory. Unreadable indexes are skipped, here and below, because reuse is only an optimization.
     pub(super) async fn add_local(&mut self, local: &LocalIndexes) {
         let list = match local.list().await {
             Ok(list) => list,
@@ -85,7 +85,7 @@ impl ReusableIndexes {
             Vec::new()
         });
         if list.is_empty() && compact.is_empty() {
-            return; // there may be no layout yet
+            return; // the layout may not exist yet
         }
         let source = match local.source().await {
             Ok(source) => source,
@@ -100,7 +100,7 @@ impl ReusableIndexes {
             .await;
     }
 
-    /// Those of an image: the one that it names, and those that refer to it.
+    /// Adds the indexes of an image: the one that it names, and its referrers.
     pub(super) async fn add_image(&mut self, image: &Image) {
         let source = &image.source;
         let annotations = image.manifest.annotations().as_ref();
@@ -146,7 +146,7 @@ impl ReusableIndexes {
         }
     }
 
-    /// Those that an image index lists (version 2).
+    /// Adds the indexes (version 2) that an image index lists.
     pub(super) async fn add_listed(&mut self, source: &Source, index: &Manifest) {
         let index: Value = serde_json::from_slice(&index.bytes).unwrap_or_default();
         let listed = |artifact_type: &str| -> Vec<Digest> {
@@ -198,7 +198,7 @@ impl ReusableIndexes {
         }
     }
 
-    /// A layer's part of a compact index with this span size; its table is checked to be one of this very layer.
+    /// Finds a layer's part of a compact index with this span size. Its table is verified to be of this layer.
     pub(crate) async fn compact(&self, layer: &LayerBlob, span_size: u64) -> Option<CompactPart> {
         for (index, _) in &self.compact {
             let part = index.layer(&layer.digest);
@@ -222,7 +222,7 @@ impl ReusableIndexes {
         None
     }
 
-    /// A layer's zTOC with this span size, checked to be one of a blob of this size.
+    /// Finds a layer's zTOC with this span size. It is verified to be of a blob with this size.
     pub(crate) async fn ztoc(&self, layer: &LayerBlob, span_size: u64) -> Option<Bytes> {
         for ReusableIndex {
             manifest: index,
@@ -251,7 +251,7 @@ impl ReusableIndexes {
                         Ok(ztoc) if is_of_tool(&ztoc) => return Some(bytes),
                         Ok(_) => {}
                         Err(error) => {
-                            tracing::debug!(layer = %layer.digest, %error, "a zTOC that cannot be used again")
+                            tracing::debug!(layer = %layer.digest, %error, "a zTOC cannot be reused")
                         }
                     }
                 }
@@ -263,7 +263,7 @@ impl ReusableIndexes {
 }
 
 impl ReusableIndexes {
-    /// What the image's own index lists of a layer, in the numbers of this zTOC.
+    /// The prefetch list for this zTOC in the image's own index.
     pub(crate) async fn list(&self, layer: &Digest, ztoc: &Digest) -> Option<Bytes> {
         let has_ztoc = |index: &&ReusableIndex| {
             let found = index.manifest.ztoc_of(layer);
@@ -279,7 +279,7 @@ impl ReusableIndexes {
         sound(blob.await)
     }
 
-    /// What the image's own compact index lists of a layer, in the numbers of this table.
+    /// The prefetch list for this table in the image's own compact index.
     async fn compact_list(&self, part: &LayerIndex) -> Option<Bytes> {
         let has_table = |(index, owner): &&(CompactIndex, IndexOwner)| {
             let found = index.layer(&part.layer);
@@ -293,10 +293,10 @@ impl ReusableIndexes {
     }
 }
 
-/// A list that can be read.
+/// The list, if it is readable and valid.
 fn sound(list: Result<Bytes>) -> Option<Bytes> {
     let read = list.and_then(|bytes| {
-        Prefetch::parse(&bytes).or_kind(Kind::Corrupt, || "a list of spans".to_owned())?;
+        Prefetch::parse(&bytes).or_kind(Kind::Corrupt, || "decoding a prefetch list".to_owned())?;
         Ok(bytes)
     });
     read.map_err(|error| passed_over(&error)).ok()

@@ -1,4 +1,4 @@
-//! Lists zTOCs and prefetch artifacts of the local root or of one image.
+//! Lists the zTOCs and prefetch artifacts of the state directory or of one image.
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -14,7 +14,7 @@ use crate::{
     source::Source,
 };
 
-/// What is looked for.
+/// The kind of artifact.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ArtifactKind {
     /// zTOCs.
@@ -26,24 +26,24 @@ pub enum ArtifactKind {
 /// A zTOC or a prefetch artifact, as an index lists it.
 #[derive(Clone, Serialize)]
 pub struct IndexArtifact {
-    /// Its digest.
+    /// Digest of the artifact.
     pub digest: Digest,
-    /// Its bytes.
+    /// Size in bytes.
     pub size: u64,
-    /// The layer that it is of.
+    /// Digest of the layer that it belongs to.
     pub layer: Option<Digest>,
-    /// The layer's media type, and the span size, as far as the index says.
+    /// Span size, if the index states it.
     pub span_size: Option<u64>,
-    /// The index that lists it.
+    /// Digest of the index that lists it.
     pub index: Digest,
-    /// The image that the index was made for, as it was named then.
+    /// Reference of the image that the index was made for.
     pub image: Option<String>,
     #[serde(skip)]
     source: Source,
 }
 
 impl IndexArtifact {
-    /// Its bytes, verified.
+    /// Fetches the artifact, verified.
     pub async fn fetch(&self) -> Result<Bytes> {
         self.source
             .blob(&self.digest, self.size, MAX_ZTOC_BYTES)
@@ -51,11 +51,11 @@ impl IndexArtifact {
     }
 }
 
-/// Those of the local root, in the order of its indexes.
+/// The artifacts in the state directory, in the order of its indexes.
 pub async fn local(local: &LocalIndexes, kind: ArtifactKind) -> Result<Vec<IndexArtifact>> {
     let list = local.list().await?;
     if list.is_empty() {
-        return Ok(Vec::new()); // there may be no layout yet
+        return Ok(Vec::new()); // the layout may not exist yet
     }
     let source = local.source().await?;
     let mut tables = Vec::new();
@@ -68,7 +68,7 @@ pub async fn local(local: &LocalIndexes, kind: ArtifactKind) -> Result<Vec<Index
     Ok(tables)
 }
 
-/// Those of an image's index.
+/// The artifacts of an image's index.
 pub fn of_index(index: &SociIndex, image: &str, kind: ArtifactKind) -> Vec<IndexArtifact> {
     let image = Some(image.to_owned());
     of(&index.manifest, index.digest, image, index.source(), kind)

@@ -1,4 +1,4 @@
-//! The compact index of an image. If a layer's part of it cannot be used, the layer's zTOC is used instead.
+//! The compact index of an image. If a layer's part of it is not usable, the layer's zTOC is used instead.
 
 use bytes::Bytes;
 
@@ -15,21 +15,21 @@ use crate::{
     source::{self, Source},
 };
 
-/// The compact index that counts for an image.
+/// The compact index to use for an image.
 #[derive(Clone)]
 pub struct CompactIndex {
-    /// Its digest.
+    /// Digest of the index.
     pub digest: Digest,
-    /// How it was found.
+    /// How the index was found.
     pub origin: IndexOrigin,
-    /// What it has, and of which layers.
+    /// The manifest: its parts and their layers.
     pub manifest: Manifest,
-    /// Where its blobs are.
+    /// The source of its blobs.
     pub source: Source,
 }
 
 impl CompactIndex {
-    /// What it has of a layer.
+    /// The part for a layer.
     pub fn layer(&self, layer: &Digest) -> Option<&LayerIndex> {
         self.manifest.of_layer(layer)
     }
@@ -42,7 +42,7 @@ impl CompactIndex {
                 self.digest, layer.layer
             )
         };
-        // `LayerIndex` is of a manifest that was checked: this says it again for who makes one
+        // parsed manifests have only valid sizes; this guards values made elsewhere
         let size = layer.table_size.min(MAX_TABLE_SIZE);
         let bytes = self
             .source
@@ -53,14 +53,14 @@ impl CompactIndex {
         if found != layer.table {
             return Err(Error::new(
                 Kind::Corrupt,
-                format!("{}: its bytes have the digest {found}", context()),
+                format!("{}: its content has the digest {found}", context()),
             ));
         }
         Ok(bytes)
     }
 
-    /// What the index has of a layer, and its table with its bytes, verified, parsed, and checked to be of just this layer; `None` where
-    /// there is none.
+    /// The part for a layer, and its table as bytes and parsed. The table is verified to be of exactly this layer. `None` if there is no
+    /// part.
     pub async fn table(&self, layer: &LayerBlob) -> Result<Option<(&LayerIndex, Bytes, Table)>> {
         let Some(part) = self.layer(&layer.digest) else {
             return Ok(None);
@@ -77,7 +77,7 @@ impl CompactIndex {
         Ok(Some((part, bytes, table)))
     }
 
-    /// Reads a manifest that was found.
+    /// Parses a manifest that was found.
     pub(crate) fn parse(
         found: &source::Manifest,
         origin: IndexOrigin,
@@ -120,7 +120,7 @@ impl ImageIndex for CompactIndex {
         let mut layers = image.layers.iter();
         match layers.any(|layer| self.layer(&layer.digest).is_some()) {
             true => None,
-            false => Some("it has a table for no layer of this image"),
+            false => Some("it has no table for any layer of this image"),
         }
     }
 }

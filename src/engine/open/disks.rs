@@ -1,4 +1,4 @@
-//! Opens the disks of an image reference. Needs no privilege.
+//! Opens the disks of an image. Needs no privilege.
 
 use std::{
     collections::HashSet,
@@ -27,22 +27,22 @@ use crate::{
     source::{Access, Source},
 };
 
-/// Layers that are streamed at a time; each has several connections and a decoder.
+/// Number of layers that are streamed in parallel; each has several connections and a decoder.
 const STREAMS_AT_ONCE: usize = 3;
 
-/// The disks and the local indexes below a root.
+/// The disks and the local indexes of a root.
 pub struct Disks {
     root: PathBuf,
     store: Arc<Store>,
 }
 
 impl Disks {
-    /// Opens a root; `Busy` when another process has it.
+    /// Opens a root. `Busy` if another process uses it.
     pub fn open(root: &Path) -> Result<Self> {
         Self::open_with(root, Options::default())
     }
 
-    /// As [`Disks::open`], with options of the store.
+    /// Like [`Disks::open`], with options for the store.
     pub fn open_with(root: &Path, options: Options) -> Result<Self> {
         Ok(Self {
             root: root.to_owned(),
@@ -50,13 +50,13 @@ impl Disks {
         })
     }
 
-    /// The folders of the disks.
+    /// The store of the disks.
     pub fn store(&self) -> &Arc<Store> {
         &self.store
     }
 
-    /// Resolves an image and opens or makes a disk for each of its layers: from its table where a compact index has one, from its zTOC
-    /// where a SOCI index has one, else by streaming it.
+    /// Resolves an image, and opens or makes a disk for each of its layers: from the layer's table in the compact index, otherwise from its
+    /// zTOC in the SOCI index, otherwise by streaming the layer.
     pub async fn open_image(
         &self,
         reference: &Reference,
@@ -116,7 +116,7 @@ impl Disks {
         })
     }
 
-    /// Opens a layer; with a warning when it is not lazy although it has a zTOC.
+    /// Opens the disk of a layer. Returns a warning if an index has a table for the layer that cannot be used.
     async fn layer(
         &self,
         layer: &LayerBlob,
@@ -141,10 +141,10 @@ impl Disks {
                     let basis = DiskBasis::Compact;
                     return Ok((OpenedLayer { disk, basis }, None));
                 }
-                Err(error) if is_the_table(&error) => {
+                Err(error) if is_table_error(&error) => {
                     why = error.report();
                     warning = Some(format!(
-                        "layer {} does without its compact index: {why}",
+                        "layer {} cannot use the compact index: {why}",
                         layer.digest
                     ));
                 }
@@ -159,7 +159,7 @@ impl Disks {
                     let basis = DiskBasis::Ztoc;
                     return Ok((OpenedLayer { disk, basis }, warning));
                 }
-                Err(error) if is_the_table(&error) => {
+                Err(error) if is_table_error(&error) => {
                     why = error.report();
                     warning = Some(format!("layer {} is not lazy: {why}", layer.digest));
                 }
@@ -169,7 +169,7 @@ impl Disks {
         let _permit = streams
             .acquire()
             .await
-            .or_kind(Kind::Io, || "waiting to stream".into())?;
+            .or_kind(Kind::Io, || "waiting for other downloads".into())?;
         let progress = |done| {
             event(OpenEvent::Streaming {
                 layer: layer.digest,
@@ -211,29 +211,29 @@ impl Disks {
     }
 }
 
-/// Whether the table is at fault, and not the layer: the layer itself can be read without one.
-pub(crate) fn is_the_table(error: &Error) -> bool {
+/// Whether the error is about the table, not the layer. Then the layer can be read without the table.
+pub(crate) fn is_table_error(error: &Error) -> bool {
     matches!(
         error.kind(),
         Kind::Corrupt | Kind::Unsupported | Kind::NotFound
     )
 }
 
-/// Why no zTOC is known for a layer.
+/// Why there is no zTOC for a layer.
 fn not_indexed(layer: &LayerBlob, index: Option<&SociIndex>, choice: &IndexChoice) -> String {
     match (index, choice.policy) {
         (Some(index), _) => index.unreadable.get(&layer.digest).map_or_else(
-            || format!("SOCI index {} has no zTOC for it", index.digest),
+            || format!("SOCI index {} has no zTOC for this layer", index.digest),
             Clone::clone,
         ),
-        (None, IndexPolicy::None) => "--index-policy none takes no SOCI index".to_owned(),
-        (None, IndexPolicy::V2) => "no SOCI index counts for the image: it names none of its own, this host has none, and --index-policy v2 takes none that was pushed to its repository".to_owned(),
-        (None, IndexPolicy::Any) => "no SOCI index counts for the image: it names none, its repository has none, and this host has none".to_owned(),
+        (None, IndexPolicy::None) => "--index-policy none disables SOCI indexes".to_owned(),
+        (None, IndexPolicy::V2) => "no SOCI index: the image names none (v2), the state directory has none, and --index-policy v2 ignores those in the repository (v1)".to_owned(),
+        (None, IndexPolicy::Any) => "no SOCI index: the image names none (v2), its repository has none (v1), and the state directory has none".to_owned(),
     }
 }
 
-/// The layers to stack, topmost first. A layer that occurs twice is stacked once, topmost: the same super block twice is ELOOP, and what
-/// the lower one would show is the same.
+/// The layers to stack, topmost first. Of a repeated layer only the topmost occurrence is stacked: mounting the same super block twice
+/// fails with ELOOP, and the lower one would show the same content.
 fn topmost_first(layers: &[LayerBlob]) -> Vec<&LayerBlob> {
     let mut seen = HashSet::new();
     layers

@@ -1,4 +1,4 @@
-//! One image of a reference: its manifest for a platform, its configuration and its layers.
+//! An image of a reference: its manifest for one platform, its configuration and its layers.
 
 use std::collections::HashSet;
 
@@ -17,35 +17,35 @@ use crate::{
     source::{Manifest, Source},
 };
 
-/// An image for one platform, as its registry or layout has it.
+/// An image for one platform.
 #[derive(Clone)]
 pub struct Image {
-    /// What was asked for.
+    /// The reference of the request.
     pub reference: Reference,
-    /// Where its blobs are.
+    /// The source of its blobs.
     pub source: Source,
-    /// Its manifest.
+    /// The manifest.
     pub manifest: ImageManifest,
-    /// The manifest's bytes.
+    /// Bytes of the manifest.
     pub manifest_bytes: Bytes,
-    /// The manifest's media type.
+    /// Media type of the manifest.
     pub media_type: String,
-    /// The manifest's digest.
+    /// Digest of the manifest.
     pub digest: Digest,
-    /// Its configuration.
+    /// The configuration.
     pub config: ImageConfig,
-    /// The configuration's bytes: it has fields that [`Self::config`] does not.
+    /// Bytes of the configuration; they have fields that [`Self::config`] does not have.
     pub config_bytes: Bytes,
-    /// The platform that its configuration names; where it names none, that of its descriptor, or what was asked for.
+    /// The platform of the configuration; if it names none, that of the descriptor or of the request.
     pub platform: Platform,
-    /// Its layers, the lowest first. The same layer may occur twice.
+    /// Layers, lowest first. A layer may be repeated.
     pub layers: Vec<LayerBlob>,
-    /// The image index that it was chosen from, if the reference led to one.
+    /// Digest of the image index that the image was chosen from, if any.
     pub index_digest: Option<Digest>,
 }
 
 impl Image {
-    /// The image of a manifest that was found at the source. `unstated` is its platform where its configuration names none.
+    /// Opens the image of a manifest. `unstated` is the platform to use if the configuration names none.
     pub(super) async fn of_manifest(
         source: &Source,
         found: Manifest,
@@ -54,7 +54,9 @@ impl Image {
     ) -> Result<Self> {
         let digest = found.digest;
         let Document::Image(manifest) = document(&found)? else {
-            let text = format!("{digest} is an index, where its descriptor says a manifest");
+            let text = format!(
+                "{digest} is an image index, but its descriptor says it is an image manifest"
+            );
             return Err(Error::new(Kind::Corrupt, text));
         };
         let context = |error: Error| error.context(format!("manifest {digest}"));
@@ -63,7 +65,7 @@ impl Image {
         let config_bytes = source
             .blob(&config_digest, descriptor.size(), MAX_CONFIG_BYTES)
             .await
-            .map_err(|error| context(error.context("its configuration")))?;
+            .map_err(|error| context(error.context("image configuration")))?;
         let layers = manifest.layers().len();
         let config = ImageConfig::parse(&config_bytes, layers).map_err(|error| {
             let text = format!("manifest {digest}, configuration {config_digest}");
@@ -86,17 +88,17 @@ impl Image {
         })
     }
 
-    /// Says of a layer that is not there that it is a foreign one, if it is.
+    /// Adds an explanation to the error of a missing layer if it is a foreign layer.
     pub(crate) fn explain(&self, layer: &Digest, error: Error) -> Error {
         match error.kind() {
             Kind::NotFound if self.foreign_layers().contains(layer) => error.context(
-                "it is a foreign layer, which registries need not keep, and its URLs are not followed: copy its blob to where the image is",
+                "this is a foreign layer: registries need not store it, and its URLs are not used; copy its blob to the repository or layout of the image",
             ),
             _ => error,
         }
     }
 
-    /// Its foreign layers: registries need not keep them, and their descriptors have URLs of where they are. Those are not followed here.
+    /// The foreign layers. Registries need not store them; their descriptors have URLs, which are not used here.
     pub(crate) fn foreign_layers(&self) -> HashSet<Digest> {
         self.manifest
             .layers()
@@ -117,7 +119,7 @@ pub(crate) fn document(found: &Manifest) -> Result<Document> {
 fn not_an_image(digest: &Digest, error: manifest::Error) -> Error {
     let hint = match error {
         manifest::Error::NotAnImage(What::SociIndex(_) | What::CompactIndex) => {
-            " (attach the image that it belongs to; --index names an index)"
+            " (use the reference of the image; --index selects an index)"
         }
         _ => "",
     };
@@ -128,17 +130,17 @@ fn layers_of(manifest: &ImageManifest, diff_ids: &[Digest]) -> Result<Vec<LayerB
     if diff_ids.is_empty() {
         return Err(Error::new(
             Kind::Unsupported,
-            "it has no layers: there is nothing to mount",
+            "the image has no layers: there is nothing to mount",
         ));
     }
     let mut layers = Vec::with_capacity(diff_ids.len());
     for (number, (descriptor, diff_id)) in manifest.layers().iter().zip(diff_ids).enumerate() {
         let media_type = descriptor.media_type().to_string();
-        // `parse` has let no other layer through
+        // `parse` has rejected other media types
         let packing = Packing::of_media_type(&media_type).ok_or_else(|| {
             Error::new(
                 Kind::Unsupported,
-                format!("layer {number} has the unknown type {media_type:?}"),
+                format!("layer {number} has the unknown media type {media_type:?}"),
             )
         })?;
         let digest = descriptor
@@ -149,7 +151,7 @@ fn layers_of(manifest: &ImageManifest, diff_ids: &[Digest]) -> Result<Vec<LayerB
         if i64::try_from(descriptor.size()).is_err() {
             return Err(Error::new(
                 Kind::Corrupt,
-                format!("layer {number} is said to have {} bytes", descriptor.size()),
+                format!("layer {number} has the invalid size {}", descriptor.size()),
             ));
         }
         layers.push(LayerBlob {

@@ -1,4 +1,4 @@
-//! The trait of the two kinds of indexes: SOCI's index and the compact index.
+//! The trait of the two kinds of indexes: SOCI indexes and compact indexes.
 
 use super::{image::Image, policy::IndexOrigin};
 use crate::{
@@ -6,18 +6,18 @@ use crate::{
     source::{Manifest, Source},
 };
 
-/// A kind of index that an image may have.
+/// A kind of index.
 pub(super) trait ImageIndex: Sized {
-    /// What it is called, before "index".
+    /// Name of the kind, followed by "index" in messages.
     const NAME: &'static str;
-    /// Its artifact type, as a referrer and below a root.
+    /// Artifact type, as a referrer and in the state directory.
     const ARTIFACT_TYPE: &'static str;
-    /// The annotation by which an image manifest names one.
+    /// Annotation of an image manifest that names an index of this kind.
     const ANNOTATION: &'static str;
-    /// The annotations of an image manifest that bar its referrers of this kind.
+    /// Annotations of an image manifest that exclude its referrers of this kind.
     const BARS_REFERRERS: &'static [&'static str];
 
-    /// Reads a manifest that was found for an image at `source`. The person should know of `warnings`.
+    /// Parses a manifest that was found for an image at `source`. `warnings` gets messages for the user.
     fn read(
         found: &Manifest,
         origin: IndexOrigin,
@@ -26,9 +26,9 @@ pub(super) trait ImageIndex: Sized {
         warnings: &mut Vec<String>,
     ) -> Result<Self>;
 
-    /// Whether it was made for this image, as far as it says.
+    /// Whether the index states this image as its subject, or no subject.
     fn is_of(&self, image: &Image) -> bool;
 
-    /// Why it does not do for an image that does not name it; its subject is looked at elsewhere.
+    /// Why the index is not usable for an image that does not name it. The subject is checked by [`Self::is_of`].
     fn unfit(&self, image: &Image) -> Option<&'static str>;
 }

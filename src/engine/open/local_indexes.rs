@@ -1,7 +1,7 @@
-//! SOCI indexes of this host: an OCI layout at `<root>/content`.
+//! The SOCI indexes of this host: an OCI layout at `<root>/content`.
 //!
-//! Each is a version 1 index whose subject is an image's manifest. Whoever can write here is this host's administrator: an index found
-//! here is the operator's own word.
+//! Each is a version 1 index whose subject is an image manifest. Only the administrator can write here, so the indexes are trusted as the
+//! administrator's.
 
 use std::{
     path::{Path, PathBuf},
@@ -23,42 +23,42 @@ use crate::{
     ztoc::rfc3339,
 };
 
-/// On an entry of the local root's `index.json`: the image's reference.
+/// Annotation of an entry in `index.json`: the image reference.
 const IMAGE_REF: &str = "io.socinbd.image.ref";
-/// The image's platform.
+/// Platform of the image.
 const PLATFORM: &str = "io.socinbd.image.platform";
-/// When the index was stored (OCI image specification, annotations).
+/// Annotation: time when the index was stored (OCI image specification, annotations).
 const CREATED: &str = "org.opencontainers.image.created";
 
-/// The indexes below a root.
+/// The indexes in a root.
 #[derive(Clone, Debug)]
 pub struct LocalIndexes {
     folder: PathBuf,
 }
 
-/// An index below the root.
+/// An index in the root, or of an image.
 #[derive(Clone, Debug, Serialize)]
 pub struct LocalIndex {
-    /// Its digest.
+    /// Digest of the index.
     pub digest: Digest,
-    /// The manifest of the image that it belongs to.
+    /// Digest of the image manifest that it belongs to.
     pub image: Option<Digest>,
-    /// The image as it was named when the index was made.
+    /// Reference of the image that the index was made for.
     pub reference: Option<String>,
-    /// The image's platform.
+    /// Platform of the image.
     pub platform: Option<String>,
-    /// When it was stored, RFC 3339.
+    /// Time when it was stored, RFC 3339.
     pub created: Option<String>,
-    /// 1 or 2; only version 1 is stored on its own.
+    /// SOCI version; version 2 indexes are never stored here.
     pub version: u8,
-    /// Layers that it has a zTOC for.
+    /// Number of its zTOCs.
     pub ztocs: usize,
-    /// Bytes of the index and its zTOCs.
+    /// Size of the index and its zTOCs in bytes.
     pub size: u64,
 }
 
 impl LocalIndex {
-    /// An index of an image, wherever it is.
+    /// An index of an image, from any source.
     pub fn of(image: &Image, manifest: &Manifest) -> Result<Self> {
         let context = || format!("SOCI index {}", manifest.digest);
         let index = IndexManifest::parse(&manifest.bytes).or_kind(Kind::Corrupt, context)?;
@@ -99,7 +99,7 @@ impl LocalIndex {
 }
 
 impl LocalIndexes {
-    /// The indexes below this root. Touches no file: there may be none yet.
+    /// The indexes in this root. Reads no file: the layout may not exist yet.
     pub fn open(root: &Path) -> Result<Self> {
         if !root.is_absolute() {
             return Err(Error::new(
@@ -112,7 +112,7 @@ impl LocalIndexes {
         })
     }
 
-    /// Adds an index of an image and its zTOCs; the newest of its image from now on.
+    /// Stores an index with its zTOCs. It is the newest index of its image from now on.
     pub async fn store(&self, mut artifact: NewArtifact, image: &Image) -> Result<Digest> {
         let seconds = SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)
@@ -132,7 +132,7 @@ impl LocalIndexes {
             .await
     }
 
-    /// The artifacts of this type of an image, by its manifest's digest; the newest last.
+    /// The artifacts of this type that refer to an image manifest, newest last.
     pub async fn of_image(&self, manifest: &Digest, artifact_type: &str) -> Result<Vec<Referrer>> {
         match self.layout().await? {
             Some(layout) => layout.referrers(manifest, Some(artifact_type)).await,
@@ -140,7 +140,7 @@ impl LocalIndexes {
         }
     }
 
-    /// The artifacts of this type, in the order in which they were added.
+    /// All artifacts of this type, in the order in which they were stored.
     pub(crate) async fn listed(&self, artifact_type: &str) -> Result<Vec<Digest>> {
         let Some(layout) = self.layout().await? else {
             return Ok(Vec::new());
@@ -149,7 +149,7 @@ impl LocalIndexes {
         Ok(listed.map(|entry| entry.digest).collect())
     }
 
-    /// The local root's content as a place of blobs. There must be some.
+    /// The layout as a source. The layout must exist.
     pub async fn source(&self) -> Result<Source> {
         let reference = Reference::Layout {
             path: self.folder.clone(),
@@ -158,12 +158,12 @@ impl LocalIndexes {
         Source::open(&reference, &Access::default()).await
     }
 
-    /// An index by its digest, verified.
+    /// The manifest of an index, verified.
     pub async fn manifest(&self, digest: &Digest) -> Result<Manifest> {
         self.existing(digest).await?.manifest(digest).await
     }
 
-    /// All indexes, in the order in which they were added. What is damaged is left out.
+    /// All indexes, in the order in which they were stored, except damaged ones.
     pub async fn list(&self) -> Result<Vec<LocalIndex>> {
         let Some(layout) = self.layout().await? else {
             return Ok(Vec::new());
@@ -188,7 +188,7 @@ impl LocalIndexes {
         Ok(list)
     }
 
-    /// Removes an index and the zTOCs that no other one has. `None` when there is no such index.
+    /// Removes an index and the zTOCs that no other index has. `None` if the index does not exist.
     pub async fn remove(&self, digest: &Digest) -> Result<Option<Collected>> {
         match self.layout().await? {
             Some(layout) => layout.remove(digest).await,
@@ -196,7 +196,7 @@ impl LocalIndexes {
         }
     }
 
-    /// The layout, if anything was ever stored.
+    /// The layout, if it exists.
     async fn layout(&self) -> Result<Option<Layout>> {
         let marker = self.folder.join("oci-layout");
         let exists = tokio::fs::try_exists(&marker)

@@ -9,6 +9,7 @@ pub mod disks;
 pub mod image;
 pub(crate) mod image_index;
 pub mod local_indexes;
+pub(crate) mod nested_indexes;
 pub mod opened;
 pub mod platforms;
 pub mod policy;

@@ -1,4 +1,4 @@
-//! An image whose layers all have disks, and the events of opening it.
+//! An image with a disk for each layer, and the events of opening it.
 
 use std::sync::Arc;
 
@@ -7,74 +7,74 @@ use serde::{Deserialize, Serialize};
 use super::{compact_index::CompactIndex, image::Image, soci_index::SociIndex};
 use crate::{layer::Disk, oci::Digest};
 
-/// Layers that are opened at a time.
+/// Number of layers that are opened in parallel.
 pub const LAYERS_AT_ONCE: usize = 16;
 
-/// An image whose layers all have disks.
+/// An image with a disk for each layer.
 pub struct OpenedImage {
     /// The image.
     pub image: Image,
     /// The SOCI index in use.
     pub index: Option<SociIndex>,
-    /// The compact index in use, which goes before it.
+    /// The compact index in use; preferred to the SOCI index.
     pub compact: Option<CompactIndex>,
-    /// Its layers, topmost first. Equal ones appear once.
+    /// Layers, topmost first. A repeated layer appears once.
     pub layers: Vec<OpenedLayer>,
-    /// What the person should know.
+    /// Warnings for the user.
     pub warnings: Vec<String>,
 }
 
-/// A layer that has a disk.
+/// A layer with its disk.
 pub struct OpenedLayer {
     /// The disk.
     pub disk: Arc<Disk>,
-    /// How it came to be.
+    /// How the disk was made.
     pub basis: DiskBasis,
 }
 
-/// Who is told what happens.
+/// Called with each event.
 pub type OnOpenEvent<'a> = &'a (dyn Fn(OpenEvent) + Send + Sync);
 
-/// How a layer's disk came to be.
+/// How a layer's disk was made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "from", rename_all = "lowercase")]
 pub enum DiskBasis {
-    /// Laid out from the table that the compact index has for it; data comes when it is read, in fine spans.
+    /// From the layer's table in the compact index. Data is fetched on demand, in small spans.
     Compact,
-    /// Laid out from the zTOC that the SOCI index has for it; data comes when it is read.
+    /// From the layer's zTOC in the SOCI index. Data is fetched on demand.
     Ztoc,
-    /// It was here, and had been checked in full against the layer's digest.
+    /// The disk existed, and the whole layer had been verified against its digest.
     Verified,
-    /// Downloaded whole, and checked.
+    /// The layer was downloaded whole and verified.
     Whole {
-        /// Why it is not lazy.
+        /// Why the layer is not lazy.
         why: String,
     },
 }
 
-/// What happens while an image is being attached.
+/// An event of opening an image.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum OpenEvent {
-    /// The image is known: how many layers, how many with a zTOC.
+    /// The image was resolved.
     Resolved {
-        /// Layers in all.
+        /// Number of layers.
         layers: usize,
-        /// Layers that a SOCI index has a zTOC for.
+        /// Number of layers with a table in an index.
         indexed: usize,
     },
-    /// A layer without a zTOC is being streamed.
+    /// A part of a layer without a table has been streamed.
     Streaming {
         /// The layer.
         layer: Digest,
-        /// Bytes of the blob so far.
+        /// Bytes of the blob that were read so far.
         done: u64,
-        /// Bytes of the blob.
+        /// Size of the blob in bytes.
         size: u64,
     },
-    /// Something that the person should know.
+    /// A warning for the user.
     Warning {
-        /// What it is.
+        /// The text.
         message: String,
     },
 }

@@ -1,49 +1,44 @@
-//! The images of a reference that a job is for, by platform: the one choice, for all commands.
+//! Chooses the images of a reference by platform, for all commands.
 //!
-//! An index may hold indexes (some builders make an index for each platform). Entries that do not say what they are are read as far as the
-//! choice needs it: where an entry names just the platform that is wanted, nothing else is read.
+//! An image index may contain image indexes (some builders make one per platform). Entries without a platform or type are read only as far
+//! as the choice needs it: if an entry names exactly the wanted platform, no other manifest is read.
 
 use std::collections::HashSet;
 
 use oci_spec::image::ImageIndex;
-use serde_json::Value;
 
 use super::image::{Image, document};
 use crate::{
     error::{Error, Kind, Result},
     oci::{
         Digest, Platform,
-        index_edit::digest_of,
         manifest::{self, Document, parse},
-        media_type,
         platform::{Candidate, candidates},
     },
     source::{Manifest, Source},
 };
 
-/// Indexes in each other, at most.
+/// Maximum depth of nested indexes.
 pub(crate) const MAX_DEPTH: usize = 8;
-/// Manifests and indexes that one choice reads, at most.
+/// Maximum number of manifests and indexes that one choice reads.
 const MAX_DOCUMENTS: usize = 256;
 
-/// Indexes that are gone through for what is in them, at most.
-const MAX_INDEXES: usize = 64;
-/// Entries of one index that cannot be read and are told of, at most.
+/// Maximum number of warnings about invalid entries, per index.
 const MAX_ODD: usize = 8;
 
-/// Which images of an image index are meant.
+/// The platforms to choose from an image index.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Platforms {
-    /// The one for this machine; of a single image, that one.
+    /// The platform of this machine; a single image is taken whatever its platform is.
     #[default]
     Host,
-    /// Those for these; each must be there.
+    /// These platforms. Each must exist.
     These(Vec<Platform>),
-    /// All that are there.
+    /// All platforms whose images exist.
     All,
 }
 
-/// There is no image for a platform, and there will be none: what an index lists does not change.
+/// There is no image for a platform. Trying again is useless, because the content of an index does not change.
 #[derive(Debug, thiserror::Error)]
 #[error("{text}")]
 pub struct PlatformNotOffered {
@@ -52,7 +47,7 @@ pub struct PlatformNotOffered {
 }
 
 impl PlatformNotOffered {
-    /// Whether there is no image at all.
+    /// Whether the index lists no image at all.
     pub fn lists_nothing(&self) -> bool {
         self.lists_nothing
     }
@@ -66,18 +61,18 @@ impl PlatformNotOffered {
     }
 }
 
-/// The images that were chosen.
+/// The chosen images.
 #[derive(Default)]
 pub struct ChosenImages {
-    /// In the order in which the index lists them, each once.
+    /// The images, in the order of the index, without repetitions.
     pub images: Vec<Image>,
-    /// Of [`Platforms::All`], those that are listed and not there, each as a sentence.
+    /// For [`Platforms::All`]: messages about listed images that are missing.
     pub absent: Vec<String>,
-    /// What the person should know: entries that cannot be read and were passed over.
+    /// Warnings for the user, e.g. about invalid entries.
     pub warnings: Vec<String>,
 }
 
-/// The images that are meant of what `root` is.
+/// Chooses the images of `root`, an image or an image index.
 pub async fn choose_images(
     source: &Source,
     root: &Manifest,
@@ -104,7 +99,7 @@ pub async fn choose_images(
     Ok(catalog.take(&picked))
 }
 
-/// The image of a reference that leads to just one.
+/// Handles a reference to a single image.
 async fn single(
     source: &Source,
     root: &Manifest,
@@ -129,13 +124,13 @@ async fn single(
     }
 }
 
-/// What an index lists, as far as it has been looked into.
+/// The entries of an index and its nested indexes, as far as they were read.
 struct ImageCatalog<'a> {
     source: &'a Source,
     root: Digest,
-    /// In the order of the index; what an index in it lists stands in its place.
+    /// In the order of the index; the entries of a nested index replace its own entry.
     entries: Vec<CatalogEntry>,
-    /// Documents that were opened: none is opened twice.
+    /// Manifests that were read; none is read twice.
     opened: HashSet<Digest>,
     absent: Vec<String>,
     warnings: Vec<String>,
@@ -143,19 +138,19 @@ struct ImageCatalog<'a> {
 
 struct CatalogEntry {
     digest: Digest,
-    /// What the entry says, or that of the index that it is in.
+    /// The platform of the entry, or of the nested index that contains it.
     platform: Option<Platform>,
     content: EntryContent,
-    /// How many indexes it is in.
+    /// Nesting depth.
     depth: usize,
 }
 
 enum EntryContent {
-    /// Nobody has looked yet.
+    /// Not read yet; may be anything.
     Closed,
-    /// The manifest of an image for the platform, as its entry says.
+    /// An image for the platform of the entry, not read yet.
     Listed,
-    /// It was read, and is offered for this platform.
+    /// An image that was read, offered for this platform.
     Read(Box<Image>, Platform),
 }
 
@@ -172,7 +167,7 @@ impl CatalogEntry {
         })
     }
 
-    /// The platform of what is known to be an image.
+    /// The platform, if the entry is an image.
     fn offers(&self) -> Option<&Platform> {
         match &self.content {
             EntryContent::Closed => None,
@@ -181,7 +176,7 @@ impl CatalogEntry {
         }
     }
 
-    /// Whether something for a platform may be found in it.
+    /// Whether the entry may contain an image for a platform.
     fn may_hold(&self, wanted: &Platform) -> bool {
         let stated = self.platform.as_ref();
         matches!(self.content, EntryContent::Closed)
@@ -203,7 +198,7 @@ impl<'a> ImageCatalog<'a> {
         catalog
     }
 
-    /// The entries of an index; `odd` tells of those that could not be read.
+    /// The entries of an index; `odd` has messages about invalid ones.
     fn listed(
         &mut self,
         index: &ImageIndex,
@@ -213,20 +208,21 @@ impl<'a> ImageCatalog<'a> {
     ) -> Vec<CatalogEntry> {
         let odd = odd.into_iter().take(MAX_ODD);
         self.warnings
-            .extend(odd.map(|odd| format!("the index lists what cannot be read: {odd}")));
+            .extend(odd.map(|odd| format!("invalid entry in the image index: {odd}")));
         let mut entries = Vec::new();
         for candidate in candidates(index) {
             match CatalogEntry::of(candidate, outer, depth) {
                 Ok(entry) => entries.push(entry),
-                Err(error) => self
-                    .warnings
-                    .push(format!("an entry is passed over: {}", error.report())),
+                Err(error) => self.warnings.push(format!(
+                    "skipped an entry of the image index: {}",
+                    error.report()
+                )),
             }
         }
         entries
     }
 
-    /// The manifest of the best image for a platform: of equals the first that is there.
+    /// Chooses the best image for a platform: of equally good ones the first that exists.
     async fn choose(&mut self, wanted: &Platform, is_strict: bool) -> Result<Digest> {
         let mut absent: Vec<(usize, String)> = Vec::new();
         loop {
@@ -237,14 +233,14 @@ impl<'a> ImageCatalog<'a> {
             let next = equals.find_map(|(_, at)| Some(*at).filter(is_untried));
             let closed = self.entries.iter().position(|entry| entry.may_hold(wanted));
             match (best, next, closed) {
-                // nothing can be better, or nothing else is left to look into
+                // an exact match, or all entries have been read
                 (Some(0), Some(at), _) | (Some(_), Some(at), None) => match self.read(at).await? {
                     ImagePresence::Present(digest) => return Ok(digest),
                     ImagePresence::Absent(text) => absent.push((at, text)),
                 },
                 (_, _, Some(at)) => {
                     self.open(at).await?;
-                    absent.clear(); // entries have moved
+                    absent.clear(); // the positions have changed
                 }
                 (Some(_), None, None) => {
                     let text = absent.into_iter().next().map(|(_, text)| text);
@@ -255,7 +251,7 @@ impl<'a> ImageCatalog<'a> {
         }
     }
 
-    /// Those that run on a platform, by how well and where they stand.
+    /// The entries that run on a platform: their ranks and positions.
     fn ranked(&self, wanted: &Platform) -> Vec<(usize, usize)> {
         self.entries
             .iter()
@@ -264,7 +260,7 @@ impl<'a> ImageCatalog<'a> {
             .collect()
     }
 
-    /// The only image of an index that says nothing of platforms: as good as asked for.
+    /// If the index has one image and no platforms, takes that image. Otherwise returns the error that there is no image.
     fn only(&mut self, wanted: &Platform, is_strict: bool) -> Result<Digest> {
         if let [entry] = &mut self.entries[..]
             && entry.platform.is_none()
@@ -287,14 +283,14 @@ impl<'a> ImageCatalog<'a> {
         for noted in self.warnings.iter().chain(&self.absent) {
             text = format!("{text}; {noted}");
         }
-        // what is absent may come, and be what is wanted
+        // a missing manifest may be pushed later, and may be for the wanted platform
         Err(match self.absent.is_empty() {
             true => PlatformNotOffered::error(text, offered.is_empty() && self.warnings.is_empty()),
             false => Error::new(Kind::NotFound, text),
         })
     }
 
-    /// Reads an image's manifest and configuration, unless that is done.
+    /// Reads the manifest and configuration of an image, unless they were read already.
     async fn read(&mut self, at: usize) -> Result<ImagePresence> {
         let Some(entry) = self.entries.get_mut(at) else {
             return Ok(ImagePresence::Absent(String::new()));
@@ -308,7 +304,7 @@ impl<'a> ImageCatalog<'a> {
             Err(error) if error.kind() == Kind::NotFound => {
                 let digest = entry.digest;
                 return Ok(ImagePresence::Absent(format!(
-                    "{name} is listed, but its manifest {digest} is not there"
+                    "{name} is listed, but its manifest {digest} is missing"
                 )));
             }
             Err(error) => return Err(error.context(name)),
@@ -320,20 +316,20 @@ impl<'a> ImageCatalog<'a> {
         Ok(ImagePresence::Present(entry.digest))
     }
 
-    /// Looks into an entry that does not say what it is.
+    /// Reads an entry without a platform or type.
     async fn open(&mut self, at: usize) -> Result<()> {
         if at >= self.entries.len() {
             return Ok(());
         }
         let entry = self.entries.remove(at);
         if !self.opened.insert(entry.digest) {
-            return Ok(()); // what it has is there already
+            return Ok(()); // read before
         }
         if self.opened.len() > MAX_DOCUMENTS {
             return Err(Error::new(
                 Kind::Unsupported,
                 format!(
-                    "its index leads to more than {MAX_DOCUMENTS} documents that do not say what they are"
+                    "the image index leads to more than {MAX_DOCUMENTS} manifests without a platform"
                 ),
             ));
         }
@@ -341,7 +337,7 @@ impl<'a> ImageCatalog<'a> {
             Ok(found) => found,
             Err(error) if error.kind() == Kind::NotFound => {
                 self.absent
-                    .push(format!("{} is listed and is not there", entry.digest));
+                    .push(format!("{} is listed, but missing", entry.digest));
                 return Ok(());
             }
             Err(error) => return Err(error),
@@ -362,15 +358,15 @@ impl<'a> ImageCatalog<'a> {
                 let content = EntryContent::Read(Box::new(image), platform);
                 self.entries.insert(at, CatalogEntry { content, ..entry });
             }
-            Err(manifest::Error::NotAnImage(_)) => {} // a signature beside the images, say
+            Err(manifest::Error::NotAnImage(_)) => {} // e.g. a signature
             Err(error) => self
                 .warnings
-                .push(format!("manifest {} is passed over: {error}", entry.digest)),
+                .push(format!("skipped manifest {}: {error}", entry.digest)),
         }
         Ok(())
     }
 
-    /// All images that are there.
+    /// All images that exist.
     async fn all(mut self) -> Result<ChosenImages> {
         let closed = |entry: &CatalogEntry| matches!(entry.content, EntryContent::Closed);
         while let Some(at) = self.entries.iter().position(closed) {
@@ -389,19 +385,19 @@ impl<'a> ImageCatalog<'a> {
             let absent = self.absent.join("; ");
             return Err(match absent.is_empty() {
                 true => PlatformNotOffered::error(
-                    "it lists no image".to_owned(),
+                    "the image index lists no image".to_owned(),
                     self.warnings.is_empty(),
                 ),
                 false => Error::new(
                     Kind::NotFound,
-                    format!("none of the images that it lists is there: {absent}"),
+                    format!("all images that the image index lists are missing: {absent}"),
                 ),
             });
         }
         Ok(self.take(&there))
     }
 
-    /// These images, in the order of the index.
+    /// The picked images, in the order of the index.
     fn take(self, picked: &HashSet<Digest>) -> ChosenImages {
         let mut images: Vec<Image> = Vec::new();
         for entry in self.entries {
@@ -419,7 +415,7 @@ impl<'a> ImageCatalog<'a> {
         }
     }
 
-    /// The error of an image that is listed and not there: it says which are.
+    /// The error of a listed image that is missing; it names the platforms that exist.
     async fn absent(&mut self, text: String) -> Error {
         let mut there = Vec::new();
         for at in 0..self.entries.len() {
@@ -430,31 +426,37 @@ impl<'a> ImageCatalog<'a> {
             }
         }
         let there = match there.is_empty() {
-            true => "no other image that it lists is there".to_owned(),
-            false => format!("there is {}; --platform names one", names(&there)),
+            true => "all other images of the image index are missing too".to_owned(),
+            false => format!(
+                "available platforms: {}; select one with --platform",
+                names(&there)
+            ),
         };
         Error::new(Kind::NotFound, format!("{text}; {there}"))
     }
 }
 
-/// Whether what an index lists is there.
+/// Whether a listed image exists.
 enum ImagePresence {
     Present(Digest),
-    /// It is not, in a sentence.
+    /// It is missing; a message.
     Absent(String),
 }
 
 pub(crate) fn too_deep(digest: &Digest) -> Error {
     Error::new(
         Kind::Unsupported,
-        format!("index {digest}: more than {MAX_DEPTH} indexes in each other"),
+        format!("index {digest}: more than {MAX_DEPTH} levels of nested indexes"),
     )
 }
 
 fn not_offered_text(platform: &Platform, offered: &[Platform]) -> String {
     let text = match offered.is_empty() {
-        true => "it has no image".to_owned(),
-        false => format!("it has {}; --platform names one", names(offered)),
+        true => "there are no images".to_owned(),
+        false => format!(
+            "available platforms: {}; select one with --platform",
+            names(offered)
+        ),
     };
     format!("no image for {platform}; {text}")
 }
@@ -464,36 +466,4 @@ fn names(platforms: &[Platform]) -> String {
     names.sort();
     names.dedup();
     names.join(", ")
-}
-
-/// A document, if it is an index, and the indexes in it, as far as they can be read.
-pub(crate) async fn indexes(source: &Source, root: &Manifest) -> Vec<Manifest> {
-    let is_index = |found: &Manifest| {
-        let document = parse(&found.bytes, &found.media_type);
-        matches!(document, Ok(Document::Index(..)))
-    };
-    let mut found: Vec<Manifest> = Some(root.clone()).into_iter().filter(is_index).collect();
-    let mut at = 0;
-    while let Some(index) = found.get(at) {
-        at += 1;
-        let is_index_entry =
-            |entry: &Value| media_type::is_index(entry["mediaType"].as_str().unwrap_or_default());
-        for digest in listed(index, is_index_entry) {
-            if found.len() == MAX_INDEXES || found.iter().any(|taken| taken.digest == digest) {
-                continue;
-            }
-            found.extend(source.manifest(&digest).await.ok().filter(is_index));
-        }
-    }
-    found
-}
-
-/// The digests of some entries of an index.
-pub(crate) fn listed(index: &Manifest, is_wanted: impl Fn(&Value) -> bool) -> Vec<Digest> {
-    let document: Value = serde_json::from_slice(&index.bytes).unwrap_or_default();
-    let entries = document["manifests"].as_array().into_iter().flatten();
-    entries
-        .filter(|entry| is_wanted(entry))
-        .filter_map(|entry| digest_of(entry).parse().ok())
-        .collect()
 }

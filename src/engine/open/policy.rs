@@ -1,4 +1,4 @@
-//! The choice of an index by the caller, and how an index was found.
+//! The caller's choice of an index, and how an index was found.
 
 use std::fmt;
 
@@ -6,28 +6,28 @@ use serde::{Deserialize, Serialize};
 
 use crate::oci::Digest;
 
-/// Whose word about an image's layers counts.
+/// Which sources of indexes are trusted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum IndexPolicy {
-    /// The image's own (version 2, bound to the image's digest), the caller's (`--index`), and this host's operator's (the local root).
+    /// The index that the image names (version 2, bound to the image's digest), the index of `--index`, and those of the state directory.
     V2,
-    /// As `v2`, and that of whoever may push to the image's repository (version 1).
+    /// As `v2`, and the referrers in the image's repository (version 1), which every user who can push there can add.
     #[default]
     Any,
-    /// Nobody's: each layer is downloaded whole, and checked against the image.
+    /// None: each layer is downloaded whole and verified against the image.
     None,
 }
 
-/// Which index a caller wants.
+/// The caller's choice of an index.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IndexChoice {
-    /// This one and no other, by its digest: then any failure is an error.
+    /// Digest of the only index to use; any failure is then an error.
     pub digest: Option<Digest>,
-    /// Whose counts where none is named.
+    /// The trusted sources if no digest is given.
     #[serde(default)]
     pub policy: IndexPolicy,
-    /// Whether to fail rather than go on without one, or with one that cannot be read for a layer.
+    /// Whether to fail if there is no index, or if its table for a layer is unusable.
     #[serde(default)]
     pub is_required: bool,
 }
@@ -36,13 +36,13 @@ pub struct IndexChoice {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum IndexOrigin {
-    /// Named by the caller.
+    /// By the digest that the caller has given.
     Given,
-    /// By the annotation of the image manifest.
+    /// By an annotation of the image manifest.
     Annotation,
     /// Among the referrers of the image manifest.
     Referrer,
-    /// In the local root.
+    /// In the state directory.
     Local,
 }
 

@@ -1,7 +1,7 @@
-//! What an index says that a start will want, fetched while the image is being mounted.
+//! Fetches the spans that an index lists for the start, while the image is being mounted.
 //!
-//! The lists are small blobs; they are fetched, and then followed, in the background: an attach does not wait for them, and what cannot
-//! be had or read costs nothing but a line in the log. The order counts over all layers.
+//! The lists are small blobs. They are fetched and processed in the background, so an attach does not wait for them. A list that is missing
+//! or invalid only causes a line in the log. The priorities are compared across all layers.
 
 use std::sync::{Arc, Weak};
 
@@ -20,7 +20,7 @@ use crate::{
     source::Source,
 };
 
-/// A list of a disk's spans that is to be had.
+/// A prefetch list that is to be fetched.
 struct PrefetchBlob {
     disk: Weak<Disk>,
     source: Source,
@@ -28,7 +28,8 @@ struct PrefetchBlob {
     limit: u64,
 }
 
-/// Starts to fetch what the indexes list for these layers, each in the numbers of the table that its disk was made from. Returns at once.
+/// Starts to fetch the spans that the indexes list for these layers. Each list has the span numbers of the table of its disk. Returns at
+/// once.
 pub(crate) fn start(store: &Arc<Store>, found: &FoundIndexes, layers: &[OpenedLayer]) {
     let incomplete = layers.iter().filter(|layer| !layer.disk.is_complete());
     let lists: Vec<PrefetchBlob> = incomplete
@@ -57,7 +58,7 @@ pub(crate) fn start(store: &Arc<Store>, found: &FoundIndexes, layers: &[OpenedLa
     });
 }
 
-/// The list of a layer, if there is one.
+/// The list of a layer, if the index has one.
 fn list_of(found: &FoundIndexes, layer: &OpenedLayer) -> Option<PrefetchBlob> {
     let disk = &layer.disk;
     let digest = &disk.layer().digest;
@@ -104,7 +105,7 @@ async fn read(list: &PrefetchBlob) -> Result<Prefetch> {
 
 fn left_out(disk: &Disk, error: &str) {
     let layer = disk.layer().digest;
-    tracing::warn!(%layer, error, "a list of spans to prefetch is left out");
+    tracing::warn!(%layer, error, "skipped a prefetch list");
 }
 
 fn of_disk(disk: &Arc<Disk>, list: &Prefetch) -> Vec<(i64, Listed)> {

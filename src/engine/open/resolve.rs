@@ -1,4 +1,4 @@
-//! From a reference to one image.
+//! Resolves a reference to one image.
 
 use super::{
     image::Image,
@@ -11,8 +11,8 @@ use crate::{
 };
 
 impl Image {
-    /// Finds the image that the source's reference names. Without a platform the host's is meant, and an image that is not in an
-    /// index is taken whatever its platform is; [`Self::platform`] says which.
+    /// Finds the image of the source's reference. Without a platform, the host's is chosen from an index, and a single image is taken
+    /// whatever its platform is; see [`Self::platform`].
     pub async fn resolve(source: &Source, platform: Option<&Platform>) -> Result<Self> {
         let platforms = match platform {
             Some(platform) => Platforms::These(vec![platform.clone()]),
@@ -27,7 +27,7 @@ impl Image {
             let mut images = chosen.images.into_iter();
             images
                 .next()
-                .ok_or_else(|| Error::new(Kind::NotFound, "it has no image"))
+                .ok_or_else(|| Error::new(Kind::NotFound, "there is no image"))
         };
         find.await
             .map_err(|error: Error| error.context(format!("image {}", source.reference())))

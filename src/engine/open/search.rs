@@ -1,19 +1,19 @@
-//! Which index of an image counts, of each kind: SOCI's and the compact one.
+//! Finds the index to use for an image, of each kind: SOCI index and compact index.
 //!
-//! In this order, and the first that there is:
-//! 1. the one that the caller names by its digest, from the image's own place or from the local root;
-//! 2. version 2: the one that the image manifest's annotation names. It is bound to the image's digest. An annotation that leads
-//!    nowhere is said, and version 1 is then not tried: the image's author has said which index is meant, and who can push to the
-//!    repository shall not be able to put another in its place;
-//! 3. version 1: of the referrers of the image manifest the newest (the last listed) that can be read;
-//! 4. one in the local root, made by this host's operator; the newest.
+//! The first index in this order:
+//! 1. the index that the caller names by digest, from the image's source or the state directory;
+//! 2. version 2: the index that an annotation of the image manifest names. It is bound to the image's digest. If it cannot be read, there
+//!    is a warning, and version 1 is not tried: the author of the image has chosen an index, and users who can push to the repository must
+//!    not be able to replace it;
+//! 3. version 1: the newest (last listed) readable referrer of the image manifest;
+//! 4. the newest index in the state directory, made by the administrator of this host.
 //!
-//! Both kinds are looked for at the same time, by the same rules; the compact index goes before the SOCI index, layer by layer. For a compact
-//! index an annotation of either kind bars the referrers.
+//! Both kinds are searched in parallel by the same rules. For each layer, the compact index is preferred. An annotation of either kind
+//! excludes referrers of compact indexes.
 //!
-//! [`IndexPolicy`] says whose word counts: step 3 is left out unless it is `any`, and all of them where it is `none`.
+//! [`IndexPolicy`] restricts the search: step 3 needs `any`, and `none` disables all steps.
 //!
-//! An error of the registry (`Unavailable`) is an error here, never "there is none": whoever asks decides, and asks again later.
+//! `Unavailable` is returned as an error and never treated as "there is no index", so that the caller can try again later.
 
 use super::{
     compact_index::CompactIndex,
@@ -32,7 +32,7 @@ use crate::{
     source::{Manifest, Referrer, Source},
 };
 
-/// Referrers that are tried, from the newest.
+/// Maximum number of referrers to try, newest first.
 const MAX_TRIED: usize = 16;
 
 /// The outcome of a search.
@@ -40,13 +40,13 @@ const MAX_TRIED: usize = 16;
 pub struct FoundIndexes {
     /// The SOCI index, if there is one.
     pub index: Option<SociIndex>,
-    /// The compact index, if there is one: it goes before the SOCI index, layer by layer.
+    /// The compact index, if there is one; preferred to the SOCI index for each layer.
     pub compact: Option<CompactIndex>,
-    /// What the person should know: an index that could not be used, and why.
+    /// Warnings for the user: which index is unusable, and why.
     pub warnings: Vec<String>,
 }
 
-/// Finds the indexes that count for an image.
+/// Finds the indexes to use for an image.
 pub async fn find(
     image: &Image,
     choice: &IndexChoice,
@@ -58,7 +58,7 @@ pub async fn find(
         warnings: Vec::new(),
     };
     let found = match &choice.digest {
-        // this one, whichever it is
+        // may be of either kind
         Some(digest) => new().given(digest, choice.policy).await?,
         None => {
             let (mut soci, mut compact) = (new(), new());
@@ -87,10 +87,10 @@ pub async fn find(
     Ok(found)
 }
 
-/// The error where an index is required and there is none.
+/// The error if an index is required and there is none.
 fn required(image: &Image, warnings: &[String]) -> Error {
     let why = match warnings.is_empty() {
-        true => "none is in its repository or on this host".to_owned(),
+        true => "neither the repository nor the state directory has one".to_owned(),
         false => warnings.join("; "),
     };
     Error::new(
@@ -102,7 +102,7 @@ fn required(image: &Image, warnings: &[String]) -> Error {
     )
 }
 
-/// A search for the index of one kind.
+/// A search for an index of one kind.
 struct IndexSearch<'a> {
     image: &'a Image,
     local: &'a LocalIndexes,
@@ -110,25 +110,25 @@ struct IndexSearch<'a> {
 }
 
 impl IndexSearch<'_> {
-    /// The index of this digest, of whichever kind.
+    /// Finds the index of `--index`, of either kind.
     async fn given(mut self, digest: &Digest, policy: IndexPolicy) -> Result<FoundIndexes> {
         if policy == IndexPolicy::None {
             return Err(Error::new(
                 Kind::InvalidArgument,
-                format!("--index names {digest}, and --index-policy none takes no index"),
+                format!("--index {digest} contradicts --index-policy none"),
             ));
         }
         let image = &self.image.source;
         let found = match image.manifest(digest).await {
             Ok(manifest) => Ok((manifest, image.clone())),
             Err(error) if error.kind() == Kind::NotFound => {
-                // where the image is says more than that the local root has nothing either
+                // the error of the image's source is more useful than that of the state directory
                 self.in_local_root(digest).await.map_err(|_| error)
             }
             Err(error) => Err(error),
         };
         let (manifest, source) =
-            found.map_err(|error| error.context(format!("SOCI index {digest}, as given")))?;
+            found.map_err(|error| error.context(format!("SOCI index {digest} of --index")))?;
         let (mut index, mut compact) = (None, None);
         match what_is(&manifest.bytes, &manifest.media_type) {
             What::CompactIndex => compact = Some(self.read_given(&manifest, &source)?),
@@ -156,7 +156,7 @@ impl IndexSearch<'_> {
         )?;
         if !index.is_of(self.image) {
             self.warnings.push(format!(
-                "{} index {} was made for another image than {}",
+                "{} index {} was made for another image, not for {}",
                 T::NAME,
                 found.digest,
                 self.image.digest
@@ -165,7 +165,7 @@ impl IndexSearch<'_> {
         Ok(index)
     }
 
-    /// The index of a kind that counts where the caller names none.
+    /// Finds the index of one kind if the caller has not named one.
     async fn run<T: ImageIndex>(&mut self, policy: IndexPolicy) -> Result<Option<T>> {
         if policy == IndexPolicy::None {
             return Ok(None);
@@ -190,7 +190,7 @@ impl IndexSearch<'_> {
         annotations.get(name).cloned()
     }
 
-    /// The index that the image names.
+    /// Reads the index that the image names.
     async fn annotated<T: ImageIndex>(&mut self, annotation: &str) -> Result<Option<T>> {
         let source = &self.image.source;
         let found = async {
@@ -210,30 +210,30 @@ impl IndexSearch<'_> {
         });
         let annotation: String = annotation.chars().take(255).collect();
         let what = format!(
-            "the image names the {} index {annotation:?}, which cannot be used, and so none of its repository is",
+            "the image names the {} index {annotation:?}, which cannot be used; indexes in its repository are ignored",
             T::NAME
         );
         self.or_warning(read, &what)
     }
 
-    /// The newest referrer of the image that can be read.
+    /// Finds the newest readable referrer of the image.
     async fn referred<T: ImageIndex>(&mut self) -> Result<Option<T>> {
         let source = self.image.source.clone();
         let list = source.referrers(&self.image.digest, T::ARTIFACT_TYPE).await;
-        let what = format!("{} indexes of this image cannot be looked for", T::NAME);
+        let what = format!("cannot list the {} indexes of this image", T::NAME);
         match self.or_warning(list.map(Some), &what)? {
             Some(list) => self.newest(&list, IndexOrigin::Referrer, &source).await,
             None => Ok(None),
         }
     }
 
-    /// The newest in the local root.
+    /// Finds the newest index in the state directory.
     async fn stored<T: ImageIndex>(&mut self) -> Result<Option<T>> {
         let list = self
             .local
             .of_image(&self.image.digest, T::ARTIFACT_TYPE)
             .await;
-        let what = format!("local {} indexes", T::NAME);
+        let what = format!("cannot read the {} indexes of the state directory", T::NAME);
         let list = match self.or_warning(list.map(Some), &what)? {
             Some(list) if !list.is_empty() => list,
             _ => return Ok(None),
@@ -261,7 +261,7 @@ impl IndexSearch<'_> {
                 };
                 why.map_or(Ok(Some(index)), |why| Err(Error::new(Kind::Corrupt, why)))
             });
-            let what = format!("{} index {} is left out", T::NAME, referrer.digest);
+            let what = format!("skipped {} index {}", T::NAME, referrer.digest);
             if let Some(index) = self.or_warning(read, &what)? {
                 return Ok(Some(index));
             }
@@ -269,7 +269,7 @@ impl IndexSearch<'_> {
         Ok(None)
     }
 
-    /// An error becomes a warning, unless the registry cannot say now what it may say later.
+    /// Turns an error into a warning, unless it is `Unavailable`, which may pass.
     fn or_warning<T>(&mut self, found: Result<Option<T>>, what: &str) -> Result<Option<T>> {
         match found {
             Ok(found) => Ok(found),

@@ -12,34 +12,34 @@ use crate::{
     source::{Manifest, Source},
 };
 
-/// Bytes of the largest zTOC that is fetched: 10 GB of layer at 4 MiB a span have 80 MB.
+/// Maximum size of a zTOC in bytes. A layer of 10 GB with spans of 4 MiB has a zTOC of 80 MB.
 pub const MAX_ZTOC_BYTES: u64 = 1 << 30;
 
-/// The SOCI index that counts for an image.
+/// The SOCI index to use for an image.
 #[derive(Clone)]
 pub struct SociIndex {
-    /// Its digest.
+    /// Digest of the index.
     pub digest: Digest,
-    /// 1 or 2.
+    /// SOCI version, 1 or 2.
     pub version: u8,
-    /// How it was found.
+    /// How the index was found.
     pub origin: IndexOrigin,
-    /// The zTOCs of the image's layers, by the layer's digest.
+    /// zTOCs by layer digest.
     pub ztocs: BTreeMap<Digest, BlobRef>,
-    /// The layers that it has a zTOC for which cannot be read, and why.
+    /// Layers whose zTOC is not readable, and why.
     pub unreadable: BTreeMap<Digest, String>,
-    /// What it says, prefetch artifacts too.
+    /// The manifest, which also lists prefetch artifacts.
     pub manifest: IndexManifest,
     source: Source,
 }
 
 impl SociIndex {
-    /// Where its blobs are.
+    /// The source of its blobs.
     pub(crate) fn source(&self) -> &Source {
         &self.source
     }
 
-    /// The digest of a layer's zTOC, if it has one.
+    /// Digest of a layer's zTOC, if the index has one.
     pub fn ztoc(&self, layer: &Digest) -> Option<Digest> {
         self.ztocs.get(layer).map(|ztoc| ztoc.digest)
     }
@@ -83,7 +83,7 @@ impl ImageIndex for SociIndex {
                     continue;
                 }
                 Ok(Some(ztoc)) => format!(
-                    "its zTOC has {} bytes, where at most {MAX_ZTOC_BYTES} are read",
+                    "its zTOC has {} bytes, over the limit of {MAX_ZTOC_BYTES}",
                     ztoc.size
                 ),
                 Err(error) => format!("SOCI index {digest}: {error}"),
@@ -105,7 +105,7 @@ impl ImageIndex for SociIndex {
         })
     }
 
-    /// Whether the subject, if there is one, is this image. AWS's tool accepts version 1 without a subject.
+    /// Whether the subject is this image or missing: AWS's tool accepts version 1 indexes without a subject.
     fn is_of(&self, image: &Image) -> bool {
         let subject = self.manifest.subject.as_ref();
         subject.is_none_or(|subject| subject.digest == image.digest.to_string())
@@ -113,9 +113,9 @@ impl ImageIndex for SociIndex {
 
     fn unfit(&self, _image: &Image) -> Option<&'static str> {
         if self.manifest.version != Version::V1 {
-            Some("it is not of version 1")
+            Some("its version is not 1")
         } else if self.ztocs.is_empty() {
-            Some("it has a zTOC for no layer of this image")
+            Some("it has no zTOC for any layer of this image")
         } else {
             None
         }

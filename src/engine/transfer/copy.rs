@@ -1,4 +1,4 @@
-//! Copies an image from one place to another with its SOCI indexes and the other artifacts that refer to it.
+//! Copies an image with its SOCI indexes and other referrers.
 
 use std::{collections::HashSet, fmt};
 
@@ -18,12 +18,12 @@ use crate::{
     source::{DEFAULT_UPLOADS, Destination, Manifest, Source, layout::NewArtifact},
 };
 
-/// What goes along with an image.
+/// Options of a copy.
 #[derive(Clone, Debug)]
 pub struct CopyOptions {
-    /// Patterns of the artifact types of referrers that go along; SOCI's always do.
+    /// Patterns of artifact types of referrers to copy; SOCI indexes are always copied.
     pub referrers: Vec<String>,
-    /// Blobs that are sent at a time.
+    /// Number of parallel uploads.
     pub uploads: usize,
 }
 
@@ -36,26 +36,26 @@ impl Default for CopyOptions {
     }
 }
 
-/// What was copied.
+/// The report of a copy.
 #[derive(Clone, Debug, Serialize)]
 pub struct CopyReport {
-    /// From where.
+    /// Reference of the source.
     pub source: String,
-    /// To where.
+    /// Reference of the destination.
     pub destination: String,
-    /// The image at the destination: the same as at the source, unless something that it lists was left out.
+    /// Digest at the destination; differs from the source's if entries were left out.
     pub digest: Digest,
-    /// What went along.
+    /// Referrers that were copied.
     pub referrers: Vec<Companion>,
-    /// What refers to it and stayed behind.
+    /// Referrers that were not copied.
     pub left: Vec<Companion>,
-    /// How the blobs went.
+    /// Counts of blobs that were present, mounted and uploaded.
     pub blobs: BlobCounts,
-    /// What the person should know: what was left out.
+    /// Warnings for the user: entries that were left out.
     pub warnings: Vec<String>,
 }
 
-/// Copies what the source's reference names, unchanged, and what refers to it and to the images that it lists.
+/// Copies the content of the source's reference unchanged, with the referrers of it and of the images that it lists.
 pub async fn copy(
     source: &Source,
     destination: &Destination,
@@ -78,7 +78,7 @@ pub async fn copy(
                 }
                 if is_there
                     && is_wanted(&companion, options)
-                    && along(source, destination, &mut graph, &companion).await?
+                    && copy_referrer(source, destination, &mut graph, &companion).await?
                 {
                     referrers.push(companion);
                 } else {
@@ -86,9 +86,9 @@ pub async fn copy(
                 }
             }
         }
-        // the name last: who finds the image finds its index
+        // the tag last, so that the index exists when the image is found
         naming
-            .give(&copied.media_type, &copied.bytes)
+            .set(&copied.media_type, &copied.bytes)
             .await
             .map_err(|error| match changed(&root, &copied) {
                 Some(changed) => error.context(changed),
@@ -127,19 +127,19 @@ fn is_wanted(companion: &Companion, options: &CopyOptions) -> bool {
             .any(|wanted| pattern::matches(wanted, kind))
 }
 
-/// Says that what was written is another index than the source's.
+/// Warning if the copied index differs from the source's.
 pub(crate) fn changed(root: &Manifest, copied: &Manifest) -> Option<String> {
     (root.digest != copied.digest).then(|| {
         format!(
-            "as something is left out, the copy has the digest {}, not {}: signatures of that do not cover it",
+            "some entries are left out, so the copy has digest {}, not {}: signatures of the source do not cover the copy",
             copied.digest, root.digest
         )
     })
 }
 
-/// Copies what refers to the image, its blobs first. `false` where the destination has something else under its tag: that stays, for
-/// signatures of others may be in it.
-async fn along(
+/// Copies a referrer, its blobs first. Returns `false` if the destination's tag names other content: the tag is kept, because it may hold
+/// signatures by others.
+async fn copy_referrer(
     source: &Source,
     destination: &Destination,
     graph: &mut ManifestCopier<'_>,
@@ -153,7 +153,7 @@ async fn along(
         };
         if let Some(other) = there.filter(|there| there.digest != manifest.digest) {
             tracing::warn!(
-                "{}: its tag {tag} names {} already, and not {}: it stays as it is",
+                "{}: tag {tag} already names {}, not {}: the tag is kept",
                 destination.reference(),
                 other.digest,
                 manifest.digest
@@ -177,7 +177,7 @@ async fn along(
         manifest: manifest.bytes,
         artifact_type: companion.artifact_type.clone(),
         annotations,
-        blobs: Vec::new(), // they are there
+        blobs: Vec::new(), // copied above
     };
     destination
         .put_referrer(artifact, &companion.subject, 1)

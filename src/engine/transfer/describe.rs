@@ -1,4 +1,4 @@
-//! Describes what a reference leads to, and lists its referrers.
+//! Describes the content of a reference, and lists its referrers.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -14,52 +14,52 @@ use crate::{
     source::Source,
 };
 
-/// Entries of an index that are shown.
+/// Maximum number of index entries to show.
 const MAX_ENTRIES: usize = 4096;
 
-/// What a reference leads to.
+/// The description of a reference.
 #[derive(Clone, Debug, Serialize)]
 pub struct Description {
     /// The reference.
     pub reference: String,
-    /// The digest of its manifest.
+    /// Digest of the manifest.
     pub digest: Digest,
-    /// The manifest's media type.
+    /// Media type of the manifest.
     pub media_type: String,
-    /// Its artifact type: its own word, else, of what is no image, its configuration's media type.
+    /// Artifact type; if it has none and is not an image, the media type of its configuration.
     pub artifact_type: Option<String>,
-    /// Bytes of the manifest.
+    /// Size of the manifest in bytes.
     pub size: usize,
-    /// What it is, e.g. `an image index`.
+    /// Kind of content, e.g. `an image index`.
     pub what: String,
-    /// Whether images are taken from it.
+    /// Whether it is an image or an image index.
     pub is_image: bool,
-    /// The manifest that it refers to.
+    /// Digest of its subject.
     pub subject: Option<String>,
-    /// What an index lists.
+    /// Entries of an index.
     pub entries: Vec<DescribedEntry>,
-    /// What refers to it, and to what it lists; sorted by artifact type.
+    /// Referrers of it and of its entries, sorted by artifact type.
     pub referrers: Vec<Companion>,
-    /// What the person should know: a SOCI index that a copy has lost.
+    /// Warnings for the user, e.g. about a SOCI index that was lost by a copy.
     pub warnings: Vec<String>,
 }
 
 /// An entry of an index.
 #[derive(Clone, Debug, Serialize)]
 pub struct DescribedEntry {
-    /// Its manifest.
+    /// Digest of the manifest.
     pub digest: String,
-    /// e.g. `linux/arm64`.
+    /// Platform, e.g. `linux/arm64`.
     pub platform: Option<String>,
-    /// What it is said to be.
+    /// Kind of content.
     pub what: String,
-    /// The SOCI index (version 2) that it names, or the image that it is the SOCI index of.
+    /// The SOCI index (version 2) that it names, or, for a SOCI index, its image.
     pub bound_to: Option<String>,
-    /// Whether its manifest is there.
+    /// Whether the manifest exists.
     pub is_there: bool,
 }
 
-/// Describes what a source's reference leads to.
+/// Describes the content of the source's reference.
 pub async fn describe(source: &Source) -> Result<Description> {
     let root = source.root_manifest().await?;
     let document: Value = serde_json::from_slice(&root.bytes).unwrap_or_default();
@@ -87,7 +87,7 @@ pub async fn describe(source: &Source) -> Result<Description> {
         warnings: Vec::new(),
     };
     if what.is_image() {
-        described.lost(source, &document).await?;
+        described.warn_of_missing_index(source, &document).await?;
     }
     let entries = document["manifests"].as_array().into_iter().flatten();
     for entry in entries.take(MAX_ENTRIES) {
@@ -116,7 +116,7 @@ impl Description {
         let what = match (&found, entry["artifactType"].as_str()) {
             (Some(manifest), _) => what_is(&manifest.bytes, &manifest.media_type).to_string(),
             (None, Some(kind)) => what_is_type(kind).to_string(),
-            (None, None) => "not there".to_owned(),
+            (None, None) => "missing".to_owned(),
         };
         self.entries.push(DescribedEntry {
             platform: platform.is_object().then(|| {
@@ -133,15 +133,15 @@ impl Description {
         });
         if let Some(manifest) = found {
             let document: Value = serde_json::from_slice(&manifest.bytes).unwrap_or_default();
-            self.lost(source, &document).await?;
+            self.warn_of_missing_index(source, &document).await?;
             self.referrers
                 .extend(referrers::of(source, &manifest.digest).await?);
         }
         Ok(())
     }
 
-    /// Says when a manifest names a SOCI index that is not here.
-    async fn lost(&mut self, source: &Source, manifest: &Value) -> Result<()> {
+    /// Adds a warning if a manifest names a SOCI index that does not exist.
+    async fn warn_of_missing_index(&mut self, source: &Source, manifest: &Value) -> Result<()> {
         let Some(named) = manifest["annotations"][INDEX_DIGEST].as_str() else {
             return Ok(());
         };
@@ -156,8 +156,8 @@ impl Description {
         if !is_there {
             let named: String = named.chars().take(255).collect();
             self.warnings.push(format!(
-                "an image names the SOCI index {named}, which is not here: a copy has lost it; `socinbd copy` from where it is brings it, \
-                 or `socinbd convert` makes one"
+                "an image names the SOCI index {named}, which is missing here: copy it from another place with `socinbd copy`, or make \
+                 one with `socinbd convert`"
             ));
         }
         Ok(())

@@ -1,7 +1,7 @@
-//! Removes version 1 indexes from a repository whose image is gone, and the entries that list what is gone.
+//! Removes version 1 indexes of deleted images from a repository, and entries whose manifest is missing from lists of referrers.
 //!
-//! A registry cannot be asked for all its manifests. What can be found: the lists that stand in for the referrers API, by their tags,
-//! and the referrers of images that the caller names.
+//! A registry cannot list all its manifests. So only these are found: the lists of the referrers tag schema, by their tags, and the
+//! referrers of images that the caller names.
 
 use std::{collections::BTreeSet, fmt};
 
@@ -17,31 +17,31 @@ use crate::{
     source::{Destination, Manifest, Source},
 };
 
-/// What was removed, or would be.
+/// The report: what was removed, or would be.
 #[derive(Clone, Debug, Serialize)]
 pub struct GcReport {
     /// The repository.
     pub repository: String,
-    /// Whether nothing was done.
+    /// Whether nothing was removed.
     pub dry_run: bool,
-    /// Lists that were looked at.
+    /// Number of lists that were read.
     pub lists: usize,
-    /// What was removed.
+    /// Removed indexes and entries.
     pub removed: Vec<RemovedReferrer>,
 }
 
-/// Something that was removed.
+/// A removed index or entry.
 #[derive(Clone, Debug, Serialize)]
 pub struct RemovedReferrer {
-    /// The index, or what the entry listed.
+    /// Digest of the index, or of the entry's manifest.
     pub digest: Digest,
-    /// The image that it belonged to.
+    /// Digest of its image.
     pub image: Digest,
-    /// `index`: the image is gone; `entry`: what it lists is gone.
+    /// `index`: the image is missing; `entry`: the manifest of the entry is missing.
     pub what: &'static str,
 }
 
-/// Cleans a repository. `images` are looked at besides those that lists are about.
+/// Cleans a repository. `images` are checked in addition to the images with lists.
 pub async fn collect(
     destination: &Destination,
     images: &[Digest],
@@ -50,7 +50,7 @@ pub async fn collect(
     let source = destination.source().await?.ok_or_else(|| {
         Error::new(
             Kind::InvalidArgument,
-            "an archive has no indexes that could be removed",
+            "indexes cannot be removed from an archive",
         )
     })?;
     let mut subjects: BTreeSet<Digest> = images.iter().copied().collect();
@@ -65,7 +65,7 @@ pub async fn collect(
     for image in &subjects {
         let is_gone = matches!(at(&source, image).await?, DigestTarget::Nothing);
         for referrer in source.all_referrers(image).await? {
-            // what a list says of it is not enough to remove it
+            // check the manifest itself: the entry of a list is not enough to remove an index
             let what = match at(&source, &referrer.digest).await? {
                 DigestTarget::Nothing => "entry",
                 DigestTarget::Manifest(found) if is_gone && is_index_of(&found, image) => "index",
@@ -90,11 +90,11 @@ pub async fn collect(
     })
 }
 
-/// What is there under a digest.
+/// The content of a digest.
 enum DigestTarget {
     Nothing,
     Manifest(Manifest),
-    /// Something that cannot be read as a manifest.
+    /// Content that is not a readable manifest.
     Other,
 }
 
@@ -109,7 +109,7 @@ async fn at(source: &Source, digest: &Digest) -> Result<DigestTarget> {
     }
 }
 
-/// Whether a manifest says by itself that it is a SOCI index (version 1) of this image.
+/// Whether a manifest is a SOCI index (version 1) with this image as its subject.
 fn is_index_of(manifest: &Manifest, image: &Digest) -> bool {
     let referring = referring(&manifest.bytes, image);
     referring.is_some_and(|referring| referring.artifact_type == V1_TYPE)
@@ -124,8 +124,8 @@ impl fmt::Display for GcReport {
         };
         for one in &self.removed {
             let (what, why) = match one.what {
-                "index" => ("SOCI index", "its image is gone"),
-                _ => ("the entry of", "it is gone"),
+                "index" => ("SOCI index", "the image is missing"),
+                _ => ("the entry of", "the manifest is missing"),
             };
             writeln!(
                 f,

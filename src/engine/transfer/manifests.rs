@@ -28,10 +28,10 @@ use crate::{
     source::{Copied, Destination, Manifest, Source},
 };
 
-/// Manifests of one copy, at most.
+/// Maximum number of manifests per copy.
 const MAX_MANIFESTS: usize = 4096;
 
-/// How the blobs of a copy came to their destination.
+/// Counters of the blobs of a copy.
 #[derive(Debug, Default)]
 pub(crate) struct BlobTally {
     present: AtomicU64,
@@ -43,18 +43,18 @@ pub(crate) struct BlobTally {
 /// The counts of a [`Tally`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct BlobCounts {
-    /// Blobs that were there.
+    /// Blobs that existed at the destination.
     pub present: u64,
-    /// Blobs that the registry took from another repository of its own.
+    /// Blobs that the registry has mounted from another of its repositories.
     pub mounted: u64,
-    /// Blobs that were sent.
+    /// Blobs that were uploaded.
     pub uploaded: u64,
-    /// Their bytes.
+    /// Size of the uploaded blobs in bytes.
     pub uploaded_bytes: u64,
 }
 
 impl BlobTally {
-    /// Counts a blob.
+    /// Counts one blob.
     pub(crate) fn count(&self, copied: Copied, size: u64) {
         match copied {
             Copied::Present => &self.present,
@@ -89,47 +89,47 @@ impl fmt::Display for BlobCounts {
         } = self;
         write!(
             f,
-            "blobs: {present} were there, {mounted} mounted, {uploaded} sent ({uploaded_bytes} bytes)"
+            "blobs: {present} present, {mounted} mounted, {uploaded} uploaded ({uploaded_bytes} bytes)"
         )
     }
 }
 
-/// A copy of what some manifests of a source lead to.
+/// A copy of manifests of a source with everything that they refer to.
 ///
-/// What an index lists and the source does not have is left out, unless the destination has it: the index that is written is then
-/// another one. So it is where it lists images that were converted. Anything else stays, byte for byte.
+/// An entry of an index that is missing at the source is left out, unless the destination has it; the index at the destination then
+/// differs. It also differs if it lists converted images. Everything else is copied byte for byte.
 pub(crate) struct ManifestCopier<'a> {
     pub(crate) source: &'a Source,
     pub(crate) destination: &'a Destination,
-    /// Blobs at a time.
+    /// Number of parallel uploads.
     pub(crate) uploads: usize,
     pub(crate) tally: &'a BlobTally,
-    /// Images that are at the destination in another form, which takes the place of theirs.
+    /// Converted images; their entries are replaced.
     converted: &'a [Converted],
-    /// Their SOCI indexes, which new ones take the place of.
+    /// Digests of old SOCI indexes that are replaced by new ones.
     replaced: HashSet<String>,
     outcomes: HashMap<Digest, EntryOutcome>,
-    /// The manifests that indexes list and that were copied as they are, in their order.
+    /// Index entries that were copied unchanged, in their order.
     pub(crate) copied: Vec<CopiedManifest>,
-    /// What was left out, and foreign layers that were left where they are, each as a sentence.
+    /// Warnings about entries that were left out and foreign layers that were not copied.
     pub(crate) warnings: Vec<String>,
 }
 
-/// A manifest that an index lists.
+/// An index entry that was copied.
 pub(crate) struct CopiedManifest {
     pub(crate) digest: Digest,
-    /// Whether its entry says that it is an artifact.
+    /// Whether the entry has an artifact type.
     pub(crate) is_artifact: bool,
 }
 
-/// What became of an entry of an index.
+/// The outcome of an index entry.
 #[derive(Clone)]
 enum EntryOutcome {
-    /// The destination has it as it is.
+    /// The destination has it unchanged.
     Kept,
-    /// Neither source nor destination has it.
+    /// It is missing at source and destination.
     LeftOut,
-    /// The destination has this in its place.
+    /// The destination has this manifest instead.
     Replaced(Manifest),
 }
 
@@ -153,7 +153,7 @@ impl<'a> ManifestCopier<'a> {
         }
     }
 
-    /// The same, with images that were converted.
+    /// Adds converted images.
     pub(crate) fn with_converted(self, converted: &'a [Converted]) -> Self {
         let replaced = converted.iter().filter_map(|image| image.replaces.clone());
         Self {
@@ -163,25 +163,28 @@ impl<'a> ManifestCopier<'a> {
         }
     }
 
-    /// Copies what a manifest leads to, and then the manifest; gives the manifest as it is at the destination.
+    /// Copies everything that a manifest refers to, then the manifest. Returns the manifest at the destination.
     pub(crate) async fn copy(&mut self, manifest: &Manifest) -> Result<Manifest> {
-        let copied = self.lead(manifest).await?;
+        let copied = self.copy_references(manifest).await?;
         self.destination
             .put_manifest(&copied.media_type, &copied.bytes)
             .await?;
         Ok(copied)
     }
 
-    /// Copies what a manifest leads to; gives the manifest as it has to be written.
-    pub(crate) async fn lead(&mut self, manifest: &Manifest) -> Result<Manifest> {
+    /// Copies everything that a manifest refers to. Returns the manifest to write.
+    pub(crate) async fn copy_references(&mut self, manifest: &Manifest) -> Result<Manifest> {
         let copied = self.document(manifest, 0).await?;
         copied.ok_or_else(|| {
-            let text = format!("there is none of its images: {}", self.warnings.join("; "));
+            let text = format!(
+                "all images are missing at the source: {}",
+                self.warnings.join("; ")
+            );
             Error::new(Kind::NotFound, text)
         })
     }
 
-    /// Copies the blobs that a manifest names, and not the manifest.
+    /// Copies the blobs of a manifest, but not the manifest.
     pub(super) async fn copy_blobs(&mut self, manifest: &Manifest) -> Result<()> {
         let digest = manifest.digest;
         let document: Value = serde_json::from_slice(&manifest.bytes)
@@ -194,7 +197,7 @@ impl<'a> ManifestCopier<'a> {
         Ok(())
     }
 
-    /// Copies what a document leads to; `None` where it lists images and none is there.
+    /// Copies everything that a document refers to; `None` if it lists images and all are missing.
     fn document<'b>(
         &'b mut self,
         manifest: &'b Manifest,
@@ -215,7 +218,7 @@ impl<'a> ManifestCopier<'a> {
             }
             let mut edits = HashMap::new();
             let (mut images, mut left_out) = (0_usize, 0_usize);
-            // what belongs to an image after the image
+            // images first, then attestations and indexes that belong to them
             let (images_first, then): (Vec<&Value>, Vec<&Value>) = entries
                 .iter()
                 .partition(|entry| belongs_to(entry).is_none());
@@ -243,7 +246,7 @@ impl<'a> ManifestCopier<'a> {
         })
     }
 
-    /// An index as it has to be written.
+    /// The index to write, with these edits and the converted images.
     fn written(
         &self,
         index: &Manifest,
@@ -270,19 +273,20 @@ impl<'a> ManifestCopier<'a> {
         Ok(written)
     }
 
-    /// Copies what an entry of an index leads to.
+    /// Copies an index entry.
     async fn entry(&mut self, entry: &Value, depth: usize) -> Result<EntryOutcome> {
         let text = digest_of(entry);
         let name = name_of(entry);
         let image = belongs_to(entry);
         if self.is_converted(text) || self.replaced.contains(text) || self.is_replaced(entry, image)
         {
-            return Ok(EntryOutcome::Kept); // its entry gets what takes its place
+            return Ok(EntryOutcome::Kept); // the entry is replaced later
         }
         let image = image.and_then(|image| self.outcomes.get(&image.parse().ok()?));
         if matches!(image, Some(EntryOutcome::LeftOut)) {
-            self.warnings
-                .push(format!("{name} ({text}) belongs to it, and is left out"));
+            self.warnings.push(format!(
+                "{name} ({text}) belongs to a missing image and is left out"
+            ));
             return Ok(EntryOutcome::LeftOut);
         }
         let digest: Digest = match text.parse() {
@@ -299,7 +303,7 @@ impl<'a> ManifestCopier<'a> {
         if self.outcomes.len() == MAX_MANIFESTS {
             return Err(Error::new(
                 Kind::Unsupported,
-                format!("more than {MAX_MANIFESTS} manifests"),
+                format!("the image index leads to more than {MAX_MANIFESTS} manifests"),
             ));
         }
         let outcome = match self.source.manifest(&digest).await {
@@ -310,14 +314,14 @@ impl<'a> ManifestCopier<'a> {
             Err(error) if error.kind() != Kind::NotFound => return Err(error),
             Err(_) if self.is_at_destination(&digest).await? => EntryOutcome::Kept,
             Err(error) if is_index_of_ours(entry) => {
-                let text = format!("{name} is not there: `socinbd convert` makes it again");
+                let text = format!("{name} is missing: make it again with `socinbd convert`");
                 return Err(error.context(text));
             }
             Err(_) => EntryOutcome::LeftOut,
         };
         match &outcome {
             EntryOutcome::LeftOut => self.warnings.push(format!(
-                "{name} ({digest}) is listed and not there, and is left out"
+                "{name} ({digest}) is listed, but missing, and is left out"
             )),
             EntryOutcome::Kept => self.copied.push(CopiedManifest {
                 digest,
@@ -334,7 +338,7 @@ impl<'a> ManifestCopier<'a> {
         converted.any(|converted| converted.old.to_string() == image)
     }
 
-    /// Whether an entry is the index of an image that has a new one.
+    /// Whether an entry is the SOCI or compact index of a converted image and is replaced by a new one.
     fn is_replaced(&self, entry: &Value, image: Option<&str>) -> bool {
         self.converted.iter().any(|converted| {
             image.is_some_and(|image| converted.old.to_string() == image)
@@ -367,7 +371,7 @@ impl<'a> ManifestCopier<'a> {
         }
     }
 
-    /// Copies the blobs that a manifest names; says which foreign layers were left where they are.
+    /// Copies the blobs of a manifest. Returns warnings about foreign layers that were not copied.
     async fn blobs(&self, document: &Value) -> Result<Vec<String>> {
         let config = document.get("config").filter(|config| config.is_object());
         let named = config
@@ -399,7 +403,7 @@ impl<'a> ManifestCopier<'a> {
             .await;
         match copied {
             Ok(copied) => self.tally.count(copied, size),
-            // a layer that registries do not keep: its descriptor says where it is
+            // registries need not store foreign layers
             Err(error) if is_foreign && error.kind() == Kind::NotFound => {
                 return Ok(Some(foreign_layer_left(&digest)));
             }
@@ -409,12 +413,12 @@ impl<'a> ManifestCopier<'a> {
     }
 }
 
-/// Says that a foreign layer was not copied.
+/// The warning about a foreign layer that was not copied.
 pub(crate) fn foreign_layer_left(digest: &Digest) -> String {
-    format!("foreign layer {digest} is not at the source: only its descriptor is copied")
+    format!("foreign layer {digest} is missing at the source: only its descriptor is copied")
 }
 
-/// The image that an entry of an index belongs to, where it says so: attestations, SOCI and compact indexes.
+/// The image that an entry belongs to, by its annotations: attestations, SOCI and compact indexes.
 fn belongs_to(entry: &Value) -> Option<&str> {
     [
         "vnd.docker.reference.digest",
@@ -425,17 +429,17 @@ fn belongs_to(entry: &Value) -> Option<&str> {
     .find_map(|key| entry["annotations"][key].as_str())
 }
 
-/// Whether an entry is a SOCI or compact index: without it the image that names it cannot be started lazily.
+/// Whether an entry is a SOCI or compact index. Without it, the image that names it is not lazy.
 fn is_index_of_ours(entry: &Value) -> bool {
     entry["artifactType"] == V2_TYPE || entry["artifactType"] == COMPACT_TYPE
 }
 
-/// Whether an entry of an index may be an image, or lead to one.
+/// Whether an entry may be an image or an index of images.
 fn may_be_image(entry: &Value) -> bool {
     serde_json::from_value(entry.clone()).is_ok_and(|entry| candidate(&entry).is_some())
 }
 
-/// What an entry of an index is said to be, for a message.
+/// The kind of an entry, for messages.
 fn name_of(entry: &Value) -> String {
     let part = |key: &str| entry["platform"][key].as_str().unwrap_or_default();
     let kind = match entry["artifactType"].as_str() {

@@ -1,4 +1,4 @@
-//! Sets the tag of a finished image, unless somebody else has set it meanwhile.
+//! Sets the tag of a finished image, unless another writer has changed the tag meanwhile.
 
 use bytes::Bytes;
 
@@ -8,20 +8,20 @@ use crate::{
     source::{Destination, Manifest},
 };
 
-/// The name of a destination, and what it named when the work began.
+/// The tag of a destination, and what it named when the work began.
 ///
-/// Registries have no compare-and-swap: what another writes between the last look and the write is still replaced. That is one round trip
-/// instead of the minutes that a conversion takes.
+/// Registries have no compare-and-swap: a change between the last check and the write is overwritten. That window is one round trip, not
+/// the minutes of a conversion.
 pub(crate) struct TagUpdate<'a> {
     destination: &'a Destination,
     before: TagTarget,
 }
 
-/// What a name leads to.
+/// The content of a tag.
 enum TagTarget {
     Nothing,
     Manifest(Manifest),
-    /// Something that cannot be read as a manifest.
+    /// Content that is not a readable manifest.
     Other,
 }
 
@@ -36,7 +36,7 @@ impl TagTarget {
 }
 
 impl<'a> TagUpdate<'a> {
-    /// Looks at what the name leads to now.
+    /// Reads what the tag names now.
     pub(crate) async fn begin(destination: &'a Destination) -> Result<Self> {
         let before = named(destination).await?;
         Ok(Self {
@@ -45,7 +45,7 @@ impl<'a> TagUpdate<'a> {
         })
     }
 
-    /// The manifest that it named, where there was one.
+    /// The manifest that the tag named at the start, if any.
     pub(crate) fn before(&self) -> Option<&Manifest> {
         match &self.before {
             TagTarget::Manifest(manifest) => Some(manifest),
@@ -53,21 +53,21 @@ impl<'a> TagUpdate<'a> {
         }
     }
 
-    /// Stores a manifest and gives it the name, unless that leads to something else than it did.
-    pub(crate) async fn give(self, media_type: &str, bytes: &Bytes) -> Result<Digest> {
+    /// Stores a manifest and sets the tag, unless the tag has changed since the start.
+    pub(crate) async fn set(self, media_type: &str, bytes: &Bytes) -> Result<Digest> {
         let now = named(self.destination).await?;
         let what = match &now {
             TagTarget::Manifest(now) if now.digest == Digest::of(bytes) => None,
             same if same.is_same(&self.before) => None,
             TagTarget::Manifest(now) => Some(now.digest.to_string()),
             TagTarget::Nothing => Some("nothing".to_owned()),
-            TagTarget::Other => Some("something else".to_owned()),
+            TagTarget::Other => Some("another kind of content".to_owned()),
         };
         if let Some(what) = what {
             return Err(Error::new(
                 Kind::Unavailable,
                 format!(
-                    "{} was changed while this was made, and names {what} now: it stays so; do it again",
+                    "{} was changed by another writer and now names {what}: it is not replaced; try again",
                     self.destination.reference()
                 ),
             ));
@@ -77,12 +77,12 @@ impl<'a> TagUpdate<'a> {
 }
 
 async fn named(destination: &Destination) -> Result<TagTarget> {
-    // without a tag a layout gets one entry more, and nothing is replaced
+    // without a tag, a layout gets a new entry, and nothing is replaced
     if matches!(destination.reference(), Reference::Layout { tag: None, .. }) {
         return Ok(TagTarget::Nothing);
     }
     let Some(there) = destination.source().await? else {
-        return Ok(TagTarget::Nothing); // an archive is written anew
+        return Ok(TagTarget::Nothing); // an archive is always written as a new file
     };
     match there.root_manifest().await {
         Ok(manifest) => Ok(TagTarget::Manifest(manifest)),
@@ -124,18 +124,18 @@ mod tests {
         };
         for first in [&old, &new] {
             let naming = TagUpdate::begin(&destination).await.unwrap();
-            naming.give(OCI_MANIFEST, first).await.unwrap();
+            naming.set(OCI_MANIFEST, first).await.unwrap();
             assert_eq!(named().await, *first);
         }
         let naming = TagUpdate::begin(&destination).await.unwrap();
         let put = destination.tag_manifest(OCI_MANIFEST, &theirs).await;
         put.unwrap();
-        let error = naming.give(OCI_MANIFEST, &old).await.unwrap_err();
+        let error = naming.set(OCI_MANIFEST, &old).await.unwrap_err();
         assert_eq!(error.kind(), Kind::Unavailable, "{error:?}");
         assert_eq!(named().await, theirs);
-        // two who make the same are not in each other's way
+        // two writers of the same content do not conflict
         let naming = TagUpdate::begin(&destination).await.unwrap();
         destination.tag_manifest(OCI_MANIFEST, &new).await.unwrap();
-        naming.give(OCI_MANIFEST, &new).await.unwrap();
+        naming.set(OCI_MANIFEST, &new).await.unwrap();
     }
 }

@@ -1,4 +1,4 @@
-//! Pushes version 1 indexes of this host to a registry or a layout, with their image if it is not there.
+//! Pushes version 1 indexes of this host to a registry or a layout, with their image if the destination does not have it.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -23,10 +23,10 @@ use crate::{
     source::{DEFAULT_UPLOADS, Destination, Manifest, Source, layout::NewArtifact},
 };
 
-/// What to do where the destination has an index of the image that is another one.
+/// What to do if the destination has another index of the image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum ExistingIndexPolicy {
-    /// Push, and say so.
+    /// Push, and print a warning.
     #[default]
     Warn,
     /// Do not push.
@@ -35,14 +35,14 @@ pub enum ExistingIndexPolicy {
     Allow,
 }
 
-/// How indexes are pushed.
+/// Options of a push.
 #[derive(Clone, Debug)]
 pub struct PushOptions {
-    /// Of which images.
+    /// Platforms whose indexes are pushed.
     pub platforms: Platforms,
-    /// What to do where there is one.
+    /// What to do if the destination has another index.
     pub existing: ExistingIndexPolicy,
-    /// Blobs that are sent at a time.
+    /// Number of parallel uploads.
     pub uploads: usize,
 }
 
@@ -56,34 +56,34 @@ impl Default for PushOptions {
     }
 }
 
-/// What was pushed.
+/// The report of a push.
 #[derive(Clone, Debug, Serialize)]
 pub struct PushReport {
-    /// Where to.
+    /// Reference of the destination.
     pub destination: String,
-    /// Each image, and what became of its index.
+    /// The images, and the outcome of the index of each.
     pub images: Vec<PushedIndex>,
-    /// How the blobs of the image went, where it was not there.
+    /// Counts of the image's blobs, if the image was copied.
     pub image_blobs: Option<BlobCounts>,
-    /// What the person should know.
+    /// Warnings for the user.
     pub warnings: Vec<String>,
 }
 
-/// What became of an image's index.
+/// The outcome of an image's index.
 #[derive(Clone, Debug, Serialize)]
 pub struct PushedIndex {
-    /// The image's platform.
+    /// Platform of the image.
     pub platform: String,
-    /// The image's manifest.
+    /// Digest of the image manifest.
     pub image: Digest,
-    /// The index; `None` where there was none to push.
+    /// Digest of the index; `None` if there was none to push.
     pub index: Option<Digest>,
     /// `pushed`, `present`, `skipped`.
     pub outcome: &'static str,
 }
 
-/// Pushes the newest index of each image: from the layout that the image is in, else from the local root. Where the destination is
-/// another place than the source, the image goes first.
+/// Pushes the newest index of each image, from the image's layout or the state directory. If source and destination differ, the image is
+/// copied first.
 pub async fn push(
     source: &Source,
     destination: &Destination,
@@ -110,7 +110,7 @@ pub async fn push(
             let tally = BlobTally::default();
             let mut graph = ManifestCopier::new(source, destination, options.uploads, &tally);
             let copied = graph.copy(&root).await?;
-            naming.give(&copied.media_type, &copied.bytes).await?;
+            naming.set(&copied.media_type, &copied.bytes).await?;
             warnings.append(&mut graph.warnings);
             warnings.extend(changed(&root, &copied));
             image_blobs = Some(tally.counts());
@@ -150,7 +150,7 @@ pub async fn push(
     })
 }
 
-/// An index that was found here.
+/// An index that was found on this host.
 struct LocalSociIndex {
     digest: Digest,
     manifest: IndexManifest,
@@ -158,7 +158,7 @@ struct LocalSociIndex {
     source: Source,
 }
 
-/// The newest version 1 index that this host, or the image's layout, has of an image.
+/// The newest version 1 index of an image on this host or in the image's layout.
 async fn newest(
     image: &Image,
     local: &LocalIndexes,
@@ -167,7 +167,7 @@ async fn newest(
     let annotations = image.manifest.annotations().as_ref();
     if annotations.is_some_and(|annotations| annotations.contains_key(INDEX_DIGEST)) {
         warnings.push(format!(
-            "image {} ({}) has its index (v2) in itself: `socinbd copy` moves both",
+            "image {} ({}) contains its index (v2): copy both with `socinbd copy`",
             image.digest, image.platform
         ));
         return Ok(None);
@@ -183,13 +183,13 @@ async fn newest(
         }));
     }
     warnings.push(format!(
-        "no index of image {} ({}) is here: `socinbd index create` makes one",
+        "no local index of image {} ({}): make one with `socinbd index create`",
         image.digest, image.platform
     ));
     Ok(None)
 }
 
-/// The newest artifact of a type that refers to an image, in its layout or on this host.
+/// The newest artifact of a type that refers to an image, in the image's layout or on this host.
 async fn newest_of(
     image: &Image,
     artifact_type: &str,
@@ -210,7 +210,8 @@ async fn newest_of(
     Ok(Some((source.manifest(&newest.digest).await?, source)))
 }
 
-/// Pushes the image's compact index, where there is one: before the SOCI index, which stays the newest for who knows no other.
+/// Pushes the compact index of an image, if there is one. It is pushed before the SOCI index: clients that only know SOCI take the newest
+/// referrer.
 async fn push_compact(
     image: &Image,
     destination: &Destination,
@@ -291,7 +292,7 @@ async fn one(
 fn nothing(warnings: &[String]) -> Error {
     Error::new(
         Kind::NotFound,
-        format!("there is none to push: {}", warnings.join("; ")),
+        format!("no index to push: {}", warnings.join("; ")),
     )
 }
 

@@ -11,27 +11,27 @@ use crate::{
     source::Source,
 };
 
-/// Tags that cosign's older form gives to what belongs to `sha256:<hex>`: `sha256-<hex>.sig`.
+/// Suffixes of the tags of older cosign versions for the artifacts of `sha256:<hex>`: `sha256-<hex>.sig`.
 const COSIGN_SUFFIXES: &[&str] = &["sig", "att", "sbom"];
 
-/// Something that refers to a manifest.
+/// An artifact that refers to a manifest.
 #[derive(Clone, Debug, Serialize)]
 pub struct Companion {
-    /// Its manifest.
+    /// Digest of its manifest.
     pub digest: Digest,
-    /// The manifest that it refers to.
+    /// Digest of the manifest that it refers to.
     pub subject: Digest,
-    /// Its artifact type; empty where only a tag says what it is.
+    /// Artifact type; empty if only a tag gives the type.
     pub artifact_type: String,
-    /// What it is, e.g. `a cosign signature`.
+    /// Kind of artifact, e.g. `a cosign signature`.
     pub what: String,
-    /// The tag by which it refers, where it is not a referrer.
+    /// The tag that binds it to its subject, if it is not a referrer.
     pub tag: Option<String>,
-    /// Whether it vouches for its subject: a signature or an attestation.
+    /// Whether it is a signature or an attestation.
     pub vouches: bool,
 }
 
-/// All that refers to a manifest at a source: its referrers, and what cosign's tags name.
+/// All artifacts that refer to a manifest: its referrers, and those with cosign's tags.
 pub async fn of(source: &Source, subject: &Digest) -> Result<Vec<Companion>> {
     let mut found: Vec<Companion> = source
         .all_referrers(subject)

@@ -199,12 +199,12 @@ async fn a_table_that_cannot_be_used_gives_way_to_the_ztoc() {
     assert_eq!(opened.warnings.len(), 2, "{:?}", opened.warnings);
     for warning in &opened.warnings {
         assert!(
-            warning.contains("does without its compact index"),
+            warning.contains("cannot use the compact index"),
             "{warning}"
         );
     }
     assert!(
-        opened.warnings[1].contains("have the digest"),
+        opened.warnings[1].contains("has the digest"),
         "{:?}",
         opened.warnings
     );
@@ -233,7 +233,7 @@ async fn a_manifest_that_cannot_be_used_gives_way_to_the_soci_index() {
     assert_eq!(found.compact.unwrap().digest, fixture.compact());
     assert_eq!(found.warnings.len(), 1, "{:?}", found.warnings);
     assert!(
-        found.warnings[0].contains("for no layer"),
+        found.warnings[0].contains("for any layer"),
         "{:?}",
         found.warnings
     );
@@ -319,7 +319,7 @@ async fn an_image_that_names_an_index_has_no_use_for_referrers() {
 #[tokio::test(flavor = "multi_thread")]
 async fn one_in_the_local_root_is_read_from_there() {
     let fixture = Fixture::new().await;
-    // an archive cannot be written to, so the local root is
+    // an archive cannot be written to, so the state directory is
     let packed = fixture.made.packed("");
     let source = open(&format!("oci-archive:{}:x", packed.path().display())).await;
     let image = Image::resolve(&source, None).await.unwrap();
@@ -344,7 +344,7 @@ async fn one_in_the_local_root_is_read_from_there() {
     );
     assert_eq!(opened.compact.as_ref().unwrap().origin, IndexOrigin::Local);
     let disk = &opened.layers.last().unwrap().disk;
-    // from the end on, until a span has to be fetched: its window comes from the local root
+    // from the end on, until a span has to be fetched: its window comes from the state directory
     let mut end = disk.size();
     while disk.span_counts().0 == 0 {
         let start = end - 4096;

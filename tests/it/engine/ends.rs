@@ -224,7 +224,7 @@ fn a_daemon_that_is_ending_attaches_nothing_and_its_successor_does() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let client = Client::new(&host.run_dir());
     let info = || runtime.block_on(client.daemon()).unwrap();
-    wait("the daemon is ending", || {
+    wait("the daemon is shutting down", || {
         info().is_some_and(|it| it.is_ending)
     });
     host.attach(&layout.reference(""), &mountpoint, &[]);

@@ -288,7 +288,11 @@ fn what_is_made_while_its_engine_ends_is_refused_and_leaves_nothing() {
     let attached = runtime.block_on(attach).unwrap();
     let error = attached.map(drop).unwrap_err();
     assert_eq!(error.kind(), Kind::Unavailable, "{}", error.report());
-    assert!(error.report().contains("is ending"), "{}", error.report());
+    assert!(
+        error.report().contains("is shutting down"),
+        "{}",
+        error.report()
+    );
     runtime.block_on(ended).unwrap();
     assert!(engine.is_idle());
     assert_eq!(host.left_over(), [""; 0]);
@@ -311,7 +315,11 @@ fn an_attach_that_waits_for_a_registry_is_refused_when_its_engine_ends() {
     runtime.block_on(engine.end());
     let attached = runtime.block_on(attach).unwrap();
     let error = attached.map(drop).unwrap_err();
-    assert!(error.report().contains("is ending"), "{}", error.report());
+    assert!(
+        error.report().contains("is shutting down"),
+        "{}",
+        error.report()
+    );
 }
 
 #[test]

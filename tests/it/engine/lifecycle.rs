@@ -505,7 +505,7 @@ fn a_mount_point_in_or_over_the_daemons_folders_is_refused() {
         (&inside[0], "--root"),
         (&inside[1], "--run-dir"),
         (&host.root(), "--root"),
-        (&around, "over the daemon's own folder"),
+        (&around, "over the daemon's own directory"),
     ] {
         for options in [&["attach"][..], &["attach", "--foreground"]] {
             let place = place.to_str().unwrap();

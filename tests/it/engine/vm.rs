@@ -180,7 +180,7 @@ fn are_said_to_have_moved(host: &Host, mountpoint: &Path, kind: &str) {
             assert!(device.starts_with("/dev/dm-"), "{layer}");
             assert_eq!(layer["device"], "loop", "{layer}");
             let why = layer["why"].as_str().unwrap();
-            assert!(why.starts_with("the disk has become complete"), "{layer}");
+            assert!(why.starts_with("the disk became complete"), "{layer}");
             assert!(why.contains(kind), "{layer}");
         }
     }
@@ -338,7 +338,7 @@ fn a_fetch_that_takes_longer_than_the_kernels_timeout() {
         );
         let log = fs::read_to_string(host.run_dir().join("daemon.log")).unwrap();
         assert!(
-            log.contains("an nbd connection was dropped and is replaced"),
+            log.contains("replaced an nbd connection that the kernel had dropped"),
             "{log}"
         );
         host.detach(&mountpoint);

@@ -653,7 +653,7 @@ fn a_file_is_printed_as_the_mounted_image_would_have_it() {
             ("/usr/hidden", 3, "there is no /usr/hidden"),
             ("/opaque/below", 3, "no /opaque/below"),
             ("/gone/below", 3, "no /gone"),
-            ("/top/x", 3, "is no directory"),
+            ("/top/x", 3, "is not a directory"),
             ("/usr", 2, "a directory"),
             ("/", 2, "a directory"),
             ("/loop", 2, "too many symbolic links"),

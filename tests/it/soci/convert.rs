@@ -392,13 +392,13 @@ fn platforms_that_are_not_there_and_what_is_no_image_are_named_errors() {
             "single",
             with("linux/s390x"),
             Kind::NotFound,
-            "no image for linux/s390x; it has linux/amd64",
+            "no image for linux/s390x; available platforms: linux/amd64",
         ),
         (
             "sparse",
             with("linux/s390x"),
             Kind::NotFound,
-            "it has linux/amd64, linux/arm64",
+            "available platforms: linux/amd64, linux/arm64",
         ),
         (
             "sparse",
@@ -550,7 +550,7 @@ fn it_says_which_signatures_still_cover_what() {
     assert_eq!(covers, expected, "{report}");
     let text = report.to_string();
     assert!(
-        text.contains("a Notary Project signature") && text.contains("sign that anew"),
+        text.contains("a Notary Project signature") && text.contains("sign the new image"),
         "{text}"
     );
 }

@@ -86,7 +86,7 @@ fn each_layer_is_read_once_and_told_about() {
     );
     assert!(lines[3].contains("zstd"), "{lines:?}");
     assert_eq!(lines[4], lines[0]);
-    assert_eq!(report.stored_in, "the local root");
+    assert_eq!(report.stored_in, "the state directory");
     let report = json!(report);
     assert_eq!(report["layers"][0]["layer"], json!(image.layers[0].digest));
     assert!(report["layers"][0]["ztoc"].is_string() && report["layers"][2]["skipped"].is_string());
@@ -116,7 +116,7 @@ fn an_index_goes_where_the_image_is_if_that_is_a_folder() {
     assert_eq!(
         fs::read_dir(root.path()).unwrap().count(),
         0,
-        "the local root is not touched"
+        "the state directory is not touched"
     );
     assert_eq!(
         fs::read(made.blob_path(&digest(&image))).unwrap(),

@@ -1,4 +1,4 @@
-//! Which SOCI index counts for an image, over layouts, the local root and registries.
+//! Which SOCI index counts for an image, over layouts, the state directory and registries.
 
 use std::{fs, time::Duration};
 
@@ -28,7 +28,7 @@ use crate::support::registry::{Fault, Kind as Request, On, Referrers, Registry, 
 const SOCI_V1: &str = "application/vnd.amazon.soci.index.v1+json";
 const SOCI_V2: &str = "application/vnd.amazon.soci.index.v2+json";
 
-/// An image in a layout, and an empty local root.
+/// An image in a layout, and an empty state directory.
 struct Fixture {
     made: MadeLayout,
     manifest: Value,
@@ -130,9 +130,9 @@ impl Fixture {
         (index, found.warnings.len())
     }
 
-    /// Makes an index of the local root.
+    /// Makes an index of the state directory.
     async fn create_local(&self) -> Digest {
-        // an archive cannot be written to, so the local root is
+        // an archive cannot be written to, so the state directory is
         let packed = self.made.packed("");
         let source = open(&format!("oci-archive:{}:x", packed.path().display()))
             .await

@@ -64,7 +64,7 @@ async fn resolve(folder: &TempDir, platform: &str) -> Result<Image> {
     Image::resolve(&source, Some(&platform.parse().unwrap())).await
 }
 
-/// Some local root with nothing in it.
+/// A state directory with nothing in it.
 pub(super) fn no_local() -> LocalIndexes {
     LocalIndexes::open(std::path::Path::new("/nonexistent")).unwrap()
 }

@@ -95,7 +95,7 @@ fn the_platform_chooses() {
     let (kind, message) = error(&made, Some("linux/s390x"));
     assert_eq!(kind, Kind::NotFound);
     assert!(
-        message.ends_with("no image for linux/s390x; it has linux/386, linux/amd64, linux/arm64; --platform names one"),
+        message.ends_with("no image for linux/s390x; available platforms: linux/386, linux/amd64, linux/arm64; select one with --platform"),
         "{message}"
     );
 }
@@ -141,7 +141,9 @@ fn a_single_image_must_have_the_platform_only_if_one_is_named() {
     let (kind, message) = error(&made, Some("linux/amd64"));
     assert_eq!(kind, Kind::NotFound);
     assert!(
-        message.ends_with("no image for linux/amd64; it has linux/s390x; --platform names one"),
+        message.ends_with(
+            "no image for linux/amd64; available platforms: linux/s390x; select one with --platform"
+        ),
         "{message}"
     );
 }
@@ -186,7 +188,9 @@ fn an_image_that_does_not_name_its_platform_is_taken() {
     // nobody knows which of them is meant
     let error = resolve(&made.reference("several"), None).err().unwrap();
     assert!(
-        error.report().contains("it has unknown/unknown;"),
+        error
+            .report()
+            .contains("available platforms: unknown/unknown;"),
         "{error:?}"
     );
 }
@@ -301,5 +305,5 @@ fn what_does_not_fit_together_is_refused() {
     made.list(&manifest);
     let (kind, message) = error(&made, None);
     assert_eq!(kind, Kind::NotFound);
-    assert!(message.contains("its configuration"), "{message}");
+    assert!(message.contains("image configuration"), "{message}");
 }

@@ -451,7 +451,7 @@ fn each_pushes_what_the_other_made() {
         assert_reads(&image, &tagged, &index, &layers).await;
     });
 
-    // made by theirs, pushed by ours: their content store is a layout as the local root's is
+    // made by theirs, pushed by ours: their content store is a layout as the state directory's is
     let span_size = SPAN_SIZE.to_string();
     containerd.soci(
         theirs.path(),

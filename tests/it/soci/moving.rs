@@ -222,7 +222,7 @@ fn what_skopeo_copied_is_lazy_or_is_told() {
     let found = json_of(&Host::new(), &["inspect", &copied]);
     assert_eq!(found["index"], Value::Null);
     let warnings = found["warnings"].to_string();
-    assert!(warnings.contains("a copy has lost it"), "{warnings}");
+    assert!(warnings.contains("which is missing here"), "{warnings}");
     let error = Host::new().fail(&["cat", &copied, "etc/os-release", "--require-index"], 3);
     assert!(error.contains("a SOCI index is required"), "{error}");
     assert_eq!(

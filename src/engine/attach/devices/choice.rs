@@ -1,4 +1,4 @@
-//! The kind of device for a disk.
+//! Chooses the kind of device for a disk.
 
 use crate::{
     engine::attach::types::{DeviceChoice, DeviceKind},
@@ -7,7 +7,7 @@ use crate::{
     layer::Disk,
 };
 
-/// The kind, and the reason for it.
+/// Returns the kind and the reason for it.
 pub(super) fn choose(disk: &Disk, choice: DeviceChoice) -> Result<(DeviceKind, String)> {
     let (kind, why) = match choice {
         DeviceChoice::Auto if disk.is_complete() => (DeviceKind::Loop, "the disk is complete"),

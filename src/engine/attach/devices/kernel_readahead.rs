@@ -1,4 +1,4 @@
-//! Sets the kernel's read-ahead of a disk's device.
+//! The kernel's read-ahead for the device of a disk.
 
 use std::sync::Once;
 
@@ -7,13 +7,15 @@ use crate::{
     layer::{Disk, Progress},
 };
 
-/// A lazy device's: its spans by this number, so that one read in so many costs a span that nobody asked for; and no less than the least.
+/// The read-ahead of a lazy device is its mean span size divided by this number. So about one read in 32 crosses into a span that no
+/// program asked for.
 const SPANS_BY_READ_AHEAD: u64 = 32;
+/// Minimum read-ahead of a lazy device.
 const LEAST_KB: u64 = 32;
-/// Of a device whose disk is complete, or will be without being asked: the kernel's usual value.
+/// The read-ahead of a device whose disk is complete or is being filled: the kernel's default.
 const USUAL_KB: u64 = 128;
 
-/// The `read_ahead_kb` that a device of this disk should have.
+/// The `read_ahead_kb` for the device of this disk.
 pub(crate) fn of(disk: &Disk) -> u64 {
     match *disk.progress().borrow() {
         Progress::Lazy => {
@@ -23,14 +25,14 @@ pub(crate) fn of(disk: &Disk) -> u64 {
     }
 }
 
-/// Sets the read-ahead of a device, and its largest request where one is given, both in KiB. Without them it serves as well, only fetches
-/// more than is asked for: so where they cannot be set (in a container `/sys` is often read-only) that is a warning, once in a process.
+/// Sets the read-ahead of a device and, where given, its maximum request size, both in KiB. The device works without these settings, but
+/// more data is fetched than programs read. So a failure (in a container `/sys` is often read-only) is only a warning, once per process.
 pub(super) fn set(device: &str, largest_request_kb: Option<u64>, read_ahead_kb: u64) {
     static WARNED: Once = Once::new();
     if let Err(error) = blockdev::set_read_ahead(device, largest_request_kb, read_ahead_kb) {
         WARNED.call_once(|| {
             tracing::warn!(
-                "the kernel's read-ahead stays as it is, so that more may be fetched than is read; where /sys is read-only mount it \
+                "cannot set the kernel's read-ahead, so more data may be fetched than programs read; if /sys is read-only, mount it \
                  writable: {}",
                 error.report()
             );

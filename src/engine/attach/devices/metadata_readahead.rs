@@ -1,10 +1,10 @@
-//! Metadata that a program goes through is read by the kernel in large pieces.
+//! Makes the kernel read file system metadata in large requests.
 //!
-//! A directory is a block or two, and a request of its own when a program lists it; the blocks of the next one lie beside it, but the
-//! kernel does not know that. Through a socket or a FUSE file a request costs several times what it costs on a plain disk. On ours all
-//! metadata stands together, behind the files' data, and is present. So the second read of a window of it has the kernel read all of
-//! the window into its page cache, as `posix_fadvise(2)` asks it to. What it has there already it does not read again: that this is a read
-//! too, and may ask for the same window, ends by itself.
+//! A directory takes one or two blocks, and listing it is one small request each. The blocks of the next directory are usually adjacent,
+//! but the kernel does not know that. A request through a socket or a FUSE file costs several times as much as one to a plain disk. All
+//! metadata of our disks is contiguous, after the files' data, and always present. So on the second read within a window of the metadata,
+//! the kernel is asked (`posix_fadvise(2)`) to read the whole window into its page cache. The reads that this causes can trigger the same
+//! request again; that ends by itself, because the kernel does not read cached pages again.
 
 use std::{
     io,
@@ -25,10 +25,10 @@ use crate::{
     units::DiskOffset,
 };
 
-/// Bytes that the kernel is asked to read together.
+/// Size of a window in bytes.
 const READAHEAD_WINDOW: u64 = 256 << 10;
 
-/// A disk behind a device, whose reads of metadata are noticed.
+/// The disk of a device. It observes the reads of metadata.
 pub(crate) struct WatchedDisk {
     disk: Arc<Disk>,
     windows: Arc<ReadaheadWindows>,
@@ -36,7 +36,7 @@ pub(crate) struct WatchedDisk {
 }
 
 impl WatchedDisk {
-    /// A disk whose device is not there yet.
+    /// Wraps a disk whose device does not exist yet.
     pub(crate) fn new(disk: Arc<Disk>, runtime: Handle) -> Self {
         Self {
             windows: Arc::new(ReadaheadWindows::of(disk.metadata())),
@@ -45,20 +45,20 @@ impl WatchedDisk {
         }
     }
 
-    /// Names the device: from now on the kernel is asked.
-    pub(crate) fn serves(&self, device: &Arc<Node>) {
+    /// Sets the device. From now on the kernel is asked to read ahead.
+    pub(crate) fn set_device(&self, device: &Arc<Node>) {
         *self.windows.device() = Some(Arc::clone(device));
     }
 
-    /// The device is about to go: from now on nothing here has it open.
-    pub(super) fn serves_no_more(&self) {
+    /// Closes the device, because it is about to be released.
+    pub(super) fn close_device(&self) {
         *self.windows.device() = None;
     }
 
     fn notice(&self, offset: DiskOffset, length: usize) {
         if let Some(window) = self.windows.wanted(offset.get(), length as u64) {
             let windows = Arc::clone(&self.windows);
-            // not on a thread that answers the device: the kernel may wait for an answer first
+            // Not on the thread that serves the device: the kernel may wait for a reply of that thread first.
             self.runtime.spawn_blocking(move || windows.ask(window));
         }
     }
@@ -99,12 +99,12 @@ impl ServedDisk for WatchedDisk {
     }
 }
 
-/// The windows of a disk's metadata.
+/// Read counts for the windows of a disk's metadata.
 struct ReadaheadWindows {
     metadata: Range<u64>,
-    /// For each window how often it was read.
+    /// Number of reads, per window.
     reads: Box<[AtomicU32]>,
-    /// Locked while the kernel is being asked, with the device open.
+    /// Locked while the kernel is asked, which uses the open device.
     device: Mutex<Option<Arc<Node>>>,
 }
 
@@ -119,7 +119,7 @@ impl ReadaheadWindows {
         }
     }
 
-    /// Takes note of a read; gives the window that the kernel should read now.
+    /// Counts a read. Returns the window that the kernel should read now.
     fn wanted(&self, offset: u64, length: u64) -> Option<Range<u64>> {
         if !self.metadata.contains(&offset) || length >= READAHEAD_WINDOW / 2 {
             return None;
@@ -133,7 +133,7 @@ impl ReadaheadWindows {
         })
     }
 
-    /// Asks the kernel, unless it is being asked; blocks until its requests are on their way.
+    /// Asks the kernel to read a window, unless another request is in progress. Blocks until the kernel has submitted its reads.
     fn ask(&self, window: Range<u64>) {
         let Ok(device) = self.device.try_lock() else {
             return;
@@ -141,7 +141,7 @@ impl ReadaheadWindows {
         if let Some(device) = &*device
             && let Err(error) = blockdev::will_need(device, &window)
         {
-            // it is none the worse for that
+            // the device works without read-ahead
             tracing::debug!("metadata is not read ahead: {}", error.report());
         }
     }

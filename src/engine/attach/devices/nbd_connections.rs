@@ -1,4 +1,4 @@
-//! Connections of nbd devices: makes them, and replaces those that the kernel has dropped.
+//! Makes the connections of nbd devices, and replaces connections that the kernel has dropped.
 
 use std::{
     collections::HashMap,
@@ -21,26 +21,26 @@ use crate::{
     nbd,
 };
 
-/// Connections of a device.
+/// Connections per device.
 const CONNECTIONS: usize = 2;
-/// When the kernel drops a connection with an unanswered request: it sends requests again only then, so this bounds the stall after a
-/// crash. A fetch that takes longer joins its request again on the next connection.
+/// Time after which the kernel drops a connection with an unanswered request. The kernel sends requests again only then, so this bounds the
+/// stall after a crash. A request whose fetch takes longer is sent again on the next connection, and joins the same fetch.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// How long requests wait for a new connection when all are dead.
+/// Time that requests wait for a new connection when all connections are dead.
 const DEAD: Duration = Duration::from_secs(60);
-/// The largest request.
+/// Maximum request size in KiB.
 pub(super) const MAX_REQUEST_KB: u64 = 1024;
 
-/// How often the watching thread looks whether it is still needed.
+/// Interval in which the watching thread checks whether it is still needed.
 const WATCH_INTERVAL: Duration = Duration::from_secs(5);
-/// How soon it tries again to replace a connection.
+/// Interval for retries of replacing a connection.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The nbd devices of an engine, and the thread that gives a device new connections when the kernel has dropped its old ones.
+/// The nbd devices of an engine. One thread gives a device new connections when the kernel has dropped old ones.
 #[derive(Default)]
 pub(crate) struct NbdLinks {
     by_index: Mutex<HashMap<u32, Weak<NbdLink>>>,
-    /// Whether the thread runs.
+    /// Whether the watching thread runs.
     watching: Mutex<bool>,
 }
 
@@ -54,7 +54,7 @@ pub(crate) struct NbdLink {
 }
 
 impl NbdLinks {
-    /// Makes a device for a disk. `identifier` is what it is known by in the kernel.
+    /// Makes a device for a disk. The kernel stores `identifier` as its backend identifier.
     pub(super) fn connect(
         links: &Arc<Self>,
         disk: &Arc<Disk>,
@@ -84,7 +84,7 @@ impl NbdLinks {
         Ok(link)
     }
 
-    /// Starts the watching thread, once. It ends with the process.
+    /// Starts the watching thread, once per process. It ends with the process.
     fn watch(self: &Arc<Self>) -> Result<()> {
         let mut is_watching = self.watching.lock().unwrap_or_else(PoisonError::into_inner);
         if *is_watching {
@@ -95,14 +95,14 @@ impl NbdLinks {
         let watch = move || {
             let mut left = Vec::new();
             while let Some(links) = links.upgrade() {
-                // what could not be replaced, for want of a descriptor perhaps, is tried again
+                // retry connections that could not be replaced, e.g. without a free descriptor
                 let interval = if left.is_empty() {
                     WATCH_INTERVAL
                 } else {
                     RETRY_INTERVAL
                 };
                 let events = dead.next(Some(interval)).unwrap_or_else(|error| {
-                    tracing::error!("watching nbd's connections: {}", error.report());
+                    tracing::error!("watching the nbd connections: {}", error.report());
                     thread::sleep(RETRY_INTERVAL);
                     Vec::new()
                 });
@@ -115,7 +115,7 @@ impl NbdLinks {
         Ok(())
     }
 
-    /// Replaces the connections of these events, and those that are left from before; gives the devices whose connections could not be.
+    /// Replaces the dead connections of these events and of `left`, the devices that failed before. Returns the devices that failed now.
     fn mend(&self, events: &[LinkEvent], left: &[u32]) -> Vec<u32> {
         let mut dead = left.to_vec();
         let mut failed = Vec::new();
@@ -134,7 +134,7 @@ impl NbdLinks {
                     Ok(()) => {
                         tracing::info!(
                             device = index,
-                            "an nbd connection was dropped and is replaced"
+                            "replaced an nbd connection that the kernel had dropped"
                         );
                         link.check_read_ahead();
                     }
@@ -158,18 +158,18 @@ impl NbdLinks {
 }
 
 impl NbdLink {
-    /// The device.
+    /// The nbd device.
     pub(crate) fn device(&self) -> &NbdDevice {
         &self.device
     }
 
-    /// Offers the kernel as many connections as a device has; it takes what replaces dead ones, and the rest end at once.
+    /// Offers the kernel the full number of connections. The kernel uses those it needs to replace dead ones; the others end at once.
     fn reconnect(&self) -> Result<()> {
         let sockets = connections(&self.watched, &self.runtime)?;
         kernel_nbd::reconfigure(self.device.index(), &sockets, &self.options)
     }
 
-    /// Sets the read-ahead again where something has changed it.
+    /// Sets the read-ahead again if reconnecting has changed it.
     fn check_read_ahead(self: &Arc<Self>) {
         let wanted = kernel_readahead::of(&self.disk);
         if blockdev::read_ahead(&self.device.name()).is_ok_and(|found| found == wanted) {
@@ -177,7 +177,8 @@ impl NbdLink {
         }
         let link = Arc::clone(self);
         let set = move || kernel_readahead::set(&link.device.name(), Some(MAX_REQUEST_KB), wanted);
-        // The kernel first waits for the requests in flight, and these may need another new connection from the thread that calls this.
+        // On a thread of its own: the kernel first waits for the requests in flight, which may need another connection from the calling
+        // thread.
         let started = thread::Builder::new()
             .name("nbd-read-ahead".into())
             .spawn(set);
@@ -187,7 +188,7 @@ impl NbdLink {
     }
 }
 
-/// Socket pairs with a serving thread on our end each; the kernel's ends.
+/// Makes socket pairs and starts a serving thread on our end of each. Returns the kernel's ends.
 fn connections(disk: &Arc<WatchedDisk>, runtime: &Handle) -> Result<Vec<OwnedFd>> {
     (0..CONNECTIONS)
         .map(|_| {

@@ -1,4 +1,4 @@
-//! Types for stacking: the entry at a path of a layer, and its attributes.
+//! Types for planning an overlay: a layer's tree, a node in it, and the attributes of a directory.
 
 use std::io;
 
@@ -7,7 +7,7 @@ use crate::layer::StackingFacts;
 /// A path inside a layer, without a leading `/`; the root is empty.
 pub(super) type LayerPath = Vec<u8>;
 
-/// What stands at a path of one layer.
+/// The node at a path of one layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct LayerNode {
     pub(super) kind: LayerNodeKind,
@@ -15,11 +15,11 @@ pub(crate) struct LayerNode {
     pub(super) attributes: DirectoryAttributes,
 }
 
-/// What it is, as far as stacking tells.
+/// The type of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum LayerNodeKind {
     Directory,
-    /// With its text.
+    /// A symlink with its target.
     Symlink(Vec<u8>),
     Other,
 }
@@ -30,7 +30,7 @@ impl LayerNode {
     }
 }
 
-/// What a directory of the tree on top takes over.
+/// The attributes of a directory that the top tree copies.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct DirectoryAttributes {
     pub(super) mode: u32,
@@ -40,18 +40,18 @@ pub(crate) struct DirectoryAttributes {
     pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
-/// One layer's tree, as far as stacking asks.
+/// The tree of one layer.
 pub(crate) trait LayerTree {
-    /// What stacking has to know of the layer.
+    /// Whiteouts, implied directories and the opaque mark of the layer.
     fn facts(&self) -> &StackingFacts;
-    /// What stands at `path`; no symlink is followed on the way. `None`: nothing.
+    /// The node at `path`, without following symlinks. `None` if there is none.
     fn look(&self, path: &[u8]) -> io::Result<Option<LayerNode>>;
-    /// The text of the symlink at `path`, where it is one; symlinks on the way are followed as the kernel does it, and lead to nothing
-    /// where they leave the layer.
+    /// The target of the symlink at `path`; `None` if it is not a symlink. Symlinks in the parent path are followed as the kernel does it;
+    /// one that leaves the layer leads to `None`.
     fn link_text(&self, path: &[u8]) -> io::Result<Option<Vec<u8>>>;
 }
 
-/// The root, then each directory on the way to `path`, then `path`.
+/// The root, then each parent directory of `path`, then `path`.
 pub(super) fn prefixes(path: &[u8]) -> impl Iterator<Item = &[u8]> {
     let root = (!path.is_empty()).then_some(&path[..0]);
     let between = path

@@ -1,4 +1,4 @@
-//! The layers' trees, merged as overlayfs merges them; resolves the attributes of implied directories.
+//! The layers' trees, merged as overlayfs merges them. Resolves the attributes of implied directories.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -11,18 +11,18 @@ use super::layer_tree::{
     DirectoryAttributes, LayerNode, LayerNodeKind, LayerPath, LayerTree, prefixes,
 };
 
-/// Symlinks that one path may lead through, as in containerd.
+/// Maximum number of symlinks in the resolution of one path, as in containerd.
 const SYMLINK_LIMIT: usize = 255;
-/// Components that are walked because of symlinks, over all paths; a long way counts as several. An image must not
-/// keep the daemon busy with them.
+/// Maximum number of path components to walk because of symlinks, over all paths; a long path counts as several. It limits the work that an
+/// image can cause.
 const STEP_LIMIT: usize = 1 << 20;
-/// Bytes of a path that can be asked for (PATH_MAX without its zero byte).
+/// Maximum length of a path (PATH_MAX without the zero byte).
 const PATH_LIMIT: usize = 4095;
 
-/// The layers merged, looked at by path.
+/// The merged layers.
 pub(crate) struct MergedLayers<'a, T> {
     layers: &'a [T],
-    /// So many of them, from the topmost, are stacked. The others give attributes alone.
+    /// Number of layers that are stacked, counted from the topmost. The others only provide attributes.
     stacked: usize,
     implied: Vec<HashSet<&'a [u8]>>,
     looked: Vec<HashMap<LayerPath, Option<LayerNode>>>,
@@ -45,7 +45,7 @@ impl<'a, T: LayerTree> MergedLayers<'a, T> {
         }
     }
 
-    /// What stands at the path in one layer; no symlink is followed.
+    /// The node at the path in one layer, without following symlinks.
     pub(crate) fn look(&mut self, layer: usize, path: &[u8]) -> io::Result<Option<LayerNode>> {
         if let Some(found) = self.looked[layer].get(path) {
             return Ok(found.clone());
@@ -55,7 +55,7 @@ impl<'a, T: LayerTree> MergedLayers<'a, T> {
         Ok(found)
     }
 
-    /// The layers whose directories make up the merged one at `path`, topmost first; none where the merged tree has no directory.
+    /// The layers whose directories are merged at `path`, topmost first; empty if the overlay has no directory there.
     pub(crate) fn parts(&mut self, path: &[u8]) -> io::Result<Vec<usize>> {
         let mut parts = Vec::new();
         'layers: for layer in 0..self.stacked {
@@ -79,16 +79,16 @@ impl<'a, T: LayerTree> MergedLayers<'a, T> {
         Ok(parts)
     }
 
-    /// The attributes that a directory of a layer comes to. One that the layer names has its own. One that it only implies has those
-    /// of the directory that the nearest lower layer has at its path; where that layer has something else there, or none has anything,
-    /// it is made anew in its parent.
+    /// The attributes of a directory of a layer. A directory that the layer names has its own. An implied directory has those of the
+    /// directory at its path in the nearest lower layer that has anything at that path; if that is not a directory, or no layer has any, it
+    /// is like a new directory in its parent.
     pub(super) fn attributes(
         &mut self,
         layer: usize,
         path: &[u8],
     ) -> io::Result<DirectoryAttributes> {
         let mut parent = None;
-        // parents first: so this calls itself for lower layers only
+        // parents first, so that the recursion goes to lower layers only
         for prefix in prefixes(path) {
             let resolved = self.resolved[layer].get(prefix);
             let attributes = match resolved {
@@ -118,20 +118,20 @@ impl<'a, T: LayerTree> MergedLayers<'a, T> {
         if let Some((lower, resolved)) = self.below(layer, path)? {
             return self.attributes(lower, &resolved);
         }
-        // what is made in a directory with this bit has its group
+        // a new directory in a setgid directory gets the group of its parent
         if let Some(parent) = parent.filter(|parent| parent.mode & Mode::SGID.as_raw_mode() != 0) {
             own.gid = parent.gid;
         }
         Ok(own)
     }
 
-    /// The directory that the nearest of the layers below that has anything at a path has there: the layer, and the path in it.
+    /// The directory at a path in the nearest lower layer that has anything there: the layer, and the resolved path in it.
     fn below(&mut self, layer: usize, path: &[u8]) -> io::Result<Option<(usize, LayerPath)>> {
         for lower in layer + 1..self.layers.len() {
             let Some(resolved) = self.resolve(lower, path)? else {
                 return Ok(None);
             };
-            // the last that is there: what is asked for, or what is in its way
+            // the deepest existing node: the directory itself, or a node that blocks its path
             let mut last = None;
             for prefix in prefixes(&resolved) {
                 let Some(found) = self.look(lower, prefix)? else {
@@ -150,11 +150,11 @@ impl<'a, T: LayerTree> MergedLayers<'a, T> {
         Ok(None)
     }
 
-    /// The path with its symlinks followed within the layer, whose root is theirs too. What is not there is no symlink. `None`: they
-    /// go on for too long.
+    /// Resolves the symlinks of a path within a layer; the root of the layer is `/`. A missing component is not a symlink. `None` if there
+    /// are too many symlinks.
     ///
-    /// As in containerd each pass over the path follows one symlink a component, and `..` takes out the name before it in the text, be
-    /// that a symlink or not there at all.
+    /// As in containerd, each pass over the path follows one symlink per component, and `..` removes the preceding name from the text, even
+    /// if that name is a symlink or does not exist.
     fn resolve(&mut self, layer: usize, path: &[u8]) -> io::Result<Option<LayerPath>> {
         let mut path = path.to_vec();
         let mut followed = 0;
@@ -172,7 +172,7 @@ impl<'a, T: LayerTree> MergedLayers<'a, T> {
                 }
                 let text = match self.look(layer, &way)?.map(|found| found.kind) {
                     Some(LayerNodeKind::Symlink(text)) => Some(text),
-                    // there may be one behind those that this pass has put into the way
+                    // the path may lead through symlinks that this pass has inserted
                     None if followed > before => self.layers[layer].link_text(&way)?,
                     _ => None,
                 };
@@ -196,13 +196,13 @@ impl<'a, T: LayerTree> MergedLayers<'a, T> {
         match self.steps > STEP_LIMIT {
             false => Ok(()),
             true => Err(io::Error::other(format!(
-                "following the symlinks on the way to implied directories takes more than {STEP_LIMIT} steps"
+                "resolving the symlinks in the paths of implied directories takes more than {STEP_LIMIT} steps"
             ))),
         }
     }
 }
 
-/// The two one after the other, without `.`, `..` and empty components. `..` at the root stays there.
+/// Joins two paths without `.`, `..` and empty components. `..` at the root stays at the root.
 fn joined(way: &[u8], more: &[u8]) -> LayerPath {
     let mut components: Vec<&[u8]> = Vec::new();
     let both = [way, more].into_iter();

@@ -18,7 +18,7 @@ use rustix::{
 use super::layer_tree::{DirectoryAttributes, LayerNode, LayerNodeKind, LayerTree};
 use crate::layer::StackingFacts;
 
-/// A layer's tree on its mount.
+/// The tree of a mounted layer.
 pub(in crate::engine) struct MountedLayer<'a> {
     /// The root of the mount.
     pub root: BorrowedFd<'a>,
@@ -27,7 +27,7 @@ pub(in crate::engine) struct MountedLayer<'a> {
 }
 
 impl MountedLayer<'_> {
-    /// What stands at `path` in the layer, as a descriptor that only names it; `None`: nothing, or nothing in the layer.
+    /// Opens the node at `path` with O_PATH; `None` if there is none, or if the path leaves the layer.
     fn open(&self, path: &[u8], resolve: ResolveFlags) -> io::Result<Option<OwnedFd>> {
         let name = if path.is_empty() {
             OsStr::new(".")
@@ -42,7 +42,7 @@ impl MountedLayer<'_> {
             resolve | ResolveFlags::BENEATH,
         ) {
             Ok(fd) => Ok(Some(fd)),
-            // a symlink's text may name what no file system can hold
+            // the target of a symlink can be a name that no file system accepts
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV | Errno::NAMETOOLONG) => {
                 Ok(None)
             }
@@ -103,12 +103,12 @@ impl LayerTree for MountedLayer<'_> {
     }
 }
 
-/// The text of the symlink that a descriptor stands for.
+/// The target of the symlink of an O_PATH descriptor.
 fn text_of(fd: &OwnedFd) -> io::Result<Vec<u8>> {
     Ok(rustix::fs::readlinkat(fd, c"", Vec::new())?.into_bytes())
 }
 
-/// The xattrs of what an O_PATH descriptor stands for, through its name in /proc (fgetxattr refuses such descriptors).
+/// The xattrs of the node of an O_PATH descriptor, read through /proc (fgetxattr refuses such descriptors).
 fn xattrs(fd: &OwnedFd) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
     let path = PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()));
     let mut names = vec![0; 64 * 1024]; // XATTR_LIST_MAX

@@ -1,4 +1,4 @@
-//! Makes the small tree that is stacked on top of the layers.
+//! Makes the top tree: the small directory tree that is stacked on top of the layers.
 
 use std::{
     ffi::OsStr,
@@ -15,14 +15,14 @@ use rustix::fs::{AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
 use super::{StackPlan, layer_tree::DirectoryAttributes};
 use crate::error::{Kind, Result, ResultExt};
 
-/// Makes the tree on top in `folder`, which does not exist yet.
+/// Makes the top tree in `folder`, which does not exist yet.
 pub(in crate::engine) fn make_top(folder: &Path, plan: &StackPlan) -> Result<()> {
     let make = || -> io::Result<()> {
         make_directory(folder)?;
         for path in plan.top.keys().filter(|path| !path.is_empty()) {
             make_directory(&folder.join(OsStr::from_bytes(path)))?;
         }
-        // children first: making an entry changes its parent's time
+        // children first: making an entry changes the time of its parent
         for (path, attributes) in plan.top.iter().rev() {
             attributes.apply(&folder.join(OsStr::from_bytes(path)))?;
         }
@@ -41,7 +41,7 @@ fn make_directory(path: &Path) -> io::Result<()> {
 }
 
 impl DirectoryAttributes {
-    /// Gives them to the directory at `path`.
+    /// Sets these attributes on the directory at `path`.
     pub(in crate::engine) fn apply(&self, path: &Path) -> io::Result<()> {
         let directory = rustix::fs::open(
             path,

@@ -160,7 +160,10 @@ fn a_single_manifest_becomes_an_index_of_it_and_its_soci_index() {
     }
     let other = ["convert", &from, &to, "--platform", "linux/amd64"];
     let error = host.fail(&other, 3);
-    assert!(error.contains("it has linux/arm64"), "{error}");
+    assert!(
+        error.contains("available platforms: linux/arm64"),
+        "{error}"
+    );
 }
 
 /// convert: "idempotent", "force".
@@ -358,7 +361,7 @@ fn what_lacks_a_part_is_not_pushed_and_has_no_name_there() {
     assert!(error.contains("the image for linux/amd64"), "{error}");
     assert!(registry.tags("lost").is_empty());
 
-    // version 1: a zTOC, or the index, that the local root has lost is made again
+    // version 1: a zTOC, or the index, that the state directory has lost is made again
     for lost in ["ztoc", "index"] {
         let registry = Registry::start();
         registry.add_layout("app", made.path()).unwrap();
@@ -367,7 +370,7 @@ fn what_lacks_a_part_is_not_pushed_and_has_no_name_there() {
         let push = [&["index", "push", &image][..], &options].concat();
         let (part, words) = match lost {
             "ztoc" => (&report["layers"][0]["ztoc"], "sha256:"),
-            _ => (&report["index"], "there is none to push"),
+            _ => (&report["index"], "no index to push"),
         };
         let part: Digest = part.as_str().unwrap().parse().unwrap();
         let blob = host.root().join("content/blobs/sha256").join(part.hex());
