@@ -35,7 +35,7 @@ const ANSWER_TIME: Duration = Duration::from_secs(7);
 /// How often a daemon that works for an answer is asked whether it runs.
 const PULSE: Duration = Duration::from_secs(2);
 
-/// The daemon of a run directory.
+/// The daemon of a runtime directory.
 #[derive(Clone, Debug)]
 pub struct Client {
     run_dir: PathBuf,

@@ -96,8 +96,8 @@ impl Sockets {
 }
 
 impl Server {
-    /// Binds the sockets in the run directory of the engine. The engine holds the lock of the run directory, so an existing socket is
-    /// stale.
+    /// Binds the sockets in the runtime directory of the engine. The engine holds the lock of the runtime directory, so an existing socket
+    /// is stale.
     pub fn bind(engine: Arc<Engine>) -> Result<Arc<Self>> {
         Self::bind_with(engine, true)
     }
@@ -124,7 +124,7 @@ impl Server {
         Arc::clone(&sockets)
     }
 
-    /// Binds the sockets again if they were removed from the run directory: clients must reach the daemon while images are attached.
+    /// Binds the sockets again if they were removed from the runtime directory: clients must reach the daemon while images are attached.
     pub fn mend_sockets(&self) {
         if !self.sockets().are_gone() {
             return;
@@ -132,7 +132,7 @@ impl Server {
         match Sockets::bind(self.engine.run_dir()) {
             Ok(sockets) => {
                 tracing::warn!(
-                    "a socket in the run directory was removed; the sockets are bound again"
+                    "a socket in the runtime directory was removed; the sockets are bound again"
                 );
                 let mut current = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
                 *current = Arc::new(sockets);
@@ -382,7 +382,7 @@ impl Drop for ConnectedClient {
 impl Drop for Server {
     fn drop(&mut self) {
         for (socket, number) in &self.sockets().files {
-            // where the run directory was removed it may be that of another daemon
+            // where the runtime directory was removed it may be that of another daemon
             if inode(socket) != *number {
                 continue;
             }

@@ -24,9 +24,9 @@ use crate::{
     oci::Digest,
 };
 
-/// Maximum time until a new daemon answers, or until a daemon that has locked the run directory listens.
+/// Maximum time until a new daemon answers, or until a daemon that has locked the runtime directory listens.
 const START_TIME: Duration = Duration::from_secs(20);
-/// Maximum time to wait for a daemon with another run directory that has locked the root; it may be shutting down.
+/// Maximum time to wait for a daemon with another runtime directory that has locked the root; it may be shutting down.
 const ROOT_TIME: Duration = Duration::from_secs(3);
 /// Maximum time for the service manager to start the daemon.
 const MANAGER_TIME: Duration = Duration::from_secs(5);
@@ -258,7 +258,7 @@ impl DaemonStart {
         Ok(limit)
     }
 
-    /// Whether a process has locked the run directory.
+    /// Whether a process has locked the runtime directory.
     fn is_run_dir_taken(&self) -> bool {
         let lock = File::open(self.run_dir.join("lock"));
         lock.is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)))

@@ -1,4 +1,4 @@
-//! The engine: state of all attachments of one root and one run directory.
+//! The engine: state of all attachments of one root and one runtime directory.
 
 use std::{
     fs,
@@ -15,7 +15,7 @@ use crate::{
     layer,
 };
 
-/// All attachments of one root and one run directory. Locks make sure that only one process uses the directories.
+/// All attachments of one root and one runtime directory. Locks make sure that only one process uses the directories.
 ///
 /// Every change of an attachment runs in a task of the engine and completes even if its client disconnects or is killed. The devices of an
 /// attachment are released when its mount has ended, whichever process held the mount.
@@ -53,7 +53,7 @@ impl Engine {
         &self.disks
     }
 
-    /// The run directory.
+    /// The runtime directory.
     pub fn run_dir(&self) -> &Path {
         &self.run_dir
     }
@@ -112,7 +112,7 @@ mod tests {
         }));
         go.send(()).unwrap();
         engine.end().await;
-        // a client that comes too late is told why
+        // a later client gets the reason
         let error = engine.mounted("a").unwrap_err();
         assert_eq!(error.kind(), Kind::Unavailable, "{}", error.report());
         assert!(done.load(std::sync::atomic::Ordering::Acquire));

@@ -1,4 +1,4 @@
-//! Opens an engine: locks the root and the run directory, and cleans up after an engine that died.
+//! Opens an engine: locks the root and the runtime directory, and cleans up after an engine that died.
 
 use std::{
     fs,
@@ -19,7 +19,7 @@ use crate::{
 };
 
 impl Engine {
-    /// Opens the root and the run directory (created with mode 0700 if missing), and removes unused leftovers of an engine that died.
+    /// Opens the root and the runtime directory (created with mode 0700 if missing), and removes unused leftovers of an engine that died.
     pub async fn open(root: &Path, run_dir: &Path) -> Result<Arc<Self>> {
         Self::open_with(root, run_dir, layer::Options::default()).await
     }

@@ -2,8 +2,8 @@
 //! `attachments/<id>` in the root, with its record and its own directory trees.
 //!
 //! A record is written before the mount is made and removed after the last device is released, so every mount has a record. It is stored
-//! beside the trees, in the root: files written with `--rw` must be found even when the run directory, which is usually in memory, is gone.
-//! Devices and mounts do not survive a reboot, so a record has the ID of its boot.
+//! beside the trees, in the root: files written with `--rw` must be found even when the runtime directory, which is usually in memory, is
+//! gone. Devices and mounts do not survive a reboot, so a record has the ID of its boot.
 
 use std::{
     fs,
@@ -27,7 +27,7 @@ const RECORD: &str = "record.json";
 #[derive(Clone, Debug)]
 pub struct AttachmentRecords {
     folder: PathBuf,
-    /// The run directory of the attachments that are written here.
+    /// The runtime directory of the attachments that are written here.
     run_dir: PathBuf,
     boot_id: String,
 }
@@ -36,7 +36,7 @@ pub struct AttachmentRecords {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct AttachmentRecord {
     boot_id: String,
-    /// Run directory of its daemon.
+    /// Runtime directory of its daemon.
     run_dir: PathBuf,
     /// Device number of the overlay, once the overlay exists.
     pub(super) mount_device: Option<(u32, u32)>,
@@ -52,7 +52,7 @@ pub(crate) struct AttachmentFolder {
 }
 
 impl AttachmentRecords {
-    /// The records of a root, for a run directory. Creates nothing. Both paths are absolute.
+    /// The records of a root, for a runtime directory. Creates nothing. Both paths are absolute.
     pub fn open(root: &Path, run_dir: &Path) -> Result<Self> {
         Ok(Self {
             folder: root.join("attachments"),
@@ -116,7 +116,7 @@ impl AttachmentRecords {
         }
     }
 
-    /// The attachments of this boot and run directory, sorted by ID.
+    /// The attachments of this boot and runtime directory, sorted by ID.
     pub fn all(&self) -> Result<Vec<Attachment>> {
         let records = self.entries()?.into_iter().filter_map(|entry| entry.record);
         Ok(records
@@ -133,7 +133,7 @@ impl AttachmentRecords {
             .and_then(|it| it.record))
     }
 
-    /// All attachment directories of the root, sorted by ID, of any run directory and boot.
+    /// All attachment directories of the root, sorted by ID, of any runtime directory and boot.
     pub(crate) fn entries(&self) -> Result<Vec<AttachmentFolder>> {
         let context = || format!("listing {}", self.folder.display());
         let listed = match fs::read_dir(&self.folder) {
@@ -201,7 +201,7 @@ mod tests {
         let found = first.find("a").unwrap().unwrap();
         assert_eq!(found.mount_device, Some((0, 52)));
         assert!(first.find("b").unwrap().is_none());
-        // of another run directory: not in `all`, but in `entries`
+        // of another runtime directory: not in `all`, but in `entries`
         let second = records(root.path(), "/run/2", "today");
         assert_eq!(second.all().unwrap().len(), 0);
         assert!(second.entries().unwrap()[0].record.is_some());

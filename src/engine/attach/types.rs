@@ -103,7 +103,7 @@ impl AttachedLayer {
 /// An attached image.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Attachment {
-    /// ID, unique in its run directory: 16 hexadecimal digits.
+    /// ID, unique in its runtime directory: 16 hexadecimal digits.
     pub id: String,
     /// The image reference of the request.
     pub reference: Reference,

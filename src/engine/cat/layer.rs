@@ -47,7 +47,7 @@ pub(crate) struct LayerContents {
     pub(super) names: HashMap<Vec<u8>, usize>,
     /// Implied directories.
     pub(super) directories: HashSet<Vec<u8>>,
-    /// Clean names of whiteouts' targets.
+    /// Clean names that whiteouts hide.
     whiteouts: HashSet<Vec<u8>>,
     /// Opaque directories.
     opaque: HashSet<Vec<u8>>,

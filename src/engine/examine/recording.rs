@@ -15,7 +15,7 @@ use crate::{
 
 const PREFIX: &str = "recording.";
 
-/// The directory of a recording's root and run directory, inside a root. It is removed when this is dropped. The directory of a killed
+/// The directory of a recording's root and runtime directory, inside a root. It is removed when this is dropped. The directory of a killed
 /// recording is removed by the next recording or daemon.
 pub struct RecordingFolder {
     folder: TempDir,

@@ -155,7 +155,7 @@ fn where_no_service_manager_answers_the_daemon_is_started_directly() {
     }
 }
 
-/// A process that has the lock of a run directory, until it is killed.
+/// A process that has the lock of a runtime directory, until it is killed.
 fn holding(host: &Host, lock: &str) -> super::lifecycle::Sleeper {
     fs::create_dir_all(host.run_dir()).unwrap();
     let mut command = Command::new("flock");

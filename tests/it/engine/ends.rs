@@ -134,7 +134,7 @@ fn what_was_written_is_removed_after_a_reboot() {
     for _ in 0..2 {
         host.attach(&layout.reference(""), &mountpoint, &["--rw"]);
         fs::write(mountpoint.join("written"), noise(100_000)).unwrap();
-        // daemons, mounts and the run directory do not outlive one
+        // daemons, mounts and the runtime directory do not outlive one
         host.kill_daemon();
         unmount(&mountpoint);
         fs::remove_dir_all(host.run_dir()).unwrap();

@@ -27,7 +27,7 @@ use std::{
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// A root, a run directory and mount points of their own. What is attached is detached, and the daemon ended, when this is dropped.
+/// A root, a runtime directory and mount points of their own. What is attached is detached, and the daemon ended, when this is dropped.
 pub struct Host {
     folder: TempDir,
 }

@@ -1,4 +1,4 @@
-//! What the daemon does when something runs short: descriptors, the size of files, room in the run directory.
+//! What the daemon does when something runs short: descriptors, the size of files, room in the runtime directory.
 
 use std::{
     fs,
@@ -233,7 +233,7 @@ fn a_limit_of_files_sizes_is_an_error_that_says_so() {
     assert_eq!(host.left_over(), [""; 0]);
 }
 
-/// Limits what a run directory holds: a tmpfs of its own, full but for a few bytes.
+/// Limits what a runtime directory holds: a tmpfs of its own, full but for a few bytes.
 fn small_run_dir(host: &Host, limit: &str) {
     fs::create_dir_all(host.run_dir()).unwrap();
     succeeds(

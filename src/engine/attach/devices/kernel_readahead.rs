@@ -7,8 +7,8 @@ use crate::{
     layer::{Disk, Progress},
 };
 
-/// The read-ahead of a lazy device is its mean span size divided by this number. So about one read in 32 crosses into a span that no
-/// program asked for.
+/// The read-ahead of a lazy device is its mean span size divided by this number, so about one read in 32 fetches a span that no program
+/// asked for.
 const SPANS_BY_READ_AHEAD: u64 = 32;
 /// Minimum read-ahead of a lazy device.
 const LEAST_KB: u64 = 32;

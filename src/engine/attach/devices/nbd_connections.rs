@@ -84,7 +84,7 @@ impl NbdLinks {
         Ok(link)
     }
 
-    /// Starts the watching thread, once per process. It ends with the process.
+    /// Starts the watching thread, unless it runs already. The thread ends when `self` is dropped.
     fn watch(self: &Arc<Self>) -> Result<()> {
         let mut is_watching = self.watching.lock().unwrap_or_else(PoisonError::into_inner);
         if *is_watching {
