@@ -7,7 +7,7 @@ use futures_util::future::join_all;
 use tokio::net::TcpListener;
 
 use super::{
-    AccessArgs, Global, absolute,
+    AccessArgs, GlobalArgs, absolute,
     images::making::{MakeArgs, PlatformsArgs, UploadArgs},
     output,
     signals::SignalReceiver,
@@ -101,14 +101,14 @@ enum IndexVersion {
 }
 
 impl BuilderCommand {
-    pub(super) async fn run(self, global: &Global) -> Result<ExitCode> {
+    pub(super) async fn run(self, global: &GlobalArgs) -> Result<ExitCode> {
         open_files::raise();
         let mut ends = SignalReceiver::that_end()?;
         let rules = self.rules()?;
         let secret = self.secret()?;
         let root = absolute(&global.root)?;
-        let folder = match &self.queue {
-            Some(folder) => absolute(folder)?,
+        let directory = match &self.queue {
+            Some(directory) => absolute(directory)?,
             None => root.join("builder"),
         };
         let build = Build {
@@ -121,7 +121,7 @@ impl BuilderCommand {
             min_image_size: self.min_image_size,
             local: LocalIndexes::open(&root)?,
         };
-        let service = Service::new(rules, Queue::open(&folder)?, secret);
+        let service = Service::new(rules, Queue::open(&directory)?, secret);
         let listening = || format!("listening on {}", self.listen);
         let listener = TcpListener::bind(self.listen)
             .await

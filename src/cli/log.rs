@@ -34,7 +34,7 @@ static LOG: Mutex<Option<Log>> = Mutex::new(None);
 struct Log {
     sink: LogSink,
     /// `None` for a process that exits by itself.
-    repeats: Option<Repeats>,
+    repeats: Option<RepeatedLines>,
 }
 
 enum LogSink {
@@ -59,7 +59,7 @@ pub(super) fn start(filter: EnvFilter, file: Option<&Path>, is_lasting: bool) ->
     with_log(|log| {
         *log = Some(Log {
             sink,
-            repeats: is_lasting.then(Repeats::default),
+            repeats: is_lasting.then(RepeatedLines::default),
         });
     });
     tracing_subscriber::fmt()
@@ -155,7 +155,7 @@ impl Write for LogLines {
 }
 
 /// The lines of the last minute.
-struct Repeats(LruCache<String, RepeatedLine>);
+struct RepeatedLines(LruCache<String, RepeatedLine>);
 
 struct RepeatedLine {
     since: Instant,
@@ -167,13 +167,13 @@ struct RepeatedLine {
     held: String,
 }
 
-impl Default for Repeats {
+impl Default for RepeatedLines {
     fn default() -> Self {
         Self(LruCache::new(MAX_LINES))
     }
 }
 
-impl Repeats {
+impl RepeatedLines {
     /// The lines to write for a new line.
     fn line(&mut self, line: &str, now: Instant) -> Vec<String> {
         let text = line.split_once(' ').map_or(line, |(_time, text)| text);
@@ -299,7 +299,7 @@ mod tests {
 
     #[test]
     fn what_is_repeated_is_counted() {
-        let (mut repeats, start) = (Repeats::default(), Instant::now());
+        let (mut repeats, start) = (RepeatedLines::default(), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
         let (a, b) = ("WARN span 1 of layer a: 404", "WARN other");
         assert_eq!(repeats.line(&line(0, a), at(0)), [line(0, a)]);
@@ -323,7 +323,7 @@ mod tests {
 
     #[test]
     fn lines_with_other_numbers_are_written_a_few_times() {
-        let (mut repeats, now) = (Repeats::default(), Instant::now());
+        let (mut repeats, now) = (RepeatedLines::default(), Instant::now());
         let text = |span: u64| line(span % 60, &format!("WARN span {span} of layer a"));
         let written: usize = (0..100)
             .map(|span| repeats.line(&text(span), now).len())
@@ -339,7 +339,7 @@ mod tests {
 
     #[test]
     fn what_was_counted_is_told_when_it_is_said_again_or_forgotten() {
-        let (mut repeats, start) = (Repeats::default(), Instant::now());
+        let (mut repeats, start) = (RepeatedLines::default(), Instant::now());
         for _ in 0..3 {
             repeats.line(&line(0, "WARN a"), start);
         }
@@ -358,14 +358,14 @@ mod tests {
 
     #[test]
     fn the_file_has_an_end() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("daemon.log");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("daemon.log");
         let mut file = BoundedFile::open(path.clone(), 100).unwrap();
         for number in 0..100 {
             file.write(format!("line {number:04}\n").as_bytes())
                 .unwrap();
         }
-        let read = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
+        let read = |name: &str| std::fs::read_to_string(directory.path().join(name)).unwrap();
         assert_eq!(
             (read("daemon.log").len(), read("daemon.log.1").len()),
             (100, 100)
@@ -376,7 +376,7 @@ mod tests {
         let mut file = BoundedFile::open(path, 100).unwrap();
         file.write(b"line 0100\n").unwrap();
         assert_eq!(read("daemon.log"), "line 0100\n");
-        drop(folder);
+        drop(directory);
         for _ in 0..100 {
             file.write(b"line more\n").unwrap();
         }

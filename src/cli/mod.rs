@@ -44,7 +44,7 @@ use crate::{
 )]
 struct Cli {
     #[command(flatten)]
-    global: Global,
+    global: GlobalArgs,
     #[command(subcommand)]
     command: Command,
 }
@@ -82,7 +82,7 @@ const GLOBAL: &str = "Global options";
 
 /// The options of every command.
 #[derive(Args, Clone, Debug)]
-struct Global {
+struct GlobalArgs {
     /// State directory: layer disks and local indexes
     ///
     /// Environment variable: SOCINBD_ROOT
@@ -133,14 +133,14 @@ struct Global {
     version: Option<bool>,
 }
 
-impl Global {
+impl GlobalArgs {
     /// The API and the records are JSON, so paths must be UTF-8.
     fn check(&self) -> Result<()> {
-        for (flag, folder) in [("--root", &self.root), ("--run-dir", &self.run_dir)] {
-            if absolute(folder).is_ok_and(|path| path.to_str().is_none()) {
+        for (flag, directory) in [("--root", &self.root), ("--run-dir", &self.run_dir)] {
+            if absolute(directory).is_ok_and(|path| path.to_str().is_none()) {
                 return Err(Error::new(
                     Kind::InvalidArgument,
-                    format!("{flag} {}: the path must be UTF-8", folder.display()),
+                    format!("{flag} {}: the path must be UTF-8", directory.display()),
                 ));
             }
         }

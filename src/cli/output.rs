@@ -12,12 +12,12 @@ use crate::{
 
 /// Standard output, for content that is written in pieces.
 #[derive(Default)]
-pub(super) struct Pipe {
+pub(super) struct StdoutPipe {
     /// Whether the reader has closed it.
     is_closed: bool,
 }
 
-impl Write for Pipe {
+impl Write for StdoutPipe {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let written = io::stdout().write(bytes);
         self.is_closed |= matches!(&written, Err(error) if error.kind() == ErrorKind::BrokenPipe);
@@ -31,7 +31,7 @@ impl Write for Pipe {
     }
 }
 
-impl Pipe {
+impl StdoutPipe {
     /// The result of writing to it. It is not an error that the reader has closed it.
     pub(super) fn end<T>(self, written: Result<T>) -> Result<()> {
         match self.is_closed {

@@ -26,7 +26,7 @@ pub use attach::{
         DeviceKind, UsedIndex,
     },
 };
-pub use examine::recording::RecordingFolder;
+pub use examine::recording::RecordingDirectory;
 pub use open::{
     disks::Disks,
     image::Image,

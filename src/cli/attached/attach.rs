@@ -19,7 +19,7 @@ use crate::{
         server::Server,
     },
     cli::{
-        Global, INTERRUPTED, ImageArgs, IndexArgs, absolute, output, progress::ProgressBars,
+        GlobalArgs, INTERRUPTED, ImageArgs, IndexArgs, absolute, output, progress::ProgressBars,
         require_root, signals::SignalReceiver,
     },
     engine::{AttachRequest, AttachedImage, Attachment, DeviceChoice, Engine, unmount},
@@ -76,7 +76,7 @@ impl AttachCommand {
         self.foreground
     }
 
-    pub(crate) async fn run(self, global: &Global) -> Result<ExitCode> {
+    pub(crate) async fn run(self, global: &GlobalArgs) -> Result<ExitCode> {
         require_root("attach")?;
         let mountpoint = self
             .mountpoint
@@ -132,7 +132,10 @@ pub(crate) fn request(
 }
 
 /// Asks the daemon to attach an image, and shows the progress. The daemon takes the attachment back unless the caller mounts it.
-pub(super) async fn by_daemon(global: &Global, request: &AttachRequest) -> Result<(Client, Offer)> {
+pub(super) async fn by_daemon(
+    global: &GlobalArgs,
+    request: &AttachRequest,
+) -> Result<(Client, Offer)> {
     let deadline = Instant::now() + SUCCESSION_TIME;
     loop {
         let client = start::daemon(global).await?;
@@ -175,7 +178,7 @@ async fn mount(client: &Client, attachment: &Attachment, mountpoint: PathBuf) ->
 
 /// Holds an attachment in this process, which answers as a daemon does.
 async fn foreground(
-    global: &Global,
+    global: &GlobalArgs,
     request: AttachRequest,
     mountpoint: PathBuf,
 ) -> Result<ExitCode> {
@@ -191,7 +194,7 @@ async fn foreground(
 
 /// Attaches the image in this process, and waits for a signal or an unmount.
 async fn hold(
-    global: &Global,
+    global: &GlobalArgs,
     engine: &Arc<Engine>,
     request: AttachRequest,
     mountpoint: PathBuf,

@@ -6,7 +6,7 @@ use clap::Args;
 
 use crate::{
     api::client::Client,
-    cli::{AccessArgs, Global, absolute, output, progress::ProgressBars},
+    cli::{AccessArgs, GlobalArgs, absolute, output, progress::ProgressBars},
     engine::{
         Disks, Image,
         examine::check::{self, CheckEvent, CheckRequest},
@@ -49,7 +49,7 @@ pub(crate) struct CheckCommand {
 }
 
 impl CheckCommand {
-    pub(crate) async fn run(self, global: &Global) -> Result<ExitCode> {
+    pub(crate) async fn run(self, global: &GlobalArgs) -> Result<ExitCode> {
         let request = CheckRequest {
             layers: self.layers().await?,
         };

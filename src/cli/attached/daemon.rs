@@ -14,7 +14,7 @@ use clap::Args;
 
 use crate::{
     api::server::Server,
-    cli::{Global, absolute, log, require_root, signals::SignalReceiver},
+    cli::{GlobalArgs, absolute, log, require_root, signals::SignalReceiver},
     engine::Engine,
     error::{Kind, Result, ResultExt},
     open_files,
@@ -45,12 +45,12 @@ impl DaemonCommand {
         self.log_file.as_deref()
     }
 
-    pub(crate) async fn run(self, global: &Global) -> Result<ExitCode> {
+    pub(crate) async fn run(self, global: &GlobalArgs) -> Result<ExitCode> {
         require_root("the daemon")?;
         open_files::raise();
         let mut ends = SignalReceiver::that_end_the_daemon()?;
         let engine = Engine::open(&absolute(&global.root)?, &absolute(&global.run_dir)?).await?;
-        let folders = [engine.root(), engine.run_dir()].map(WatchedDirectory::of);
+        let directories = [engine.root(), engine.run_dir()].map(WatchedDirectory::of);
         let server = Server::bind(Arc::clone(&engine))?;
         tracing::info!(root = %engine.root().display(), run_dir = %engine.run_dir().display(), "the daemon is ready");
         log::detach_from_stderr()?;
@@ -58,7 +58,7 @@ impl DaemonCommand {
         let idle_exit = self.idle_exit.map(Duration::from_secs);
         tokio::select! {
             signal = ends.next() => tracing::info!(?signal, "the daemon exits"),
-            why = unwanted(&engine, &server, &folders, idle_exit) => tracing::info!("the daemon exits: {why}"),
+            why = unwanted(&engine, &server, &directories, idle_exit) => tracing::info!("the daemon exits: {why}"),
             ended = answering => match ended.or_kind(Kind::Io, || "answering on the sockets of the daemon".into())? {},
         }
         engine.end().await;
@@ -98,7 +98,7 @@ impl WatchedDirectory {
 async fn unwanted(
     engine: &Arc<Engine>,
     server: &Server,
-    folders: &[WatchedDirectory],
+    directories: &[WatchedDirectory],
     idle_exit: Option<Duration>,
 ) -> String {
     let mut wanted = Instant::now();
@@ -110,8 +110,8 @@ async fn unwanted(
             Some(last) if is_idle => wanted.max(last),
             _ => Instant::now(),
         };
-        if let Some(folder) = folders.iter().find(|folder| folder.is_gone()) {
-            let path = folder.path.display();
+        if let Some(directory) = directories.iter().find(|directory| directory.is_gone()) {
+            let path = directory.path.display();
             if is_idle {
                 return format!("its directory {path} has been removed");
             }

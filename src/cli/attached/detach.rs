@@ -13,7 +13,7 @@ use super::start;
 use crate::{
     api::client::Client,
     blocking::blocking,
-    cli::{Global, absolute, require_root},
+    cli::{GlobalArgs, absolute, require_root},
     engine::{
         Attachment, AttachmentRecords, AttachmentState, AttachmentStatus, Engine, place_of, unmount,
     },
@@ -35,7 +35,7 @@ pub(crate) struct DetachCommand {
 }
 
 impl DetachCommand {
-    pub(crate) async fn run(self, global: &Global) -> Result<ExitCode> {
+    pub(crate) async fn run(self, global: &GlobalArgs) -> Result<ExitCode> {
         require_root("detach")?;
         let mountpoint = place(&absolute(&self.mountpoint)?)?;
         let run_dir = absolute(&global.run_dir)?;
@@ -106,7 +106,10 @@ impl DetachCommand {
 }
 
 /// The attachments: those of the daemon, or, if no daemon answers, the dead ones from the records.
-pub(crate) async fn attached(global: &Global, client: &Client) -> Result<Vec<AttachmentStatus>> {
+pub(crate) async fn attached(
+    global: &GlobalArgs,
+    client: &Client,
+) -> Result<Vec<AttachmentStatus>> {
     if client.daemon().await?.is_some() {
         return client.attachments().await;
     }
@@ -125,7 +128,7 @@ async fn release(client: &Client, attachments: &[Attachment]) -> Result<()> {
 
 /// Like [`release`], if no daemon answers. `Unavailable` while a process holds the devices.
 async fn give_back(
-    global: &Global,
+    global: &GlobalArgs,
     client: &Client,
     run_dir: &Path,
     attachments: &[Attachment],

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use crate::{
-    cli::{Global, output},
+    cli::{GlobalArgs, output},
     error::Result,
     kernel::probe,
 };
@@ -20,7 +20,7 @@ use crate::{
 pub(crate) struct DoctorCommand {}
 
 impl DoctorCommand {
-    pub(crate) async fn run(self, global: &Global) -> Result<ExitCode> {
+    pub(crate) async fn run(self, global: &GlobalArgs) -> Result<ExitCode> {
         let report = probe::probe();
         if global.json {
             output::json(&report)?;

@@ -7,7 +7,7 @@ use clap::Args;
 use super::detach;
 use crate::{
     api::client::Client,
-    cli::{Global, absolute, output},
+    cli::{GlobalArgs, absolute, output},
     error::Result,
 };
 
@@ -19,7 +19,7 @@ use crate::{
 pub(crate) struct ListCommand {}
 
 impl ListCommand {
-    pub(crate) async fn run(self, global: &Global) -> Result<ExitCode> {
+    pub(crate) async fn run(self, global: &GlobalArgs) -> Result<ExitCode> {
         let client = Client::new(&absolute(&global.run_dir)?);
         let attachments = detach::attached(global, &client).await?;
         if global.json {

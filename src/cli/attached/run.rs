@@ -10,7 +10,7 @@ use rustix::process::Signal;
 use super::attach::{self, MountArgs};
 use crate::{
     blocking::blocking,
-    cli::{Global, ImageArgs, IndexArgs, require_root, signals::SignalReceiver},
+    cli::{GlobalArgs, ImageArgs, IndexArgs, require_root, signals::SignalReceiver},
     engine::Attachment,
     error::{Error, Result},
     kernel::{
@@ -59,7 +59,7 @@ pub(crate) struct ProgramArgs {
 }
 
 impl RunCommand {
-    pub(crate) async fn run(self, global: &Global) -> Result<ExitCode> {
+    pub(crate) async fn run(self, global: &GlobalArgs) -> Result<ExitCode> {
         require_root("run")?;
         let request = attach::request(&self.image, &self.index, &self.options, true, None)?;
         let (client, offer) = attach::by_daemon(global, &request).await?;

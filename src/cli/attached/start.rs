@@ -17,7 +17,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::{
     api::client::Client,
-    cli::{BUSY, Global, absolute},
+    cli::{BUSY, GlobalArgs, absolute},
     error::{Error, Kind, Result, ResultExt},
     kernel::session,
     layer::make_private,
@@ -44,7 +44,7 @@ const LOCK_TIME: Duration = Duration::from_secs(60);
 const IDLE_EXIT_SECONDS: &str = "300";
 
 /// Returns a client of the daemon of `--run-dir`, and starts the daemon if none runs.
-pub(crate) async fn daemon(global: &Global) -> Result<Client> {
+pub(crate) async fn daemon(global: &GlobalArgs) -> Result<Client> {
     let (root, run_dir) = (absolute(&global.root)?, absolute(&global.run_dir)?);
     let client = Client::new(&run_dir);
     make_private(&run_dir)?;
@@ -184,8 +184,8 @@ enum StartState {
 impl DaemonStart {
     fn new(root: PathBuf, run_dir: PathBuf, filter: &str) -> Result<Self> {
         let mut arguments: Vec<OsString> = vec!["daemon".into()];
-        for (flag, folder) in [("--root", &root), ("--run-dir", &run_dir)] {
-            arguments.extend([flag.into(), folder.into()]);
+        for (flag, directory) in [("--root", &root), ("--run-dir", &run_dir)] {
+            arguments.extend([flag.into(), directory.into()]);
         }
         let filter = if filter == "warn" { "info" } else { filter };
         arguments.extend(["--log", filter, "--idle-exit", IDLE_EXIT_SECONDS].map(OsString::from));

@@ -7,7 +7,7 @@ use clap::Args;
 use super::detach;
 use crate::{
     api::client::Client,
-    cli::{Global, absolute, output},
+    cli::{GlobalArgs, absolute, output},
     engine::{AttachmentStatus, DiskBasis, Explanation, LayerExplanation, UsedIndex},
     error::{Error, Kind, Result},
     oci::Reference,
@@ -27,7 +27,7 @@ pub(crate) struct WhyCommand {
 }
 
 impl WhyCommand {
-    pub(crate) async fn run(self, global: &Global) -> Result<ExitCode> {
+    pub(crate) async fn run(self, global: &GlobalArgs) -> Result<ExitCode> {
         let run_dir = absolute(&global.run_dir)?;
         let client = Client::new(&run_dir);
         let is_served = client.daemon().await?.is_some();

@@ -3,7 +3,7 @@
 use clap::Args;
 
 use crate::{
-    cli::{AccessArgs, Global, IndexArgs, absolute, output},
+    cli::{AccessArgs, GlobalArgs, IndexArgs, absolute, output},
     engine::open::{
         artifacts::{self, ArtifactKind, IndexArtifact},
         image::Image,
@@ -34,7 +34,7 @@ impl ArtifactArgs {
     /// Finds the artifacts.
     pub(crate) async fn find(
         &self,
-        global: &Global,
+        global: &GlobalArgs,
         kind: ArtifactKind,
     ) -> Result<Vec<IndexArtifact>> {
         let local = LocalIndexes::open(&absolute(&global.root)?)?;
@@ -55,7 +55,7 @@ impl ArtifactArgs {
 }
 
 /// Prints artifacts, each once.
-pub(crate) fn print(global: &Global, tables: &[IndexArtifact], quiet: bool) -> Result<()> {
+pub(crate) fn print(global: &GlobalArgs, tables: &[IndexArtifact], quiet: bool) -> Result<()> {
     if global.json {
         return output::json(&tables);
     }

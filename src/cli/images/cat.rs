@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use crate::{
-    cli::{Global, ImageArgs, IndexArgs, absolute, output},
+    cli::{GlobalArgs, ImageArgs, IndexArgs, absolute, output},
     engine::{
         cat,
         open::{image::Image, local_indexes::LocalIndexes, search},
@@ -32,13 +32,13 @@ pub(crate) struct CatCommand {
 }
 
 impl CatCommand {
-    pub(crate) async fn run(self, global: &Global) -> Result<ExitCode> {
+    pub(crate) async fn run(self, global: &GlobalArgs) -> Result<ExitCode> {
         let source = Source::open(&self.image.image, &self.image.access.access()?).await?;
         let image = Image::resolve(&source, self.image.platform.as_ref()).await?;
         let local = LocalIndexes::open(&absolute(&global.root)?)?;
         let found = search::find(&image, &self.index.choice(), &local).await?;
         let file = cat::open(&image, &found, &self.path).await?;
-        let mut out = output::Pipe::default();
+        let mut out = output::StdoutPipe::default();
         let written = cat::write(file, &mut out).await;
         out.end(written)?;
         Ok(ExitCode::SUCCESS)

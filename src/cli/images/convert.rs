@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::making::{MakeArgs, PlatformsArgs, UploadArgs};
-use crate::cli::{AccessArgs, Global, absolute, output, progress::ProgressBars};
+use crate::cli::{AccessArgs, GlobalArgs, absolute, output, progress::ProgressBars};
 use crate::{
     engine::{
         make::{
@@ -83,7 +83,7 @@ struct TagReport {
 }
 
 impl ConvertCommand {
-    pub(crate) async fn run(self, global: &Global) -> Result<ExitCode> {
+    pub(crate) async fn run(self, global: &GlobalArgs) -> Result<ExitCode> {
         let access = self.access.access()?;
         let options = ConvertOptions {
             create: self.make.options()?,

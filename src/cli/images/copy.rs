@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::making::UploadArgs;
 use crate::{
-    cli::{AccessArgs, Global, output},
+    cli::{AccessArgs, GlobalArgs, output},
     engine::transfer::copy::{self, CopyOptions},
     error::Result,
     oci::Reference,
@@ -39,7 +39,7 @@ pub(crate) struct CopyCommand {
 }
 
 impl CopyCommand {
-    pub(crate) async fn run(self, global: &Global) -> Result<ExitCode> {
+    pub(crate) async fn run(self, global: &GlobalArgs) -> Result<ExitCode> {
         let access = self.access.access()?;
         let source = Source::open(&self.source, &access).await?;
         // if the source does not exist, no layout is left over

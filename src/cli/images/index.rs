@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 
 use super::making::{MakeArgs, PlatformsArgs, UploadArgs};
-use crate::cli::{AccessArgs, Global, absolute, output, progress::ProgressBars};
+use crate::cli::{AccessArgs, GlobalArgs, absolute, output, progress::ProgressBars};
 use crate::{
     engine::{
         make::create,
@@ -177,7 +177,7 @@ pub(crate) struct IndexGcCommand {
 }
 
 impl IndexCommand {
-    pub(crate) async fn run(self, global: &Global) -> Result<ExitCode> {
+    pub(crate) async fn run(self, global: &GlobalArgs) -> Result<ExitCode> {
         match self {
             Self::Create(command) => command.run(global).await,
             Self::Push(command) => command.run(global).await,
@@ -191,7 +191,7 @@ impl IndexCommand {
 }
 
 impl IndexCreateCommand {
-    async fn run(self, global: &Global) -> Result<()> {
+    async fn run(self, global: &GlobalArgs) -> Result<()> {
         let access = self.access.access()?;
         let options = self.make.options()?;
         let source = Source::open(&self.image, &access).await?;
@@ -237,7 +237,7 @@ impl IndexCreateCommand {
 }
 
 impl IndexPushCommand {
-    async fn run(self, global: &Global) -> Result<()> {
+    async fn run(self, global: &GlobalArgs) -> Result<()> {
         let access = self.access.access()?;
         let source = Source::open(&self.image, &access).await?;
         let to = self.destination.as_ref().unwrap_or(&self.image);
@@ -267,7 +267,7 @@ impl IndexPushCommand {
 }
 
 impl IndexListCommand {
-    async fn run(self, global: &Global) -> Result<()> {
+    async fn run(self, global: &GlobalArgs) -> Result<()> {
         if let Some(image) = &self.image {
             return self.of_image(global, image).await;
         }
@@ -285,7 +285,7 @@ impl IndexListCommand {
     }
 
     /// Lists the indexes in the registry or layout of the image.
-    async fn of_image(&self, global: &Global, image: &Reference) -> Result<()> {
+    async fn of_image(&self, global: &GlobalArgs, image: &Reference) -> Result<()> {
         let source = Source::open(image, &self.access.access()?).await?;
         let root = source.root_manifest().await?;
         let platforms = match &self.platform[..] {
@@ -311,7 +311,7 @@ impl IndexListCommand {
         self.print(global, &list)
     }
 
-    fn print(&self, global: &Global, list: &[LocalIndex]) -> Result<()> {
+    fn print(&self, global: &GlobalArgs, list: &[LocalIndex]) -> Result<()> {
         if global.json {
             return output::json(&list);
         }
@@ -341,7 +341,7 @@ impl IndexListCommand {
 }
 
 impl IndexInfoCommand {
-    async fn run(self, global: &Global) -> Result<()> {
+    async fn run(self, global: &GlobalArgs) -> Result<()> {
         let manifest = find(global, &self.digest, self.at.as_ref(), &self.access).await?;
         IndexManifest::parse(&manifest.bytes).or_kind(Kind::InvalidArgument, || {
             let what = what_is(&manifest.bytes, &manifest.media_type);
@@ -355,7 +355,7 @@ impl IndexInfoCommand {
 
 /// Reads a manifest from a repository, a layout, or the state directory.
 async fn find(
-    global: &Global,
+    global: &GlobalArgs,
     digest: &Digest,
     at: Option<&Reference>,
     access: &AccessArgs,
@@ -373,7 +373,7 @@ async fn find(
 }
 
 impl IndexRmCommand {
-    async fn run(self, global: &Global) -> Result<()> {
+    async fn run(self, global: &GlobalArgs) -> Result<()> {
         if let Some(at) = &self.at {
             let to = Destination::open(at, &self.access.access()?).await?;
             for digest in &self.digests {
@@ -429,7 +429,7 @@ impl IndexRmCommand {
 }
 
 impl IndexGcCommand {
-    async fn run(self, global: &Global) -> Result<()> {
+    async fn run(self, global: &GlobalArgs) -> Result<()> {
         let destination = Destination::open(&self.remote, &self.access.access()?).await?;
         let report = gc::collect(&destination, &self.image, self.dry_run).await?;
         match global.json {

@@ -6,7 +6,7 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::{
-    cli::{Global, ImageArgs, IndexArgs, absolute, output},
+    cli::{GlobalArgs, ImageArgs, IndexArgs, absolute, output},
     engine::{
         UsedIndex,
         open::{
@@ -96,7 +96,7 @@ struct TableReport {
 }
 
 impl InspectCommand {
-    pub(crate) async fn run(self, global: &Global) -> Result<ExitCode> {
+    pub(crate) async fn run(self, global: &GlobalArgs) -> Result<ExitCode> {
         let source = Source::open(&self.image.image, &self.image.access.access()?).await?;
         let described = describe::describe(&source).await?;
         if !described.is_image {

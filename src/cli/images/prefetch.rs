@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::artifacts::ArtifactArgs;
 use crate::{
-    cli::{Global, output},
+    cli::{GlobalArgs, output},
     engine::open::artifacts::{ArtifactKind, IndexArtifact},
     error::{Error, Kind, Result, ResultExt},
     oci::Digest,
@@ -58,7 +58,7 @@ struct PrefetchReport {
 }
 
 impl PrefetchCommand {
-    pub(crate) async fn run(self, global: &Global) -> Result<ExitCode> {
+    pub(crate) async fn run(self, global: &GlobalArgs) -> Result<ExitCode> {
         match self {
             Self::List(command) => command.run(global).await,
             Self::Info(command) => command.run(global).await,
@@ -68,14 +68,14 @@ impl PrefetchCommand {
 }
 
 impl PrefetchListCommand {
-    async fn run(self, global: &Global) -> Result<()> {
+    async fn run(self, global: &GlobalArgs) -> Result<()> {
         let tables = self.tables.find(global, ArtifactKind::Prefetch).await?;
         super::artifacts::print(global, &tables, self.quiet)
     }
 }
 
 impl PrefetchInfoCommand {
-    async fn run(self, global: &Global) -> Result<()> {
+    async fn run(self, global: &GlobalArgs) -> Result<()> {
         let tables = self.tables.find(global, ArtifactKind::Prefetch).await?;
         let table = super::artifacts::of_digest(&tables, &self.digest)?;
         let IndexArtifact {

@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::making::UploadArgs;
 use crate::cli::{
-    Global, ImageArgs, IndexArgs, absolute,
+    GlobalArgs, ImageArgs, IndexArgs, absolute,
     attached::{
         attach::{self, MountArgs},
         run::ProgramArgs,
@@ -18,7 +18,7 @@ use crate::cli::{
 };
 use crate::{
     engine::{
-        AttachedImage, Engine, RecordingFolder,
+        AttachedImage, Engine, RecordingDirectory,
         make::{
             convert, create,
             options::{ConvertOptions, CreateOptions},
@@ -67,7 +67,7 @@ pub(crate) struct RecordCommand {
 }
 
 impl RecordCommand {
-    pub(crate) async fn run(self, global: &Global) -> Result<ExitCode> {
+    pub(crate) async fn run(self, global: &GlobalArgs) -> Result<ExitCode> {
         require_root("record")?;
         open_files::raise();
         let root = absolute(&global.root)?;
@@ -127,16 +127,16 @@ impl RecordCommand {
     }
 
     /// Runs the program on empty disks in a directory of their own; returns its status and the recorded reads.
-    async fn record(&self, global: &Global) -> Result<(u8, Vec<layer::Touch>)> {
+    async fn record(&self, global: &GlobalArgs) -> Result<(u8, Vec<layer::Touch>)> {
         // so that a signal does not leave mounts and devices
         let mut ends = SignalReceiver::that_end()?;
-        let folder = RecordingFolder::new(&absolute(&global.root)?)?;
+        let directory = RecordingDirectory::new(&absolute(&global.root)?)?;
         let store = layer::Options {
             record: true,
             never_whole: true,
             ..layer::Options::default()
         };
-        let (root, run_dir) = (folder.path().join("root"), folder.path().join("run"));
+        let (root, run_dir) = (directory.path().join("root"), directory.path().join("run"));
         let engine = Engine::open_with(&root, &run_dir, store).await?;
         let recorded = self.record_on(&engine, global, &mut ends).await;
         engine.end().await;
@@ -146,7 +146,7 @@ impl RecordCommand {
     async fn record_on(
         &self,
         engine: &Arc<Engine>,
-        global: &Global,
+        global: &GlobalArgs,
         ends: &mut SignalReceiver,
     ) -> Result<(u8, Vec<layer::Touch>)> {
         let request = attach::request(&self.image, &self.index, &self.options, true, None)?;

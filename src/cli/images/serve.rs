@@ -13,7 +13,7 @@ use tokio::process::Command;
 use crate::{
     blocking::blocking,
     cli::{
-        Global, INTERRUPTED, ImageArgs, IndexArgs, absolute, output, progress::ProgressBars,
+        GlobalArgs, INTERRUPTED, ImageArgs, IndexArgs, absolute, output, progress::ProgressBars,
         signals::SignalReceiver,
     },
     engine::{Disks, open::opened::OpenedLayer},
@@ -54,7 +54,7 @@ pub(crate) struct ServeCommand {
 }
 
 impl ServeCommand {
-    pub(crate) async fn run(self, global: &Global) -> Result<ExitCode> {
+    pub(crate) async fn run(self, global: &GlobalArgs) -> Result<ExitCode> {
         if let Some(address) = self.listen
             && !address.ip().is_loopback()
             && !self.allow_remote

@@ -11,7 +11,7 @@ use super::artifacts::{self, ArtifactArgs};
 use crate::{
     blocking::blocking,
     cli::{
-        Global,
+        GlobalArgs,
         new_file::{self, NewFile},
         output,
     },
@@ -164,7 +164,7 @@ struct ZtocCreateReport<'a> {
 
 impl ZtocCommand {
     /// Runs the command.
-    pub(crate) async fn run(self, global: &Global) -> Result<ExitCode> {
+    pub(crate) async fn run(self, global: &GlobalArgs) -> Result<ExitCode> {
         let json = global.json;
         let create = match self.command {
             ZtocSubcommand::Create(create) => create,
@@ -178,7 +178,7 @@ impl ZtocCommand {
 }
 
 impl ZtocListCommand {
-    async fn run(self, global: &Global) -> Result<ExitCode> {
+    async fn run(self, global: &GlobalArgs) -> Result<ExitCode> {
         let mut found = self.tables.find(global, ArtifactKind::Ztoc).await?;
         let image = self.image_ref.map(|image| image.to_string());
         found.retain(|table| {
@@ -191,7 +191,7 @@ impl ZtocListCommand {
 }
 
 impl ZtocInfoCommand {
-    async fn run(self, global: &Global) -> Result<ExitCode> {
+    async fn run(self, global: &GlobalArgs) -> Result<ExitCode> {
         let bytes = match self.ztoc.parse::<Digest>() {
             Ok(digest) => {
                 let found = self.tables.find(global, ArtifactKind::Ztoc).await?;
@@ -256,7 +256,7 @@ impl ZtocInfoReport {
 }
 
 impl ZtocGetFileCommand {
-    async fn run(self, global: &Global) -> Result<ExitCode> {
+    async fn run(self, global: &GlobalArgs) -> Result<ExitCode> {
         let found = self.tables.find(global, ArtifactKind::Ztoc).await?;
         let table = artifacts::of_digest(&found, &self.digest)?;
         let IndexArtifact { layer, image, .. } = table;
@@ -273,7 +273,7 @@ impl ZtocGetFileCommand {
         let file = cat::open_in_layer(&source, *layer, table.fetch().await?, &self.file).await?;
         match &self.output {
             None => {
-                let mut out = output::Pipe::default();
+                let mut out = output::StdoutPipe::default();
                 let written = cat::write(file, &mut out).await;
                 out.end(written)?;
             }

@@ -30,7 +30,7 @@ impl Engine {
         run_dir: &Path,
         options: layer::Options,
     ) -> Result<Arc<Self>> {
-        let (root, run_dir) = (folder(root)?, folder(run_dir)?);
+        let (root, run_dir) = (private_directory(root)?, private_directory(run_dir)?);
         let lock_path = run_dir.join("lock");
         let lock = fs::File::options()
             .create(true)
@@ -82,7 +82,7 @@ impl Engine {
 }
 
 /// Creates a directory with mode 0700 if missing. Returns its absolute path without symlinks.
-fn folder(path: &Path) -> Result<PathBuf> {
+fn private_directory(path: &Path) -> Result<PathBuf> {
     layer::make_private(path)?;
     path.canonicalize()
         .or_kind(Kind::Io, || format!("directory {}", path.display()))

@@ -26,7 +26,7 @@ const RECORD: &str = "record.json";
 /// The attachment records of a root.
 #[derive(Clone, Debug)]
 pub struct AttachmentRecords {
-    folder: PathBuf,
+    directory: PathBuf,
     /// The runtime directory of the attachments that are written here.
     run_dir: PathBuf,
     boot_id: String,
@@ -45,7 +45,7 @@ pub(crate) struct AttachmentRecord {
 }
 
 /// The directory of an attachment.
-pub(crate) struct AttachmentFolder {
+pub(crate) struct AttachmentDirectory {
     pub(super) id: String,
     /// `None` if there is no readable record of this boot. Then nothing of the attachment is mounted and it has no devices.
     pub(crate) record: Option<AttachmentRecord>,
@@ -55,15 +55,15 @@ impl AttachmentRecords {
     /// The records of a root, for a runtime directory. Creates nothing. Both paths are absolute.
     pub fn open(root: &Path, run_dir: &Path) -> Result<Self> {
         Ok(Self {
-            folder: root.join("attachments"),
+            directory: root.join("attachments"),
             run_dir: real(run_dir),
             boot_id: kernel::boot_id()?,
         })
     }
 
     /// The directory for the trees of an attachment: the top tree of the stack, and the writable layer.
-    pub(super) fn folder_of(&self, id: &str) -> PathBuf {
-        self.folder.join(id)
+    pub(super) fn directory_of(&self, id: &str) -> PathBuf {
+        self.directory.join(id)
     }
 
     /// Writes a record atomically.
@@ -72,8 +72,8 @@ impl AttachmentRecords {
         attachment: &Attachment,
         mount_device: Option<(u32, u32)>,
     ) -> Result<()> {
-        let folder = self.folder_of(&attachment.id);
-        make_private(&folder)?;
+        let directory = self.directory_of(&attachment.id);
+        make_private(&directory)?;
         let record = AttachmentRecord {
             boot_id: self.boot_id.clone(),
             run_dir: self.run_dir.clone(),
@@ -81,24 +81,24 @@ impl AttachmentRecords {
             attachment: attachment.clone(),
         };
         let write = || -> std::io::Result<()> {
-            let mut file = tempfile::NamedTempFile::new_in(&folder)?;
+            let mut file = tempfile::NamedTempFile::new_in(&directory)?;
             file.write_all(&serde_json::to_vec(&record)?)?;
-            file.persist(folder.join(RECORD))?;
+            file.persist(directory.join(RECORD))?;
             Ok(())
         };
         write().or_kind(Kind::Io, || {
             format!(
                 "writing the record of an attachment in {}",
-                folder.display()
+                directory.display()
             )
         })
     }
 
     /// Removes the trees of an attachment, then its record. Succeeds if they do not exist.
     pub(crate) fn remove(&self, id: &str) -> Result<()> {
-        let folder = self.folder_of(id);
+        let directory = self.directory_of(id);
         let remove = || -> std::io::Result<()> {
-            for entry in fs::read_dir(&folder)? {
+            for entry in fs::read_dir(&directory)? {
                 let entry = entry?;
                 if entry.file_type()?.is_dir() {
                     fs::remove_dir_all(entry.path())?;
@@ -106,11 +106,11 @@ impl AttachmentRecords {
                     fs::remove_file(entry.path())?;
                 }
             }
-            fs::remove_dir_all(&folder)
+            fs::remove_dir_all(&directory)
         };
         match remove() {
             Err(error) if error.kind() != ErrorKind::NotFound => {
-                Err(error).or_kind(Kind::Io, || format!("removing {}", folder.display()))
+                Err(error).or_kind(Kind::Io, || format!("removing {}", directory.display()))
             }
             _ => Ok(()),
         }
@@ -134,9 +134,9 @@ impl AttachmentRecords {
     }
 
     /// All attachment directories of the root, sorted by ID, of any runtime directory and boot.
-    pub(crate) fn entries(&self) -> Result<Vec<AttachmentFolder>> {
-        let context = || format!("listing {}", self.folder.display());
-        let listed = match fs::read_dir(&self.folder) {
+    pub(crate) fn entries(&self) -> Result<Vec<AttachmentDirectory>> {
+        let context = || format!("listing {}", self.directory.display());
+        let listed = match fs::read_dir(&self.directory) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
             listed => listed.or_kind(Kind::Io, context)?,
         };
@@ -144,7 +144,7 @@ impl AttachmentRecords {
         for entry in listed {
             let path = entry.or_kind(Kind::Io, context)?.path();
             if let Some(id) = path.file_name().and_then(|name| name.to_str()) {
-                found.push(AttachmentFolder {
+                found.push(AttachmentDirectory {
                     id: id.to_owned(),
                     record: self.read(&path.join(RECORD)),
                 });
@@ -174,8 +174,10 @@ impl AttachmentRecords {
 }
 
 /// The path without symlinks, if the directory exists.
-fn real(folder: &Path) -> PathBuf {
-    folder.canonicalize().unwrap_or_else(|_| folder.to_owned())
+fn real(directory: &Path) -> PathBuf {
+    directory
+        .canonicalize()
+        .unwrap_or_else(|_| directory.to_owned())
 }
 
 #[cfg(test)]
@@ -185,7 +187,7 @@ mod tests {
 
     fn records(root: &Path, run_dir: &str, boot_id: &str) -> AttachmentRecords {
         AttachmentRecords {
-            folder: root.join("attachments"),
+            directory: root.join("attachments"),
             run_dir: run_dir.into(),
             boot_id: boot_id.into(),
         }
@@ -221,11 +223,11 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let records = records(root.path(), "/run/1", "today");
         for (id, bytes) in [("a", &b"{}"[..]), ("b", b"\0\xff"), ("c", b"")] {
-            fs::create_dir_all(records.folder_of(id)).unwrap();
-            fs::write(records.folder_of(id).join(RECORD), bytes).unwrap();
+            fs::create_dir_all(records.directory_of(id)).unwrap();
+            fs::write(records.directory_of(id).join(RECORD), bytes).unwrap();
         }
-        fs::create_dir_all(records.folder_of("d").join(RECORD)).unwrap();
-        fs::create_dir_all(records.folder_of("e").join("upper")).unwrap();
+        fs::create_dir_all(records.directory_of("d").join(RECORD)).unwrap();
+        fs::create_dir_all(records.directory_of("e").join("upper")).unwrap();
         let entries = records.entries().unwrap();
         assert_eq!(entries.len(), 5);
         for entry in entries {

@@ -102,12 +102,12 @@ mod tests {
     use crate::layer::StackingFacts;
 
     #[derive(Default)]
-    struct Fake {
+    struct FakeLayer {
         facts: StackingFacts,
         nodes: BTreeMap<LayerPath, LayerNode>,
     }
 
-    impl LayerTree for Fake {
+    impl LayerTree for FakeLayer {
         fn facts(&self) -> &StackingFacts {
             &self.facts
         }
@@ -134,8 +134,8 @@ mod tests {
     }
 
     /// `+dir mode`, `~dir` implied, `!dir mode` opaque, `-path` whiteout, `@link text`, `=file`.
-    fn layer(lines: &[&str]) -> Fake {
-        let mut fake = Fake::default();
+    fn layer(lines: &[&str]) -> FakeLayer {
+        let mut fake = FakeLayer::default();
         fake.facts.implied.push(Vec::new());
         fake.nodes
             .insert(Vec::new(), found(LayerNodeKind::Directory, false, 0o755));
@@ -177,7 +177,7 @@ mod tests {
         fake
     }
 
-    fn top(layers: &[Fake]) -> Vec<(String, u32)> {
+    fn top(layers: &[FakeLayer]) -> Vec<(String, u32)> {
         let plan = plan(layers).unwrap();
         plan.top
             .iter()

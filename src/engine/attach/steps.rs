@@ -185,10 +185,10 @@ impl Engine {
                 ),
             ));
         }
-        for (folder, flag) in [(&self.root, "--root"), (&self.run_dir, "--run-dir")] {
-            let place = if mountpoint.starts_with(folder) {
+        for (directory, flag) in [(&self.root, "--root"), (&self.run_dir, "--run-dir")] {
+            let place = if mountpoint.starts_with(directory) {
                 "in"
-            } else if folder.starts_with(mountpoint) {
+            } else if directory.starts_with(mountpoint) {
                 "over"
             } else {
                 continue;
@@ -198,7 +198,7 @@ impl Engine {
                 format!(
                     "mount point {} is {place} the daemon's own directory {} ({flag}); use another mount point",
                     mountpoint.display(),
-                    folder.display()
+                    directory.display()
                 ),
             ));
         }
@@ -212,7 +212,7 @@ impl Engine {
         devices: &[Arc<Device>],
         request: &AttachRequest,
     ) -> Result<OwnedFd> {
-        let folder = self.records.folder_of(id);
+        let directory = self.records.directory_of(id);
         let (source, writable) = (mount_source(id), request.writable);
         let allow_devices = request.allow_devices;
         // A mount causes about twelve sequential reads of the device. Mounting in parallel overlaps their latencies.
@@ -239,20 +239,20 @@ impl Engine {
             })?;
             drop(layers);
             mounts.truncate(plan.layers);
-            make_private(&folder)?;
+            make_private(&directory)?;
             let mut lowers: Vec<Lower> = mounts.into_iter().map(Lower::Mount).collect();
             if !plan.top.is_empty() {
-                stack::make_top(&folder.join("top"), &plan)?;
-                lowers.insert(0, Lower::Directory(folder.join("top")));
+                stack::make_top(&directory.join("top"), &plan)?;
+                lowers.insert(0, Lower::Directory(directory.join("top")));
             }
             if lowers.len() < 2 {
-                make_private(&folder.join("empty"))?;
-                lowers.push(Lower::Directory(folder.join("empty")));
+                make_private(&directory.join("empty"))?;
+                lowers.push(Lower::Directory(directory.join("empty")));
             }
             let upper = if writable {
                 let upper = Upper {
-                    upper: folder.join("upper"),
-                    work: folder.join("work"),
+                    upper: directory.join("upper"),
+                    work: directory.join("work"),
                 };
                 make_private(&upper.upper)?;
                 make_private(&upper.work)?;

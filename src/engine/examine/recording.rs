@@ -17,25 +17,25 @@ const PREFIX: &str = "recording.";
 
 /// The directory of a recording's root and runtime directory, inside a root. It is removed when this is dropped. The directory of a killed
 /// recording is removed by the next recording or daemon.
-pub struct RecordingFolder {
-    folder: TempDir,
+pub struct RecordingDirectory {
+    directory: TempDir,
     /// Lock that shows that the process of the recording is alive.
     _lock: File,
 }
 
-impl RecordingFolder {
+impl RecordingDirectory {
     /// Creates the directory, and the root if it is missing.
     pub fn new(root: &Path) -> Result<Self> {
         make_private(root)?;
         remove_left_over(root)?;
         let make = || -> io::Result<Self> {
             loop {
-                let folder = TempDir::with_prefix_in(PREFIX, root)?;
-                let lock = File::open(folder.path())?;
+                let directory = TempDir::with_prefix_in(PREFIX, root)?;
+                let lock = File::open(directory.path())?;
                 // another process may have removed the directory as a leftover before it was locked
-                if lock.try_lock().is_ok() && folder.path().is_dir() {
+                if lock.try_lock().is_ok() && directory.path().is_dir() {
                     return Ok(Self {
-                        folder,
+                        directory,
                         _lock: lock,
                     });
                 }
@@ -48,7 +48,7 @@ impl RecordingFolder {
 
     /// Path of the directory.
     pub fn path(&self) -> &Path {
-        self.folder.path()
+        self.directory.path()
     }
 }
 
@@ -83,11 +83,11 @@ mod tests {
     fn what_a_killed_recording_left_is_removed() {
         let root = tempfile::tempdir().unwrap();
         let there = || fs::read_dir(root.path()).unwrap().count();
-        let running = RecordingFolder::new(root.path()).unwrap();
+        let running = RecordingDirectory::new(root.path()).unwrap();
         fs::create_dir_all(root.path().join("recording.killed/root/layers")).unwrap();
         fs::create_dir_all(root.path().join("layers")).unwrap();
         assert_eq!(there(), 3);
-        let other = RecordingFolder::new(root.path()).unwrap();
+        let other = RecordingDirectory::new(root.path()).unwrap();
         assert!(running.path().is_dir() && other.path().is_dir());
         assert_eq!(there(), 3, "the killed one is gone");
         drop((running, other));

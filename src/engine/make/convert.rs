@@ -18,7 +18,7 @@ use super::{
     layer_pass::LayerMaker,
     options::{ConvertOptions, OnLayerProgress},
     parts::LayerResult,
-    report::{ConvertReport, ConvertedImage, Voucher},
+    report::{ConvertReport, ConvertedImage, SignatureCoverage},
     reuse::ReusableIndexes,
 };
 use crate::{
@@ -398,7 +398,7 @@ async fn vouchers(
     converted: &[Image],
     copied: &[CopiedManifest],
     warnings: &mut Vec<String>,
-) -> Vec<Voucher> {
+) -> Vec<SignatureCoverage> {
     let unchanged: Vec<Digest> = copied
         .iter()
         .filter(|manifest| !manifest.is_artifact)
@@ -413,7 +413,7 @@ async fn vouchers(
             Ok(list) => found.extend(
                 list.into_iter()
                     .filter(|companion| companion.vouches && seen.insert(companion.digest))
-                    .map(|companion| Voucher {
+                    .map(|companion| SignatureCoverage {
                         covers: unchanged.contains(&companion.subject),
                         companion,
                     }),

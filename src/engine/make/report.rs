@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::options::DEFAULT_MIN_LAYER_SIZE;
 use crate::{
-    engine::transfer::{manifests::BlobCounts, referrers::Companion},
+    engine::transfer::{manifests::BlobCounts, referrers::RelatedArtifact},
     error::{Error, Kind},
     oci::Digest,
 };
@@ -143,7 +143,7 @@ pub struct ConvertReport {
     /// Counts of blobs that were present, mounted and uploaded.
     pub blobs: BlobCounts,
     /// Signatures and attestations of the source.
-    pub vouchers: Vec<Voucher>,
+    pub vouchers: Vec<SignatureCoverage>,
     /// Warnings for the user.
     pub warnings: Vec<String>,
 }
@@ -168,10 +168,10 @@ pub struct ConvertedImage {
 
 /// A signature or attestation of the source, and whether it covers a part of the new image.
 #[derive(Clone, Debug, Serialize)]
-pub struct Voucher {
+pub struct SignatureCoverage {
     /// The signature or attestation.
     #[serde(flatten)]
-    pub companion: Companion,
+    pub companion: RelatedArtifact,
     /// Whether its subject is part of the new image, unchanged.
     pub covers: bool,
 }
@@ -192,7 +192,7 @@ impl fmt::Display for ConvertReport {
             }
         }
         for voucher in &self.vouchers {
-            let Companion {
+            let RelatedArtifact {
                 what,
                 digest,
                 subject,

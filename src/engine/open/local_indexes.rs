@@ -33,7 +33,7 @@ const CREATED: &str = "org.opencontainers.image.created";
 /// The indexes in a root.
 #[derive(Clone, Debug)]
 pub struct LocalIndexes {
-    folder: PathBuf,
+    directory: PathBuf,
 }
 
 /// An index in the root, or of an image.
@@ -108,7 +108,7 @@ impl LocalIndexes {
             ));
         }
         Ok(Self {
-            folder: root.join("content"),
+            directory: root.join("content"),
         })
     }
 
@@ -126,7 +126,7 @@ impl LocalIndexes {
             (PLATFORM.to_owned(), image.platform.to_string()),
             (CREATED.to_owned(), created),
         ]);
-        Layout::open_or_create(&self.folder, 0o700)
+        Layout::open_or_create(&self.directory, 0o700)
             .await?
             .store(artifact)
             .await
@@ -152,7 +152,7 @@ impl LocalIndexes {
     /// The layout as a source. The layout must exist.
     pub async fn source(&self) -> Result<Source> {
         let reference = Reference::Layout {
-            path: self.folder.clone(),
+            path: self.directory.clone(),
             tag: None,
         };
         Source::open(&reference, &Access::default()).await
@@ -198,21 +198,21 @@ impl LocalIndexes {
 
     /// The layout, if it exists.
     async fn layout(&self) -> Result<Option<Layout>> {
-        let marker = self.folder.join("oci-layout");
+        let marker = self.directory.join("oci-layout");
         let exists = tokio::fs::try_exists(&marker)
             .await
             .or_kind(Kind::Io, || marker.display().to_string())?;
         if !exists {
             return Ok(None);
         }
-        Layout::open_folder(&self.folder, None).await.map(Some)
+        Layout::open_folder(&self.directory, None).await.map(Some)
     }
 
     async fn existing(&self, digest: &Digest) -> Result<Layout> {
         self.layout().await?.ok_or_else(|| {
             Error::new(
                 Kind::NotFound,
-                format!("{digest} is not in {}", self.folder.display()),
+                format!("{digest} is not in {}", self.directory.display()),
             )
         })
     }

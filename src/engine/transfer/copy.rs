@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::{
     manifests::{BlobCounts, BlobTally, ManifestCopier},
     naming::TagUpdate,
-    referrers::{self, Companion},
+    referrers::{self, RelatedArtifact},
 };
 use crate::{
     compact::manifest::ARTIFACT_TYPE as COMPACT_TYPE,
@@ -46,9 +46,9 @@ pub struct CopyReport {
     /// Digest at the destination; differs from the source's if entries were left out.
     pub digest: Digest,
     /// Referrers that were copied.
-    pub referrers: Vec<Companion>,
+    pub referrers: Vec<RelatedArtifact>,
     /// Referrers that were not copied.
-    pub left: Vec<Companion>,
+    pub left: Vec<RelatedArtifact>,
     /// Counts of blobs that were present, mounted and uploaded.
     pub blobs: BlobCounts,
     /// Warnings for the user: entries that were left out.
@@ -118,7 +118,7 @@ pub async fn copy(
     })
 }
 
-fn is_wanted(companion: &Companion, options: &CopyOptions) -> bool {
+fn is_wanted(companion: &RelatedArtifact, options: &CopyOptions) -> bool {
     let kind = companion.artifact_type.as_str();
     matches!(kind, V1_TYPE | COMPACT_TYPE)
         || options
@@ -143,7 +143,7 @@ async fn copy_referrer(
     source: &Source,
     destination: &Destination,
     graph: &mut ManifestCopier<'_>,
-    companion: &Companion,
+    companion: &RelatedArtifact,
 ) -> Result<bool> {
     let manifest = source.manifest(&companion.digest).await?;
     if let Some(tag) = &companion.tag {
@@ -188,7 +188,7 @@ async fn copy_referrer(
 impl fmt::Display for CopyReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (list, verb) in [(&self.referrers, "with"), (&self.left, "without")] {
-            for Companion {
+            for RelatedArtifact {
                 what,
                 digest,
                 subject,

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde_json::Value;
 
-use super::referrers::{self, Companion};
+use super::referrers::{self, RelatedArtifact};
 use crate::{
     error::{Kind, Result},
     oci::{
@@ -39,7 +39,7 @@ pub struct Description {
     /// Entries of an index.
     pub entries: Vec<DescribedEntry>,
     /// Referrers of it and of its entries, sorted by artifact type.
-    pub referrers: Vec<Companion>,
+    pub referrers: Vec<RelatedArtifact>,
     /// Warnings for the user, e.g. about a SOCI index that was lost by a copy.
     pub warnings: Vec<String>,
 }

@@ -111,8 +111,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_name_that_was_given_to_something_else_meanwhile_stays() {
-        let folder = tempfile::tempdir().unwrap();
-        let reference = format!("oci:{}:v1", folder.path().display());
+        let directory = tempfile::tempdir().unwrap();
+        let reference = format!("oci:{}:v1", directory.path().display());
         let reference = reference.parse().unwrap();
         let destination = Destination::open(&reference, &Access::default())
             .await

@@ -16,7 +16,7 @@ const COSIGN_SUFFIXES: &[&str] = &["sig", "att", "sbom"];
 
 /// An artifact that refers to a manifest.
 #[derive(Clone, Debug, Serialize)]
-pub struct Companion {
+pub struct RelatedArtifact {
     /// Digest of its manifest.
     pub digest: Digest,
     /// Digest of the manifest that it refers to.
@@ -32,14 +32,14 @@ pub struct Companion {
 }
 
 /// All artifacts that refer to a manifest: its referrers, and those with cosign's tags.
-pub async fn of(source: &Source, subject: &Digest) -> Result<Vec<Companion>> {
-    let mut found: Vec<Companion> = source
+pub async fn of(source: &Source, subject: &Digest) -> Result<Vec<RelatedArtifact>> {
+    let mut found: Vec<RelatedArtifact> = source
         .all_referrers(subject)
         .await?
         .into_iter()
         .map(|referrer| {
             let what = what_is_type(&referrer.artifact_type);
-            Companion {
+            RelatedArtifact {
                 digest: referrer.digest,
                 subject: *subject,
                 vouches: vouches(&what),
@@ -55,7 +55,7 @@ pub async fn of(source: &Source, subject: &Digest) -> Result<Vec<Companion>> {
             continue;
         };
         let what = what_is(&manifest.bytes, &manifest.media_type);
-        found.push(Companion {
+        found.push(RelatedArtifact {
             digest: manifest.digest,
             subject: *subject,
             artifact_type: String::new(),

@@ -14,8 +14,8 @@ use crate::{
 };
 
 /// An OCI layout with an image of one layer, which has one file `f`.
-fn layout(folder: &Path, content: &[u8]) {
-    let blobs = folder.join("blobs/sha256");
+fn layout(directory: &Path, content: &[u8]) {
+    let blobs = directory.join("blobs/sha256");
     fs::create_dir_all(&blobs).unwrap();
     let blob = |media_type: &str, bytes: &[u8]| {
         let digest = Digest::of(bytes);
@@ -37,9 +37,9 @@ fn layout(folder: &Path, content: &[u8]) {
     let manifest = json!({"schemaVersion": 2, "config": config, "layers": [layer]});
     let manifest = blob(&kind("manifest.v1+json"), manifest.to_string().as_bytes());
     let index = json!({"schemaVersion": 2, "manifests": [manifest]});
-    fs::write(folder.join("index.json"), index.to_string()).unwrap();
+    fs::write(directory.join("index.json"), index.to_string()).unwrap();
     fs::write(
-        folder.join("oci-layout"),
+        directory.join("oci-layout"),
         r#"{"imageLayoutVersion":"1.0.0"}"#,
     )
     .unwrap();
@@ -47,9 +47,12 @@ fn layout(folder: &Path, content: &[u8]) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_device_in_use_goes_when_it_is_idle() {
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let content: Vec<u8> = (0..1_000_000_u32).map(|n| (n % 251) as u8).collect();
-    let (image, root) = (folder.path().join("image"), folder.path().join("root"));
+    let (image, root) = (
+        directory.path().join("image"),
+        directory.path().join("root"),
+    );
     layout(&image, &content);
     let disks = Disks::open(&root).unwrap();
     let reference = format!("oci:{}", image.display()).parse().unwrap();

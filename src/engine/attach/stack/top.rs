@@ -15,23 +15,23 @@ use rustix::fs::{AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
 use super::{StackPlan, layer_tree::DirectoryAttributes};
 use crate::error::{Kind, Result, ResultExt};
 
-/// Makes the top tree in `folder`, which does not exist yet.
-pub(in crate::engine) fn make_top(folder: &Path, plan: &StackPlan) -> Result<()> {
+/// Makes the top tree in `directory`, which does not exist yet.
+pub(in crate::engine) fn make_top(directory: &Path, plan: &StackPlan) -> Result<()> {
     let make = || -> io::Result<()> {
-        make_directory(folder)?;
+        make_directory(directory)?;
         for path in plan.top.keys().filter(|path| !path.is_empty()) {
-            make_directory(&folder.join(OsStr::from_bytes(path)))?;
+            make_directory(&directory.join(OsStr::from_bytes(path)))?;
         }
         // children first: making an entry changes the time of its parent
         for (path, attributes) in plan.top.iter().rev() {
-            attributes.apply(&folder.join(OsStr::from_bytes(path)))?;
+            attributes.apply(&directory.join(OsStr::from_bytes(path)))?;
         }
         Ok(())
     };
     make().or_kind(Kind::Io, || {
         format!(
             "making the tree on top of the layers in {}",
-            folder.display()
+            directory.display()
         )
     })
 }
