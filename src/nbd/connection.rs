@@ -1,17 +1,12 @@
 //! One connection, from its first byte to its last, and the reasons why it can end.
 
-use std::{os::unix::net::UnixStream, sync::Arc, time::Duration};
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 
 use super::{
-    error::ConnectionError,
-    export::{Exports, Shared},
-    handshake::{self, Session},
-    stream::Stream,
-    transmission::Transmission,
+    error::ConnectionError, export::Exports, handshake, stream::Stream, transmission::Transmission,
 };
-use crate::layer::ServedDisk;
 
 /// How long a client may take from connecting to the transmission.
 pub(super) const HANDSHAKE_LIMIT: Duration = Duration::from_secs(30);
@@ -38,25 +33,4 @@ pub(super) fn serve(
         Some(session) => Transmission::new(stream, session, exports.shared(), runtime)?.run(),
         None => Ok(()),
     }
-}
-
-/// Serves the kernel's nbd driver on one end of a socket pair: no handshake, simple replies. Blocks until the connection ends; not for a
-/// thread of the async runtime.
-///
-/// The caller gives the driver the size of the export and [`TRANSMISSION_FLAGS`](super::TRANSMISSION_FLAGS).
-pub fn transmission(
-    stream: UnixStream,
-    export: Arc<dyn ServedDisk>,
-    runtime: &Handle,
-) -> Result<(), ConnectionError> {
-    let stream = Stream::from(stream);
-    stream
-        .prepare()
-        .map_err(ConnectionError::io("setting up the socket"))?;
-    let session = Session {
-        export,
-        structured: false,
-        allocation: false,
-    };
-    Transmission::new(&stream, session, &Shared::default(), runtime)?.run()
 }

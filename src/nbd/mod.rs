@@ -5,7 +5,7 @@
 //! request to the async side, whose completion comes back through a queue (`pending`); replies are then out of order.
 //!
 //! - [`serve_connection`]: handshake, then transmission, for clients that connect to a [`Server`];
-//! - [`mod@transmission`]: no handshake, for the kernel's end of a socket pair.
+//! - [`kept`]: no handshake, for the kernel's end of a socket pair; its requests and replies survive the process.
 
 use crate::error::{Error, Kind};
 
@@ -18,6 +18,7 @@ mod error;
 mod export;
 mod handshake;
 mod input;
+pub mod kept;
 mod pending;
 mod reply;
 mod server;
@@ -26,7 +27,7 @@ mod timed;
 mod transmission;
 
 pub use self::{
-    connection::{serve_connection, transmission},
+    connection::serve_connection,
     counters::{Counters, Counts},
     error::ConnectionError,
     export::Exports,
@@ -36,6 +37,9 @@ pub use self::{
 
 /// Bytes of the longest read: the payload that every client may ask for ("Size constraints").
 pub const MAX_PAYLOAD: u32 = 32 << 20;
+
+/// Bytes of one part of a read's reply. A read up to this length is answered whole or with an error, never torn.
+const MAX_PART: u32 = 1 << 20;
 
 /// The transmission flags of every export. `NBD_FLAG_SEND_DF` comes to them where structured replies are agreed on.
 pub const TRANSMISSION_FLAGS: u16 = protocol::NBD_FLAG_HAS_FLAGS

@@ -11,7 +11,6 @@ use std::{
 use rustix::event::{EventfdFlags, eventfd};
 use tokio::{runtime::Handle, task::JoinSet};
 
-use super::protocol::Request;
 use crate::error::{Error, Kind};
 
 /// Requests of one connection that may wait at one time; the kernel's driver has 128 in flight.
@@ -21,18 +20,18 @@ const MAX_REQUESTS: usize = 128;
 const MAX_BYTES: u64 = 64 << 20;
 
 /// The end of a wait.
-pub(super) type Completion = (Request, Result<(), Arc<Error>>);
+pub(super) type Completion<T> = (T, Result<(), Arc<Error>>);
 
 /// The waiting requests of one connection. Dropped, none is waited for any more.
-pub(super) struct Pending {
+pub(super) struct Pending<T> {
     tasks: JoinSet<()>,
     runtime: Handle,
-    ready: Arc<Ready>,
+    ready: Arc<Ready<T>>,
     requests: usize,
     bytes: u64,
 }
 
-impl Pending {
+impl<T: Send + 'static> Pending<T> {
     pub(super) fn new(runtime: &Handle) -> io::Result<Self> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         Ok(Self {
@@ -56,16 +55,17 @@ impl Pending {
         self.requests < MAX_REQUESTS && self.bytes < MAX_BYTES
     }
 
-    /// Lets a request wait for `fetch`.
+    /// Lets a request for so many bytes wait for `fetch`.
     pub(super) fn push(
         &mut self,
-        request: Request,
+        request: T,
+        length: u32,
         fetch: impl Future<Output = Result<(), Arc<Error>>> + Send + 'static,
     ) {
         self.requests += 1;
-        self.bytes += u64::from(request.length.get());
+        self.bytes += u64::from(length);
         let mut ticket = Ticket {
-            request,
+            request: Some((request, length)),
             result: None,
             ready: Arc::clone(&self.ready),
         };
@@ -89,25 +89,29 @@ impl Pending {
     }
 
     /// Takes the completions that are there.
-    pub(super) fn take_ready(&mut self) -> Vec<Completion> {
+    pub(super) fn take_ready(&mut self) -> Vec<Completion<T>> {
         let completions = self.ready.take();
-        for (request, _) in &completions {
-            self.requests -= 1;
-            self.bytes -= u64::from(request.length.get());
-        }
         while self.tasks.try_join_next().is_some() {}
-        completions
+        let ended = completions.into_iter().map(|(request, length, result)| {
+            self.requests -= 1;
+            self.bytes -= u64::from(length);
+            (request, result)
+        });
+        ended.collect()
     }
 }
 
+/// A request, its bytes, and its result.
+type Ended<T> = (T, u32, Result<(), Arc<Error>>);
+
 /// Completions on their way to the connection's thread.
-struct Ready {
-    queue: Mutex<Vec<Completion>>,
+struct Ready<T> {
+    queue: Mutex<Vec<Ended<T>>>,
     wake: OwnedFd,
 }
 
-impl Ready {
-    fn put(&self, completion: Completion) {
+impl<T> Ready<T> {
+    fn put(&self, completion: Ended<T>) {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         queue.push(completion);
         if queue.len() == 1 {
@@ -116,7 +120,7 @@ impl Ready {
         }
     }
 
-    fn take(&self) -> Vec<Completion> {
+    fn take(&self) -> Vec<Ended<T>> {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         // nothing to read where the queue was not empty before: both are under the lock
         let _ = rustix::io::read(&self.wake, &mut [0u8; 8]);
@@ -125,42 +129,36 @@ impl Ready {
 }
 
 /// A request's promise of a completion, kept also where its task is dropped by a runtime that ends or unwinds.
-struct Ticket {
-    request: Request,
+struct Ticket<T> {
+    /// With its bytes; there until it is dropped.
+    request: Option<(T, u32)>,
     result: Option<Result<(), Arc<Error>>>,
-    ready: Arc<Ready>,
+    ready: Arc<Ready<T>>,
 }
 
-impl Ticket {
+impl<T> Ticket<T> {
     fn keep(&mut self, result: Result<(), Arc<Error>>) {
         self.result = Some(result);
     }
 }
 
-impl Drop for Ticket {
+impl<T> Drop for Ticket<T> {
     fn drop(&mut self) {
         let result = self.result.take().unwrap_or_else(|| {
             let why = "the fetch was cancelled: the daemon is shutting down";
             Err(Arc::new(Error::new(Kind::Unavailable, why)))
         });
-        self.ready.put((self.request, result));
+        if let Some((request, length)) = self.request.take() {
+            self.ready.put((request, length, result));
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use zerocopy::FromZeros as _;
-
     use super::*;
 
-    fn request(cookie: u64, length: u32) -> Request {
-        let mut request = Request::new_zeroed();
-        request.cookie = cookie.into();
-        request.length = length.into();
-        request
-    }
-
-    fn wait(pending: &Pending) {
+    fn wait(pending: &Pending<u64>) {
         let mut fds = [rustix::event::PollFd::from_borrowed_fd(
             pending.wake_fd(),
             rustix::event::PollFlags::IN,
@@ -175,9 +173,9 @@ mod tests {
             .build()
             .unwrap();
         let mut pending = Pending::new(runtime.handle()).unwrap();
-        pending.push(request(1, 10), async { Ok(()) });
-        pending.push(request(2, 10), async { panic!("on purpose") });
-        pending.push(request(3, 10), std::future::pending());
+        pending.push(1, 10, async { Ok(()) });
+        pending.push(2, 10, async { panic!("on purpose") });
+        pending.push(3, 10, std::future::pending());
         let mut done = Vec::new();
         while done.len() < 2 {
             wait(&pending);
@@ -188,7 +186,7 @@ mod tests {
             wait(&pending);
             done.extend(pending.take_ready());
         }
-        done.sort_by_key(|(request, _)| request.cookie.get());
+        done.sort_by_key(|(request, _)| *request);
         let ok: Vec<_> = done.iter().map(|(_, result)| result.is_ok()).collect();
         assert_eq!(ok, [true, false, false]);
         assert!(pending.is_empty());
@@ -203,19 +201,13 @@ mod tests {
         let mut pending = Pending::new(runtime.handle()).unwrap();
         for cookie in 0..MAX_REQUESTS as u64 {
             assert!(pending.has_room());
-            pending.push(request(cookie, 1), std::future::pending());
+            pending.push(cookie, 1, std::future::pending());
         }
         assert!(!pending.has_room());
         let mut pending = Pending::new(runtime.handle()).unwrap();
-        pending.push(
-            request(0, super::super::MAX_PAYLOAD),
-            std::future::pending(),
-        );
+        pending.push(0, super::super::MAX_PAYLOAD, std::future::pending());
         assert!(pending.has_room());
-        pending.push(
-            request(1, super::super::MAX_PAYLOAD),
-            std::future::pending(),
-        );
+        pending.push(1, super::super::MAX_PAYLOAD, std::future::pending());
         assert!(!pending.has_room());
     }
 }

@@ -14,7 +14,7 @@ use rustix::{
 use tokio::runtime::Handle;
 
 use super::{
-    MAX_PAYLOAD,
+    MAX_PART, MAX_PAYLOAD,
     content::{Content, Failure, MIN_HOLE, Source, Wait, status},
     counters::Counts,
     errno_of,
@@ -28,9 +28,6 @@ use super::{
     stream::Stream,
 };
 use crate::units::DiskOffset;
-
-/// Bytes of one part of a read's reply. A read up to this length is answered whole or with an error, never torn.
-const MAX_PART: u32 = 1 << 20;
 
 /// Maximum number of extents in one reply to `NBD_CMD_BLOCK_STATUS`; a client asks again from the end of the last one.
 const MAX_EXTENTS: usize = 16 << 10;
@@ -52,7 +49,7 @@ pub(super) struct Transmission<'a> {
     shared: &'a Shared,
     input: Input,
     replies: Replies<'a>,
-    pending: Pending,
+    pending: Pending<Request>,
     /// Reads that wait for the local disk. The kernel has begun with them; this thread waits for one after the other.
     delayed: VecDeque<Request>,
     counts: Counts,
@@ -270,7 +267,7 @@ impl<'a> Transmission<'a> {
         }
         self.counts.waits += 1;
         let fetch = Arc::clone(&self.session.export).make_present(range);
-        self.pending.push(*request, fetch);
+        self.pending.push(*request, length, fetch);
         Ok(())
     }
 

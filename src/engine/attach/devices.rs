@@ -480,8 +480,10 @@ async fn follow(
 
 /// Sets the maximum request size, then the read-ahead: setting the former resets the latter.
 fn set_read_ahead(backing: &DeviceBacking, disk: &Disk) {
-    let largest =
-        matches!(backing, DeviceBacking::Nbd(_)).then_some(nbd_connections::MAX_REQUEST_KB);
+    let largest = match backing {
+        DeviceBacking::Nbd(link) => Some(link.largest_request_kb()),
+        DeviceBacking::Loop(_) | DeviceBacking::Fuse(..) => None,
+    };
     kernel_readahead::set(&backing.name(), largest, kernel_readahead::of(disk));
 }
 

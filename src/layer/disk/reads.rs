@@ -1,6 +1,6 @@
 //! Reads of ranges that are present.
 
-use std::io;
+use std::{io, ops::Range, os::fd::BorrowedFd};
 
 use super::Disk;
 use crate::units::DiskOffset;
@@ -30,6 +30,28 @@ impl Disk {
         read.inspect_err(|error| self.cannot_be_read(offset, error))?;
         self.lay_over(&held, &range, buffer);
         Ok(true)
+    }
+
+    /// Whether a read of a range that is present would have to wait for the local disk. Then the kernel has begun with it.
+    pub fn would_wait(&self, range: &Range<DiskOffset>) -> bool {
+        let length = range.end.get().saturating_sub(range.start.get());
+        self.file.would_wait(range.start.get(), length)
+    }
+
+    /// Moves a range that is present into a pipe, as references to the page cache. False where that cannot be done: for a file system that
+    /// has no splice, and for spans that are in memory only.
+    pub fn splice_present(
+        &self,
+        range: &Range<DiskOffset>,
+        pipe: BorrowedFd<'_>,
+    ) -> io::Result<bool> {
+        if !self.held(range)?.is_empty() {
+            return Ok(false);
+        }
+        let (start, length) = (range.start.get(), range.end.get() - range.start.get());
+        self.notice(range.start, length as usize); // of one request
+        let spliced = self.file.splice(start, length, pipe);
+        spliced.inspect_err(|error| self.cannot_be_read(range.start, error))
     }
 
     /// Tells a read to the recording and to the read-ahead.

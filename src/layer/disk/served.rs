@@ -1,6 +1,6 @@
 //! The interface of a disk for its servers: NBD, and FUSE.
 
-use std::{io, ops::Range, sync::Arc};
+use std::{io, ops::Range, os::fd::BorrowedFd, sync::Arc};
 
 use futures_util::future::BoxFuture;
 
@@ -23,6 +23,17 @@ pub trait ServedDisk: Send + Sync + 'static {
     /// reading may begin with this, so that the waits of several overlap.
     fn try_read_present(&self, offset: DiskOffset, buffer: &mut [u8]) -> io::Result<bool> {
         self.read_present(offset, buffer).map(|()| true)
+    }
+
+    /// Whether a read of a range that is present would have to wait for the local disk. Then the reading has begun.
+    fn would_wait(&self, _range: Range<DiskOffset>) -> bool {
+        false
+    }
+
+    /// Moves a range that is present into a pipe with room for it, as references to the page cache. False where that cannot be done, and
+    /// after an error, the pipe may have a part of it. May block on the local disk. An error as in [`ServedDisk::read_present`].
+    fn splice_present(&self, _range: Range<DiskOffset>, _pipe: BorrowedFd<'_>) -> io::Result<bool> {
+        Ok(false)
     }
 
     /// Makes a range present. Dropped when nobody waits any more.
@@ -50,6 +61,14 @@ impl ServedDisk for Disk {
 
     fn try_read_present(&self, offset: DiskOffset, buffer: &mut [u8]) -> io::Result<bool> {
         Disk::try_read_present(self, offset, buffer)
+    }
+
+    fn would_wait(&self, range: Range<DiskOffset>) -> bool {
+        Disk::would_wait(self, &range)
+    }
+
+    fn splice_present(&self, range: Range<DiskOffset>, pipe: BorrowedFd<'_>) -> io::Result<bool> {
+        Disk::splice_present(self, &range, pipe)
     }
 
     fn make_present(

@@ -9,6 +9,7 @@ use std::{
     fs::File,
     io::{self, IoSliceMut},
     num::NonZeroU64,
+    os::fd::BorrowedFd,
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -18,6 +19,7 @@ use std::{
 use rustix::{
     fs::{Advice, FsWord},
     io::{Errno, ReadWriteFlags},
+    pipe::{SpliceFlags, splice},
 };
 
 /// `RWF_DONTCACHE` of `linux/fs.h`, from Linux 6.14: what is read does not stay in the page cache.
@@ -39,6 +41,8 @@ pub(crate) struct UncachedFile {
     drops_behind: AtomicBool,
     /// Whether the kernel can say that a read would wait.
     knows_waits: AtomicBool,
+    /// Whether the file system can move pages into a pipe.
+    can_splice: AtomicBool,
     /// Whether the file's page cache is all that there is of it.
     is_memory: bool,
     recent: Mutex<Recent>,
@@ -86,6 +90,7 @@ impl UncachedFile {
             file,
             drops_behind: AtomicBool::new(true),
             knows_waits: AtomicBool::new(true),
+            can_splice: AtomicBool::new(true),
             recent: Mutex::default(),
         }
     }
@@ -141,6 +146,61 @@ impl UncachedFile {
         Ok(())
     }
 
+    /// Whether moving a range into a pipe would have to wait for the local disk. Then the kernel has begun to read it.
+    pub(crate) fn would_wait(&self, offset: u64, length: u64) -> bool {
+        if !self.knows_waits.load(Ordering::Relaxed) || !self.can_splice.load(Ordering::Relaxed) {
+            return false;
+        }
+        let byte = &mut [0];
+        let byte = &mut [IoSliceMut::new(byte)];
+        match rustix::io::preadv2(&self.file, byte, offset, ReadWriteFlags::NOWAIT) {
+            Err(Errno::AGAIN) => {
+                // in sequence the kernel reads ahead by itself, and further than this
+                if !self.recent().is_near(offset / WINDOW) {
+                    let advice = Advice::WillNeed;
+                    let _ =
+                        rustix::fs::fadvise(&self.file, offset, NonZeroU64::new(length), advice);
+                }
+                true
+            }
+            Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => {
+                self.knows_waits.store(false, Ordering::Relaxed);
+                false
+            }
+            // splicing shows what is wrong
+            Ok(_) | Err(_) => false,
+        }
+    }
+
+    /// Moves a range into a pipe that has room for it, as references to the page cache, and drops behind what was read a while ago. False
+    /// where the file system cannot; then nothing is in the pipe.
+    pub(crate) fn splice(
+        &self,
+        offset: u64,
+        length: u64,
+        pipe: BorrowedFd<'_>,
+    ) -> io::Result<bool> {
+        if !self.can_splice.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        let mut at = offset;
+        let end = offset + length;
+        while at < end {
+            let (left, flags) = ((end - at) as usize, SpliceFlags::NONBLOCK); // of one request
+            match splice(&self.file, Some(&mut at), pipe, None, left, flags) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) if at == offset => {
+                    self.can_splice.store(false, Ordering::Relaxed);
+                    return Ok(false);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.drop_behind(offset, length, true);
+        Ok(true)
+    }
+
     /// How a read at this place is to be made.
     fn flags(&self, offset: u64) -> ReadWriteFlags {
         let near = || self.recent().is_near(offset / WINDOW);
@@ -183,7 +243,10 @@ impl UncachedFile {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write as _;
+    use std::{
+        io::{Read as _, Write as _},
+        os::fd::AsFd as _,
+    };
 
     use super::*;
 
@@ -221,6 +284,20 @@ mod tests {
             uncached.finish(start as u64, &mut buffer, done).unwrap();
             assert!(buffer == expected);
         }
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        let mut reader = File::from(reader);
+        for start in (0..4_900_000).step_by(345_679) {
+            let _ = uncached.would_wait(start, 40_001);
+            assert!(uncached.splice(start, 40_001, writer.as_fd()).unwrap());
+            let mut buffer = [0; 40_001];
+            reader.read_exact(&mut buffer).unwrap();
+            assert!(buffer[..] == bytes[start as usize..][..40_001]);
+        }
+        let past_the_end = uncached.splice(4_990_000, 40_001, writer.as_fd());
+        assert_eq!(
+            past_the_end.unwrap_err().kind(),
+            io::ErrorKind::UnexpectedEof
+        );
         let past_the_end = uncached.read(4_900_000, &mut buffer).unwrap_err();
         assert_eq!(past_the_end.kind(), io::ErrorKind::UnexpectedEof);
     }

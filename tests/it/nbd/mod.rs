@@ -4,5 +4,7 @@ mod client;
 mod export;
 mod handshake;
 mod hostile;
+mod kept;
+mod kept_in_vm;
 mod peers;
 mod transmission;

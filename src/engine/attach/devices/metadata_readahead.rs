@@ -9,6 +9,7 @@
 use std::{
     io,
     ops::Range,
+    os::fd::BorrowedFd,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, Ordering},
@@ -85,6 +86,19 @@ impl ServedDisk for WatchedDisk {
             self.notice(offset, buffer.len());
         }
         Ok(is_read)
+    }
+
+    fn would_wait(&self, range: Range<DiskOffset>) -> bool {
+        self.disk.would_wait(&range)
+    }
+
+    fn splice_present(&self, range: Range<DiskOffset>, pipe: BorrowedFd<'_>) -> io::Result<bool> {
+        let is_spliced = self.disk.splice_present(&range, pipe)?;
+        if is_spliced {
+            let length = range.end.get().saturating_sub(range.start.get());
+            self.notice(range.start, length as usize); // of one request
+        }
+        Ok(is_spliced)
     }
 
     fn make_present(

@@ -17,8 +17,8 @@ use crate::{
         blockdev, nbd as kernel_nbd,
         nbd::{DeadLinks, LinkEvent, NbdDevice, NbdOptions},
     },
-    layer::Disk,
-    nbd,
+    layer::{Disk, ServedDisk},
+    nbd::kept::KeptConnection,
 };
 
 /// Connections per device.
@@ -28,8 +28,6 @@ const CONNECTIONS: usize = 2;
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Time that requests wait for a new connection when all connections are dead.
 const DEAD: Duration = Duration::from_secs(60);
-/// Maximum request size in KiB.
-pub(super) const MAX_REQUEST_KB: u64 = 1024;
 
 /// Interval in which the watching thread checks whether it is still needed.
 const WATCH_INTERVAL: Duration = Duration::from_secs(5);
@@ -50,6 +48,8 @@ pub(crate) struct NbdLink {
     options: NbdOptions,
     disk: Arc<Disk>,
     watched: Arc<WatchedDisk>,
+    /// Maximum request size in KiB.
+    largest_request_kb: u64,
     runtime: Handle,
 }
 
@@ -63,7 +63,7 @@ impl NbdLinks {
         runtime: Handle,
     ) -> Result<Arc<NbdLink>> {
         links.watch()?;
-        let sockets = connections(watched, &runtime)?;
+        let (sockets, largest_request_kb) = connections(watched, &runtime)?;
         let options = NbdOptions {
             timeout: TIMEOUT,
             dead: DEAD,
@@ -76,6 +76,7 @@ impl NbdLinks {
             options,
             disk: Arc::clone(disk),
             watched: Arc::clone(watched),
+            largest_request_kb,
             runtime,
         });
         let mut by_index = links.links();
@@ -163,9 +164,14 @@ impl NbdLink {
         &self.device
     }
 
+    /// Maximum request size of the device in KiB.
+    pub(super) fn largest_request_kb(&self) -> u64 {
+        self.largest_request_kb
+    }
+
     /// Offers the kernel the full number of connections. The kernel uses those it needs to replace dead ones; the others end at once.
     fn reconnect(&self) -> Result<()> {
-        let sockets = connections(&self.watched, &self.runtime)?;
+        let (sockets, _) = connections(&self.watched, &self.runtime)?;
         kernel_nbd::reconfigure(self.device.index(), &sockets, &self.options)
     }
 
@@ -176,7 +182,10 @@ impl NbdLink {
             return;
         }
         let link = Arc::clone(self);
-        let set = move || kernel_readahead::set(&link.device.name(), Some(MAX_REQUEST_KB), wanted);
+        let set = move || {
+            let largest = Some(link.largest_request_kb);
+            kernel_readahead::set(&link.device.name(), largest, wanted);
+        };
         // On a thread of its own: the kernel first waits for the requests in flight, which may need another connection from the calling
         // thread.
         let started = thread::Builder::new()
@@ -188,20 +197,28 @@ impl NbdLink {
     }
 }
 
-/// Makes socket pairs and starts a serving thread on our end of each. Returns the kernel's ends.
-fn connections(disk: &Arc<WatchedDisk>, runtime: &Handle) -> Result<Vec<OwnedFd>> {
-    (0..CONNECTIONS)
-        .map(|_| {
-            let (kernel, ours) = kernel_nbd::socket_pair()?;
-            let (disk, runtime) = (Arc::clone(disk), runtime.clone());
-            let serve = move || {
-                if let Err(error) = nbd::transmission(ours, disk, &runtime) {
-                    tracing::debug!(%error, "a connection to the kernel ended");
-                }
-            };
-            let started = thread::Builder::new().name("nbd-serve".into()).spawn(serve);
-            started.or_kind(Kind::Io, || "starting a thread that serves a device".into())?;
-            Ok(kernel)
-        })
-        .collect()
+/// Makes connections and starts a serving thread for each. Returns the kernel's ends, and the maximum request size in KiB.
+fn connections(disk: &Arc<WatchedDisk>, runtime: &Handle) -> Result<(Vec<OwnedFd>, u64)> {
+    let mut kernel = Vec::new();
+    let mut largest = u32::MAX;
+    for _ in 0..CONNECTIONS {
+        let (connection, other) = KeptConnection::new()?;
+        largest = largest.min(connection.largest_read());
+        let disk: Arc<dyn ServedDisk> = Arc::<WatchedDisk>::clone(disk);
+        serve(connection, disk, runtime.clone())?;
+        kernel.push(other);
+    }
+    Ok((kernel, u64::from(largest / 1024)))
+}
+
+/// Starts a thread that serves a connection.
+fn serve(mut connection: KeptConnection, disk: Arc<dyn ServedDisk>, runtime: Handle) -> Result<()> {
+    let serve = move || {
+        if let Err(error) = connection.serve(&disk, &runtime) {
+            tracing::debug!(%error, "a connection to the kernel ended");
+        }
+    };
+    let started = thread::Builder::new().name("nbd-serve".into()).spawn(serve);
+    started.or_kind(Kind::Io, || "starting a thread that serves a device".into())?;
+    Ok(())
 }

@@ -1,0 +1,13 @@
+//! Connections to the kernel's driver whose requests and replies survive the process that serves them.
+//!
+//! Three objects make such a connection, and whoever has their descriptors can go on with it: our end of the socket, a journal in shared
+//! memory, and a pipe. Requests are received directly into the journal. Replies go into the pipe first and from there to the socket, so
+//! what a dead process has not sent is still in the pipe. The journal says what the pipe's content is (`journal::Phase`).
+
+mod connection;
+mod control;
+mod journal;
+mod replies;
+mod server;
+
+pub use self::{connection::KeptConnection, control::Control, replies::Step, server::End};
