@@ -110,7 +110,7 @@ impl Store {
             )?;
             return Ok(None);
         }
-        if let Some(why) = disk.refuted() {
+        if let Some(why) = disk.record().refuted() {
             return Err(Error::new(
                 Kind::Corrupt,
                 format!("its table {table} has been shown to lie: {why}"),
@@ -168,7 +168,7 @@ impl Store {
         let mended = mend::from_table(&self.services.new_folder(), &folder, &state, bytes)?;
         let disk = self.reopen(layer, table, mended)?;
         if let Some(disk) = &disk {
-            disk.has_table_again();
+            disk.table_repair().has_table_again();
         }
         Ok(disk)
     }
@@ -190,7 +190,7 @@ impl Store {
                 let open = self.open_now(&(*layer, *table));
                 match open.map_or_else(|| self.open_disk(layer, table, false), Ok) {
                     Ok(disk) => {
-                        disk.note_mended(what);
+                        disk.table_repair().note_mended(what);
                         return Ok(Some(disk));
                     }
                     Err(error) if error.kind() == Kind::Corrupt => error,

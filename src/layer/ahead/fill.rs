@@ -1,7 +1,6 @@
 //! Fetches all of a layer, when [`super::fill_decision`] says so.
 
 use std::{
-    ops::Range,
     sync::{
         Arc, Weak,
         atomic::{AtomicBool, Ordering},
@@ -31,7 +30,12 @@ pub(super) const TIMEOUT: Duration = Duration::from_secs(60);
 pub(crate) fn share_ledger<'a>(disks: impl Iterator<Item = &'a Arc<Disk>>) {
     let lazy = disks.filter(|disk| !disk.is_full());
     let lazy: Vec<(&Whole, u64)> = lazy
-        .map(|disk| (disk.whole(), absent(disk.bitmap(), disk.spans())))
+        .map(|disk| {
+            (
+                disk.ahead().fill(),
+                absent(disk.reader().presence().bitmap(), disk.layout().spans()),
+            )
+        })
         .collect();
     share(&lazy);
 }
@@ -39,7 +43,7 @@ pub(crate) fn share_ledger<'a>(disks: impl Iterator<Item = &'a Arc<Disk>>) {
 /// Fetches all absent spans of a disk, from `first` on and then those before it. Ends early when nobody has the disk any more, or when
 /// a span cannot be had: then the next miss begins anew.
 pub(crate) async fn fetch_all(disk: Arc<Disk>, first: SpanId) {
-    let count = disk.spans().count();
+    let count = disk.layout().spans().count();
     let layer = disk.layer().digest;
     tracing::info!(%layer, "most of the layer is wanted: all of it is fetched");
     // the disk goes when its last user goes
@@ -59,7 +63,7 @@ pub(crate) async fn fetch_all(disk: Arc<Disk>, first: SpanId) {
         if failed.load(Ordering::Relaxed) {
             break;
         }
-        let Some(run) = next_run(&disk, rest.clone()) else {
+        let Some(run) = disk.reader().next_absent(rest.clone(), FETCH_BYTES) else {
             match parts.next() {
                 Some(part) => rest = part,
                 None => break,
@@ -70,10 +74,10 @@ pub(crate) async fn fetch_all(disk: Arc<Disk>, first: SpanId) {
         let failed = Arc::clone(&failed);
         fetches.spawn(async move {
             let deadline = in_flight::deadline(Some(TIMEOUT));
-            for claim in disk.claim(run, FETCH_BYTES, deadline) {
+            for claim in disk.reader().claim_ahead(run, FETCH_BYTES, deadline) {
                 let spans = claim.spans();
                 fetch::fetch(Arc::clone(&disk), claim, None).await;
-                if !spans.map(SpanId).all(|span| disk.has(span)) {
+                if !spans.map(SpanId).all(|span| disk.reader().has(span)) {
                     failed.store(true, Ordering::Relaxed);
                 }
             }
@@ -84,7 +88,9 @@ pub(crate) async fn fetch_all(disk: Arc<Disk>, first: SpanId) {
     while fetches.join_next().await.is_some() {}
     if let Some(disk) = disk.upgrade() {
         // not where it is complete
-        disk.whole().turn(&[Progress::Filling], Progress::Lazy);
+        disk.ahead()
+            .fill()
+            .turn(&[Progress::Filling], Progress::Lazy);
     }
 }
 
@@ -93,18 +99,9 @@ pub(super) async fn background_turn(weak: &Weak<Disk>) -> Option<(Arc<Disk>, Tur
     let disk = weak.upgrade()?;
     let (traffic, side_by_side) = (
         disk.services().traffic().clone(),
-        disk.whole().side_by_side(),
+        disk.ahead().fill().side_by_side(),
     );
     drop(disk); // while it waits its last user may go
     let turn = traffic.turn(side_by_side).await;
     Some((weak.upgrade()?, turn))
-}
-
-/// The first absent spans of `rest`, adjacent ones, for one GET.
-pub(super) fn next_run(disk: &Disk, rest: Range<u32>) -> Option<Range<u32>> {
-    let start = rest.clone().find(|span| !disk.has(SpanId(*span)))?;
-    let more = (start + 1..rest.end).take_while(|span| {
-        !disk.has(SpanId(*span)) && disk.compressed_length(&(start..span + 1)) <= FETCH_BYTES
-    });
-    Some(start..more.last().unwrap_or(start) + 1)
 }

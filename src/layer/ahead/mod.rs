@@ -6,6 +6,7 @@
 //! spans
 //! that an index lists. `background` gives precedence to fetches that readers wait for. `recording` notes which spans are read.
 
+pub(crate) mod ahead_of_readers;
 pub(crate) mod background;
 pub(crate) mod cost;
 pub(crate) mod fill;

@@ -29,7 +29,7 @@ pub(crate) struct OnTheWay {
 
 impl OnTheWay {
     pub(crate) fn new(disk: &Arc<Disk>, bytes: u64) -> Self {
-        let on_the_way = &disk.upcoming().on_the_way;
+        let on_the_way = &disk.ahead().queue().on_the_way;
         on_the_way.fetch_add(bytes, Ordering::Relaxed);
         Self {
             disk: Arc::clone(disk),
@@ -43,9 +43,9 @@ impl OnTheWay {
     }
 
     fn leave(&self, bytes: u64) {
-        let on_the_way = &self.disk.upcoming().on_the_way;
+        let on_the_way = &self.disk.ahead().queue().on_the_way;
         on_the_way.fetch_sub(bytes, Ordering::Relaxed);
-        self.disk.fetch_upcoming();
+        self.disk.fetch_queued();
     }
 }
 

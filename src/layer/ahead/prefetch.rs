@@ -47,13 +47,13 @@ impl Store {
                     let Some((disk, turn)) = fill::background_turn(&disk).await else {
                         break;
                     };
-                    let Some(run) = fill::next_run(&disk, rest.clone()) else {
+                    let Some(run) = disk.reader().next_absent(rest.clone(), FETCH_BYTES) else {
                         break;
                     };
                     rest.start = run.end;
                     fetches.spawn(async move {
                         let deadline = in_flight::deadline(Some(fill::TIMEOUT));
-                        for claim in disk.claim(run, FETCH_BYTES, deadline) {
+                        for claim in disk.reader().claim_ahead(run, FETCH_BYTES, deadline) {
                             fetch::fetch(Arc::clone(&disk), claim, None).await;
                         }
                         drop(turn);
@@ -71,13 +71,14 @@ fn gathered(list: Vec<Listed>) -> Vec<Listed> {
     let mut all = Vec::new();
     let (mut near, mut bytes) = (Vec::new(), 0_u64);
     for mut listed in list {
-        let count = SpanId(listed.disk.spans().count());
+        let count = SpanId(listed.disk.layout().spans().count());
         listed.spans.end = listed.spans.end.min(count);
         if listed.spans.is_empty() {
             continue;
         }
         let size = listed
             .disk
+            .layout()
             .compressed_length(&(listed.spans.start.get()..listed.spans.end.get()));
         bytes = bytes.saturating_add(size);
         if bytes > AT_ONCE {

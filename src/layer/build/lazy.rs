@@ -157,10 +157,12 @@ impl Store {
     /// The disk that is wanted, if there is one that needs no table, with its sources noted. The caller holds the lock of the key.
     fn known(self: &Arc<Self>, wanted: &Wanted) -> Result<Option<Arc<Disk>>> {
         let disk = self.find_for(&wanted.layer, &wanted.table)?;
-        let disk = disk.filter(|disk| !disk.lacks_table());
+        let disk = disk.filter(|disk| !disk.table_repair().lacks_table());
         if let Some(disk) = &disk {
             disk.sources().add(&wanted.source)?;
-            if let (Some(known), Some((_, windows))) = (disk.windows(), &wanted.compact) {
+            if let (Some(known), Some((_, windows))) =
+                (disk.reader().compact_windows(), &wanted.compact)
+            {
                 known.sources().add(windows)?;
             }
             disk.check_when_due();

@@ -5,7 +5,11 @@ use std::{fs::File, ops::Range};
 use rustix::fs::SeekFrom;
 
 use super::Disk;
-use crate::{ext4::BLOCK_SIZE, layer::types::Allocation, units::DiskOffset};
+use crate::{
+    ext4::BLOCK_SIZE,
+    layer::types::Allocation,
+    units::{DiskOffset, SpanId},
+};
 
 impl Disk {
     /// The extents of a range, merged, in whole blocks but for the range's own ends.
@@ -15,19 +19,20 @@ impl Disk {
         let mut position = range.start;
         // the rest of a file's last block is zeroes, which needs no question to the file system: tmpfs walks over pages for an answer
         let mut slack = range.start;
-        for region in self.regions().in_disk(&(range.start..end)) {
+        for region in self.layout().regions().in_disk(&(range.start..end)) {
             let Some(part) = region.clip_disk(&(range.start..end)) else {
                 continue;
             };
             let gap_end = part.disk.start;
             extents.push(slack.min(gap_end), Allocation::Zero);
             stored(self.file(), position.max(slack)..gap_end, &mut extents);
-            for span in self.spans_of(&part.layer) {
-                let bytes = self.spans().uncompressed(span);
+            for span in self.layout().spans().covering(part.layer.clone()) {
+                let span = SpanId(span);
+                let bytes = self.layout().spans().uncompressed(span);
                 let Some(piece) = part.clip_layer(&bytes) else {
                     continue;
                 };
-                let present = self.bitmap().get(span);
+                let present = self.reader.has(span);
                 extents.push(
                     piece.disk.end,
                     if present {

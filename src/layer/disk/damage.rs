@@ -1,15 +1,11 @@
 //! A disk's reaction to damage of its own files.
 
-use std::{
-    io,
-    sync::{Arc, atomic::Ordering},
-};
+use std::{io, sync::Arc};
 
 use super::Disk;
 use crate::{
     blocking::blocking,
     error::{Error, Kind, Result},
-    layer::locked::locked,
     layer::repair::mend::{self, Mended},
     oci::Digest,
     units::{DiskOffset, SpanId},
@@ -18,15 +14,15 @@ use crate::{
 impl Disk {
     /// Makes damaged files of the folder right, from the table that is stored with them. Whether that could be done.
     pub(in crate::layer) fn mend(&self) -> bool {
-        if self.lacks_table() {
+        if self.table_repair.lacks_table() {
             return false;
         }
-        let mended = mend::from_stored_table(&self.services.new_folder(), &self.folder);
-        let path = self.folder.path().display();
+        let mended = mend::from_stored_table(&self.services.new_folder(), self.folder());
+        let path = self.folder().path().display();
         match mended {
             Ok(Mended::Done(_)) => return true,
             Ok(Mended::LacksTable(error)) => {
-                self.lacks_table.store(true, Ordering::Release);
+                self.table_repair.table_is_damaged();
                 tracing::warn!(
                     "{path} cannot be mended before its image is attached again: {}",
                     error.report()
@@ -39,42 +35,24 @@ impl Disk {
         false
     }
 
-    /// Notes what was mended, until somebody asks.
-    pub(in crate::layer) fn note_mended(&self, what: Vec<String>) {
-        locked(&self.mended).extend(what);
-    }
-
-    /// What was mended since somebody asked.
-    pub(in crate::layer) fn take_mended(&self) -> Vec<String> {
-        std::mem::take(&mut locked(&self.mended))
-    }
-
-    /// Whether the stored table is damaged, and wanted from where it came from.
-    pub(in crate::layer) fn lacks_table(&self) -> bool {
-        self.lacks_table.load(Ordering::Acquire)
-    }
-
-    /// The table is right again.
-    pub(in crate::layer) fn has_table_again(&self) {
-        self.lacks_table.store(false, Ordering::Release);
-    }
-
     /// What the local disk has of these spans is not what was written: they are fetched again. Those of `beside` lack only what is kept
     /// for the check of the layer; readers go on to see them.
     pub(in crate::layer) fn lose(&self, spans: &[SpanId], beside: &[SpanId]) -> io::Result<()> {
-        self.proof.want(spans.iter().chain(beside).copied());
+        self.verification
+            .proof()
+            .want(spans.iter().chain(beside).copied());
         if spans.is_empty() {
             return Ok(());
         }
-        self.bitmap.disown(spans)?;
-        self.whole.lost();
+        self.reader.presence().bitmap().disown(spans)?;
+        self.ahead.fill().lost();
         Ok(())
     }
 
     /// Brings the table again, where it is damaged, and mends the folder with it.
     pub(in crate::layer) async fn bring_table(self: &Arc<Self>) -> Result<()> {
-        let _bringing = self.bringing_table.lock().await;
-        if !self.lacks_table() {
+        let _fetching = self.table_repair.lock_fetch().await;
+        if !self.table_repair.lacks_table() {
             return Ok(());
         }
         let hint =
@@ -84,7 +62,7 @@ impl Disk {
             .await
             .map_err(|error| error.context(hint))?
         {
-            Mended::Done(_) => self.has_table_again(),
+            Mended::Done(_) => self.table_repair.has_table_again(),
             Mended::LacksTable(error) | Mended::Hopeless(error) => return Err(error),
         }
         Ok(())
@@ -92,9 +70,10 @@ impl Disk {
 
     /// Mends the folder with a table that is fetched from where the layer is, or the compact index.
     pub(in crate::layer) async fn fetch_table(self: &Arc<Self>) -> Result<Mended> {
-        let state = self.lock_state().clone();
+        let state = self.record.lock_state().clone();
         let size = state.table_size;
-        let sources = self.windows().map_or(self.sources(), |it| it.sources());
+        let windows = self.reader.compact_windows();
+        let sources = windows.map_or(&self.sources, |windows| windows.sources());
         let mut last = Error::new(Kind::Unavailable, "no source is known");
         for place in sources.in_order() {
             let fetched = async {
@@ -124,8 +103,11 @@ impl Disk {
         Err(last)
     }
 
-    /// The local disk does not give what it has: readers hear of it, and so does whoever looks.
+    /// Notes that the local disk could not be read: in the health of the disk. An error of kind `Interrupted` is not of the local disk.
     pub(in crate::layer) fn cannot_be_read(&self, offset: DiskOffset, error: &io::Error) {
+        if error.kind() == io::ErrorKind::Interrupted {
+            return;
+        }
         let context = format!(
             "{} cannot be read at {offset}: {error}",
             self.path().display()

@@ -2,23 +2,23 @@
 
 use std::{
     collections::BTreeSet,
-    sync::{
-        Arc, Mutex, Weak,
-        atomic::{AtomicBool, AtomicU64},
-    },
+    sync::{Arc, Mutex, Weak},
 };
 
-use super::{Disk, Services, read_window};
+use super::{Disk, Services};
 use crate::{
     error::{Error, Kind, Result, ResultExt as _},
     ext4::RegionTable,
     layer::{
-        ahead::{fill_decision::Whole, queue::Upcoming, sequential::ReadAhead},
-        read::{health::Health, windows::Windows},
-        repair::mend,
+        ahead::{ahead_of_readers::Ahead, fill_decision::Whole},
+        read::{health::Health, reader::Reader, span_windows::SpanWindows, windows::Windows},
+        repair::{mend, table_repair::TableRepair},
         sources::places::Sources,
         stored::{
+            disk_layout::DiskLayout,
+            disk_record::DiskRecord,
             folder::{self, Folder},
+            presence::Presence,
             present_spans::Bitmap,
             seal::Damage,
             span_record::SpanRecord,
@@ -28,7 +28,7 @@ use crate::{
         },
         verify::{
             headers::Headers, lies::Refutation, non_file_bytes::Rest, progress::Proof,
-            revoked::Disowned, span,
+            revoked::Disowned, span, verification::Verification,
         },
     },
     units::SpanId,
@@ -72,26 +72,15 @@ impl Disk {
             true => Spans::none(),
             false => Spans::open(folder.open_stored(folder::SPAN_TABLE)?)?,
         };
-        let ztoc = match is_streamed || state.compact.is_some() {
-            true => None,
-            false => Some(folder.open_stored(folder::ZTOC)?),
-        };
-        if let Some(ztoc) = ztoc.as_ref().filter(|_| !is_new && !state.complete) {
-            // before a reader waits for one of its windows
+        let windows = open_windows(services, &folder, &state, &spans)?;
+        if !is_new && !state.complete {
+            // before a reader waits for one of them
             let unread = || format!("cannot read {}", folder.path().join(folder::ZTOC).display());
             for span in (0..spans.count()).map(SpanId) {
-                let window = spans
-                    .read(span)
-                    .and_then(|stored| read_window(ztoc, &stored));
+                let window = spans.read(span).and_then(|stored| windows.of_ztoc(&stored));
                 window.or_kind(Kind::Io, unread)?;
             }
         }
-        let windows = match (state.compact, spans.compression()) {
-            (Some(blob), Compression::Gzip) => {
-                Some(Windows::open(&folder, blob, services.hosts())?)
-            }
-            _ => None,
-        };
         let headers = match is_streamed {
             true => None,
             false => {
@@ -137,51 +126,57 @@ impl Disk {
         let disowned = Disowned::open(&folder, state.spans)?;
         // the machine may have gone down before the bits did; in memory they count whatever becomes of the file
         let _ = bitmap.disown(&disowned.spans());
-        let whole = Whole::of(
+        let fill = Whole::of(
             &bitmap,
             &spans,
             state.verified,
             services.options().never_whole,
         );
+        let reader = Reader::new(
+            Arc::clone(services),
+            DiskLayout::new(regions, spans),
+            UncachedFile::new(file),
+            Presence::new(bitmap),
+            windows,
+        );
+        reader.set_io_timeout(services.options().io_timeout);
+        let sources = Sources::open(&folder, folder::SOURCES, services.hosts());
         let disk = Arc::new_cyclic(|me| Self {
             me: Weak::clone(me),
             services: Arc::clone(services),
-            path,
-            layer: state.layer.clone(),
-            table: state.table,
-            sources: Sources::open(&folder, folder::SOURCES, services.hosts()),
-            folder,
-            file: UncachedFile::new(file),
-            regions,
-            spans,
-            ztoc,
-            windows,
-            headers,
-            proof: Proof::new(rest, bare),
-            disowned,
-            bitmap,
-            flights: Arc::default(),
-            readahead: ReadAhead::default(),
-            upcoming: Upcoming::default(),
-            whole,
+            record: DiskRecord::new(folder, state, facts),
+            reader,
+            ahead: Ahead::new(fill),
+            verification: Verification::new(headers, Proof::new(rest, bare), disowned),
+            table_repair: TableRepair::default(),
+            sources,
             health: Health::default(),
             counters: Mutex::default(),
-            unsynced: Mutex::default(),
-            lacks_table: AtomicBool::new(false),
-            bringing_table: tokio::sync::Mutex::default(),
-            mended: Mutex::default(),
-            io_timeout_ms: AtomicU64::new(u64::MAX),
-            facts: Mutex::new(Some(facts)),
-            state: Mutex::new(state),
         });
-        for span in disk.disowned.spans() {
+        for span in disk.verification.disowned().spans() {
             let refutation = disk.refutation(span).unwrap_or(Refutation::Window); // there is one
             let reason = span::taken_back(&disk, Some(span), refutation);
             disk.health.failed(&[span], &reason);
         }
-        disk.set_io_timeout(services.options().io_timeout);
         Ok(disk)
     }
+}
+
+/// The windows of the spans, where the state says that they are.
+fn open_windows(
+    services: &Services,
+    folder: &Folder,
+    state: &State,
+    spans: &Spans,
+) -> Result<SpanWindows> {
+    Ok(match (state.spans, state.compact, spans.compression()) {
+        (0, ..) => SpanWindows::None,
+        (_, None, _) => SpanWindows::Ztoc(folder.open_stored(folder::ZTOC)?),
+        (_, Some(blob), Compression::Gzip) => {
+            SpanWindows::Compact(Windows::open(folder, blob, services.hosts())?)
+        }
+        (_, Some(_), Compression::Uncompressed) => SpanWindows::None,
+    })
 }
 
 /// The spans that are present. What is lost of the file costs a fetch; of a complete disk it costs the spans' checks.

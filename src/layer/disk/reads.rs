@@ -8,34 +8,26 @@ use crate::units::DiskOffset;
 impl Disk {
     /// Reads a range that is present, without leaving it in the page cache where the kernel can do that.
     pub fn read_present(&self, offset: DiskOffset, buffer: &mut [u8]) -> io::Result<()> {
-        let range = offset..DiskOffset(offset.get().saturating_add(buffer.len() as u64));
-        let held = self.held(&range)?;
         self.notice(offset, buffer.len());
-        let read = self.file.read(offset.get(), buffer);
-        read.inspect_err(|error| self.cannot_be_read(offset, error))?;
-        self.lay_over(&held, &range, buffer);
-        Ok(())
+        let read = self.reader.read(offset, buffer);
+        read.inspect_err(|error| self.cannot_be_read(offset, error))
     }
 
-    /// As [`Self::read_present`], where that need not wait for the local disk. False where it must: then nothing is read, but the
-    /// kernel has begun to, so that the waits of several reads overlap.
+    /// As [`Self::read_present`] if the read need not wait for the local disk. Else false: nothing was read, but the kernel has begun to, so
+    /// that the waits of several reads overlap.
     pub fn try_read_present(&self, offset: DiskOffset, buffer: &mut [u8]) -> io::Result<bool> {
-        let range = offset..DiskOffset(offset.get().saturating_add(buffer.len() as u64));
-        let held = self.held(&range)?;
-        let Some(done) = self.file.try_read(offset.get(), buffer) else {
-            return Ok(false);
-        };
-        self.notice(offset, buffer.len());
-        let read = self.file.finish(offset.get(), buffer, done);
-        read.inspect_err(|error| self.cannot_be_read(offset, error))?;
-        self.lay_over(&held, &range, buffer);
-        Ok(true)
+        let read = self.reader.try_read(offset, buffer);
+        let is_read = read.inspect_err(|error| self.cannot_be_read(offset, error))?;
+        if is_read {
+            self.notice(offset, buffer.len());
+        }
+        Ok(is_read)
     }
 
     /// Whether a read of a range that is present would have to wait for the local disk. Then the kernel has begun with it.
     pub fn would_wait(&self, range: &Range<DiskOffset>) -> bool {
         let length = range.end.get().saturating_sub(range.start.get());
-        self.file.would_wait(range.start.get(), length)
+        self.reader.file().would_wait(range.start.get(), length)
     }
 
     /// Moves a range that is present into a pipe, as references to the page cache. False where that cannot be done: for a file system that
@@ -45,34 +37,21 @@ impl Disk {
         range: &Range<DiskOffset>,
         pipe: BorrowedFd<'_>,
     ) -> io::Result<bool> {
-        if !self.held(range)?.is_empty() {
-            return Ok(false);
-        }
-        let (start, length) = (range.start.get(), range.end.get() - range.start.get());
+        let length = range.end.get().saturating_sub(range.start.get());
         self.notice(range.start, length as usize); // of one request
-        let spliced = self.file.splice(start, length, pipe);
+        let spliced = self.reader.splice(range, pipe);
         spliced.inspect_err(|error| self.cannot_be_read(range.start, error))
     }
 
     /// Tells a read to the recording and to the read-ahead.
     fn notice(&self, offset: DiskOffset, length: usize) {
-        if self.services.recording().is_some() {
-            let end = offset.get().saturating_add(length as u64);
-            self.record(&(offset..DiskOffset(end)));
-        }
-        if !self.bitmap.is_full() {
-            let range = offset..DiskOffset(offset.get().saturating_add(length as u64));
-            if self.readahead.reaches(&range) {
-                // it is not dropped while it is used
-                if let Some(me) = self.me.upgrade() {
-                    me.read_ahead(&range, None);
-                }
+        let range: Range<_> = offset..DiskOffset(offset.get().saturating_add(length as u64));
+        self.note_touch(&range);
+        if !self.is_full() && self.ahead.is_reached(&range) {
+            // it is not dropped while it is used
+            if let Some(me) = self.me.upgrade() {
+                me.read_ahead(&range, None);
             }
         }
-    }
-
-    /// Reads from `disk.ext4`, past the page cache where the kernel can.
-    pub(in crate::layer) fn read_file(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        self.file.read(offset, buffer)
     }
 }

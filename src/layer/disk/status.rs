@@ -7,7 +7,7 @@ impl Disk {
     /// Why the disk is degraded at the moment, if it is.
     pub fn degraded(&self) -> Option<String> {
         let down = || self.sources_down().first().map(ToString::to_string);
-        self.health().degraded().or_else(down)
+        self.health.degraded().or_else(down)
     }
 
     /// All that it is degraded for.
@@ -16,14 +16,14 @@ impl Disk {
             span: None,
             message: down.to_string(),
         });
-        self.health().reasons().into_iter().chain(down).collect()
+        self.health.reasons().into_iter().chain(down).collect()
     }
 
     /// The sources that do not answer, of a disk that needs some.
     pub fn sources_down(&self) -> Vec<SourceDown> {
         match self.is_full() {
             true => Vec::new(),
-            false => self.sources().down(),
+            false => self.sources.down(),
         }
     }
 }

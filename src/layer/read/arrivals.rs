@@ -52,8 +52,18 @@ impl<'a> Arrivals<'a> {
         places: &[Arc<Place>],
         run: Range<u32>,
     ) -> Self {
-        let start = disk.spans().compressed(SpanId(run.start)).start.get();
-        let end = disk.spans().compressed(SpanId(run.end - 1)).end.get(); // a run is not empty
+        let start = disk
+            .layout()
+            .spans()
+            .compressed(SpanId(run.start))
+            .start
+            .get();
+        let end = disk
+            .layout()
+            .spans()
+            .compressed(SpanId(run.end - 1))
+            .end
+            .get(); // a run is not empty
         let room = disk.services().memory(end - start).await;
         let blob = disk.layer().digest;
         race::try_again(disk.services(), places, blob, &(start..end));
@@ -87,7 +97,8 @@ impl<'a> Arrivals<'a> {
         let (first, first_piece) = *self.first.get_or_insert((now, length));
         if self.came == self.asked {
             self.disk
-                .whole()
+                .ahead()
+                .fill()
                 .measured(|cost| cost.came(self.asked, first_piece, self.asked_at, first, now));
         }
     }
@@ -95,7 +106,7 @@ impl<'a> Arrivals<'a> {
     /// The bytes of a span; each is asked for in its turn. May be dropped while it waits, and called again. `None`: no source has them,
     /// and [`Self::failures`] say why.
     pub(crate) async fn next(&mut self, span: u32) -> Option<Arrival> {
-        let range = self.disk.spans().compressed(SpanId(span));
+        let range = self.disk.layout().spans().compressed(SpanId(span));
         let (start, end) = (range.start.get(), range.end.get());
         while self.start + (self.bytes.len() as u64) < end {
             let piece = self.race.next(self.start).await?;
@@ -112,9 +123,13 @@ impl<'a> Arrivals<'a> {
         // inside `whole`: spans follow each other in the blob
         let part = whole.slice((start - self.start) as usize..(end - self.start) as usize);
         let next = match span + 1 {
-            next if next < self.disk.spans().count() => {
-                self.disk.spans().compressed(SpanId(next)).start.get()
-            }
+            next if next < self.disk.layout().spans().count() => self
+                .disk
+                .layout()
+                .spans()
+                .compressed(SpanId(next))
+                .start
+                .get(),
             _ => end,
         };
         let next = next.clamp(start, self.start + whole.len() as u64);

@@ -37,7 +37,7 @@ pub(crate) async fn fetch(disk: Arc<Disk>, claim: Claim, on_the_way: Option<OnTh
             if missing.is_empty() {
                 return;
             }
-            if disk.lacks_table() {
+            if disk.table_repair().lacks_table() {
                 // what the spans are decoded with comes first; without it they are in vain
                 let Err(error) = disk.bring_table().await else {
                     continue;
@@ -98,7 +98,7 @@ async fn fetch_round(
             wrong: Vec::new(),
         };
         for run in runs(missing) {
-            match disk.windows() {
+            match disk.reader().compact_windows() {
                 None => fetch_apart(&mut outcome, run).await,
                 Some(windows) => fetch_in_order(&mut outcome, windows, run).await,
             }
@@ -232,7 +232,12 @@ async fn seek(disk: &Disk, windows: &Windows, span: SpanId) -> Result<Before> {
     if let Some(window) = windows.known(span).or_kind(Kind::Io, local)? {
         return Ok(Before::True(window));
     }
-    let record = disk.spans().read(span).or_kind(Kind::Io, local)?.span;
+    let record = disk
+        .layout()
+        .spans()
+        .read(span)
+        .or_kind(Kind::Io, local)?
+        .span;
     let Some(range) = record.window else {
         return Ok(Before::unknown()); // it refers to nothing
     };
@@ -346,7 +351,7 @@ fn silent(disk: &Disk, spans: &Range<u32>) -> Arc<Error> {
 
 /// The error of a reader whose time is over before its fetch has failed even once.
 pub(super) fn unanswered(disk: &Disk, range: &Range<DiskOffset>) -> Arc<Error> {
-    let missing = disk.missing(range);
+    let missing = disk.reader().missing(range);
     silent(
         disk,
         &missing.map_or(0..0, |span| span.get()..span.get() + 1),

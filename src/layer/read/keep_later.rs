@@ -9,16 +9,43 @@ use super::{
     in_flight::{Effort, Purpose},
     place_span::decode,
 };
-use crate::layer::disk::Disk;
+use crate::{
+    error::Error,
+    layer::{disk::Disk, read::held_spans::HeldSpan, verify::lies::Refutation},
+    units::SpanId,
+};
 
 /// The pause before the first try to keep spans; doubled after each that fails.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LAST_PAUSE: Duration = Duration::from_secs(30);
 
 impl Disk {
-    /// Starts a task that tries until the local disk has all spans, or nobody has the disk.
-    pub(super) fn keep_later(self: &Arc<Self>) {
-        self.services().spawn(keep_again(Arc::downgrade(self)));
+    /// Makes a verified span readable from memory that the local disk did not accept, and tries to keep it later. It is not readable if it
+    /// was revoked meanwhile.
+    pub(super) fn hold(
+        self: &Arc<Self>,
+        span: SpanId,
+        held: HeldSpan,
+        error: Error,
+    ) -> Result<(), Refutation> {
+        let error = Arc::new(error);
+        let mut is_first = false;
+        let appear = || {
+            is_first = self.reader().hold(span, held);
+            self.health().not_kept(Some(&error));
+        };
+        if !self.verification().disowned().unless(span, appear) {
+            return Err(self.refutation(span).unwrap_or(Refutation::Window)); // there is one
+        }
+        if is_first {
+            tracing::warn!(
+                "{}; readers get it from memory, and it is tried again until the local disk takes it",
+                error.report()
+            );
+            // ends when the local disk has all spans, or the disk is closed
+            self.services().spawn(keep_again(Arc::downgrade(self)));
+        }
+        Ok(())
     }
 }
 
@@ -39,15 +66,15 @@ async fn keep_again(disk: Weak<Disk>) {
 
 /// Tries to keep the spans in memory. True when none is left: then the disk is well.
 async fn keep_held(disk: &Arc<Disk>) -> bool {
-    while let Some((span, held)) = disk.next_held() {
-        if !disk.has(span) {
+    while let Some((span, held)) = disk.reader().next_held(|| disk.health().not_kept(None)) {
+        if !disk.reader().has(span) {
             let effort = Effort::new(Purpose::Later, None);
             let (_, placed) = decode(disk, &effort, span, held.compressed, held.joint).await;
-            if placed.is_ok() && !disk.has(span) {
+            if placed.is_ok() && !disk.reader().has(span) {
                 return false; // and is in memory again
             }
         }
-        disk.drop_held(&[span]);
+        disk.reader().drop_held(&[span]);
     }
     true
 }

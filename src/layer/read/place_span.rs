@@ -8,6 +8,7 @@ use super::{
     before::{Before, Joint},
     held_spans::HeldSpan,
     in_flight::Effort,
+    reader::Reader,
     scatter::scatter,
     windows::Windows,
 };
@@ -53,7 +54,8 @@ pub(super) async fn decode(
             let placed = place(&worker, span, &bytes, joint.as_ref(), decoder);
             let took = began.elapsed();
             worker
-                .whole()
+                .ahead()
+                .fill()
                 .measured(|cost| cost.decoded(bytes.len() as u64, took));
             placed
         })
@@ -85,7 +87,7 @@ fn place(
     match place() {
         Err(Refused::Lasting(error)) if Damage::is_in(&error) => match disk.mend() {
             true => place(),
-            false if disk.lacks_table() => Err(Refused::Mismatch(error)),
+            false if disk.table_repair().lacks_table() => Err(Refused::Mismatch(error)),
             false => Err(Refused::Lasting(error)),
         },
         placed => placed,
@@ -108,7 +110,7 @@ fn place_once(
         )
     };
     let local = |error| Refused::Lasting(unkept(error));
-    let stored = disk.spans().read(span).map_err(local)?;
+    let stored = disk.layout().spans().read(span).map_err(local)?;
     let record = &stored.span;
     if joint.is_none() {
         check_digest("bytes have", compressed, record)?;
@@ -120,16 +122,23 @@ fn place_once(
             disk.table()
         );
         let error = Error::with_source(Kind::Corrupt, context, lie);
-        disk.convict(&error);
+        disk.record().convict(&error);
         Refused::Lasting(error)
     };
     if let Some(refutation) = disk.refutation(span) {
         return Err(refused(Lie::Refuted(refutation)));
     }
-    let from_table = disk.window(&stored).map_err(local)?;
+    let from_table = disk.reader().windows().of_ztoc(&stored).map_err(local)?;
     let window = joint.map(|joint| joint.before.bytes());
     let window = window.or(from_table.as_deref());
-    let decoded = Decoded::new(disk, span, record, compressed, window, decoder);
+    let decoded = Decoded::new(
+        disk.layout().spans(),
+        span,
+        record,
+        compressed,
+        window,
+        decoder,
+    );
     let decoded = match joint {
         None => decoded.map_err(refused)?,
         Some(_) => {
@@ -154,8 +163,8 @@ fn place_once(
     let mut lie = decoded.check(disk, span).map_err(Refused::Lasting)?;
     let after = joint.and_then(|joint| joint.before.after(decoded.bytes));
     let mut kept = Ok(());
-    if let (None, Some(joint), Some(windows)) = (&lie, joint, disk.windows()) {
-        match join(disk, windows, span, joint, after.as_deref()) {
+    if let (None, Some(joint), Some(windows)) = (&lie, joint, disk.reader().compact_windows()) {
+        match join(disk.reader(), windows, span, joint, after.as_deref()) {
             Ok(found) => lie = found,
             Err(error) => kept = Err(unkept(error)),
         }
@@ -169,17 +178,17 @@ fn place_once(
     }
     let start = record.uncompressed.start;
     let write = || {
-        let regions = || disk.regions().in_layer(&record.uncompressed);
+        let regions = || disk.layout().regions().in_layer(&record.uncompressed);
         let mut check = SpanCheck {
             data: scatter(disk.file(), regions(), start, decoded.bytes).map_err(unkept)?,
             ..SpanCheck::default()
         };
-        let Some(rest) = disk.proof().rest() else {
+        let Some(rest) = disk.verification().proof().rest() else {
             return Ok(check);
         };
         let mut tail = decoded.tail;
         if trailer::is_long(tail) {
-            trailer::keep_last(disk, window, compressed)?;
+            trailer::keep_last(disk.folder(), window, compressed)?;
             tail = &[];
             check.has_last = true;
         }
@@ -218,7 +227,7 @@ fn check_digest(what: &str, bytes: &[u8], record: &Span) -> Result<(), Refused> 
 /// Holds a span and its neighbours against each other where one was decoded with a window that the compact index states, and leaves what
 /// they will need for it. `after` is the true window of the next span.
 fn join(
-    disk: &Disk,
+    reader: &Reader,
     windows: &Windows,
     span: SpanId,
     joint: &Joint,
@@ -238,13 +247,13 @@ fn join(
         },
     }
     let next = SpanId(span.get() + 1); // there are fewer than u32::MAX
-    let Some(after) = after.filter(|_| next.get() < disk.spans().count()) else {
+    let Some(after) = after.filter(|_| next.get() < reader.layout().spans().count()) else {
         return Ok(None);
     };
     match joints.stated(next)? {
         Some(stated) if !stated.agrees_with(after) => return Ok(Some(Lie::Window { next })),
         Some(_) => joints.forget(next)?,
-        None if joint.is_followed || disk.has(next) => {}
+        None if joint.is_followed || reader.has(next) => {}
         None => joints.leave_known(next, after)?,
     }
     Ok(None)

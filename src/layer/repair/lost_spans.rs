@@ -7,8 +7,9 @@ use crate::{
     ext4::BLOCK_SIZE,
     layer::{
         disk::Disk,
+        read::reader::Reader,
         stored::{
-            folder,
+            folder::{self, Folder},
             seal::{self, is_damage},
             span_record::SpanRecord,
         },
@@ -58,21 +59,22 @@ impl Lost {
 /// Reads all spans that are present, and gives those that are lost. Without a `rest` only their data counts. `read` is told the
 /// bytes so far. Blocks.
 pub(crate) fn lost(disk: &Disk, rest: Option<&Rest>, mut read: impl FnMut(u64)) -> Result<Lost> {
+    let (reader, layout) = (disk.reader(), disk.layout());
     let mut lost = Lost::default();
-    for span in (0..disk.spans().count()).map(SpanId) {
-        if !disk.has(span) {
+    for span in (0..layout.spans().count()).map(SpanId) {
+        if !reader.has(span) {
             continue;
         }
         let unread = || format!("span {span} of {} cannot be read", disk.path().display());
-        let mut record = record_of(disk, span).or_kind(Kind::Io, unread)?;
-        if record == SpanRecord::Absent && !disk.proof().is_bare(span) {
+        let mut record = record_of(reader, span).or_kind(Kind::Io, unread)?;
+        if record == SpanRecord::Absent && !disk.verification().proof().is_bare(span) {
             // it may have come since the last sync, which writes the records
             disk.sync()?;
-            record = record_of(disk, span).or_kind(Kind::Io, unread)?;
+            record = record_of(reader, span).or_kind(Kind::Io, unread)?;
         }
         let SpanRecord::Present(check) = record else {
             match (record, rest) {
-                (SpanRecord::Absent, Some(_)) if !disk.proof().is_bare(span) => {
+                (SpanRecord::Absent, Some(_)) if !disk.verification().proof().is_bare(span) => {
                     lost.data.push(span)
                 }
                 (SpanRecord::Absent, Some(_)) => {} // it has nothing of a file, and has not come
@@ -80,13 +82,13 @@ pub(crate) fn lost(disk: &Disk, rest: Option<&Rest>, mut read: impl FnMut(u64)) 
             }
             continue;
         };
-        let bytes = disk.spans().uncompressed(span);
+        let bytes = layout.spans().uncompressed(span);
         lost.bytes += bytes.end.get() - bytes.start.get();
         read(lost.bytes);
-        if !holds(data_checksum(disk, span), check.data).or_kind(Kind::Io, unread)? {
+        if !holds(data_checksum(reader, span), check.data).or_kind(Kind::Io, unread)? {
             lost.data.push(span);
         } else if let Some(rest) = rest {
-            let has_last = !check.has_last || last_is_whole(disk);
+            let has_last = !check.has_last || last_is_whole(disk.folder());
             if !has_last || !holds(rest.checksum(span), check.rest).or_kind(Kind::Io, unread)? {
                 lost.rest.push(span);
             }
@@ -96,8 +98,8 @@ pub(crate) fn lost(disk: &Disk, rest: Option<&Rest>, mut read: impl FnMut(u64)) 
 }
 
 /// What the file has of a span; what is damaged of it is absent.
-fn record_of(disk: &Disk, span: SpanId) -> io::Result<SpanRecord> {
-    match disk.bitmap().record(span) {
+fn record_of(reader: &Reader, span: SpanId) -> io::Result<SpanRecord> {
+    match reader.presence().bitmap().record(span) {
         Err(error) if is_damage(&error) => Ok(SpanRecord::Absent),
         record => record,
     }
@@ -111,24 +113,24 @@ fn holds(found: io::Result<u32>, expected: u32) -> io::Result<bool> {
     }
 }
 
-fn last_is_whole(disk: &Disk) -> bool {
-    let bytes = disk.folder().read(folder::LAST);
+fn last_is_whole(folder: &Folder) -> bool {
+    let bytes = folder.read(folder::LAST);
     bytes.is_ok_and(|bytes| seal::unseal(&bytes).is_some())
 }
 
 /// The CRC-32 of what the disk has of a span, as `scatter` gives it.
-pub(super) fn data_checksum(disk: &Disk, span: SpanId) -> io::Result<u32> {
-    let layer = disk.spans().uncompressed(span);
+pub(super) fn data_checksum(reader: &Reader, span: SpanId) -> io::Result<u32> {
+    let layer = reader.layout().spans().uncompressed(span);
     let mut crc = flate2::Crc::new();
     let mut buffer = Vec::new();
-    for region in disk.regions().in_layer(&layer) {
+    for region in reader.layout().regions().in_layer(&layer) {
         let Some(part) = region.clip_layer(&layer) else {
             continue;
         };
         let (mut position, end) = (part.disk.start.get(), part.disk.end.get());
         while position < end {
             buffer.resize((end - position).min(PIECE) as usize, 0);
-            disk.read_file(position, &mut buffer)?;
+            reader.file().read(position, &mut buffer)?;
             crc.update(&buffer);
             position += buffer.len() as u64;
         }
@@ -137,9 +139,9 @@ pub(super) fn data_checksum(disk: &Disk, span: SpanId) -> io::Result<u32> {
 }
 
 /// Makes the zeros between the files' ends and their blocks' zero again, and gives the number of blocks where they were not.
-pub(super) fn mend_slack(disk: &Disk) -> io::Result<u64> {
+pub(super) fn mend_slack(reader: &Reader) -> io::Result<u64> {
     let mut mended = 0;
-    let mut regions = non_file_bytes::all(disk.regions()).peekable();
+    let mut regions = non_file_bytes::all(reader.layout().regions()).peekable();
     let mut buffer = Vec::new();
     while let Some(region) = regions.next() {
         let end = region.disk.end.get();
@@ -149,10 +151,10 @@ pub(super) fn mend_slack(disk: &Disk) -> io::Result<u64> {
             .map_or(u64::MAX, |next| next.disk.start.get());
         let length = end.next_multiple_of(BLOCK_SIZE).min(next) - end;
         buffer.resize(length as usize, 0); // less than a block
-        let is_read = disk.read_file(end, &mut buffer);
+        let is_read = reader.file().read(end, &mut buffer);
         if length > 0 && (is_read.is_err() || buffer.iter().any(|byte| *byte != 0)) {
             buffer.fill(0);
-            disk.file().write_all_at(&buffer, end)?;
+            reader.file().get().write_all_at(&buffer, end)?;
             mended += 1;
         }
     }

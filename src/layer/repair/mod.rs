@@ -10,3 +10,4 @@ pub(crate) mod metadata;
 pub(crate) mod pieces;
 pub(crate) mod report;
 pub(crate) mod scrub;
+pub(crate) mod table_repair;

@@ -25,8 +25,8 @@ impl Disk {
     pub async fn scrub(self: &Arc<Self>, read: watch::Sender<u64>) -> Result<ScrubReport> {
         self.services().enter();
         let mut report = ScrubReport::new(self.layer().digest, *self.table());
-        report.mended = self.take_mended();
-        if self.spans().count() == 0 {
+        report.mended = self.table_repair().take_mended();
+        if self.layout().spans().count() == 0 {
             pieces::scrub(self, read, &mut report).await?;
             return Ok(report);
         }
@@ -51,14 +51,15 @@ impl Disk {
         }
         match mended {
             Mended::Done(names) => {
-                self.has_table_again();
+                self.table_repair().has_table_again();
                 report.mended.extend(names);
             }
             Mended::LacksTable(error) | Mended::Hopeless(error) => {
                 report.wrong.push(error.report());
                 // what can be seen without the table
-                if let Some(expected) = self.lock_state().metadata_crc32
-                    && metadata::checksum(self.file(), self.regions()).ok() != Some(expected)
+                if let Some(expected) = self.record().lock_state().metadata_crc32
+                    && metadata::checksum(self.file(), self.layout().regions()).ok()
+                        != Some(expected)
                 {
                     report
                         .wrong
@@ -77,10 +78,10 @@ impl Disk {
         let disk = Arc::clone(self);
         let found = blocking(move || {
             disk.sync()?;
-            let slack = lost_spans::mend_slack(&disk).or_kind(Kind::Io, || {
+            let slack = lost_spans::mend_slack(disk.reader()).or_kind(Kind::Io, || {
                 format!("{} cannot be read", disk.path().display())
             })?;
-            let rest = disk.proof().rest();
+            let rest = disk.verification().proof().rest();
             let lost = lost_spans::lost(&disk, rest.as_deref(), |bytes| {
                 read.send_replace(bytes);
             })?;
@@ -108,7 +109,9 @@ impl Disk {
             ));
             return Ok(());
         }
-        self.proof().want(lost.unchecked.iter().copied());
+        self.verification()
+            .proof()
+            .want(lost.unchecked.iter().copied());
         let what = match lost.is_empty() {
             true => format!("{} spans had no check", lost.unchecked.len()),
             false => lost.describe(self),

@@ -13,4 +13,5 @@ pub(crate) mod progress;
 pub(crate) mod revoked;
 pub(crate) mod span;
 pub(crate) mod trailer;
+pub(crate) mod verification;
 pub(crate) mod whole_layer;

@@ -15,7 +15,7 @@ use crate::{
         WINDOW_SIZE,
         inflate::{SpanDecoder, window_follows},
     },
-    layer::disk::Disk,
+    layer::{disk::Disk, read::reader::Reader, stored::span_table::Spans},
     units::SpanId,
     ztoc::{Compression, Span},
 };
@@ -34,15 +34,15 @@ pub(crate) struct Decoded<'a> {
 impl<'a> Decoded<'a> {
     /// Decodes a span; it has the length that the table states.
     pub(crate) fn new(
-        disk: &Disk,
+        spans: &Spans,
         span: SpanId,
         record: &'a Span,
         compressed: &'a [u8],
         window: Option<&'a [u8]>,
         decoder: &'a mut SpanDecoder,
     ) -> Result<Self, Lie> {
-        let is_last = span.get().saturating_add(1) == disk.spans().count();
-        let (bytes, beyond, surplus) = match disk.spans().compression() {
+        let is_last = span.get().saturating_add(1) == spans.count();
+        let (bytes, beyond, surplus) = match spans.compression() {
             Compression::Uncompressed => {
                 let expected = length(record);
                 // the last span's bytes go on behind the tar's end
@@ -80,17 +80,17 @@ impl<'a> Decoded<'a> {
     /// Looks at all that this span can show, and gives the first lie. An error is one of the local files.
     pub(crate) fn check(&self, disk: &Disk, span: SpanId) -> Result<Option<Lie>> {
         let next = SpanId(span.get() + 1); // there are fewer than u32::MAX
-        if next.get() < disk.spans().count() {
+        if next.get() < disk.layout().spans().count() {
             if self.surplus {
                 return Ok(Some(Lie::Surplus {
                     expected: length(self.record),
                 }));
             }
-            if !self.leads_to(disk, next)? {
+            if !self.leads_to(disk.reader(), next)? {
                 return Ok(Some(Lie::Window { next }));
             }
         }
-        let Some(headers) = disk.headers() else {
+        let Some(headers) = disk.verification().headers() else {
             return Ok(None);
         };
         let start = self.record.uncompressed.start;
@@ -100,10 +100,13 @@ impl<'a> Decoded<'a> {
 
     /// Whether the window of the next span is what this one ends with. As this is asked of each span before it is present, a span
     /// whose predecessor is present has had its window checked.
-    fn leads_to(&self, disk: &Disk, next: SpanId) -> Result<bool> {
+    fn leads_to(&self, reader: &Reader, next: SpanId) -> Result<bool> {
         let read = || {
-            let record = disk.spans().read(next)?;
-            Ok((disk.window(&record)?, record.span.uncompressed.start.get()))
+            let record = reader.layout().spans().read(next)?;
+            Ok((
+                reader.windows().of_ztoc(&record)?,
+                record.span.uncompressed.start.get(),
+            ))
         };
         let (window, start) = read().map_err(|error: std::io::Error| {
             let context = format!("the window of span {next} cannot be read");

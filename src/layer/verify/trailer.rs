@@ -11,9 +11,9 @@ use crate::{
     error::{Kind, Result, ResultExt as _},
     gzip::{WINDOW_SIZE, inflate::SpanDecoder},
     layer::{
-        disk::Disk,
+        read::reader::Reader,
         stored::{
-            folder,
+            folder::{self, Folder},
             seal::{self, Damage},
             span_record::{SpanCheck, SpanRecord},
         },
@@ -40,10 +40,10 @@ pub(crate) struct Last {
 }
 
 /// Keeps the last span where its tail is too long for `rest`.
-pub(crate) fn keep_last(disk: &Disk, window: Option<&[u8]>, compressed: &[u8]) -> Result<()> {
+pub(crate) fn keep_last(folder: &Folder, window: Option<&[u8]>, compressed: &[u8]) -> Result<()> {
     let mut bytes = window.map_or_else(|| vec![0; WINDOW_SIZE], <[u8]>::to_vec);
     bytes.extend_from_slice(compressed);
-    disk.folder().replace(folder::LAST, &seal::seal(bytes))
+    folder.replace(folder::LAST, &seal::seal(bytes))
 }
 
 /// Whether a tail, of which at most one byte more was decoded than is kept, is too long for that.
@@ -53,22 +53,31 @@ pub(crate) fn is_long(tail: &[u8]) -> bool {
 
 impl<'a> Tail<'a> {
     /// The tail as it is kept. An error that is [`Damage`]: the last span has to come again.
-    pub(crate) fn open(disk: &Disk, rest: &'a Rest) -> Result<Self> {
+    pub(crate) fn open(folder: &Folder, reader: &Reader, rest: &'a Rest) -> Result<Self> {
         let unread = || "what is kept of the layer cannot be read".to_owned();
-        let last = SpanId(disk.spans().count().saturating_sub(1));
-        let record = disk.bitmap().record(last).or_kind(Kind::Io, unread)?;
+        let last = SpanId(reader.layout().spans().count().saturating_sub(1));
+        let record = reader
+            .presence()
+            .bitmap()
+            .record(last)
+            .or_kind(Kind::Io, unread)?;
         let SpanRecord::Present(SpanCheck { has_last: true, .. }) = record else {
             return Ok(Self::Kept(rest));
         };
-        let record = disk.spans().read(last).or_kind(Kind::Io, unread)?.span;
-        let bytes = disk.folder().read(folder::LAST)?;
+        let record = reader
+            .layout()
+            .spans()
+            .read(last)
+            .or_kind(Kind::Io, unread)?
+            .span;
+        let bytes = folder.read(folder::LAST)?;
         let kept = seal::unseal(&bytes).and_then(|bytes| bytes.split_at_checked(WINDOW_SIZE));
         let (window, compressed) = kept
             .ok_or_else(|| Damage::check(folder::LAST))
             .or_kind(Kind::Io, unread)?;
         Ok(Self::Long(Box::new(Last {
             record,
-            compression: disk.spans().compression(),
+            compression: reader.layout().spans().compression(),
             window: window.to_vec(),
             compressed: compressed.to_vec(),
         })))

@@ -30,6 +30,7 @@ use crate::{
         read::{
             fetch,
             in_flight::{self, Purpose},
+            reader::Reader,
         },
         repair::lost_spans::{self, Lost},
         stored::seal::Damage,
@@ -84,7 +85,7 @@ async fn run(disk: &Arc<Disk>) -> Result<()> {
 /// Checks a layer whose spans are all there; false where some have to come again.
 fn check(disk: &Arc<Disk>) -> Result<bool> {
     disk.sync()?;
-    let Some(rest) = disk.proof().rest() else {
+    let Some(rest) = disk.verification().proof().rest() else {
         return Ok(true);
     };
     match examine(disk, &rest)? {
@@ -109,10 +110,10 @@ fn check(disk: &Arc<Disk>) -> Result<bool> {
 /// Fetches the spans that have nothing of any file.
 pub(crate) async fn fetch_bare(disk: &Arc<Disk>) -> Result<()> {
     let deadline = in_flight::deadline(Some(FETCH_TIMEOUT));
-    let (waiters, claims) = disk.flights().claim(
-        disk.proof().bare().into_iter(),
-        |span| !disk.proof().is_bare(span),
-        |run| disk.compressed_length(run) <= FETCH_BYTES,
+    let (waiters, claims) = disk.reader().in_flight().claim(
+        disk.verification().proof().bare().into_iter(),
+        |span| !disk.verification().proof().is_bare(span),
+        |run| disk.layout().compressed_length(run) <= FETCH_BYTES,
         Purpose::Later,
         deadline,
     );
@@ -138,7 +139,7 @@ impl Disk {
         }
         let disk = Arc::clone(self);
         self.services().spawn(async move {
-            if !disk.proof().begin_check() {
+            if !disk.verification().proof().begin_check() {
                 return;
             }
             let result = run(&disk).await;
@@ -150,13 +151,15 @@ impl Disk {
                 );
                 disk.health().needs_no_source();
             }
-            disk.proof().end_check(result.as_ref().err());
+            disk.verification().proof().end_check(result.as_ref().err());
         });
     }
 
     /// These spans have been shown not to be what the table says: they are taken back, and the disk is degraded for them.
     pub(crate) fn refute(&self, spans: Range<u32>, refutation: &Refutation) -> Result<()> {
-        self.proof().refute(spans.clone(), refutation.clone());
+        self.verification()
+            .proof()
+            .refute(spans.clone(), refutation.clone());
         let reason = |span| span::taken_back(self, span, refutation.clone());
         let first = match refutation {
             Refutation::DiffId { .. } => {
@@ -172,37 +175,10 @@ impl Disk {
             }
         };
         tracing::warn!("{}", first.report());
-        self.convict(&first);
+        self.record().convict(&first);
         self.take_back(spans).or_kind(Kind::Io, || {
             format!("{} cannot be written", self.path().display())
         })
-    }
-
-    /// Why this span is not what the table says, if that has been shown elsewhere.
-    pub(crate) fn refutation(&self, span: SpanId) -> Option<Refutation> {
-        if !self.disowned().contains(span) {
-            return None;
-        }
-        let known = self.proof().refutation(span);
-        Some(known.unwrap_or_else(|| match self.refuted() {
-            Some(why) => Refutation::Earlier(why),
-            None => Refutation::Window,
-        }))
-    }
-
-    /// What has shown that the table is not the layer's, if anything has.
-    pub(crate) fn refuted(&self) -> Option<String> {
-        self.lock_state().refuted.clone()
-    }
-
-    /// The table has been shown to lie: no other attachment shall use it, in this process and later. The first lie is the reason.
-    pub(crate) fn convict(&self, error: &Error) {
-        let written = self.change_state(|state| {
-            state.refuted.get_or_insert_with(|| error.report());
-        });
-        if let Err(error) = written {
-            tracing::warn!("{}", error.report());
-        }
     }
 }
 
@@ -223,34 +199,38 @@ fn examine(disk: &Arc<Disk>, rest: &Rest) -> Result<Verdict> {
 
 fn judge(disk: &Arc<Disk>, rest: &Rest) -> Result<Verdict> {
     let unread = || "what is kept of the layer cannot be read".to_owned();
-    let tail = Tail::open(disk, rest)?;
+    let tail = Tail::open(disk.folder(), disk.reader(), rest)?;
     let abandoned = || Arc::strong_count(disk) <= OWN_HOLDS;
-    let Some(found) = diff_id(disk, rest, &tail, abandoned).or_kind(Kind::Io, unread)? else {
+    let Some(found) = diff_id(disk.reader(), rest, &tail, abandoned).or_kind(Kind::Io, unread)?
+    else {
         return Ok(Verdict::Abandoned);
     };
     let expected = disk.layer().diff_id;
     if found != expected {
         let lie = Refutation::DiffId { found, expected };
-        return Ok(Verdict::False(0..disk.spans().count(), lie));
+        return Ok(Verdict::False(0..disk.layout().spans().count(), lie));
     }
-    let Some(headers) = disk.headers() else {
+    let Some(headers) = disk.verification().headers() else {
         return Ok(Verdict::True);
     };
-    let mut packed = Packed::new(non_file_bytes::all(disk.regions()));
+    let mut packed = Packed::new(non_file_bytes::all(disk.layout().regions()));
     let read = |range: &Range<LayerOffset>| {
         let mut bytes = vec![0; (range.end.get() - range.start.get()) as usize];
         rest.read(packed.place(range.start), &mut bytes)?;
         Ok(bytes)
     };
     let beyond = |take: &mut dyn FnMut(&[u8]) -> ControlFlow<()>| tail.each(take);
-    let found = headers.check_whole(disk.spans().end(), read, beyond, || disk.read_entries())?;
+    let found = headers.check_whole(disk.layout().spans().end(), read, beyond, || {
+        disk.read_entries()
+    })?;
     Ok(match found {
         None => Verdict::True,
         Some((range, lie)) => {
-            let mut spans = disk.spans().covering(range);
+            let mut spans = disk.layout().spans().covering(range);
             if spans.is_empty() {
                 // behind the last one
-                spans = disk.spans().count().saturating_sub(1)..disk.spans().count();
+                spans =
+                    disk.layout().spans().count().saturating_sub(1)..disk.layout().spans().count();
             }
             Verdict::False(spans, Refutation::Header(lie))
         }
@@ -259,18 +239,18 @@ fn judge(disk: &Arc<Disk>, rest: &Rest) -> Result<Verdict> {
 
 /// SHA-256 of the layer, from the disk and the rest; `None` when it was broken off.
 fn diff_id(
-    disk: &Disk,
+    reader: &Reader,
     kept: &Rest,
     tail: &Tail<'_>,
     abandoned: impl Fn() -> bool,
 ) -> io::Result<Option<crate::oci::Digest>> {
     let mut hasher = Hasher::default();
-    let mut files = Window::new(|offset, buffer: &mut [u8]| disk.read_file(offset, buffer));
+    let mut files = Window::new(|offset, buffer: &mut [u8]| reader.file().read(offset, buffer));
     let mut others = Window::new(|offset, buffer: &mut [u8]| kept.read(offset, buffer));
-    let (files_end, others_end) = (disk.size(), kept.length()?);
-    let mut packed = Packed::new(non_file_bytes::all(disk.regions()));
+    let (files_end, others_end) = (reader.layout().size(), kept.length()?);
+    let mut packed = Packed::new(non_file_bytes::all(reader.layout().regions()));
     let mut place = 0;
-    for region in non_file_bytes::all(disk.regions()) {
+    for region in non_file_bytes::all(reader.layout().regions()) {
         if abandoned() {
             return Ok(None);
         }

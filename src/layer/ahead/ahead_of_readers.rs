@@ -1,0 +1,95 @@
+//! What is fetched on one disk before it is read: for sequential readers, and the rest of the layer.
+
+use std::ops::Range;
+
+use super::{
+    fill_decision::Whole,
+    queue::Upcoming,
+    sequential::{self, ReadAhead},
+};
+use crate::{
+    layer::{read::reader::Reader, stored::disk_layout::DiskLayout},
+    units::{DiskOffset, SpanId},
+};
+
+/// Maximum length of a GET that no reader waits for yet, in compressed bytes, unless a single span is longer. Less than of a GET that a
+/// reader waits for, so that several run at the same time.
+pub(crate) const MAX_AHEAD_BYTES: u64 = 2 << 20;
+
+/// The fetches ahead of readers of one disk.
+pub(crate) struct Ahead {
+    readers: ReadAhead,
+    queue: Upcoming,
+    fill: Whole,
+}
+
+impl Ahead {
+    pub(crate) fn new(fill: Whole) -> Self {
+        Self {
+            readers: ReadAhead::default(),
+            queue: Upcoming::default(),
+            fill,
+        }
+    }
+
+    /// The decision to fetch the rest of the layer, and how far the disk is.
+    pub(crate) fn fill(&self) -> &Whole {
+        &self.fill
+    }
+
+    /// The queue of spans to fetch for sequential readers.
+    pub(crate) fn queue(&self) -> &Upcoming {
+        &self.queue
+    }
+
+    /// Whether an access to this range has reached what was fetched ahead: then [`Self::access`] has to see it.
+    pub(crate) fn is_reached(&self, range: &Range<DiskOffset>) -> bool {
+        self.readers.reaches(range)
+    }
+
+    /// Takes note of an access to a range of the disk, and queues the spans that its reader will want next. `fetched` is the end of the
+    /// fetch that the access has started.
+    pub(crate) fn access(
+        &self,
+        reader: &Reader,
+        range: &Range<DiskOffset>,
+        fetched: Option<SpanId>,
+    ) {
+        let layout = reader.layout();
+        let Some((layer, file)) = layout.layer_range(range) else {
+            return;
+        };
+        let mut spans = layout.spans().covering(layer);
+        spans.end = fetched.map_or(spans.end, |end| end.get().max(spans.end));
+        let access = sequential::Access {
+            spans,
+            file: file.disk.start.get(),
+            file_end: layout.spans().covering(file.layer).end,
+        };
+        let least = match reader.is_fine() {
+            true => sequential::LEAST_PASSED,
+            false => 0,
+        };
+        let length = |span| layout.compressed_span(span);
+        let Some(ahead) = self
+            .readers
+            .access(&access, layout.spans().count(), least, length)
+        else {
+            return;
+        };
+        if let Some(disk) = layout.disk_range(&ahead.spans) {
+            self.readers.mark(ahead.reader, &disk);
+        }
+        self.queue.push(ahead.spans);
+    }
+
+    /// The next queued spans for one GET, if the link has room for them.
+    pub(crate) fn next_queued(&self, layout: &DiskLayout) -> Option<Range<u32>> {
+        if self.queue.is_empty() {
+            return None;
+        }
+        let enough = self.fill.on_the_way().saturating_add(MAX_AHEAD_BYTES);
+        let fit = |run: &Range<u32>| layout.compressed_length(run) <= MAX_AHEAD_BYTES;
+        self.queue.next(enough, fit)
+    }
+}

@@ -1,0 +1,107 @@
+//! The identity and the state of an open disk, as `state.json` in its directory has them.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard},
+};
+
+use super::{
+    folder::{self, Folder},
+    state::State,
+};
+use crate::{
+    error::{Error, Result},
+    layer::{
+        locked::locked,
+        types::{LayerBlob, StackingFacts},
+    },
+    oci::Digest,
+};
+
+/// The record of one disk.
+pub(crate) struct DiskRecord {
+    folder: Folder,
+    /// Of `disk.ext4`.
+    path: PathBuf,
+    layer: LayerBlob,
+    table: Digest,
+    state: Mutex<State>,
+    /// Read when the disk was opened; taken by the first attach, which asks for them once.
+    facts: Mutex<Option<StackingFacts>>,
+}
+
+impl DiskRecord {
+    pub(crate) fn new(folder: Folder, state: State, facts: StackingFacts) -> Self {
+        Self {
+            path: folder.path().join(folder::DISK),
+            layer: state.layer.clone(),
+            table: state.table,
+            state: Mutex::new(state),
+            facts: Mutex::new(Some(facts)),
+            folder,
+        }
+    }
+
+    /// The directory of the disk.
+    pub(crate) fn folder(&self) -> &Folder {
+        &self.folder
+    }
+
+    /// The path of `disk.ext4`.
+    pub(crate) fn disk_path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn layer(&self) -> &LayerBlob {
+        &self.layer
+    }
+
+    /// The digest of the table that the disk was laid out from.
+    pub(crate) fn table(&self) -> &Digest {
+        &self.table
+    }
+
+    /// The state. It must not change while the caller has it.
+    pub(crate) fn lock_state(&self) -> MutexGuard<'_, State> {
+        locked(&self.state)
+    }
+
+    /// Changes the state, in memory and in the directory.
+    pub(crate) fn change_state(&self, change: impl FnOnce(&mut State)) -> Result<()> {
+        let mut state = self.lock_state();
+        let mut next = state.clone();
+        change(&mut next);
+        self.replace_state(&mut state, next)
+    }
+
+    /// Makes `next` the state, in memory and in the directory.
+    pub(crate) fn replace_state(&self, state: &mut State, next: State) -> Result<()> {
+        if next != *state {
+            self.folder.replace(folder::STATE, &next.encode())?;
+            *state = next;
+        }
+        Ok(())
+    }
+
+    /// The paths of the layer that matter for stacking.
+    pub(crate) fn stacking(&self) -> Result<StackingFacts> {
+        locked(&self.facts)
+            .take()
+            .map_or_else(|| self.folder.stacking(), Ok)
+    }
+
+    /// The first evidence that the table contradicts the layer, if there is any.
+    pub(crate) fn refuted(&self) -> Option<String> {
+        self.lock_state().refuted.clone()
+    }
+
+    /// Records that the table contradicts the layer: no other attachment uses it, in this process or later.
+    pub(crate) fn convict(&self, error: &Error) {
+        let written = self.change_state(|state| {
+            state.refuted.get_or_insert_with(|| error.report());
+        });
+        if let Err(error) = written {
+            tracing::warn!("{}", error.report());
+        }
+    }
+}

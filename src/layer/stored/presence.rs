@@ -1,0 +1,54 @@
+//! Which spans of an open disk are present, and which of them the local file system may not have written yet.
+
+use std::sync::Mutex;
+
+use super::{present_spans::Bitmap, span_record::SpanCheck};
+use crate::{layer::locked::locked, units::SpanId};
+
+/// The present spans of one disk.
+pub(crate) struct Presence {
+    bitmap: Bitmap,
+    /// Spans whose data and record are in the page cache only, as far as is known.
+    unsynced: Mutex<Vec<(SpanId, SpanCheck)>>,
+}
+
+impl Presence {
+    pub(crate) fn new(bitmap: Bitmap) -> Self {
+        Self {
+            bitmap,
+            unsynced: Mutex::default(),
+        }
+    }
+
+    /// One bit per span.
+    pub(crate) fn bitmap(&self) -> &Bitmap {
+        &self.bitmap
+    }
+
+    /// Adds a span whose data was written to the file, if `appear` says that readers may see it. `None`: it may not. Else whether it is the
+    /// first span since the last [`Self::take_unsynced`].
+    pub(crate) fn add(
+        &self,
+        span: SpanId,
+        check: SpanCheck,
+        appear: impl FnOnce() -> bool,
+    ) -> Option<bool> {
+        // locked over both: a sync that finds the span present finds it here
+        let mut unsynced = locked(&self.unsynced);
+        if !appear() {
+            return None;
+        }
+        unsynced.push((span, check));
+        Some(unsynced.len() == 1)
+    }
+
+    /// Takes the spans that have to be synced.
+    pub(crate) fn take_unsynced(&self) -> Vec<(SpanId, SpanCheck)> {
+        std::mem::take(&mut *locked(&self.unsynced))
+    }
+
+    /// Whether every span that is present has been synced.
+    pub(crate) fn is_synced(&self) -> bool {
+        locked(&self.unsynced).is_empty()
+    }
+}

@@ -1,0 +1,55 @@
+//! The verification of one disk: what its table says of the tar headers, how far the check of the whole layer is, and which spans were
+//! revoked.
+
+use super::{headers::Headers, lies::Refutation, progress::Proof, revoked::Disowned};
+use crate::units::SpanId;
+
+/// The verification of one disk.
+pub(crate) struct Verification {
+    headers: Option<Headers>,
+    proof: Proof,
+    disowned: Disowned,
+}
+
+impl Verification {
+    /// The disk of a streamed layer has no `headers`: it was verified before it was made.
+    pub(crate) fn new(headers: Option<Headers>, proof: Proof, disowned: Disowned) -> Self {
+        Self {
+            headers,
+            proof,
+            disowned,
+        }
+    }
+
+    /// What the table says of the layer's tar headers.
+    pub(crate) fn headers(&self) -> Option<&Headers> {
+        self.headers.as_ref()
+    }
+
+    /// The check of the whole layer.
+    pub(crate) fn proof(&self) -> &Proof {
+        &self.proof
+    }
+
+    /// The spans that were revoked.
+    pub(crate) fn disowned(&self) -> &Disowned {
+        &self.disowned
+    }
+
+    /// The evidence that a span is not what the table says, if it was revoked. `earlier` is the evidence that the directory has, from before
+    /// the disk was opened.
+    pub(crate) fn refutation(
+        &self,
+        span: SpanId,
+        earlier: impl FnOnce() -> Option<String>,
+    ) -> Option<Refutation> {
+        if !self.disowned.contains(span) {
+            return None;
+        }
+        let known = self.proof.refutation(span);
+        Some(known.unwrap_or_else(|| match earlier() {
+            Some(why) => Refutation::Earlier(why),
+            None => Refutation::Window,
+        }))
+    }
+}
