@@ -23,15 +23,15 @@ use super::{
     ahead::ahead_of_readers::Ahead,
     build::import,
     locked::locked,
-    read::{health::Health, reader::Reader},
+    read::{health::DiskHealth, reader::SpanReader},
     repair::{mend, table_repair::TableRepair},
     services::Services,
-    sources::places::Sources,
+    sources::places::LayerSources,
     stored::{
-        disk_layout::DiskLayout, disk_record::DiskRecord, folder::Folder, span_record::SpanCheck,
-        stored_file::Identity,
+        disk_layout::DiskLayout, disk_record::DiskRecord, folder::DiskFolder,
+        span_record::SpanCheck, stored_file::FileIdentity,
     },
-    types::{Counters, DiskKey, LayerBlob, Progress, StackingFacts},
+    types::{DiskCounters, DiskKey, DiskProgress, LayerBlob, StackingFacts},
     verify::{lies::Refutation, verification::Verification},
 };
 use crate::{error::Result, oci::Digest, tar::Entry, units::DiskOffset, units::SpanId};
@@ -43,7 +43,7 @@ pub struct Disk {
     /// Identity and state, and the directory.
     record: DiskRecord,
     /// The file and its spans.
-    reader: Reader,
+    reader: SpanReader,
     /// What is fetched before it is read.
     ahead: Ahead,
     /// The comparison of the table with the layer.
@@ -51,9 +51,9 @@ pub struct Disk {
     /// Damage of the stored table.
     table_repair: TableRepair,
     /// Where spans are fetched from.
-    sources: Sources,
-    health: Health,
-    counters: Mutex<Counters>,
+    sources: LayerSources,
+    health: DiskHealth,
+    counters: Mutex<DiskCounters>,
 }
 
 /// Identity and size.
@@ -78,7 +78,9 @@ impl Disk {
     pub(super) fn has_its_folder(&self) -> bool {
         let there = fs::symlink_metadata(self.path());
         let open = self.file().metadata();
-        there.is_ok_and(|there| open.is_ok_and(|open| Identity::of(&there) == Identity::of(&open)))
+        there.is_ok_and(|there| {
+            open.is_ok_and(|open| FileIdentity::of(&there) == FileIdentity::of(&open))
+        })
     }
 
     /// Bytes of the ext4 image.
@@ -126,7 +128,7 @@ impl Disk {
     }
 
     /// The progress of the disk, and its changes.
-    pub fn progress(&self) -> watch::Receiver<Progress> {
+    pub fn progress(&self) -> watch::Receiver<DiskProgress> {
         self.ahead.fill().progress()
     }
 
@@ -148,7 +150,7 @@ impl Disk {
     }
 
     /// Counters since the disk was opened.
-    pub fn counters(&self) -> Counters {
+    pub fn counters(&self) -> DiskCounters {
         *locked(&self.counters)
     }
 
@@ -169,11 +171,11 @@ impl Disk {
         &self.record
     }
 
-    pub(super) fn folder(&self) -> &Folder {
+    pub(super) fn folder(&self) -> &DiskFolder {
         self.record.folder()
     }
 
-    pub(super) fn reader(&self) -> &Reader {
+    pub(super) fn reader(&self) -> &SpanReader {
         &self.reader
     }
 
@@ -193,15 +195,15 @@ impl Disk {
         &self.table_repair
     }
 
-    pub(super) fn sources(&self) -> &Sources {
+    pub(super) fn sources(&self) -> &LayerSources {
         &self.sources
     }
 
-    pub(super) fn health(&self) -> &Health {
+    pub(super) fn health(&self) -> &DiskHealth {
         &self.health
     }
 
-    pub(super) fn count_fetch(&self, count: impl FnOnce(&mut Counters)) {
+    pub(super) fn count_fetch(&self, count: impl FnOnce(&mut DiskCounters)) {
         count(&mut locked(&self.counters));
     }
 }

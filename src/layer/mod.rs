@@ -23,13 +23,15 @@ mod stored;
 mod types;
 mod verify;
 
-pub use ahead::{prefetch::Listed, recording::Touch};
+pub use ahead::{prefetch::ListedSpans, recording::Touch};
 pub use build::lazy::TableBytes;
 pub use disk::{Disk, served::ServedDisk};
-pub use read::{before::Before, health::Reason};
+pub use read::{before::SpanWindow, health::DegradedReason};
 pub use repair::report::ScrubReport;
-pub use services::Options;
+pub use services::StoreOptions;
 pub use sources::health::SourceDown;
 pub use store::Store;
 pub use stored::{folder::make_private, stored_file::close_spare_files};
-pub use types::{Allocation, Counters, DiskKey, LayerBlob, Progress, StackingFacts, StoredDisk};
+pub use types::{
+    Allocation, DiskCounters, DiskKey, DiskProgress, LayerBlob, StackingFacts, StoredDisk,
+};

@@ -19,7 +19,7 @@ use super::{
     ahead::{background::Traffic, recording::Touches},
     disk::sync::{self, SyncSender, Synced},
     locked::locked,
-    read::{decoders::Decoders, held_spans::Unkept},
+    read::{decoders::Decoders, held_spans::SharedHeldSpans},
     sources::health::Hosts,
     stored::folder,
 };
@@ -27,7 +27,7 @@ use crate::error::{Error, Kind, Result, ResultExt as _};
 
 /// How a store works.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct StoreOptions {
     /// How long a read goes on trying when the sources do not answer; `None`: for ever. For disks that are not told otherwise.
     pub io_timeout: Option<Duration>,
     /// Threads that verify and inflate.
@@ -40,7 +40,7 @@ pub struct Options {
     pub record: bool,
 }
 
-impl Default for Options {
+impl Default for StoreOptions {
     fn default() -> Self {
         Self {
             io_timeout: Some(Duration::from_secs(60)),
@@ -59,9 +59,9 @@ const MEMORY_UNIT: u64 = 4096;
 pub(crate) struct Services {
     /// `<root>/layers`.
     layers: PathBuf,
-    options: Options,
+    options: StoreOptions,
     decoders: Decoders,
-    unkept: Unkept,
+    unkept: SharedHeldSpans,
     memory: Semaphore,
     traffic: Traffic,
     hosts: Hosts,
@@ -80,7 +80,7 @@ pub(crate) struct Services {
 
 impl Services {
     /// Takes the lock of a root, `Busy` when another process has it, makes its folders (0700), and starts the threads.
-    pub(super) fn start(root: &Path, options: Options) -> Result<Arc<Self>> {
+    pub(super) fn start(root: &Path, options: StoreOptions) -> Result<Arc<Self>> {
         let layers = root.join("layers");
         folder::make_private(&layers)?;
         let lock = lock(&layers)?;
@@ -100,7 +100,7 @@ impl Services {
         Ok(Arc::new(Self {
             layers,
             decoders,
-            unkept: Unkept::default(),
+            unkept: SharedHeldSpans::default(),
             memory: Semaphore::new(permits(options.fetch_memory) as usize),
             traffic: Traffic::default(),
             hosts: Hosts::default(),
@@ -132,7 +132,7 @@ impl Services {
         self.layers.join("new")
     }
 
-    pub(crate) fn options(&self) -> &Options {
+    pub(crate) fn options(&self) -> &StoreOptions {
         &self.options
     }
 
@@ -141,7 +141,7 @@ impl Services {
     }
 
     /// Spans that the local disk has not taken.
-    pub(crate) fn unkept(&self) -> &Unkept {
+    pub(crate) fn unkept(&self) -> &SharedHeldSpans {
         &self.unkept
     }
 

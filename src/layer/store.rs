@@ -18,9 +18,9 @@ use super::{
     disk::Disk,
     locked::locked,
     repair::mend::{self, Mended},
-    services::{Options, Services},
+    services::{Services, StoreOptions},
     stored::{
-        folder::{self, Draft, Folder},
+        folder::{self, DiskDraft, DiskFolder},
         seal::Damage,
         span_record,
     },
@@ -46,11 +46,11 @@ pub struct Store {
 impl Store {
     /// Opens (and makes, 0700) the store; an error of kind `Busy` when another process has it.
     pub fn open(root: &Path) -> Result<Arc<Self>> {
-        Self::open_with(root, Options::default())
+        Self::open_with(root, StoreOptions::default())
     }
 
     /// As [`Self::open`], with options.
-    pub fn open_with(root: &Path, options: Options) -> Result<Arc<Self>> {
+    pub fn open_with(root: &Path, options: StoreOptions) -> Result<Arc<Self>> {
         Ok(Arc::new(Self {
             services: Services::start(root, options)?,
             open: Mutex::default(),
@@ -139,7 +139,7 @@ impl Store {
             Ok(disk) => Ok(Some(disk)),
             Err(error) if Damage::is_in(&error) => {
                 tracing::warn!("{}", error.report());
-                let folder = Folder::new(place);
+                let folder = DiskFolder::new(place);
                 let mended = mend::from_stored_table(&self.services.new_folder(), &folder)?;
                 self.reopen(layer, table, mended)
             }
@@ -156,7 +156,7 @@ impl Store {
         table: &Digest,
         bytes: &Bytes,
     ) -> Result<Option<Arc<Disk>>> {
-        let folder = Folder::new(self.place(layer, table));
+        let folder = DiskFolder::new(self.place(layer, table));
         let state = match folder.state() {
             Ok(state) => state,
             Err(error) if error.kind() == Kind::Corrupt => return Ok(None),
@@ -222,7 +222,7 @@ impl Store {
         Ok(None)
     }
 
-    /// The spans that were read, in the order of their first use; none without [`Options::record`].
+    /// The spans that were read, in the order of their first use; none without [`StoreOptions::record`].
     pub fn touches(&self) -> Vec<Touch> {
         let recording = self.services.recording();
         recording.map_or_else(Vec::new, Touches::in_order)
@@ -258,7 +258,7 @@ impl Store {
     fn disks_of(self: &Arc<Self>, layer: &Digest) -> Result<Vec<StoredDisk>> {
         let mut disks = Vec::new();
         for table in digests_in(&self.services.layers().join("sha256").join(layer.hex()))? {
-            let folder = Folder::new(self.place(layer, &table));
+            let folder = DiskFolder::new(self.place(layer, &table));
             let Ok(state) = folder.state() else {
                 continue; // removed when it is asked for
             };
@@ -294,7 +294,7 @@ impl Store {
     ) -> Result<Arc<Disk>> {
         let disk = Disk::open(
             &self.services,
-            Folder::new(self.place(layer, table)),
+            DiskFolder::new(self.place(layer, table)),
             is_new,
         )?;
         if (disk.layer().digest, *disk.table()) != (*layer, *table) {
@@ -312,7 +312,7 @@ impl Store {
     /// Gives a draft its name and opens it, or the disk that has this name already.
     pub(super) fn publish(
         self: &Arc<Self>,
-        draft: Draft,
+        draft: DiskDraft,
         layer: &Digest,
         table: &Digest,
     ) -> Result<Arc<Disk>> {
@@ -327,7 +327,7 @@ impl Store {
     /// Gives a draft its name, which no disk has, and opens it. The caller holds the lock of the key.
     pub(super) fn name(
         self: &Arc<Self>,
-        draft: Draft,
+        draft: DiskDraft,
         layer: &Digest,
         table: &Digest,
     ) -> Result<Arc<Disk>> {

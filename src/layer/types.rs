@@ -28,7 +28,7 @@ pub enum Allocation {
 
 /// How far a disk is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Progress {
+pub enum DiskProgress {
     /// Some spans are absent; what is asked for is fetched.
     Lazy,
     /// Most of the layer is wanted: all absent spans are being fetched.
@@ -71,7 +71,7 @@ pub struct StoredDisk {
 
 /// Counters of a disk since it was opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Counters {
+pub struct DiskCounters {
     /// Ranged GETs made.
     pub fetches: u64,
     /// Compressed bytes fetched.

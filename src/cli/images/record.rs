@@ -131,10 +131,10 @@ impl RecordCommand {
         // so that a signal does not leave mounts and devices
         let mut ends = SignalReceiver::that_end()?;
         let directory = RecordingDirectory::new(&absolute(&global.root)?)?;
-        let store = layer::Options {
+        let store = layer::StoreOptions {
             record: true,
             never_whole: true,
-            ..layer::Options::default()
+            ..layer::StoreOptions::default()
         };
         let (root, run_dir) = (directory.path().join("root"), directory.path().join("run"));
         let engine = Engine::open_with(&root, &run_dir, store).await?;

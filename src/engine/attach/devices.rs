@@ -40,7 +40,7 @@ use crate::{
         fuse,
         loopdev::{self, LoopDevice, LoopOptions},
     },
-    layer::{Disk, DiskKey, Progress},
+    layer::{Disk, DiskKey, DiskProgress},
 };
 
 /// Identifies a device: the disk, the kind of the device when it was made, and whether it may move to a loop device later.
@@ -461,7 +461,7 @@ fn moved(why: &str) -> String {
 async fn follow(
     served: Weak<ServedDevice>,
     devices: Arc<Devices>,
-    mut progress: watch::Receiver<Progress>,
+    mut progress: watch::Receiver<DiskProgress>,
 ) {
     // an error means that the disk was dropped, and so was the device
     while progress.changed().await.is_ok() {

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     error::Result,
-    layer::{Disk, Reason},
+    layer::{DegradedReason, Disk},
     oci::{Digest, Reference},
 };
 
@@ -54,7 +54,7 @@ pub struct LayerExplanation {
     /// Why the whole layer could not be verified although all spans are present.
     pub check_error: Option<String>,
     /// Why the layer is degraded.
-    pub reasons: Vec<Reason>,
+    pub reasons: Vec<DegradedReason>,
 }
 
 impl Engine {

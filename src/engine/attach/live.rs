@@ -20,7 +20,7 @@ use crate::{
         end::Watch,
         info::{self, Mount},
     },
-    layer::{Progress, SourceDown},
+    layer::{DiskProgress, SourceDown},
 };
 
 /// The attachments of an engine.
@@ -42,7 +42,7 @@ pub(crate) struct LiveAttachment {
     pub(super) phase: watch::Sender<AttachmentPhase>,
 }
 
-/// Progress of an attachment.
+/// DiskProgress of an attachment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct AttachmentPhase {
     /// The client has reported that it has mounted the attachment.
@@ -93,7 +93,7 @@ impl LiveAttachment {
             _ if is_unmounted => (AttachmentState::Unmounted, Some(self.why_unmounted())),
             Some(why) => (AttachmentState::Degraded, Some(why)),
             None if disks().all(|disk| disk.is_complete()) => (AttachmentState::Complete, None),
-            None if disks().any(|disk| *disk.progress().borrow() == Progress::Filling) => {
+            None if disks().any(|disk| *disk.progress().borrow() == DiskProgress::Filling) => {
                 (AttachmentState::Filling, None)
             }
             None => (AttachmentState::Lazy, None),

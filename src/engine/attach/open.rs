@@ -21,14 +21,14 @@ use crate::{
 impl Engine {
     /// Opens the root and the runtime directory (created with mode 0700 if missing), and removes unused leftovers of an engine that died.
     pub async fn open(root: &Path, run_dir: &Path) -> Result<Arc<Self>> {
-        Self::open_with(root, run_dir, layer::Options::default()).await
+        Self::open_with(root, run_dir, layer::StoreOptions::default()).await
     }
 
     /// Like [`Engine::open`], with options for the store.
     pub async fn open_with(
         root: &Path,
         run_dir: &Path,
-        options: layer::Options,
+        options: layer::StoreOptions,
     ) -> Result<Arc<Self>> {
         let (root, run_dir) = (private_directory(root)?, private_directory(run_dir)?);
         let lock_path = run_dir.join("lock");

@@ -11,7 +11,7 @@ use crate::{
     blocking::blocking,
     error::{Error, Kind, Result, ResultExt as _},
     gzip::inflate::SpanDecoder,
-    layer::Before,
+    layer::SpanWindow,
     oci::Digest,
     source::Source,
     units::LayerOffset,
@@ -128,7 +128,7 @@ struct SpanDecoding {
     range: Range<LayerOffset>,
     arriving: BoxStream<'static, Result<(u32, Bytes)>>,
     /// The window for the next span, if the previous span was decoded.
-    before: Option<Before>,
+    before: Option<SpanWindow>,
     decoder: SpanDecoder,
 }
 
@@ -167,7 +167,7 @@ impl SpanDecoding {
                 let (decoded, decoder, before) = blocking(work).await?;
                 let decoded = decoded.or_kind(Kind::Corrupt, || "cannot decode the span".into())?;
                 self.decoder = decoder;
-                self.before = before.after(&decoded).map(Before::True);
+                self.before = before.after(&decoded).map(SpanWindow::True);
                 decoded
             }
         };
@@ -186,13 +186,13 @@ impl SpanDecoding {
 }
 
 /// The window of a span from the compact index.
-async fn window(windows: &WindowBlob, number: u32, stored: Option<Range<usize>>) -> Result<Before> {
+async fn window(windows: &WindowBlob, number: u32, stored: Option<Range<usize>>) -> Result<SpanWindow> {
     match stored {
-        _ if number == 0 => Ok(Before::start()),
-        None => Ok(Before::unknown()),
+        _ if number == 0 => Ok(SpanWindow::start()),
+        None => Ok(SpanWindow::unknown()),
         Some(range) => {
             let range = range.start as u64..range.end as u64;
-            Before::stated(windows.source.range(&windows.blob, range).await?)
+            SpanWindow::stated(windows.source.range(&windows.blob, range).await?)
         }
     }
 }

@@ -22,7 +22,7 @@ use super::{
 use crate::{
     compact::manifest::LayerIndex,
     error::{Error, Kind, Result, ResultExt},
-    layer::{Disk, LayerBlob, Options, Store, TableBytes},
+    layer::{Disk, LayerBlob, Store, StoreOptions, TableBytes},
     oci::{Digest, Platform, Reference},
     source::{Access, Source},
 };
@@ -39,11 +39,11 @@ pub struct Disks {
 impl Disks {
     /// Opens a root. `Busy` if another process uses it.
     pub fn open(root: &Path) -> Result<Self> {
-        Self::open_with(root, Options::default())
+        Self::open_with(root, StoreOptions::default())
     }
 
     /// Like [`Disks::open`], with options for the store.
-    pub fn open_with(root: &Path, options: Options) -> Result<Self> {
+    pub fn open_with(root: &Path, options: StoreOptions) -> Result<Self> {
         Ok(Self {
             root: root.to_owned(),
             store: Store::open_with(root, options)?,

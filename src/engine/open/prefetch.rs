@@ -14,7 +14,7 @@ use super::{
 use crate::{
     compact::manifest::MAX_PREFETCH_BYTES,
     error::{Kind, Result, ResultExt as _},
-    layer::{Disk, Listed, Store},
+    layer::{Disk, ListedSpans, Store},
     oci::manifest::MAX_MANIFEST_BYTES,
     soci::{index::BlobRef, prefetch::Prefetch},
     source::Source,
@@ -40,7 +40,7 @@ pub(crate) fn start(store: &Arc<Store>, found: &FoundIndexes, layers: &[OpenedLa
     }
     let store = Arc::clone(store);
     tokio::spawn(async move {
-        let mut listed: Vec<(i64, Listed)> = Vec::new();
+        let mut listed: Vec<(i64, ListedSpans)> = Vec::new();
         let mut fetched = stream::iter(lists)
             .map(|list| async move { (read(&list).await, list) })
             .buffered(LAYERS_AT_ONCE);
@@ -108,12 +108,12 @@ fn left_out(disk: &Disk, error: &str) {
     tracing::warn!(%layer, error, "skipped a prefetch list");
 }
 
-fn of_disk(disk: &Arc<Disk>, list: &Prefetch) -> Vec<(i64, Listed)> {
+fn of_disk(disk: &Arc<Disk>, list: &Prefetch) -> Vec<(i64, ListedSpans)> {
     let (_, count) = disk.span_counts();
     let runs = list.in_order(count).into_iter();
     runs.map(|(priority, spans)| {
         let disk = Arc::clone(disk);
-        (priority, Listed { disk, spans })
+        (priority, ListedSpans { disk, spans })
     })
     .collect()
 }

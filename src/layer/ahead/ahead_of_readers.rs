@@ -3,12 +3,12 @@
 use std::ops::Range;
 
 use super::{
-    fill_decision::Whole,
-    queue::Upcoming,
-    sequential::{self, ReadAhead},
+    fill_decision::Fill,
+    queue::FetchQueue,
+    sequential::{self, SequentialReaders},
 };
 use crate::{
-    layer::{read::reader::Reader, stored::disk_layout::DiskLayout},
+    layer::{read::reader::SpanReader, stored::disk_layout::DiskLayout},
     units::{DiskOffset, SpanId},
 };
 
@@ -18,27 +18,27 @@ pub(crate) const MAX_AHEAD_BYTES: u64 = 2 << 20;
 
 /// The fetches ahead of readers of one disk.
 pub(crate) struct Ahead {
-    readers: ReadAhead,
-    queue: Upcoming,
-    fill: Whole,
+    readers: SequentialReaders,
+    queue: FetchQueue,
+    fill: Fill,
 }
 
 impl Ahead {
-    pub(crate) fn new(fill: Whole) -> Self {
+    pub(crate) fn new(fill: Fill) -> Self {
         Self {
-            readers: ReadAhead::default(),
-            queue: Upcoming::default(),
+            readers: SequentialReaders::default(),
+            queue: FetchQueue::default(),
             fill,
         }
     }
 
     /// The decision to fetch the rest of the layer, and how far the disk is.
-    pub(crate) fn fill(&self) -> &Whole {
+    pub(crate) fn fill(&self) -> &Fill {
         &self.fill
     }
 
     /// The queue of spans to fetch for sequential readers.
-    pub(crate) fn queue(&self) -> &Upcoming {
+    pub(crate) fn queue(&self) -> &FetchQueue {
         &self.queue
     }
 
@@ -51,7 +51,7 @@ impl Ahead {
     /// fetch that the access has started.
     pub(crate) fn access(
         &self,
-        reader: &Reader,
+        reader: &SpanReader,
         range: &Range<DiskOffset>,
         fetched: Option<SpanId>,
     ) {
@@ -61,7 +61,7 @@ impl Ahead {
         };
         let mut spans = layout.spans().covering(layer);
         spans.end = fetched.map_or(spans.end, |end| end.get().max(spans.end));
-        let access = sequential::Access {
+        let access = sequential::DiskAccess {
             spans,
             file: file.disk.start.get(),
             file_end: layout.spans().covering(file.layer).end,

@@ -12,12 +12,12 @@ use tokio::sync::watch;
 /// 1 Gbit/s and 100 ms hold.
 const TURNS: usize = 8;
 #[derive(Default)]
-struct State {
+struct TrafficState {
     waiting: usize,
     running: usize,
 }
 
-impl State {
+impl TrafficState {
     fn has_turn(&self, beside_readers: usize) -> bool {
         let turns = match self.waiting {
             0 => TURNS,
@@ -29,27 +29,27 @@ impl State {
 
 /// Those who fetch, in all disks of a store.
 #[derive(Clone, Default)]
-pub(crate) struct Traffic(Arc<watch::Sender<State>>);
+pub(crate) struct Traffic(Arc<watch::Sender<TrafficState>>);
 
 /// A reader that waits, as long as this lives.
-pub(crate) struct Waiting(Traffic);
+pub(crate) struct WaitingReader(Traffic);
 
 /// A background fetch, as long as this lives.
-pub(crate) struct Turn(Traffic);
+pub(crate) struct BackgroundTurn(Traffic);
 
 impl Traffic {
     /// A reader waits from now on.
-    pub(crate) fn wait(&self) -> Waiting {
+    pub(crate) fn wait(&self) -> WaitingReader {
         self.0.send_modify(|state| state.waiting += 1);
-        Waiting(self.clone())
+        WaitingReader(self.clone())
     }
 
     /// Waits for a turn of a background fetch, of which `beside_readers` at a time have one while a reader waits.
-    pub(crate) async fn turn(&self, beside_readers: usize) -> Turn {
+    pub(crate) async fn turn(&self, beside_readers: usize) -> BackgroundTurn {
         let mut state = self.0.subscribe();
         loop {
             // the sender is in `self`: it is not closed
-            let has_turn = |state: &State| state.has_turn(beside_readers);
+            let has_turn = |state: &TrafficState| state.has_turn(beside_readers);
             let _ = state.wait_for(has_turn).await;
             let taken = self.0.send_if_modified(|state| {
                 let free = state.has_turn(beside_readers);
@@ -57,19 +57,19 @@ impl Traffic {
                 free
             });
             if taken {
-                return Turn(self.clone());
+                return BackgroundTurn(self.clone());
             }
         }
     }
 }
 
-impl Drop for Waiting {
+impl Drop for WaitingReader {
     fn drop(&mut self) {
         self.0.0.send_modify(|state| state.waiting -= 1);
     }
 }
 
-impl Drop for Turn {
+impl Drop for BackgroundTurn {
     fn drop(&mut self) {
         self.0.0.send_modify(|state| state.running -= 1);
     }
@@ -85,7 +85,7 @@ mod tests {
     async fn beside_a_reader_few_fetches_have_a_turn() {
         let traffic = Traffic::default();
         let reader = traffic.wait();
-        let three: Vec<Turn> =
+        let three: Vec<BackgroundTurn> =
             futures_util::future::join_all((0..3).map(|_| traffic.turn(3))).await;
         assert!(traffic.turn(3).now_or_never().is_none());
         drop(three);
@@ -102,7 +102,7 @@ mod tests {
         });
         drop(second_reader);
         let second = waits.await.unwrap();
-        let rest: Vec<Turn> =
+        let rest: Vec<BackgroundTurn> =
             futures_util::future::join_all((2..TURNS).map(|_| traffic.turn(1))).await;
         assert!(traffic.turn(1).now_or_never().is_none());
         drop((first, second, rest));

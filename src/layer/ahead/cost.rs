@@ -23,13 +23,13 @@ const RECENT: u64 = 16 << 20;
 /// What was measured; bytes are compressed ones.
 #[derive(Debug, Default)]
 pub(crate) struct Cost {
-    waited: Cover,
+    waited: WaitCover,
     /// Bytes that have come.
     fetched: u64,
     /// The least time that a first byte has taken.
     round_trip: Option<Duration>,
-    transfer: Pace,
-    decoding: Pace,
+    transfer: DecodePace,
+    decoding: DecodePace,
 }
 
 impl Cost {
@@ -89,12 +89,12 @@ impl Cost {
 /// The time that intervals cover together. They are added in the order of their ends; what a later one has before the end of an
 /// earlier one is left out.
 #[derive(Debug, Default)]
-struct Cover {
+struct WaitCover {
     total: Duration,
     until: Option<Instant>,
 }
 
-impl Cover {
+impl WaitCover {
     fn add(&mut self, from: Instant, to: Instant) {
         let from = self.until.map_or(from, |until| until.max(from));
         if let Some(more) = to.checked_duration_since(from) {
@@ -106,12 +106,12 @@ impl Cover {
 
 /// Bytes by time, those seen last above all.
 #[derive(Debug, Default)]
-struct Pace {
+struct DecodePace {
     bytes: u64,
-    time: Cover,
+    time: WaitCover,
 }
 
-impl Pace {
+impl DecodePace {
     fn add(&mut self, bytes: u64, from: Instant, to: Instant) {
         self.time.add(from, to);
         self.add_bytes(bytes);
@@ -155,7 +155,7 @@ mod tests {
     #[test]
     fn waits_that_overlap_count_once() {
         let at = moments();
-        let mut cover = Cover::default();
+        let mut cover = WaitCover::default();
         for (from, to) in [(0, 10), (5, 15), (12, 15), (30, 40)] {
             cover.add(at(from), at(to));
         }
@@ -225,7 +225,7 @@ mod tests {
     #[test]
     fn a_pace_is_that_of_late() {
         let at = moments();
-        let mut pace = Pace::default();
+        let mut pace = DecodePace::default();
         // a slow start
         pace.add(RECENT, at(0), at(10_000));
         for number in 0..20 {
@@ -234,7 +234,7 @@ mod tests {
         }
         let time = pace.time_of(RECENT).unwrap();
         assert!(time < 105 * MILLISECOND, "{time:?}");
-        assert_eq!(Pace::default().time_of(7), None);
+        assert_eq!(DecodePace::default().time_of(7), None);
     }
 
     #[test]

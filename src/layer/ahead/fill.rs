@@ -11,14 +11,14 @@ use std::{
 use tokio::task::JoinSet;
 
 use super::{
-    background::Turn,
-    fill_decision::{FETCH_BYTES, Whole, absent, share},
+    background::BackgroundTurn,
+    fill_decision::{FETCH_BYTES, Fill, absent, share},
 };
 use crate::{
     layer::{
         disk::Disk,
         read::{fetch, in_flight},
-        types::Progress,
+        types::DiskProgress,
     },
     units::SpanId,
 };
@@ -29,7 +29,7 @@ pub(super) const TIMEOUT: Duration = Duration::from_secs(60);
 /// Has the disks of an image lose and save together from now on, unless they do already.
 pub(crate) fn share_ledger<'a>(disks: impl Iterator<Item = &'a Arc<Disk>>) {
     let lazy = disks.filter(|disk| !disk.is_full());
-    let lazy: Vec<(&Whole, u64)> = lazy
+    let lazy: Vec<(&Fill, u64)> = lazy
         .map(|disk| {
             (
                 disk.ahead().fill(),
@@ -90,12 +90,12 @@ pub(crate) async fn fetch_all(disk: Arc<Disk>, first: SpanId) {
         // not where it is complete
         disk.ahead()
             .fill()
-            .turn(&[Progress::Filling], Progress::Lazy);
+            .turn(&[DiskProgress::Filling], DiskProgress::Lazy);
     }
 }
 
 /// Waits for the turn of a background fetch of a disk; `None` when nobody has the disk any more.
-pub(super) async fn background_turn(weak: &Weak<Disk>) -> Option<(Arc<Disk>, Turn)> {
+pub(super) async fn background_turn(weak: &Weak<Disk>) -> Option<(Arc<Disk>, BackgroundTurn)> {
     let disk = weak.upgrade()?;
     let (traffic, side_by_side) = (
         disk.services().traffic().clone(),

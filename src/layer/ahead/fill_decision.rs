@@ -20,7 +20,7 @@ use crate::{
     layer::{
         locked::locked,
         stored::{present_spans::Bitmap, span_table::Spans},
-        types::Progress,
+        types::DiskProgress,
     },
     units::SpanId,
 };
@@ -32,13 +32,13 @@ const LEAST: u32 = 3;
 pub(crate) const FETCH_BYTES: u64 = 4 << 20;
 
 /// What the disks of an image have lost and saved together: a pull would have unpacked all of them before the first read.
-pub(crate) struct Ledger {
+pub(crate) struct FillLedger {
     /// Compressed bytes absent when it was opened.
     absent: u64,
     cost: Mutex<Cost>,
 }
 
-impl Ledger {
+impl FillLedger {
     fn new(absent: u64) -> Arc<Self> {
         Arc::new(Self {
             absent,
@@ -52,44 +52,44 @@ impl Ledger {
 }
 
 /// Whether a disk is fetched as a whole, and what speaks for it.
-pub(crate) struct Whole {
+pub(crate) struct Fill {
     /// Compressed bytes absent when the disk was opened.
     absent: u64,
     /// Misses since: reads that had to ask for a span which nothing had brought on its way, not the read-ahead either.
     misses: AtomicU32,
     /// Compressed bytes that their fetches bring.
     missed: AtomicU64,
-    ledger: Mutex<Arc<Ledger>>,
+    ledger: Mutex<Arc<FillLedger>>,
     /// It is never begun.
     off: bool,
-    progress: watch::Sender<Progress>,
+    progress: watch::Sender<DiskProgress>,
 }
 
-impl Whole {
+impl Fill {
     /// Of a disk with these spans, of which some are present.
     pub(crate) fn of(bitmap: &Bitmap, spans: &Spans, is_verified: bool, off: bool) -> Self {
         let progress = match (bitmap.is_full(), is_verified) {
-            (true, true) => Progress::Complete,
-            (true, false) => Progress::Full,
-            (false, _) => Progress::Lazy,
+            (true, true) => DiskProgress::Complete,
+            (true, false) => DiskProgress::Full,
+            (false, _) => DiskProgress::Lazy,
         };
         Self::new(progress, absent(bitmap, spans), off)
     }
 
     /// Of a disk with so many compressed bytes absent; it is never begun when it is `off`.
-    fn new(progress: Progress, absent: u64, off: bool) -> Self {
+    fn new(progress: DiskProgress, absent: u64, off: bool) -> Self {
         Self {
             absent,
             misses: AtomicU32::new(0),
             missed: AtomicU64::new(0),
-            ledger: Mutex::new(Ledger::new(absent)),
+            ledger: Mutex::new(FillLedger::new(absent)),
             off,
             progress: watch::Sender::new(progress),
         }
     }
 
     /// How far the disk is, now and later.
-    pub(crate) fn progress(&self) -> watch::Receiver<Progress> {
+    pub(crate) fn progress(&self) -> watch::Receiver<DiskProgress> {
         self.progress.subscribe()
     }
 
@@ -106,7 +106,7 @@ impl Whole {
         !self.off
             && misses >= LEAST
             && (is_most_wanted || self.ledger().is_used_up())
-            && self.turn(&[Progress::Lazy], Progress::Filling)
+            && self.turn(&[DiskProgress::Lazy], DiskProgress::Filling)
     }
 
     /// Takes note of what was measured.
@@ -125,26 +125,32 @@ impl Whole {
             .map_or(usize::MAX, |more| more.saturating_add(1))
     }
 
-    fn ledger(&self) -> Arc<Ledger> {
+    fn ledger(&self) -> Arc<FillLedger> {
         Arc::clone(&locked(&self.ledger))
     }
 
     /// Every span is present.
     pub(crate) fn filled(&self) {
-        self.turn(&[Progress::Lazy, Progress::Filling], Progress::Full);
+        self.turn(
+            &[DiskProgress::Lazy, DiskProgress::Filling],
+            DiskProgress::Full,
+        );
     }
 
     /// The layer has been checked as a whole.
     pub(crate) fn completed(&self) {
-        self.turn(&[Progress::Full], Progress::Complete);
+        self.turn(&[DiskProgress::Full], DiskProgress::Complete);
     }
 
     /// A span that was present is not any more.
     pub(crate) fn lost(&self) {
-        self.turn(&[Progress::Full, Progress::Complete], Progress::Lazy);
+        self.turn(
+            &[DiskProgress::Full, DiskProgress::Complete],
+            DiskProgress::Lazy,
+        );
     }
 
-    pub(super) fn turn(&self, from: &[Progress], to: Progress) -> bool {
+    pub(super) fn turn(&self, from: &[DiskProgress], to: DiskProgress) -> bool {
         self.progress.send_if_modified(|progress| {
             let is = from.contains(progress);
             if is {
@@ -156,13 +162,13 @@ impl Whole {
 }
 
 /// Has the disks of an image lose and save together from now on, unless they do already; with each its absent bytes.
-pub(super) fn share(lazy: &[(&Whole, u64)]) {
+pub(super) fn share(lazy: &[(&Fill, u64)]) {
     let mut ledgers = lazy.iter().map(|(whole, _)| whole.ledger());
     let first = ledgers.next();
     if first.is_none_or(|first| ledgers.all(|ledger| Arc::ptr_eq(&first, &ledger))) {
         return;
     }
-    let ledger = Ledger::new(lazy.iter().map(|(_, absent)| absent).sum());
+    let ledger = FillLedger::new(lazy.iter().map(|(_, absent)| absent).sum());
     for (whole, _) in lazy {
         *locked(&whole.ledger) = Arc::clone(&ledger);
     }
@@ -230,7 +236,7 @@ mod tests {
     /// never did), and when the last one was there.
     fn read(link: &Link, span: u32, count: u32, misses: u32) -> (u32, Duration) {
         let absent = u64::from(span) * u64::from(count);
-        let whole = Whole::new(Progress::Lazy, absent, false);
+        let whole = Fill::new(DiskProgress::Lazy, absent, false);
         let start = Instant::now();
         let mut now = start;
         for missed in 0..misses {
@@ -305,8 +311,8 @@ mod tests {
     }
 
     /// A disk whose readers have waited for long.
-    fn waited_for(off: bool) -> Whole {
-        let whole = Whole::new(Progress::Lazy, 1 << 20, off);
+    fn waited_for(off: bool) -> Fill {
+        let whole = Fill::new(DiskProgress::Lazy, 1 << 20, off);
         let now = Instant::now();
         whole.measured(|cost| {
             cost.came(1 << 20, 0, now, now, now + Duration::from_millis(1));
@@ -316,15 +322,15 @@ mod tests {
         whole
     }
 
-    fn misses(whole: &Whole, count: u32) -> bool {
+    fn misses(whole: &Fill, count: u32) -> bool {
         (0..count).any(|_| whole.is_due_after_miss(1))
     }
 
     #[test]
     fn what_one_disk_saves_another_may_lose() {
         let (lost, other) = (
-            Whole::new(Progress::Lazy, 1000, false),
-            Whole::new(Progress::Lazy, 9000, false),
+            Fill::new(DiskProgress::Lazy, 1000, false),
+            Fill::new(DiskProgress::Lazy, 9000, false),
         );
         share(&[(&lost, 1000), (&other, 9000)]);
         let ledger = other.ledger();
@@ -356,29 +362,29 @@ mod tests {
         assert!(!misses(&whole, LEAST - 1));
         assert!(misses(&whole, 1));
         assert!(!misses(&whole, 10));
-        assert_eq!(*whole.progress().borrow(), Progress::Filling);
+        assert_eq!(*whole.progress().borrow(), DiskProgress::Filling);
         // it has failed, and somebody asks again
-        whole.turn(&[Progress::Filling], Progress::Lazy);
+        whole.turn(&[DiskProgress::Filling], DiskProgress::Lazy);
         assert!(misses(&whole, 1));
         whole.filled();
-        assert_eq!(*whole.progress().borrow(), Progress::Full);
+        assert_eq!(*whole.progress().borrow(), DiskProgress::Full);
         assert!(!misses(&whole, 1));
         // the disk could not be synced
         whole.lost();
         assert!(misses(&whole, 1));
         whole.completed();
-        assert_eq!(*whole.progress().borrow(), Progress::Filling, "not yet");
+        assert_eq!(*whole.progress().borrow(), DiskProgress::Filling, "not yet");
         whole.filled();
         whole.completed();
         // whoever brought another of the last spans comes late
         whole.filled();
-        assert_eq!(*whole.progress().borrow(), Progress::Complete);
+        assert_eq!(*whole.progress().borrow(), DiskProgress::Complete);
     }
 
     #[test]
     fn it_can_be_off() {
         let whole = waited_for(true);
         assert!(!misses(&whole, 9));
-        assert_eq!(*whole.progress().borrow(), Progress::Lazy);
+        assert_eq!(*whole.progress().borrow(), DiskProgress::Lazy);
     }
 }

@@ -8,9 +8,9 @@ use std::sync::{
 use crate::layer::disk::Disk;
 
 /// Bytes of one fetch that have not come.
-struct Left(AtomicU64);
+struct BytesLeft(AtomicU64);
 
-impl Left {
+impl BytesLeft {
     /// Takes so many of them, and gives how many there were: what is asked for again after a failure comes twice, and counts once.
     fn take(&self, bytes: u64) -> u64 {
         let take = |left: u64| Some(left.saturating_sub(bytes));
@@ -24,7 +24,7 @@ impl Left {
 /// The bytes of one fetch. When it is dropped, those that have not come are not on their way any more.
 pub(crate) struct OnTheWay {
     disk: Arc<Disk>,
-    left: Left,
+    left: BytesLeft,
 }
 
 impl OnTheWay {
@@ -33,7 +33,7 @@ impl OnTheWay {
         on_the_way.fetch_add(bytes, Ordering::Relaxed);
         Self {
             disk: Arc::clone(disk),
-            left: Left(AtomicU64::new(bytes)),
+            left: BytesLeft(AtomicU64::new(bytes)),
         }
     }
 
@@ -62,7 +62,7 @@ mod tests {
     /// Else the bytes on their way would fall below none, which is more than enough: nothing would be read ahead any more.
     #[test]
     fn what_comes_twice_counts_once() {
-        let left = Left(AtomicU64::new(100));
+        let left = BytesLeft(AtomicU64::new(100));
         assert_eq!(left.take(60), 60);
         // the connection was lost, and the GET begins anew
         assert_eq!(left.take(60), 40);

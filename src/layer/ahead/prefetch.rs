@@ -23,7 +23,7 @@ const AT_ONCE: u64 = 2 << 20;
 
 /// Adjacent spans of a disk.
 #[derive(Clone)]
-pub struct Listed {
+pub struct ListedSpans {
     /// The disk.
     pub disk: Arc<Disk>,
     /// The spans. Those past the disk's last do not count.
@@ -33,7 +33,7 @@ pub struct Listed {
 impl Store {
     /// Fetches spans in the background, the first ones first. What cannot be had is left: whoever needs it asks again. A disk that
     /// nobody else has any more is passed over.
-    pub fn prefetch(self: &Arc<Self>, list: Vec<Listed>) {
+    pub fn prefetch(self: &Arc<Self>, list: Vec<ListedSpans>) {
         self.services().enter();
         let list: Vec<_> = gathered(list)
             .into_iter()
@@ -67,7 +67,7 @@ impl Store {
 }
 
 /// The spans that there are, adjacent ones together, where their order allows it.
-fn gathered(list: Vec<Listed>) -> Vec<Listed> {
+fn gathered(list: Vec<ListedSpans>) -> Vec<ListedSpans> {
     let mut all = Vec::new();
     let (mut near, mut bytes) = (Vec::new(), 0_u64);
     for mut listed in list {
@@ -92,9 +92,9 @@ fn gathered(list: Vec<Listed>) -> Vec<Listed> {
 }
 
 /// Joins runs that are adjacent; each stands where the first of its runs stood.
-fn joined(runs: Vec<Listed>) -> Vec<Listed> {
-    let key = |listed: &Listed| (Arc::as_ptr(&listed.disk).addr(), listed.spans.start);
-    let mut runs: Vec<(usize, Listed)> = runs.into_iter().enumerate().collect();
+fn joined(runs: Vec<ListedSpans>) -> Vec<ListedSpans> {
+    let key = |listed: &ListedSpans| (Arc::as_ptr(&listed.disk).addr(), listed.spans.start);
+    let mut runs: Vec<(usize, ListedSpans)> = runs.into_iter().enumerate().collect();
     runs.sort_by_key(|(_, listed)| key(listed));
     runs.dedup_by(|(next_place, next), (place, listed)| {
         let adjacent =

@@ -15,13 +15,13 @@ use std::{
 
 /// Of one disk.
 #[derive(Default)]
-pub(crate) struct Upcoming {
+pub(crate) struct FetchQueue {
     queue: Mutex<VecDeque<Range<u32>>>,
     /// Compressed bytes that were asked for and have not come, but for those fetched in the background.
     pub(super) on_the_way: AtomicU64,
 }
 
-impl Upcoming {
+impl FetchQueue {
     pub(crate) fn push(&self, spans: Range<u32>) {
         self.locked().push_back(spans);
     }
@@ -62,7 +62,7 @@ mod tests {
 
     #[test]
     fn spans_come_in_their_order_as_long_as_too_little_is_on_its_way() {
-        let upcoming = Upcoming::default();
+        let upcoming = FetchQueue::default();
         let fit = |run: &Range<u32>| run.len() <= 2;
         assert_eq!(upcoming.next(1, fit), None);
         upcoming.push(3..6);

@@ -19,10 +19,10 @@ pub struct Touch {
 
 /// All disks of a store note here.
 #[derive(Default)]
-pub(crate) struct Touches(Mutex<State>);
+pub(crate) struct Touches(Mutex<TouchOrder>);
 
 #[derive(Default)]
-struct State {
+struct TouchOrder {
     order: Vec<Touch>,
     seen: HashSet<Touch>,
 }
@@ -41,7 +41,7 @@ impl Touches {
         self.state().order.clone()
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, TouchOrder> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -43,7 +43,7 @@ const FIRST_WINDOW: u64 = 1 << 20;
 const LAST_WINDOW: u64 = 32 << 20;
 
 /// One access to a disk, in spans.
-pub(crate) struct Access {
+pub(crate) struct DiskAccess {
     /// The spans that it needs.
     pub spans: Range<u32>,
     /// Identifies the last file that it touches.
@@ -54,7 +54,7 @@ pub(crate) struct Access {
 
 /// A reader.
 #[derive(Clone, Copy, Default)]
-struct Stream {
+struct SequentialReader {
     /// The span after the last one that it needed.
     next: u32,
     /// The end of what was fetched for it.
@@ -72,46 +72,46 @@ struct Stream {
 }
 
 #[derive(Default)]
-struct State {
-    streams: [Stream; STREAMS],
+struct ReaderStates {
+    streams: [SequentialReader; STREAMS],
     clock: u64,
 }
 
 /// Where on the disk lies what was fetched ahead for a reader and not yet reached by it: an access there makes it fetch on.
 #[derive(Default)]
-struct Marker {
+struct ReachMarker {
     start: AtomicU64,
     end: AtomicU64,
 }
 
 /// The readers of one disk.
 #[derive(Default)]
-pub(crate) struct ReadAhead {
-    state: Mutex<State>,
-    markers: [Marker; STREAMS],
+pub(crate) struct SequentialReaders {
+    state: Mutex<ReaderStates>,
+    markers: [ReachMarker; STREAMS],
 }
 
 /// Spans to fetch ahead, and the number of the reader that they are for.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Ahead {
+pub(crate) struct AheadOfReader {
     pub spans: Range<u32>,
     pub reader: usize,
 }
 
-impl ReadAhead {
+impl SequentialReaders {
     /// Takes note of an access; gives what should be fetched ahead, for a reader that has passed `least` compressed bytes. `compressed`
     /// is the length of a span in the blob, `count` the number of spans.
     pub(crate) fn access(
         &self,
-        access: &Access,
+        access: &DiskAccess,
         count: u32,
         least: u64,
         compressed: impl Fn(u32) -> u64,
-    ) -> Option<Ahead> {
+    ) -> Option<AheadOfReader> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let state = &mut *state;
         state.clock += 1;
-        let continues = |stream: &Stream| {
+        let continues = |stream: &SequentialReader| {
             stream.seen > 0
                 && (stream.next.saturating_sub(1)..=stream.ahead).contains(&access.spans.start)
         };
@@ -121,7 +121,7 @@ impl ReadAhead {
                 .iter()
                 .enumerate()
                 .min_by_key(|(_, stream)| stream.seen)?;
-            state.streams[oldest] = Stream {
+            state.streams[oldest] = SequentialReader {
                 next: access.spans.end,
                 ahead: access.spans.end,
                 steps: 1,
@@ -162,7 +162,7 @@ impl ReadAhead {
         }
         stream.ahead = spans.end;
         stream.window = (stream.window * 2).min(LAST_WINDOW);
-        Some(Ahead { spans, reader })
+        Some(AheadOfReader { spans, reader })
     }
 
     /// Sets where on the disk the spans lie that were fetched ahead for a reader.
@@ -184,7 +184,7 @@ impl ReadAhead {
     }
 }
 
-impl Marker {
+impl ReachMarker {
     fn clear(&self) {
         self.end.store(0, Ordering::Relaxed);
     }
@@ -246,7 +246,7 @@ pub(crate) fn file_end(
 }
 
 /// The end of the spans that `stream` should have ahead of it.
-fn window(stream: &Stream, limit: u32, compressed: impl Fn(u32) -> u64) -> u32 {
+fn window(stream: &SequentialReader, limit: u32, compressed: impl Fn(u32) -> u64) -> u32 {
     let mut bytes = 0;
     let mut end = stream.next;
     while end < limit && bytes < stream.window {
@@ -262,15 +262,15 @@ mod tests {
 
     const COUNT: u32 = 100;
 
-    fn access(spans: Range<u32>, file: u64, file_end: u32) -> Access {
-        Access {
+    fn access(spans: Range<u32>, file: u64, file_end: u32) -> DiskAccess {
+        DiskAccess {
             spans,
             file,
             file_end,
         }
     }
 
-    fn ahead(readahead: &ReadAhead, access: &Access) -> Range<u32> {
+    fn ahead(readahead: &SequentialReaders, access: &DiskAccess) -> Range<u32> {
         readahead
             .access(access, COUNT, 0, |_| FIRST_WINDOW / 2)
             .map_or(0..0, |ahead| ahead.spans)
@@ -278,7 +278,7 @@ mod tests {
 
     #[test]
     fn one_access_and_scattered_accesses_fetch_nothing() {
-        let readahead = ReadAhead::default();
+        let readahead = SequentialReaders::default();
         for span in [50, 10, 70, 30, 90, 52, 12, 72] {
             assert_eq!(ahead(&readahead, &access(span..span + 1, 0, COUNT)), 0..0);
             // again in the same span
@@ -288,7 +288,7 @@ mod tests {
 
     #[test]
     fn where_spans_are_fine_two_are_no_sequence() {
-        let readahead = ReadAhead::default();
+        let readahead = SequentialReaders::default();
         let spans = LEAST_PASSED / 10_000;
         for span in 0..2000 {
             let access = access(span..span + 1, 0, 4000);
@@ -353,7 +353,7 @@ mod tests {
 
     #[test]
     fn a_sequential_reader_gets_a_window_that_grows_to_its_limit() {
-        let readahead = ReadAhead::default();
+        let readahead = SequentialReaders::default();
         assert_eq!(ahead(&readahead, &access(0..1, 0, COUNT)), 0..0);
         assert_eq!(ahead(&readahead, &access(1..2, 0, COUNT)), 2..4);
         assert_eq!(ahead(&readahead, &access(2..3, 0, COUNT)), 4..7);
@@ -372,7 +372,7 @@ mod tests {
 
     #[test]
     fn a_file_is_not_fetched_past_its_end() {
-        let readahead = ReadAhead::default();
+        let readahead = SequentialReaders::default();
         assert_eq!(ahead(&readahead, &access(0..1, 0, 3)), 0..0);
         assert_eq!(ahead(&readahead, &access(1..2, 0, 3)), 2..3);
         assert_eq!(ahead(&readahead, &access(2..3, 0, 3)), 0..0);
@@ -380,7 +380,7 @@ mod tests {
 
     #[test]
     fn a_reader_of_file_after_file_is_fetched_for_past_their_ends() {
-        let readahead = ReadAhead::default();
+        let readahead = SequentialReaders::default();
         for file in 0..4 {
             let span = file as u32;
             assert_eq!(
@@ -393,7 +393,7 @@ mod tests {
 
     #[test]
     fn two_readers_are_told_apart() {
-        let readahead = ReadAhead::default();
+        let readahead = SequentialReaders::default();
         assert_eq!(ahead(&readahead, &access(0..1, 0, COUNT)), 0..0);
         assert_eq!(ahead(&readahead, &access(50..51, 1, COUNT)), 0..0);
         assert_eq!(ahead(&readahead, &access(1..2, 0, COUNT)), 2..4);
@@ -402,18 +402,18 @@ mod tests {
 
     #[test]
     fn a_reader_goes_on_in_the_span_that_it_needed_last() {
-        let readahead = ReadAhead::default();
+        let readahead = SequentialReaders::default();
         assert_eq!(ahead(&readahead, &access(0..1, 0, COUNT)), 0..0);
         assert_eq!(ahead(&readahead, &access(0..2, 0, COUNT)), 2..4);
         // where nothing is before it, it does not
-        let readahead = ReadAhead::default();
+        let readahead = SequentialReaders::default();
         assert_eq!(ahead(&readahead, &access(0..2, 0, COUNT)), 0..0);
         assert_eq!(ahead(&readahead, &access(0..3, 0, COUNT)), 0..0);
     }
 
     #[test]
     fn of_readers_who_are_too_many_the_one_seen_longest_ago_is_forgotten() {
-        let readahead = ReadAhead::default();
+        let readahead = SequentialReaders::default();
         for reader in 0..4 {
             let start = reader * 1000;
             assert_eq!(ahead(&readahead, &access(start..start + 1, 0, 9000)), 0..0);
@@ -430,7 +430,7 @@ mod tests {
 
     #[test]
     fn a_marker_is_reached_once() {
-        let readahead = ReadAhead::default();
+        let readahead = SequentialReaders::default();
         let range = |start, end| DiskOffset(start)..DiskOffset(end);
         assert!(!readahead.reaches(&range(0, u64::MAX)));
         readahead.mark(1, &range(4096, 8192));

@@ -10,14 +10,14 @@ use crate::{ext4::BLOCK_SIZE, units::DiskOffset};
 pub(crate) const WRITE_BYTES: usize = 256 << 10;
 
 /// Takes bytes in ascending order.
-pub(crate) struct Gather {
+pub(crate) struct BufferedWriter {
     disk: File,
     /// Where `buffer` starts on the disk.
     position: u64,
     buffer: Vec<u8>,
 }
 
-impl Gather {
+impl BufferedWriter {
     pub(crate) fn new(disk: File) -> Self {
         Self {
             disk,

@@ -11,7 +11,7 @@ const VERSION: &[u8] = b"socinbd entry table 1\n";
 /// The digest of the entries: of each all fields that a disk is laid out from, numbers little-endian in eight bytes, strings with
 /// their length before them.
 pub(crate) fn digest(entries: &[Entry]) -> Digest {
-    let mut hash = Hash {
+    let mut hash = EntryHash {
         hasher: Hasher::default(),
         buffer: VERSION.to_vec(),
     };
@@ -59,12 +59,12 @@ pub(crate) fn digest(entries: &[Entry]) -> Digest {
     hash.hasher.finish()
 }
 
-struct Hash {
+struct EntryHash {
     hasher: Hasher,
     buffer: Vec<u8>,
 }
 
-impl Hash {
+impl EntryHash {
     fn number(&mut self, number: u64) {
         self.buffer.extend_from_slice(&number.to_le_bytes());
     }

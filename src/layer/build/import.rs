@@ -4,17 +4,17 @@ use std::{fs::File, io, path::Path};
 
 use bytes::Bytes;
 
-use super::buffered_writer::Gather;
+use super::buffered_writer::BufferedWriter;
 use crate::{
     compact::{self, Table, manifest::LayerIndex},
     error::{Error, Kind, Result, ResultExt as _},
     ext4::{Layout, Regions},
     layer::{
-        sources::places::Sources,
+        sources::places::LayerSources,
         stored::{
-            folder::{self, Draft, Folder},
+            folder::{self, DiskDraft, DiskFolder},
             seal, span_record, span_table,
-            state::State,
+            state::DiskState,
         },
         types::{LayerBlob, StackingFacts},
         verify::headers,
@@ -101,7 +101,7 @@ pub(super) fn indexed(
     table: &Digest,
     from: &NewTable,
     source: &Source,
-) -> Result<Draft> {
+) -> Result<DiskDraft> {
     let found = Digest::of(from.bytes());
     if found != *table {
         return Err(Error::new(
@@ -110,21 +110,21 @@ pub(super) fn indexed(
         ));
     }
     let (entries, spans) = from.parse(layer)?;
-    let draft = Draft::new(new)?;
+    let draft = DiskDraft::new(new)?;
     let folder = draft.folder();
     let parsed = (&entries[..], &spans);
     let (regions, count) = write_derived(folder, table, from.bytes(), from.is_compact(), parsed)?;
     if let NewTable::Compact(_, _, windows) = from {
         folder.write(folder::WINDOWS, &[])?;
-        folder.write(folder::WINDOW_SOURCES, &Sources::encode_one(windows))?;
+        folder.write(folder::WINDOW_SOURCES, &LayerSources::encode_one(windows))?;
     }
     folder.write(folder::REST, &[])?;
     folder.write(
         folder::SPANS,
         &vec![0; span_record::file_size(count) as usize],
     )?;
-    folder.write(folder::SOURCES, &Sources::encode_one(source))?;
-    let mut state = State::new(layer, *table, regions.size(), count);
+    folder.write(folder::SOURCES, &LayerSources::encode_one(source))?;
+    let mut state = DiskState::new(layer, *table, regions.size(), count);
     state.table_size = from.bytes().len() as u64;
     state.compact = match from {
         NewTable::Ztoc(_) => None,
@@ -137,7 +137,7 @@ pub(super) fn indexed(
 /// Writes the table, and what follows from it: the disk with its metadata, the layout, what stacking has to know, the spans, the headers.
 /// Gives the regions, and the number of the spans. Nothing is written before all has been checked.
 pub(crate) fn write_derived(
-    folder: &Folder,
+    folder: &DiskFolder,
     table: &Digest,
     bytes: &[u8],
     is_compact: bool,
@@ -209,14 +209,14 @@ pub(super) fn used_regions(
 /// Writes a disk's metadata, and gives the disk its size.
 pub(super) fn write_metadata(disk: File, layout: &Layout<'_>) -> io::Result<()> {
     disk.set_len(layout.size)?;
-    let mut gather = Gather::new(disk);
+    let mut gather = BufferedWriter::new(disk);
     layout.write_metadata(|offset, bytes| gather.write_at(offset, bytes))?;
     gather.finish().map(drop)
 }
 
 /// Writes the files that a disk has whichever way it came.
 pub(super) fn write_common(
-    folder: &Folder,
+    folder: &DiskFolder,
     regions: &Regions,
     facts: &StackingFacts,
 ) -> Result<()> {
@@ -226,7 +226,7 @@ pub(super) fn write_common(
     folder.write(folder::STACKING, &facts)
 }
 
-pub(super) fn cannot_write(folder: &Folder, name: &str) -> String {
+pub(super) fn cannot_write(folder: &DiskFolder, name: &str) -> String {
     format!("cannot write {}", folder.path().join(name).display())
 }
 

@@ -41,7 +41,7 @@ impl TableBytes<std::future::Ready<Result<Bytes>>> {
 }
 
 /// A disk that is asked for, and where its bytes are.
-struct Wanted {
+struct WantedDisk {
     layer: LayerBlob,
     table: Digest,
     source: Source,
@@ -49,7 +49,7 @@ struct Wanted {
     compact: Option<(LayerIndex, Source)>,
 }
 
-impl Wanted {
+impl WantedDisk {
     fn key(&self) -> Key {
         (self.layer.digest, self.table)
     }
@@ -65,7 +65,7 @@ impl Store {
         ztoc: TableBytes<impl Future<Output = Result<Bytes>>>,
         source: &Source,
     ) -> Result<Arc<Disk>> {
-        let wanted = Wanted {
+        let wanted = WantedDisk {
             layer: layer.clone(),
             table: *table,
             source: source.clone(),
@@ -83,7 +83,7 @@ impl Store {
         windows: &Source,
         source: &Source,
     ) -> Result<Arc<Disk>> {
-        let wanted = Wanted {
+        let wanted = WantedDisk {
             layer: layer.clone(),
             table: index.table,
             source: source.clone(),
@@ -94,7 +94,7 @@ impl Store {
 
     async fn laid_out(
         self: &Arc<Self>,
-        wanted: Wanted,
+        wanted: WantedDisk,
         table: TableBytes<impl Future<Output = Result<Bytes>>>,
     ) -> Result<Arc<Disk>> {
         self.services().enter();
@@ -125,7 +125,7 @@ impl Store {
             if let Some(disk) = store.known(&wanted)? {
                 return Ok(disk);
             }
-            let Wanted {
+            let WantedDisk {
                 layer,
                 table,
                 source,
@@ -155,7 +155,7 @@ impl Store {
     }
 
     /// The disk that is wanted, if there is one that needs no table, with its sources noted. The caller holds the lock of the key.
-    fn known(self: &Arc<Self>, wanted: &Wanted) -> Result<Option<Arc<Disk>>> {
+    fn known(self: &Arc<Self>, wanted: &WantedDisk) -> Result<Option<Arc<Disk>>> {
         let disk = self.find_for(&wanted.layer, &wanted.table)?;
         let disk = disk.filter(|disk| !disk.table_repair().lacks_table());
         if let Some(disk) = &disk {

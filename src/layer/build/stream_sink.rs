@@ -2,7 +2,7 @@
 
 use std::{fs::File, io, ops::Range};
 
-use super::buffered_writer::Gather;
+use super::buffered_writer::BufferedWriter;
 use crate::{
     ext4::{self, BLOCK_SIZE, DataPlacer, Regions},
     soci::build::LayerSink,
@@ -26,7 +26,7 @@ pub(crate) struct DiskSink {
     start: u64,
     /// The place of each regular entry with data, in order.
     placed: Vec<Range<DiskOffset>>,
-    disk: Gather,
+    disk: BufferedWriter,
 }
 
 impl DiskSink {
@@ -35,7 +35,7 @@ impl DiskSink {
             placer: DataPlacer::default(),
             start: 0,
             placed: Vec::new(),
-            disk: Gather::new(disk),
+            disk: BufferedWriter::new(disk),
         }
     }
 

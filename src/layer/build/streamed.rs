@@ -17,12 +17,12 @@ use crate::{
     ext4::Layout,
     layer::{
         disk::Disk,
-        sources::places::Sources,
+        sources::places::LayerSources,
         store::Store,
         stored::{
-            folder::{self, Draft},
+            folder::{self, DiskDraft},
             pieces,
-            state::State,
+            state::DiskState,
         },
         types::LayerBlob,
     },
@@ -106,14 +106,14 @@ impl Store {
     }
 }
 
-/// What the network gives to the thread that unpacks. A queue that ends without [`Piece::End`] was broken off.
-enum Piece {
+/// What the network gives to the thread that unpacks. A queue that ends without [`StreamPiece::End`] was broken off.
+enum StreamPiece {
     Bytes(Bytes),
     End,
 }
 
 /// The disk of a layer that was streamed before, as it comes once more; and its table.
-pub(crate) async fn once_more(disk: &Disk, source: &Source) -> Result<(Draft, Digest)> {
+pub(crate) async fn once_more(disk: &Disk, source: &Source) -> Result<(DiskDraft, Digest)> {
     let (progress, _) = watch::channel(StreamProgress::default());
     stream(
         &disk.services().new_folder(),
@@ -130,7 +130,7 @@ async fn stream(
     layer: &LayerBlob,
     source: &Source,
     progress: &watch::Sender<StreamProgress>,
-) -> Result<(Draft, Digest)> {
+) -> Result<(DiskDraft, Digest)> {
     let mut blob = source.stream(&layer.digest, layer.size).await?;
     let (pieces, queue) = mpsc::channel(QUEUE_LENGTH);
     let unpacking = {
@@ -142,12 +142,12 @@ async fn stream(
         while let Some(piece) = blob.next().await {
             let piece = piece?;
             bytes += piece.len() as u64;
-            if pieces.send(Piece::Bytes(piece)).await.is_err() {
+            if pieces.send(StreamPiece::Bytes(piece)).await.is_err() {
                 return Ok(()); // the other side says why
             }
             progress.send_modify(|progress| progress.bytes = bytes);
         }
-        let _ = pieces.send(Piece::End).await; // likewise
+        let _ = pieces.send(StreamPiece::End).await; // likewise
         Ok(())
     };
     let (read, unpacked) = tokio::join!(reading, unpacking);
@@ -160,9 +160,9 @@ fn unpack(
     new: &Path,
     layer: &LayerBlob,
     source: &Source,
-    mut queue: mpsc::Receiver<Piece>,
-) -> Result<(Draft, Digest)> {
-    let draft = Draft::new(new)?;
+    mut queue: mpsc::Receiver<StreamPiece>,
+) -> Result<(DiskDraft, Digest)> {
+    let draft = DiskDraft::new(new)?;
     let folder = draft.folder();
     let write = || import::cannot_write(folder, folder::DISK);
     let options = build::Options {
@@ -177,10 +177,10 @@ fn unpack(
     let mut indexer = LayerIndexer::new(layer.packing, options, sink);
     loop {
         match queue.blocking_recv() {
-            Some(Piece::Bytes(bytes)) => indexer
+            Some(StreamPiece::Bytes(bytes)) => indexer
                 .write(&bytes)
                 .map_err(|error| unpack_error(error, write))?,
-            Some(Piece::End) => break,
+            Some(StreamPiece::End) => break,
             None => return Err(Error::new(Kind::Unavailable, "the stream was broken off")),
         }
     }
@@ -199,9 +199,9 @@ fn unpack(
     import::write_metadata(disk, &layout).or_kind(Kind::Io, write)?;
     pieces::write(folder, &folder.open(folder::DISK)?)?;
     folder.write(folder::SPANS, &[])?;
-    folder.write(folder::SOURCES, &Sources::encode_one(source))?;
+    folder.write(folder::SOURCES, &LayerSources::encode_one(source))?;
     import::write_common(folder, &regions, &import::stacking_facts(tree))?;
-    let mut state = State::new(layer, table, regions.size(), 0);
+    let mut state = DiskState::new(layer, table, regions.size(), 0);
     state.complete = true;
     state.verified = true;
     folder.write(folder::STATE, &state.encode())?;

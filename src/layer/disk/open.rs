@@ -10,25 +10,28 @@ use crate::{
     error::{Error, Kind, Result, ResultExt as _},
     ext4::RegionTable,
     layer::{
-        ahead::{ahead_of_readers::Ahead, fill_decision::Whole},
-        read::{health::Health, reader::Reader, span_windows::SpanWindows, windows::Windows},
+        ahead::{ahead_of_readers::Ahead, fill_decision::Fill},
+        read::{
+            health::DiskHealth, reader::SpanReader, span_windows::WindowStore,
+            windows::CompactWindows,
+        },
         repair::{mend, table_repair::TableRepair},
-        sources::places::Sources,
+        sources::places::LayerSources,
         stored::{
             disk_layout::DiskLayout,
             disk_record::DiskRecord,
-            folder::{self, Folder},
+            folder::{self, DiskFolder},
             presence::Presence,
             present_spans::Bitmap,
             seal::Damage,
             span_record::SpanRecord,
             span_table::Spans,
-            state::State,
+            state::DiskState,
             uncached_file::UncachedFile,
         },
         verify::{
-            headers::Headers, lies::Refutation, non_file_bytes::Rest, progress::Proof,
-            revoked::Disowned, span, verification::Verification,
+            headers::Headers, lies::Refutation, non_file_bytes::NonFileBytes, progress::LayerCheck,
+            revoked::RevokedSpans, span, verification::Verification,
         },
     },
     units::SpanId,
@@ -40,7 +43,7 @@ impl Disk {
     /// that this program can serve, and should go. What `is_new` has just been written, and is not read once more.
     pub(in crate::layer) fn open(
         services: &Arc<Services>,
-        folder: Folder,
+        folder: DiskFolder,
         is_new: bool,
     ) -> Result<Arc<Self>> {
         let folder = folder.pinned()?;
@@ -117,22 +120,22 @@ impl Disk {
                         .filter(|span| bitmap.get(*span)),
                 );
             }
-            Some(Rest::new(
+            Some(NonFileBytes::new(
                 folder.stored(folder::REST, file)?,
                 &spans,
                 &regions,
             ))
         };
-        let disowned = Disowned::open(&folder, state.spans)?;
+        let disowned = RevokedSpans::open(&folder, state.spans)?;
         // the machine may have gone down before the bits did; in memory they count whatever becomes of the file
         let _ = bitmap.disown(&disowned.spans());
-        let fill = Whole::of(
+        let fill = Fill::of(
             &bitmap,
             &spans,
             state.verified,
             services.options().never_whole,
         );
-        let reader = Reader::new(
+        let reader = SpanReader::new(
             Arc::clone(services),
             DiskLayout::new(regions, spans),
             UncachedFile::new(file),
@@ -140,17 +143,17 @@ impl Disk {
             windows,
         );
         reader.set_io_timeout(services.options().io_timeout);
-        let sources = Sources::open(&folder, folder::SOURCES, services.hosts());
+        let sources = LayerSources::open(&folder, folder::SOURCES, services.hosts());
         let disk = Arc::new_cyclic(|me| Self {
             me: Weak::clone(me),
             services: Arc::clone(services),
             record: DiskRecord::new(folder, state, facts),
             reader,
             ahead: Ahead::new(fill),
-            verification: Verification::new(headers, Proof::new(rest, bare), disowned),
+            verification: Verification::new(headers, LayerCheck::new(rest, bare), disowned),
             table_repair: TableRepair::default(),
             sources,
-            health: Health::default(),
+            health: DiskHealth::default(),
             counters: Mutex::default(),
         });
         for span in disk.verification.disowned().spans() {
@@ -165,22 +168,22 @@ impl Disk {
 /// The windows of the spans, where the state says that they are.
 fn open_windows(
     services: &Services,
-    folder: &Folder,
-    state: &State,
+    folder: &DiskFolder,
+    state: &DiskState,
     spans: &Spans,
-) -> Result<SpanWindows> {
+) -> Result<WindowStore> {
     Ok(match (state.spans, state.compact, spans.compression()) {
-        (0, ..) => SpanWindows::None,
-        (_, None, _) => SpanWindows::Ztoc(folder.open_stored(folder::ZTOC)?),
+        (0, ..) => WindowStore::None,
+        (_, None, _) => WindowStore::Ztoc(folder.open_stored(folder::ZTOC)?),
         (_, Some(blob), Compression::Gzip) => {
-            SpanWindows::Compact(Windows::open(folder, blob, services.hosts())?)
+            WindowStore::Compact(CompactWindows::open(folder, blob, services.hosts())?)
         }
-        (_, Some(_), Compression::Uncompressed) => SpanWindows::None,
+        (_, Some(_), Compression::Uncompressed) => WindowStore::None,
     })
 }
 
 /// The spans that are present. What is lost of the file costs a fetch; of a complete disk it costs the spans' checks.
-fn open_bitmap(folder: &Folder, state: &State) -> Result<Bitmap> {
+fn open_bitmap(folder: &DiskFolder, state: &DiskState) -> Result<Bitmap> {
     let path = || folder.path().join(folder::SPANS);
     let (lost, means) = match state.complete {
         true => (SpanRecord::Unchecked, "have no check"),

@@ -1,7 +1,7 @@
 //! Whether a disk is degraded, and the reasons.
 
 use super::Disk;
-use crate::layer::{read::health::Reason, sources::health::SourceDown};
+use crate::layer::{read::health::DegradedReason, sources::health::SourceDown};
 
 impl Disk {
     /// Why the disk is degraded at the moment, if it is.
@@ -11,8 +11,8 @@ impl Disk {
     }
 
     /// All that it is degraded for.
-    pub fn reasons(&self) -> Vec<Reason> {
-        let down = self.sources_down().into_iter().map(|down| Reason {
+    pub fn reasons(&self) -> Vec<DegradedReason> {
+        let down = self.sources_down().into_iter().map(|down| DegradedReason {
             span: None,
             message: down.to_string(),
         });

@@ -11,7 +11,7 @@ use crate::{
         ahead::on_the_way::OnTheWay,
         disk::Disk,
         sources::{
-            places::Place,
+            places::LayerSource,
             race::{self, Race},
         },
     },
@@ -22,7 +22,7 @@ use crate::{
 pub(crate) struct Arrival {
     pub bytes: Bytes,
     /// Who has sent them: all of them, where there are any.
-    pub place: Option<Arc<Place>>,
+    pub place: Option<Arc<LayerSource>>,
 }
 
 /// The bytes of adjacent spans as they come. The spans overlap where one ends inside a byte.
@@ -34,7 +34,7 @@ pub(crate) struct Arrivals<'a> {
     bytes: BytesMut,
     start: u64,
     /// Who has sent the last of them.
-    place: Option<Arc<Place>>,
+    place: Option<Arc<LayerSource>>,
     /// Bytes asked for, and those of them that have come.
     asked: u64,
     came: u64,
@@ -49,7 +49,7 @@ impl<'a> Arrivals<'a> {
     pub(crate) async fn new(
         disk: &'a Arc<Disk>,
         on_the_way: Option<&'a OnTheWay>,
-        places: &[Arc<Place>],
+        places: &[Arc<LayerSource>],
         run: Range<u32>,
     ) -> Self {
         let start = disk

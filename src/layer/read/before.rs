@@ -10,14 +10,14 @@ use crate::{
 
 /// What is known of the 32 KiB before a span.
 #[derive(Clone, Debug)]
-pub enum Before {
+pub enum SpanWindow {
     /// All of it, from the span before.
     True(Bytes),
     /// What the compact index says, and how it is stored there.
     Stated(Window, Bytes),
 }
 
-impl Before {
+impl SpanWindow {
     /// The layer's start: nothing stands before it.
     pub fn start() -> Self {
         Self::True(Bytes::from_static(&[0; WINDOW_SIZE]))
@@ -61,14 +61,14 @@ impl Before {
 
 /// A span between its neighbours.
 #[derive(Clone)]
-pub(crate) struct Joint {
+pub(crate) struct SpanJoint {
     /// What stands before it.
-    pub before: Before,
+    pub before: SpanWindow,
     /// The next span is decoded right after it, with the window that is given for it: that need not be kept.
     pub is_followed: bool,
 }
 
-impl Joint {
+impl SpanJoint {
     /// For the time when the next span is not decoded right after it.
     pub(super) fn alone(&self) -> Self {
         Self {

@@ -10,12 +10,12 @@ use std::{
 
 use tokio::sync::{Semaphore, oneshot};
 
-use super::in_flight::Effort;
+use super::in_flight::FetchEffort;
 use crate::gzip::inflate::SpanDecoder;
 
 /// What a decoding thread does: it gets that thread's decoder.
-struct Job {
-    effort: Arc<Effort>,
+struct DecodeJob {
+    effort: Arc<FetchEffort>,
     run: Box<dyn FnOnce(&mut SpanDecoder) + Send>,
 }
 
@@ -28,27 +28,27 @@ const IDLE: Duration = Duration::from_secs(5);
 /// A job did not end: a bug of ours, for bytes from outside do not panic.
 #[derive(Debug, thiserror::Error)]
 #[error("the decoding thread failed")]
-pub(crate) struct Failed;
+pub(crate) struct DecoderFailed;
 
-struct Queue {
-    jobs: Mutex<State>,
+struct JobQueue {
+    jobs: Mutex<QueueState>,
     changed: Condvar,
     room: Semaphore,
 }
 
 #[derive(Default)]
-struct State {
-    jobs: VecDeque<Job>,
+struct QueueState {
+    jobs: VecDeque<DecodeJob>,
     closed: bool,
 }
 
 /// The pool; its threads end with it.
-pub(crate) struct Decoders(Arc<Queue>);
+pub(crate) struct Decoders(Arc<JobQueue>);
 
 impl Decoders {
     /// Starts the threads.
     pub(crate) fn start(threads: usize) -> std::io::Result<Self> {
-        let queue = Arc::new(Queue {
+        let queue = Arc::new(JobQueue {
             jobs: Mutex::default(),
             changed: Condvar::new(),
             room: Semaphore::new(QUEUE_LENGTH),
@@ -66,20 +66,20 @@ impl Decoders {
     /// Runs a job on one of the threads; before those of efforts that nobody waits for, if somebody waits for this one.
     pub(crate) async fn run<T: Send + 'static>(
         &self,
-        effort: &Arc<Effort>,
+        effort: &Arc<FetchEffort>,
         job: impl FnOnce(&mut SpanDecoder) -> T + Send + 'static,
-    ) -> Result<T, Failed> {
+    ) -> Result<T, DecoderFailed> {
         let (done, result) = oneshot::channel();
-        let room = self.0.room.acquire().await.map_err(|_| Failed)?;
+        let room = self.0.room.acquire().await.map_err(|_| DecoderFailed)?;
         room.forget(); // given back by the thread that takes the job
-        self.0.push(Job {
+        self.0.push(DecodeJob {
             effort: Arc::clone(effort),
             run: Box::new(move |decoder| {
                 // nobody waits any more: the work is done all the same
                 let _ = done.send(job(decoder));
             }),
         });
-        result.await.map_err(|_| Failed)
+        result.await.map_err(|_| DecoderFailed)
     }
 }
 
@@ -90,18 +90,18 @@ impl Drop for Decoders {
     }
 }
 
-impl Queue {
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+impl JobQueue {
+    fn lock(&self) -> std::sync::MutexGuard<'_, QueueState> {
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn push(&self, job: Job) {
+    fn push(&self, job: DecodeJob) {
         self.lock().jobs.push_back(job);
         self.changed.notify_one();
     }
 
     /// The next job; `None` when there is none for [`IDLE`] (`false`) or for ever (`true`).
-    fn pop(&self) -> Result<Job, bool> {
+    fn pop(&self) -> Result<DecodeJob, bool> {
         let mut state = self.lock();
         loop {
             // at most QUEUE_LENGTH are looked at
@@ -125,7 +125,7 @@ impl Queue {
     }
 
     /// As [`Self::pop`], for a thread that has no memory to give back.
-    fn pop_or_end(&self) -> Option<Job> {
+    fn pop_or_end(&self) -> Option<DecodeJob> {
         loop {
             match self.pop() {
                 Ok(job) => return Some(job),
@@ -136,7 +136,7 @@ impl Queue {
     }
 }
 
-fn work(queue: &Queue) {
+fn work(queue: &JobQueue) {
     while let Some(mut job) = queue.pop_or_end() {
         let mut decoder = SpanDecoder::default();
         let closed = loop {
@@ -161,8 +161,8 @@ mod tests {
     use super::*;
     use crate::layer::read::in_flight::Purpose;
 
-    fn effort(purpose: Purpose) -> Arc<Effort> {
-        Effort::new(purpose, None)
+    fn effort(purpose: Purpose) -> Arc<FetchEffort> {
+        FetchEffort::new(purpose, None)
     }
 
     #[tokio::test]
@@ -185,21 +185,21 @@ mod tests {
     async fn a_panic_fails_its_job_only() {
         let pool = Decoders::start(1).unwrap();
         let effort = effort(Purpose::Reader);
-        let failed: Result<(), Failed> = pool.run(&effort, |_| panic!("a bug")).await;
+        let failed: Result<(), DecoderFailed> = pool.run(&effort, |_| panic!("a bug")).await;
         assert!(failed.is_err());
         assert_eq!(pool.run(&effort, |_| 7).await.unwrap(), 7);
     }
 
     #[test]
     fn what_a_reader_waits_for_goes_first() {
-        let queue = Queue {
+        let queue = JobQueue {
             jobs: Mutex::default(),
             changed: Condvar::new(),
             room: Semaphore::new(0),
         };
         let (later, reader) = (effort(Purpose::Later), effort(Purpose::Reader));
         for effort in [&later, &reader, &later, &reader] {
-            queue.push(Job {
+            queue.push(DecodeJob {
                 effort: Arc::clone(effort),
                 run: Box::new(|_| ()),
             });

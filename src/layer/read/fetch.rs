@@ -7,14 +7,14 @@ use tokio::sync::mpsc;
 
 use super::{
     arrivals::{Arrival, Arrivals},
-    before::{Before, Joint},
-    in_flight::Claim,
-    place_span::{Refused, decode},
-    windows::Windows,
+    before::{SpanJoint, SpanWindow},
+    in_flight::FetchClaim,
+    place_span::{SpanRefused, decode},
+    windows::CompactWindows,
 };
 use crate::{
     error::{Error, Kind, Result, ResultExt as _},
-    layer::{ahead::on_the_way::OnTheWay, disk::Disk, sources::places::Place},
+    layer::{ahead::on_the_way::OnTheWay, disk::Disk, sources::places::LayerSource},
     units::{DiskOffset, SpanId},
 };
 
@@ -27,7 +27,7 @@ const LAST_PAUSE: Duration = Duration::from_secs(5);
 
 /// Brings the spans of a claim to the disk. Whatever happens, all its flights end. `on_the_way`: its bytes, unless it is one in the
 /// background.
-pub(crate) async fn fetch(disk: Arc<Disk>, claim: Claim, on_the_way: Option<OnTheWay>) {
+pub(crate) async fn fetch(disk: Arc<Disk>, claim: FetchClaim, on_the_way: Option<OnTheWay>) {
     let on_the_way = on_the_way.as_ref();
     let mut missing: Vec<SpanId> = claim.spans().map(SpanId).collect();
     let rounds = async {
@@ -81,14 +81,14 @@ pub(crate) async fn fetch(disk: Arc<Disk>, claim: Claim, on_the_way: Option<OnTh
 /// Asks each source once, one for what another could not give. Gives what failed.
 async fn fetch_round(
     disk: &Arc<Disk>,
-    claim: &Claim,
+    claim: &FetchClaim,
     on_the_way: Option<&OnTheWay>,
     missing: &mut Vec<SpanId>,
 ) -> Vec<Error> {
     let mut failures = Vec::new();
     let mut places = disk.sources().in_order();
     loop {
-        let mut outcome = Outcome {
+        let mut outcome = RoundOutcome {
             disk,
             claim,
             on_the_way,
@@ -103,7 +103,7 @@ async fn fetch_round(
                 Some(windows) => fetch_in_order(&mut outcome, windows, run).await,
             }
         }
-        let Outcome { left, wrong, .. } = outcome;
+        let RoundOutcome { left, wrong, .. } = outcome;
         failures.extend(outcome.failures);
         *missing = left;
         missing.sort_unstable();
@@ -116,7 +116,7 @@ async fn fetch_round(
 
 /// One ranged GET for adjacent spans. Each is decoded as soon as its bytes are here, while those of the next ones come. For spans that each
 /// have a window of their own: several are decoded at a time.
-async fn fetch_apart(outcome: &mut Outcome<'_>, run: Range<u32>) {
+async fn fetch_apart(outcome: &mut RoundOutcome<'_>, run: Range<u32>) {
     let (disk, effort) = (outcome.disk, outcome.claim.effort());
     let mut bytes = Arrivals::new(disk, outcome.on_the_way, outcome.places, run.clone()).await;
     let mut decoding = FuturesUnordered::new();
@@ -148,7 +148,7 @@ async fn fetch_apart(outcome: &mut Outcome<'_>, run: Range<u32>) {
 
 /// As [`fetch_apart`], for spans that take their window from the span before: one is decoded after another. The window of the first, and
 /// of one whose predecessor failed or was too short, is fetched.
-async fn fetch_in_order(outcome: &mut Outcome<'_>, windows: &Windows, run: Range<u32>) {
+async fn fetch_in_order(outcome: &mut RoundOutcome<'_>, windows: &CompactWindows, run: Range<u32>) {
     let (disk, effort) = (outcome.disk, outcome.claim.effort());
     let mut bytes = Arrivals::new(disk, outcome.on_the_way, outcome.places, run.clone()).await;
     let (arrived, mut parts) = mpsc::unbounded_channel();
@@ -183,13 +183,13 @@ async fn fetch_in_order(outcome: &mut Outcome<'_>, windows: &Windows, run: Range
                     continue;
                 }
             };
-            let joint = Joint {
+            let joint = SpanJoint {
                 before: known,
                 is_followed: number + 1 < run.end,
             };
             let (_, placed) = decode(disk, effort, span, part.bytes, Some(joint.clone())).await;
             before = match &placed {
-                Ok(Some(tail)) => Ok(Before::True(tail.clone())),
+                Ok(Some(tail)) => Ok(SpanWindow::True(tail.clone())),
                 Ok(None) => seek_next(disk, windows, number + 1, &run).await,
                 Err(_) => {
                     if number > run.start {
@@ -206,8 +206,8 @@ async fn fetch_in_order(outcome: &mut Outcome<'_>, windows: &Windows, run: Range
 }
 
 /// Keeps what the span before has left to a span that comes again later.
-fn keep(windows: &Windows, span: SpanId, before: &Before) {
-    if let Before::True(window) = before
+fn keep(windows: &CompactWindows, span: SpanId, before: &SpanWindow) {
+    if let SpanWindow::True(window) = before
         && let Err(error) = windows.joints().leave_known(span, window)
     {
         // it is fetched then
@@ -216,21 +216,26 @@ fn keep(windows: &Windows, span: SpanId, before: &Before) {
 }
 
 /// As [`seek`], for a span of the run; there is none at its end, and nobody asks.
-async fn seek_next(disk: &Disk, windows: &Windows, span: u32, run: &Range<u32>) -> Result<Before> {
+async fn seek_next(
+    disk: &Disk,
+    windows: &CompactWindows,
+    span: u32,
+    run: &Range<u32>,
+) -> Result<SpanWindow> {
     if span >= run.end {
-        return Ok(Before::unknown());
+        return Ok(SpanWindow::unknown());
     }
     seek(disk, windows, SpanId(span)).await
 }
 
 /// What stands before a span: known here, or fetched.
-async fn seek(disk: &Disk, windows: &Windows, span: SpanId) -> Result<Before> {
+async fn seek(disk: &Disk, windows: &CompactWindows, span: SpanId) -> Result<SpanWindow> {
     if span == SpanId(0) {
-        return Ok(Before::start());
+        return Ok(SpanWindow::start());
     }
     let local = || format!("the window of span {span} cannot be read");
     if let Some(window) = windows.known(span).or_kind(Kind::Io, local)? {
-        return Ok(Before::True(window));
+        return Ok(SpanWindow::True(window));
     }
     let record = disk
         .layout()
@@ -239,31 +244,36 @@ async fn seek(disk: &Disk, windows: &Windows, span: SpanId) -> Result<Before> {
         .or_kind(Kind::Io, local)?
         .span;
     let Some(range) = record.window else {
-        return Ok(Before::unknown()); // it refers to nothing
+        return Ok(SpanWindow::unknown()); // it refers to nothing
     };
     disk.count_fetch(|counters| counters.fetches += 1);
     let range = range.start as u64..range.end as u64;
     let stored = windows.fetch(disk.services(), range).await?;
     disk.count_fetch(|counters| counters.fetched_bytes += stored.len() as u64);
-    Before::stated(stored)
+    SpanWindow::stated(stored)
 }
 
 /// What becomes of the spans that were asked for.
-struct Outcome<'a> {
+struct RoundOutcome<'a> {
     disk: &'a Arc<Disk>,
-    claim: &'a Claim,
+    claim: &'a FetchClaim,
     on_the_way: Option<&'a OnTheWay>,
-    places: &'a [Arc<Place>],
+    places: &'a [Arc<LayerSource>],
     /// Spans that are to be tried again.
     left: Vec<SpanId>,
     failures: Vec<Error>,
     /// Those who have sent what is not the blob's.
-    wrong: Vec<Arc<Place>>,
+    wrong: Vec<Arc<LayerSource>>,
 }
 
-impl Outcome<'_> {
+impl RoundOutcome<'_> {
     /// A span was placed, or refused. `place` has sent its bytes.
-    fn settle(&mut self, span: SpanId, result: Result<(), Refused>, place: Option<Arc<Place>>) {
+    fn settle(
+        &mut self,
+        span: SpanId,
+        result: Result<(), SpanRefused>,
+        place: Option<Arc<LayerSource>>,
+    ) {
         match result {
             Ok(()) => {
                 if let Some(place) = place {
@@ -271,7 +281,7 @@ impl Outcome<'_> {
                 }
                 self.claim.end(span, Ok(()));
             }
-            Err(Refused::Mismatch(error)) => {
+            Err(SpanRefused::Mismatch(error)) => {
                 self.failures.push(match &place {
                     Some(place) => {
                         place.failed(&error.to_shared());
@@ -282,7 +292,7 @@ impl Outcome<'_> {
                 self.wrong.extend(place);
                 self.left.push(span);
             }
-            Err(Refused::Lasting(error)) => {
+            Err(SpanRefused::Lasting(error)) => {
                 let error = Arc::new(error);
                 if self.disk.health().failed(&[span], &error) {
                     tracing::warn!("{}", error.report());

@@ -14,7 +14,7 @@ use crate::{
 const MAX_SPANS: usize = 64;
 
 #[derive(Default)]
-struct Reasons {
+struct DegradedReasons {
     /// The sources do not answer, or the local disk does not take the data: any success ends it.
     outage: Option<Arc<Error>>,
     /// The local disk does not take what comes: ended when it does.
@@ -27,7 +27,7 @@ struct Reasons {
 
 /// One reason that a disk is degraded for.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Reason {
+pub struct DegradedReason {
     /// The span that is not what it should be; `None`: no span can be had at the moment, or all are wrong.
     pub span: Option<u32>,
     /// What is wrong.
@@ -36,9 +36,9 @@ pub struct Reason {
 
 /// The reasons that a disk is degraded for.
 #[derive(Default)]
-pub(crate) struct Health(Mutex<Reasons>);
+pub(crate) struct DiskHealth(Mutex<DegradedReasons>);
 
-impl Health {
+impl DiskHealth {
     /// These spans could not be fetched. True where that is new: it is to be said once, and not with each failure.
     pub(crate) fn failed(&self, spans: &[SpanId], error: &Arc<Error>) -> bool {
         let mut reasons = self.lock();
@@ -91,21 +91,21 @@ impl Health {
     }
 
     /// All reasons: what fails now, what is wrong with the whole, and then the spans in their order.
-    pub(crate) fn reasons(&self) -> Vec<Reason> {
+    pub(crate) fn reasons(&self) -> Vec<DegradedReason> {
         let reasons = self.lock();
         let now = reasons.outage.iter().chain(&reasons.unkept);
         let all = now.chain(&reasons.whole);
         let spans = reasons.spans.iter();
         all.map(|error| (None, error))
             .chain(spans.map(|(span, error)| (Some(span.get()), error)))
-            .map(|(span, error)| Reason {
+            .map(|(span, error)| DegradedReason {
                 span,
                 message: error.report(),
             })
             .collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Reasons> {
+    fn lock(&self) -> MutexGuard<'_, DegradedReasons> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -120,7 +120,7 @@ mod tests {
 
     #[test]
     fn an_outage_ends_with_any_span() {
-        let health = Health::default();
+        let health = DiskHealth::default();
         assert_eq!(health.degraded(), None);
         health.failed(&[SpanId(1)], &error(Kind::Unavailable, "away"));
         assert_eq!(health.degraded().as_deref(), Some("away"));
@@ -130,7 +130,7 @@ mod tests {
 
     #[test]
     fn a_wrong_span_stays_a_reason_until_it_is_right() {
-        let health = Health::default();
+        let health = DiskHealth::default();
         health.failed(&[SpanId(1)], &error(Kind::Corrupt, "wrong"));
         health.fetched(SpanId(2));
         assert_eq!(health.degraded().as_deref(), Some("wrong"));
@@ -140,7 +140,7 @@ mod tests {
 
     #[test]
     fn every_reason_is_told_with_its_span() {
-        let health = Health::default();
+        let health = DiskHealth::default();
         health.failed(
             &[SpanId(7), SpanId(3)],
             &error(Kind::Corrupt, "other bytes"),
@@ -163,7 +163,7 @@ mod tests {
 
     #[test]
     fn so_many_spans_have_a_reason_and_no_more() {
-        let health = Health::default();
+        let health = DiskHealth::default();
         let many = u32::try_from(MAX_SPANS).unwrap() * 2;
         for span in 0..many {
             health.failed(&[SpanId(span)], &error(Kind::Corrupt, "wrong"));
@@ -183,7 +183,7 @@ mod tests {
 
     #[test]
     fn a_layer_that_is_wrong_as_a_whole_stays_wrong() {
-        let health = Health::default();
+        let health = DiskHealth::default();
         health.failed_as_a_whole(&error(Kind::Corrupt, "another layer"));
         health.failed_locally(&error(Kind::Io, "full"));
         assert_eq!(health.degraded().as_deref(), Some("full"));

@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 use lru::LruCache;
 
-use super::before::Joint;
+use super::before::SpanJoint;
 use crate::{
     layer::types::DiskKey,
     units::{LayerOffset, SpanId},
@@ -27,7 +27,7 @@ pub(crate) struct HeldSpan {
     /// As it was fetched, to keep it later.
     pub compressed: Bytes,
     /// What it was decoded with.
-    pub joint: Option<Joint>,
+    pub joint: Option<SpanJoint>,
     /// Where its bytes are in the layer.
     pub start: LayerOffset,
     /// Its bytes, for readers.
@@ -40,14 +40,14 @@ impl HeldSpan {
     }
 }
 
-pub(crate) struct Held {
+pub(crate) struct HeldSpans {
     pub(super) spans: LruCache<(DiskKey, SpanId), HeldSpan>,
     bytes: usize,
     /// Disks with a task that tries to keep their spans.
     pub(super) failing: HashSet<DiskKey>,
 }
 
-impl Held {
+impl HeldSpans {
     pub(super) fn insert(&mut self, key: (DiskKey, SpanId), span: HeldSpan) {
         self.remove(key);
         self.bytes += span.bytes();
@@ -67,11 +67,11 @@ impl Held {
 }
 
 /// The unkept spans of a store's disks.
-pub(crate) struct Unkept(Mutex<Held>);
+pub(crate) struct SharedHeldSpans(Mutex<HeldSpans>);
 
-impl Default for Unkept {
+impl Default for SharedHeldSpans {
     fn default() -> Self {
-        Self(Mutex::new(Held {
+        Self(Mutex::new(HeldSpans {
             spans: LruCache::unbounded(),
             bytes: 0,
             failing: HashSet::new(),
@@ -79,13 +79,13 @@ impl Default for Unkept {
     }
 }
 
-impl Unkept {
-    pub(super) fn lock(&self) -> MutexGuard<'_, Held> {
+impl SharedHeldSpans {
+    pub(super) fn lock(&self) -> MutexGuard<'_, HeldSpans> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Held {
+impl HeldSpans {
     /// The span of a disk that was used last.
     pub(super) fn last_of(&self, disk: DiskKey) -> Option<SpanId> {
         let mut keys = self.spans.iter().map(|(key, _)| *key);
@@ -105,7 +105,7 @@ mod tests {
 
     #[test]
     fn the_memory_has_a_bound_and_what_was_used_last_stays() {
-        let unkept = Unkept::default();
+        let unkept = SharedHeldSpans::default();
         let mut held = unkept.lock();
         let bytes = Bytes::from(vec![0; BLOCK * 5]);
         let span = |blocks: usize| HeldSpan {
@@ -123,7 +123,7 @@ mod tests {
         assert_eq!((held.spans.len(), held.bytes), (4, MAX_BYTES));
         held.spans.get(&key(0)).unwrap();
         held.insert(key(4), span(1));
-        let there = |held: &Held| (0..6).map(|span| held.spans.contains(&key(span))).collect();
+        let there = |held: &HeldSpans| (0..6).map(|span| held.spans.contains(&key(span))).collect();
         let kept: Vec<bool> = there(&held);
         assert_eq!(kept, [true, true, false, true, true, false]);
         held.remove(key(0));

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// How a fetch ended.
-pub(crate) type Outcome = Result<(), Arc<Error>>;
+pub(crate) type SpanOutcome = Result<(), Arc<Error>>;
 
 /// How long a fetch may go on: until the last of those who wait gives up. `None`: for ever.
 pub(crate) type Deadline = Option<Instant>;
@@ -44,14 +44,14 @@ pub(crate) enum Purpose {
 }
 
 /// What the spans of one fetch share: one deadline, whether somebody waits, and what has gone wrong so far.
-pub(crate) struct Effort {
+pub(crate) struct FetchEffort {
     began: Instant,
     deadline: watch::Sender<Deadline>,
     awaited: AtomicBool,
     last_error: Mutex<Option<Arc<Error>>>,
 }
 
-impl Effort {
+impl FetchEffort {
     pub(crate) fn new(purpose: Purpose, deadline: Deadline) -> Arc<Self> {
         Arc::new(Self {
             began: Instant::now(),
@@ -118,15 +118,15 @@ impl Effort {
 }
 
 /// One span on its way.
-struct Flight {
-    outcome: watch::Sender<Option<Outcome>>,
-    effort: Arc<Effort>,
+struct SpanFetch {
+    outcome: watch::Sender<Option<SpanOutcome>>,
+    effort: Arc<FetchEffort>,
 }
 
 /// Someone who waits for a span.
 pub(crate) struct Waiter {
-    outcome: watch::Receiver<Option<Outcome>>,
-    effort: Arc<Effort>,
+    outcome: watch::Receiver<Option<SpanOutcome>>,
+    effort: Arc<FetchEffort>,
 }
 
 impl Waiter {
@@ -140,7 +140,7 @@ impl Waiter {
         mut self,
         deadline: Deadline,
         late: impl FnOnce() -> Arc<Error>,
-    ) -> Outcome {
+    ) -> SpanOutcome {
         let outcome = async {
             match self.outcome.wait_for(Option::is_some).await {
                 Ok(outcome) => outcome.clone().unwrap_or(Ok(())), // it is some
@@ -163,8 +163,8 @@ fn stopped() -> Arc<Error> {
     ))
 }
 
-impl Flight {
-    fn of(effort: Arc<Effort>) -> Self {
+impl SpanFetch {
+    fn of(effort: Arc<FetchEffort>) -> Self {
         Self {
             outcome: watch::Sender::new(None),
             effort,
@@ -181,9 +181,9 @@ impl Flight {
 
 /// All spans on their way.
 #[derive(Default)]
-pub(crate) struct Flights(Mutex<HashMap<SpanId, Flight>>);
+pub(crate) struct InFlight(Mutex<HashMap<SpanId, SpanFetch>>);
 
-impl Flights {
+impl InFlight {
     /// Joins the fetches of those of `spans` that are on their way, and claims the others that are not `present`; `spans` ascend.
     /// Gives the waiters for all, and the claims, which the caller has to work on: adjacent spans are in one as long as `fit` says so.
     pub(crate) fn claim(
@@ -193,9 +193,9 @@ impl Flights {
         fit: impl Fn(&Range<u32>) -> bool,
         purpose: Purpose,
         deadline: Deadline,
-    ) -> (Vec<Waiter>, Vec<Claim>) {
+    ) -> (Vec<Waiter>, Vec<FetchClaim>) {
         let mut waiters = Vec::new();
-        let mut claims: Vec<Claim> = Vec::new();
+        let mut claims: Vec<FetchClaim> = Vec::new();
         let mut flights = locked(&self.0);
         for span in spans {
             // asked under the lock: a span's bit is set before its flight ends
@@ -215,8 +215,8 @@ impl Flights {
                     Arc::clone(&claim.effort)
                 }
                 _ => {
-                    let effort = Effort::new(purpose, deadline);
-                    claims.push(Claim {
+                    let effort = FetchEffort::new(purpose, deadline);
+                    claims.push(FetchClaim {
                         spans: span.get()..next,
                         effort: Arc::clone(&effort),
                         flights: Arc::clone(self),
@@ -224,7 +224,7 @@ impl Flights {
                     effort
                 }
             };
-            let flight = Flight::of(effort);
+            let flight = SpanFetch::of(effort);
             waiters.push(flight.waiter());
             if let Some(over) = flights.insert(span, flight) {
                 let error = over.effort.last_error().unwrap_or_else(stopped);
@@ -239,7 +239,7 @@ impl Flights {
     /// way.
     pub(crate) fn extend(
         &self,
-        claim: &mut Claim,
+        claim: &mut FetchClaim,
         to: Range<u32>,
         present: impl Fn(SpanId) -> bool,
     ) {
@@ -247,7 +247,7 @@ impl Flights {
         let mut takes = |span| {
             let is_free = !present(span) && !flights.contains_key(&span);
             if is_free {
-                flights.insert(span, Flight::of(Arc::clone(&claim.effort)));
+                flights.insert(span, SpanFetch::of(Arc::clone(&claim.effort)));
             }
             is_free
         };
@@ -260,7 +260,7 @@ impl Flights {
     }
 
     /// Ends a span's flight, if it has not ended yet. After that the span may be on its way again, by another effort.
-    fn end(&self, span: SpanId, effort: &Arc<Effort>, outcome: Outcome) {
+    fn end(&self, span: SpanId, effort: &Arc<FetchEffort>, outcome: SpanOutcome) {
         let flight = match locked(&self.0).entry(span) {
             Entry::Occupied(flight) if Arc::ptr_eq(&flight.get().effort, effort) => flight.remove(),
             _ => return,
@@ -271,29 +271,29 @@ impl Flights {
 }
 
 /// Adjacent spans that one fetch has to bring. When it is dropped, what has not been ended ends with an error.
-pub(crate) struct Claim {
+pub(crate) struct FetchClaim {
     spans: Range<u32>,
-    effort: Arc<Effort>,
-    flights: Arc<Flights>,
+    effort: Arc<FetchEffort>,
+    flights: Arc<InFlight>,
 }
 
-impl Claim {
+impl FetchClaim {
     pub(crate) fn spans(&self) -> Range<u32> {
         self.spans.clone()
     }
 
-    pub(super) fn effort(&self) -> &Arc<Effort> {
+    pub(super) fn effort(&self) -> &Arc<FetchEffort> {
         &self.effort
     }
 
     /// Ends one of the spans.
-    pub(crate) fn end(&self, span: SpanId, outcome: Outcome) {
+    pub(crate) fn end(&self, span: SpanId, outcome: SpanOutcome) {
         debug_assert!(self.spans.contains(&span.get()));
         self.flights.end(span, &self.effort, outcome);
     }
 }
 
-impl Drop for Claim {
+impl Drop for FetchClaim {
     fn drop(&mut self) {
         for span in self.spans.clone() {
             self.flights.end(SpanId(span), &self.effort, Err(stopped()));
@@ -317,11 +317,11 @@ mod tests {
 
     #[tokio::test]
     async fn the_second_who_asks_waits_for_the_first() {
-        let flights = Arc::new(Flights::default());
+        let flights = Arc::new(InFlight::default());
         let fit = |run: &Range<u32>| run.len() <= 3;
         let (first, claims) =
             flights.claim(spans(0..5), |span| span.get() == 1, fit, READER, soon());
-        let ranges: Vec<_> = claims.iter().map(Claim::spans).collect();
+        let ranges: Vec<_> = claims.iter().map(FetchClaim::spans).collect();
         assert_eq!(ranges, [0..1, 2..5]);
         assert_eq!(first.len(), 4);
 
@@ -338,7 +338,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_claim_takes_more_up_to_what_is_there_or_on_its_way() {
-        let flights = Arc::new(Flights::default());
+        let flights = Arc::new(InFlight::default());
         let (_, mut claims) = flights.claim(spans(2..3), |_| false, |_| true, READER, soon());
         let (_, other) = flights.claim(spans(5..6), |_| false, |_| true, READER, soon());
         flights.extend(&mut claims[0], 2..4, |_| false);
@@ -354,7 +354,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_fetch_that_began_at_a_moment_did_not_begin_before_it() {
-        let flights = Arc::new(Flights::default());
+        let flights = Arc::new(InFlight::default());
         let (mut waiters, _claims) =
             flights.claim(spans(0..1), |_| false, |_| true, READER, soon());
         let (waiter, now) = (waiters.pop().unwrap(), Instant::now());
@@ -364,16 +364,16 @@ mod tests {
 
     #[tokio::test]
     async fn a_claim_is_as_long_as_fits() {
-        let flights = Arc::new(Flights::default());
+        let flights = Arc::new(InFlight::default());
         let fit = |run: &Range<u32>| run.len() <= 2;
         let (_, claims) = flights.claim(spans(0..5), |_| false, fit, READER, soon());
-        let ranges: Vec<_> = claims.iter().map(Claim::spans).collect();
+        let ranges: Vec<_> = claims.iter().map(FetchClaim::spans).collect();
         assert_eq!(ranges, [0..2, 2..4, 4..5]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_asks_when_the_time_of_a_fetch_is_over_starts_anew() {
-        let flights = Arc::new(Flights::default());
+        let flights = Arc::new(InFlight::default());
         let over = deadline(Some(Duration::ZERO));
         let (mut late, old) = flights.claim(spans(0..1), |_| false, |_| true, READER, over);
         let refused = Arc::new(Error::new(Kind::Unauthorized, "refused"));
@@ -393,7 +393,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_dropped_claim_is_an_error_and_not_a_hang() {
-        let flights = Arc::new(Flights::default());
+        let flights = Arc::new(InFlight::default());
         let (mut waiters, claims) = flights.claim(spans(0..2), |_| false, |_| true, READER, soon());
         claims[0].end(SpanId(0), Ok(()));
         drop(claims);
@@ -404,7 +404,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_claim_ends_its_own_flights_only() {
-        let flights = Arc::new(Flights::default());
+        let flights = Arc::new(InFlight::default());
         let (_, first) = flights.claim(spans(0..1), |_| false, |_| true, READER, soon());
         first[0].end(SpanId(0), Err(stopped()));
         // who saw the error asks again before the first claim is dropped
@@ -416,7 +416,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn each_waits_for_its_own_time_and_the_fetch_for_the_longest() {
-        let flights = Arc::new(Flights::default());
+        let flights = Arc::new(InFlight::default());
         let short = deadline(Some(Duration::from_secs(20)));
         let long = deadline(Some(Duration::from_secs(120)));
         let (mut first, claims) = flights.claim(spans(0..1), |_| false, |_| true, READER, short);
@@ -435,7 +435,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_reader_who_joins_makes_the_fetch_awaited() {
-        let flights = Arc::new(Flights::default());
+        let flights = Arc::new(InFlight::default());
         let claim = |purpose| flights.claim(spans(0..1), |_| false, |_| true, purpose, soon());
         let (_, ahead) = claim(Purpose::Later);
         assert!(!ahead[0].effort().is_awaited());
@@ -460,7 +460,7 @@ mod tests {
             let after = |seconds: Option<u64>| Some(now + Duration::from_secs(seconds?));
             let [began_with, joined_with, ends_with] =
                 [began_with, joined_with, ends_with].map(after);
-            let effort = Effort::new(READER, began_with);
+            let effort = FetchEffort::new(READER, began_with);
             let waits = Arc::clone(&effort);
             let passed = tokio::spawn(async move {
                 let end = tokio::time::timeout(HOUR, waits.passed()).await;

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    in_flight::{Effort, Purpose},
+    in_flight::{FetchEffort, Purpose},
     place_span::decode,
 };
 use crate::{
@@ -68,7 +68,7 @@ async fn keep_again(disk: Weak<Disk>) {
 async fn keep_held(disk: &Arc<Disk>) -> bool {
     while let Some((span, held)) = disk.reader().next_held(|| disk.health().not_kept(None)) {
         if !disk.reader().has(span) {
-            let effort = Effort::new(Purpose::Later, None);
+            let effort = FetchEffort::new(Purpose::Later, None);
             let (_, placed) = decode(disk, &effort, span, held.compressed, held.joint).await;
             if placed.is_ok() && !disk.reader().has(span) {
                 return false; // and is in memory again

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::{
     fetch,
-    in_flight::{self, Claim, Deadline, Waiter},
+    in_flight::{self, Deadline, FetchClaim, Waiter},
 };
 use crate::{
     error::{Error, Result},
@@ -22,7 +22,7 @@ const AHEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The result of one try for a reader.
 #[derive(PartialEq, Eq)]
-enum Tried {
+enum ReaderTry {
     Present,
     Again,
 }
@@ -59,7 +59,7 @@ impl Disk {
         let came = Instant::now();
         let deadline = in_flight::deadline(timeout);
         let _waiting = self.services().traffic().wait();
-        while self.tried(&range, came, deadline).await? == Tried::Again {}
+        while self.tried(&range, came, deadline).await? == ReaderTry::Again {}
         let now = Instant::now().into_std();
         self.ahead()
             .fill()
@@ -75,23 +75,23 @@ impl Disk {
         range: &Range<DiskOffset>,
         came: Instant,
         deadline: Deadline,
-    ) -> Result<Tried, Arc<Error>> {
+    ) -> Result<ReaderTry, Arc<Error>> {
         for waiter in self.ask_for(range, deadline) {
             let is_older = waiter.began_before(came);
             let late = || fetch::unanswered(self, range);
             let outcome = waiter.wait(deadline, late).await;
             if outcome.is_err() && is_older && !in_flight::is_over(deadline) {
-                return Ok(Tried::Again);
+                return Ok(ReaderTry::Again);
             }
             outcome?;
         }
-        Ok(Tried::Present)
+        Ok(ReaderTry::Present)
     }
 
     /// Joins and starts fetches for a reader, and what is fetched besides.
     fn ask_for(self: &Arc<Self>, range: &Range<DiskOffset>, deadline: Deadline) -> Vec<Waiter> {
         let (waiters, claims) = self.reader().claim_for_reader(range, deadline);
-        let missed = claims.last().map(Claim::spans);
+        let missed = claims.last().map(FetchClaim::spans);
         let lengths = claims
             .iter()
             .map(|claim| self.layout().compressed_length(&claim.spans()));
@@ -144,7 +144,7 @@ impl Disk {
         self.start(self.reader().claim_ahead(run, MAX_AHEAD_BYTES, deadline));
     }
 
-    fn start(self: &Arc<Self>, claims: Vec<Claim>) {
+    fn start(self: &Arc<Self>, claims: Vec<FetchClaim>) {
         for claim in claims {
             let bytes = self.layout().compressed_length(&claim.spans());
             let on_the_way = OnTheWay::new(self, bytes);

@@ -5,12 +5,12 @@ use std::{io, sync::Arc, time::Instant};
 use bytes::Bytes;
 
 use super::{
-    before::{Before, Joint},
+    before::{SpanJoint, SpanWindow},
     held_spans::HeldSpan,
-    in_flight::Effort,
-    reader::Reader,
+    in_flight::FetchEffort,
+    reader::SpanReader,
     scatter::scatter,
-    windows::Windows,
+    windows::CompactWindows,
 };
 use crate::{
     error::{Error, Kind},
@@ -19,8 +19,8 @@ use crate::{
         disk::Disk,
         stored::{seal::Damage, span_record::SpanCheck},
         verify::{
-            lies::{Lie, Refutation},
-            span::Decoded,
+            lies::{Refutation, TableLie},
+            span::DecodedSpan,
             trailer,
         },
     },
@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// Why a span whose compressed bytes have come is not present.
-pub(crate) enum Refused {
+pub(crate) enum SpanRefused {
     /// The bytes are not the span's, or the table that says so has to come again: another source, or another try, may have them.
     Mismatch(Error),
     /// They are, and no try will help: the table lies, or what is stored of it cannot be read.
@@ -40,11 +40,11 @@ pub(crate) enum Refused {
 /// Has a span placed by one of the decoding threads. Gives the window of the span after it, as [`place`].
 pub(super) async fn decode(
     disk: &Arc<Disk>,
-    effort: &Arc<Effort>,
+    effort: &Arc<FetchEffort>,
     span: SpanId,
     bytes: Bytes,
-    joint: Option<Joint>,
-) -> (SpanId, Result<Option<Bytes>, Refused>) {
+    joint: Option<SpanJoint>,
+) -> (SpanId, Result<Option<Bytes>, SpanRefused>) {
     let worker = Arc::clone(disk);
     let result = disk
         .services()
@@ -62,7 +62,7 @@ pub(super) async fn decode(
         .await;
     let failed = |failed| {
         let context = format!("span {span} of layer {}", disk.layer().digest);
-        Err(Refused::Lasting(Error::with_source(
+        Err(SpanRefused::Lasting(Error::with_source(
             Kind::Io,
             context,
             failed,
@@ -80,15 +80,15 @@ fn place(
     disk: &Arc<Disk>,
     span: SpanId,
     compressed: &[u8],
-    joint: Option<&Joint>,
+    joint: Option<&SpanJoint>,
     decoder: &mut SpanDecoder,
-) -> Result<Option<Bytes>, Refused> {
+) -> Result<Option<Bytes>, SpanRefused> {
     let mut place = || place_once(disk, span, compressed, joint, decoder);
     match place() {
-        Err(Refused::Lasting(error)) if Damage::is_in(&error) => match disk.mend() {
+        Err(SpanRefused::Lasting(error)) if Damage::is_in(&error) => match disk.mend() {
             true => place(),
-            false if disk.table_repair().lacks_table() => Err(Refused::Mismatch(error)),
-            false => Err(Refused::Lasting(error)),
+            false if disk.table_repair().lacks_table() => Err(SpanRefused::Mismatch(error)),
+            false => Err(SpanRefused::Lasting(error)),
         },
         placed => placed,
     }
@@ -98,9 +98,9 @@ fn place_once(
     disk: &Arc<Disk>,
     span: SpanId,
     compressed: &[u8],
-    joint: Option<&Joint>,
+    joint: Option<&SpanJoint>,
     decoder: &mut SpanDecoder,
-) -> Result<Option<Bytes>, Refused> {
+) -> Result<Option<Bytes>, SpanRefused> {
     let name = || format!("span {span} of layer {}", disk.layer().digest);
     let unkept = |error: io::Error| {
         Error::with_source(
@@ -109,13 +109,13 @@ fn place_once(
             error,
         )
     };
-    let local = |error| Refused::Lasting(unkept(error));
+    let local = |error| SpanRefused::Lasting(unkept(error));
     let stored = disk.layout().spans().read(span).map_err(local)?;
     let record = &stored.span;
     if joint.is_none() {
         check_digest("bytes have", compressed, record)?;
     }
-    let refused = |lie: Lie| {
+    let refused = |lie: TableLie| {
         let context = format!(
             "{} has the digest that its table {} states, and is not what the table says",
             name(),
@@ -123,15 +123,15 @@ fn place_once(
         );
         let error = Error::with_source(Kind::Corrupt, context, lie);
         disk.record().convict(&error);
-        Refused::Lasting(error)
+        SpanRefused::Lasting(error)
     };
     if let Some(refutation) = disk.refutation(span) {
-        return Err(refused(Lie::Refuted(refutation)));
+        return Err(refused(TableLie::Refuted(refutation)));
     }
     let from_table = disk.reader().windows().of_ztoc(&stored).map_err(local)?;
     let window = joint.map(|joint| joint.before.bytes());
     let window = window.or(from_table.as_deref());
-    let decoded = Decoded::new(
+    let decoded = DecodedSpan::new(
         disk.layout().spans(),
         span,
         record,
@@ -145,22 +145,22 @@ fn place_once(
             // the digest is of the output: until it has been seen, the bytes themselves are in doubt
             let decoded = decoded.map_err(|lie| {
                 let context = format!("{} does not decode", name());
-                Refused::Mismatch(Error::with_source(Kind::Corrupt, context, lie))
+                SpanRefused::Mismatch(Error::with_source(Kind::Corrupt, context, lie))
             })?;
             check_digest("output has", decoded.bytes, record)?;
             decoded
         }
     };
-    if let Some(Before::Stated(window, _)) = joint.map(|joint| &joint.before) {
+    if let Some(SpanWindow::Stated(window, _)) = joint.map(|joint| &joint.before) {
         let length = decoded.bytes.len() as u64;
         // what is not known to refer to less refers to all
         let is_covered = references(compressed, record.bits, length)
             .map_or_else(|_| window.is_whole(), |used| window.used().contains(&used));
         if !is_covered {
-            return Err(refused(Lie::Reference));
+            return Err(refused(TableLie::Reference));
         }
     }
-    let mut lie = decoded.check(disk, span).map_err(Refused::Lasting)?;
+    let mut lie = decoded.check(disk, span).map_err(SpanRefused::Lasting)?;
     let after = joint.and_then(|joint| joint.before.after(decoded.bytes));
     let mut kept = Ok(());
     if let (None, Some(joint), Some(windows)) = (&lie, joint, disk.reader().compact_windows()) {
@@ -170,9 +170,9 @@ fn place_once(
         }
     }
     if let Some(lie) = lie {
-        if let Lie::Window { next } = lie {
+        if let TableLie::Window { next } = lie {
             disk.refute(next.get()..next.get() + 1, &Refutation::Window)
-                .map_err(Refused::Lasting)?;
+                .map_err(SpanRefused::Lasting)?;
         }
         return Err(refused(lie));
     }
@@ -198,27 +198,27 @@ fn place_once(
     };
     let seen = match kept.and_then(|()| write()) {
         Ok(check) => disk.set_present(span, check),
-        Err(error) if Damage::is_in(&error) => return Err(Refused::Lasting(error)),
+        Err(error) if Damage::is_in(&error) => return Err(SpanRefused::Lasting(error)),
         Err(error) => {
             let held = HeldSpan {
                 compressed: Bytes::copy_from_slice(compressed),
-                joint: joint.map(Joint::alone),
+                joint: joint.map(SpanJoint::alone),
                 start,
                 decoded: Bytes::copy_from_slice(decoded.bytes),
             };
             disk.hold(span, held, error)
         }
     };
-    seen.map_err(|refutation| refused(Lie::Refuted(refutation)))?;
+    seen.map_err(|refutation| refused(TableLie::Refuted(refutation)))?;
     Ok(after)
 }
 
-fn check_digest(what: &str, bytes: &[u8], record: &Span) -> Result<(), Refused> {
+fn check_digest(what: &str, bytes: &[u8], record: &Span) -> Result<(), SpanRefused> {
     let found = Digest::of(bytes);
     if found == record.digest {
         return Ok(());
     }
-    Err(Refused::Mismatch(Error::new(
+    Err(SpanRefused::Mismatch(Error::new(
         Kind::Corrupt,
         format!("its {what} digest {found}, and not {}", record.digest),
     )))
@@ -227,19 +227,19 @@ fn check_digest(what: &str, bytes: &[u8], record: &Span) -> Result<(), Refused> 
 /// Holds a span and its neighbours against each other where one was decoded with a window that the compact index states, and leaves what
 /// they will need for it. `after` is the true window of the next span.
 fn join(
-    reader: &Reader,
-    windows: &Windows,
+    reader: &SpanReader,
+    windows: &CompactWindows,
     span: SpanId,
-    joint: &Joint,
+    joint: &SpanJoint,
     after: Option<&[u8]>,
-) -> io::Result<Option<Lie>> {
+) -> io::Result<Option<TableLie>> {
     let joints = windows.joints();
     match &joint.before {
-        Before::True(_) => joints.forget(span)?,
-        Before::Stated(window, stored) => match joints.known(span)? {
+        SpanWindow::True(_) => joints.forget(span)?,
+        SpanWindow::Stated(window, stored) => match joints.known(span)? {
             // the span before has come meanwhile
             Some(known) if !window.agrees_with(&known) => {
-                return Ok(Some(Lie::Refuted(Refutation::Window)));
+                return Ok(Some(TableLie::Refuted(Refutation::Window)));
             }
             Some(_) => joints.forget(span)?,
             None if stored.is_empty() => {}
@@ -251,7 +251,7 @@ fn join(
         return Ok(None);
     };
     match joints.stated(next)? {
-        Some(stated) if !stated.agrees_with(after) => return Ok(Some(Lie::Window { next })),
+        Some(stated) if !stated.agrees_with(after) => return Ok(Some(TableLie::Window { next })),
         Some(_) => joints.forget(next)?,
         None if joint.is_followed || reader.has(next) => {}
         None => joints.leave_known(next, after)?,

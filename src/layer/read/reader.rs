@@ -16,9 +16,9 @@ use std::{
 
 use super::{
     held_spans::HeldSpan,
-    in_flight::{Claim, Deadline, Flights, Purpose, Waiter},
-    span_windows::SpanWindows,
-    windows::Windows,
+    in_flight::{Deadline, FetchClaim, InFlight, Purpose, Waiter},
+    span_windows::WindowStore,
+    windows::CompactWindows,
 };
 use crate::{
     layer::{
@@ -34,25 +34,25 @@ use crate::{
 const MAX_FETCH_BYTES: u64 = 8 << 20;
 
 /// The reading side of one disk.
-pub(crate) struct Reader {
+pub(crate) struct SpanReader {
     services: Arc<Services>,
     layout: DiskLayout,
     /// `disk.ext4`.
     file: UncachedFile,
     presence: Presence,
-    windows: SpanWindows,
-    in_flight: Arc<Flights>,
+    windows: WindowStore,
+    in_flight: Arc<InFlight>,
     /// `u64::MAX`: no limit.
     io_timeout_ms: AtomicU64,
 }
 
-impl Reader {
+impl SpanReader {
     pub(crate) fn new(
         services: Arc<Services>,
         layout: DiskLayout,
         file: UncachedFile,
         presence: Presence,
-        windows: SpanWindows,
+        windows: WindowStore,
     ) -> Self {
         Self {
             services,
@@ -82,17 +82,17 @@ impl Reader {
         &self.presence
     }
 
-    pub(crate) fn windows(&self) -> &SpanWindows {
+    pub(crate) fn windows(&self) -> &WindowStore {
         &self.windows
     }
 
     /// The windows of the compact index that the disk was laid out from, if it was laid out from one.
-    pub(crate) fn compact_windows(&self) -> Option<&Windows> {
+    pub(crate) fn compact_windows(&self) -> Option<&CompactWindows> {
         self.windows.compact()
     }
 
     /// The fetches in flight.
-    pub(crate) fn in_flight(&self) -> &Arc<Flights> {
+    pub(crate) fn in_flight(&self) -> &Arc<InFlight> {
         &self.in_flight
     }
 
@@ -112,7 +112,7 @@ impl Reader {
 }
 
 /// Which spans are here.
-impl Reader {
+impl SpanReader {
     /// Whether a span is present: in the file.
     pub(crate) fn has(&self, span: SpanId) -> bool {
         self.presence.bitmap().get(span)
@@ -149,7 +149,7 @@ impl Reader {
 }
 
 /// Reads of ranges that are here.
-impl Reader {
+impl SpanReader {
     /// Reads a range, without leaving it in the page cache where the kernel can do that. An error of kind `Interrupted`: a span that was in
     /// memory is not here any more.
     pub(crate) fn read(&self, offset: DiskOffset, buffer: &mut [u8]) -> io::Result<()> {
@@ -234,7 +234,7 @@ impl Reader {
 }
 
 /// Spans in memory.
-impl Reader {
+impl SpanReader {
     /// Holds a span in memory that the local disk did not accept. Returns whether the local disk did accept the spans before.
     pub(super) fn hold(&self, span: SpanId, held: HeldSpan) -> bool {
         let mut unkept = self.services.unkept().lock();
@@ -265,7 +265,7 @@ impl Reader {
     }
 }
 
-impl Drop for Reader {
+impl Drop for SpanReader {
     fn drop(&mut self) {
         let mut unkept = self.services.unkept().lock();
         unkept.failing.remove(&self.key());
@@ -276,14 +276,14 @@ impl Drop for Reader {
 }
 
 /// Claims of fetches.
-impl Reader {
+impl SpanReader {
     /// Joins the fetches of the spans of a range that are in flight, and claims the others that are not here. The caller starts the claims'
     /// fetches.
     pub(super) fn claim_for_reader(
         &self,
         range: &Range<DiskOffset>,
         deadline: Deadline,
-    ) -> (Vec<Waiter>, Vec<Claim>) {
+    ) -> (Vec<Waiter>, Vec<FetchClaim>) {
         let (waiters, mut claims) = self.in_flight.claim(
             self.layout.spans_under(range),
             |span| self.is_here(span),
@@ -304,7 +304,7 @@ impl Reader {
         spans: Range<u32>,
         most_bytes: u64,
         deadline: Deadline,
-    ) -> Vec<Claim> {
+    ) -> Vec<FetchClaim> {
         if self.fails_to_keep() {
             return Vec::new();
         }
@@ -324,7 +324,7 @@ impl Reader {
     }
 
     /// Adds to the claim of a miss the spans that its reader is likely to want next, where spans are fine.
-    fn widen(&self, claim: &mut Claim) {
+    fn widen(&self, claim: &mut FetchClaim) {
         if !self.is_fine() || self.fails_to_keep() {
             return;
         }

@@ -26,7 +26,7 @@ pub(crate) fn scatter(
 ) -> io::Result<u32> {
     let end = LayerOffset(start.get().saturating_add(bytes.len() as u64));
     let mut crc = flate2::Crc::new();
-    let mut run = Run::default();
+    let mut run = AdjacentWrite::default();
     for region in regions {
         let Some(part) = region.clip_layer(&(start..end)) else {
             continue;
@@ -44,13 +44,13 @@ pub(crate) fn scatter(
 
 /// Slices that lie one after another on the disk.
 #[derive(Default)]
-struct Run<'a> {
+struct AdjacentWrite<'a> {
     position: u64,
     length: u64,
     slices: Vec<IoSlice<'a>>,
 }
 
-impl<'a> Run<'a> {
+impl<'a> AdjacentWrite<'a> {
     /// Goes on at `position`: with zeros where only the rest of a block lies between, else with a new run.
     fn reach(&mut self, disk: &File, position: u64) -> io::Result<()> {
         let end = self.position + self.length;

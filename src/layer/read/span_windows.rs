@@ -2,7 +2,7 @@
 
 use std::{io, os::unix::fs::FileExt as _};
 
-use super::windows::Windows;
+use super::windows::CompactWindows;
 use crate::{
     gzip::WINDOW_SIZE,
     layer::stored::{
@@ -14,18 +14,18 @@ use crate::{
 };
 
 /// Where the windows of a disk's spans are.
-pub(crate) enum SpanWindows {
+pub(crate) enum WindowStore {
     /// A plain tar and a streamed layer have none.
     None,
     /// The zTOC has them all.
     Ztoc(StoredFile),
     /// The span before leaves them, or they are fetched from the blob of the compact index.
-    Compact(Windows),
+    Compact(CompactWindows),
 }
 
-impl SpanWindows {
+impl WindowStore {
     /// Those of a compact index.
-    pub(crate) fn compact(&self) -> Option<&Windows> {
+    pub(crate) fn compact(&self) -> Option<&CompactWindows> {
         match self {
             Self::Compact(windows) => Some(windows),
             _ => None,

@@ -18,7 +18,7 @@ use rustix::fs::FallocateFlags;
 
 use crate::layer::sources::{
     health::Hosts,
-    places::Sources,
+    places::LayerSources,
     race::{self, Race},
 };
 use crate::{
@@ -28,7 +28,7 @@ use crate::{
     layer::{
         services::Services,
         stored::{
-            folder::{self, Folder},
+            folder::{self, DiskFolder},
             seal,
             stored_file::StoredFile,
         },
@@ -52,27 +52,27 @@ const STATED: u32 = 2;
 const LEVEL: i32 = 1;
 
 /// The windows of a disk.
-pub(crate) struct Windows {
+pub(crate) struct CompactWindows {
     /// The compact index's blob that has them.
     blob: Digest,
     file: StoredFile,
-    sources: Sources,
+    sources: LayerSources,
     /// Held while what a span has shown about its neighbours is noted.
     joints: Mutex<()>,
 }
 
-impl Windows {
-    pub(crate) fn open(folder: &Folder, blob: Digest, hosts: &Hosts) -> Result<Self> {
+impl CompactWindows {
+    pub(crate) fn open(folder: &DiskFolder, blob: Digest, hosts: &Hosts) -> Result<Self> {
         Ok(Self {
             blob,
             file: folder.stored(folder::WINDOWS, folder.open_or_create(folder::WINDOWS)?.0)?,
-            sources: Sources::open(folder, folder::WINDOW_SOURCES, hosts),
+            sources: LayerSources::open(folder, folder::WINDOW_SOURCES, hosts),
             joints: Mutex::default(),
         })
     }
 
     /// Where the compact index can be had.
-    pub(crate) fn sources(&self) -> &Sources {
+    pub(crate) fn sources(&self) -> &LayerSources {
         &self.sources
     }
 
@@ -157,9 +157,9 @@ impl Windows {
     }
 }
 
-/// See [`Windows::joints`].
+/// See [`CompactWindows::joints`].
 pub(crate) struct Joints<'a> {
-    windows: &'a Windows,
+    windows: &'a CompactWindows,
     _lock: MutexGuard<'a, ()>,
 }
 
@@ -188,7 +188,7 @@ impl Joints<'_> {
 
     /// Nobody needs what is noted of a span any more.
     pub(crate) fn forget(&self, span: SpanId) -> io::Result<()> {
-        let start = Windows::place(span);
+        let start = CompactWindows::place(span);
         let mut kind = [0; 4];
         let file = self.windows.file.get()?;
         match file.read_exact_at(&mut kind, start) {

@@ -7,13 +7,13 @@ use crate::{
     ext4::BLOCK_SIZE,
     layer::{
         disk::Disk,
-        read::reader::Reader,
+        read::reader::SpanReader,
         stored::{
-            folder::{self, Folder},
+            folder::{self, DiskFolder},
             seal::{self, is_damage},
             span_record::SpanRecord,
         },
-        verify::non_file_bytes::{self, Rest},
+        verify::non_file_bytes::{self, NonFileBytes},
     },
     units::SpanId,
 };
@@ -23,7 +23,7 @@ const PIECE: u64 = 256 << 10;
 
 /// Spans whose bytes are not what was written.
 #[derive(Debug, Default)]
-pub(crate) struct Lost {
+pub(crate) struct LostSpans {
     /// Those whose data is wrong on the disk.
     pub data: Vec<SpanId>,
     /// Those of which only what is kept for the check of the layer is.
@@ -34,7 +34,7 @@ pub(crate) struct Lost {
     pub bytes: u64,
 }
 
-impl Lost {
+impl LostSpans {
     pub(crate) fn is_empty(&self) -> bool {
         self.data.is_empty() && self.rest.is_empty()
     }
@@ -58,9 +58,13 @@ impl Lost {
 
 /// Reads all spans that are present, and gives those that are lost. Without a `rest` only their data counts. `read` is told the
 /// bytes so far. Blocks.
-pub(crate) fn lost(disk: &Disk, rest: Option<&Rest>, mut read: impl FnMut(u64)) -> Result<Lost> {
+pub(crate) fn lost(
+    disk: &Disk,
+    rest: Option<&NonFileBytes>,
+    mut read: impl FnMut(u64),
+) -> Result<LostSpans> {
     let (reader, layout) = (disk.reader(), disk.layout());
-    let mut lost = Lost::default();
+    let mut lost = LostSpans::default();
     for span in (0..layout.spans().count()).map(SpanId) {
         if !reader.has(span) {
             continue;
@@ -98,7 +102,7 @@ pub(crate) fn lost(disk: &Disk, rest: Option<&Rest>, mut read: impl FnMut(u64)) 
 }
 
 /// What the file has of a span; what is damaged of it is absent.
-fn record_of(reader: &Reader, span: SpanId) -> io::Result<SpanRecord> {
+fn record_of(reader: &SpanReader, span: SpanId) -> io::Result<SpanRecord> {
     match reader.presence().bitmap().record(span) {
         Err(error) if is_damage(&error) => Ok(SpanRecord::Absent),
         record => record,
@@ -113,13 +117,13 @@ fn holds(found: io::Result<u32>, expected: u32) -> io::Result<bool> {
     }
 }
 
-fn last_is_whole(folder: &Folder) -> bool {
+fn last_is_whole(folder: &DiskFolder) -> bool {
     let bytes = folder.read(folder::LAST);
     bytes.is_ok_and(|bytes| seal::unseal(&bytes).is_some())
 }
 
 /// The CRC-32 of what the disk has of a span, as `scatter` gives it.
-pub(super) fn data_checksum(reader: &Reader, span: SpanId) -> io::Result<u32> {
+pub(super) fn data_checksum(reader: &SpanReader, span: SpanId) -> io::Result<u32> {
     let layer = reader.layout().spans().uncompressed(span);
     let mut crc = flate2::Crc::new();
     let mut buffer = Vec::new();
@@ -139,7 +143,7 @@ pub(super) fn data_checksum(reader: &Reader, span: SpanId) -> io::Result<u32> {
 }
 
 /// Makes the zeros between the files' ends and their blocks' zero again, and gives the number of blocks where they were not.
-pub(super) fn mend_slack(reader: &Reader) -> io::Result<u64> {
+pub(super) fn mend_slack(reader: &SpanReader) -> io::Result<u64> {
     let mut mended = 0;
     let mut regions = non_file_bytes::all(reader.layout().regions()).peekable();
     let mut buffer = Vec::new();

@@ -12,9 +12,9 @@ use crate::{
     layer::{
         build::import,
         stored::{
-            folder::{self, Draft, Folder},
+            folder::{self, DiskDraft, DiskFolder},
             seal::{self, Damage},
-            state::{State, WITHOUT_CHECKS},
+            state::{DiskState, WITHOUT_CHECKS},
         },
         types::StackingFacts,
     },
@@ -33,8 +33,8 @@ pub(crate) enum Mended {
 
 /// Looks at a disk's metadata, before a kernel does.
 pub(crate) fn check_metadata(
-    folder: &Folder,
-    state: &State,
+    folder: &DiskFolder,
+    state: &DiskState,
     disk: &File,
     regions: &RegionTable,
 ) -> Result<()> {
@@ -57,7 +57,7 @@ pub(crate) fn check_metadata(
 }
 
 /// The table's bytes. An error that is [`Damage`]: they do not have its digest.
-pub(crate) fn read_table(folder: &Folder, state: &State) -> Result<Bytes> {
+pub(crate) fn read_table(folder: &DiskFolder, state: &DiskState) -> Result<Bytes> {
     let name = folder::table(state.compact.is_some());
     let bytes = folder.read(name)?;
     match Digest::of(&bytes) == state.table {
@@ -68,7 +68,7 @@ pub(crate) fn read_table(folder: &Folder, state: &State) -> Result<Bytes> {
 }
 
 /// Mends a folder with the table that is stored in it.
-pub(crate) fn from_stored_table(new: &Path, folder: &Folder) -> Result<Mended> {
+pub(crate) fn from_stored_table(new: &Path, folder: &DiskFolder) -> Result<Mended> {
     let state = match folder.state() {
         Ok(state) => state,
         Err(error) if error.kind() == Kind::Corrupt => return Ok(Mended::Hopeless(error)),
@@ -88,14 +88,14 @@ pub(crate) fn from_stored_table(new: &Path, folder: &Folder) -> Result<Mended> {
 /// Mends a folder with its table, whose digest is right.
 pub(crate) fn from_table(
     new: &Path,
-    folder: &Folder,
-    state: &State,
+    folder: &DiskFolder,
+    state: &DiskState,
     table: &Bytes,
 ) -> Result<Mended> {
     let hopeless = |what: &str| Ok(Mended::Hopeless(Error::new(Kind::Corrupt, what)));
     let is_compact = state.compact.is_some();
     let (entries, spans) = import::parse(table, is_compact)?;
-    let draft = Draft::new(new)?;
+    let draft = DiskDraft::new(new)?;
     let right = draft.folder();
     let parsed = (&entries[..], &spans);
     import::write_derived(right, &state.table, table, is_compact, parsed)?;
@@ -156,7 +156,7 @@ pub(crate) fn from_table(
 /// The state of a folder of this version. One of the version before, which had no checks, is given what can be had: what follows from
 /// its table is made again when it is opened (it is [`Damage`]); a complete disk is taken for what it was; of another, all spans have to
 /// come again.
-pub(crate) fn of_this_version(folder: &Folder, state: State) -> Result<State> {
+pub(crate) fn of_this_version(folder: &DiskFolder, state: DiskState) -> Result<DiskState> {
     if state.version != WITHOUT_CHECKS {
         return Ok(state);
     }

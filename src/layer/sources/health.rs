@@ -41,12 +41,12 @@ const WEIGHT: u32 = 7;
 
 /// Whether one source answers.
 #[derive(Default)]
-pub(crate) struct SourceHealth(Mutex<State>);
+pub(crate) struct SourceHealth(Mutex<SourceState>);
 
 #[derive(Default)]
-struct State {
+struct SourceState {
     strikes: u32,
-    down: Option<Down>,
+    down: Option<Outage>,
     /// The last pause, and since when it has not been needed.
     pause: Option<(Duration, Instant)>,
     first_byte: Option<Duration>,
@@ -74,7 +74,7 @@ impl std::fmt::Display for SourceDown {
 }
 
 /// A host that does not answer.
-struct Down {
+struct Outage {
     since: Instant,
     /// The last failure.
     error: Arc<Error>,
@@ -85,7 +85,7 @@ struct Down {
 
 /// What a success or a failure has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Change {
+pub(crate) enum HealthChange {
     Nothing,
     WentDown,
     CameUp,
@@ -100,18 +100,18 @@ impl SourceHealth {
     }
 
     /// It has brought what it was asked for.
-    pub(super) fn succeeded(&self) -> Change {
+    pub(super) fn succeeded(&self) -> HealthChange {
         let mut state = self.lock();
         state.strikes = 0;
         let Some(down) = state.down.take() else {
-            return Change::Nothing;
+            return HealthChange::Nothing;
         };
         state.pause = Some((down.pause, Instant::now()));
-        Change::CameUp
+        HealthChange::CameUp
     }
 
     /// It has not.
-    pub(crate) fn failed(&self, error: &Arc<Error>) -> Change {
+    pub(crate) fn failed(&self, error: &Arc<Error>) -> HealthChange {
         let now = Instant::now();
         let mut state = self.lock();
         state.strikes = state.strikes.saturating_add(1);
@@ -123,23 +123,23 @@ impl SourceHealth {
                 down.retry_at = now + down.pause;
                 down.is_being_tried = false;
             }
-            return Change::Nothing;
+            return HealthChange::Nothing;
         }
         if state.strikes < STRIKES {
-            return Change::Nothing;
+            return HealthChange::Nothing;
         }
         let pause = match state.pause {
             Some((pause, up_since)) if now < up_since + STEADY => (pause * 2).min(LAST_PAUSE),
             _ => FIRST_PAUSE,
         };
-        state.down = Some(Down {
+        state.down = Some(Outage {
             since: now,
             error: Arc::clone(error),
             retry_at: now + pause,
             pause,
             is_being_tried: false,
         });
-        Change::WentDown
+        HealthChange::WentDown
     }
 
     /// Whether others are to be asked before it.
@@ -175,7 +175,7 @@ impl SourceHealth {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, SourceState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -233,8 +233,8 @@ mod tests {
 
     fn down() -> SourceHealth {
         let health = SourceHealth::default();
-        assert_eq!(health.failed(&error()), Change::Nothing);
-        assert_eq!(health.failed(&error()), Change::WentDown);
+        assert_eq!(health.failed(&error()), HealthChange::Nothing);
+        assert_eq!(health.failed(&error()), HealthChange::WentDown);
         health
     }
 
@@ -249,16 +249,20 @@ mod tests {
     async fn two_failures_in_a_row_make_it_down_and_what_comes_ends_the_row() {
         let health = SourceHealth::default();
         for _ in 0..3 {
-            assert_eq!(health.failed(&error()), Change::Nothing);
-            assert_eq!(health.succeeded(), Change::Nothing);
+            assert_eq!(health.failed(&error()), HealthChange::Nothing);
+            assert_eq!(health.succeeded(), HealthChange::Nothing);
         }
         assert!(!health.is_down() && !health.begin_trial());
         let health = down();
         assert!(health.is_down());
-        assert_eq!(health.failed(&error()), Change::Nothing, "it is down");
-        assert_eq!(health.succeeded(), Change::CameUp);
+        assert_eq!(health.failed(&error()), HealthChange::Nothing, "it is down");
+        assert_eq!(health.succeeded(), HealthChange::CameUp);
         assert!(!health.is_down());
-        assert_eq!(health.failed(&error()), Change::Nothing, "one does not");
+        assert_eq!(
+            health.failed(&error()),
+            HealthChange::Nothing,
+            "one does not"
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -284,10 +288,10 @@ mod tests {
             let health = down();
             advance(FIRST_PAUSE).await;
             assert!(is_due(&health));
-            assert_eq!(health.succeeded(), Change::CameUp);
+            assert_eq!(health.succeeded(), HealthChange::CameUp);
             advance(up).await;
             health.failed(&error());
-            assert_eq!(health.failed(&error()), Change::WentDown);
+            assert_eq!(health.failed(&error()), HealthChange::WentDown);
             advance(pause - MOMENT).await;
             assert!(!is_due(&health), "up for {up:?}");
             advance(MOMENT).await;

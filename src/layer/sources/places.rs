@@ -5,12 +5,12 @@ use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
 
-use super::health::{Change, HostKey, Hosts, SourceDown, SourceHealth, is_of_host};
+use super::health::{HealthChange, HostKey, Hosts, SourceDown, SourceHealth, is_of_host};
 use crate::{
     error::{Error, Result},
     layer::{
         locked::locked,
-        stored::{folder::Folder, seal},
+        stored::{folder::DiskFolder, seal},
     },
     oci::Reference,
     source::{Access, Source},
@@ -21,13 +21,13 @@ const MAX_SOURCES: usize = 16;
 
 /// One place, as `sources.json` (and `windows.json`, of the compact index) holds it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Record {
+struct SourceRecord {
     reference: Reference,
     #[serde(default)]
     access: Access,
 }
 
-impl Record {
+impl SourceRecord {
     /// Whether both lead to the same blobs with the same credentials. Tags and digests make no difference to that.
     fn same_place(&self, other: &Self) -> bool {
         let place = match (&self.reference, &other.reference) {
@@ -53,13 +53,13 @@ impl Record {
 
 /// The content of the file.
 #[derive(Serialize, Deserialize)]
-struct List<R> {
+struct RecordList<R> {
     sources: Vec<R>,
 }
 
 /// A place, opened when it is first needed, and what is remembered of it.
-pub(crate) struct Place {
-    record: Record,
+pub(crate) struct LayerSource {
+    record: SourceRecord,
     source: Mutex<Option<Source>>,
     /// Of its host: shared by all places there.
     host: Arc<SourceHealth>,
@@ -67,8 +67,8 @@ pub(crate) struct Place {
     blob: SourceHealth,
 }
 
-impl Place {
-    fn new(record: Record, source: Option<Source>, hosts: &Hosts) -> Arc<Self> {
+impl LayerSource {
+    fn new(record: SourceRecord, source: Option<Source>, hosts: &Hosts) -> Arc<Self> {
         let host = hosts.get(HostKey::of(&record.reference, &record.access));
         Arc::new(Self {
             record,
@@ -129,31 +129,31 @@ impl Place {
     }
 
     /// Says when it goes down or comes up; nothing of each failure.
-    fn changed(&self, change: Change, error: Option<&Arc<Error>>) {
+    fn changed(&self, change: HealthChange, error: Option<&Arc<Error>>) {
         let source = self.reference();
         match change {
-            Change::Nothing => {}
-            Change::WentDown => tracing::warn!(
+            HealthChange::Nothing => {}
+            HealthChange::WentDown => tracing::warn!(
                 "the source {source} is down, others are asked before it: {}",
                 error.map(|error| error.report()).unwrap_or_default()
             ),
-            Change::CameUp => tracing::info!("the source {source} is up again"),
+            HealthChange::CameUp => tracing::info!("the source {source} is up again"),
         }
     }
 }
 
 /// The places of one layer; the one added last is tried first, for its credentials are the newest.
-pub(crate) struct Sources {
-    folder: Folder,
+pub(crate) struct LayerSources {
+    folder: DiskFolder,
     /// The file that remembers them.
     name: &'static str,
     hosts: Hosts,
-    known: Mutex<Vec<Arc<Place>>>,
+    known: Mutex<Vec<Arc<LayerSource>>>,
 }
 
-impl Sources {
+impl LayerSources {
     /// What a file of the folder remembers. A list that is damaged is an empty one: the next attach adds its source.
-    pub(crate) fn open(folder: &Folder, name: &'static str, hosts: &Hosts) -> Self {
+    pub(crate) fn open(folder: &DiskFolder, name: &'static str, hosts: &Hosts) -> Self {
         let bytes = folder.read(name).ok();
         let records = bytes.and_then(|bytes| decode(&bytes)).unwrap_or_else(|| {
             tracing::warn!(
@@ -169,7 +169,7 @@ impl Sources {
             hosts: hosts.clone(),
             known: Mutex::new(
                 known
-                    .map(|record| Place::new(record, None, hosts))
+                    .map(|record| LayerSource::new(record, None, hosts))
                     .collect(),
             ),
         }
@@ -177,7 +177,7 @@ impl Sources {
 
     /// The bytes of such a file with this one source.
     pub(crate) fn encode_one(source: &Source) -> Vec<u8> {
-        encode(&[&Record {
+        encode(&[&SourceRecord {
             reference: source.reference().clone(),
             access: source.access().clone(),
         }])
@@ -185,7 +185,7 @@ impl Sources {
 
     /// Remembers a source, and puts it first.
     pub(crate) fn add(&self, source: &Source) -> Result<()> {
-        let record = Record {
+        let record = SourceRecord {
             reference: source.reference().clone(),
             access: source.access().clone(),
         };
@@ -200,14 +200,17 @@ impl Sources {
         if let Some(found) = found {
             known.remove(found);
         }
-        known.insert(0, Place::new(record, Some(source.clone()), &self.hosts));
+        known.insert(
+            0,
+            LayerSource::new(record, Some(source.clone()), &self.hosts),
+        );
         known.truncate(MAX_SOURCES);
         let bytes = encode(&known.iter().map(|known| &known.record).collect::<Vec<_>>());
         self.folder.replace(self.name, &bytes)
     }
 
     /// All of them, in the order in which they are to be asked: those that are down last.
-    pub(crate) fn in_order(&self) -> Vec<Arc<Place>> {
+    pub(crate) fn in_order(&self) -> Vec<Arc<LayerSource>> {
         let mut places = locked(&self.known).clone();
         places.sort_by_cached_key(|place| (place.host.is_down(), place.blob.is_down()));
         places
@@ -222,8 +225,8 @@ impl Sources {
     }
 }
 
-fn encode(records: &[&Record]) -> Vec<u8> {
-    let list = |sources| seal::seal_json(&List { sources });
+fn encode(records: &[&SourceRecord]) -> Vec<u8> {
+    let list = |sources| seal::seal_json(&RecordList { sources });
     // a path that is not UTF-8 cannot be written; the list is then empty, and the next attach adds its source
     list(records.to_vec())
         .or_else(|_| list(Vec::new()))
@@ -231,9 +234,9 @@ fn encode(records: &[&Record]) -> Vec<u8> {
 }
 
 /// `None`: the file is damaged. One of a folder of the version before is a list without a check.
-fn decode(bytes: &[u8]) -> Option<Vec<Record>> {
+fn decode(bytes: &[u8]) -> Option<Vec<SourceRecord>> {
     match seal::has_json_seal(bytes) {
-        true => seal::unseal_json::<List<Record>>(bytes).map(|list| list.sources),
+        true => seal::unseal_json::<RecordList<SourceRecord>>(bytes).map(|list| list.sources),
         false => serde_json::from_slice(bytes).ok(),
     }
 }

@@ -16,7 +16,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt as _, TryFutureExt as _, TryStreamExt as _, stream::BoxStream};
 use tokio::time::Instant;
 
-use super::places::Place;
+use super::places::LayerSource;
 use crate::{
     error::{Error, Kind, Result},
     layer::services::Services,
@@ -36,11 +36,11 @@ const LEAST_PACE: Duration = Duration::from_secs(1);
 const TRIAL: Duration = Duration::from_secs(10);
 
 /// Some of the bytes, from one source.
-pub(crate) struct Piece {
+pub(crate) struct RacePiece {
     /// Where they are in the blob.
     pub start: u64,
     pub bytes: Bytes,
-    pub place: Arc<Place>,
+    pub place: Arc<LayerSource>,
 }
 
 /// A range of a blob on its way.
@@ -48,8 +48,8 @@ pub(crate) struct Race {
     blob: Digest,
     end: u64,
     /// Those that have not been asked.
-    rest: VecDeque<Arc<Place>>,
-    runners: Vec<Runner>,
+    rest: VecDeque<Arc<LayerSource>>,
+    runners: Vec<RacingGet>,
     failures: Vec<Error>,
     /// How often a source was asked that nobody has counted yet.
     asked: u64,
@@ -58,13 +58,13 @@ pub(crate) struct Race {
 }
 
 /// A source that was asked.
-struct Runner {
-    place: Arc<Place>,
+struct RacingGet {
+    place: Arc<LayerSource>,
     pieces: BoxStream<'static, Result<Bytes>>,
     /// The next byte that it brings.
     position: u64,
     /// What has come while it is not decided who goes on.
-    held: VecDeque<Piece>,
+    held: VecDeque<RacePiece>,
     /// Where it has to be for that.
     goal: u64,
     /// It has brought all, or failed.
@@ -79,7 +79,7 @@ struct Runner {
 impl Race {
     /// Of these places, the first ones first. None is asked yet.
     pub(crate) fn new(
-        places: impl IntoIterator<Item = Arc<Place>>,
+        places: impl IntoIterator<Item = Arc<LayerSource>>,
         blob: Digest,
         end: u64,
     ) -> Self {
@@ -101,7 +101,7 @@ impl Race {
 
     /// The next bytes; `None` when no source is left, and [`Self::failures`] say why. They follow those before, or begin anew at
     /// `restart`: the bytes from there on are then from one source. May be dropped while it waits, and called again.
-    pub(crate) async fn next(&mut self, restart: u64) -> Option<Piece> {
+    pub(crate) async fn next(&mut self, restart: u64) -> Option<RacePiece> {
         loop {
             if let [only] = &mut self.runners[..]
                 && let Some(held) = only.held.pop_front()
@@ -191,7 +191,7 @@ impl Race {
             runner.goal = runner.goal.max(runner.position + PROGRESS).min(self.end);
         }
         self.asked += 1;
-        self.runners.push(Runner {
+        self.runners.push(RacingGet {
             pieces: pieces(&place, self.blob, from..self.end, patience),
             place,
             position: from,
@@ -207,7 +207,7 @@ impl Race {
     }
 
     /// Takes what a source has brought; gives what of it may be used now.
-    fn take(&mut self, index: usize, bytes: Bytes) -> Option<Piece> {
+    fn take(&mut self, index: usize, bytes: Bytes) -> Option<RacePiece> {
         let is_alone = self.runners.len() == 1;
         let runner = &mut self.runners[index]; // one that was polled just now
         let piece = runner.came(bytes, self.end);
@@ -231,7 +231,7 @@ impl Race {
     }
 }
 
-impl Runner {
+impl RacingGet {
     /// When another one is asked too, unless it brings something before.
     fn late_at(&self, tolerance: u32) -> Instant {
         let late = self.place.host().late_after();
@@ -242,7 +242,7 @@ impl Runner {
         self.seen + late.saturating_mul(tolerance)
     }
 
-    fn came(&mut self, bytes: Bytes, end: u64) -> Piece {
+    fn came(&mut self, bytes: Bytes, end: u64) -> RacePiece {
         let now = Instant::now();
         let host = self.place.host();
         if !self.has_begun {
@@ -258,7 +258,7 @@ impl Runner {
             self.seen = now;
             self.place.answered();
         }
-        Piece {
+        RacePiece {
             start,
             bytes,
             place: Arc::clone(&self.place),
@@ -273,7 +273,7 @@ impl Runner {
     }
 }
 
-impl Drop for Runner {
+impl Drop for RacingGet {
     fn drop(&mut self) {
         if self.is_done || Instant::now() < self.late_at(1) {
             return;
@@ -290,7 +290,7 @@ impl Drop for Runner {
 
 /// The first of the runners that has something; `None` is the end of what it brings.
 fn poll_runners(
-    runners: &mut [Runner],
+    runners: &mut [RacingGet],
     context: &mut Context<'_>,
 ) -> Poll<(usize, Option<Result<Bytes>>)> {
     for (index, runner) in runners.iter_mut().enumerate() {
@@ -303,7 +303,7 @@ fn poll_runners(
 
 /// What a source sends of a range. It is opened first, where nobody has done that.
 fn pieces(
-    place: &Arc<Place>,
+    place: &Arc<LayerSource>,
     blob: Digest,
     range: Range<u64>,
     patience: Duration,
@@ -317,7 +317,7 @@ fn pieces(
 /// Tries those sources again that are down, by a few bytes that nobody waits for, where there is another one for who does.
 pub(crate) fn try_again(
     services: &Services,
-    places: &[Arc<Place>],
+    places: &[Arc<LayerSource>],
     blob: Digest,
     range: &Range<u64>,
 ) {

@@ -6,8 +6,8 @@ use std::{
 };
 
 use super::{
-    folder::{self, Folder},
-    state::State,
+    folder::{self, DiskFolder},
+    state::DiskState,
 };
 use crate::{
     error::{Error, Result},
@@ -20,18 +20,18 @@ use crate::{
 
 /// The record of one disk.
 pub(crate) struct DiskRecord {
-    folder: Folder,
+    folder: DiskFolder,
     /// Of `disk.ext4`.
     path: PathBuf,
     layer: LayerBlob,
     table: Digest,
-    state: Mutex<State>,
+    state: Mutex<DiskState>,
     /// Read when the disk was opened; taken by the first attach, which asks for them once.
     facts: Mutex<Option<StackingFacts>>,
 }
 
 impl DiskRecord {
-    pub(crate) fn new(folder: Folder, state: State, facts: StackingFacts) -> Self {
+    pub(crate) fn new(folder: DiskFolder, state: DiskState, facts: StackingFacts) -> Self {
         Self {
             path: folder.path().join(folder::DISK),
             layer: state.layer.clone(),
@@ -43,7 +43,7 @@ impl DiskRecord {
     }
 
     /// The directory of the disk.
-    pub(crate) fn folder(&self) -> &Folder {
+    pub(crate) fn folder(&self) -> &DiskFolder {
         &self.folder
     }
 
@@ -62,12 +62,12 @@ impl DiskRecord {
     }
 
     /// The state. It must not change while the caller has it.
-    pub(crate) fn lock_state(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn lock_state(&self) -> MutexGuard<'_, DiskState> {
         locked(&self.state)
     }
 
     /// Changes the state, in memory and in the directory.
-    pub(crate) fn change_state(&self, change: impl FnOnce(&mut State)) -> Result<()> {
+    pub(crate) fn change_state(&self, change: impl FnOnce(&mut DiskState)) -> Result<()> {
         let mut state = self.lock_state();
         let mut next = state.clone();
         change(&mut next);
@@ -75,7 +75,7 @@ impl DiskRecord {
     }
 
     /// Makes `next` the state, in memory and in the directory.
-    pub(crate) fn replace_state(&self, state: &mut State, next: State) -> Result<()> {
+    pub(crate) fn replace_state(&self, state: &mut DiskState, next: DiskState) -> Result<()> {
         if next != *state {
             self.folder.replace(folder::STATE, &next.encode())?;
             *state = next;

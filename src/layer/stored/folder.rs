@@ -15,8 +15,8 @@ use std::{
 
 use super::{
     seal::{self, Damage},
-    state::State,
-    stored_file::{Identity, StoredFile},
+    state::DiskState,
+    stored_file::{FileIdentity, StoredFile},
 };
 use crate::{
     error::{Error, Kind, Result, ResultExt as _},
@@ -77,13 +77,13 @@ pub fn make_private(path: &Path) -> Result<()> {
 
 /// A folder, and the files in it.
 #[derive(Clone, Debug)]
-pub(crate) struct Folder {
+pub(crate) struct DiskFolder {
     path: PathBuf,
     /// Of the folder that is meant, once it is in use.
-    identity: Option<Identity>,
+    identity: Option<FileIdentity>,
 }
 
-impl Folder {
+impl DiskFolder {
     pub(crate) fn new(path: PathBuf) -> Self {
         Self {
             path,
@@ -97,7 +97,7 @@ impl Folder {
             .or_kind(Kind::Io, || format!("cannot stat {}", self.path.display()))?;
         Ok(Self {
             path: self.path,
-            identity: Some(Identity::of(&metadata)),
+            identity: Some(FileIdentity::of(&metadata)),
         })
     }
 
@@ -105,7 +105,7 @@ impl Folder {
     fn at(&self, name: &str) -> io::Result<PathBuf> {
         if let Some(identity) = self.identity {
             let there = fs::metadata(&self.path);
-            if !there.is_ok_and(|there| Identity::of(&there) == identity) {
+            if !there.is_ok_and(|there| FileIdentity::of(&there) == identity) {
                 return Err(io::Error::other(
                     "its folder was removed while its layer was in use; detach the image and attach it again",
                 ));
@@ -228,8 +228,8 @@ impl Folder {
     }
 
     /// The state, or an error of kind `Corrupt` where the folder does not count.
-    pub(crate) fn state(&self) -> Result<State> {
-        State::parse(&self.read(STATE)?).ok_or_else(|| {
+    pub(crate) fn state(&self) -> Result<DiskState> {
+        DiskState::parse(&self.read(STATE)?).ok_or_else(|| {
             Error::new(
                 Kind::Corrupt,
                 format!(
@@ -265,13 +265,13 @@ fn unusable(name: &'static str, context: String, error: io::Error) -> Error {
     }
 }
 
-/// A folder in the making; gone again when it is dropped before [`Draft::publish`].
-pub(crate) struct Draft {
-    folder: Folder,
+/// A folder in the making; gone again when it is dropped before [`DiskDraft::publish`].
+pub(crate) struct DiskDraft {
+    folder: DiskFolder,
     published: bool,
 }
 
-impl Draft {
+impl DiskDraft {
     /// An empty folder below `new`.
     pub(crate) fn new(new: &Path) -> Result<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
@@ -282,12 +282,12 @@ impl Draft {
         ));
         make_private(&path)?;
         Ok(Self {
-            folder: Folder::new(path),
+            folder: DiskFolder::new(path),
             published: false,
         })
     }
 
-    pub(crate) fn folder(&self) -> &Folder {
+    pub(crate) fn folder(&self) -> &DiskFolder {
         &self.folder
     }
 
@@ -303,7 +303,7 @@ impl Draft {
     }
 }
 
-impl Drop for Draft {
+impl Drop for DiskDraft {
     fn drop(&mut self) {
         if !self.published {
             // what cannot be removed now is removed when the store opens
@@ -314,7 +314,7 @@ impl Drop for Draft {
 
 /// Removes a folder that does not count, first from its name and then from the disk.
 pub(crate) fn discard(new: &Path, place: &Path) -> Result<()> {
-    let draft = Draft::new(new)?;
+    let draft = DiskDraft::new(new)?;
     let name = place.file_name().unwrap_or(OsStr::new("disk"));
     fs::rename(place, draft.folder().path().join(name))
         .or_kind(Kind::Io, || format!("cannot remove {}", place.display()))
@@ -329,7 +329,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("disk");
         fs::create_dir(&path).unwrap();
-        let folder = Folder::new(path.clone()).pinned().unwrap();
+        let folder = DiskFolder::new(path.clone()).pinned().unwrap();
         folder.replace(STATE, b"ours").unwrap();
         assert_eq!(folder.read(STATE).unwrap(), b"ours");
         for is_another_there in [false, true] {

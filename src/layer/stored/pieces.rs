@@ -3,7 +3,7 @@
 use std::{fs::File, io, os::unix::fs::FileExt as _};
 
 use super::{
-    folder::{self, Folder},
+    folder::{self, DiskFolder},
     seal::{self, Damage},
 };
 use crate::error::{Kind, Result, ResultExt as _};
@@ -12,7 +12,7 @@ use crate::error::{Kind, Result, ResultExt as _};
 pub(crate) const PIECE_BYTES: u64 = 4 << 20;
 
 /// Writes the checks of a disk that is whole.
-pub(crate) fn write(folder: &Folder, disk: &File) -> Result<()> {
+pub(crate) fn write(folder: &DiskFolder, disk: &File) -> Result<()> {
     let io = || format!("cannot read {}", folder.path().join(folder::DISK).display());
     let mut checks = Vec::new();
     let size = disk.metadata().or_kind(Kind::Io, io)?.len();
@@ -31,7 +31,7 @@ pub(crate) fn read(disk: &File, number: u64, size: u64, buffer: &mut Vec<u8>) ->
 }
 
 /// The checks; an error that is [`Damage`] where they are not known.
-pub(crate) fn checks(folder: &Folder, size: u64) -> Result<Vec<u32>> {
+pub(crate) fn checks(folder: &DiskFolder, size: u64) -> Result<Vec<u32>> {
     let bytes = folder.read(folder::PIECES)?;
     let checks = seal::unseal(&bytes).map(|bytes| bytes.as_chunks::<4>().0);
     checks

@@ -63,7 +63,7 @@ pub(crate) struct StoredSpan {
 }
 
 /// Where a span lies. 24 bytes in memory.
-struct Place {
+struct SpanPosition {
     uncompressed_start: u64,
     compressed_start: u64,
     compressed_length: u32,
@@ -72,7 +72,7 @@ struct Place {
 /// All spans of a disk.
 pub(crate) struct Spans {
     compression: Compression,
-    places: Box<[Place]>,
+    places: Box<[SpanPosition]>,
     uncompressed_size: u64,
     /// A disk that was streamed has none.
     file: Option<StoredFile>,
@@ -191,7 +191,7 @@ impl Spans {
         let places = records
             .map(|span| {
                 uncompressed_size = span.uncompressed.end.get();
-                Place {
+                SpanPosition {
                     uncompressed_start: span.uncompressed.start.get(),
                     compressed_start: span.compressed.start.get(),
                     compressed_length: u32::try_from(

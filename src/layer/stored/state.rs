@@ -16,7 +16,7 @@ pub(crate) const WITHOUT_CHECKS: u32 = 1;
 
 /// The content of `state.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct State {
+pub(crate) struct DiskState {
     pub version: u32,
     /// The layer, as the image that made the disk named it.
     pub layer: LayerBlob,
@@ -48,7 +48,7 @@ pub(crate) struct State {
     pub unsynced_since_boot: Option<String>,
 }
 
-impl State {
+impl DiskState {
     /// The state of a new folder, not yet synced.
     pub(crate) fn new(layer: &LayerBlob, table: Digest, disk_size: u64, spans: u32) -> Self {
         Self {
@@ -108,43 +108,43 @@ mod tests {
     use super::*;
     use crate::oci::Packing;
 
-    fn state() -> State {
+    fn state() -> DiskState {
         let layer = LayerBlob {
             digest: Digest::of(b"layer"),
             size: 5,
             packing: Packing::Gzip,
             diff_id: Digest::of(b"diff"),
         };
-        State::new(&layer, Digest::of(b"table"), 4096, 7)
+        DiskState::new(&layer, Digest::of(b"table"), 4096, 7)
     }
 
     #[test]
     fn a_folder_of_this_boot_counts_without_a_sync() {
         let state = state();
-        assert_eq!(State::parse(&state.encode()), Some(state));
+        assert_eq!(DiskState::parse(&state.encode()), Some(state));
     }
 
     #[test]
     fn a_folder_of_another_boot_counts_only_when_synced() {
         let mut state = state();
         state.unsynced_since_boot = Some("another".to_owned());
-        assert_eq!(State::parse(&state.encode()), None);
+        assert_eq!(DiskState::parse(&state.encode()), None);
         state.unsynced_since_boot = Some(String::new());
-        assert_eq!(State::parse(&state.encode()), None);
+        assert_eq!(DiskState::parse(&state.encode()), None);
         state.unsynced_since_boot = None;
-        assert_eq!(State::parse(&state.encode()), Some(state));
+        assert_eq!(DiskState::parse(&state.encode()), Some(state));
     }
 
     #[test]
     fn another_version_and_half_a_file_do_not_count() {
         let mut state = state();
         let bytes = state.encode();
-        assert_eq!(State::parse(&bytes[..bytes.len() / 2]), None);
-        assert_eq!(State::parse(b""), None);
+        assert_eq!(DiskState::parse(&bytes[..bytes.len() / 2]), None);
+        assert_eq!(DiskState::parse(b""), None);
         state.version += 1;
-        assert_eq!(State::parse(&state.encode()), None);
+        assert_eq!(DiskState::parse(&state.encode()), None);
         state.version = 0;
-        assert_eq!(State::parse(&serde_json::to_vec(&state).unwrap()), None);
+        assert_eq!(DiskState::parse(&serde_json::to_vec(&state).unwrap()), None);
     }
 
     #[test]
@@ -154,12 +154,12 @@ mod tests {
         for at in 0..bytes.len() {
             let mut flipped = bytes.clone();
             flipped[at] ^= 2;
-            assert_eq!(State::parse(&flipped), None, "{at}");
+            assert_eq!(DiskState::parse(&flipped), None, "{at}");
         }
         // a check that went with the end of the file is none of the version before
-        assert_eq!(State::parse(&serde_json::to_vec(&state).unwrap()), None);
+        assert_eq!(DiskState::parse(&serde_json::to_vec(&state).unwrap()), None);
         state.version = WITHOUT_CHECKS;
         let bytes = serde_json::to_vec_pretty(&state).unwrap();
-        assert_eq!(State::parse(&bytes), Some(state));
+        assert_eq!(DiskState::parse(&bytes), Some(state));
     }
 }

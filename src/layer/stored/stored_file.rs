@@ -28,7 +28,7 @@ const MIN_OPEN: usize = 16;
 /// A file that can be closed and opened again.
 pub(crate) struct StoredFile {
     path: PathBuf,
-    identity: Identity,
+    identity: FileIdentity,
     key: Key,
 }
 
@@ -37,12 +37,12 @@ type Key = u64;
 
 /// What tells a file from another one of the same name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Identity {
+pub(crate) struct FileIdentity {
     device: u64,
     inode: u64,
 }
 
-impl Identity {
+impl FileIdentity {
     pub(crate) fn of(metadata: &fs::Metadata) -> Self {
         Self {
             device: metadata.dev(),
@@ -57,7 +57,7 @@ impl StoredFile {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let stored = Self {
             path,
-            identity: Identity::of(&file.metadata()?),
+            identity: FileIdentity::of(&file.metadata()?),
             key: NEXT.fetch_add(1, Ordering::Relaxed),
         };
         keep(stored.key, &Arc::new(file), most_open());
@@ -91,7 +91,7 @@ impl StoredFile {
             .write(true)
             .custom_flags(OFlags::NOFOLLOW.bits() as i32)
             .open(&self.path)?;
-        match Identity::of(&file.metadata()?) == self.identity {
+        match FileIdentity::of(&file.metadata()?) == self.identity {
             true => Ok(file),
             false => Err(io::Error::other(format!(
                 "{} was replaced while its layer was in use; detach the image and attach it again",

@@ -45,25 +45,25 @@ pub(crate) struct UncachedFile {
     can_splice: AtomicBool,
     /// Whether the file's page cache is all that there is of it.
     is_memory: bool,
-    recent: Mutex<Recent>,
+    recent: Mutex<RecentReads>,
 }
 
 /// The windows that were read last. The oldest is the next to be replaced.
 #[derive(Default)]
-struct Recent {
-    windows: [Option<Window>; KEPT],
+struct RecentReads {
+    windows: [Option<ReadWindow>; KEPT],
     oldest: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Window {
+struct ReadWindow {
     /// From the file's start.
     number: u64,
     /// Reads of it have left it in the page cache.
     cached: bool,
 }
 
-impl Recent {
+impl RecentReads {
     /// Whether a read of this window goes on where others were.
     fn is_near(&self, number: u64) -> bool {
         let mut windows = self.windows.iter().flatten();
@@ -71,7 +71,7 @@ impl Recent {
     }
 
     /// Takes note of a read; gives the window that this one takes the place of.
-    fn note(&mut self, read: Window) -> Option<Window> {
+    fn note(&mut self, read: ReadWindow) -> Option<ReadWindow> {
         let mut windows = self.windows.iter_mut().flatten();
         if let Some(window) = windows.find(|window| window.number == read.number) {
             window.cached |= read.cached;
@@ -217,14 +217,14 @@ impl UncachedFile {
             return;
         }
         for number in offset / WINDOW..=(offset + (length - 1)) / WINDOW {
-            let before = self.recent().note(Window { number, cached });
+            let before = self.recent().note(ReadWindow { number, cached });
             if let Some(before) = before.filter(|before| before.cached) {
                 self.forget(before.number * WINDOW, WINDOW);
             }
         }
     }
 
-    fn recent(&self) -> MutexGuard<'_, Recent> {
+    fn recent(&self) -> MutexGuard<'_, RecentReads> {
         self.recent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -252,8 +252,8 @@ mod tests {
 
     #[test]
     fn the_last_windows_are_kept() {
-        let read = |number, cached| Window { number, cached };
-        let mut recent = Recent::default();
+        let read = |number, cached| ReadWindow { number, cached };
+        let mut recent = RecentReads::default();
         for number in (0..KEPT as u64).map(|index| index * 10) {
             assert!(!recent.is_near(number));
             assert_eq!(recent.note(read(number, false)), None);

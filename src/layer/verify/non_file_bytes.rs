@@ -19,13 +19,13 @@ pub(super) const MAX_TAIL: usize = 1 << 20;
 const PIECE: u64 = 256 << 10;
 
 /// The file, and where in it the spans' parts are.
-pub(crate) struct Rest {
+pub(crate) struct NonFileBytes {
     file: StoredFile,
     /// Where each span's part starts; and the end of the last one, behind which there is the tail.
     starts: Box<[u64]>,
 }
 
-impl Rest {
+impl NonFileBytes {
     pub(crate) fn new(file: StoredFile, spans: &Spans, regions: &RegionTable) -> Self {
         let mut packed = Packed::new(all(regions));
         let spans = (0..spans.count()).map(|span| spans.uncompressed(SpanId(span)));

@@ -9,17 +9,17 @@ use std::{
     },
 };
 
-use super::{lies::Refutation, non_file_bytes::Rest};
+use super::{lies::Refutation, non_file_bytes::NonFileBytes};
 use crate::{error::Error, layer::locked::locked, units::SpanId};
 
 /// What is known.
-pub(crate) struct Proof {
+pub(crate) struct LayerCheck {
     is_verified: AtomicBool,
     is_checking: AtomicBool,
     /// Why the last check came to no end.
     check_error: Mutex<Option<String>>,
     /// Until the layer has been checked.
-    rest: Mutex<Option<Arc<Rest>>>,
+    rest: Mutex<Option<Arc<NonFileBytes>>>,
     /// Spans that the check wants and no reader: they have nothing of a file and have not come yet, or what was kept of them beside the disk
     /// is lost.
     bare: Mutex<BTreeSet<SpanId>>,
@@ -27,9 +27,9 @@ pub(crate) struct Proof {
     refutations: Mutex<Vec<(Range<u32>, Refutation)>>,
 }
 
-impl Proof {
+impl LayerCheck {
     /// Without a rest the layer has been checked.
-    pub(crate) fn new(rest: Option<Rest>, bare: BTreeSet<SpanId>) -> Self {
+    pub(crate) fn new(rest: Option<NonFileBytes>, bare: BTreeSet<SpanId>) -> Self {
         Self {
             is_verified: AtomicBool::new(rest.is_none()),
             is_checking: AtomicBool::new(false),
@@ -66,7 +66,7 @@ impl Proof {
     }
 
     /// What of the layer is in no file; `None` once the layer has been checked.
-    pub(crate) fn rest(&self) -> Option<Arc<Rest>> {
+    pub(crate) fn rest(&self) -> Option<Arc<NonFileBytes>> {
         locked(&self.rest).clone()
     }
 

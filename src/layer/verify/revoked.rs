@@ -11,22 +11,22 @@ use std::{
 use crate::{
     error::{Error, Kind, Result},
     layer::stored::{
-        folder::{self, Folder},
+        folder::{self, DiskFolder},
         seal::{self, Damage},
     },
     units::SpanId,
 };
 
 /// The spans of a disk that were taken back.
-pub(crate) struct Disowned {
-    folder: Folder,
+pub(crate) struct RevokedSpans {
+    folder: DiskFolder,
     known: Mutex<BTreeSet<SpanId>>,
 }
 
-impl Disowned {
+impl RevokedSpans {
     /// Those of a disk with so many spans that the folder remembers. A file that is damaged accuses nobody, and goes: that the table was
     /// shown to lie stands in `state.json`.
-    pub(crate) fn open(folder: &Folder, count: u32) -> Result<Self> {
+    pub(crate) fn open(folder: &DiskFolder, count: u32) -> Result<Self> {
         let mut known = BTreeSet::new();
         if folder.has(folder::DISOWNED) {
             let file = folder.read(folder::DISOWNED);

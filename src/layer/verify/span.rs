@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::{
-    lies::{Lie, Refutation},
+    lies::{Refutation, TableLie},
     non_file_bytes::MAX_TAIL,
 };
 use crate::{
@@ -15,13 +15,13 @@ use crate::{
         WINDOW_SIZE,
         inflate::{SpanDecoder, window_follows},
     },
-    layer::{disk::Disk, read::reader::Reader, stored::span_table::Spans},
+    layer::{disk::Disk, read::reader::SpanReader, stored::span_table::Spans},
     units::SpanId,
     ztoc::{Compression, Span},
 };
 
 /// A span's bytes, and what was there to decode them.
-pub(crate) struct Decoded<'a> {
+pub(crate) struct DecodedSpan<'a> {
     /// The layer's bytes.
     pub bytes: &'a [u8],
     record: &'a Span,
@@ -31,7 +31,7 @@ pub(crate) struct Decoded<'a> {
     pub tail: &'a [u8],
 }
 
-impl<'a> Decoded<'a> {
+impl<'a> DecodedSpan<'a> {
     /// Decodes a span; it has the length that the table states.
     pub(crate) fn new(
         spans: &Spans,
@@ -40,7 +40,7 @@ impl<'a> Decoded<'a> {
         compressed: &'a [u8],
         window: Option<&'a [u8]>,
         decoder: &'a mut SpanDecoder,
-    ) -> Result<Self, Lie> {
+    ) -> Result<Self, TableLie> {
         let is_last = span.get().saturating_add(1) == spans.count();
         let (bytes, beyond, surplus) = match spans.compression() {
             Compression::Uncompressed => {
@@ -49,7 +49,7 @@ impl<'a> Decoded<'a> {
                 let (bytes, beyond) = usize::try_from(expected)
                     .ok()
                     .and_then(|length| compressed.split_at_checked(length))
-                    .ok_or(Lie::Length {
+                    .ok_or(TableLie::Length {
                         expected,
                         found: compressed.len(),
                     })?;
@@ -60,7 +60,7 @@ impl<'a> Decoded<'a> {
                     true => decoder.decode_beyond(record, compressed, window, MAX_TAIL + 1),
                     false => decoder.decode(record, compressed, window),
                 };
-                decoded.map_err(Lie::Data)?;
+                decoded.map_err(TableLie::Data)?;
                 (decoder.bytes(), decoder.beyond(), decoder.surplus())
             }
         };
@@ -78,16 +78,16 @@ impl<'a> Decoded<'a> {
     }
 
     /// Looks at all that this span can show, and gives the first lie. An error is one of the local files.
-    pub(crate) fn check(&self, disk: &Disk, span: SpanId) -> Result<Option<Lie>> {
+    pub(crate) fn check(&self, disk: &Disk, span: SpanId) -> Result<Option<TableLie>> {
         let next = SpanId(span.get() + 1); // there are fewer than u32::MAX
         if next.get() < disk.layout().spans().count() {
             if self.surplus {
-                return Ok(Some(Lie::Surplus {
+                return Ok(Some(TableLie::Surplus {
                     expected: length(self.record),
                 }));
             }
             if !self.leads_to(disk.reader(), next)? {
-                return Ok(Some(Lie::Window { next }));
+                return Ok(Some(TableLie::Window { next }));
             }
         }
         let Some(headers) = disk.verification().headers() else {
@@ -95,12 +95,12 @@ impl<'a> Decoded<'a> {
         };
         let start = self.record.uncompressed.start;
         let found = headers.check(start, self.bytes, || disk.read_entries())?;
-        Ok(found.map(Lie::Header))
+        Ok(found.map(TableLie::Header))
     }
 
     /// Whether the window of the next span is what this one ends with. As this is asked of each span before it is present, a span
     /// whose predecessor is present has had its window checked.
-    fn leads_to(&self, reader: &Reader, next: SpanId) -> Result<bool> {
+    fn leads_to(&self, reader: &SpanReader, next: SpanId) -> Result<bool> {
         let read = || {
             let record = reader.layout().spans().read(next)?;
             Ok((

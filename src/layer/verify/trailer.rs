@@ -6,14 +6,14 @@
 
 use std::{io, ops::ControlFlow};
 
-use super::non_file_bytes::{MAX_TAIL, Rest};
+use super::non_file_bytes::{MAX_TAIL, NonFileBytes};
 use crate::{
     error::{Kind, Result, ResultExt as _},
     gzip::{WINDOW_SIZE, inflate::SpanDecoder},
     layer::{
-        read::reader::Reader,
+        read::reader::SpanReader,
         stored::{
-            folder::{self, Folder},
+            folder::{self, DiskFolder},
             seal::{self, Damage},
             span_record::{SpanCheck, SpanRecord},
         },
@@ -27,12 +27,12 @@ const PIECE: usize = 1 << 20;
 
 /// The tail of a layer whose last span has come.
 pub(crate) enum Tail<'a> {
-    Kept(&'a Rest),
-    Long(Box<Last>),
+    Kept(&'a NonFileBytes),
+    Long(Box<LastSpan>),
 }
 
 /// The last span as it came.
-pub(crate) struct Last {
+pub(crate) struct LastSpan {
     record: Span,
     compression: Compression,
     window: Vec<u8>,
@@ -40,7 +40,11 @@ pub(crate) struct Last {
 }
 
 /// Keeps the last span where its tail is too long for `rest`.
-pub(crate) fn keep_last(folder: &Folder, window: Option<&[u8]>, compressed: &[u8]) -> Result<()> {
+pub(crate) fn keep_last(
+    folder: &DiskFolder,
+    window: Option<&[u8]>,
+    compressed: &[u8],
+) -> Result<()> {
     let mut bytes = window.map_or_else(|| vec![0; WINDOW_SIZE], <[u8]>::to_vec);
     bytes.extend_from_slice(compressed);
     folder.replace(folder::LAST, &seal::seal(bytes))
@@ -53,7 +57,11 @@ pub(crate) fn is_long(tail: &[u8]) -> bool {
 
 impl<'a> Tail<'a> {
     /// The tail as it is kept. An error that is [`Damage`]: the last span has to come again.
-    pub(crate) fn open(folder: &Folder, reader: &Reader, rest: &'a Rest) -> Result<Self> {
+    pub(crate) fn open(
+        folder: &DiskFolder,
+        reader: &SpanReader,
+        rest: &'a NonFileBytes,
+    ) -> Result<Self> {
         let unread = || "what is kept of the layer cannot be read".to_owned();
         let last = SpanId(reader.layout().spans().count().saturating_sub(1));
         let record = reader
@@ -75,7 +83,7 @@ impl<'a> Tail<'a> {
         let (window, compressed) = kept
             .ok_or_else(|| Damage::check(folder::LAST))
             .or_kind(Kind::Io, unread)?;
-        Ok(Self::Long(Box::new(Last {
+        Ok(Self::Long(Box::new(LastSpan {
             record,
             compression: reader.layout().spans().compression(),
             window: window.to_vec(),
@@ -105,7 +113,7 @@ impl<'a> Tail<'a> {
     }
 }
 
-impl Last {
+impl LastSpan {
     fn each(&self, mut take: impl FnMut(&[u8]) -> ControlFlow<()>) -> io::Result<()> {
         match self.compression {
             Compression::Uncompressed => {

@@ -1,19 +1,19 @@
 //! The verification of one disk: what its table says of the tar headers, how far the check of the whole layer is, and which spans were
 //! revoked.
 
-use super::{headers::Headers, lies::Refutation, progress::Proof, revoked::Disowned};
+use super::{headers::Headers, lies::Refutation, progress::LayerCheck, revoked::RevokedSpans};
 use crate::units::SpanId;
 
 /// The verification of one disk.
 pub(crate) struct Verification {
     headers: Option<Headers>,
-    proof: Proof,
-    disowned: Disowned,
+    proof: LayerCheck,
+    disowned: RevokedSpans,
 }
 
 impl Verification {
     /// The disk of a streamed layer has no `headers`: it was verified before it was made.
-    pub(crate) fn new(headers: Option<Headers>, proof: Proof, disowned: Disowned) -> Self {
+    pub(crate) fn new(headers: Option<Headers>, proof: LayerCheck, disowned: RevokedSpans) -> Self {
         Self {
             headers,
             proof,
@@ -27,12 +27,12 @@ impl Verification {
     }
 
     /// The check of the whole layer.
-    pub(crate) fn proof(&self) -> &Proof {
+    pub(crate) fn proof(&self) -> &LayerCheck {
         &self.proof
     }
 
     /// The spans that were revoked.
-    pub(crate) fn disowned(&self) -> &Disowned {
+    pub(crate) fn disowned(&self) -> &RevokedSpans {
         &self.disowned
     }
 

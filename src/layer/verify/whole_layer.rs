@@ -17,7 +17,7 @@ use std::{
 
 use super::{
     lies::Refutation,
-    non_file_bytes::{self, Packed, Rest},
+    non_file_bytes::{self, NonFileBytes, Packed},
     span,
     trailer::Tail,
 };
@@ -30,9 +30,9 @@ use crate::{
         read::{
             fetch,
             in_flight::{self, Purpose},
-            reader::Reader,
+            reader::SpanReader,
         },
-        repair::lost_spans::{self, Lost},
+        repair::lost_spans::{self, LostSpans},
         stored::seal::Damage,
     },
     oci::digest::Hasher,
@@ -52,13 +52,13 @@ const PIECE: usize = 1 << 20;
 const ROUNDS: usize = 3;
 
 /// What a check has found.
-pub(crate) enum Verdict {
+pub(crate) enum LayerVerdict {
     /// The disk is the layer's.
     True,
     /// It is not, and these spans are where that shows.
     False(Range<u32>, Refutation),
     /// The local disk has not kept what was written to it: nothing is known of the table.
-    Damaged(Lost),
+    Damaged(LostSpans),
     /// Nobody needs the disk any more.
     Abandoned,
 }
@@ -89,10 +89,10 @@ fn check(disk: &Arc<Disk>) -> Result<bool> {
         return Ok(true);
     };
     match examine(disk, &rest)? {
-        Verdict::True => disk.prove()?,
-        Verdict::False(spans, lie) => disk.refute(spans, &lie)?,
-        Verdict::Abandoned => {}
-        Verdict::Damaged(lost) => {
+        LayerVerdict::True => disk.prove()?,
+        LayerVerdict::False(spans, lie) => disk.refute(spans, &lie)?,
+        LayerVerdict::Abandoned => {}
+        LayerVerdict::Damaged(lost) => {
             tracing::warn!(
                 layer = %disk.layer().digest,
                 "{}; it is fetched again",
@@ -183,35 +183,35 @@ impl Disk {
 }
 
 /// Looks at the layer; and at what is lost of it here, before it is said to be wrong.
-fn examine(disk: &Arc<Disk>, rest: &Rest) -> Result<Verdict> {
+fn examine(disk: &Arc<Disk>, rest: &NonFileBytes) -> Result<LayerVerdict> {
     let mut verdict = judge(disk, rest);
     if verdict.as_ref().is_err_and(Damage::is_in) && disk.mend() {
         verdict = judge(disk, rest);
     }
-    if matches!(verdict, Err(_) | Ok(Verdict::False(..))) {
+    if matches!(verdict, Err(_) | Ok(LayerVerdict::False(..))) {
         let lost = lost_spans::lost(disk, Some(rest), |_| ())?;
         if !lost.is_empty() {
-            return Ok(Verdict::Damaged(lost));
+            return Ok(LayerVerdict::Damaged(lost));
         }
     }
     verdict
 }
 
-fn judge(disk: &Arc<Disk>, rest: &Rest) -> Result<Verdict> {
+fn judge(disk: &Arc<Disk>, rest: &NonFileBytes) -> Result<LayerVerdict> {
     let unread = || "what is kept of the layer cannot be read".to_owned();
     let tail = Tail::open(disk.folder(), disk.reader(), rest)?;
     let abandoned = || Arc::strong_count(disk) <= OWN_HOLDS;
     let Some(found) = diff_id(disk.reader(), rest, &tail, abandoned).or_kind(Kind::Io, unread)?
     else {
-        return Ok(Verdict::Abandoned);
+        return Ok(LayerVerdict::Abandoned);
     };
     let expected = disk.layer().diff_id;
     if found != expected {
         let lie = Refutation::DiffId { found, expected };
-        return Ok(Verdict::False(0..disk.layout().spans().count(), lie));
+        return Ok(LayerVerdict::False(0..disk.layout().spans().count(), lie));
     }
     let Some(headers) = disk.verification().headers() else {
-        return Ok(Verdict::True);
+        return Ok(LayerVerdict::True);
     };
     let mut packed = Packed::new(non_file_bytes::all(disk.layout().regions()));
     let read = |range: &Range<LayerOffset>| {
@@ -224,7 +224,7 @@ fn judge(disk: &Arc<Disk>, rest: &Rest) -> Result<Verdict> {
         disk.read_entries()
     })?;
     Ok(match found {
-        None => Verdict::True,
+        None => LayerVerdict::True,
         Some((range, lie)) => {
             let mut spans = disk.layout().spans().covering(range);
             if spans.is_empty() {
@@ -232,21 +232,22 @@ fn judge(disk: &Arc<Disk>, rest: &Rest) -> Result<Verdict> {
                 spans =
                     disk.layout().spans().count().saturating_sub(1)..disk.layout().spans().count();
             }
-            Verdict::False(spans, Refutation::Header(lie))
+            LayerVerdict::False(spans, Refutation::Header(lie))
         }
     })
 }
 
 /// SHA-256 of the layer, from the disk and the rest; `None` when it was broken off.
 fn diff_id(
-    reader: &Reader,
-    kept: &Rest,
+    reader: &SpanReader,
+    kept: &NonFileBytes,
     tail: &Tail<'_>,
     abandoned: impl Fn() -> bool,
 ) -> io::Result<Option<crate::oci::Digest>> {
     let mut hasher = Hasher::default();
-    let mut files = Window::new(|offset, buffer: &mut [u8]| reader.file().read(offset, buffer));
-    let mut others = Window::new(|offset, buffer: &mut [u8]| kept.read(offset, buffer));
+    let mut files =
+        PieceReader::new(|offset, buffer: &mut [u8]| reader.file().read(offset, buffer));
+    let mut others = PieceReader::new(|offset, buffer: &mut [u8]| kept.read(offset, buffer));
     let (files_end, others_end) = (reader.layout().size(), kept.length()?);
     let mut packed = Packed::new(non_file_bytes::all(reader.layout().regions()));
     let mut place = 0;
@@ -274,13 +275,13 @@ fn diff_id(
 }
 
 /// Reads ranges that ascend, [`PIECE`] bytes at once, however short they are.
-struct Window<R> {
+struct PieceReader<R> {
     read: R,
     buffer: Vec<u8>,
     start: u64,
 }
 
-impl<R: FnMut(u64, &mut [u8]) -> io::Result<()>> Window<R> {
+impl<R: FnMut(u64, &mut [u8]) -> io::Result<()>> PieceReader<R> {
     fn new(read: R) -> Self {
         Self {
             read,
@@ -322,7 +323,7 @@ mod tests {
             .map(|number| (number % 251) as u8)
             .collect();
         let mut read = 0;
-        let mut window = Window::new(|offset, buffer: &mut [u8]| {
+        let mut window = PieceReader::new(|offset, buffer: &mut [u8]| {
             let start = offset as usize;
             buffer.copy_from_slice(&file[start..start + buffer.len()]);
             read += buffer.len();

@@ -1,6 +1,6 @@
 //! A disk from a compact index: what is fetched when, and that the bytes are right.
 
-use socinbd::layer::{Options, Store, TableBytes};
+use socinbd::layer::{StoreOptions, Store, TableBytes};
 
 use super::CompactLab;
 use crate::layer::fixture::{Layer, Random, assert_holds, complete, open_when_free, range, read};
@@ -116,7 +116,7 @@ async fn a_table_of_another_version_is_told_from_one_that_is_damaged() {
         let mut index = lab.index;
         index.table = socinbd::oci::Digest::of(&blob[..index.table_size as usize]);
         let root = tempfile::tempdir().unwrap();
-        let store = Store::open_with(root.path(), Options::default()).unwrap();
+        let store = Store::open_with(root.path(), StoreOptions::default()).unwrap();
         let source = lab.lab.source().await;
         let table = bytes::Bytes::from(blob).slice(..index.table_size as usize);
         let error = store

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use socinbd::{
     compact::{Table, manifest::LayerIndex},
-    layer::{Disk, Options, Store, TableBytes},
+    layer::{Disk, StoreOptions, Store, TableBytes},
     oci::{Digest, Packing},
     soci::build::{CompactBlob, NoSink},
     units::DiskOffset,
@@ -53,9 +53,9 @@ impl CompactLab {
 
     /// With these bytes for the compact index.
     pub fn of(layer: Layer, blob: Vec<u8>, table_size: usize) -> Self {
-        let options = Options {
+        let options = StoreOptions {
             never_whole: true, // so that counts are of what is asked for
-            ..Options::default()
+            ..StoreOptions::default()
         };
         let table = &blob[..table_size];
         let index = LayerIndex {

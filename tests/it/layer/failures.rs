@@ -7,7 +7,7 @@ use std::{
 
 use socinbd::{
     error::Kind,
-    layer::{Disk, Options, TableBytes},
+    layer::{Disk, StoreOptions, TableBytes},
 };
 
 use super::fixture::{Lab, Layer, assert_holds, complete, read, source};
@@ -16,10 +16,10 @@ use crate::support::{
     until,
 };
 
-fn patient(seconds: u64) -> Options {
-    Options {
+fn patient(seconds: u64) -> StoreOptions {
+    StoreOptions {
         io_timeout: Some(Duration::from_secs(seconds)),
-        ..Options::default()
+        ..StoreOptions::default()
     }
 }
 
@@ -88,9 +88,9 @@ async fn a_registry_is_not_asked_before_the_time_that_it_names() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_that_will_be_the_same_is_believed_soon_and_the_next_read_asks_anew() {
-    let waits = Options {
+    let waits = StoreOptions {
         io_timeout: None,
-        ..Options::default()
+        ..StoreOptions::default()
     };
     let lab = Lab::with_options(Layer::new(0), waits);
     let disk = lab.disk().await;

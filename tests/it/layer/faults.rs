@@ -7,7 +7,7 @@ use std::{
 };
 
 use socinbd::{
-    layer::Options,
+    layer::StoreOptions,
     nbd::{errno_of, protocol::NBD_EIO},
 };
 
@@ -105,9 +105,9 @@ async fn suffer(layer: Layer, name: &str, fault: Fault, times: Times, outcome: O
         Outcome::Bytes => MARGIN,
         Outcome::Eio => IO_TIMEOUT,
     };
-    let options = Options {
+    let options = StoreOptions {
         io_timeout: Some(timeout),
-        ..Options::default()
+        ..StoreOptions::default()
     };
     let lab = Lab::with_options(layer, options);
     let disk = lab.disk().await;

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use socinbd::{
     error::Kind,
     ext4::{DataRegion, Layout},
-    layer::{Disk, LayerBlob, Options, Store, TableBytes},
+    layer::{Disk, LayerBlob, StoreOptions, Store, TableBytes},
     oci::{Digest, Packing},
     soci::build::{LayerIndexer, NoSink, Options as IndexOptions},
     source::{Access, Source},
@@ -257,14 +257,14 @@ pub struct Lab {
 impl Lab {
     /// Fetches what is asked for, and never the whole layer: so that it can be counted.
     pub fn new(layer: Layer) -> Self {
-        let options = Options {
+        let options = StoreOptions {
             never_whole: true,
-            ..Options::default()
+            ..StoreOptions::default()
         };
         Self::with_options(layer, options)
     }
 
-    pub fn with_options(layer: Layer, options: Options) -> Self {
+    pub fn with_options(layer: Layer, options: StoreOptions) -> Self {
         let registry = Registry::start();
         registry.add_blob(REPOSITORY, layer.blob.clone());
         let root = tempfile::tempdir().unwrap();

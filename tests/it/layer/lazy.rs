@@ -4,7 +4,7 @@ use std::{os::unix::fs::PermissionsExt as _, sync::Arc, time::Duration};
 
 use socinbd::{
     error::Kind,
-    layer::{Allocation, Listed, Store},
+    layer::{Allocation, ListedSpans, Store},
     oci::Packing,
     units::{DiskOffset, SpanId},
 };
@@ -312,7 +312,7 @@ async fn a_prefetch_past_the_last_span_brings_those_that_there_are() {
     let lab = Lab::new(Layer::new(0));
     let disk = lab.disk().await;
     let (_, all) = disk.span_counts();
-    let listed = |spans: std::ops::Range<u32>| Listed {
+    let listed = |spans: std::ops::Range<u32>| ListedSpans {
         disk: Arc::clone(&disk),
         spans: SpanId(spans.start)..SpanId(spans.end),
     };

@@ -6,7 +6,7 @@ use std::{
 };
 
 use socinbd::{
-    layer::{Disk, Options, TableBytes},
+    layer::{Disk, StoreOptions, TableBytes},
     source::{Access, Source},
     units::DiskOffset,
 };
@@ -29,10 +29,10 @@ struct Two {
 
 impl Two {
     async fn new() -> Self {
-        let options = Options {
+        let options = StoreOptions {
             never_whole: true,
             io_timeout: Some(Duration::from_secs(60)),
-            ..Options::default()
+            ..StoreOptions::default()
         };
         let lab = Lab::with_options(Layer::new(0), options);
         let disk = lab.disk().await;
@@ -215,7 +215,7 @@ async fn who_joins_a_background_fetch_does_not_wait_for_a_source_that_hangs() {
     let two = Two::new().await;
     two.first.fail(On::Data, Fault::Hang, Times::UntilHealed);
     let spans = two.lab.layer.spans.spans.len() as u32;
-    two.lab.store.prefetch(vec![socinbd::layer::Listed {
+    two.lab.store.prefetch(vec![socinbd::layer::ListedSpans {
         disk: Arc::clone(&two.disk),
         spans: socinbd::units::SpanId(0)..socinbd::units::SpanId(spans),
     }]);

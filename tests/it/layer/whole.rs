@@ -3,7 +3,7 @@
 use std::{ops::Range, sync::Arc, time::Duration};
 
 use socinbd::{
-    layer::{Disk, Options, Progress},
+    layer::{Disk, StoreOptions, DiskProgress},
     oci::Packing,
     units::DiskOffset,
 };
@@ -16,7 +16,7 @@ use crate::support::{
 
 /// Behind a link whose round trip costs far more than a span's bytes: so the rest of the layer follows before long.
 fn lab(layer: Layer, round_trip_ms: u64) -> Lab {
-    let lab = Lab::with_options(layer, Options::default());
+    let lab = Lab::with_options(layer, StoreOptions::default());
     lab.registry.set_link(Link {
         round_trip: Duration::from_millis(round_trip_ms),
         bytes_per_second: 0,
@@ -24,7 +24,7 @@ fn lab(layer: Layer, round_trip_ms: u64) -> Lab {
     lab
 }
 
-async fn reaches(disk: &Arc<Disk>, wanted: Progress) {
+async fn reaches(disk: &Arc<Disk>, wanted: DiskProgress) {
     let mut progress = disk.progress();
     let reached = progress.wait_for(|progress| *progress == wanted);
     tokio::time::timeout(Duration::from_secs(60), reached)
@@ -60,12 +60,12 @@ async fn all_files_in_random_order_cost_the_layer_once_in_few_requests() {
     for number in 0..3 {
         let lab = lab(Layer::new(number), 200);
         let disk = lab.disk().await;
-        assert_eq!(*disk.progress().borrow(), Progress::Lazy);
+        assert_eq!(*disk.progress().borrow(), DiskProgress::Lazy);
         for path in shuffled(&lab, number as u64) {
             let bytes = read(&disk, lab.layer.place(&path)).await.unwrap();
             assert!(bytes == lab.layer.files[&path], "{path}");
         }
-        reaches(&disk, Progress::Complete).await;
+        reaches(&disk, DiskProgress::Complete).await;
         complete(&disk).await;
         assert_holds(disk.path(), &lab.layer.files);
         let (requests, bytes) = lab.fetched();
@@ -90,13 +90,13 @@ async fn a_few_misses_bring_their_spans_and_many_bring_all() {
     for number in 0..2 {
         read(&disk, scattered(&lab, number)).await.unwrap();
     }
-    assert_eq!(*disk.progress().borrow(), Progress::Lazy);
+    assert_eq!(*disk.progress().borrow(), DiskProgress::Lazy);
     let mut number = 2;
-    while *disk.progress().borrow() == Progress::Lazy {
+    while *disk.progress().borrow() == DiskProgress::Lazy {
         read(&disk, scattered(&lab, number)).await.unwrap();
         number += 1;
     }
-    reaches(&disk, Progress::Complete).await;
+    reaches(&disk, DiskProgress::Complete).await;
     assert_holds(disk.path(), &lab.layer.files);
     // the next daemon finds a complete disk, once the layer has been checked
     let is_saved = || {
@@ -119,19 +119,19 @@ async fn a_source_that_fails_ends_it_and_the_next_misses_begin_anew() {
     for path in ["data/01", "data/05"] {
         read(&disk, lab.layer.place(path)).await.unwrap();
     }
-    assert_eq!(*disk.progress().borrow(), Progress::Lazy);
+    assert_eq!(*disk.progress().borrow(), DiskProgress::Lazy);
     lab.registry
         .fail(On::Data, Fault::status(404), Times::UntilHealed);
     lab.registry.reset_counters();
     read(&disk, lab.layer.place("data/09")).await.unwrap_err();
-    reaches(&disk, Progress::Lazy).await;
+    reaches(&disk, DiskProgress::Lazy).await;
     let (requests, _) = lab.fetched();
     assert!(requests > 3, "{requests}: the reader's own alone");
     assert!(disk.degraded().is_some());
 
     lab.registry.heal();
     read(&disk, lab.layer.place("data/09")).await.unwrap();
-    reaches(&disk, Progress::Complete).await;
+    reaches(&disk, DiskProgress::Complete).await;
     assert_holds(disk.path(), &lab.layer.files);
     assert_eq!(disk.degraded(), None);
 }

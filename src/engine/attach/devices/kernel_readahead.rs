@@ -4,7 +4,7 @@ use std::sync::Once;
 
 use crate::{
     kernel::blockdev,
-    layer::{Disk, Progress},
+    layer::{Disk, DiskProgress},
 };
 
 /// The read-ahead of a lazy device is its mean span size divided by this number, so about one read in 32 fetches a span that no program
@@ -18,10 +18,10 @@ const USUAL_KB: u64 = 128;
 /// The `read_ahead_kb` for the device of this disk.
 pub(crate) fn of(disk: &Disk) -> u64 {
     match *disk.progress().borrow() {
-        Progress::Lazy => {
+        DiskProgress::Lazy => {
             (disk.mean_span_bytes() / SPANS_BY_READ_AHEAD / 1024).clamp(LEAST_KB, USUAL_KB)
         }
-        Progress::Filling | Progress::Full | Progress::Complete => USUAL_KB,
+        DiskProgress::Filling | DiskProgress::Full | DiskProgress::Complete => USUAL_KB,
     }
 }
 
