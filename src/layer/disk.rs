@@ -135,12 +135,12 @@ impl Disk {
     /// Whether the layer, as the table lays it out, was compared in full with its digest or diff ID: then the disk may serve any image that
     /// has the layer.
     pub fn is_verified(&self) -> bool {
-        self.verification.proof().is_verified()
+        self.verification.layer_check().is_verified()
     }
 
     /// Why the last verification of the whole layer could not be finished, if so. The next attach tries again.
     pub fn check_error(&self) -> Option<String> {
-        self.verification.proof().check_error()
+        self.verification.layer_check().check_error()
     }
 
     /// The number of present spans, and of all spans. The disk of a streamed layer has no spans.
@@ -230,9 +230,9 @@ impl Disk {
             self.reader.presence().bitmap().set(span);
         };
         let is_allowed = || {
-            let is_allowed = self.verification.disowned().unless(span, appear);
+            let is_allowed = self.verification.revoked().unless(span, appear);
             if is_allowed {
-                self.verification.proof().came(span);
+                self.verification.layer_check().came(span);
             }
             is_allowed
         };
@@ -256,7 +256,7 @@ impl Disk {
     /// Revokes spans, also those that were present: readers do not see them any more, now or later.
     pub(super) fn take_back(&self, spans: Range<u32>) -> std::io::Result<()> {
         let spans: Vec<SpanId> = spans.map(SpanId).collect();
-        let remembered = self.verification.disowned().insert(&spans);
+        let remembered = self.verification.revoked().insert(&spans);
         self.reader.drop_held(&spans);
         self.ahead.fill().lost();
         self.reader

@@ -141,7 +141,7 @@ impl Services {
     }
 
     /// Spans that the local disk has not taken.
-    pub(crate) fn unkept(&self) -> &SharedHeldSpans {
+    pub(crate) fn held_spans(&self) -> &SharedHeldSpans {
         &self.unkept
     }
 

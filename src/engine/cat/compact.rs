@@ -186,7 +186,11 @@ impl SpanDecoding {
 }
 
 /// The window of a span from the compact index.
-async fn window(windows: &WindowBlob, number: u32, stored: Option<Range<usize>>) -> Result<SpanWindow> {
+async fn window(
+    windows: &WindowBlob,
+    number: u32,
+    stored: Option<Range<usize>>,
+) -> Result<SpanWindow> {
     match stored {
         _ if number == 0 => Ok(SpanWindow::start()),
         None => Ok(SpanWindow::unknown()),

@@ -39,7 +39,7 @@ impl Disk {
     /// for the check of the layer; readers go on to see them.
     pub(in crate::layer) fn lose(&self, spans: &[SpanId], beside: &[SpanId]) -> io::Result<()> {
         self.verification
-            .proof()
+            .layer_check()
             .want(spans.iter().chain(beside).copied());
         if spans.is_empty() {
             return Ok(());

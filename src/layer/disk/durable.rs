@@ -15,7 +15,7 @@ impl Disk {
         let mut state = self.record.lock_state();
         let presence = self.reader.presence();
         let spans = presence.take_unsynced();
-        let rest = self.verification.proof().rest();
+        let rest = self.verification.layer_check().rest();
         let synced = self
             .file()
             .sync_data()
@@ -79,7 +79,7 @@ impl Disk {
             state.verified = true;
             state.complete = self.is_full() && self.reader.presence().is_synced();
         })?;
-        self.verification.proof().verified();
+        self.verification.layer_check().verified();
         self.ahead.fill().completed();
         self.folder().remove_rest()
     }

@@ -156,7 +156,7 @@ impl Disk {
             health: DiskHealth::default(),
             counters: Mutex::default(),
         });
-        for span in disk.verification.disowned().spans() {
+        for span in disk.verification.revoked().spans() {
             let refutation = disk.refutation(span).unwrap_or(Refutation::Window); // there is one
             let reason = span::taken_back(&disk, Some(span), refutation);
             disk.health.failed(&[span], &reason);

@@ -34,7 +34,7 @@ impl Disk {
             is_first = self.reader().hold(span, held);
             self.health().not_kept(Some(&error));
         };
-        if !self.verification().disowned().unless(span, appear) {
+        if !self.verification().revoked().unless(span, appear) {
             return Err(self.refutation(span).unwrap_or(Refutation::Window)); // there is one
         }
         if is_first {

@@ -183,7 +183,7 @@ fn place_once(
             data: scatter(disk.file(), regions(), start, decoded.bytes).map_err(unkept)?,
             ..SpanCheck::default()
         };
-        let Some(rest) = disk.verification().proof().rest() else {
+        let Some(rest) = disk.verification().layer_check().rest() else {
             return Ok(check);
         };
         let mut tail = decoded.tail;

@@ -127,7 +127,7 @@ impl SpanReader {
     pub(crate) fn is_here(&self, span: SpanId) -> bool {
         let key = (self.key(), span);
         // `has` again at the end: a span leaves the memory after it was written to the file
-        self.has(span) || self.services.unkept().lock().spans.contains(&key) || self.has(span)
+        self.has(span) || self.services.held_spans().lock().spans.contains(&key) || self.has(span)
     }
 
     /// Whether a read of this range needs no fetch. Cheap: no lock where the spans are present, no system call.
@@ -144,7 +144,11 @@ impl SpanReader {
 
     /// Whether the local disk does not accept spans at the moment.
     pub(crate) fn fails_to_keep(&self) -> bool {
-        self.services.unkept().lock().failing.contains(&self.key())
+        self.services
+            .held_spans()
+            .lock()
+            .failing
+            .contains(&self.key())
     }
 }
 
@@ -199,7 +203,7 @@ impl SpanReader {
             .filter(|span| !self.has(*span));
         for span in absent {
             let key = (self.key(), span);
-            let held = self.services.unkept().lock().spans.get(&key).cloned();
+            let held = self.services.held_spans().lock().spans.get(&key).cloned();
             match held {
                 Some(held) => all.push(held),
                 None if self.has(span) => {}
@@ -237,14 +241,14 @@ impl SpanReader {
 impl SpanReader {
     /// Holds a span in memory that the local disk did not accept. Returns whether the local disk did accept the spans before.
     pub(super) fn hold(&self, span: SpanId, held: HeldSpan) -> bool {
-        let mut unkept = self.services.unkept().lock();
+        let mut unkept = self.services.held_spans().lock();
         unkept.insert((self.key(), span), held);
         unkept.failing.insert(self.key())
     }
 
     /// The span in memory that was used last. Where there is none the local disk accepts spans again, and `all_kept` is called.
     pub(super) fn next_held(&self, all_kept: impl FnOnce()) -> Option<(SpanId, HeldSpan)> {
-        let mut unkept = self.services.unkept().lock();
+        let mut unkept = self.services.held_spans().lock();
         let last = unkept.last_of(self.key()).and_then(|span| {
             let held = unkept.spans.peek(&(self.key(), span))?;
             Some((span, held.clone()))
@@ -258,7 +262,7 @@ impl SpanReader {
 
     /// Removes spans from memory.
     pub(crate) fn drop_held(&self, spans: &[SpanId]) {
-        let mut unkept = self.services.unkept().lock();
+        let mut unkept = self.services.held_spans().lock();
         for span in spans {
             unkept.remove((self.key(), *span));
         }
@@ -267,7 +271,7 @@ impl SpanReader {
 
 impl Drop for SpanReader {
     fn drop(&mut self) {
-        let mut unkept = self.services.unkept().lock();
+        let mut unkept = self.services.held_spans().lock();
         unkept.failing.remove(&self.key());
         while let Some(span) = unkept.last_of(self.key()) {
             unkept.remove((self.key(), span));

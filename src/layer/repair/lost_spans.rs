@@ -71,14 +71,16 @@ pub(crate) fn lost(
         }
         let unread = || format!("span {span} of {} cannot be read", disk.path().display());
         let mut record = record_of(reader, span).or_kind(Kind::Io, unread)?;
-        if record == SpanRecord::Absent && !disk.verification().proof().is_bare(span) {
+        if record == SpanRecord::Absent && !disk.verification().layer_check().is_bare(span) {
             // it may have come since the last sync, which writes the records
             disk.sync()?;
             record = record_of(reader, span).or_kind(Kind::Io, unread)?;
         }
         let SpanRecord::Present(check) = record else {
             match (record, rest) {
-                (SpanRecord::Absent, Some(_)) if !disk.verification().proof().is_bare(span) => {
+                (SpanRecord::Absent, Some(_))
+                    if !disk.verification().layer_check().is_bare(span) =>
+                {
                     lost.data.push(span)
                 }
                 (SpanRecord::Absent, Some(_)) => {} // it has nothing of a file, and has not come

@@ -81,7 +81,7 @@ impl Disk {
             let slack = lost_spans::mend_slack(disk.reader()).or_kind(Kind::Io, || {
                 format!("{} cannot be read", disk.path().display())
             })?;
-            let rest = disk.verification().proof().rest();
+            let rest = disk.verification().layer_check().rest();
             let lost = lost_spans::lost(&disk, rest.as_deref(), |bytes| {
                 read.send_replace(bytes);
             })?;
@@ -110,7 +110,7 @@ impl Disk {
             return Ok(());
         }
         self.verification()
-            .proof()
+            .layer_check()
             .want(lost.unchecked.iter().copied());
         let what = match lost.is_empty() {
             true => format!("{} spans had no check", lost.unchecked.len()),

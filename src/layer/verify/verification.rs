@@ -7,17 +7,21 @@ use crate::units::SpanId;
 /// The verification of one disk.
 pub(crate) struct Verification {
     headers: Option<Headers>,
-    proof: LayerCheck,
-    disowned: RevokedSpans,
+    layer_check: LayerCheck,
+    revoked: RevokedSpans,
 }
 
 impl Verification {
     /// The disk of a streamed layer has no `headers`: it was verified before it was made.
-    pub(crate) fn new(headers: Option<Headers>, proof: LayerCheck, disowned: RevokedSpans) -> Self {
+    pub(crate) fn new(
+        headers: Option<Headers>,
+        layer_check: LayerCheck,
+        revoked: RevokedSpans,
+    ) -> Self {
         Self {
             headers,
-            proof,
-            disowned,
+            layer_check,
+            revoked,
         }
     }
 
@@ -27,13 +31,13 @@ impl Verification {
     }
 
     /// The check of the whole layer.
-    pub(crate) fn proof(&self) -> &LayerCheck {
-        &self.proof
+    pub(crate) fn layer_check(&self) -> &LayerCheck {
+        &self.layer_check
     }
 
     /// The spans that were revoked.
-    pub(crate) fn disowned(&self) -> &RevokedSpans {
-        &self.disowned
+    pub(crate) fn revoked(&self) -> &RevokedSpans {
+        &self.revoked
     }
 
     /// The evidence that a span is not what the table says, if it was revoked. `earlier` is the evidence that the directory has, from before
@@ -43,10 +47,10 @@ impl Verification {
         span: SpanId,
         earlier: impl FnOnce() -> Option<String>,
     ) -> Option<Refutation> {
-        if !self.disowned.contains(span) {
+        if !self.revoked.contains(span) {
             return None;
         }
-        let known = self.proof.refutation(span);
+        let known = self.layer_check.refutation(span);
         Some(known.unwrap_or_else(|| match earlier() {
             Some(why) => Refutation::Earlier(why),
             None => Refutation::Window,

@@ -85,7 +85,7 @@ async fn run(disk: &Arc<Disk>) -> Result<()> {
 /// Checks a layer whose spans are all there; false where some have to come again.
 fn check(disk: &Arc<Disk>) -> Result<bool> {
     disk.sync()?;
-    let Some(rest) = disk.verification().proof().rest() else {
+    let Some(rest) = disk.verification().layer_check().rest() else {
         return Ok(true);
     };
     match examine(disk, &rest)? {
@@ -111,8 +111,8 @@ fn check(disk: &Arc<Disk>) -> Result<bool> {
 pub(crate) async fn fetch_bare(disk: &Arc<Disk>) -> Result<()> {
     let deadline = in_flight::deadline(Some(FETCH_TIMEOUT));
     let (waiters, claims) = disk.reader().in_flight().claim(
-        disk.verification().proof().bare().into_iter(),
-        |span| !disk.verification().proof().is_bare(span),
+        disk.verification().layer_check().bare().into_iter(),
+        |span| !disk.verification().layer_check().is_bare(span),
         |run| disk.layout().compressed_length(run) <= FETCH_BYTES,
         Purpose::Later,
         deadline,
@@ -139,7 +139,7 @@ impl Disk {
         }
         let disk = Arc::clone(self);
         self.services().spawn(async move {
-            if !disk.verification().proof().begin_check() {
+            if !disk.verification().layer_check().begin_check() {
                 return;
             }
             let result = run(&disk).await;
@@ -151,14 +151,16 @@ impl Disk {
                 );
                 disk.health().needs_no_source();
             }
-            disk.verification().proof().end_check(result.as_ref().err());
+            disk.verification()
+                .layer_check()
+                .end_check(result.as_ref().err());
         });
     }
 
     /// These spans have been shown not to be what the table says: they are taken back, and the disk is degraded for them.
     pub(crate) fn refute(&self, spans: Range<u32>, refutation: &Refutation) -> Result<()> {
         self.verification()
-            .proof()
+            .layer_check()
             .refute(spans.clone(), refutation.clone());
         let reason = |span| span::taken_back(self, span, refutation.clone());
         let first = match refutation {

@@ -1,6 +1,6 @@
 //! A disk from a compact index: what is fetched when, and that the bytes are right.
 
-use socinbd::layer::{StoreOptions, Store, TableBytes};
+use socinbd::layer::{Store, StoreOptions, TableBytes};
 
 use super::CompactLab;
 use crate::layer::fixture::{Layer, Random, assert_holds, complete, open_when_free, range, read};

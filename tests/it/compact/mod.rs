@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use socinbd::{
     compact::{Table, manifest::LayerIndex},
-    layer::{Disk, StoreOptions, Store, TableBytes},
+    layer::{Disk, Store, StoreOptions, TableBytes},
     oci::{Digest, Packing},
     soci::build::{CompactBlob, NoSink},
     units::DiskOffset,

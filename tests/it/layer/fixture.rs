@@ -13,7 +13,7 @@ use bytes::Bytes;
 use socinbd::{
     error::Kind,
     ext4::{DataRegion, Layout},
-    layer::{Disk, LayerBlob, StoreOptions, Store, TableBytes},
+    layer::{Disk, LayerBlob, Store, StoreOptions, TableBytes},
     oci::{Digest, Packing},
     soci::build::{LayerIndexer, NoSink, Options as IndexOptions},
     source::{Access, Source},

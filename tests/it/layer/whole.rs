@@ -3,7 +3,7 @@
 use std::{ops::Range, sync::Arc, time::Duration};
 
 use socinbd::{
-    layer::{Disk, StoreOptions, DiskProgress},
+    layer::{Disk, DiskProgress, StoreOptions},
     oci::Packing,
     units::DiskOffset,
 };
