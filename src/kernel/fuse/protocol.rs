@@ -27,8 +27,18 @@ pub(super) const FUSE_ASYNC_DIO: u32 = 1 << 15;
 /// Requests of up to `max_pages` pages.
 pub(super) const FUSE_MAX_PAGES: u32 = 1 << 22;
 
+/// The kernel's offer has a second word of flags (Linux 5.17).
+pub(super) const FUSE_INIT_EXT: u32 = 1 << 30;
+/// `FUSE_NOTIFY_RESEND` is known (Linux 6.9). A flag of the second word.
+pub(super) const FUSE_HAS_RESEND: u64 = 1 << 39;
+
 pub(super) const FOPEN_DIRECT_IO: u32 = 1 << 0;
 pub(super) const FOPEN_KEEP_CACHE: u32 = 1 << 1;
+/// No FLUSH when a descriptor of the file is closed (Linux 5.16).
+pub(super) const FOPEN_NOFLUSH: u32 = 1 << 5;
+
+/// A notification that makes the kernel send all requests again that were received and not answered.
+pub(super) const FUSE_NOTIFY_RESEND: i32 = 7;
 
 /// `struct fuse_in_header`; since Linux 6.2 the last word holds the length of extensions, which none of these requests has.
 #[repr(C)]
@@ -49,12 +59,12 @@ pub(super) struct InHeader {
 #[derive(Clone, Copy, Debug, IntoBytes, Immutable)]
 pub(super) struct OutHeader {
     pub(super) len: u32,
-    /// Zero, or an error number below zero.
+    /// Zero, or an error number below zero. Where `unique` is zero: the code of a notification.
     pub(super) error: i32,
     pub(super) unique: u64,
 }
 
-/// The part of `struct fuse_init_in` that all versions have.
+/// The part of `struct fuse_init_in` that all versions have. With FUSE_INIT_EXT, the next word has flags 32 to 63.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, FromBytes, Immutable, KnownLayout)]
 pub(super) struct InitIn {
@@ -155,9 +165,3 @@ const _: () = assert!(
         && size_of::<OpenOut>() == 16
         && size_of::<StatfsOut>() == 80
 );
-
-/// A request: its header and its payload.
-pub(super) fn request(bytes: &[u8]) -> Option<(InHeader, &[u8])> {
-    let (header, body) = InHeader::read_from_prefix(bytes).ok()?;
-    (usize::try_from(header.len) == Ok(bytes.len())).then_some((header, body))
-}

@@ -12,7 +12,7 @@ use std::{
 use rustix::{
     fs::{FileType, MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals},
     io::Errno,
-    mm::{MapFlags, ProtFlags, mmap, munmap},
+    mm::{MapFlags, ProtFlags, mlock, mmap, munmap},
 };
 
 use crate::error::{Error, Kind, Result, ResultExt};
@@ -106,20 +106,27 @@ impl SharedMemory {
         unsafe { slice::from_raw_parts(self.start.as_ptr(), self.words) }
     }
 
-    /// Receives from a socket into these words; the number of bytes. A received message is at its place although this process ends directly
-    /// after the system call.
-    pub fn receive(&self, socket: impl AsFd, words: Range<usize>) -> io::Result<usize> {
+    /// Receives from a socket or a device into these words; the number of bytes. A received message is at its place although this process
+    /// ends directly after the system call.
+    pub fn receive(&self, from: impl AsFd, words: Range<usize>) -> io::Result<usize> {
         let place = self.words().get(words).ok_or(io::ErrorKind::InvalidInput)?;
         // SAFETY: the kernel writes to the mapping, inside these words, of which no reference but to atomics exists.
         let count = unsafe {
-            libc::recv(
-                socket.as_fd().as_raw_fd(),
+            libc::read(
+                from.as_fd().as_raw_fd(),
                 place.as_ptr().cast_mut().cast(),
                 size_of_val(place),
-                0,
             )
         };
         usize::try_from(count).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// Keeps the pages of these words in memory and in the page tables, so that the kernel's access to them waits for nothing.
+    pub fn lock(&self, words: Range<usize>) -> io::Result<()> {
+        let place = self.words().get(words).ok_or(io::ErrorKind::InvalidInput)?;
+        // SAFETY: the pages are of this mapping, and stay what they are.
+        unsafe { mlock(place.as_ptr().cast_mut().cast(), size_of_val(place)) }?;
+        Ok(())
     }
 }
 
@@ -172,6 +179,8 @@ mod tests {
         let one = 0x0101_0101;
         assert_eq!(words, [0, 0, one, one, 0, 0, 0, one]);
         memory.receive(&socket, 7..9).unwrap_err();
+        memory.lock(0..8).unwrap();
+        memory.lock(7..9).unwrap_err();
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod dm;
 mod fuse;
+mod fuse_kept;
 mod loopdev;
 mod mounts;
 mod namespace;
