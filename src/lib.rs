@@ -4,8 +4,8 @@
 //! Any release may change or remove any item. The stable interface is the command line, with its exit statuses and its JSON output.
 //!
 //! Modules stand in levels; one uses only what stands below it (`tests/it/levels.rs` checks this):
-//! 0 `units`, `error` | 1 `oci`, `tar`, `ztoc`, `ext4::format`, `nbd::protocol` | 2 `gzip`, `compact`, `tree`, `ext4`, `soci` |
-//! 3 `blocking`, `buffer`, `open_files`, `source`, `layer` | 4 `kernel`, `nbd` | 5 `engine` | 6 `builder`, `api`, `cli`.
+//! 0 `units`, `error` | 1 `oci`, `tar`, `ztoc`, `ext4::format`, `nbd::protocol`, `keeper::message` | 2 `gzip`, `compact`, `tree`, `ext4`, `soci` |
+//! 3 `blocking`, `buffer`, `open_files`, `source`, `layer` | 4 `kernel`, `nbd`, `keeper` | 5 `engine` | 6 `builder`, `api`, `cli`.
 //! Levels 0 to 2 are pure: no I/O, no clock, no async. Within a level the order of this table counts. `docs/architecture.md` tells the two flows.
 
 #![warn(missing_docs, unreachable_pub)]
@@ -34,6 +34,7 @@ pub mod layer;
 mod open_files;
 pub mod source;
 
+pub mod keeper;
 pub mod kernel;
 pub mod nbd;
 

@@ -17,6 +17,7 @@
 
 pub mod client;
 pub mod server;
+mod sockets;
 
 use std::path::{Path, PathBuf};
 

@@ -3,12 +3,7 @@
 use std::{
     collections::HashMap,
     convert::Infallible,
-    fs,
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::fs::{MetadataExt, PermissionsExt},
-    },
-    path::{Path, PathBuf},
+    os::fd::{AsFd, OwnedFd},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -26,13 +21,14 @@ use tokio::{
     sync::{Notify, mpsc},
 };
 
-use super::{AttachLine, CheckLine, DaemonInfo, Failure, control_socket, mounts_socket, status_of};
+use super::{AttachLine, CheckLine, DaemonInfo, Failure, sockets::Sockets, status_of};
 use crate::{
     engine::{
         AttachRequest, AttachedImage, Engine,
         examine::check::{self, CheckRequest},
     },
     error::{Error, Kind, Result, ResultExt, report},
+    keeper::{FdStore, Service},
     layer::close_spare_files,
 };
 
@@ -53,6 +49,8 @@ pub type Body = BoxBody<Bytes, Infallible>;
 pub struct Server {
     engine: Arc<Engine>,
     sockets: Mutex<Arc<Sockets>>,
+    /// Keeps the sockets for the next daemon.
+    store: FdStore,
     /// Notified when the sockets were replaced.
     mended: Notify,
     /// Whether it accepts attachments.
@@ -63,53 +61,35 @@ pub struct Server {
     waiting: Mutex<HashMap<String, OwnedFd>>,
 }
 
-struct Sockets {
-    control: UnixListener,
-    mounts: UnixListener,
-    /// Their files and inodes.
-    files: [(PathBuf, Option<u64>); 2],
-}
-
-impl Sockets {
-    fn bind(run_dir: &Path) -> Result<Self> {
-        let paths = [control_socket, mounts_socket].map(|socket| socket(run_dir));
-        let (control, mounts) = (bind(&paths[0])?, bind(&paths[1])?);
-        let files = paths.map(|path| {
-            let number = inode(&path);
-            (path, number)
-        });
-        Ok(Self {
-            control,
-            mounts,
-            files,
-        })
-    }
-
-    /// Whether one of the files was removed; clients cannot connect to it any more.
-    fn are_gone(&self) -> bool {
-        let is_gone = |path: &Path| {
-            fs::symlink_metadata(path)
-                .is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
-        };
-        self.files.iter().any(|(path, _)| is_gone(path))
-    }
-}
-
 impl Server {
-    /// Binds the sockets in the runtime directory of the engine. The engine holds the lock of the runtime directory, so an existing socket
-    /// is stale.
-    pub fn bind(engine: Arc<Engine>) -> Result<Arc<Self>> {
-        Self::bind_with(engine, true)
+    /// Binds the sockets in the runtime directory of the engine, or takes those of the daemon before. The engine holds the lock of the run
+    /// directory, so another socket that exists there is stale.
+    pub fn bind(engine: Arc<Engine>, service: Option<&mut Service>) -> Result<Arc<Self>> {
+        Self::bind_with(engine, true, service)
     }
 
     /// Like [`Server::bind`], for an engine with one attachment of its own that accepts no others: it can be listed and detached.
     pub fn bind_for_one(engine: Arc<Engine>) -> Result<Arc<Self>> {
-        Self::bind_with(engine, false)
+        Self::bind_with(engine, false, None)
     }
 
-    fn bind_with(engine: Arc<Engine>, attaches: bool) -> Result<Arc<Self>> {
-        let sockets = Sockets::bind(engine.run_dir())?;
+    fn bind_with(
+        engine: Arc<Engine>,
+        attaches: bool,
+        service: Option<&mut Service>,
+    ) -> Result<Arc<Self>> {
+        let (sockets, store) = match service {
+            Some(service) => (
+                Sockets::take(engine.run_dir(), service)?,
+                service.store().clone(),
+            ),
+            None => {
+                let store = FdStore::default();
+                (Sockets::bind(engine.run_dir(), &store)?, store)
+            }
+        };
         Ok(Arc::new(Self {
+            store,
             engine,
             sockets: Mutex::new(Arc::new(sockets)),
             mended: Notify::new(),
@@ -129,7 +109,7 @@ impl Server {
         if !self.sockets().are_gone() {
             return;
         }
-        match Sockets::bind(self.engine.run_dir()) {
+        match Sockets::bind(self.engine.run_dir(), &self.store) {
             Ok(sockets) => {
                 tracing::warn!(
                     "a socket in the runtime directory was removed; the sockets are bound again"
@@ -164,7 +144,7 @@ impl Server {
             let sockets = self.sockets();
             tokio::select! {
                 () = self.mended.notified() => {}
-                stream = accept(&sockets.control) => {
+                stream = accept(&sockets.control.listener) => {
                     let connected = server.count_client();
                     tokio::spawn(async move {
                         let _connected = connected;
@@ -176,7 +156,7 @@ impl Server {
                         }
                     });
                 }
-                stream = accept(&sockets.mounts) => {
+                stream = accept(&sockets.mounts.listener) => {
                     tokio::spawn(async move {
                         if let Err(error) = server.hand_out(stream).await {
                             tracing::warn!(error = error.report(), "a mount was not passed to its client");
@@ -347,6 +327,10 @@ impl Server {
         })?
         .or_kind(Kind::Io, || "reading an attachment ID".into())?;
         let id = id.trim_end();
+        // a client that has gone away, or a look whether this socket is reached
+        if id.is_empty() {
+            return Ok(());
+        }
         let mount = self.take(id).ok_or_else(|| {
             Error::new(
                 Kind::NotFound,
@@ -381,36 +365,8 @@ impl Drop for ConnectedClient {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        for (socket, number) in &self.sockets().files {
-            // where the runtime directory was removed it may be that of another daemon
-            if inode(socket) != *number {
-                continue;
-            }
-            if let Err(error) = fs::remove_file(socket) {
-                tracing::debug!(%error, socket = %socket.display(), "removing a socket");
-            }
-        }
+        self.sockets().remove_files();
     }
-}
-
-/// The number of a file.
-fn inode(path: &Path) -> Option<u64> {
-    fs::symlink_metadata(path)
-        .ok()
-        .map(|metadata| metadata.ino())
-}
-
-fn bind(path: &Path) -> Result<UnixListener> {
-    let bind = || -> std::io::Result<UnixListener> {
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let listener = UnixListener::bind(path)?;
-        fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-        Ok(listener)
-    };
-    bind().or_kind(Kind::Io, || format!("listening on {}", path.display()))
 }
 
 /// The next connection. Errors of `accept` are temporary: no free descriptor, no memory, or a client that has disconnected already. They

@@ -40,10 +40,17 @@ struct Log {
 enum LogSink {
     Stderr,
     File(BoundedFile),
+    /// The file of another process, which bounds it and may put it aside at any moment.
+    Shared(PathBuf),
 }
 
-/// Starts the log of this process. With `is_lasting`, repeated lines are counted.
-pub(super) fn start(filter: EnvFilter, file: Option<&Path>, is_lasting: bool) -> Result<()> {
+/// Starts the log of this process. A process that lasts counts repeated lines. The file may be one that another process writes too.
+pub(super) fn start(
+    filter: EnvFilter,
+    file: Option<&Path>,
+    is_shared: bool,
+    is_lasting: bool,
+) -> Result<()> {
     let sink = match file {
         Some(path) => {
             let opened = BoundedFile::open(path.to_owned(), FILE_BYTES);
@@ -51,7 +58,10 @@ pub(super) fn start(filter: EnvFilter, file: Option<&Path>, is_lasting: bool) ->
                 opened.or_kind(Kind::Io, || format!("opening the log {}", path.display()))?;
             // the standard error of a daemon is /dev/null once it is ready
             std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
-            LogSink::File(file)
+            match is_shared {
+                true => LogSink::Shared(file.path),
+                false => LogSink::File(file),
+            }
         }
         None => LogSink::Stderr,
     };
@@ -92,7 +102,7 @@ pub(super) fn detach_from_stderr() -> Result<()> {
         matches!(
             log,
             Some(Log {
-                sink: LogSink::File(_),
+                sink: LogSink::File(_) | LogSink::Shared(_),
                 ..
             })
         )
@@ -135,6 +145,9 @@ impl LogSink {
         let _ = match self {
             Self::Stderr => io::stderr().write_all(line.as_bytes()),
             Self::File(file) => file.write(line.as_bytes()),
+            Self::Shared(path) => {
+                BoundedFile::append_to(path).and_then(|mut file| file.write_all(line.as_bytes()))
+            }
         };
     }
 }

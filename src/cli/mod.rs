@@ -23,6 +23,7 @@ use signals::SignalReceiver;
 use crate::{
     engine::open::policy::{IndexChoice, IndexPolicy},
     error::{Error, Kind, Result, ResultExt},
+    keeper::Service,
     kernel::{memory, session},
     oci::{Digest, Platform, Reference},
     source::Access,
@@ -201,6 +202,8 @@ impl Command {
 
 /// Exit status if directories or devices are in use by other processes.
 const BUSY: u8 = 6;
+/// Exit status of a daemon that is to be started again: images may be mounted (EX_TEMPFAIL of sysexits.h).
+const AGAIN: u8 = 75;
 /// Exit status of a command that a signal has interrupted, as in shells.
 const INTERRUPTED: u8 = 130;
 
@@ -312,11 +315,30 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    if let Err(error) = log::start(filter, cli.command.log_file(), cli.command.is_lasting()) {
+    // while there is one thread
+    let service = match cli.command {
+        Command::Daemon(_) => Service::take(),
+        _ => Ok(None),
+    };
+    let service = match service {
+        Ok(service) => service,
+        Err(error) => {
+            eprintln!("socinbd: {}", error.report());
+            return ExitCode::from(AGAIN);
+        }
+    };
+    let command = &cli.command;
+    let log = log::start(
+        filter,
+        command.log_file(),
+        service.is_none(),
+        command.is_lasting(),
+    );
+    if let Err(error) = log {
         eprintln!("socinbd: {}", error.report());
         return exit_code(error.kind());
     }
-    let ended = run(cli);
+    let ended = run(cli, service);
     log::end();
     match ended {
         Ok(code) => code,
@@ -344,13 +366,18 @@ fn tell(told: &clap::Error) -> ExitCode {
     }
 }
 
-fn run(cli: Cli) -> Result<ExitCode> {
+fn run(cli: Cli, service: Option<Service>) -> Result<ExitCode> {
+    let Cli { global, command } = cli;
+    global.check()?;
+    let service = match (&command, service) {
+        // nobody runs it
+        (Command::Daemon(daemon), None) => return daemon.keep(&global),
+        (_, service) => service,
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .or_kind(Kind::Io, || "starting the worker threads".into())?;
-    let Cli { global, command } = cli;
-    global.check()?;
     let has_signals = command.has_signals();
     let work = async move {
         match command {
@@ -371,7 +398,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
             Command::Ztoc(command) => command.run(&global).await,
             Command::Builder(command) => command.run(&global).await,
             Command::Doctor(command) => command.run(&global).await,
-            Command::Daemon(command) => command.run(&global).await,
+            Command::Daemon(command) => command.run(&global, service).await,
         }
     };
     let mut interrupted = None;

@@ -6,9 +6,12 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+use rustix::{
+    io::Errno,
+    net::{
+        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+        SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+    },
 };
 
 use crate::error::{Error, Kind, Result, ResultExt};
@@ -16,22 +19,13 @@ use crate::error::{Error, Kind, Result, ResultExt};
 /// The byte that a descriptor travels with: on a stream it cannot travel alone.
 const MARK: u8 = b'F';
 
+/// Descriptors of one message, at most (SCM_MAX_FD).
+const MAX_DESCRIPTORS: usize = 253;
+
 /// Sends one descriptor.
 pub fn send(socket: impl AsFd, descriptor: BorrowedFd<'_>) -> Result<()> {
-    let descriptors = [descriptor];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    let fits = ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
-    debug_assert!(fits, "the buffer has room for one descriptor");
-    let sent = rustix::io::retry_on_intr(|| {
-        sendmsg(
-            &socket,
-            &[IoSlice::new(&[MARK])],
-            &mut ancillary,
-            SendFlags::NOSIGNAL,
-        )
-    })
-    .or_kind(Kind::Io, || "sending a descriptor".into())?;
+    let sent = send_with(socket, &[MARK], &[descriptor])
+        .or_kind(Kind::Io, || "sending a descriptor".into())?;
     if sent == 1 {
         Ok(())
     } else {
@@ -40,6 +34,27 @@ pub fn send(socket: impl AsFd, descriptor: BorrowedFd<'_>) -> Result<()> {
             "sending a descriptor: nothing was sent",
         ))
     }
+}
+
+/// Sends a message and the descriptors that go with it; the bytes that were sent. A peer that is gone is an error, and no signal.
+pub fn send_with(
+    socket: impl AsFd,
+    bytes: &[u8],
+    descriptors: &[BorrowedFd<'_>],
+) -> Result<usize, Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(descriptors)) {
+        return Err(Errno::INVAL);
+    }
+    rustix::io::retry_on_intr(|| {
+        sendmsg(
+            &socket,
+            &[IoSlice::new(bytes)],
+            &mut ancillary,
+            SendFlags::NOSIGNAL,
+        )
+    })
 }
 
 /// Receives one descriptor; it is closed on exec.

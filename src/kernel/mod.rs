@@ -15,6 +15,7 @@ pub mod busy;
 pub mod dm;
 pub mod fdpass;
 pub mod fuse;
+pub mod handover;
 pub mod kept;
 pub mod loopdev;
 pub mod memory;

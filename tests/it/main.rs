@@ -7,6 +7,7 @@ mod dependencies;
 mod engine;
 mod ext4;
 mod gzip;
+mod keeper;
 mod kernel;
 mod layer;
 mod levels;

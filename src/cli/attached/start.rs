@@ -19,7 +19,8 @@ use crate::{
     api::client::Client,
     cli::{BUSY, GlobalArgs, absolute},
     error::{Error, Kind, Result, ResultExt},
-    kernel::session,
+    keeper::{MAX_DESCRIPTORS, WATCHDOG},
+    kernel::{handover::VARIABLES, session},
     layer::make_private,
     oci::Digest,
 };
@@ -240,7 +241,7 @@ impl DaemonStart {
             }
             // systemd-run does not report that the daemon could not lock its directories: the daemon just does not answer
             StartState::Service(_, since) => {
-                if since.elapsed() > SERVICE_RETRY_TIME {
+                if since.elapsed() > SERVICE_RETRY_TIME && !self.is_run_dir_taken() {
                     self.state = self.start().await?;
                 }
                 return Ok(START_TIME);
@@ -283,7 +284,7 @@ impl DaemonStart {
             .stdout(Stdio::null())
             // read until the daemon is ready
             .stderr(Stdio::piped());
-        for name in proxy_variables() {
+        for name in variables_of_this_process() {
             command.env_remove(name);
         }
         session::detach(&mut command);
@@ -301,8 +302,14 @@ impl DaemonStart {
         let unit = format!("socinbd-{place}-{}", std::process::id());
         let mut command = tokio::process::Command::new("systemd-run");
         command
-            .args(["--quiet", "--collect", "--description=socinbd daemon"])
+            .args([
+                "--quiet",
+                "--collect",
+                "--no-block",
+                "--description=socinbd daemon",
+            ])
             .arg(format!("--unit={unit}"))
+            .args(properties().map(|property| format!("--property={property}")))
             .arg("--")
             .arg(&self.program)
             .args(
@@ -313,7 +320,7 @@ impl DaemonStart {
             .current_dir("/")
             .stdin(Stdio::null())
             .kill_on_drop(true);
-        for name in proxy_variables() {
+        for name in variables_of_this_process() {
             command.env_remove(name);
         }
         match timeout(MANAGER_TIME, command.output()).await {
@@ -350,13 +357,32 @@ impl DaemonStart {
     }
 }
 
-/// Names of the proxy variables in the environment. The daemon does not need them: each request includes its proxies.
-fn proxy_variables() -> impl Iterator<Item = OsString> {
+/// What the daemon does not get from this process: proxies, which come with each request, and what is meant for a service that this process
+/// may be.
+fn variables_of_this_process() -> impl Iterator<Item = OsString> {
     let names = std::env::vars_os().map(|(name, _)| name);
     names.filter(|name| {
         let name = name.to_string_lossy().to_ascii_uppercase();
-        name.ends_with("_PROXY")
+        name.ends_with("_PROXY") || VARIABLES.contains(&name.as_str())
     })
+}
+
+/// The properties of the daemon's service: it keeps descriptors, and is started again whenever it dies. A first start that fails is not
+/// repeated: its exit status is that of a kind of error.
+fn properties() -> [String; 9] {
+    let statuses: Vec<String> = (1..=9).map(|status| status.to_string()).collect();
+    [
+        "Type=notify".to_owned(),
+        "NotifyAccess=main".to_owned(),
+        format!("FileDescriptorStoreMax={MAX_DESCRIPTORS}"),
+        format!("WatchdogSec={}", WATCHDOG.as_secs()),
+        "Restart=on-failure".to_owned(),
+        "RestartSec=100ms".to_owned(),
+        format!("RestartPreventExitStatus={}", statuses.join(" ")),
+        "StartLimitIntervalSec=0".to_owned(),
+        // what else is in its control group is stopped by it
+        "KillMode=mixed".to_owned(),
+    ]
 }
 
 /// Escapes an argument for the service manager, which replaces `$NAME` and `${NAME}`, and reads `$$` as `$`.

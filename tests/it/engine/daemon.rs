@@ -114,12 +114,22 @@ fn where_systemd_runs_the_daemon_is_a_transient_service() {
     let (root, run_dir) = (host.root(), host.run_dir());
     let arguments = fs::read_to_string(host.mountpoint("tools").join("arguments")).unwrap();
     let mut arguments: Vec<&str> = arguments.lines().collect();
-    let unit = arguments.remove(3);
+    let unit = arguments.remove(4);
     assert!(unit.starts_with("--unit=socinbd-"), "{unit}");
     let expected = [
         "--quiet",
         "--collect",
+        "--no-block",
         "--description=socinbd daemon",
+        "--property=Type=notify",
+        "--property=NotifyAccess=main",
+        "--property=FileDescriptorStoreMax=4096",
+        "--property=WatchdogSec=20",
+        "--property=Restart=on-failure",
+        "--property=RestartSec=100ms",
+        "--property=RestartPreventExitStatus=1 2 3 4 5 6 7 8 9",
+        "--property=StartLimitIntervalSec=0",
+        "--property=KillMode=mixed",
         "--",
         env!("CARGO_BIN_EXE_socinbd"),
         "daemon",
@@ -352,7 +362,7 @@ fn a_daemon_that_freezes_while_it_attaches_is_told_of_and_one_that_is_slow_is_no
     // more than it waits for a frozen one
     std::thread::sleep(std::time::Duration::from_secs(10));
     assert!(!has_ended(&mut attaching), "a slow daemon is not frozen");
-    let stopped = Stopped::new(daemon.id());
+    let stopped = Stopped::new(host.daemon().unwrap());
     let begun = std::time::Instant::now();
     assert_eq!(attaching.wait().unwrap().code(), Some(5));
     assert!(begun.elapsed().as_secs() < 10, "{:?}", begun.elapsed());

@@ -117,7 +117,7 @@ fn daemon(host: &Host) -> (tokio::runtime::Runtime, Arc<Engine>, Arc<Server>) {
     let engine = runtime.block_on(Engine::open(&root, &run_dir)).unwrap();
     let server = {
         let _runtime = runtime.enter();
-        Server::bind(Arc::clone(&engine)).unwrap()
+        Server::bind(Arc::clone(&engine), None).unwrap()
     };
     (runtime, engine, server)
 }

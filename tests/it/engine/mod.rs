@@ -8,6 +8,7 @@ mod failures;
 mod hostile;
 mod images;
 mod interrupted;
+mod keeper;
 mod lazy;
 mod lifecycle;
 mod real;
@@ -15,6 +16,7 @@ mod record;
 mod shortage;
 mod signals;
 mod stacking;
+mod systemd;
 mod unpack;
 mod vm;
 
@@ -138,14 +140,16 @@ impl Host {
         crate::support::wait("the layers are checked", is_complete);
     }
 
-    /// The daemon's process, if one runs.
-    pub fn daemon(&self) -> Option<u32> {
+    /// The processes of `socinbd daemon`: those that serve, or those that keep one.
+    fn processes(&self, keep: bool) -> Option<u32> {
         let root = self.root();
         let of_this_root = |path: &Path| {
             let arguments = fs::read(path.join("cmdline")).unwrap_or_default();
             let arguments: Vec<&[u8]> = arguments.split(|&byte| byte == 0).collect();
+            let name = fs::read(path.join("comm")).unwrap_or_default();
             arguments.contains(&&b"daemon"[..])
                 && arguments.contains(&root.as_os_str().as_encoded_bytes())
+                && (name == b"socinbd-keeper\n") == keep
         };
         let processes = fs::read_dir("/proc")
             .unwrap()
@@ -155,17 +159,32 @@ impl Host {
             .find_map(|path| path.file_name()?.to_str()?.parse().ok())
     }
 
-    /// Kills the daemon without a chance to clean up, and waits until it is gone.
-    pub fn kill_daemon(&self) {
-        let pid = self.daemon().expect("a daemon runs");
-        self.signal(pid, "KILL");
+    /// The process of the daemon that serves, if one runs.
+    pub fn daemon(&self) -> Option<u32> {
+        self.processes(false)
     }
 
-    /// Ends the daemon as a service manager does.
+    /// The process that starts the next daemon, if one runs.
+    pub fn keeper(&self) -> Option<u32> {
+        self.processes(true)
+    }
+
+    /// Kills the daemon without a chance to clean up, and before it what would start another one; waits until both are gone.
+    pub fn kill_daemon(&self) {
+        let daemon = self.daemon().expect("a daemon runs");
+        if let Some(keeper) = self.keeper() {
+            self.signal(keeper, "KILL");
+        }
+        self.signal(daemon, "KILL");
+    }
+
+    /// Ends the daemon as a service manager does, and waits until its keeper is gone too.
     pub fn end_daemon(&self) {
         self.signal(self.daemon().expect("a daemon runs"), "TERM");
+        crate::support::wait("the keeper is gone", || self.keeper().is_none());
     }
 
+    /// Sends a signal that ends a process, and waits until it is gone.
     fn signal(&self, pid: u32, signal: &str) {
         let _ = Command::new("kill")
             .args([&format!("-{signal}"), &pid.to_string()])
@@ -238,8 +257,8 @@ impl Drop for Host {
                 .is_ok_and(|status| status.success())
             {}
         }
-        if let Some(pid) = self.daemon() {
-            self.signal(pid, "TERM");
+        if self.daemon().is_some() {
+            self.end_daemon();
         }
     }
 }

@@ -115,8 +115,13 @@ fn only_what_is_meant_to_ends_the_daemon() {
         host.run_dir().join("socinbd.sock").exists()
     });
     host.attach(&layout.reference(""), &mountpoint, &[]);
-    survives(&mut daemon, &MEANINGLESS);
-    survives(&mut daemon, &["HUP"]);
+    let serves = host.daemon().unwrap();
+    assert_ne!(serves, daemon.id());
+    for signal in MEANINGLESS.iter().chain(&["HUP"]) {
+        send(signal, serves);
+        survives(&mut daemon, &[signal]);
+    }
+    assert_eq!(host.daemon(), Some(serves));
     assert_eq!(std::fs::read(mountpoint.join("hello")).unwrap(), b"hello\n");
     // no core file: it ends in order
     send("QUIT", daemon.id());

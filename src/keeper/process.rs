@@ -1,0 +1,360 @@
+//! The keeper's work: one daemon after the other, and what they have put into the store.
+
+use std::{
+    ffi::OsString,
+    fs::File,
+    os::{fd::OwnedFd, unix::process::ExitStatusExt as _},
+    path::{Path, PathBuf},
+    process::{Child, ExitStatus},
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
+};
+
+use super::{
+    descriptors::Descriptors,
+    message::{MAX_BYTES, Message, StoreChange, Watchdog},
+    restarts::Restarts,
+    socket::{self, Socket},
+};
+use crate::{
+    error::{Error, Kind, Result, ResultExt as _, report},
+    kernel::{
+        handover::{self, Datagram, Program, VARIABLES},
+        session,
+    },
+};
+
+/// Datagrams that are received before anything else is looked at. More than a socket's queue has.
+const MAX_DATAGRAMS: usize = 1024;
+/// How late a keeper is that was itself not running, as after a stop of the whole machine.
+const LATE: Duration = Duration::from_secs(1);
+
+/// What a keeper starts.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The daemon's program. Where it cannot be started, as while it is being replaced, the keeper's own is.
+    pub program: PathBuf,
+    /// Its arguments; the first is its name.
+    pub arguments: Vec<OsString>,
+    /// Where the socket of the keeper is.
+    pub run_dir: PathBuf,
+    /// The times of the keeper.
+    pub times: Times,
+}
+
+/// The times of a keeper.
+#[derive(Clone, Debug)]
+pub struct Times {
+    /// How often a daemon that serves has to say that it works.
+    pub watchdog: Duration,
+    /// How long a daemon may take until it serves.
+    pub start: Duration,
+    /// From the signal that shows where a daemon hangs to the one that nothing survives.
+    pub abort: Duration,
+    /// The first pause before another start after a soon death.
+    pub first_pause: Duration,
+    /// The longest pause.
+    pub longest_pause: Duration,
+    /// A death after this long is not soon.
+    pub good_run: Duration,
+}
+
+impl Default for Times {
+    fn default() -> Self {
+        Self {
+            watchdog: super::WATCHDOG,
+            start: Duration::from_secs(90),
+            abort: Duration::from_secs(3),
+            first_pause: Duration::from_millis(100),
+            longest_pause: Duration::from_secs(5),
+            good_run: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Starts a daemon, and another one whenever it dies; `signals` ([`session::receive_signals`]) go on to it. `ready` is called when the
+/// first one serves. Returns an exit status when a daemon has ended with success, when one that was told to end has ended, or when the
+/// first one has ended before it served.
+pub fn keep(plan: &Plan, signals: &File, mut ready: impl FnMut()) -> Result<u8> {
+    socket::remove_stale(&plan.run_dir);
+    let times = &plan.times;
+    let mut restarts = Restarts::new(times.first_pause, times.longest_pause, times.good_run);
+    let mut store = Descriptors::default();
+    let mut has_served = false;
+    loop {
+        let ran = match Daemon::start(plan, &store) {
+            Ok(mut daemon) => {
+                let status = daemon.follow(&mut store, signals, &mut || {
+                    has_served = true;
+                    ready();
+                })?;
+                if status.success() || daemon.is_ending || !has_served {
+                    return Ok(exit_status(status));
+                }
+                tracing::error!(
+                    "the daemon, process {}, died: {status}",
+                    daemon.process.id()
+                );
+                daemon
+                    .serves_since
+                    .map_or(Duration::ZERO, |it| it.elapsed())
+            }
+            Err(error) if has_served => {
+                tracing::error!("no daemon could be started: {}", error.report());
+                Duration::ZERO
+            }
+            Err(error) => return Err(error),
+        };
+        let pause = restarts.pause(ran);
+        tracing::warn!("the next daemon starts after {pause:?}");
+        if is_ended(signals, pause)? {
+            return Ok(0);
+        }
+    }
+}
+
+/// The exit status that stands for the end of a process, as in a shell.
+fn exit_status(status: ExitStatus) -> u8 {
+    let signal = status.signal().map(|signal| 128 + signal);
+    status
+        .code()
+        .or(signal)
+        .and_then(|it| u8::try_from(it).ok())
+        .unwrap_or(1)
+}
+
+/// Waits, and tells whether a signal has come meanwhile.
+fn is_ended(signals: &File, pause: Duration) -> Result<bool> {
+    let end = Instant::now() + pause;
+    loop {
+        let rest = end.saturating_duration_since(Instant::now());
+        let mut ends = [PollFd::new(signals, PollFlags::IN)];
+        wait(&mut ends, Some(rest))?;
+        if next_signal(signals)?.is_some() {
+            return Ok(true);
+        }
+        if rest.is_zero() {
+            return Ok(false);
+        }
+    }
+}
+
+fn next_signal(signals: &File) -> Result<Option<i32>> {
+    session::next_signal(signals).or_kind(Kind::Io, || "receiving a signal".into())
+}
+
+/// Waits for descriptors.
+fn wait(descriptors: &mut [PollFd<'_>], time: Option<Duration>) -> Result<()> {
+    // a time that does not fit is as good as none
+    let time = time.and_then(|time| Timespec::try_from(time).ok());
+    rustix::io::retry_on_intr(|| poll(descriptors, time.as_ref()))
+        .or_kind(Kind::Io, || "waiting for the daemon".into())?;
+    Ok(())
+}
+
+/// A daemon that was started.
+struct Daemon<'a> {
+    times: &'a Times,
+    process: Child,
+    /// Its process as a descriptor.
+    handle: OwnedFd,
+    socket: Socket,
+    serves_since: Option<Instant>,
+    /// It was told to end, or said that it ends.
+    is_ending: bool,
+    /// Until then something must have happened.
+    deadline: Option<Instant>,
+    /// What is done when nothing has.
+    next: Option<Signal>,
+}
+
+impl<'a> Daemon<'a> {
+    fn start(plan: &'a Plan, store: &Descriptors) -> Result<Self> {
+        let socket = Socket::bind(&plan.run_dir)?;
+        let descriptors = store.all();
+        let mut environment: Vec<(OsString, OsString)> = std::env::vars_os()
+            .filter(|(name, _)| !VARIABLES.iter().any(|variable| name == variable))
+            .collect();
+        let micros = plan.times.watchdog.as_micros().to_string();
+        environment.extend([
+            ("NOTIFY_SOCKET".into(), socket.path().into()),
+            ("WATCHDOG_USEC".into(), micros.into()),
+        ]);
+        if !descriptors.is_empty() {
+            environment.extend([
+                ("LISTEN_FDS".into(), descriptors.len().to_string().into()),
+                ("LISTEN_FDNAMES".into(), store.names().into()),
+            ]);
+        }
+        let program = |file| Program {
+            file,
+            arguments: &plan.arguments,
+            environment: &environment,
+            descriptors: &descriptors,
+        };
+        let process = handover::spawn(&program(&plan.program)).or_else(|error| {
+            tracing::warn!("starting {}: {}", plan.program.display(), report(&error));
+            handover::spawn(&program(Path::new("/proc/self/exe")))
+        });
+        let mut process = process.or_kind(Kind::Io, || "starting the daemon".into())?;
+        let pid = Pid::from_child(&process);
+        let handle = match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(handle) => handle,
+            Err(errno) => {
+                let _ = process.kill();
+                let _ = process.wait();
+                return Err(errno).or_kind(Kind::Kernel, || "following the daemon".into());
+            }
+        };
+        Ok(Self {
+            times: &plan.times,
+            process,
+            handle,
+            socket,
+            serves_since: None,
+            is_ending: false,
+            deadline: Instant::now().checked_add(plan.times.start),
+            next: Some(Signal::ABORT),
+        })
+    }
+
+    /// Does what it asks for, until it has ended.
+    fn follow(
+        &mut self,
+        store: &mut Descriptors,
+        signals: &File,
+        ready: &mut dyn FnMut(),
+    ) -> Result<ExitStatus> {
+        loop {
+            let now = Instant::now();
+            let rest = self.deadline.map(|it| it.saturating_duration_since(now));
+            let mut ends = [
+                PollFd::new(&self.handle, PollFlags::IN),
+                PollFd::new(&self.socket, PollFlags::IN),
+                PollFd::new(signals, PollFlags::IN),
+            ];
+            wait(&mut ends, rest)?;
+            // what it has sent before it ended comes too: this is asked for first
+            let has_ended = !ends[0].revents().is_empty();
+            self.receive(store, ready);
+            if has_ended {
+                return self
+                    .process
+                    .wait()
+                    .or_kind(Kind::Io, || "waiting for the daemon".into());
+            }
+            while let Some(signal) = next_signal(signals)? {
+                self.is_ending = true;
+                if let Some(signal) = Signal::from_named_raw(signal) {
+                    self.send(signal);
+                }
+            }
+            self.look_at_the_time();
+        }
+    }
+
+    fn send(&self, signal: Signal) {
+        if let Err(errno) = pidfd_send_signal(&self.handle, signal) {
+            tracing::debug!(%errno, "the daemon has ended");
+        }
+    }
+
+    /// Receives what has come.
+    fn receive(&mut self, store: &mut Descriptors, ready: &mut dyn FnMut()) {
+        for _ in 0..MAX_DATAGRAMS {
+            match handover::receive(&self.socket, MAX_BYTES) {
+                Ok(Some(datagram)) => {
+                    if let Err(error) = self.act(datagram, store, ready) {
+                        tracing::warn!("a notification was passed over: {}", error.report());
+                    }
+                }
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::warn!("receiving a notification: {}", report(&error));
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Does what a datagram says; descriptors that are not kept are closed with it.
+    fn act(
+        &mut self,
+        datagram: Datagram,
+        store: &mut Descriptors,
+        ready: &mut dyn FnMut(),
+    ) -> Result<()> {
+        if datagram.sender != self.process.id() {
+            return Err(Error::new(
+                Kind::Unauthorized,
+                format!("process {} is not the daemon", datagram.sender),
+            ));
+        }
+        if datagram.is_cut {
+            return Err(Error::new(
+                Kind::Corrupt,
+                "it is too long, or has descriptors for which there is no room",
+            ));
+        }
+        let message = Message::parse(&datagram.bytes)?;
+        match message.store {
+            Some(StoreChange::Put(name)) => store.put(&name, datagram.descriptors)?,
+            Some(StoreChange::Remove(name)) => store.remove(&name),
+            None => {}
+        }
+        if message.is_ready && self.serves_since.is_none() {
+            self.serves_since = Some(Instant::now());
+            self.has_answered();
+            ready();
+        }
+        if message.is_stopping {
+            self.is_ending = true;
+            (self.deadline, self.next) = (None, None);
+        }
+        match message.watchdog {
+            Some(Watchdog::Alive) => self.has_answered(),
+            Some(Watchdog::Trigger) if self.next == Some(Signal::ABORT) => {
+                self.deadline = Some(Instant::now());
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Gives it another period of the watchdog, unless it is not watched, or has been told to die.
+    fn has_answered(&mut self) {
+        if self.serves_since.is_some() && self.next == Some(Signal::ABORT) {
+            self.deadline = Instant::now().checked_add(self.times.watchdog);
+        }
+    }
+
+    /// Kills it when its time is over.
+    fn look_at_the_time(&mut self) {
+        let now = Instant::now();
+        let (Some(deadline), Some(next)) = (self.deadline, self.next) else {
+            return;
+        };
+        if now < deadline {
+            return;
+        }
+        // it may just not have run, as this process
+        if next == Signal::ABORT && now > deadline + LATE {
+            self.deadline = now.checked_add(self.times.watchdog);
+            return;
+        }
+        let pid = self.process.id();
+        if next == Signal::ABORT {
+            tracing::error!("the daemon, process {pid}, does not answer, and is aborted");
+            self.deadline = now.checked_add(self.times.abort);
+            self.next = Some(Signal::KILL);
+        } else {
+            tracing::error!("the daemon, process {pid}, is killed");
+            (self.deadline, self.next) = (None, None);
+        }
+        self.send(next);
+    }
+}
