@@ -215,13 +215,16 @@ fn a_first_start_that_fails_is_not_repeated_by_systemd() {
     let systemd = Systemd::boot(&host);
     fs::create_dir_all(host.run_dir().join("mounts.sock/x")).unwrap();
     let place = mountpoint.to_str().unwrap();
-    let attach = host.command(&["attach", &layout.reference(""), place]);
-    let mut attach = systemd.inside(&attach).spawn().unwrap();
+    let image = layout.reference("");
+    let arguments = ["attach", &image, place];
+    let mut attach = systemd.inside(&host.command(&arguments)).spawn().unwrap();
     wait("it has failed", || host.run_dir().join("lock").exists());
+    // one that is repeated has a unit for ever
     wait("its unit is gone", || systemd.unit().is_empty());
     fs::remove_dir_all(host.run_dir().join("mounts.sock")).unwrap();
-    // the command tries it again
-    assert!(attach.wait().unwrap().success());
-    assert_eq!(systemd.property(&systemd.unit(), "NRestarts"), "0");
+    // the command itself tries it again; on a slow machine it may have done so before
+    if !attach.wait().unwrap().success() {
+        systemd.socinbd(&host, &arguments);
+    }
     systemd.socinbd(&host, &["detach", place]);
 }
