@@ -177,6 +177,21 @@ impl MappedDevice {
         made
     }
 
+    /// Takes over a device that a process that ended has made. Dropping the value removes the device, as of one from [`MappedDevice::new`].
+    pub fn adopt(mapped: &Mapped) -> Result<Self> {
+        let minor = mapped.name.strip_prefix("dm-");
+        let minor = minor
+            .and_then(|minor| minor.parse().ok())
+            .ok_or_else(|| failed("finding", &mapped.mapped_name, Errno::NODEV))?;
+        let node = Arc::new(blockdev::node(&mapped.name)?);
+        Ok(Self {
+            mapped_name: mapped.mapped_name.clone(),
+            minor,
+            device: Some(node.open()?),
+            node,
+        })
+    }
+
     /// Removes the device at once if it has no other user. (If this is left to the kernel, a kernel thread does it, and the device below
     /// is released a moment later.)
     fn remove(&mut self) -> Result<()> {

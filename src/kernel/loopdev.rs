@@ -103,6 +103,17 @@ pub struct LoopDevice {
 }
 
 impl LoopDevice {
+    /// Takes over a device that a process that ended has set up. Dropping the value frees the device, as of one from [`attach`].
+    pub fn adopt(index: u32) -> Result<Self> {
+        let node = Arc::new(blockdev::node(&format!("loop{index}"))?);
+        Ok(Self {
+            index,
+            device: node.open()?,
+            node,
+            kept: false,
+        })
+    }
+
     /// The number N of `/dev/loopN`.
     pub fn index(&self) -> u32 {
         self.index

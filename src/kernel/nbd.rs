@@ -66,6 +66,15 @@ pub struct NbdDevice {
 }
 
 impl NbdDevice {
+    /// Takes over a device that a process that ended has connected. Dropping the value disconnects the device.
+    pub fn adopt(index: u32) -> Result<Self> {
+        Ok(Self {
+            index,
+            node: Arc::new(blockdev::node(&name(index))?),
+            kept: false,
+        })
+    }
+
     /// The number N of `/dev/nbdN`.
     pub fn index(&self) -> u32 {
         self.index

@@ -4,6 +4,7 @@
 //! to the device that the daemon serves. When the disk is complete, the reads of the mapped device are redirected to a loop device on the
 //! disk, under the mounted file system. From then on the kernel reads the image alone, whether or not the daemon runs.
 
+mod adopt;
 mod choice;
 pub(crate) mod kernel_readahead;
 pub(crate) mod metadata_readahead;
@@ -453,8 +454,15 @@ fn as_found(mut layer: AttachedLayer) -> AttachedLayer {
     layer
 }
 
+const MOVED: &str = "the disk became complete; before that: ";
+
 fn moved(why: &str) -> String {
-    format!("the disk became complete; before that: {why}")
+    format!("{MOVED}{why}")
+}
+
+/// Why a device was made, from a text that [`moved`] may have made of it.
+fn at_first(why: &str) -> &str {
+    why.strip_prefix(MOVED).unwrap_or(why)
 }
 
 /// Adapts the device whenever the progress of its disk changes, until the device is dropped.

@@ -42,7 +42,7 @@ pub(crate) struct LiveAttachment {
     pub(super) phase: watch::Sender<AttachmentPhase>,
 }
 
-/// DiskProgress of an attachment.
+/// Progress of an attachment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct AttachmentPhase {
     /// The client has reported that it has mounted the attachment.

@@ -11,6 +11,7 @@ use tokio_util::task::TaskTracker;
 
 use super::{devices::Devices, engine::Engine, records::AttachmentRecords, release};
 use crate::{
+    blocking::blocking,
     engine::open::disks::Disks,
     error::{Error, Kind, Result, ResultExt as _},
     kernel::mount::end::MountEnds,
@@ -76,7 +77,12 @@ impl Engine {
             mount_ends,
             _lock: lock,
         });
-        engine.remove_leftovers()?;
+        let restarting = Arc::clone(&engine);
+        blocking(move || {
+            restarting.recover()?;
+            restarting.remove_leftovers()
+        })
+        .await?;
         Ok(engine)
     }
 }

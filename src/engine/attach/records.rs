@@ -120,9 +120,14 @@ impl AttachmentRecords {
     pub fn all(&self) -> Result<Vec<Attachment>> {
         let records = self.entries()?.into_iter().filter_map(|entry| entry.record);
         Ok(records
-            .filter(|record| record.run_dir == self.run_dir)
+            .filter(|record| self.has(record))
             .map(|record| record.attachment)
             .collect())
+    }
+
+    /// Whether a record is of this runtime directory.
+    pub(super) fn has(&self, record: &AttachmentRecord) -> bool {
+        record.run_dir == self.run_dir
     }
 
     /// The record of the attachment with this ID, if it is of this boot.

@@ -158,7 +158,7 @@ impl Engine {
     }
 
     /// Watches for the end of the mount.
-    fn watch(&self, mount: &OwnedFd) -> Option<Watch> {
+    pub(super) fn watch(&self, mount: &OwnedFd) -> Option<Watch> {
         let ends = self.mount_ends.as_ref()?;
         ends.watch(mount.as_fd())
             .inspect_err(|error| {

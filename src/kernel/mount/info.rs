@@ -4,9 +4,14 @@ use std::{
     collections::HashSet,
     ffi::OsString,
     fs, io,
-    os::unix::ffi::{OsStrExt, OsStringExt},
+    os::{
+        fd::OwnedFd,
+        unix::ffi::{OsStrExt, OsStringExt},
+    },
     path::{Path, PathBuf},
 };
+
+use rustix::fs::{CWD, Mode, OFlags, openat};
 
 use crate::error::{Kind, Result, ResultExt};
 
@@ -53,15 +58,41 @@ fn read(who: &str) -> Result<Vec<Mount>> {
 /// A mount with this source, in the mount namespace of any process.
 pub fn find_anywhere(source: &str) -> Result<Option<Mount>> {
     let mut found = None;
-    in_namespaces(|mounts| {
+    in_namespaces(|_, mounts| {
         found = mounts.into_iter().find(|mount| mount.source == source);
         found.is_none()
     })?;
     Ok(found)
 }
 
-/// Passes the mounts of each mount namespace that a process is in to the callback, until it returns that it needs no more.
-fn in_namespaces(mut wants_more: impl FnMut(Vec<Mount>) -> bool) -> Result<()> {
+/// Opens the root of a mount with this source, in the mount namespace of any process, as a path (`O_PATH`). `None`: there is none, or what
+/// is mounted over it hides it.
+pub fn open_anywhere(source: &str) -> Result<Option<OwnedFd>> {
+    let mut found = None;
+    in_namespaces(|pid, mounts| {
+        let ours = mounts.iter().filter(|mount| mount.source == source);
+        found = ours.filter_map(|mount| open_of(pid, mount)).next();
+        found.is_none()
+    })?;
+    Ok(found)
+}
+
+fn open_of(pid: u32, mount: &Mount) -> Option<OwnedFd> {
+    let place = mount.mount_point.strip_prefix("/").ok()?;
+    let path = Path::new("/proc")
+        .join(pid.to_string())
+        .join("root")
+        .join(place);
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let opened = openat(CWD, &path, flags, Mode::empty()).ok()?;
+    let device = rustix::fs::fstat(&opened).ok()?.st_dev;
+    let device = (rustix::fs::major(device), rustix::fs::minor(device));
+    (device == mount.device).then_some(opened)
+}
+
+/// Passes the mounts of each mount namespace that a process is in to the callback, with one process, until the callback returns that it
+/// needs no more.
+fn in_namespaces(mut wants_more: impl FnMut(u32, Vec<Mount>) -> bool) -> Result<()> {
     let processes = fs::read_dir("/proc").or_kind(Kind::Kernel, || "listing /proc".into())?;
     let mut seen = HashSet::new();
     for process in processes.filter_map(io::Result::ok) {
@@ -74,7 +105,7 @@ fn in_namespaces(mut wants_more: impl FnMut(Vec<Mount>) -> bool) -> Result<()> {
             && let Ok(namespace) = fs::read_link(process.path().join("ns/mnt"))
             && seen.insert(namespace)
             && let Ok(mounts) = of(pid)
-            && !wants_more(mounts)
+            && !wants_more(pid, mounts)
         {
             break;
         }
@@ -103,7 +134,7 @@ pub fn topmost<'a>(mounts: &'a [Mount], path: &Path) -> Option<&'a Mount> {
 /// The mounts in all mount namespaces that processes are in.
 pub fn everywhere() -> Result<Vec<Mount>> {
     let mut all = Vec::new();
-    in_namespaces(|mounts| {
+    in_namespaces(|_, mounts| {
         all.extend(mounts);
         true
     })?;

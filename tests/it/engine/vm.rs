@@ -17,6 +17,7 @@ use crate::{
     soci::make::{GZIP_LAYER, MadeLayout, tar_of},
     support::{
         registry::{Fault, On, Registry, Times},
+        unmount,
         vm::in_vm,
     },
 };
@@ -369,6 +370,74 @@ fn a_killed_daemon_is_cleaned_up_after() {
         host.detach(&mountpoint);
         host.detach(&other);
         nothing_left_soon(&host);
+    });
+}
+
+/// The kernel holds requests back when their connections are gone; the next daemon gives the devices new ones.
+#[test]
+fn readers_of_a_killed_daemon_go_on_when_the_next_one_starts() {
+    in_vm(|| {
+        let host = Host::new();
+        let content: Vec<u8> = (0..400_000_u32).flat_map(u32::to_le_bytes).collect();
+        let (_layout, registry) = served(
+            &host,
+            &[("file", content.clone()), ("two", vec![2; 50_000])],
+        );
+        let mountpoint = host.mountpoint("mnt");
+        let reference = registry.reference("app");
+        every_layer_is_on_nbd(&host.attach(&reference, &mountpoint, &[]));
+        let id = host.list()[0]["id"].clone();
+        for round in 0..3_u64 {
+            registry.fail(On::Data, Fault::Hang, Times::UntilHealed);
+            let before = registry.counters().total().requests;
+            let waits = reader(&mountpoint.join("file"), 40_960 + round * 300_000);
+            eventually(|| registry.counters().total().requests > before);
+            host.kill_daemon();
+            registry.heal();
+            let comes_later = reader(&mountpoint.join("file"), 200_704 + round * 300_000);
+            // it starts a daemon
+            let other = host.mountpoint("other");
+            host.attach(&reference, &other, &[]);
+            for reader in [waits, comes_later] {
+                let (read, time) = reader.join().unwrap();
+                println!("a reader waited {time:?}");
+                read.unwrap();
+            }
+            let rows = host.list();
+            assert_eq!(rows.len(), 2);
+            assert!(rows.iter().all(|row| row["state"] != "dead"), "{rows:?}");
+            assert!(rows.iter().any(|row| row["id"] == id), "{rows:?}");
+            host.detach(&other);
+            drop_caches();
+        }
+        assert!(fs::read(mountpoint.join("file")).unwrap() == content);
+        // complete layers as well, whose devices have moved
+        assert!(fs::read(mountpoint.join("two")).unwrap() == [2; 50_000]);
+        has_moved(&host, &mountpoint, "nbd");
+        host.kill_daemon();
+        let other = host.mountpoint("other");
+        host.attach(&reference, &other, &[]);
+        let rows = host.list();
+        assert!(
+            rows.iter().all(|row| row["state"] == "complete"),
+            "{rows:?}"
+        );
+        assert_eq!(
+            dm::mapped().unwrap().len(),
+            2,
+            "the layers are shared: {:?}, {rows:?}, {}",
+            dm::mapped(),
+            host.log()
+        );
+        // unmounted while no daemon ran
+        host.kill_daemon();
+        unmount(&mountpoint);
+        host.attach(&reference, &mountpoint, &[]);
+        assert_eq!(host.list().len(), 2);
+        assert!(host.list().iter().all(|row| row["id"] != id));
+        host.detach(&mountpoint);
+        host.detach(&other);
+        nothing_left(&host);
     });
 }
 

@@ -64,13 +64,8 @@ impl NbdLinks {
     ) -> Result<Arc<NbdLink>> {
         links.watch()?;
         let (sockets, largest_request_kb) = connections(watched, &runtime)?;
-        let options = NbdOptions {
-            timeout: TIMEOUT,
-            dead: DEAD,
-            backend_id: identifier,
-        };
+        let options = options(identifier);
         let device = kernel_nbd::connect(disk.size(), &sockets, &options)?;
-        let index = device.index();
         let link = Arc::new(NbdLink {
             device,
             options,
@@ -79,10 +74,40 @@ impl NbdLinks {
             largest_request_kb,
             runtime,
         });
-        let mut by_index = links.links();
-        by_index.retain(|_, link| link.strong_count() > 0);
-        by_index.insert(index, Arc::downgrade(&link));
+        links.add(&link);
         Ok(link)
+    }
+
+    /// Gives new connections to a device whose daemon died. The kernel holds the requests of the device back until then, at most for the
+    /// dead-connection time.
+    pub(super) fn adopt(
+        links: &Arc<Self>,
+        index: u32,
+        disk: &Arc<Disk>,
+        watched: &Arc<WatchedDisk>,
+        identifier: String,
+        runtime: Handle,
+    ) -> Result<Arc<NbdLink>> {
+        links.watch()?;
+        let (sockets, largest_request_kb) = connections(watched, &runtime)?;
+        let link = Arc::new(NbdLink {
+            device: NbdDevice::adopt(index)?,
+            options: options(identifier),
+            disk: Arc::clone(disk),
+            watched: Arc::clone(watched),
+            largest_request_kb,
+            runtime,
+        });
+        // first: the kernel may notice a dead connection only after it was offered new ones, and then tells the watching thread
+        links.add(&link);
+        kernel_nbd::reconfigure(index, &sockets, &link.options)?;
+        Ok(link)
+    }
+
+    fn add(&self, link: &Arc<NbdLink>) {
+        let mut by_index = self.links();
+        by_index.retain(|_, link| link.strong_count() > 0);
+        by_index.insert(link.device.index(), Arc::downgrade(link));
     }
 
     /// Starts the watching thread, unless it runs already. The thread ends when `self` is dropped.
@@ -194,6 +219,14 @@ impl NbdLink {
         if let Err(error) = started {
             tracing::warn!(%error, "starting a thread that sets the read-ahead");
         }
+    }
+}
+
+fn options(identifier: String) -> NbdOptions {
+    NbdOptions {
+        timeout: TIMEOUT,
+        dead: DEAD,
+        backend_id: identifier,
     }
 }
 

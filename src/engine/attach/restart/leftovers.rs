@@ -5,27 +5,33 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{
-    devices::Devices, engine::Engine, mount_place, names::mount_source, records::AttachmentRecord,
-    release, types::AttachedLayer,
-};
 use crate::{
-    engine::examine::recording,
+    engine::{
+        attach::{
+            devices::Devices, engine::Engine, mount_place, names::mount_source,
+            records::AttachmentRecord, release, types::AttachedLayer,
+        },
+        examine::recording,
+    },
     error::{Error, Kind, Result},
-    kernel::{blockdev, dm, loopdev, mount::info, nbd as kernel_nbd},
+    kernel::{blockdev, busy, dm, loopdev, mount::info, nbd as kernel_nbd},
 };
 
 impl Engine {
     /// Removes the records, directories and devices of an engine that died, unless they belong to a mount. Called before anything is
-    /// attached.
-    pub(super) fn remove_leftovers(&self) -> Result<()> {
+    /// attached, and after [`Engine::recover`].
+    pub(in crate::engine::attach) fn remove_leftovers(&self) -> Result<()> {
         recording::remove_left_over(&self.root)?;
-        let ours = self.devices.in_kernel()?;
-        let mut kept = HashSet::new();
+        let mut kept = self.devices.paths();
+        let mut alone = self.devices.in_kernel()?;
+        alone.retain(|device| !kept.contains(device));
         for entry in self.records.entries()? {
+            if self.live(&entry.id).is_some() {
+                continue;
+            }
             // In any mount namespace, or in none (an open descriptor): files written to the upper layer must not be lost.
             let is_mounted = info::find_anywhere(&mount_source(&entry.id))?.is_some();
-            let is_used = |record: &AttachmentRecord| in_use(record, &ours).is_some();
+            let is_used = |record: &AttachmentRecord| is_used(record, &alone);
             if is_mounted || entry.record.as_ref().is_some_and(is_used) {
                 tracing::warn!(
                     id = entry.id,
@@ -104,7 +110,7 @@ impl Engine {
 
 impl Devices {
     /// Paths of the kernel devices that engines with this root have made, live or dead.
-    pub(super) fn in_kernel(&self) -> Result<HashSet<PathBuf>> {
+    pub(in crate::engine::attach) fn in_kernel(&self) -> Result<HashSet<PathBuf>> {
         let prefix = self.identifier_prefix();
         let mapped = dm::mapped()?.into_iter();
         let mapped = mapped.filter(|device| device.mapped_name.starts_with(&prefix));
@@ -122,7 +128,10 @@ impl Devices {
 
     /// Detaches the loop devices of an engine that died, except those that `kept` selects. A loop device detaches itself when its last user
     /// closes it, but not one that never had a user.
-    pub(super) fn free_loops_unless(&self, kept: impl Fn(&Path) -> bool) -> Result<()> {
+    pub(in crate::engine::attach) fn free_loops_unless(
+        &self,
+        kept: impl Fn(&Path) -> bool,
+    ) -> Result<()> {
         for device in loopdev::attached()? {
             let path = PathBuf::from(format!("/dev/loop{}", device.index));
             if device.name.starts_with(&self.identifier_prefix()) && !kept(&path) {
@@ -135,7 +144,10 @@ impl Devices {
 
     /// Removes the mapped devices of an engine that died, except those that `kept` selects. A device in use is removed when its last user
     /// closes it.
-    pub(super) fn unmap_unless(&self, kept: impl Fn(&Path) -> bool) -> Result<()> {
+    pub(in crate::engine::attach) fn unmap_unless(
+        &self,
+        kept: impl Fn(&Path) -> bool,
+    ) -> Result<()> {
         let prefix = self.identifier_prefix();
         for device in dm::mapped()? {
             let path = Path::new("/dev").join(&device.name);
@@ -147,6 +159,14 @@ impl Devices {
         // the last user of another mapped device may have closed it just now
         dm::settle()
     }
+}
+
+/// Whether something uses an attachment that is not mounted anywhere: a process has a file of it open, or one of its devices is in use.
+/// Only devices in `alone` count, which no other attachment uses.
+pub(super) fn is_used(record: &AttachmentRecord, alone: &HashSet<PathBuf>) -> bool {
+    let users = record.mount_device.map(busy::users_of_device);
+    users.is_some_and(|users| users.is_ok_and(|users| !users.is_empty()))
+        || in_use(record, alone).is_some()
 }
 
 /// A device of a dead attachment that is in use. `ours` are the kernel devices of this root: another program may use a device with the same

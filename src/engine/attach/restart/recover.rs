@@ -1,0 +1,102 @@
+//! Takes over the attachments of a daemon that died: opens their disks from the state directory, without a source, and serves the devices
+//! that the kernel still has.
+//!
+//! What the kernel has is what counts: an attachment that is mounted nowhere, and whose devices nobody uses, is left to `leftovers`.
+
+use std::{os::fd::OwnedFd, sync::Arc};
+
+use tokio::sync::watch;
+
+use super::leftovers::is_used;
+use crate::{
+    engine::attach::{
+        devices::Device,
+        engine::Engine,
+        live::{AttachmentPhase, LiveAttachment},
+        names::mount_source,
+        records::AttachmentRecord,
+        types::AttachedLayer,
+    },
+    error::{Error, Kind, Result},
+    kernel::mount::info,
+};
+
+impl Engine {
+    /// Takes over what can be taken over. What cannot is logged with the reason, and stays dead. Blocks.
+    pub(in crate::engine::attach) fn recover(&self) -> Result<()> {
+        let mut found = Vec::new();
+        for entry in self.records.entries()? {
+            if let Some(record) = entry.record.filter(|record| self.records.has(record)) {
+                let mount = info::open_anywhere(&mount_source(&entry.id))?;
+                found.push((record, mount));
+            }
+        }
+        let mut alone = self.devices.in_kernel()?;
+        for (record, _) in found.iter().filter(|(_, mount)| mount.is_some()) {
+            for device in record
+                .attachment
+                .layers
+                .iter()
+                .flat_map(AttachedLayer::devices)
+            {
+                alone.remove(&device);
+            }
+        }
+        for (record, mount) in found {
+            if mount.is_none() && !is_used(&record, &alone) {
+                continue;
+            }
+            let (id, reference) = (
+                record.attachment.id.clone(),
+                record.attachment.reference.clone(),
+            );
+            match self.take_over(record, mount) {
+                Ok(()) => {
+                    tracing::info!(id, %reference, "its daemon has died; this one serves it");
+                }
+                Err(error) => tracing::error!(
+                    id,
+                    %reference,
+                    "its daemon has died, and it cannot be taken over: {}",
+                    error.report()
+                ),
+            }
+        }
+        Ok(())
+    }
+
+    fn take_over(&self, record: AttachmentRecord, mount: Option<OwnedFd>) -> Result<()> {
+        let Some(mount_device) = record.mount_device else {
+            return Err(Error::new(Kind::NotFound, "it was not mounted yet"));
+        };
+        let attachment = record.attachment;
+        let devices: Vec<Arc<Device>> = attachment
+            .layers
+            .iter()
+            .map(|layer| {
+                let disk = self.disks.store().stored(&layer.digest, &layer.table)?;
+                let disk = disk.ok_or_else(|| {
+                    let context = format!("the disk of layer {} is gone", layer.digest);
+                    Error::new(Kind::NotFound, context)
+                })?;
+                self.devices.adopt(&disk, layer)
+            })
+            .collect::<Result<_>>()?;
+        self.disks
+            .store()
+            .belong_together(devices.iter().map(|device| device.disk()));
+        let live = LiveAttachment {
+            mount_device,
+            watch: mount.as_ref().and_then(|mount| self.watch(mount)),
+            phase: watch::Sender::new(AttachmentPhase {
+                is_mounted: mount.is_some(),
+                has_ended: false,
+            }),
+            devices,
+            attachment,
+        };
+        let id = live.attachment.id.clone();
+        self.table().live.insert(id, Arc::new(live));
+        Ok(())
+    }
+}
