@@ -178,6 +178,11 @@ impl Host {
         self.signal(daemon, "KILL");
     }
 
+    /// Kills the daemon that serves; its keeper starts the next one.
+    pub fn kill_served_by_keeper(&self) {
+        self.signal(self.daemon().expect("a daemon runs"), "KILL");
+    }
+
     /// Ends the daemon as a service manager does, and waits until its keeper is gone too.
     pub fn end_daemon(&self) {
         self.signal(self.daemon().expect("a daemon runs"), "TERM");

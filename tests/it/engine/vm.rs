@@ -451,6 +451,34 @@ fn reader(path: &Path, offset: u64) -> JoinHandle<(std::io::Result<()>, Duration
     })
 }
 
+/// Nobody has to start the next daemon where a keeper does.
+#[test]
+fn devices_of_a_killed_daemon_are_served_by_the_one_that_its_keeper_starts() {
+    in_vm(|| {
+        let host = Host::new();
+        let content: Vec<u8> = (0..400_000_u32).flat_map(u32::to_le_bytes).collect();
+        let (_layout, registry) = served(&host, &[("file", content.clone())]);
+        let mountpoint = host.mountpoint("mnt");
+        every_layer_is_on_nbd(&host.attach(&registry.reference("app"), &mountpoint, &[]));
+        for round in 0..3_u64 {
+            registry.fail(On::Data, Fault::Hang, Times::UntilHealed);
+            let before = registry.counters().total().requests;
+            let waits = reader(&mountpoint.join("file"), 40_960 + round * 300_000);
+            eventually(|| registry.counters().total().requests > before);
+            host.kill_served_by_keeper();
+            registry.heal();
+            let (read, time) = waits.join().unwrap();
+            println!("a reader waited {time:?}");
+            read.unwrap();
+            assert_eq!(host.list()[0]["state"], "lazy");
+        }
+        drop_caches();
+        assert!(fs::read(mountpoint.join("file")).unwrap() == content);
+        host.detach(&mountpoint);
+        nothing_left_soon(&host);
+    });
+}
+
 /// The bound that docs/nbd.md names.
 #[test]
 fn readers_of_a_killed_daemon_wait_no_longer_than_is_documented() {
