@@ -26,13 +26,13 @@ use super::{
     read::{health::DiskHealth, reader::SpanReader},
     repair::{mend, table_repair::TableRepair},
     services::Services,
-    sources::places::LayerSources,
+    sources::layer_sources::LayerSources,
     stored::{
-        disk_layout::DiskLayout, disk_record::DiskRecord, folder::DiskFolder,
+        directory::DiskDirectory, disk_layout::DiskLayout, disk_record::DiskRecord,
         span_record::SpanCheck, stored_file::FileIdentity,
     },
     types::{DiskCounters, DiskKey, DiskProgress, LayerBlob, StackingFacts},
-    verify::{lies::Refutation, verification::Verification},
+    verify::{contradictions::Refutation, verification::Verification},
 };
 use crate::{error::Result, oci::Digest, tar::Entry, units::DiskOffset, units::SpanId};
 
@@ -75,7 +75,7 @@ impl Disk {
     }
 
     /// Whether the directory is still where it was when the disk was opened.
-    pub(super) fn has_its_folder(&self) -> bool {
+    pub(super) fn has_its_directory(&self) -> bool {
         let there = fs::symlink_metadata(self.path());
         let open = self.file().metadata();
         there.is_ok_and(|there| {
@@ -171,8 +171,8 @@ impl Disk {
         &self.record
     }
 
-    pub(super) fn folder(&self) -> &DiskFolder {
-        self.record.folder()
+    pub(super) fn directory(&self) -> &DiskDirectory {
+        self.record.directory()
     }
 
     pub(super) fn reader(&self) -> &SpanReader {
@@ -213,7 +213,7 @@ impl Disk {
     /// The table's entries, from the local files. Reads and parses all of the table.
     pub(super) fn read_entries(&self) -> Result<Vec<Entry>> {
         let state = self.record.lock_state().clone();
-        let table = mend::read_table(self.folder(), &state)?;
+        let table = mend::read_table(self.directory(), &state)?;
         let (entries, _) = import::parse(&table, state.compact.is_some())?;
         Ok(entries)
     }
@@ -262,7 +262,7 @@ impl Disk {
         self.reader
             .presence()
             .bitmap()
-            .disown(&spans)
+            .revoke(&spans)
             .and(remembered)
     }
 

@@ -26,12 +26,12 @@ mod verify;
 pub use ahead::{prefetch::ListedSpans, recording::Touch};
 pub use build::lazy::TableBytes;
 pub use disk::{Disk, served::ServedDisk};
-pub use read::{before::SpanWindow, health::DegradedReason};
+pub use read::{health::DegradedReason, span_window::SpanWindow};
 pub use repair::report::ScrubReport;
 pub use services::StoreOptions;
 pub use sources::health::SourceDown;
 pub use store::Store;
-pub use stored::{folder::make_private, stored_file::close_spare_files};
+pub use stored::{directory::make_private, stored_file::close_spare_files};
 pub use types::{
     Allocation, DiskCounters, DiskKey, DiskProgress, LayerBlob, StackingFacts, StoredDisk,
 };

@@ -21,7 +21,7 @@ use super::{
     locked::locked,
     read::{decoders::Decoders, held_spans::SharedHeldSpans},
     sources::health::Hosts,
-    stored::folder,
+    stored::directory,
 };
 use crate::error::{Error, Kind, Result, ResultExt as _};
 
@@ -79,10 +79,10 @@ pub(crate) struct Services {
 }
 
 impl Services {
-    /// Takes the lock of a root, `Busy` when another process has it, makes its folders (0700), and starts the threads.
+    /// Takes the lock of a root, `Busy` when another process has it, makes its directories (0700), and starts the threads.
     pub(super) fn start(root: &Path, options: StoreOptions) -> Result<Arc<Self>> {
         let layers = root.join("layers");
-        folder::make_private(&layers)?;
+        directory::make_private(&layers)?;
         let lock = lock(&layers)?;
         let new = layers.join("new");
         // left by a daemon that died while it made them
@@ -92,8 +92,8 @@ impl Services {
             }
             _ => {}
         }
-        folder::make_private(&new)?;
-        folder::make_private(&layers.join("sha256"))?;
+        directory::make_private(&new)?;
+        directory::make_private(&layers.join("sha256"))?;
         let threads = || "cannot start the threads of the store".to_owned();
         let decoders = Decoders::start(options.decoders).or_kind(Kind::Io, threads)?;
         let (sender, thread) = sync::start().or_kind(Kind::Io, threads)?;
@@ -128,7 +128,7 @@ impl Services {
     }
 
     /// Where drafts are made.
-    pub(crate) fn new_folder(&self) -> PathBuf {
+    pub(crate) fn new_directory(&self) -> PathBuf {
         self.layers.join("new")
     }
 

@@ -20,7 +20,7 @@ use super::{
     repair::mend::{self, Mended},
     services::{Services, StoreOptions},
     stored::{
-        folder::{self, DiskDraft, DiskFolder},
+        directory::{self, DiskDirectory, DiskDraft},
         seal::Damage,
         span_record,
     },
@@ -34,7 +34,7 @@ use crate::{
 /// A layer, and the table that its disk was laid out from.
 pub(crate) type Key = (Digest, Digest);
 
-/// The folder of all disks below a root. One a root, by a lock.
+/// The directory of all disks below a root. One a root, by a lock.
 pub struct Store {
     services: Arc<Services>,
     open: Mutex<HashMap<Key, Weak<Disk>>>,
@@ -104,8 +104,8 @@ impl Store {
                 ));
             }
             drop(disk);
-            folder::discard(
-                &self.services.new_folder(),
+            directory::discard(
+                &self.services.new_directory(),
                 &self.place(&layer.digest, table),
             )?;
             return Ok(None);
@@ -119,10 +119,10 @@ impl Store {
         Ok(Some(disk))
     }
 
-    /// The disk that is open. One whose folder was removed goes on for those who have it, and for nobody else.
+    /// The disk that is open. One whose directory was removed goes on for those who have it, and for nobody else.
     fn open_now(&self, key: &Key) -> Option<Arc<Disk>> {
         let open = locked(&self.open).get(key).and_then(Weak::upgrade);
-        open.filter(|disk| disk.has_its_folder())
+        open.filter(|disk| disk.has_its_directory())
     }
 
     /// As [`Self::stored`]; the caller holds the lock of the key.
@@ -139,8 +139,8 @@ impl Store {
             Ok(disk) => Ok(Some(disk)),
             Err(error) if Damage::is_in(&error) => {
                 tracing::warn!("{}", error.report());
-                let folder = DiskFolder::new(place);
-                let mended = mend::from_stored_table(&self.services.new_folder(), &folder)?;
+                let directory = DiskDirectory::new(place);
+                let mended = mend::from_stored_table(&self.services.new_directory(), &directory)?;
                 self.reopen(layer, table, mended)
             }
             Err(error) if error.kind() == Kind::Corrupt => self.discard(layer, table, &error),
@@ -148,7 +148,7 @@ impl Store {
         }
     }
 
-    /// Mends the folder of a disk, whose table these bytes are, and gives the disk; `None` where there is no folder, or it had to go. The
+    /// Mends the directory of a disk, whose table these bytes are, and gives the disk; `None` where there is no directory, or it had to go. The
     /// caller holds the lock of the key.
     pub(super) fn mended(
         self: &Arc<Self>,
@@ -156,8 +156,8 @@ impl Store {
         table: &Digest,
         bytes: &Bytes,
     ) -> Result<Option<Arc<Disk>>> {
-        let folder = DiskFolder::new(self.place(layer, table));
-        let state = match folder.state() {
+        let directory = DiskDirectory::new(self.place(layer, table));
+        let state = match directory.state() {
             Ok(state) => state,
             Err(error) if error.kind() == Kind::Corrupt => return Ok(None),
             Err(error) => return Err(error),
@@ -165,7 +165,7 @@ impl Store {
         if Digest::of(bytes) != *table {
             return Ok(None); // who makes a disk of them says so
         }
-        let mended = mend::from_table(&self.services.new_folder(), &folder, &state, bytes)?;
+        let mended = mend::from_table(&self.services.new_directory(), &directory, &state, bytes)?;
         let disk = self.reopen(layer, table, mended)?;
         if let Some(disk) = &disk {
             disk.table_repair().has_table_again();
@@ -173,7 +173,7 @@ impl Store {
         Ok(disk)
     }
 
-    /// The disk of a folder that was mended; `None` where that lacks its table, which whoever wants the disk has, or where it had to go.
+    /// The disk of a directory that was mended; `None` where that lacks its table, which whoever wants the disk has, or where it had to go.
     fn reopen(
         self: &Arc<Self>,
         layer: &Digest,
@@ -201,10 +201,10 @@ impl Store {
         self.discard(layer, table, &error)
     }
 
-    /// Removes a folder that cannot be served: the disk is made anew.
+    /// Removes a directory that cannot be served: the disk is made anew.
     fn discard(&self, layer: &Digest, table: &Digest, why: &Error) -> Result<Option<Arc<Disk>>> {
         tracing::warn!("a layer's disk is removed: {}", why.report());
-        folder::discard(&self.services.new_folder(), &self.place(layer, table))?;
+        directory::discard(&self.services.new_directory(), &self.place(layer, table))?;
         Ok(None)
     }
 
@@ -243,31 +243,31 @@ impl Store {
         Ok(disks)
     }
 
-    /// The folders of all disks, also of those that cannot be served: their layers and tables. Blocks on local files.
-    pub fn folders(&self) -> Result<Vec<(Digest, Digest)>> {
+    /// The directories of all disks, also of those that cannot be served: their layers and tables. Blocks on local files.
+    pub fn directories(&self) -> Result<Vec<(Digest, Digest)>> {
         let layers = self.services.layers().join("sha256");
-        let mut folders = Vec::new();
+        let mut directories = Vec::new();
         for layer in digests_in(&layers)? {
             let tables = digests_in(&layers.join(layer.hex()))?;
-            folders.extend(tables.into_iter().map(|table| (layer, table)));
+            directories.extend(tables.into_iter().map(|table| (layer, table)));
         }
-        Ok(folders)
+        Ok(directories)
     }
 
     /// The disks of a layer.
     fn disks_of(self: &Arc<Self>, layer: &Digest) -> Result<Vec<StoredDisk>> {
         let mut disks = Vec::new();
         for table in digests_in(&self.services.layers().join("sha256").join(layer.hex()))? {
-            let folder = DiskFolder::new(self.place(layer, &table));
-            let Ok(state) = folder.state() else {
+            let directory = DiskDirectory::new(self.place(layer, &table));
+            let Ok(state) = directory.state() else {
                 continue; // removed when it is asked for
             };
             let open = self.open_now(&(*layer, table));
             let present = match &open {
                 Some(disk) => disk.span_counts().0,
                 None if state.complete => state.spans,
-                None => folder
-                    .read(folder::SPANS)
+                None => directory
+                    .read(directory::SPANS)
                     .map_or(0, |bytes| span_record::count_present(&bytes, state.spans)),
             };
             disks.push(StoredDisk {
@@ -285,7 +285,7 @@ impl Store {
         Ok(disks)
     }
 
-    /// Opens a disk that is not open. The caller holds the lock of the key: two disks on one folder must not be.
+    /// Opens a disk that is not open. The caller holds the lock of the key: two disks on one directory must not be.
     fn open_disk(
         self: &Arc<Self>,
         layer: &Digest,
@@ -294,7 +294,7 @@ impl Store {
     ) -> Result<Arc<Disk>> {
         let disk = Disk::open(
             &self.services,
-            DiskFolder::new(self.place(layer, table)),
+            DiskDirectory::new(self.place(layer, table)),
             is_new,
         )?;
         if (disk.layer().digest, *disk.table()) != (*layer, *table) {
@@ -351,7 +351,7 @@ impl Store {
 }
 
 impl Store {
-    /// A disk's folder.
+    /// A disk's directory.
     pub(super) fn place(&self, layer: &Digest, table: &Digest) -> PathBuf {
         self.services
             .layers()
@@ -361,10 +361,10 @@ impl Store {
     }
 }
 
-/// The names of a folder that are digests, sorted. A folder that is not there has none.
-fn digests_in(folder: &Path) -> Result<Vec<Digest>> {
-    let io = || format!("cannot list {}", folder.display());
-    let entries = match fs::read_dir(folder) {
+/// The names of a directory that are digests, sorted. A directory that is not there has none.
+fn digests_in(directory: &Path) -> Result<Vec<Digest>> {
+    let io = || format!("cannot list {}", directory.display());
+    let entries = match fs::read_dir(directory) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.or_kind(Kind::Io, io)?,
     };

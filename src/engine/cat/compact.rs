@@ -167,7 +167,7 @@ impl SpanDecoding {
                 let (decoded, decoder, before) = blocking(work).await?;
                 let decoded = decoded.or_kind(Kind::Corrupt, || "cannot decode the span".into())?;
                 self.decoder = decoder;
-                self.before = before.after(&decoded).map(SpanWindow::True);
+                self.before = before.after(&decoded).map(SpanWindow::Verified);
                 decoded
             }
         };

@@ -43,7 +43,7 @@ pub async fn check(
     event: &(dyn Fn(CheckEvent) + Send + Sync),
 ) -> Result<()> {
     let listing = Arc::clone(store);
-    let disks = blocking(move || listing.folders()).await?;
+    let disks = blocking(move || listing.directories()).await?;
     let wanted = |layer: &Digest| {
         let layers = request.layers.as_ref();
         layers.is_none_or(|layers| layers.contains(layer))

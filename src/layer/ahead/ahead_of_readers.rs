@@ -1,4 +1,4 @@
-//! What is fetched on one disk before it is read: for sequential readers, and the rest of the layer.
+//! The fetches of one disk ahead of its readers: for sequential readers, and for the rest of the layer.
 
 use std::ops::Range;
 
@@ -12,7 +12,7 @@ use crate::{
     units::{DiskOffset, SpanId},
 };
 
-/// Maximum length of a GET that no reader waits for yet, in compressed bytes, unless a single span is longer. Less than of a GET that a
+/// Maximum length of a GET that no reader waits for, in compressed bytes, unless a single span is longer. It is shorter than a GET that a
 /// reader waits for, so that several run at the same time.
 pub(crate) const MAX_AHEAD_BYTES: u64 = 2 << 20;
 
@@ -32,7 +32,7 @@ impl Ahead {
         }
     }
 
-    /// The decision to fetch the rest of the layer, and how far the disk is.
+    /// The decision to fetch the rest of the layer, and the progress of the disk.
     pub(crate) fn fill(&self) -> &Fill {
         &self.fill
     }
@@ -42,12 +42,12 @@ impl Ahead {
         &self.queue
     }
 
-    /// Whether an access to this range has reached what was fetched ahead: then [`Self::access`] has to see it.
+    /// Whether an access to this range has reached spans that were fetched ahead. Then [`Self::access`] must be called.
     pub(crate) fn is_reached(&self, range: &Range<DiskOffset>) -> bool {
         self.readers.reaches(range)
     }
 
-    /// Takes note of an access to a range of the disk, and queues the spans that its reader will want next. `fetched` is the end of the
+    /// Records an access to a range of the disk, and queues the spans that its reader will probably need next. `fetched` is the end of the
     /// fetch that the access has started.
     pub(crate) fn access(
         &self,
@@ -88,8 +88,8 @@ impl Ahead {
         if self.queue.is_empty() {
             return None;
         }
-        let enough = self.fill.on_the_way().saturating_add(MAX_AHEAD_BYTES);
-        let fit = |run: &Range<u32>| layout.compressed_length(run) <= MAX_AHEAD_BYTES;
-        self.queue.next(enough, fit)
+        let enough = self.fill.in_flight_target().saturating_add(MAX_AHEAD_BYTES);
+        let fits = |run: &Range<u32>| layout.compressed_length(run) <= MAX_AHEAD_BYTES;
+        self.queue.next(enough, fits)
     }
 }

@@ -1,16 +1,17 @@
-//! Who may use the link: readers at once, and what nobody waits for yet in what they leave.
+//! Divides the link: fetches that readers wait for start at once, and background fetches use what these leave.
 //!
-//! Background fetches take turns, over all disks of a store. While no reader waits there are enough of them to fill a fast link over a
-//! long distance; while one does there are as many as keep the link in use, and no more: it is not idle while the reader's request is
-//! on its way or its span is being decoded, and over a short distance that is one, so that the reader has at least half of the link.
+//! Background fetches need permits, over all disks of a store. While no reader waits, there are enough permits to fill a fast link with a
+//! long round trip. While a reader waits, there are as many as keep the link in use, so that it is not idle while the reader's request
+//! travels or its span is decoded. On a short round trip that is one, so the reader has at least half of the link.
 
 use std::sync::Arc;
 
 use tokio::sync::watch;
 
-/// Background fetches at a time while no reader waits: with [`super::fill::FETCH_BYTES`] each, 32 MiB on their way, twice what
-/// 1 Gbit/s and 100 ms hold.
-const TURNS: usize = 8;
+/// Background fetches at a time while no reader waits: with [`super::fill::FETCH_BYTES`] each, 32 MiB are in flight, twice what 1 Gbit/s
+/// and 100 ms need.
+const PERMITS: usize = 8;
+
 #[derive(Default)]
 struct TrafficState {
     waiting: usize,
@@ -18,46 +19,46 @@ struct TrafficState {
 }
 
 impl TrafficState {
-    fn has_turn(&self, beside_readers: usize) -> bool {
-        let turns = match self.waiting {
-            0 => TURNS,
-            _ => beside_readers.clamp(1, TURNS),
+    fn has_permit(&self, beside_readers: usize) -> bool {
+        let permits = match self.waiting {
+            0 => PERMITS,
+            _ => beside_readers.clamp(1, PERMITS),
         };
-        self.running < turns
+        self.running < permits
     }
 }
 
-/// Those who fetch, in all disks of a store.
+/// Counts the fetches of all disks of a store.
 #[derive(Clone, Default)]
 pub(crate) struct Traffic(Arc<watch::Sender<TrafficState>>);
 
-/// A reader that waits, as long as this lives.
+/// A waiting reader; it is counted until it is dropped.
 pub(crate) struct WaitingReader(Traffic);
 
-/// A background fetch, as long as this lives.
-pub(crate) struct BackgroundTurn(Traffic);
+/// The permit of a background fetch; it is given back when it is dropped.
+pub(crate) struct BackgroundPermit(Traffic);
 
 impl Traffic {
-    /// A reader waits from now on.
+    /// Counts a reader that waits from now on.
     pub(crate) fn wait(&self) -> WaitingReader {
         self.0.send_modify(|state| state.waiting += 1);
         WaitingReader(self.clone())
     }
 
-    /// Waits for a turn of a background fetch, of which `beside_readers` at a time have one while a reader waits.
-    pub(crate) async fn turn(&self, beside_readers: usize) -> BackgroundTurn {
+    /// Waits for the permit of a background fetch. While a reader waits, `beside_readers` fetches at a time have one.
+    pub(crate) async fn permit(&self, beside_readers: usize) -> BackgroundPermit {
         let mut state = self.0.subscribe();
         loop {
-            // the sender is in `self`: it is not closed
-            let has_turn = |state: &TrafficState| state.has_turn(beside_readers);
-            let _ = state.wait_for(has_turn).await;
+            // the sender is in `self`, so the channel is open
+            let has_permit = |state: &TrafficState| state.has_permit(beside_readers);
+            let _ = state.wait_for(has_permit).await;
             let taken = self.0.send_if_modified(|state| {
-                let free = state.has_turn(beside_readers);
+                let free = state.has_permit(beside_readers);
                 state.running += usize::from(free);
                 free
             });
             if taken {
-                return BackgroundTurn(self.clone());
+                return BackgroundPermit(self.clone());
             }
         }
     }
@@ -69,7 +70,7 @@ impl Drop for WaitingReader {
     }
 }
 
-impl Drop for BackgroundTurn {
+impl Drop for BackgroundPermit {
     fn drop(&mut self) {
         self.0.0.send_modify(|state| state.running -= 1);
     }
@@ -82,30 +83,30 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn beside_a_reader_few_fetches_have_a_turn() {
+    async fn while_a_reader_waits_few_background_fetches_have_a_permit() {
         let traffic = Traffic::default();
         let reader = traffic.wait();
-        let three: Vec<BackgroundTurn> =
-            futures_util::future::join_all((0..3).map(|_| traffic.turn(3))).await;
-        assert!(traffic.turn(3).now_or_never().is_none());
+        let three: Vec<BackgroundPermit> =
+            futures_util::future::join_all((0..3).map(|_| traffic.permit(3))).await;
+        assert!(traffic.permit(3).now_or_never().is_none());
         drop(three);
-        let first = traffic.turn(1).await;
-        assert!(traffic.turn(1).now_or_never().is_none());
+        let first = traffic.permit(1).await;
+        assert!(traffic.permit(1).now_or_never().is_none());
         let second_reader = traffic.wait();
         drop(reader);
-        assert!(traffic.turn(1).now_or_never().is_none());
+        assert!(traffic.permit(1).now_or_never().is_none());
         drop(first);
-        let first = traffic.turn(1).await;
+        let first = traffic.permit(1).await;
         let waits = tokio::spawn({
             let traffic = traffic.clone();
-            async move { traffic.turn(1).await }
+            async move { traffic.permit(1).await }
         });
         drop(second_reader);
         let second = waits.await.unwrap();
-        let rest: Vec<BackgroundTurn> =
-            futures_util::future::join_all((2..TURNS).map(|_| traffic.turn(1))).await;
-        assert!(traffic.turn(1).now_or_never().is_none());
+        let rest: Vec<BackgroundPermit> =
+            futures_util::future::join_all((2..PERMITS).map(|_| traffic.permit(1))).await;
+        assert!(traffic.permit(1).now_or_never().is_none());
         drop((first, second, rest));
-        assert!(traffic.turn(1).now_or_never().is_some());
+        assert!(traffic.permit(1).now_or_never().is_some());
     }
 }

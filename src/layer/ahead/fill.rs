@@ -1,4 +1,4 @@
-//! Fetches all of a layer, when [`super::fill_decision`] says so.
+//! Fetches all absent spans of a layer, when [`super::fill_decision`] decides so.
 
 use std::{
     sync::{
@@ -11,7 +11,7 @@ use std::{
 use tokio::task::JoinSet;
 
 use super::{
-    background::BackgroundTurn,
+    background::BackgroundPermit,
     fill_decision::{FETCH_BYTES, Fill, absent, share},
 };
 use crate::{
@@ -23,10 +23,10 @@ use crate::{
     units::SpanId,
 };
 
-/// How long such a GET goes on when nobody waits for it: [`FETCH_BYTES`] over half a megabit a second.
+/// Time limit of such a GET if no reader waits for it: [`FETCH_BYTES`] at half a megabit per second.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Has the disks of an image lose and save together from now on, unless they do already.
+/// Makes the disks of an image share one ledger from now on, unless they do already.
 pub(crate) fn share_ledger<'a>(disks: impl Iterator<Item = &'a Arc<Disk>>) {
     let lazy = disks.filter(|disk| !disk.is_full());
     let lazy: Vec<(&Fill, u64)> = lazy
@@ -40,13 +40,13 @@ pub(crate) fn share_ledger<'a>(disks: impl Iterator<Item = &'a Arc<Disk>>) {
     share(&lazy);
 }
 
-/// Fetches all absent spans of a disk, from `first` on and then those before it. Ends early when nobody has the disk any more, or when
-/// a span cannot be had: then the next miss begins anew.
+/// Fetches all absent spans of a disk, from `first` to the end and then those before `first`. It ends early when the disk has no other user
+/// any more, or when a span cannot be fetched: then the next miss starts it again.
 pub(crate) async fn fetch_all(disk: Arc<Disk>, first: SpanId) {
     let count = disk.layout().spans().count();
     let layer = disk.layer().digest;
-    tracing::info!(%layer, "most of the layer is wanted: all of it is fetched");
-    // the disk goes when its last user goes
+    tracing::info!(%layer, "most of the layer was read: the rest of it is fetched in the background");
+    // only a weak reference is kept: the disk is closed with its last user
     let disk = {
         let weak = Arc::downgrade(&disk);
         drop(disk);
@@ -54,18 +54,18 @@ pub(crate) async fn fetch_all(disk: Arc<Disk>, first: SpanId) {
     };
     let failed = Arc::new(AtomicBool::new(false));
     let mut fetches = JoinSet::new();
-    let mut parts = [first.get()..count, 0..first.get()].into_iter();
-    let mut rest = parts.next().unwrap_or_default();
+    let mut halves = [first.get()..count, 0..first.get()].into_iter();
+    let mut rest = halves.next().unwrap_or_default();
     loop {
-        let Some((disk, turn)) = background_turn(&disk).await else {
+        let Some((disk, permit)) = background_permit(&disk).await else {
             break;
         };
         if failed.load(Ordering::Relaxed) {
             break;
         }
         let Some(run) = disk.reader().next_absent(rest.clone(), FETCH_BYTES) else {
-            match parts.next() {
-                Some(part) => rest = part,
+            match halves.next() {
+                Some(half) => rest = half,
                 None => break,
             }
             continue;
@@ -81,27 +81,27 @@ pub(crate) async fn fetch_all(disk: Arc<Disk>, first: SpanId) {
                     failed.store(true, Ordering::Relaxed);
                 }
             }
-            drop(turn);
+            drop(permit);
         });
         while fetches.try_join_next().is_some() {}
     }
     while fetches.join_next().await.is_some() {}
     if let Some(disk) = disk.upgrade() {
-        // not where it is complete
+        // has no effect on a full or complete disk
         disk.ahead()
             .fill()
-            .turn(&[DiskProgress::Filling], DiskProgress::Lazy);
+            .transition(&[DiskProgress::Filling], DiskProgress::Lazy);
     }
 }
 
-/// Waits for the turn of a background fetch of a disk; `None` when nobody has the disk any more.
-pub(super) async fn background_turn(weak: &Weak<Disk>) -> Option<(Arc<Disk>, BackgroundTurn)> {
+/// Waits for the permit of a background fetch of a disk; `None`: the disk has no user any more.
+pub(super) async fn background_permit(weak: &Weak<Disk>) -> Option<(Arc<Disk>, BackgroundPermit)> {
     let disk = weak.upgrade()?;
-    let (traffic, side_by_side) = (
+    let (traffic, concurrent) = (
         disk.services().traffic().clone(),
-        disk.ahead().fill().side_by_side(),
+        disk.ahead().fill().concurrent_fetches(),
     );
-    drop(disk); // while it waits its last user may go
-    let turn = traffic.turn(side_by_side).await;
-    Some((weak.upgrade()?, turn))
+    drop(disk); // its last user may close it during the wait
+    let permit = traffic.permit(concurrent).await;
+    Some((weak.upgrade()?, permit))
 }

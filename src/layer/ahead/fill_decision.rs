@@ -1,12 +1,12 @@
-//! When most of a layer is wanted, all of it is fetched.
+//! Decides that the rest of a layer is fetched: when most of it was read.
 //!
-//! Single spans suit a program that reads a part of its image. One that goes on to read most of it waits for a round trip and a decode
-//! a span, and may end later than after a pull. So what misses have brought is counted, and what they cost is measured for all disks of an
-//! image ([`super::cost`]). When they have brought three quarters of a layer, or readers have lost what a lazy image had saved them, the
-//! rest is fetched in the background: many ranged GETs side by side, and each absent span once. Readers go before it (see
-//! [`super::background`]).
+//! Single spans suit a program that reads a part of its image. A program that reads most of it waits for one round trip and one decode per
+//! span, and may end later than after a pull. So the bytes that misses have fetched are counted, and their cost is measured for all disks
+//! of an image ([`super::cost`]). When misses have fetched three quarters of a layer, or readers have lost as much time as the lazy image
+//! had saved them, the rest is fetched in the background: many concurrent ranged GETs, and each absent span once. Readers have precedence
+//! (see [`super::background`]).
 //!
-//! This is the one place that decides it. `docs/architecture.md` has the reasons.
+//! No other file decides this. `docs/architecture.md` has the reasons.
 
 use std::sync::{
     Arc, Mutex,
@@ -25,15 +25,15 @@ use crate::{
     units::SpanId,
 };
 
-/// Misses without which a layer is not fetched as a whole.
+/// Minimum number of misses before the rest of a layer is fetched.
 const LEAST: u32 = 3;
 
 /// Compressed bytes of one background GET, unless a single span has more.
 pub(crate) const FETCH_BYTES: u64 = 4 << 20;
 
-/// What the disks of an image have lost and saved together: a pull would have unpacked all of them before the first read.
+/// The lost and saved time of all disks of an image together: a pull would have unpacked all of them before the first read.
 pub(crate) struct FillLedger {
-    /// Compressed bytes absent when it was opened.
+    /// Compressed bytes that were absent when the disks were opened.
     absent: u64,
     cost: Mutex<Cost>,
 }
@@ -51,22 +51,22 @@ impl FillLedger {
     }
 }
 
-/// Whether a disk is fetched as a whole, and what speaks for it.
+/// The decision whether the rest of a disk is fetched, and the counts that it needs.
 pub(crate) struct Fill {
-    /// Compressed bytes absent when the disk was opened.
+    /// Compressed bytes that were absent when the disk was opened.
     absent: u64,
-    /// Misses since: reads that had to ask for a span which nothing had brought on its way, not the read-ahead either.
+    /// Misses since then: reads that had to start a fetch, because the span was neither present nor in flight.
     misses: AtomicU32,
-    /// Compressed bytes that their fetches bring.
+    /// Compressed bytes of the fetches that misses have started.
     missed: AtomicU64,
     ledger: Mutex<Arc<FillLedger>>,
-    /// It is never begun.
+    /// The rest is never fetched.
     off: bool,
     progress: watch::Sender<DiskProgress>,
 }
 
 impl Fill {
-    /// Of a disk with these spans, of which some are present.
+    /// The state of a disk with these spans.
     pub(crate) fn of(bitmap: &Bitmap, spans: &Spans, is_verified: bool, off: bool) -> Self {
         let progress = match (bitmap.is_full(), is_verified) {
             (true, true) => DiskProgress::Complete,
@@ -76,7 +76,7 @@ impl Fill {
         Self::new(progress, absent(bitmap, spans), off)
     }
 
-    /// Of a disk with so many compressed bytes absent; it is never begun when it is `off`.
+    /// The state of a disk with this many compressed bytes absent. If it is `off`, the rest is never fetched.
     fn new(progress: DiskProgress, absent: u64, off: bool) -> Self {
         Self {
             absent,
@@ -88,13 +88,13 @@ impl Fill {
         }
     }
 
-    /// How far the disk is, now and later.
+    /// Watches the progress of the disk.
     pub(crate) fn progress(&self) -> watch::Receiver<DiskProgress> {
         self.progress.subscribe()
     }
 
-    /// Takes note of a miss whose fetches bring so many compressed bytes; true when the rest has to follow now, and the caller has to see to
-    /// that.
+    /// Counts a miss whose fetches have this many compressed bytes. Returns true if the rest is due now: then the caller has to start its
+    /// fetch.
     pub(crate) fn is_due_after_miss(&self, bytes: u64) -> bool {
         let missed = self.missed.fetch_add(bytes, Ordering::Relaxed);
         let missed = missed.saturating_add(bytes);
@@ -106,22 +106,22 @@ impl Fill {
         !self.off
             && misses >= LEAST
             && (is_most_wanted || self.ledger().is_used_up())
-            && self.turn(&[DiskProgress::Lazy], DiskProgress::Filling)
+            && self.transition(&[DiskProgress::Lazy], DiskProgress::Filling)
     }
 
-    /// Takes note of what was measured.
-    pub(crate) fn measured(&self, note: impl FnOnce(&mut Cost)) {
-        note(&mut locked(&self.ledger().cost));
+    /// Adds a measurement.
+    pub(crate) fn measured(&self, add: impl FnOnce(&mut Cost)) {
+        add(&mut locked(&self.ledger().cost));
     }
 
-    /// Compressed bytes that are on their way when the link is in use all the time; 0 as long as nothing is known of it.
-    pub(crate) fn on_the_way(&self) -> u64 {
-        locked(&self.ledger().cost).on_the_way()
+    /// Compressed bytes in flight that keep the link in use all the time; 0 as long as nothing was measured.
+    pub(crate) fn in_flight_target(&self) -> u64 {
+        locked(&self.ledger().cost).in_flight_target()
     }
 
-    /// How many background fetches at a time keep the link in use.
-    pub(super) fn side_by_side(&self) -> usize {
-        usize::try_from(self.on_the_way() / FETCH_BYTES)
+    /// How many concurrent background fetches keep the link in use.
+    pub(super) fn concurrent_fetches(&self) -> usize {
+        usize::try_from(self.in_flight_target() / FETCH_BYTES)
             .map_or(usize::MAX, |more| more.saturating_add(1))
     }
 
@@ -131,46 +131,46 @@ impl Fill {
 
     /// Every span is present.
     pub(crate) fn filled(&self) {
-        self.turn(
+        self.transition(
             &[DiskProgress::Lazy, DiskProgress::Filling],
             DiskProgress::Full,
         );
     }
 
-    /// The layer has been checked as a whole.
+    /// The layer has passed the check as a fill.
     pub(crate) fn completed(&self) {
-        self.turn(&[DiskProgress::Full], DiskProgress::Complete);
+        self.transition(&[DiskProgress::Full], DiskProgress::Complete);
     }
 
-    /// A span that was present is not any more.
+    /// A present span was lost.
     pub(crate) fn lost(&self) {
-        self.turn(
+        self.transition(
             &[DiskProgress::Full, DiskProgress::Complete],
             DiskProgress::Lazy,
         );
     }
 
-    pub(super) fn turn(&self, from: &[DiskProgress], to: DiskProgress) -> bool {
+    pub(super) fn transition(&self, from: &[DiskProgress], to: DiskProgress) -> bool {
         self.progress.send_if_modified(|progress| {
-            let is = from.contains(progress);
-            if is {
+            let applies = from.contains(progress);
+            if applies {
                 *progress = to;
             }
-            is
+            applies
         })
     }
 }
 
-/// Has the disks of an image lose and save together from now on, unless they do already; with each its absent bytes.
+/// Makes the disks of an image share one ledger from now on, unless they do already. Each has its absent bytes.
 pub(super) fn share(lazy: &[(&Fill, u64)]) {
-    let mut ledgers = lazy.iter().map(|(whole, _)| whole.ledger());
+    let mut ledgers = lazy.iter().map(|(fill, _)| fill.ledger());
     let first = ledgers.next();
     if first.is_none_or(|first| ledgers.all(|ledger| Arc::ptr_eq(&first, &ledger))) {
         return;
     }
     let ledger = FillLedger::new(lazy.iter().map(|(_, absent)| absent).sum());
-    for (whole, _) in lazy {
-        *locked(&whole.ledger) = Arc::clone(&ledger);
+    for (fill, _) in lazy {
+        *locked(&fill.ledger) = Arc::clone(&ledger);
     }
 }
 
@@ -192,7 +192,7 @@ mod tests {
 
     use super::*;
 
-    /// A link, and what one core decodes of what comes over it.
+    /// A link, and the rate at which one core decodes.
     struct Link {
         round_trip_ms: u32,
         mbit: u32,
@@ -212,10 +212,10 @@ mod tests {
     };
     const LINKS: [Link; 3] = [GIGABIT_NEAR, GIGABIT_FAR, MEGABITS];
 
-    /// Compressed bytes of a span of 4 MiB, and of what a miss brings of finer ones.
+    /// Compressed bytes of a span of 4 MiB, and of the fetch of a miss where spans are fine.
     const FETCHES: [u32; 2] = [1_300_000, 180_000];
 
-    /// Of compressed bytes, by one core.
+    /// Compressed bytes, by one core.
     const DECODED_BYTES_A_SECOND: f64 = 120e6;
 
     impl Link {
@@ -232,24 +232,24 @@ mod tests {
         Duration::from_secs_f64(f64::from(bytes) / DECODED_BYTES_A_SECOND)
     }
 
-    /// One reader that misses `misses` spans of `count`, one after another: how many before the rest followed (all of them where it
-    /// never did), and when the last one was there.
+    /// One reader that misses `misses` spans of `count`, one after another. Returns the number of misses before the rest was due (all of
+    /// them if it never was), and the time at which the last span was present.
     fn read(link: &Link, span: u32, count: u32, misses: u32) -> (u32, Duration) {
         let absent = u64::from(span) * u64::from(count);
-        let whole = Fill::new(DiskProgress::Lazy, absent, false);
+        let fill = Fill::new(DiskProgress::Lazy, absent, false);
         let start = Instant::now();
         let mut now = start;
         for missed in 0..misses {
-            if whole.is_due_after_miss(span.into()) {
-                // the rest comes in one stream, and is decoded meanwhile
+            if fill.is_due_after_miss(span.into()) {
+                // the rest arrives in one stream, and is decoded meanwhile
                 let rest = link.transfer(span).max(decode(span)) * (count - missed);
                 return (missed, now + link.round_trip() + rest - start);
             }
             let first = now + link.round_trip();
             let last = first + link.transfer(span);
             let there = last + decode(span);
-            whole.measured(|cost| {
-                cost.came(span.into(), 0, now, first, last);
+            fill.measured(|cost| {
+                cost.received(span.into(), 0, now, first, last);
                 cost.decoded(span.into(), decode(span));
                 cost.waited(now, there);
             });
@@ -258,13 +258,13 @@ mod tests {
         (misses, now - start)
     }
 
-    /// A pull of the whole, whose unpacking takes at least three times as long as decoding takes here.
+    /// A pull of the fill layer, whose unpacking takes at least three times as long as decoding takes here.
     fn pull(link: &Link, span: u32, count: u32) -> Duration {
         link.round_trip() + (link.transfer(span) + decode(span) * 3) * count
     }
 
     #[test]
-    fn who_reads_all_span_by_span_ends_no_later_than_after_a_pull() {
+    fn a_reader_of_all_spans_ends_no_later_than_after_a_pull() {
         for link in LINKS {
             for (span, count) in FETCHES.into_iter().zip([100, 700]) {
                 let (misses, took) = read(&link, span, count, count);
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn who_reads_a_part_gets_that() {
+    fn a_reader_of_a_part_fetches_that_part() {
         for (link, shares) in [
             (GIGABIT_NEAR, [74, 40]),
             (MEGABITS, [74, 20]),
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_read_three_quarters_gets_all() {
+    fn the_rest_is_due_after_three_quarters() {
         for link in [GIGABIT_NEAR, MEGABITS] {
             let (misses, _) = read(&link, FETCHES[0], 100, 100);
             assert_eq!(misses, 74, "{} Mbit/s", link.mbit);
@@ -302,32 +302,32 @@ mod tests {
     }
 
     #[test]
-    fn over_a_long_distance_the_rest_follows_early() {
+    fn over_a_long_round_trip_the_rest_is_due_early() {
         let (misses, _) = read(&GIGABIT_FAR, FETCHES[0], 100, 100);
         assert!((9..11).contains(&misses), "{misses}");
-        // not before the third miss, however few there are
+        // not before the third miss, however few spans there are
         let (misses, _) = read(&GIGABIT_FAR, FETCHES[0], 4, 4);
         assert_eq!(misses, LEAST - 1);
     }
 
-    /// A disk whose readers have waited for long.
+    /// A disk whose readers have waited long.
     fn waited_for(off: bool) -> Fill {
-        let whole = Fill::new(DiskProgress::Lazy, 1 << 20, off);
+        let fill = Fill::new(DiskProgress::Lazy, 1 << 20, off);
         let now = Instant::now();
-        whole.measured(|cost| {
-            cost.came(1 << 20, 0, now, now, now + Duration::from_millis(1));
+        fill.measured(|cost| {
+            cost.received(1 << 20, 0, now, now, now + Duration::from_millis(1));
             cost.decoded(1 << 20, Duration::from_millis(1));
             cost.waited(now, now + Duration::from_secs(1));
         });
-        whole
+        fill
     }
 
-    fn misses(whole: &Fill, count: u32) -> bool {
-        (0..count).any(|_| whole.is_due_after_miss(1))
+    fn misses(fill: &Fill, count: u32) -> bool {
+        (0..count).any(|_| fill.is_due_after_miss(1))
     }
 
     #[test]
-    fn what_one_disk_saves_another_may_lose() {
+    fn the_disks_of_an_image_share_lost_and_saved_time() {
         let (lost, other) = (
             Fill::new(DiskProgress::Lazy, 1000, false),
             Fill::new(DiskProgress::Lazy, 9000, false),
@@ -337,54 +337,54 @@ mod tests {
         share(&[(&lost, 900), (&other, 9000)]);
         assert!(
             Arc::ptr_eq(&ledger, &lost.ledger()),
-            "they share one already"
+            "the disks share one already"
         );
         let start = Instant::now();
         let at = |milliseconds| start + Duration::from_millis(milliseconds);
         lost.measured(|cost| {
-            cost.came(1000, 0, at(0), at(0), at(3));
+            cost.received(1000, 0, at(0), at(0), at(3));
             cost.decoded(1000, Duration::from_millis(1));
-            // nine times what unpacking its own layer would have cost
+            // nine times as long as unpacking its own layer takes
             cost.waited(at(0), at(30));
         });
-        for whole in [&lost, &other] {
-            assert!(!misses(whole, LEAST + 1));
+        for fill in [&lost, &other] {
+            assert!(!misses(fill, LEAST + 1));
         }
         other.measured(|cost| cost.waited(at(100), at(103)));
-        for whole in [&lost, &other] {
-            assert!(misses(whole, LEAST), "each follows with its own next miss");
+        for fill in [&lost, &other] {
+            assert!(misses(fill, LEAST), "each follows with its own next miss");
         }
     }
 
     #[test]
-    fn it_is_begun_once_and_again_when_it_has_failed() {
-        let whole = waited_for(false);
-        assert!(!misses(&whole, LEAST - 1));
-        assert!(misses(&whole, 1));
-        assert!(!misses(&whole, 10));
-        assert_eq!(*whole.progress().borrow(), DiskProgress::Filling);
-        // it has failed, and somebody asks again
-        whole.turn(&[DiskProgress::Filling], DiskProgress::Lazy);
-        assert!(misses(&whole, 1));
-        whole.filled();
-        assert_eq!(*whole.progress().borrow(), DiskProgress::Full);
-        assert!(!misses(&whole, 1));
+    fn the_rest_is_due_once_and_again_after_a_failure() {
+        let fill = waited_for(false);
+        assert!(!misses(&fill, LEAST - 1));
+        assert!(misses(&fill, 1));
+        assert!(!misses(&fill, 10));
+        assert_eq!(*fill.progress().borrow(), DiskProgress::Filling);
+        // the fetch has failed, and a reader misses again
+        fill.transition(&[DiskProgress::Filling], DiskProgress::Lazy);
+        assert!(misses(&fill, 1));
+        fill.filled();
+        assert_eq!(*fill.progress().borrow(), DiskProgress::Full);
+        assert!(!misses(&fill, 1));
         // the disk could not be synced
-        whole.lost();
-        assert!(misses(&whole, 1));
-        whole.completed();
-        assert_eq!(*whole.progress().borrow(), DiskProgress::Filling, "not yet");
-        whole.filled();
-        whole.completed();
-        // whoever brought another of the last spans comes late
-        whole.filled();
-        assert_eq!(*whole.progress().borrow(), DiskProgress::Complete);
+        fill.lost();
+        assert!(misses(&fill, 1));
+        fill.completed();
+        assert_eq!(*fill.progress().borrow(), DiskProgress::Filling, "not yet");
+        fill.filled();
+        fill.completed();
+        // the fetch of another of the last spans ends later
+        fill.filled();
+        assert_eq!(*fill.progress().borrow(), DiskProgress::Complete);
     }
 
     #[test]
-    fn it_can_be_off() {
-        let whole = waited_for(true);
-        assert!(!misses(&whole, 9));
-        assert_eq!(*whole.progress().borrow(), DiskProgress::Lazy);
+    fn the_fetch_of_the_rest_can_be_off() {
+        let fill = waited_for(true);
+        assert!(!misses(&fill, 9));
+        assert_eq!(*fill.progress().borrow(), DiskProgress::Lazy);
     }
 }

@@ -1,7 +1,7 @@
-//! Spans that a start will want, fetched in their order before anybody asks for them.
+//! Fetches listed spans in their order before they are read.
 //!
-//! Several GETs are on their way at a time, and readers go before them (see [`super::background`]): a prefetch never takes the link from
-//! a reader, and a reader that needs a span which is on its way waits for just that fetch.
+//! Several GETs are in flight at a time. Fetches that readers wait for have precedence (see [`super::background`]): a prefetch does not
+//! take the link from a reader, and a reader of a span in flight waits for that fetch only.
 
 use std::{ops::Range, sync::Arc};
 
@@ -17,25 +17,25 @@ use crate::{
     units::SpanId,
 };
 
-/// Spans that are wanted within so many compressed bytes of each other are wanted at once: their order does not count, and those of them
-/// that are adjacent are fetched in one GET. A sixth of a second at 100 Mbit/s.
-const AT_ONCE: u64 = 2 << 20;
+/// Listed spans within this many compressed bytes of each other count as needed at the same time: their order does not matter, and adjacent
+/// ones are fetched in one GET. It is a sixth of a second at 100 Mbit/s.
+const NEAR_BYTES: u64 = 2 << 20;
 
 /// Adjacent spans of a disk.
 #[derive(Clone)]
 pub struct ListedSpans {
     /// The disk.
     pub disk: Arc<Disk>,
-    /// The spans. Those past the disk's last do not count.
+    /// The spans. Numbers after the disk's last span are ignored.
     pub spans: Range<SpanId>,
 }
 
 impl Store {
-    /// Fetches spans in the background, the first ones first. What cannot be had is left: whoever needs it asks again. A disk that
-    /// nobody else has any more is passed over.
+    /// Fetches spans in the background, in their order. A span that cannot be fetched is skipped: it is fetched when it is read. A disk
+    /// without another user is skipped.
     pub fn prefetch(self: &Arc<Self>, list: Vec<ListedSpans>) {
         self.services().enter();
-        let list: Vec<_> = gathered(list)
+        let list: Vec<_> = joined_in_order(list)
             .into_iter()
             .map(|listed| (Arc::downgrade(&listed.disk), listed.spans))
             .collect();
@@ -44,7 +44,7 @@ impl Store {
             for (disk, spans) in list {
                 let mut rest = spans.start.get()..spans.end.get();
                 while !rest.is_empty() {
-                    let Some((disk, turn)) = fill::background_turn(&disk).await else {
+                    let Some((disk, permit)) = fill::background_permit(&disk).await else {
                         break;
                     };
                     let Some(run) = disk.reader().next_absent(rest.clone(), FETCH_BYTES) else {
@@ -56,7 +56,7 @@ impl Store {
                         for claim in disk.reader().claim_ahead(run, FETCH_BYTES, deadline) {
                             fetch::fetch(Arc::clone(&disk), claim, None).await;
                         }
-                        drop(turn);
+                        drop(permit);
                     });
                     while fetches.try_join_next().is_some() {}
                 }
@@ -66,8 +66,8 @@ impl Store {
     }
 }
 
-/// The spans that there are, adjacent ones together, where their order allows it.
-fn gathered(list: Vec<ListedSpans>) -> Vec<ListedSpans> {
+/// The existing spans of the list; adjacent ones are joined if their order allows it.
+fn joined_in_order(list: Vec<ListedSpans>) -> Vec<ListedSpans> {
     let mut all = Vec::new();
     let (mut near, mut bytes) = (Vec::new(), 0_u64);
     for mut listed in list {
@@ -81,7 +81,7 @@ fn gathered(list: Vec<ListedSpans>) -> Vec<ListedSpans> {
             .layout()
             .compressed_length(&(listed.spans.start.get()..listed.spans.end.get()));
         bytes = bytes.saturating_add(size);
-        if bytes > AT_ONCE {
+        if bytes > NEAR_BYTES {
             all.append(&mut joined(std::mem::take(&mut near)));
             bytes = size;
         }
@@ -91,20 +91,20 @@ fn gathered(list: Vec<ListedSpans>) -> Vec<ListedSpans> {
     all
 }
 
-/// Joins runs that are adjacent; each stands where the first of its runs stood.
+/// Joins adjacent runs; each joined run has the position of the first of its runs.
 fn joined(runs: Vec<ListedSpans>) -> Vec<ListedSpans> {
     let key = |listed: &ListedSpans| (Arc::as_ptr(&listed.disk).addr(), listed.spans.start);
     let mut runs: Vec<(usize, ListedSpans)> = runs.into_iter().enumerate().collect();
     runs.sort_by_key(|(_, listed)| key(listed));
-    runs.dedup_by(|(next_place, next), (place, listed)| {
+    runs.dedup_by(|(next_position, next), (position, listed)| {
         let adjacent =
             Arc::ptr_eq(&listed.disk, &next.disk) && listed.spans.end == next.spans.start;
         if adjacent {
             listed.spans.end = next.spans.end;
-            *place = (*place).min(*next_place);
+            *position = (*position).min(*next_position);
         }
         adjacent
     });
-    runs.sort_by_key(|(place, _)| *place);
+    runs.sort_by_key(|(position, _)| *position);
     runs.into_iter().map(|(_, listed)| listed).collect()
 }

@@ -1,8 +1,8 @@
-//! How much of a disk is on its way, and what comes next without being waited for.
+//! The queue of spans to fetch ahead, and how many bytes of a disk are in flight.
 //!
-//! GETs that run side by side share the link: those for all that a reader should have ahead of it, begun at once, would end at once too.
-//! Until then there is nothing to decode, and after that nothing is on its way. So they begin one after another, in the order in which
-//! their spans are wanted, each when less is on its way than keeps the link in use.
+//! Concurrent GETs share the link. If all GETs of a reader's read-ahead started at once, they would also end at once: until then there is
+//! nothing to decode, and after that nothing is in flight. So they start one after another, in the order in which their spans are needed,
+//! each when fewer bytes are in flight than the link can carry.
 
 use std::{
     collections::VecDeque,
@@ -13,12 +13,12 @@ use std::{
     },
 };
 
-/// Of one disk.
+/// The queue of one disk.
 #[derive(Default)]
 pub(crate) struct FetchQueue {
     queue: Mutex<VecDeque<Range<u32>>>,
-    /// Compressed bytes that were asked for and have not come, but for those fetched in the background.
-    pub(super) on_the_way: AtomicU64,
+    /// Compressed bytes that were requested and have not arrived, without those of background fetches.
+    pub(super) in_flight: AtomicU64,
 }
 
 impl FetchQueue {
@@ -26,19 +26,19 @@ impl FetchQueue {
         self.locked().push_back(spans);
     }
 
-    /// The next spans for one GET, as many as `fit`, if less than so many bytes are on their way.
+    /// The next spans for one GET, as long a run as `fits`, if fewer than `enough` bytes are in flight.
     pub(crate) fn next(
         &self,
         enough: u64,
-        fit: impl Fn(&Range<u32>) -> bool,
+        fits: impl Fn(&Range<u32>) -> bool,
     ) -> Option<Range<u32>> {
-        if self.on_the_way.load(Ordering::Relaxed) >= enough {
+        if self.in_flight.load(Ordering::Relaxed) >= enough {
             return None;
         }
         let mut queue = self.locked();
         let spans = queue.front_mut()?;
         let start = spans.start;
-        let more = (start + 1..spans.end).take_while(|span| fit(&(start..span + 1)));
+        let more = (start + 1..spans.end).take_while(|span| fits(&(start..span + 1)));
         spans.start = more.last().unwrap_or(start) + 1;
         let next = start..spans.start;
         if spans.start >= spans.end {
@@ -61,19 +61,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn spans_come_in_their_order_as_long_as_too_little_is_on_its_way() {
-        let upcoming = FetchQueue::default();
-        let fit = |run: &Range<u32>| run.len() <= 2;
-        assert_eq!(upcoming.next(1, fit), None);
-        upcoming.push(3..6);
-        upcoming.push(10..11);
-        assert_eq!(upcoming.next(1, fit), Some(3..5));
-        upcoming.on_the_way.store(100, Ordering::Relaxed);
-        assert_eq!(upcoming.next(100, fit), None);
-        assert_eq!(upcoming.next(101, fit), Some(5..6));
-        // longer than fits, and no shorter one is to be had
-        assert_eq!(upcoming.next(101, |_| false), Some(10..11));
-        assert!(upcoming.is_empty());
-        assert_eq!(upcoming.next(101, fit), None);
+    fn spans_are_taken_in_order_while_too_few_bytes_are_in_flight() {
+        let queue = FetchQueue::default();
+        let fits = |run: &Range<u32>| run.len() <= 2;
+        assert_eq!(queue.next(1, fits), None);
+        queue.push(3..6);
+        queue.push(10..11);
+        assert_eq!(queue.next(1, fits), Some(3..5));
+        queue.in_flight.store(100, Ordering::Relaxed);
+        assert_eq!(queue.next(100, fits), None);
+        assert_eq!(queue.next(101, fits), Some(5..6));
+        // one span is taken even if it does not fit
+        assert_eq!(queue.next(101, |_| false), Some(10..11));
+        assert!(queue.is_empty());
+        assert_eq!(queue.next(101, fits), None);
     }
 }

@@ -1,4 +1,4 @@
-//! Which spans were read, in the order of their first use: what a recording of a start is made of.
+//! Records which spans are read, in the order of their first use. `record` writes the prefetch list from it.
 
 use std::{
     collections::HashSet,
@@ -13,11 +13,11 @@ use crate::{oci::Digest, units::LayerOffset};
 pub struct Touch {
     /// The layer.
     pub layer: Digest,
-    /// The span's bytes of the layer: they mean the same to every table of it.
+    /// The bytes of the span in the layer. They identify it for every table of the layer.
     pub bytes: Range<LayerOffset>,
 }
 
-/// All disks of a store note here.
+/// The recorded spans of all disks of a store.
 #[derive(Default)]
 pub(crate) struct Touches(Mutex<TouchOrder>);
 
@@ -28,7 +28,7 @@ struct TouchOrder {
 }
 
 impl Touches {
-    pub(crate) fn note(&self, touches: impl Iterator<Item = Touch>) {
+    pub(crate) fn record(&self, touches: impl Iterator<Item = Touch>) {
         let mut state = self.state();
         for touch in touches {
             if state.seen.insert(touch.clone()) {
@@ -57,8 +57,8 @@ mod tests {
             bytes: LayerOffset(start)..LayerOffset(start + 1),
         };
         let touches = Touches::default();
-        touches.note([touch(3), touch(1)].into_iter());
-        touches.note([touch(1), touch(2), touch(3)].into_iter());
+        touches.record([touch(3), touch(1)].into_iter());
+        touches.record([touch(1), touch(2), touch(3)].into_iter());
         assert_eq!(touches.in_order(), [touch(3), touch(1), touch(2)]);
     }
 }

@@ -1,8 +1,8 @@
-//! Who reads a disk from front to back, and which spans they will want next.
+//! Detects sequential readers of a disk, and the spans that they need next.
 //!
-//! The kernel's own read-ahead is small on an incomplete device, for it asks for data that no program wants. Here it is done by span,
-//! and only for a reader that has missed at least twice in sequence. Inside a file it ends with the file; it goes past a file's end only
-//! for a reader that has gone from file to file in the order of the disk for a while (`tar`, a copy, a hash over all).
+//! The kernel's own read-ahead is small on an incomplete device, because it requests data that no program needs. Here read-ahead works by
+//! spans, and only for a reader that has missed at least twice in sequence. It ends at the end of the file, except for a reader that has
+//! read several files in the order of the disk (`tar`, a copy, a hash over all files).
 
 use std::{
     ops::Range,
@@ -14,31 +14,31 @@ use std::{
 
 use crate::units::DiskOffset;
 
-/// Readers that are told apart.
+/// Readers that are distinguished.
 const STREAMS: usize = 4;
 
-/// Misses in sequence before anything is fetched ahead.
+/// Misses in sequence before a reader has read-ahead.
 const MISSES: u32 = 2;
 
-/// Files that a reader has gone through in sequence before a file's end does not stop it.
+/// Files that a reader has read in sequence before its read-ahead goes past the end of a file.
 const FILES: u32 = 4;
 
-/// The same in compressed bytes that a reader has passed, where spans are fine: two of them are soon touched by chance.
+/// If spans are fine, compressed bytes that a reader must have passed before it has read-ahead: two fine spans are often read by chance.
 pub(crate) const LEAST_PASSED: u64 = 4 << 20;
 
-/// Compressed bytes that a miss brings besides, where spans are fine: so many behind it, ...
+/// If spans are fine, a miss also fetches this many compressed bytes after it, ...
 const AROUND: u64 = 80 << 10;
-/// ... and half of what is there right before it, of which so many count, ...
+/// ... and half of the bytes of the present spans right before it, counting at most this many, ...
 const MOST_AROUND: u64 = 128 << 10;
-/// ... and what is then left up to spans that are there, before it and behind, if it is no more than this.
+/// ... and the gap between these and the next or previous present span, if the gap is no longer than this.
 const GAP: u64 = 96 << 10;
 
-/// Compressed bytes of a file's end that the miss of its start brings, where spans are fine, ...
+/// If spans are fine, the miss of a file's start also fetches this many compressed bytes at the file's end, ...
 const FILE_END: u64 = 192 << 10;
-/// ... of a file with so many spans.
+/// ... if the file has at least this many spans.
 const LONG_FILE: u32 = 3;
 
-/// Compressed bytes that are fetched ahead of a reader: at first, and at most.
+/// Compressed bytes that are fetched ahead of a reader: first value and maximum.
 const FIRST_WINDOW: u64 = 1 << 20;
 const LAST_WINDOW: u64 = 32 << 20;
 
@@ -57,7 +57,7 @@ pub(crate) struct DiskAccess {
 struct SequentialReader {
     /// The span after the last one that it needed.
     next: u32,
-    /// The end of what was fetched for it.
+    /// The end of the spans that were fetched for it.
     ahead: u32,
     /// Accesses in sequence that needed another span.
     steps: u32,
@@ -67,7 +67,7 @@ struct SequentialReader {
     /// Files in sequence.
     files: u32,
     window: u64,
-    /// When it was last seen.
+    /// The clock at its last access.
     seen: u64,
 }
 
@@ -77,7 +77,7 @@ struct ReaderStates {
     clock: u64,
 }
 
-/// Where on the disk lies what was fetched ahead for a reader and not yet reached by it: an access there makes it fetch on.
+/// The range of the disk that was fetched ahead for a reader and not yet reached by it: an access there continues the read-ahead.
 #[derive(Default)]
 struct ReachMarker {
     start: AtomicU64,
@@ -91,7 +91,7 @@ pub(crate) struct SequentialReaders {
     markers: [ReachMarker; STREAMS],
 }
 
-/// Spans to fetch ahead, and the number of the reader that they are for.
+/// Spans to fetch ahead, and the index of their reader.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct AheadOfReader {
     pub spans: Range<u32>,
@@ -99,8 +99,8 @@ pub(crate) struct AheadOfReader {
 }
 
 impl SequentialReaders {
-    /// Takes note of an access; gives what should be fetched ahead, for a reader that has passed `least` compressed bytes. `compressed`
-    /// is the length of a span in the blob, `count` the number of spans.
+    /// Records an access. Returns the spans to fetch ahead, for a reader that has passed `least` compressed bytes. `compressed` is the
+    /// length of a span in the blob, `count` the number of spans.
     pub(crate) fn access(
         &self,
         access: &DiskAccess,
@@ -165,15 +165,15 @@ impl SequentialReaders {
         Some(AheadOfReader { spans, reader })
     }
 
-    /// Sets where on the disk the spans lie that were fetched ahead for a reader.
+    /// Sets the range of the disk that was fetched ahead for a reader.
     pub(crate) fn mark(&self, reader: usize, disk: &Range<DiskOffset>) {
         let marker = &self.markers[reader];
         marker.start.store(disk.start.get(), Ordering::Relaxed);
         marker.end.store(disk.end.get(), Ordering::Relaxed);
     }
 
-    /// Whether a read of this range reaches what was fetched ahead, and so should be told to [`Self::access`]. True once for each
-    /// [`Self::mark`]. Cheap, and not exact: no reader is hurt by a hint too many.
+    /// Whether a read of this range reaches spans that were fetched ahead, so that [`Self::access`] must be called. True once for each
+    /// [`Self::mark`]. Cheap, and not exact: a superfluous call is harmless.
     pub(crate) fn reaches(&self, range: &Range<DiskOffset>) -> bool {
         self.markers.iter().any(|marker| {
             let end = marker.end.load(Ordering::Relaxed);
@@ -190,9 +190,9 @@ impl ReachMarker {
     }
 }
 
-/// What the fetch of a miss should bring that needs the spans `missed` of `count`, where spans are fine: its reader is likely to want the
-/// next, the more so the more of what stands before it has been wanted, and what lies between two wanted places. Whether they are of the
-/// same file does not count: the files of a package stand together and are wanted together.
+/// The spans that the fetch of a miss has, if spans are fine. `missed` of `count` spans are needed. The reader probably needs the next
+/// spans too, the more so the more of the spans before were read, and the gap between two places that were read. It does not matter whether
+/// they are of the same file: the files of a package are adjacent, and are read together.
 pub(crate) fn around(
     missed: &Range<u32>,
     count: u32,
@@ -227,8 +227,8 @@ pub(crate) fn around(
     if is_gap { gap..end } else { missed.start..end }
 }
 
-/// What else the miss of a file's start should bring, where spans are fine: the file's end. A program is loaded from both (the dynamic
-/// section and what is relocated stand at the end of an ELF file), and archives have their directory there.
+/// If spans are fine, the spans at a file's end that the miss of its start also fetches. The loader reads both ends of a program (the
+/// dynamic section and the relocations are at the end of an ELF file), and archives have their directory at the end.
 pub(crate) fn file_end(
     missed: &Range<u32>,
     file: &Range<u32>,
@@ -245,7 +245,7 @@ pub(crate) fn file_end(
     last.last().unwrap_or(file.end)..file.end
 }
 
-/// The end of the spans that `stream` should have ahead of it.
+/// The end of the spans that `stream` should have fetched ahead.
 fn window(stream: &SequentialReader, limit: u32, compressed: impl Fn(u32) -> u64) -> u32 {
     let mut bytes = 0;
     let mut end = stream.next;
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn one_access_and_scattered_accesses_fetch_nothing() {
+    fn one_access_and_scattered_accesses_have_no_read_ahead() {
         let readahead = SequentialReaders::default();
         for span in [50, 10, 70, 30, 90, 52, 12, 72] {
             assert_eq!(ahead(&readahead, &access(span..span + 1, 0, COUNT)), 0..0);
@@ -287,13 +287,13 @@ mod tests {
     }
 
     #[test]
-    fn where_spans_are_fine_two_are_no_sequence() {
+    fn two_fine_spans_are_not_a_sequence() {
         let readahead = SequentialReaders::default();
         let spans = LEAST_PASSED / 10_000;
         for span in 0..2000 {
             let access = access(span..span + 1, 0, 4000);
             let ahead = readahead.access(&access, 4000, LEAST_PASSED, |_| 10_000);
-            // the first that has passed enough
+            // the first access after enough bytes
             assert_eq!(ahead.is_some(), u64::from(span) >= spans, "{span}");
             if ahead.is_some() {
                 return;
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn a_miss_brings_the_next_spans_and_more_the_more_is_there() {
+    fn a_miss_fetches_more_spans_the_more_were_read_before() {
         let fine = |_| 40 << 10;
         let all = |missed: Range<u32>, count: u32, present: &dyn Fn(u32) -> bool| {
             around(&missed, count, present, fine)
@@ -318,17 +318,21 @@ mod tests {
         assert_eq!(end(10..11, 100, 8..10), 14, "half of two more");
         assert_eq!(end(10..11, 100, 5..7), 13, "not right before it");
         assert_eq!(end(80..82, 100, 0..80), 85, "three at most");
-        assert_eq!(end(10..11, 100, 12..13), 12, "up to what is there");
-        assert_eq!(end(10..11, 100, 15..16), 15, "a gap of two more");
-        assert_eq!(end(10..11, 100, 16..17), 13, "none of three");
-        // coarse ones are too long for it
+        assert_eq!(end(10..11, 100, 12..13), 12, "up to a present span");
+        assert_eq!(end(10..11, 100, 15..16), 15, "and a gap of two");
+        assert_eq!(end(10..11, 100, 16..17), 13, "not a gap of three");
+        // coarse spans are too long
         let coarse = around(&(10..11), 100, |span| span < 10, |_| 1 << 20);
         assert_eq!(coarse, 10..11);
-        // a gap before it
+        // a gap before the miss
         assert_eq!(all(10..11, 11, &|span| span == 9), 10..11);
         assert_eq!(all(10..11, 11, &|span| span == 8), 9..11);
         assert_eq!(all(10..11, 11, &|span| span == 7), 8..11);
-        assert_eq!(all(10..11, 11, &|span| span == 6), 10..11, "none of three");
+        assert_eq!(
+            all(10..11, 11, &|span| span == 6),
+            10..11,
+            "not a gap of three"
+        );
         assert_eq!(
             all(2..3, 3, &|_| false),
             2..3,
@@ -337,12 +341,12 @@ mod tests {
     }
 
     #[test]
-    fn the_miss_of_a_files_start_brings_its_end() {
+    fn the_miss_of_a_files_start_fetches_its_end() {
         let fine = |_| 80 << 10;
         let end = |missed, file| file_end(&missed, &file, fine);
         assert_eq!(end(10..11, 10..20), 18..20, "two of 80 KiB in 192");
         assert_eq!(end(9..13, 10..20), 18..20);
-        assert_eq!(end(10..19, 10..20), 19..20, "what is left of it");
+        assert_eq!(end(10..19, 10..20), 19..20, "the rest of it");
         assert_eq!(end(10..20, 10..20), 20..20);
         assert!(end(11..12, 10..20).is_empty(), "not its start");
         assert!(end(10..11, 10..12).is_empty(), "too short");
@@ -379,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_of_file_after_file_is_fetched_for_past_their_ends() {
+    fn a_reader_of_several_files_has_read_ahead_past_their_ends() {
         let readahead = SequentialReaders::default();
         for file in 0..4 {
             let span = file as u32;
@@ -392,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn two_readers_are_told_apart() {
+    fn two_readers_are_distinguished() {
         let readahead = SequentialReaders::default();
         assert_eq!(ahead(&readahead, &access(0..1, 0, COUNT)), 0..0);
         assert_eq!(ahead(&readahead, &access(50..51, 1, COUNT)), 0..0);
@@ -401,18 +405,18 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_goes_on_in_the_span_that_it_needed_last() {
+    fn a_reader_continues_in_the_span_that_it_needed_last() {
         let readahead = SequentialReaders::default();
         assert_eq!(ahead(&readahead, &access(0..1, 0, COUNT)), 0..0);
         assert_eq!(ahead(&readahead, &access(0..2, 0, COUNT)), 2..4);
-        // where nothing is before it, it does not
+        // without a previous access it is a new reader
         let readahead = SequentialReaders::default();
         assert_eq!(ahead(&readahead, &access(0..2, 0, COUNT)), 0..0);
         assert_eq!(ahead(&readahead, &access(0..3, 0, COUNT)), 0..0);
     }
 
     #[test]
-    fn of_readers_who_are_too_many_the_one_seen_longest_ago_is_forgotten() {
+    fn of_too_many_readers_the_least_recent_is_removed() {
         let readahead = SequentialReaders::default();
         for reader in 0..4 {
             let start = reader * 1000;
@@ -420,7 +424,7 @@ mod tests {
         }
         let mark = DiskOffset(4096)..DiskOffset(8192);
         readahead.mark(1, &mark);
-        // the first is seen again; so the second goes, and what was marked for it
+        // the first reader continues, so the second is removed with its marker
         assert_eq!(ahead(&readahead, &access(1..2, 0, 9000)), 2..4);
         assert_eq!(ahead(&readahead, &access(8000..8001, 0, 9000)), 0..0);
         assert!(!readahead.reaches(&mark));

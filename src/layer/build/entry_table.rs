@@ -136,7 +136,7 @@ mod tests {
         assert_ne!(digest(&[]), digest(&[entry(), entry()]));
     }
 
-    /// The digest names folders: another one makes every streamed disk unknown.
+    /// The digest names directories: another one makes every streamed disk unknown.
     #[test]
     fn the_digest_of_nothing_is_pinned() {
         let mut bytes = VERSION.to_vec();

@@ -1,4 +1,4 @@
-//! A new disk from a zTOC or a compact index's table: all checks first, then the folder.
+//! A new disk from a zTOC or a compact index's table: all checks first, then the directory.
 
 use std::{fs::File, io, path::Path};
 
@@ -10,9 +10,9 @@ use crate::{
     error::{Error, Kind, Result, ResultExt as _},
     ext4::{Layout, Regions},
     layer::{
-        sources::places::LayerSources,
+        sources::layer_sources::LayerSources,
         stored::{
-            folder::{self, DiskDraft, DiskFolder},
+            directory::{self, DiskDirectory, DiskDraft},
             seal, span_record, span_table,
             state::DiskState,
         },
@@ -94,7 +94,7 @@ fn parse_compact(bytes: &[u8]) -> Result<Table> {
     })
 }
 
-/// Makes the folder of a layer's disk from its table. Nothing is written before all has been checked.
+/// Makes the directory of a layer's disk from its table. Nothing is written before all has been checked.
 pub(super) fn indexed(
     new: &Path,
     layer: &LayerBlob,
@@ -111,33 +111,37 @@ pub(super) fn indexed(
     }
     let (entries, spans) = from.parse(layer)?;
     let draft = DiskDraft::new(new)?;
-    let folder = draft.folder();
+    let directory = draft.directory();
     let parsed = (&entries[..], &spans);
-    let (regions, count) = write_derived(folder, table, from.bytes(), from.is_compact(), parsed)?;
+    let (regions, count) =
+        write_derived(directory, table, from.bytes(), from.is_compact(), parsed)?;
     if let NewTable::Compact(_, _, windows) = from {
-        folder.write(folder::WINDOWS, &[])?;
-        folder.write(folder::WINDOW_SOURCES, &LayerSources::encode_one(windows))?;
+        directory.write(directory::WINDOWS, &[])?;
+        directory.write(
+            directory::WINDOW_SOURCES,
+            &LayerSources::encode_one(windows),
+        )?;
     }
-    folder.write(folder::REST, &[])?;
-    folder.write(
-        folder::SPANS,
+    directory.write(directory::REST, &[])?;
+    directory.write(
+        directory::SPANS,
         &vec![0; span_record::file_size(count) as usize],
     )?;
-    folder.write(folder::SOURCES, &LayerSources::encode_one(source))?;
+    directory.write(directory::SOURCES, &LayerSources::encode_one(source))?;
     let mut state = DiskState::new(layer, *table, regions.size(), count);
     state.table_size = from.bytes().len() as u64;
     state.compact = match from {
         NewTable::Ztoc(_) => None,
         NewTable::Compact(_, index, _) => Some(index.blob),
     };
-    folder.write(folder::STATE, &state.encode())?;
+    directory.write(directory::STATE, &state.encode())?;
     Ok(draft)
 }
 
 /// Writes the table, and what follows from it: the disk with its metadata, the layout, what stacking has to know, the spans, the headers.
 /// Gives the regions, and the number of the spans. Nothing is written before all has been checked.
 pub(crate) fn write_derived(
-    folder: &DiskFolder,
+    directory: &DiskDirectory,
     table: &Digest,
     bytes: &[u8],
     is_compact: bool,
@@ -156,12 +160,12 @@ pub(crate) fn write_derived(
     let regions = used_regions(&mut layout, &tree, entries)?;
     check_coverage(&regions, span_table)?;
 
-    let disk = folder.create(folder::DISK)?;
-    write_metadata(disk, &layout).or_kind(Kind::Io, || cannot_write(folder, folder::DISK))?;
-    folder.write(folder::table(is_compact), bytes)?;
-    folder.write(folder::SPAN_TABLE, &stored_spans)?;
-    folder.write(folder::HEADERS, &headers::encode(entries))?;
-    write_common(folder, &regions, &stacking_facts(tree))?;
+    let disk = directory.create(directory::DISK)?;
+    write_metadata(disk, &layout).or_kind(Kind::Io, || cannot_write(directory, directory::DISK))?;
+    directory.write(directory::table(is_compact), bytes)?;
+    directory.write(directory::SPAN_TABLE, &stored_spans)?;
+    directory.write(directory::HEADERS, &headers::encode(entries))?;
+    write_common(directory, &regions, &stacking_facts(tree))?;
     Ok((regions, span_table.spans.len() as u32)) // `span_table::encode` has checked it
 }
 
@@ -216,18 +220,18 @@ pub(super) fn write_metadata(disk: File, layout: &Layout<'_>) -> io::Result<()> 
 
 /// Writes the files that a disk has whichever way it came.
 pub(super) fn write_common(
-    folder: &DiskFolder,
+    directory: &DiskDirectory,
     regions: &Regions,
     facts: &StackingFacts,
 ) -> Result<()> {
-    folder.write(folder::LAYOUT, &regions.encode())?;
-    let facts =
-        seal::seal_json(facts).or_kind(Kind::Io, || cannot_write(folder, folder::STACKING))?;
-    folder.write(folder::STACKING, &facts)
+    directory.write(directory::LAYOUT, &regions.encode())?;
+    let facts = seal::seal_json(facts)
+        .or_kind(Kind::Io, || cannot_write(directory, directory::STACKING))?;
+    directory.write(directory::STACKING, &facts)
 }
 
-pub(super) fn cannot_write(folder: &DiskFolder, name: &str) -> String {
-    format!("cannot write {}", folder.path().join(name).display())
+pub(super) fn cannot_write(directory: &DiskDirectory, name: &str) -> String {
+    format!("cannot write {}", directory.path().join(name).display())
 }
 
 /// Data that no span brings would be waited for in vain.

@@ -131,7 +131,7 @@ impl Store {
                 source,
                 compact,
             } = &*wanted;
-            // its folder lacks nothing but the table
+            // its directory lacks nothing but the table
             if store.mended(&layer.digest, table, &bytes)?.is_some()
                 && let Some(disk) = store.known(&wanted)?
             {
@@ -141,14 +141,20 @@ impl Store {
                 None => NewTable::Ztoc(bytes),
                 Some((index, windows)) => NewTable::Compact(bytes, *index, windows.clone()),
             };
-            let draft = import::indexed(&store.services().new_folder(), layer, table, &new, source)
-                .map_err(|error| {
-                    error.context(format!(
-                        "layer {} cannot be laid out from the {} {table}",
-                        layer.digest,
-                        new.name()
-                    ))
-                })?;
+            let draft = import::indexed(
+                &store.services().new_directory(),
+                layer,
+                table,
+                &new,
+                source,
+            )
+            .map_err(|error| {
+                error.context(format!(
+                    "layer {} cannot be laid out from the {} {table}",
+                    layer.digest,
+                    new.name()
+                ))
+            })?;
             store.name(draft, &layer.digest, table)
         })
         .await

@@ -17,10 +17,10 @@ use crate::{
     ext4::Layout,
     layer::{
         disk::Disk,
-        sources::places::LayerSources,
+        sources::layer_sources::LayerSources,
         store::Store,
         stored::{
-            folder::{self, DiskDraft},
+            directory::{self, DiskDraft},
             pieces,
             state::DiskState,
         },
@@ -99,7 +99,8 @@ impl Store {
         if let Some(disk) = disk.await? {
             return Ok(disk);
         }
-        let (draft, table) = stream(&self.services().new_folder(), layer, source, progress).await?;
+        let (draft, table) =
+            stream(&self.services().new_directory(), layer, source, progress).await?;
         let store = Arc::clone(self);
         let layer = layer.digest;
         blocking(move || store.publish(draft, &layer, &table)).await
@@ -116,7 +117,7 @@ enum StreamPiece {
 pub(crate) async fn once_more(disk: &Disk, source: &Source) -> Result<(DiskDraft, Digest)> {
     let (progress, _) = watch::channel(StreamProgress::default());
     stream(
-        &disk.services().new_folder(),
+        &disk.services().new_directory(),
         disk.layer(),
         source,
         &progress,
@@ -163,8 +164,8 @@ fn unpack(
     mut queue: mpsc::Receiver<StreamPiece>,
 ) -> Result<(DiskDraft, Digest)> {
     let draft = DiskDraft::new(new)?;
-    let folder = draft.folder();
-    let write = || import::cannot_write(folder, folder::DISK);
+    let directory = draft.directory();
+    let write = || import::cannot_write(directory, directory::DISK);
     let options = build::Options {
         span_size: 4 << 20,
         build_tool: String::new(),
@@ -173,7 +174,7 @@ fn unpack(
         diff_id: true,
         checked_digest: None,
     };
-    let sink = DiskSink::new(folder.create(folder::DISK)?);
+    let sink = DiskSink::new(directory.create(directory::DISK)?);
     let mut indexer = LayerIndexer::new(layer.packing, options, sink);
     loop {
         match queue.blocking_recv() {
@@ -197,14 +198,14 @@ fn unpack(
     let regions = import::used_regions(&mut layout, &tree, &indexed.entries)?;
     let disk = sink.finish(&regions).or_kind(Kind::Io, write)?;
     import::write_metadata(disk, &layout).or_kind(Kind::Io, write)?;
-    pieces::write(folder, &folder.open(folder::DISK)?)?;
-    folder.write(folder::SPANS, &[])?;
-    folder.write(folder::SOURCES, &LayerSources::encode_one(source))?;
-    import::write_common(folder, &regions, &import::stacking_facts(tree))?;
+    pieces::write(directory, &directory.open(directory::DISK)?)?;
+    directory.write(directory::SPANS, &[])?;
+    directory.write(directory::SOURCES, &LayerSources::encode_one(source))?;
+    import::write_common(directory, &regions, &import::stacking_facts(tree))?;
     let mut state = DiskState::new(layer, table, regions.size(), 0);
     state.complete = true;
     state.verified = true;
-    folder.write(folder::STATE, &state.encode())?;
+    directory.write(directory::STATE, &state.encode())?;
     Ok((draft, table))
 }
 

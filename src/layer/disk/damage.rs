@@ -12,13 +12,13 @@ use crate::{
 };
 
 impl Disk {
-    /// Makes damaged files of the folder right, from the table that is stored with them. Whether that could be done.
-    pub(in crate::layer) fn mend(&self) -> bool {
+    /// Makes damaged files of the directory right, from the table that is stored with them. Whether that could be done.
+    pub(in crate::layer) fn repair(&self) -> bool {
         if self.table_repair.lacks_table() {
             return false;
         }
-        let mended = mend::from_stored_table(&self.services.new_folder(), self.folder());
-        let path = self.folder().path().display();
+        let mended = mend::from_stored_table(&self.services.new_directory(), self.directory());
+        let path = self.directory().path().display();
         match mended {
             Ok(Mended::Done(_)) => return true,
             Ok(Mended::LacksTable(error)) => {
@@ -44,12 +44,12 @@ impl Disk {
         if spans.is_empty() {
             return Ok(());
         }
-        self.reader.presence().bitmap().disown(spans)?;
+        self.reader.presence().bitmap().revoke(spans)?;
         self.ahead.fill().lost();
         Ok(())
     }
 
-    /// Brings the table again, where it is damaged, and mends the folder with it.
+    /// Brings the table again, where it is damaged, and mends the directory with it.
     pub(in crate::layer) async fn bring_table(self: &Arc<Self>) -> Result<()> {
         let _fetching = self.table_repair.lock_fetch().await;
         if !self.table_repair.lacks_table() {
@@ -68,7 +68,7 @@ impl Disk {
         Ok(())
     }
 
-    /// Mends the folder with a table that is fetched from where the layer is, or the compact index.
+    /// Mends the directory with a table that is fetched from where the layer is, or the compact index.
     pub(in crate::layer) async fn fetch_table(self: &Arc<Self>) -> Result<Mended> {
         let state = self.record.lock_state().clone();
         let size = state.table_size;
@@ -88,8 +88,8 @@ impl Disk {
                     let (disk, state) = (Arc::clone(self), state.clone());
                     let mend = move || {
                         mend::from_table(
-                            &disk.services().new_folder(),
-                            disk.folder(),
+                            &disk.services().new_directory(),
+                            disk.directory(),
                             &state,
                             &bytes,
                         )

@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 use super::{Disk, sync::Synced};
 use crate::{
     error::{Error, Kind, Result, ResultExt as _},
-    layer::{repair::metadata, stored::folder},
+    layer::{repair::metadata, stored::directory},
     units::SpanId,
 };
 
@@ -38,14 +38,14 @@ impl Disk {
         if let Some(windows) = self.reader.compact_windows() {
             // before the bits: what a span has shown about its neighbours is there when the span is
             windows.sync().or_kind(Kind::Io, || {
-                let path = self.folder().path().join(folder::WINDOWS);
+                let path = self.directory().path().join(directory::WINDOWS);
                 format!("cannot write {} to its disk", path.display())
             })?;
         }
         presence.bitmap().save(&spans).or_kind(Kind::Io, || {
             format!(
                 "cannot write {}",
-                self.folder().path().join(folder::SPANS).display()
+                self.directory().path().join(directory::SPANS).display()
             )
         })?;
         for (span, _) in &spans {
@@ -53,8 +53,8 @@ impl Disk {
         }
         let complete = self.is_full() && presence.is_synced();
         if state.unsynced_since_boot.is_some() {
-            self.folder().sync().or_kind(Kind::Io, || {
-                format!("cannot sync {}", self.folder().path().display())
+            self.directory().sync().or_kind(Kind::Io, || {
+                format!("cannot sync {}", self.directory().path().display())
             })?;
         }
         let mut next = state.clone();
@@ -81,7 +81,7 @@ impl Disk {
         })?;
         self.verification.layer_check().verified();
         self.ahead.fill().completed();
-        self.folder().remove_rest()
+        self.directory().remove_rest()
     }
 
     /// Brings the spans' records to the disk: a complete disk has them all.
@@ -91,7 +91,7 @@ impl Disk {
             .bitmap()
             .sync()
             .or_kind(Kind::Io, || {
-                let path = self.folder().path().join(folder::SPANS);
+                let path = self.directory().path().join(directory::SPANS);
                 format!("cannot write {} to its disk", path.display())
             })
     }

@@ -12,15 +12,15 @@ use crate::{
     layer::{
         ahead::{ahead_of_readers::Ahead, fill_decision::Fill},
         read::{
-            health::DiskHealth, reader::SpanReader, span_windows::WindowStore,
-            windows::CompactWindows,
+            compact_windows::CompactWindows, health::DiskHealth, reader::SpanReader,
+            window_store::WindowStore,
         },
         repair::{mend, table_repair::TableRepair},
-        sources::places::LayerSources,
+        sources::layer_sources::LayerSources,
         stored::{
+            directory::{self, DiskDirectory},
             disk_layout::DiskLayout,
             disk_record::DiskRecord,
-            folder::{self, DiskFolder},
             presence::Presence,
             present_spans::Bitmap,
             seal::Damage,
@@ -30,8 +30,8 @@ use crate::{
             uncached_file::UncachedFile,
         },
         verify::{
-            headers::Headers, lies::Refutation, non_file_bytes::NonFileBytes, progress::LayerCheck,
-            revoked::RevokedSpans, span, verification::Verification,
+            contradictions::Refutation, headers::Headers, non_file_bytes::NonFileBytes,
+            progress::LayerCheck, revoked::RevokedSpans, span, verification::Verification,
         },
     },
     units::SpanId,
@@ -39,46 +39,51 @@ use crate::{
 };
 
 impl Disk {
-    /// Opens a folder. An error that is [`Damage`] means that `mend` may make it right; any other of kind `Corrupt` that the folder is none
+    /// Opens a directory. An error that is [`Damage`] means that `mend` may make it right; any other of kind `Corrupt` that the directory is none
     /// that this program can serve, and should go. What `is_new` has just been written, and is not read once more.
     pub(in crate::layer) fn open(
         services: &Arc<Services>,
-        folder: DiskFolder,
+        directory: DiskDirectory,
         is_new: bool,
     ) -> Result<Arc<Self>> {
-        let folder = folder.pinned()?;
-        let state = mend::of_this_version(&folder, folder.state()?)?;
+        let directory = directory.pinned()?;
+        let state = mend::of_this_version(&directory, directory.state()?)?;
         let damaged = |name, what: &str| {
-            let context = folder.path().display().to_string();
+            let context = directory.path().display().to_string();
             Error::with_source(Kind::Corrupt, context, Damage::new(name, what))
         };
-        let file = folder.open(folder::DISK)?;
-        let path = folder.path().join(folder::DISK);
+        let file = directory.open(directory::DISK)?;
+        let path = directory.path().join(directory::DISK);
         let length = file
             .metadata()
             .or_kind(Kind::Io, || format!("cannot stat {}", path.display()))?
             .len();
         if length != state.disk_size {
-            return Err(damaged(folder::DISK, "it has another length"));
+            return Err(damaged(directory::DISK, "it has another length"));
         }
-        let regions = RegionTable::decode(&folder.read(folder::LAYOUT)?)
-            .map_err(|error| damaged(folder::LAYOUT, &error.to_string()))?;
+        let regions = RegionTable::decode(&directory.read(directory::LAYOUT)?)
+            .map_err(|error| damaged(directory::LAYOUT, &error.to_string()))?;
         if regions.size() != state.disk_size {
-            return Err(damaged(folder::LAYOUT, "it is another disk's"));
+            return Err(damaged(directory::LAYOUT, "it is another disk's"));
         }
-        let facts = folder.stacking()?;
+        let facts = directory.stacking()?;
         if !is_new {
-            mend::check_metadata(&folder, &state, &file, &regions)?;
+            mend::check_metadata(&directory, &state, &file, &regions)?;
         }
         let is_streamed = state.spans == 0;
         let spans = match is_streamed {
             true => Spans::none(),
-            false => Spans::open(folder.open_stored(folder::SPAN_TABLE)?)?,
+            false => Spans::open(directory.open_stored(directory::SPAN_TABLE)?)?,
         };
-        let windows = open_windows(services, &folder, &state, &spans)?;
+        let windows = open_windows(services, &directory, &state, &spans)?;
         if !is_new && !state.complete {
             // before a reader waits for one of them
-            let unread = || format!("cannot read {}", folder.path().join(folder::ZTOC).display());
+            let unread = || {
+                format!(
+                    "cannot read {}",
+                    directory.path().join(directory::ZTOC).display()
+                )
+            };
             for span in (0..spans.count()).map(SpanId) {
                 let window = spans.read(span).and_then(|stored| windows.of_ztoc(&stored));
                 window.or_kind(Kind::Io, unread)?;
@@ -87,14 +92,14 @@ impl Disk {
         let headers = match is_streamed {
             true => None,
             false => {
-                let headers = Headers::open(folder.open_stored(folder::HEADERS)?);
+                let headers = Headers::open(directory.open_stored(directory::HEADERS)?);
                 Some(headers.or_kind(Kind::Io, || format!("cannot open {}", path.display()))?)
             }
         };
         if spans.count() != state.spans {
-            return Err(damaged(folder::SPAN_TABLE, "it is another layer's"));
+            return Err(damaged(directory::SPAN_TABLE, "it is another layer's"));
         }
-        let bitmap = open_bitmap(&folder, &state)?;
+        let bitmap = open_bitmap(&directory, &state)?;
         let mut bare = BTreeSet::new();
         for span in (0..state.spans).map(SpanId) {
             // nothing of the disk is in a span without a region (tar headers, the end of the tar): no reader waits for it
@@ -105,14 +110,14 @@ impl Disk {
             }
         }
         let rest = if state.verified {
-            folder.remove_rest()?; // where the death of the daemon has left it
+            directory.remove_rest()?; // where the death of the daemon has left it
             None
         } else {
-            let (file, is_lost) = folder.open_or_create(folder::REST)?;
+            let (file, is_lost) = directory.open_or_create(directory::REST)?;
             if is_lost {
                 tracing::warn!(
                     "{} is gone: the spans that left something in it are fetched again before the layer is checked",
-                    folder.path().join(folder::REST).display()
+                    directory.path().join(directory::REST).display()
                 );
                 bare.extend(
                     (0..state.spans)
@@ -121,14 +126,14 @@ impl Disk {
                 );
             }
             Some(NonFileBytes::new(
-                folder.stored(folder::REST, file)?,
+                directory.stored(directory::REST, file)?,
                 &spans,
                 &regions,
             ))
         };
-        let disowned = RevokedSpans::open(&folder, state.spans)?;
+        let disowned = RevokedSpans::open(&directory, state.spans)?;
         // the machine may have gone down before the bits did; in memory they count whatever becomes of the file
-        let _ = bitmap.disown(&disowned.spans());
+        let _ = bitmap.revoke(&disowned.spans());
         let fill = Fill::of(
             &bitmap,
             &spans,
@@ -143,11 +148,11 @@ impl Disk {
             windows,
         );
         reader.set_io_timeout(services.options().io_timeout);
-        let sources = LayerSources::open(&folder, folder::SOURCES, services.hosts());
+        let sources = LayerSources::open(&directory, directory::SOURCES, services.hosts());
         let disk = Arc::new_cyclic(|me| Self {
             me: Weak::clone(me),
             services: Arc::clone(services),
-            record: DiskRecord::new(folder, state, facts),
+            record: DiskRecord::new(directory, state, facts),
             reader,
             ahead: Ahead::new(fill),
             verification: Verification::new(headers, LayerCheck::new(rest, bare), disowned),
@@ -168,30 +173,31 @@ impl Disk {
 /// The windows of the spans, where the state says that they are.
 fn open_windows(
     services: &Services,
-    folder: &DiskFolder,
+    directory: &DiskDirectory,
     state: &DiskState,
     spans: &Spans,
 ) -> Result<WindowStore> {
     Ok(match (state.spans, state.compact, spans.compression()) {
         (0, ..) => WindowStore::None,
-        (_, None, _) => WindowStore::Ztoc(folder.open_stored(folder::ZTOC)?),
+        (_, None, _) => WindowStore::Ztoc(directory.open_stored(directory::ZTOC)?),
         (_, Some(blob), Compression::Gzip) => {
-            WindowStore::Compact(CompactWindows::open(folder, blob, services.hosts())?)
+            WindowStore::Compact(CompactWindows::open(directory, blob, services.hosts())?)
         }
         (_, Some(_), Compression::Uncompressed) => WindowStore::None,
     })
 }
 
 /// The spans that are present. What is lost of the file costs a fetch; of a complete disk it costs the spans' checks.
-fn open_bitmap(folder: &DiskFolder, state: &DiskState) -> Result<Bitmap> {
-    let path = || folder.path().join(folder::SPANS);
+fn open_bitmap(directory: &DiskDirectory, state: &DiskState) -> Result<Bitmap> {
+    let path = || directory.path().join(directory::SPANS);
     let (lost, means) = match state.complete {
         true => (SpanRecord::Unchecked, "have no check"),
         false => (SpanRecord::Absent, "are fetched again"),
     };
-    let (file, _) = folder.open_or_create(folder::SPANS)?;
-    let (bitmap, damaged) = Bitmap::open(folder.stored(folder::SPANS, file)?, state.spans, lost)
-        .or_kind(Kind::Io, || format!("cannot read {}", path().display()))?;
+    let (file, _) = directory.open_or_create(directory::SPANS)?;
+    let (bitmap, damaged) =
+        Bitmap::open(directory.stored(directory::SPANS, file)?, state.spans, lost)
+            .or_kind(Kind::Io, || format!("cannot read {}", path().display()))?;
     if damaged > 0 {
         tracing::warn!("{} is damaged: {damaged} spans {means}", path().display());
     }

@@ -46,7 +46,7 @@ impl Disk {
     /// Tells a read to the recording and to the read-ahead.
     fn notice(&self, offset: DiskOffset, length: usize) {
         let range: Range<_> = offset..DiskOffset(offset.get().saturating_add(length as u64));
-        self.note_touch(&range);
+        self.record_touch(&range);
         if !self.is_full() && self.ahead.is_reached(&range) {
             // it is not dropped while it is used
             if let Some(me) = self.me.upgrade() {

@@ -1,4 +1,4 @@
-//! Cuts the bodies of responses into spans, as they arrive.
+//! Cuts the bodies of responses into spans, as the bytes arrive.
 
 use std::{ops::Range, sync::Arc, time::Instant};
 
@@ -8,10 +8,10 @@ use tokio::sync::SemaphorePermit;
 use crate::{
     error::Error,
     layer::{
-        ahead::on_the_way::OnTheWay,
+        ahead::bytes_in_flight::BytesInFlight,
         disk::Disk,
         sources::{
-            places::LayerSource,
+            layer_sources::LayerSource,
             race::{self, Race},
         },
     },
@@ -21,35 +21,35 @@ use crate::{
 /// The compressed bytes of a span.
 pub(crate) struct Arrival {
     pub bytes: Bytes,
-    /// Who has sent them: all of them, where there are any.
-    pub place: Option<Arc<LayerSource>>,
+    /// The source that has sent all of these bytes; `None`: the span is empty.
+    pub source: Option<Arc<LayerSource>>,
 }
 
-/// The bytes of adjacent spans as they come. The spans overlap where one ends inside a byte.
+/// The bytes of adjacent spans as they arrive. Two spans overlap by one byte if the first ends inside a byte.
 pub(crate) struct Arrivals<'a> {
     disk: &'a Arc<Disk>,
-    on_the_way: Option<&'a OnTheWay>,
+    in_flight_bytes: Option<&'a BytesInFlight>,
     race: Race,
     /// Bytes of the blob from `start` on.
     bytes: BytesMut,
     start: u64,
-    /// Who has sent the last of them.
-    place: Option<Arc<LayerSource>>,
-    /// Bytes asked for, and those of them that have come.
-    asked: u64,
-    came: u64,
-    asked_at: Instant,
-    /// When the first piece came, and its bytes.
+    /// The source that has sent the last of them.
+    source: Option<Arc<LayerSource>>,
+    /// Compressed bytes requested, and how many of them have arrived.
+    requested: u64,
+    received: u64,
+    requested_at: Instant,
+    /// When the first piece arrived, and its length.
     first: Option<(Instant, u64)>,
     _room: Option<SemaphorePermit<'a>>,
 }
 
 impl<'a> Arrivals<'a> {
-    /// Waits for room in memory. The places are asked when the first span is.
+    /// Waits for room in memory. The sources are asked when the first span is needed.
     pub(crate) async fn new(
         disk: &'a Arc<Disk>,
-        on_the_way: Option<&'a OnTheWay>,
-        places: &[Arc<LayerSource>],
+        in_flight_bytes: Option<&'a BytesInFlight>,
+        sources: &[Arc<LayerSource>],
         run: Range<u32>,
     ) -> Self {
         let start = disk
@@ -66,58 +66,57 @@ impl<'a> Arrivals<'a> {
             .get(); // a run is not empty
         let room = disk.services().memory(end - start).await;
         let blob = disk.layer().digest;
-        race::try_again(disk.services(), places, blob, &(start..end));
+        race::retry_down(disk.services(), sources, blob, &(start..end));
         Self {
             disk,
-            on_the_way,
-            race: Race::new(places.iter().cloned(), blob, end),
+            in_flight_bytes,
+            race: Race::new(sources.iter().cloned(), blob, end),
             bytes: BytesMut::new(),
             start,
-            place: None,
-            asked: end - start,
-            came: 0,
-            asked_at: Instant::now(),
+            source: None,
+            requested: end - start,
+            received: 0,
+            requested_at: Instant::now(),
             first: None,
             _room: room,
         }
     }
 
-    /// Takes note of a piece; once all have come, of how long they took.
-    fn note(&mut self, length: u64) {
-        let fetches = self.race.take_asked();
+    /// Counts a piece; after the last one, also the time that all of them took.
+    fn count_piece(&mut self, length: u64) {
+        let fetches = self.race.take_requests();
         self.disk.count_fetch(|counters| {
             counters.fetches += fetches;
             counters.fetched_bytes += length;
         });
-        if let Some(on_the_way) = self.on_the_way {
-            on_the_way.came(length);
+        if let Some(in_flight_bytes) = self.in_flight_bytes {
+            in_flight_bytes.received(length);
         }
         let now = Instant::now();
-        self.came += length;
+        self.received += length;
         let (first, first_piece) = *self.first.get_or_insert((now, length));
-        if self.came == self.asked {
-            self.disk
-                .ahead()
-                .fill()
-                .measured(|cost| cost.came(self.asked, first_piece, self.asked_at, first, now));
+        if self.received == self.requested {
+            self.disk.ahead().fill().measured(|cost| {
+                cost.received(self.requested, first_piece, self.requested_at, first, now)
+            });
         }
     }
 
-    /// The bytes of a span; each is asked for in its turn. May be dropped while it waits, and called again. `None`: no source has them,
-    /// and [`Self::failures`] say why.
+    /// The bytes of the next span; spans are asked for in their order. The future may be dropped while it waits, and the call be repeated.
+    /// `None`: no source has the bytes, and [`Self::failures`] has the reasons.
     pub(crate) async fn next(&mut self, span: u32) -> Option<Arrival> {
         let range = self.disk.layout().spans().compressed(SpanId(span));
         let (start, end) = (range.start.get(), range.end.get());
         while self.start + (self.bytes.len() as u64) < end {
             let piece = self.race.next(self.start).await?;
-            self.note(piece.bytes.len() as u64);
-            // another source begins the span anew: what one sends of a span is not mixed with what another does
+            self.count_piece(piece.bytes.len() as u64);
+            // another source starts at the span's first byte: bytes of two sources are not mixed in one span
             self.bytes.truncate((piece.start - self.start) as usize);
             if self.bytes.is_empty() {
                 self.bytes.reserve((end - self.start) as usize); // at most MAX_SPAN_BYTES
             }
             self.bytes.extend_from_slice(&piece.bytes);
-            self.place = Some(piece.place);
+            self.source = Some(piece.source);
         }
         let whole = self.bytes.split().freeze();
         // inside `whole`: spans follow each other in the blob
@@ -138,13 +137,13 @@ impl<'a> Arrivals<'a> {
         self.start = next;
         Some(Arrival {
             bytes: part,
-            place: self.place.clone(),
+            source: self.source.clone(),
         })
     }
 
-    /// What the sources have said that have failed.
+    /// The errors of the sources that have failed.
     pub(super) fn failures(mut self) -> Vec<Error> {
-        let fetches = self.race.take_asked();
+        let fetches = self.race.take_requests();
         self.disk
             .count_fetch(|counters| counters.fetches += fetches);
         self.race.failures()

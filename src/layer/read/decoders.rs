@@ -1,4 +1,4 @@
-//! Threads that verify, inflate and write spans. The async workers never do this: a span takes 10 ms and more.
+//! Threads that verify, inflate and write spans. The async workers do not do this: a span takes 10 ms and more.
 
 use std::{
     collections::VecDeque,
@@ -13,21 +13,21 @@ use tokio::sync::{Semaphore, oneshot};
 use super::in_flight::FetchEffort;
 use crate::gzip::inflate::SpanDecoder;
 
-/// What a decoding thread does: it gets that thread's decoder.
+/// A job of a decoding thread; it is called with the decoder of that thread.
 struct DecodeJob {
     effort: Arc<FetchEffort>,
     run: Box<dyn FnOnce(&mut SpanDecoder) + Send>,
 }
 
-/// Jobs that may wait for a thread; who comes later waits in the async side.
+/// Maximum number of jobs that wait for a thread. Further callers wait asynchronously.
 const QUEUE_LENGTH: usize = 64;
 
-/// A thread that has had nothing to do for so long gives its memory back.
+/// A thread without jobs for this long frees the memory of its decoder.
 const IDLE: Duration = Duration::from_secs(5);
 
-/// A job did not end: a bug of ours, for bytes from outside do not panic.
+/// A job did not end. This is a bug of this program: bytes from outside do not cause a panic.
 #[derive(Debug, thiserror::Error)]
-#[error("the decoding thread failed")]
+#[error("a decoding thread failed; this is a bug, please report it with the log of the daemon")]
 pub(crate) struct DecoderFailed;
 
 struct JobQueue {
@@ -42,7 +42,7 @@ struct QueueState {
     closed: bool,
 }
 
-/// The pool; its threads end with it.
+/// The pool. Its threads end when it is dropped.
 pub(crate) struct Decoders(Arc<JobQueue>);
 
 impl Decoders {
@@ -63,7 +63,7 @@ impl Decoders {
         Ok(pool)
     }
 
-    /// Runs a job on one of the threads; before those of efforts that nobody waits for, if somebody waits for this one.
+    /// Runs a job on one of the threads. Jobs of fetches that a reader waits for are run first.
     pub(crate) async fn run<T: Send + 'static>(
         &self,
         effort: &Arc<FetchEffort>,
@@ -71,11 +71,11 @@ impl Decoders {
     ) -> Result<T, DecoderFailed> {
         let (done, result) = oneshot::channel();
         let room = self.0.room.acquire().await.map_err(|_| DecoderFailed)?;
-        room.forget(); // given back by the thread that takes the job
+        room.forget(); // the thread that takes the job adds it again
         self.0.push(DecodeJob {
             effort: Arc::clone(effort),
             run: Box::new(move |decoder| {
-                // nobody waits any more: the work is done all the same
+                // if the caller does not wait any more, the work is still done
                 let _ = done.send(job(decoder));
             }),
         });
@@ -100,11 +100,11 @@ impl JobQueue {
         self.changed.notify_one();
     }
 
-    /// The next job; `None` when there is none for [`IDLE`] (`false`) or for ever (`true`).
+    /// The next job. An error: there was none for [`IDLE`] (`false`), or the pool is closed (`true`).
     fn pop(&self) -> Result<DecodeJob, bool> {
         let mut state = self.lock();
         loop {
-            // at most QUEUE_LENGTH are looked at
+            // at most QUEUE_LENGTH are examined
             let awaited = state.jobs.iter().position(|job| job.effort.is_awaited());
             if let Some(job) = state.jobs.remove(awaited.unwrap_or(0)) {
                 self.room.add_permits(1);
@@ -124,7 +124,7 @@ impl JobQueue {
         }
     }
 
-    /// As [`Self::pop`], for a thread that has no memory to give back.
+    /// As [`Self::pop`], for a thread without memory to free. `None`: the pool is closed.
     fn pop_or_end(&self) -> Option<DecodeJob> {
         loop {
             match self.pop() {
@@ -140,7 +140,7 @@ fn work(queue: &JobQueue) {
     while let Some(mut job) = queue.pop_or_end() {
         let mut decoder = SpanDecoder::default();
         let closed = loop {
-            // a panic costs this job and this decoder, not the thread
+            // a panic ends this job and replaces this decoder, but the thread continues
             let run = AssertUnwindSafe(|| (job.run)(&mut decoder));
             if std::panic::catch_unwind(run).is_err() {
                 decoder = SpanDecoder::default();
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn jobs_run_on_the_pools_threads_and_give_their_results() {
+    async fn jobs_run_on_the_threads_of_the_pool_and_return_their_results() {
         let pool = Decoders::start(2).unwrap();
         let effort = effort(Purpose::Reader);
         let jobs = (0..200).map(|number| {
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_panic_fails_its_job_only() {
+    async fn a_panic_fails_only_its_job() {
         let pool = Decoders::start(1).unwrap();
         let effort = effort(Purpose::Reader);
         let failed: Result<(), DecoderFailed> = pool.run(&effort, |_| panic!("a bug")).await;
@@ -191,13 +191,13 @@ mod tests {
     }
 
     #[test]
-    fn what_a_reader_waits_for_goes_first() {
+    fn jobs_that_a_reader_waits_for_run_first() {
         let queue = JobQueue {
             jobs: Mutex::default(),
             changed: Condvar::new(),
             room: Semaphore::new(0),
         };
-        let (later, reader) = (effort(Purpose::Later), effort(Purpose::Reader));
+        let (later, reader) = (effort(Purpose::Ahead), effort(Purpose::Reader));
         for effort in [&later, &reader, &later, &reader] {
             queue.push(DecodeJob {
                 effort: Arc::clone(effort),

@@ -1,4 +1,4 @@
-//! One fetch: asks the sources, in rounds, until its spans are on the disk or no reader waits any more.
+//! One fetch: asks the sources, in rounds, until its spans are present or its deadline has passed.
 
 use std::{ops::Range, sync::Arc, time::Duration};
 
@@ -7,38 +7,44 @@ use tokio::sync::mpsc;
 
 use super::{
     arrivals::{Arrival, Arrivals},
-    before::{SpanJoint, SpanWindow},
+    compact_windows::CompactWindows,
     in_flight::FetchClaim,
     place_span::{SpanRefused, decode},
-    windows::CompactWindows,
+    span_window::{SpanJoint, SpanWindow},
 };
 use crate::{
     error::{Error, Kind, Result, ResultExt as _},
-    layer::{ahead::on_the_way::OnTheWay, disk::Disk, sources::places::LayerSource},
+    layer::{
+        ahead::bytes_in_flight::BytesInFlight, disk::Disk, sources::layer_sources::LayerSource,
+    },
     units::{DiskOffset, SpanId},
 };
 
-/// Rounds through all sources after which an answer that is not going to change is believed.
+/// Rounds through all sources after which the fetch ends if all errors are definite.
 const ROUNDS: u32 = 3;
 
 /// The pause after the first round; doubled after each.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(5);
 
-/// Brings the spans of a claim to the disk. Whatever happens, all its flights end. `on_the_way`: its bytes, unless it is one in the
-/// background.
-pub(crate) async fn fetch(disk: Arc<Disk>, claim: FetchClaim, on_the_way: Option<OnTheWay>) {
-    let on_the_way = on_the_way.as_ref();
+/// Makes the spans of a claim present. In all cases the fetches of all its spans end. `in_flight_bytes`: the bytes of this fetch; `None`
+/// for a fetch in the background.
+pub(crate) async fn fetch(
+    disk: Arc<Disk>,
+    claim: FetchClaim,
+    in_flight_bytes: Option<BytesInFlight>,
+) {
+    let in_flight_bytes = in_flight_bytes.as_ref();
     let mut missing: Vec<SpanId> = claim.spans().map(SpanId).collect();
     let rounds = async {
         let mut pause = FIRST_PAUSE;
         for round in 1.. {
-            let failures = fetch_round(&disk, &claim, on_the_way, &mut missing).await;
+            let failures = fetch_round(&disk, &claim, in_flight_bytes, &mut missing).await;
             if missing.is_empty() {
                 return;
             }
             if disk.table_repair().lacks_table() {
-                // what the spans are decoded with comes first; without it they are in vain
+                // the table is needed to decode the spans: it is fetched first
                 let Err(error) = disk.bring_table().await else {
                     continue;
                 };
@@ -50,7 +56,7 @@ pub(crate) async fn fetch(disk: Arc<Disk>, claim: FetchClaim, on_the_way: Option
                 return;
             }
             let error = Arc::new(summary(&disk, &missing, round, &failures));
-            claim.effort().note(&error);
+            claim.effort().record_error(&error);
             if disk.health().failed(&missing, &error) {
                 tracing::warn!("{}", error.report());
             }
@@ -67,10 +73,10 @@ pub(crate) async fn fetch(disk: Arc<Disk>, claim: FetchClaim, on_the_way: Option
     };
     tokio::select! {
         () = rounds => {}
-        () = claim.effort().passed() => {
-            // those who wait have given up, or do so now
+        () = claim.effort().deadline_passed() => {
+            // the waiters have given up, or do so now
             let error = claim.effort().last_error();
-            let error = error.unwrap_or_else(|| silent(&disk, &claim.spans()));
+            let error = error.unwrap_or_else(|| no_answer(&disk, &claim.spans()));
             for span in claim.spans() {
                 claim.end(SpanId(span), Err(Arc::clone(&error)));
             }
@@ -78,21 +84,21 @@ pub(crate) async fn fetch(disk: Arc<Disk>, claim: FetchClaim, on_the_way: Option
     }
 }
 
-/// Asks each source once, one for what another could not give. Gives what failed.
+/// Asks each source once; spans that a source could not give are asked from the others. Returns the errors.
 async fn fetch_round(
     disk: &Arc<Disk>,
     claim: &FetchClaim,
-    on_the_way: Option<&OnTheWay>,
+    in_flight_bytes: Option<&BytesInFlight>,
     missing: &mut Vec<SpanId>,
 ) -> Vec<Error> {
     let mut failures = Vec::new();
-    let mut places = disk.sources().in_order();
+    let mut sources = disk.sources().in_order();
     loop {
         let mut outcome = RoundOutcome {
             disk,
             claim,
-            on_the_way,
-            places: &places,
+            in_flight_bytes,
+            sources: &sources,
             left: Vec::new(),
             failures: Vec::new(),
             wrong: Vec::new(),
@@ -107,37 +113,38 @@ async fn fetch_round(
         failures.extend(outcome.failures);
         *missing = left;
         missing.sort_unstable();
-        places.retain(|place| !wrong.iter().any(|wrong| Arc::ptr_eq(place, wrong)));
-        if missing.is_empty() || wrong.is_empty() || places.is_empty() {
+        sources.retain(|source| !wrong.iter().any(|wrong| Arc::ptr_eq(source, wrong)));
+        if missing.is_empty() || wrong.is_empty() || sources.is_empty() {
             return failures;
         }
     }
 }
 
-/// One ranged GET for adjacent spans. Each is decoded as soon as its bytes are here, while those of the next ones come. For spans that each
-/// have a window of their own: several are decoded at a time.
+/// One ranged GET for adjacent spans that each have a stored window. Each span is decoded as soon as its bytes have arrived, while the
+/// bytes of the next spans arrive. Several spans are decoded at the same time.
 async fn fetch_apart(outcome: &mut RoundOutcome<'_>, run: Range<u32>) {
     let (disk, effort) = (outcome.disk, outcome.claim.effort());
-    let mut bytes = Arrivals::new(disk, outcome.on_the_way, outcome.places, run.clone()).await;
+    let mut bytes =
+        Arrivals::new(disk, outcome.in_flight_bytes, outcome.sources, run.clone()).await;
     let mut decoding = FuturesUnordered::new();
     let mut arriving = run.clone();
     loop {
         tokio::select! {
             part = bytes.next(arriving.start), if !arriving.is_empty() => {
-                let Some(Arrival { bytes, place }) = part else {
-                    outcome.absent(arriving.clone());
+                let Some(Arrival { bytes, source }) = part else {
+                    outcome.not_fetched(arriving.clone());
                     arriving = run.end..run.end;
                     continue;
                 };
                 let span = SpanId(arriving.start);
                 decoding.push(async move {
                     let (span, placed) = decode(disk, effort, span, bytes, None).await;
-                    (span, placed, place)
+                    (span, placed, source)
                 });
                 arriving.start += 1;
             },
-            Some((span, placed, place)) = decoding.next(), if !decoding.is_empty() => {
-                outcome.settle(span, placed.map(drop), place);
+            Some((span, placed, source)) = decoding.next(), if !decoding.is_empty() => {
+                outcome.settle(span, placed.map(drop), source);
             }
             else => break,
         }
@@ -146,17 +153,18 @@ async fn fetch_apart(outcome: &mut RoundOutcome<'_>, run: Range<u32>) {
     outcome.failures.extend(bytes.failures());
 }
 
-/// As [`fetch_apart`], for spans that take their window from the span before: one is decoded after another. The window of the first, and
-/// of one whose predecessor failed or was too short, is fetched.
+/// As [`fetch_apart`], for spans that take their window from the previous span: they are decoded one after another. The window of the first
+/// span is fetched, and that of a span whose predecessor failed or was too short.
 async fn fetch_in_order(outcome: &mut RoundOutcome<'_>, windows: &CompactWindows, run: Range<u32>) {
     let (disk, effort) = (outcome.disk, outcome.claim.effort());
-    let mut bytes = Arrivals::new(disk, outcome.on_the_way, outcome.places, run.clone()).await;
+    let mut bytes =
+        Arrivals::new(disk, outcome.in_flight_bytes, outcome.sources, run.clone()).await;
     let (arrived, mut parts) = mpsc::unbounded_channel();
     let arrive = async {
         for span in run.clone() {
             let part = bytes.next(span).await;
             let failed = part.is_none();
-            // the other side ends after this one
+            // the receiver ends after this sender
             let _ = arrived.send((span, part));
             if failed {
                 break;
@@ -165,58 +173,60 @@ async fn fetch_in_order(outcome: &mut RoundOutcome<'_>, windows: &CompactWindows
         drop(arrived);
     };
     let decode_all = async {
-        let mut before = seek(disk, windows, SpanId(run.start)).await;
+        let mut before = find_window(disk, windows, SpanId(run.start)).await;
         while let Some((number, part)) = parts.recv().await {
             let span = SpanId(number);
             let Some(part) = part else {
                 if let (true, Ok(before)) = (number > run.start, &before) {
-                    keep(windows, span, before);
+                    store_window(windows, span, before);
                 }
-                return outcome.absent(number..run.end);
+                return outcome.not_fetched(number..run.end);
             };
-            let known = match before {
+            let window = match before {
                 Ok(before) => before,
                 Err(error) => {
                     outcome.failures.push(error);
-                    outcome.absent(number..number + 1);
-                    before = seek_next(disk, windows, number + 1, &run).await;
+                    outcome.not_fetched(number..number + 1);
+                    before = next_window(disk, windows, number + 1, &run).await;
                     continue;
                 }
             };
             let joint = SpanJoint {
-                before: known,
+                before: window,
                 is_followed: number + 1 < run.end,
             };
             let (_, placed) = decode(disk, effort, span, part.bytes, Some(joint.clone())).await;
             before = match &placed {
-                Ok(Some(tail)) => Ok(SpanWindow::True(tail.clone())),
-                Ok(None) => seek_next(disk, windows, number + 1, &run).await,
+                Ok(Some(tail)) => Ok(SpanWindow::Verified(tail.clone())),
+                Ok(None) => next_window(disk, windows, number + 1, &run).await,
                 Err(_) => {
                     if number > run.start {
-                        keep(windows, span, &joint.before);
+                        store_window(windows, span, &joint.before);
                     }
-                    seek_next(disk, windows, number + 1, &run).await
+                    next_window(disk, windows, number + 1, &run).await
                 }
             };
-            outcome.settle(span, placed.map(drop), part.place);
+            outcome.settle(span, placed.map(drop), part.source);
         }
     };
     tokio::join!(arrive, decode_all);
     outcome.failures.extend(bytes.failures());
 }
 
-/// Keeps what the span before has left to a span that comes again later.
-fn keep(windows: &CompactWindows, span: SpanId, before: &SpanWindow) {
-    if let SpanWindow::True(window) = before
-        && let Err(error) = windows.joints().leave_known(span, window)
+/// Stores the window that the previous span has left, for a span that is fetched later.
+fn store_window(windows: &CompactWindows, span: SpanId, before: &SpanWindow) {
+    if let SpanWindow::Verified(window) = before
+        && let Err(error) = windows.joints().store_verified(span, window)
     {
-        // it is fetched then
-        tracing::debug!("the window of span {span} is not kept: {error}");
+        // then the window is fetched
+        tracing::debug!(
+            "the window of span {span} cannot be stored, and is fetched when it is needed: {error}"
+        );
     }
 }
 
-/// As [`seek`], for a span of the run; there is none at its end, and nobody asks.
-async fn seek_next(
+/// As [`find_window`], for a span of the run. At the end of the run no window is needed.
+async fn next_window(
     disk: &Disk,
     windows: &CompactWindows,
     span: u32,
@@ -225,17 +235,17 @@ async fn seek_next(
     if span >= run.end {
         return Ok(SpanWindow::unknown());
     }
-    seek(disk, windows, SpanId(span)).await
+    find_window(disk, windows, SpanId(span)).await
 }
 
-/// What stands before a span: known here, or fetched.
-async fn seek(disk: &Disk, windows: &CompactWindows, span: SpanId) -> Result<SpanWindow> {
+/// The window of a span: stored here, or fetched.
+async fn find_window(disk: &Disk, windows: &CompactWindows, span: SpanId) -> Result<SpanWindow> {
     if span == SpanId(0) {
         return Ok(SpanWindow::start());
     }
     let local = || format!("the window of span {span} cannot be read");
-    if let Some(window) = windows.known(span).or_kind(Kind::Io, local)? {
-        return Ok(SpanWindow::True(window));
+    if let Some(window) = windows.verified(span).or_kind(Kind::Io, local)? {
+        return Ok(SpanWindow::Verified(window));
     }
     let record = disk
         .layout()
@@ -244,7 +254,7 @@ async fn seek(disk: &Disk, windows: &CompactWindows, span: SpanId) -> Result<Spa
         .or_kind(Kind::Io, local)?
         .span;
     let Some(range) = record.window else {
-        return Ok(SpanWindow::unknown()); // it refers to nothing
+        return Ok(SpanWindow::unknown()); // the span refers to no bytes before it
     };
     disk.count_fetch(|counters| counters.fetches += 1);
     let range = range.start as u64..range.end as u64;
@@ -253,43 +263,43 @@ async fn seek(disk: &Disk, windows: &CompactWindows, span: SpanId) -> Result<Spa
     SpanWindow::stated(stored)
 }
 
-/// What becomes of the spans that were asked for.
+/// The results for the spans of one round.
 struct RoundOutcome<'a> {
     disk: &'a Arc<Disk>,
     claim: &'a FetchClaim,
-    on_the_way: Option<&'a OnTheWay>,
-    places: &'a [Arc<LayerSource>],
-    /// Spans that are to be tried again.
+    in_flight_bytes: Option<&'a BytesInFlight>,
+    sources: &'a [Arc<LayerSource>],
+    /// Spans that are fetched again in the next round.
     left: Vec<SpanId>,
     failures: Vec<Error>,
-    /// Those who have sent what is not the blob's.
+    /// Sources that have sent bytes that are not those of the blob.
     wrong: Vec<Arc<LayerSource>>,
 }
 
 impl RoundOutcome<'_> {
-    /// A span was placed, or refused. `place` has sent its bytes.
+    /// A span was placed, or refused. `source` has sent its bytes.
     fn settle(
         &mut self,
         span: SpanId,
         result: Result<(), SpanRefused>,
-        place: Option<Arc<LayerSource>>,
+        source: Option<Arc<LayerSource>>,
     ) {
         match result {
             Ok(()) => {
-                if let Some(place) = place {
-                    place.is_right();
+                if let Some(source) = source {
+                    source.sent_right_bytes();
                 }
                 self.claim.end(span, Ok(()));
             }
             Err(SpanRefused::Mismatch(error)) => {
-                self.failures.push(match &place {
-                    Some(place) => {
-                        place.failed(&error.to_shared());
-                        error.context(format!("from {}", place.reference()))
+                self.failures.push(match &source {
+                    Some(source) => {
+                        source.failed(&error.to_shared());
+                        error.context(format!("from {}", source.reference()))
                     }
                     None => error,
                 });
-                self.wrong.extend(place);
+                self.wrong.extend(source);
                 self.left.push(span);
             }
             Err(SpanRefused::Lasting(error)) => {
@@ -302,8 +312,8 @@ impl RoundOutcome<'_> {
         }
     }
 
-    /// What these spans need did not come.
-    fn absent(&mut self, spans: Range<u32>) {
+    /// No source has sent the bytes of these spans.
+    fn not_fetched(&mut self, spans: Range<u32>) {
         self.left.extend(spans.map(SpanId));
     }
 }
@@ -320,15 +330,15 @@ fn runs(spans: &[SpanId]) -> Vec<Range<u32>> {
     runs
 }
 
-/// Whether the same question will get the same answer.
+/// Whether the same request gets the same error again.
 fn is_definite(kind: Kind) -> bool {
     !matches!(kind, Kind::Unavailable | Kind::Io | Kind::Kernel)
 }
 
-/// What was tried, in one error. Its kind is that of the last failure.
+/// All failures in one error. Its kind is that of the last failure.
 fn summary(disk: &Disk, missing: &[SpanId], round: u32, failures: &[Error]) -> Error {
-    let tried: Vec<_> = failures.iter().map(Error::report).collect();
-    let (first, last) = (missing[0], missing[missing.len() - 1]); // called with at least one
+    let reasons: Vec<_> = failures.iter().map(Error::report).collect();
+    let (first, last) = (missing[0], missing[missing.len() - 1]); // at least one span is missing
     let spans = if first == last {
         format!("span {first}")
     } else {
@@ -340,17 +350,17 @@ fn summary(disk: &Disk, missing: &[SpanId], round: u32, failures: &[Error]) -> E
         format!(
             "{spans} of layer {} could not be fetched (tried {round} times): {}",
             disk.layer().digest,
-            tried.join("; ")
+            reasons.join("; ")
         ),
     )
 }
 
-/// The error of a fetch that has not heard from any source.
-fn silent(disk: &Disk, spans: &Range<u32>) -> Arc<Error> {
+/// The error of a fetch without an answer from any source.
+fn no_answer(disk: &Disk, spans: &Range<u32>) -> Arc<Error> {
     let error = Arc::new(Error::new(
         Kind::Unavailable,
         format!(
-            "span {} of layer {} could not be fetched: no source has answered in the time that a read may wait",
+            "span {} of layer {} could not be fetched: no source has answered within the time limit of a read; check the network and the registry",
             spans.start,
             disk.layer().digest
         ),
@@ -359,10 +369,10 @@ fn silent(disk: &Disk, spans: &Range<u32>) -> Arc<Error> {
     error
 }
 
-/// The error of a reader whose time is over before its fetch has failed even once.
-pub(super) fn unanswered(disk: &Disk, range: &Range<DiskOffset>) -> Arc<Error> {
+/// The error of a reader whose deadline passes before its fetch has failed once.
+pub(super) fn reader_timed_out(disk: &Disk, range: &Range<DiskOffset>) -> Arc<Error> {
     let missing = disk.reader().missing(range);
-    silent(
+    no_answer(
         disk,
         &missing.map_or(0..0, |span| span.get()..span.get() + 1),
     )

@@ -10,36 +10,36 @@ use crate::{
     units::SpanId,
 };
 
-/// Spans with reasons of their own that are remembered.
+/// Maximum number of spans whose reasons are remembered.
 const MAX_SPANS: usize = 64;
 
 #[derive(Default)]
 struct DegradedReasons {
-    /// The sources do not answer, or the local disk does not take the data: any success ends it.
+    /// No source answers, or the local disk fails: ended by any success.
     outage: Option<Arc<Error>>,
-    /// The local disk does not take what comes: ended when it does.
-    unkept: Option<Arc<Error>>,
-    /// The layer as a whole is not what it should be. That stays.
+    /// The local disk rejects spans: ended when it accepts them again.
+    local_disk: Option<Arc<Error>>,
+    /// The layer as a whole does not match its digest. That does not end.
     whole: Option<Arc<Error>>,
-    /// Spans whose bytes are wrong: ended for each when it comes right.
+    /// Spans with wrong bytes: each ended when the span's right bytes arrive.
     spans: BTreeMap<SpanId, Arc<Error>>,
 }
 
-/// One reason that a disk is degraded for.
+/// One reason for which a disk is degraded.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct DegradedReason {
-    /// The span that is not what it should be; `None`: no span can be had at the moment, or all are wrong.
+    /// The span with wrong bytes; `None`: the reason is not that of a single span.
     pub span: Option<u32>,
-    /// What is wrong.
+    /// The error.
     pub message: String,
 }
 
-/// The reasons that a disk is degraded for.
+/// All reasons for which a disk is degraded.
 #[derive(Default)]
 pub(crate) struct DiskHealth(Mutex<DegradedReasons>);
 
 impl DiskHealth {
-    /// These spans could not be fetched. True where that is new: it is to be said once, and not with each failure.
+    /// These spans could not be fetched. Returns true if this reason is new, so that it is logged once and not with each failure.
     pub(crate) fn failed(&self, spans: &[SpanId], error: &Arc<Error>) -> bool {
         let mut reasons = self.lock();
         if error.kind() != Kind::Corrupt {
@@ -54,27 +54,27 @@ impl DiskHealth {
         is_new
     }
 
-    /// What is not about a span failed.
+    /// A local operation that is not about a span has failed.
     pub(crate) fn failed_locally(&self, error: &Arc<Error>) {
         self.lock().outage = Some(Arc::clone(error));
     }
 
-    /// What has come cannot be kept in the local disk; `None`: it is.
-    pub(super) fn not_kept(&self, error: Option<&Arc<Error>>) {
-        self.lock().unkept = error.cloned();
+    /// The local disk rejects spans; `None`: it accepts them.
+    pub(super) fn local_disk_rejects(&self, error: Option<&Arc<Error>>) {
+        self.lock().local_disk = error.cloned();
     }
 
-    /// The layer as a whole is wrong.
+    /// The layer as a whole does not match its digest.
     pub(crate) fn failed_as_a_whole(&self, error: &Arc<Error>) {
         self.lock().whole = Some(Arc::clone(error));
     }
 
-    /// All that readers want is here: whether the sources answer is of no concern to them.
-    pub(crate) fn needs_no_source(&self) {
+    /// All spans are readable: an outage of the sources does not matter any more.
+    pub(crate) fn no_source_needed(&self) {
         self.lock().outage = None;
     }
 
-    /// A span has come.
+    /// A span was fetched.
     pub(crate) fn fetched(&self, span: SpanId) {
         let mut reasons = self.lock();
         reasons.outage = None;
@@ -84,16 +84,16 @@ impl DiskHealth {
     /// The first reason, if there is one.
     pub(crate) fn degraded(&self) -> Option<String> {
         let reasons = self.lock();
-        let lies = reasons.whole.iter().chain(reasons.spans.values());
-        let now = reasons.outage.iter().chain(&reasons.unkept);
-        let first = now.chain(lies).next()?;
+        let corrupt = reasons.whole.iter().chain(reasons.spans.values());
+        let now = reasons.outage.iter().chain(&reasons.local_disk);
+        let first = now.chain(corrupt).next()?;
         Some(first.report())
     }
 
-    /// All reasons: what fails now, what is wrong with the whole, and then the spans in their order.
+    /// All reasons: outage and local disk, the layer as a whole, and the spans in their order.
     pub(crate) fn reasons(&self) -> Vec<DegradedReason> {
         let reasons = self.lock();
-        let now = reasons.outage.iter().chain(&reasons.unkept);
+        let now = reasons.outage.iter().chain(&reasons.local_disk);
         let all = now.chain(&reasons.whole);
         let spans = reasons.spans.iter();
         all.map(|error| (None, error))
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_span_stays_a_reason_until_it_is_right() {
+    fn a_wrong_span_is_a_reason_until_its_right_bytes_arrive() {
         let health = DiskHealth::default();
         health.failed(&[SpanId(1)], &error(Kind::Corrupt, "wrong"));
         health.fetched(SpanId(2));
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn every_reason_is_told_with_its_span() {
+    fn every_reason_is_reported_with_its_span() {
         let health = DiskHealth::default();
         health.failed(
             &[SpanId(7), SpanId(3)],
@@ -147,12 +147,12 @@ mod tests {
         );
         health.failed(&[SpanId(9)], &error(Kind::Unavailable, "away"));
         let reasons = health.reasons();
-        let told: Vec<_> = reasons
+        let reported: Vec<_> = reasons
             .iter()
             .map(|reason| (reason.span, reason.message.as_str()))
             .collect();
         assert_eq!(
-            told,
+            reported,
             [
                 (None, "away"),
                 (Some(3), "other bytes"),
@@ -162,19 +162,19 @@ mod tests {
     }
 
     #[test]
-    fn so_many_spans_have_a_reason_and_no_more() {
+    fn the_number_of_spans_with_a_reason_is_bounded() {
         let health = DiskHealth::default();
         let many = u32::try_from(MAX_SPANS).unwrap() * 2;
         for span in 0..many {
             health.failed(&[SpanId(span)], &error(Kind::Corrupt, "wrong"));
         }
         assert_eq!(health.reasons().len(), MAX_SPANS);
-        // one that has a reason may get another
+        // a span with a reason may get another one
         health.failed(&[SpanId(3)], &error(Kind::Corrupt, "wrong again"));
         let reasons = health.reasons();
         assert_eq!(reasons.len(), MAX_SPANS);
         assert_eq!(reasons[3].message, "wrong again");
-        // and where one has come right there is room for the next
+        // a span that was fetched makes room for the next
         health.fetched(SpanId(0));
         health.failed(&[SpanId(many)], &error(Kind::Corrupt, "wrong"));
         let last = health.reasons().pop().unwrap();
@@ -188,7 +188,7 @@ mod tests {
         health.failed_locally(&error(Kind::Io, "full"));
         assert_eq!(health.degraded().as_deref(), Some("full"));
         assert_eq!(health.reasons().len(), 2);
-        health.needs_no_source();
+        health.no_source_needed();
         health.fetched(SpanId(0));
         assert_eq!(health.degraded().as_deref(), Some("another layer"));
     }

@@ -1,8 +1,9 @@
-//! Spans that the local disk has not taken: it is full, or fails.
+//! Verified spans that are held in memory because the local disk rejected them: it is full, or it fails.
 //!
-//! Readers get them from memory, so that a disk that fails does not cost more fetches than one that works. The memory has a bound; the span
-//! that was used least recently goes first, and is fetched again. One task a disk tries to keep its spans, with a pause between two
-//! tries (`keep_later`); when the last one is kept the disk is well again. As long as it is not, nothing is fetched that no reader waits for.
+//! Readers get these spans from memory, so a failing disk does not cost more fetches than a working one. The memory is bounded: the least
+//! recently used span is removed first, and is fetched again when it is needed. One task per disk retries to write its held spans, with a
+//! pause between two attempts (`keep_later`). When the last one is written, the disk is healthy again. Until then only spans that a reader
+//! waits for are fetched.
 
 use std::{
     collections::HashSet,
@@ -12,19 +13,19 @@ use std::{
 use bytes::Bytes;
 use lru::LruCache;
 
-use super::before::SpanJoint;
+use super::span_window::SpanJoint;
 use crate::{
     layer::types::DiskKey,
     units::{LayerOffset, SpanId},
 };
 
-/// Bytes of all spans in memory, of all disks; the newest span is there whatever it has.
+/// Maximum size of all held spans of all disks. The newest span is held whatever its size.
 const MAX_BYTES: usize = 64 << 20;
 
-/// A verified span in memory.
+/// A verified span that is held in memory.
 #[derive(Clone)]
 pub(crate) struct HeldSpan {
-    /// As it was fetched, to keep it later.
+    /// As it was fetched, to write it later.
     pub compressed: Bytes,
     /// What it was decoded with.
     pub joint: Option<SpanJoint>,
@@ -43,7 +44,7 @@ impl HeldSpan {
 pub(crate) struct HeldSpans {
     pub(super) spans: LruCache<(DiskKey, SpanId), HeldSpan>,
     bytes: usize,
-    /// Disks with a task that tries to keep their spans.
+    /// Disks with a task that retries to write their spans.
     pub(super) failing: HashSet<DiskKey>,
 }
 
@@ -66,7 +67,7 @@ impl HeldSpans {
     }
 }
 
-/// The unkept spans of a store's disks.
+/// The held spans of all disks of a store.
 pub(crate) struct SharedHeldSpans(Mutex<HeldSpans>);
 
 impl Default for SharedHeldSpans {
@@ -104,9 +105,9 @@ mod tests {
     }
 
     #[test]
-    fn the_memory_has_a_bound_and_what_was_used_last_stays() {
-        let unkept = SharedHeldSpans::default();
-        let mut held = unkept.lock();
+    fn memory_is_bounded_and_the_last_used_spans_stay() {
+        let shared = SharedHeldSpans::default();
+        let mut held = shared.lock();
         let bytes = Bytes::from(vec![0; BLOCK * 5]);
         let span = |blocks: usize| HeldSpan {
             compressed: bytes.slice(..BLOCK / 2),
@@ -118,7 +119,7 @@ mod tests {
             held.insert(key(number), span(1));
         }
         assert_eq!((held.spans.len(), held.bytes), (4, MAX_BYTES));
-        // one that comes again is there once
+        // a span that is inserted again is held once
         held.insert(key(1), span(1));
         assert_eq!((held.spans.len(), held.bytes), (4, MAX_BYTES));
         held.spans.get(&key(0)).unwrap();
@@ -129,7 +130,7 @@ mod tests {
         held.remove(key(0));
         held.remove(key(0));
         assert_eq!(held.bytes, BLOCK * 3);
-        // the newest is there whatever it has
+        // the newest is held whatever its size
         held.insert(key(5), span(5));
         let kept: Vec<bool> = there(&held);
         assert_eq!(kept, [false, false, false, false, false, true]);

@@ -1,4 +1,4 @@
-//! Writes spans from memory ([`super::held_spans`]) to the local disk as soon as it accepts them.
+//! Writes held spans ([`super::held_spans`]) to the local disk as soon as it accepts them.
 
 use std::{
     sync::{Arc, Weak},
@@ -11,17 +11,17 @@ use super::{
 };
 use crate::{
     error::Error,
-    layer::{disk::Disk, read::held_spans::HeldSpan, verify::lies::Refutation},
+    layer::{disk::Disk, read::held_spans::HeldSpan, verify::contradictions::Refutation},
     units::SpanId,
 };
 
-/// The pause before the first try to keep spans; doubled after each that fails.
+/// The pause before the first attempt; doubled after each attempt that fails.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LAST_PAUSE: Duration = Duration::from_secs(30);
 
 impl Disk {
-    /// Makes a verified span readable from memory that the local disk did not accept, and tries to keep it later. It is not readable if it
-    /// was revoked meanwhile.
+    /// Holds a verified span in memory that the local disk did not accept, so that it is readable, and starts the task that writes it
+    /// later. An error: the span was revoked meanwhile and is not readable.
     pub(super) fn hold(
         self: &Arc<Self>,
         span: SpanId,
@@ -30,48 +30,51 @@ impl Disk {
     ) -> Result<(), Refutation> {
         let error = Arc::new(error);
         let mut is_first = false;
-        let appear = || {
+        let make_readable = || {
             is_first = self.reader().hold(span, held);
-            self.health().not_kept(Some(&error));
+            self.health().local_disk_rejects(Some(&error));
         };
-        if !self.verification().revoked().unless(span, appear) {
-            return Err(self.refutation(span).unwrap_or(Refutation::Window)); // there is one
+        if !self.verification().revoked().unless(span, make_readable) {
+            return Err(self.refutation(span).unwrap_or(Refutation::Window)); // a revoked span has a reason
         }
         if is_first {
             tracing::warn!(
-                "{}; readers get it from memory, and it is tried again until the local disk takes it",
+                "{}; readers get the span from memory until the local disk accepts it: check the free space and the kernel log",
                 error.report()
             );
-            // ends when the local disk has all spans, or the disk is closed
-            self.services().spawn(keep_again(Arc::downgrade(self)));
+            // ends when the local disk has accepted all spans, or the disk is closed
+            self.services().spawn(retry_writes(Arc::downgrade(self)));
         }
         Ok(())
     }
 }
 
-async fn keep_again(disk: Weak<Disk>) {
+async fn retry_writes(disk: Weak<Disk>) {
     let mut pause = FIRST_PAUSE;
     loop {
         tokio::time::sleep(pause).await;
         let Some(disk) = disk.upgrade() else {
             return;
         };
-        if keep_held(&disk).await {
-            tracing::info!(layer = %disk.layer().digest, "the local disk takes the layer's spans again");
+        if write_held(&disk).await {
+            tracing::info!(layer = %disk.layer().digest, "the local disk accepts the layer's spans again");
             return;
         }
         pause = (pause * 2).min(LAST_PAUSE);
     }
 }
 
-/// Tries to keep the spans in memory. True when none is left: then the disk is well.
-async fn keep_held(disk: &Arc<Disk>) -> bool {
-    while let Some((span, held)) = disk.reader().next_held(|| disk.health().not_kept(None)) {
+/// Tries to write the held spans. Returns true if none is left.
+async fn write_held(disk: &Arc<Disk>) -> bool {
+    while let Some((span, held)) = disk
+        .reader()
+        .next_held(|| disk.health().local_disk_rejects(None))
+    {
         if !disk.reader().has(span) {
-            let effort = FetchEffort::new(Purpose::Later, None);
+            let effort = FetchEffort::new(Purpose::Ahead, None);
             let (_, placed) = decode(disk, &effort, span, held.compressed, held.joint).await;
             if placed.is_ok() && !disk.reader().has(span) {
-                return false; // and is in memory again
+                return false; // it is held again
             }
         }
         disk.reader().drop_held(&[span]);

@@ -11,20 +11,23 @@ use super::{
 use crate::{
     error::{Error, Result},
     layer::{
-        ahead::{ahead_of_readers::MAX_AHEAD_BYTES, fill, on_the_way::OnTheWay, recording::Touch},
+        ahead::{
+            ahead_of_readers::MAX_AHEAD_BYTES, bytes_in_flight::BytesInFlight, fill,
+            recording::Touch,
+        },
         disk::Disk,
     },
     units::{DiskOffset, SpanId},
 };
 
-/// How long a fetch goes on that no reader waits for.
+/// Maximum duration of a fetch that no reader waits for.
 const AHEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The result of one try for a reader.
+/// The result of one attempt for a reader.
 #[derive(PartialEq, Eq)]
-enum ReaderTry {
+enum ReadAttempt {
     Present,
-    Again,
+    Repeat,
 }
 
 impl Disk {
@@ -33,8 +36,8 @@ impl Disk {
         self.reader().is_present(&range)
     }
 
-    /// Makes a range present: one fetch per span however many readers wait, and one GET for adjacent absent spans. Goes on trying for the
-    /// disk's [`Self::set_io_timeout`].
+    /// Makes a range present: at most one fetch per span for any number of readers, and one GET for adjacent absent spans. It retries until
+    /// the disk's [`Self::set_io_timeout`] has passed.
     pub async fn make_present(
         self: &Arc<Self>,
         range: Range<DiskOffset>,
@@ -43,53 +46,57 @@ impl Disk {
             .await
     }
 
-    /// As [`Self::make_present`], with a time limit of its own; `None`: without a limit. When the time has passed the error is that of the
-    /// last try, and the next call tries anew.
+    /// As [`Self::make_present`], with another time limit; `None`: without a limit. After the time limit it returns the error of the last
+    /// attempt. The next call starts new attempts.
     pub async fn make_present_within(
         self: &Arc<Self>,
         range: Range<DiskOffset>,
         timeout: Option<Duration>,
     ) -> Result<(), Arc<Error>> {
-        // in the order in which ranges are asked for, not that in which they come
-        self.note_touch(&range);
+        // recorded in the order of the requests, which is not the order in which the spans arrive
+        self.record_touch(&range);
         if self.is_present(range.clone()) {
             return Ok(());
         }
         self.services().enter();
-        let came = Instant::now();
+        let asked_at = Instant::now();
         let deadline = in_flight::deadline(timeout);
         let _waiting = self.services().traffic().wait();
-        while self.tried(&range, came, deadline).await? == ReaderTry::Again {}
+        while self.attempt(&range, asked_at, deadline).await? == ReadAttempt::Repeat {}
         let now = Instant::now().into_std();
         self.ahead()
             .fill()
-            .measured(|cost| cost.waited(came.into_std(), now));
+            .measured(|cost| cost.waited(asked_at.into_std(), now));
         Ok(())
     }
 
-    /// Joins the fetches of absent spans, starts those that are not in flight, and waits for them. A fetch that had begun before the reader
-    /// `came` may have met an error that is over by now: its error is not for this reader, while the reader's time is not over. The fetch is
-    /// tried again then, and in the end by one that has begun since.
-    async fn tried(
+    /// Joins the fetches of absent spans, starts those that are not in flight, and waits for them. A fetch that began before `asked_at` may
+    /// fail for a reason that has ended since. So its error is not returned: as long as the deadline has not passed, the attempt is
+    /// repeated, and then it waits for a fetch that began later.
+    async fn attempt(
         self: &Arc<Self>,
         range: &Range<DiskOffset>,
-        came: Instant,
+        asked_at: Instant,
         deadline: Deadline,
-    ) -> Result<ReaderTry, Arc<Error>> {
-        for waiter in self.ask_for(range, deadline) {
-            let is_older = waiter.began_before(came);
-            let late = || fetch::unanswered(self, range);
+    ) -> Result<ReadAttempt, Arc<Error>> {
+        for waiter in self.claim_and_start(range, deadline) {
+            let is_older = waiter.began_before(asked_at);
+            let late = || fetch::reader_timed_out(self, range);
             let outcome = waiter.wait(deadline, late).await;
             if outcome.is_err() && is_older && !in_flight::is_over(deadline) {
-                return Ok(ReaderTry::Again);
+                return Ok(ReadAttempt::Repeat);
             }
             outcome?;
         }
-        Ok(ReaderTry::Present)
+        Ok(ReadAttempt::Present)
     }
 
-    /// Joins and starts fetches for a reader, and what is fetched besides.
-    fn ask_for(self: &Arc<Self>, range: &Range<DiskOffset>, deadline: Deadline) -> Vec<Waiter> {
+    /// Joins and starts the fetches that a reader needs, and starts read-ahead.
+    fn claim_and_start(
+        self: &Arc<Self>,
+        range: &Range<DiskOffset>,
+        deadline: Deadline,
+    ) -> Vec<Waiter> {
         let (waiters, claims) = self.reader().claim_for_reader(range, deadline);
         let missed = claims.last().map(FetchClaim::spans);
         let lengths = claims
@@ -105,7 +112,7 @@ impl Disk {
         let end = missed.map(|missed| SpanId(missed.end));
         self.read_ahead(range, end);
         if let Some(next) = end
-            && !self.reader().fails_to_keep()
+            && !self.reader().local_disk_rejects()
             && self.ahead().fill().is_due_after_miss(bytes)
         {
             self.services()
@@ -115,16 +122,16 @@ impl Disk {
     }
 
     /// Records the spans of a range, if reads are recorded.
-    pub(crate) fn note_touch(&self, range: &Range<DiskOffset>) {
+    pub(crate) fn record_touch(&self, range: &Range<DiskOffset>) {
         if let Some(touches) = self.services().recording() {
-            touches.note(self.layout().spans_under(range).map(|span| Touch {
+            touches.record(self.layout().spans_under(range).map(|span| Touch {
                 layer: self.layer().digest,
                 bytes: self.layout().spans().uncompressed(span),
             }));
         }
     }
 
-    /// Takes note of an access, and starts the fetch of what its reader will want next. `fetched` is the end of the fetch that the access
+    /// Records an access, and starts the fetches that its reader will probably need next. `fetched` is the end of the fetch that the access
     /// has started.
     pub(crate) fn read_ahead(self: &Arc<Self>, range: &Range<DiskOffset>, fetched: Option<SpanId>) {
         self.ahead().access(self.reader(), range, fetched);
@@ -147,8 +154,8 @@ impl Disk {
     fn start(self: &Arc<Self>, claims: Vec<FetchClaim>) {
         for claim in claims {
             let bytes = self.layout().compressed_length(&claim.spans());
-            let on_the_way = OnTheWay::new(self, bytes);
-            let fetch = fetch::fetch(Arc::clone(self), claim, Some(on_the_way));
+            let in_flight_bytes = BytesInFlight::new(self, bytes);
+            let fetch = fetch::fetch(Arc::clone(self), claim, Some(in_flight_bytes));
             self.services().spawn(fetch);
         }
     }

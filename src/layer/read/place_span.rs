@@ -5,12 +5,12 @@ use std::{io, sync::Arc, time::Instant};
 use bytes::Bytes;
 
 use super::{
-    before::{SpanJoint, SpanWindow},
+    compact_windows::CompactWindows,
     held_spans::HeldSpan,
     in_flight::FetchEffort,
     reader::SpanReader,
     scatter::scatter,
-    windows::CompactWindows,
+    span_window::{SpanJoint, SpanWindow},
 };
 use crate::{
     error::{Error, Kind},
@@ -19,7 +19,7 @@ use crate::{
         disk::Disk,
         stored::{seal::Damage, span_record::SpanCheck},
         verify::{
-            lies::{Refutation, TableLie},
+            contradictions::{Refutation, TableContradiction},
             span::DecodedSpan,
             trailer,
         },
@@ -29,15 +29,15 @@ use crate::{
     ztoc::Span,
 };
 
-/// Why a span whose compressed bytes have come is not present.
+/// Why a span is not present although its compressed bytes have arrived.
 pub(crate) enum SpanRefused {
-    /// The bytes are not the span's, or the table that says so has to come again: another source, or another try, may have them.
+    /// The bytes are not those of the span, or the stored table is damaged and must be fetched again: another source or attempt may help.
     Mismatch(Error),
-    /// They are, and no try will help: the table lies, or what is stored of it cannot be read.
+    /// No source or attempt can help: the bytes are right and contradict the table, or the stored files of the disk cannot be read.
     Lasting(Error),
 }
 
-/// Has a span placed by one of the decoding threads. Gives the window of the span after it, as [`place`].
+/// Places a span on one of the decoding threads. Returns the window of the next span, as [`place`].
 pub(super) async fn decode(
     disk: &Arc<Disk>,
     effort: &Arc<FetchEffort>,
@@ -71,11 +71,11 @@ pub(super) async fn decode(
     (span, result.unwrap_or_else(failed))
 }
 
-/// Verifies, inflates and scatters one span, and sets its bit. On a decoding thread. Where the local disk does not take it
-/// readers get it from memory ([`super::held_spans`]). A damaged file of the disk's folder is mended on the way, where that can be done.
+/// Verifies, inflates and scatters one span, and sets its bit, on a decoding thread. If the local disk does not accept the span, readers
+/// get it from memory ([`super::held_spans`]). If a stored file of the disk is damaged and can be repaired, that is done first.
 ///
-/// `joint` says what stands before the span where its table does not have it; then the window of the next span is given too, if all of
-/// it is known.
+/// `joint` has the window before the span if the table does not have it. Then the window of the next span is returned too, if all of it is
+/// known.
 fn place(
     disk: &Arc<Disk>,
     span: SpanId,
@@ -85,7 +85,7 @@ fn place(
 ) -> Result<Option<Bytes>, SpanRefused> {
     let mut place = || place_once(disk, span, compressed, joint, decoder);
     match place() {
-        Err(SpanRefused::Lasting(error)) if Damage::is_in(&error) => match disk.mend() {
+        Err(SpanRefused::Lasting(error)) if Damage::is_in(&error) => match disk.repair() {
             true => place(),
             false if disk.table_repair().lacks_table() => Err(SpanRefused::Mismatch(error)),
             false => Err(SpanRefused::Lasting(error)),
@@ -102,33 +102,33 @@ fn place_once(
     decoder: &mut SpanDecoder,
 ) -> Result<Option<Bytes>, SpanRefused> {
     let name = || format!("span {span} of layer {}", disk.layer().digest);
-    let unkept = |error: io::Error| {
+    let local_error = |error: io::Error| {
         Error::with_source(
             Kind::Io,
-            format!("{} cannot be kept in {}", name(), disk.path().display()),
+            format!("{} cannot be written to {}", name(), disk.path().display()),
             error,
         )
     };
-    let local = |error| SpanRefused::Lasting(unkept(error));
-    let stored = disk.layout().spans().read(span).map_err(local)?;
+    let lasting = |error| SpanRefused::Lasting(local_error(error));
+    let stored = disk.layout().spans().read(span).map_err(lasting)?;
     let record = &stored.span;
     if joint.is_none() {
         check_digest("bytes have", compressed, record)?;
     }
-    let refused = |lie: TableLie| {
+    let refused = |contradiction: TableContradiction| {
         let context = format!(
-            "{} has the digest that its table {} states, and is not what the table says",
+            "{} has the digest that its table {} states, but contradicts the table; the next attach does not use this table",
             name(),
             disk.table()
         );
-        let error = Error::with_source(Kind::Corrupt, context, lie);
-        disk.record().convict(&error);
+        let error = Error::with_source(Kind::Corrupt, context, contradiction);
+        disk.record().mark_table_false(&error);
         SpanRefused::Lasting(error)
     };
     if let Some(refutation) = disk.refutation(span) {
-        return Err(refused(TableLie::Refuted(refutation)));
+        return Err(refused(TableContradiction::Refuted(refutation)));
     }
-    let from_table = disk.reader().windows().of_ztoc(&stored).map_err(local)?;
+    let from_table = disk.reader().windows().of_ztoc(&stored).map_err(lasting)?;
     let window = joint.map(|joint| joint.before.bytes());
     let window = window.or(from_table.as_deref());
     let decoded = DecodedSpan::new(
@@ -142,10 +142,10 @@ fn place_once(
     let decoded = match joint {
         None => decoded.map_err(refused)?,
         Some(_) => {
-            // the digest is of the output: until it has been seen, the bytes themselves are in doubt
-            let decoded = decoded.map_err(|lie| {
+            // the digest is that of the output: before it is checked, the compressed bytes may be wrong
+            let decoded = decoded.map_err(|error| {
                 let context = format!("{} does not decode", name());
-                SpanRefused::Mismatch(Error::with_source(Kind::Corrupt, context, lie))
+                SpanRefused::Mismatch(Error::with_source(Kind::Corrupt, context, error))
             })?;
             check_digest("output has", decoded.bytes, record)?;
             decoded
@@ -153,34 +153,36 @@ fn place_once(
     };
     if let Some(SpanWindow::Stated(window, _)) = joint.map(|joint| &joint.before) {
         let length = decoded.bytes.len() as u64;
-        // what is not known to refer to less refers to all
+        // if the references cannot be determined, the span may refer to all 32 KiB
         let is_covered = references(compressed, record.bits, length)
             .map_or_else(|_| window.is_whole(), |used| window.used().contains(&used));
         if !is_covered {
-            return Err(refused(TableLie::Reference));
+            return Err(refused(TableContradiction::Reference));
         }
     }
-    let mut lie = decoded.check(disk, span).map_err(SpanRefused::Lasting)?;
+    let mut contradiction = decoded.check(disk, span).map_err(SpanRefused::Lasting)?;
     let after = joint.and_then(|joint| joint.before.after(decoded.bytes));
-    let mut kept = Ok(());
-    if let (None, Some(joint), Some(windows)) = (&lie, joint, disk.reader().compact_windows()) {
+    let mut stored_joint = Ok(());
+    if let (None, Some(joint), Some(windows)) =
+        (&contradiction, joint, disk.reader().compact_windows())
+    {
         match join(disk.reader(), windows, span, joint, after.as_deref()) {
-            Ok(found) => lie = found,
-            Err(error) => kept = Err(unkept(error)),
+            Ok(found) => contradiction = found,
+            Err(error) => stored_joint = Err(local_error(error)),
         }
     }
-    if let Some(lie) = lie {
-        if let TableLie::Window { next } = lie {
+    if let Some(contradiction) = contradiction {
+        if let TableContradiction::Window { next } = contradiction {
             disk.refute(next.get()..next.get() + 1, &Refutation::Window)
                 .map_err(SpanRefused::Lasting)?;
         }
-        return Err(refused(lie));
+        return Err(refused(contradiction));
     }
     let start = record.uncompressed.start;
     let write = || {
         let regions = || disk.layout().regions().in_layer(&record.uncompressed);
         let mut check = SpanCheck {
-            data: scatter(disk.file(), regions(), start, decoded.bytes).map_err(unkept)?,
+            data: scatter(disk.file(), regions(), start, decoded.bytes).map_err(local_error)?,
             ..SpanCheck::default()
         };
         let Some(rest) = disk.verification().layer_check().rest() else {
@@ -188,15 +190,15 @@ fn place_once(
         };
         let mut tail = decoded.tail;
         if trailer::is_long(tail) {
-            trailer::keep_last(disk.folder(), window, compressed)?;
+            trailer::keep_last(disk.directory(), window, compressed)?;
             tail = &[];
             check.has_last = true;
         }
         let written = rest.write(span, start, decoded.bytes, regions(), tail);
-        check.rest = written.map_err(unkept)?;
+        check.rest = written.map_err(local_error)?;
         Ok(check)
     };
-    let seen = match kept.and_then(|()| write()) {
+    let result = match stored_joint.and_then(|()| write()) {
         Ok(check) => disk.set_present(span, check),
         Err(error) if Damage::is_in(&error) => return Err(SpanRefused::Lasting(error)),
         Err(error) => {
@@ -209,7 +211,7 @@ fn place_once(
             disk.hold(span, held, error)
         }
     };
-    seen.map_err(|refutation| refused(TableLie::Refuted(refutation)))?;
+    result.map_err(|refutation| refused(TableContradiction::Refuted(refutation)))?;
     Ok(after)
 }
 
@@ -220,30 +222,33 @@ fn check_digest(what: &str, bytes: &[u8], record: &Span) -> Result<(), SpanRefus
     }
     Err(SpanRefused::Mismatch(Error::new(
         Kind::Corrupt,
-        format!("its {what} digest {found}, and not {}", record.digest),
+        format!(
+            "its {what} digest {found}, but its table states {}",
+            record.digest
+        ),
     )))
 }
 
-/// Holds a span and its neighbours against each other where one was decoded with a window that the compact index states, and leaves what
-/// they will need for it. `after` is the true window of the next span.
+/// If a span was decoded with a window that the compact index states, compares that window with the output of the previous span, or stores
+/// what the neighbours need for this comparison. `after` is the verified window of the next span.
 fn join(
     reader: &SpanReader,
     windows: &CompactWindows,
     span: SpanId,
     joint: &SpanJoint,
     after: Option<&[u8]>,
-) -> io::Result<Option<TableLie>> {
+) -> io::Result<Option<TableContradiction>> {
     let joints = windows.joints();
     match &joint.before {
-        SpanWindow::True(_) => joints.forget(span)?,
-        SpanWindow::Stated(window, stored) => match joints.known(span)? {
-            // the span before has come meanwhile
-            Some(known) if !window.agrees_with(&known) => {
-                return Ok(Some(TableLie::Refuted(Refutation::Window)));
+        SpanWindow::Verified(_) => joints.remove(span)?,
+        SpanWindow::Stated(window, stored) => match joints.verified(span)? {
+            // the previous span has become present meanwhile
+            Some(verified) if !window.agrees_with(&verified) => {
+                return Ok(Some(TableContradiction::Refuted(Refutation::Window)));
             }
-            Some(_) => joints.forget(span)?,
+            Some(_) => joints.remove(span)?,
             None if stored.is_empty() => {}
-            None => joints.leave_stated(span, stored)?,
+            None => joints.store_stated(span, stored)?,
         },
     }
     let next = SpanId(span.get() + 1); // there are fewer than u32::MAX
@@ -251,10 +256,12 @@ fn join(
         return Ok(None);
     };
     match joints.stated(next)? {
-        Some(stated) if !stated.agrees_with(after) => return Ok(Some(TableLie::Window { next })),
-        Some(_) => joints.forget(next)?,
+        Some(stated) if !stated.agrees_with(after) => {
+            return Ok(Some(TableContradiction::Window { next }));
+        }
+        Some(_) => joints.remove(next)?,
         None if joint.is_followed || reader.has(next) => {}
-        None => joints.leave_known(next, after)?,
+        None => joints.store_verified(next, after)?,
     }
     Ok(None)
 }

@@ -1,6 +1,6 @@
-//! The reading side of a disk: its layout, its file, which spans are here, and which are in flight.
+//! The reading side of a disk: its layout, its file, which spans are readable, and which are in flight.
 //!
-//! A span is *here* when a reader can have it: from the file, where it is present, or from memory, where the local disk did not accept it
+//! A span is *readable* when it is present in the file, or when it is held in memory because the local disk did not accept it
 //! ([`super::held_spans`]).
 
 use std::{
@@ -15,10 +15,10 @@ use std::{
 };
 
 use super::{
+    compact_windows::CompactWindows,
     held_spans::HeldSpan,
     in_flight::{Deadline, FetchClaim, InFlight, Purpose, Waiter},
-    span_windows::WindowStore,
-    windows::CompactWindows,
+    window_store::WindowStore,
 };
 use crate::{
     layer::{
@@ -96,7 +96,7 @@ impl SpanReader {
         &self.in_flight
     }
 
-    /// How long a read goes on trying when the sources do not answer; `None`: without a limit.
+    /// How long a read retries while the sources do not answer; `None`: without a limit.
     pub(crate) fn io_timeout(&self) -> Option<Duration> {
         match self.io_timeout_ms.load(Ordering::Relaxed) {
             u64::MAX => None,
@@ -111,9 +111,9 @@ impl SpanReader {
     }
 }
 
-/// Which spans are here.
+/// Which spans are readable.
 impl SpanReader {
-    /// Whether a span is present: in the file.
+    /// Whether a span is present in the file.
     pub(crate) fn has(&self, span: SpanId) -> bool {
         self.presence.bitmap().get(span)
     }
@@ -123,10 +123,10 @@ impl SpanReader {
         self.presence.bitmap().is_full()
     }
 
-    /// Whether a span is here: present, or in memory.
-    pub(crate) fn is_here(&self, span: SpanId) -> bool {
+    /// Whether a span is readable: present in the file, or held in memory.
+    pub(crate) fn is_readable(&self, span: SpanId) -> bool {
         let key = (self.key(), span);
-        // `has` again at the end: a span leaves the memory after it was written to the file
+        // `has` again at the end: a held span is removed after it was written to the file
         self.has(span) || self.services.held_spans().lock().spans.contains(&key) || self.has(span)
     }
 
@@ -135,15 +135,15 @@ impl SpanReader {
         self.is_full() || self.missing(range).is_none()
     }
 
-    /// The first span that a read of this range has to wait for.
+    /// The first span of this range that is not readable.
     pub(crate) fn missing(&self, range: &Range<DiskOffset>) -> Option<SpanId> {
         self.layout
             .spans_under(range)
-            .find(|span| !self.is_here(*span))
+            .find(|span| !self.is_readable(*span))
     }
 
-    /// Whether the local disk does not accept spans at the moment.
-    pub(crate) fn fails_to_keep(&self) -> bool {
+    /// Whether the local disk rejects spans at the moment.
+    pub(crate) fn local_disk_rejects(&self) -> bool {
         self.services
             .held_spans()
             .lock()
@@ -152,20 +152,20 @@ impl SpanReader {
     }
 }
 
-/// Reads of ranges that are here.
+/// Reads of ranges whose spans are readable.
 impl SpanReader {
-    /// Reads a range, without leaving it in the page cache where the kernel can do that. An error of kind `Interrupted`: a span that was in
-    /// memory is not here any more.
+    /// Reads a range, without leaving it in the page cache where the kernel can do that. An error of kind `Interrupted`: a held span was
+    /// removed from memory meanwhile.
     pub(crate) fn read(&self, offset: DiskOffset, buffer: &mut [u8]) -> io::Result<()> {
         let range = offset..DiskOffset(offset.get().saturating_add(buffer.len() as u64));
         let held = self.held(&range)?;
         self.file.read(offset.get(), buffer)?;
-        self.lay_over(&held, &range, buffer);
+        self.copy_held(&held, &range, buffer);
         Ok(())
     }
 
-    /// As [`Self::read`] if the read need not wait for the local disk. Else false: nothing was read, but the kernel has begun to, so that
-    /// the waits of several reads overlap.
+    /// As [`Self::read`], if the read need not wait for the local disk. Else it returns false: nothing was read, but the kernel has started
+    /// to read, so that the waits of several reads overlap.
     pub(crate) fn try_read(&self, offset: DiskOffset, buffer: &mut [u8]) -> io::Result<bool> {
         let range = offset..DiskOffset(offset.get().saturating_add(buffer.len() as u64));
         let held = self.held(&range)?;
@@ -173,12 +173,12 @@ impl SpanReader {
             return Ok(false);
         };
         self.file.finish(offset.get(), buffer, done)?;
-        self.lay_over(&held, &range, buffer);
+        self.copy_held(&held, &range, buffer);
         Ok(true)
     }
 
-    /// Moves a range into a pipe, as references to the page cache. False where that cannot be done: a file system without splice, and spans
-    /// that are in memory only.
+    /// Moves a range into a pipe, as references to the page cache. Returns false if that is not possible: on a file system without splice,
+    /// or if a span of the range is held in memory.
     pub(crate) fn splice(
         &self,
         range: &Range<DiskOffset>,
@@ -191,7 +191,7 @@ impl SpanReader {
         self.file.splice(range.start.get(), length, pipe)
     }
 
-    /// The spans of a range that are in memory only.
+    /// The spans of a range that are in memory only, and not in the file.
     fn held(&self, range: &Range<DiskOffset>) -> io::Result<Vec<HeldSpan>> {
         if self.is_full() {
             return Ok(Vec::new());
@@ -208,7 +208,7 @@ impl SpanReader {
                 Some(held) => all.push(held),
                 None if self.has(span) => {}
                 None => {
-                    let why = format!("span {span} is not here any more");
+                    let why = format!("span {span} was removed from memory");
                     return Err(io::Error::new(io::ErrorKind::Interrupted, why));
                 }
             }
@@ -216,8 +216,8 @@ impl SpanReader {
         Ok(all)
     }
 
-    /// Copies the bytes of spans in memory over what was read of the file at `range`.
-    fn lay_over(&self, spans: &[HeldSpan], range: &Range<DiskOffset>, buffer: &mut [u8]) {
+    /// Copies the bytes of held spans over the bytes that were read from the file at `range`.
+    fn copy_held(&self, spans: &[HeldSpan], range: &Range<DiskOffset>, buffer: &mut [u8]) {
         for span in spans {
             let end = LayerOffset(span.start.get().saturating_add(span.decoded.len() as u64));
             let layer = span.start..end;
@@ -227,7 +227,7 @@ impl SpanReader {
                 .in_layer(&layer)
                 .filter_map(|region| region.clip_layer(&layer)?.clip_disk(range));
             for part in parts {
-                // inside both, as the part is clipped to them
+                // inside both: the part is clipped to them
                 let from = (part.layer.start.get() - span.start.get()) as usize;
                 let to = (part.disk.start.get() - range.start.get()) as usize;
                 let length = part.length() as usize;
@@ -237,52 +237,51 @@ impl SpanReader {
     }
 }
 
-/// Spans in memory.
+/// Held spans.
 impl SpanReader {
     /// Holds a span in memory that the local disk did not accept. Returns whether the local disk did accept the spans before.
     pub(super) fn hold(&self, span: SpanId, held: HeldSpan) -> bool {
-        let mut unkept = self.services.held_spans().lock();
-        unkept.insert((self.key(), span), held);
-        unkept.failing.insert(self.key())
+        let mut held_spans = self.services.held_spans().lock();
+        held_spans.insert((self.key(), span), held);
+        held_spans.failing.insert(self.key())
     }
 
-    /// The span in memory that was used last. Where there is none the local disk accepts spans again, and `all_kept` is called.
-    pub(super) fn next_held(&self, all_kept: impl FnOnce()) -> Option<(SpanId, HeldSpan)> {
-        let mut unkept = self.services.held_spans().lock();
-        let last = unkept.last_of(self.key()).and_then(|span| {
-            let held = unkept.spans.peek(&(self.key(), span))?;
+    /// The held span that was used last. If no span is held, the local disk accepts spans again, and `all_written` is called.
+    pub(super) fn next_held(&self, all_written: impl FnOnce()) -> Option<(SpanId, HeldSpan)> {
+        let mut held_spans = self.services.held_spans().lock();
+        let last = held_spans.last_of(self.key()).and_then(|span| {
+            let held = held_spans.spans.peek(&(self.key(), span))?;
             Some((span, held.clone()))
         });
         if last.is_none() {
-            unkept.failing.remove(&self.key());
-            all_kept();
+            held_spans.failing.remove(&self.key());
+            all_written();
         }
         last
     }
 
-    /// Removes spans from memory.
+    /// Removes held spans from memory.
     pub(crate) fn drop_held(&self, spans: &[SpanId]) {
-        let mut unkept = self.services.held_spans().lock();
+        let mut held_spans = self.services.held_spans().lock();
         for span in spans {
-            unkept.remove((self.key(), *span));
+            held_spans.remove((self.key(), *span));
         }
     }
 }
 
 impl Drop for SpanReader {
     fn drop(&mut self) {
-        let mut unkept = self.services.held_spans().lock();
-        unkept.failing.remove(&self.key());
-        while let Some(span) = unkept.last_of(self.key()) {
-            unkept.remove((self.key(), span));
+        let mut held_spans = self.services.held_spans().lock();
+        held_spans.failing.remove(&self.key());
+        while let Some(span) = held_spans.last_of(self.key()) {
+            held_spans.remove((self.key(), span));
         }
     }
 }
 
 /// Claims of fetches.
 impl SpanReader {
-    /// Joins the fetches of the spans of a range that are in flight, and claims the others that are not here. The caller starts the claims'
-    /// fetches.
+    /// Joins the in-flight fetches of a range, and claims its other spans that are not readable. The caller starts the fetches of the claims.
     pub(super) fn claim_for_reader(
         &self,
         range: &Range<DiskOffset>,
@@ -290,7 +289,7 @@ impl SpanReader {
     ) -> (Vec<Waiter>, Vec<FetchClaim>) {
         let (waiters, mut claims) = self.in_flight.claim(
             self.layout.spans_under(range),
-            |span| self.is_here(span),
+            |span| self.is_readable(span),
             |run| self.layout.compressed_length(run) <= MAX_FETCH_BYTES,
             Purpose::Reader,
             deadline,
@@ -301,48 +300,48 @@ impl SpanReader {
         (waiters, claims)
     }
 
-    /// Claims those of adjacent spans that are neither here nor in flight, in runs of at most `most_bytes` compressed bytes, for no reader
-    /// yet. None while the local disk does not accept spans.
+    /// Claims those of adjacent spans that are neither readable nor in flight, in runs of at most `most_bytes` compressed bytes. No reader
+    /// waits for them yet. It claims none while the local disk rejects spans.
     pub(crate) fn claim_ahead(
         &self,
         spans: Range<u32>,
         most_bytes: u64,
         deadline: Deadline,
     ) -> Vec<FetchClaim> {
-        if self.fails_to_keep() {
+        if self.local_disk_rejects() {
             return Vec::new();
         }
         let (_, claims) = self.in_flight.claim(
             spans.map(SpanId),
-            |span| self.is_here(span),
+            |span| self.is_readable(span),
             |run| self.layout.compressed_length(run) <= most_bytes,
-            Purpose::Later,
+            Purpose::Ahead,
             deadline,
         );
         claims
     }
 
-    /// Whether spans are so fine that a reader will want more than one.
+    /// Whether spans are so short that most reads need more than one: those of a compact index.
     pub(crate) fn is_fine(&self) -> bool {
         self.compact_windows().is_some()
     }
 
-    /// Adds to the claim of a miss the spans that its reader is likely to want next, where spans are fine.
+    /// If spans are fine, adds the spans that the reader probably needs next to the claim of a miss.
     fn widen(&self, claim: &mut FetchClaim) {
-        if !self.is_fine() || self.fails_to_keep() {
+        if !self.is_fine() || self.local_disk_rejects() {
             return;
         }
         let around = sequential::around(
             &claim.spans(),
             self.layout.spans().count(),
-            |span| self.is_here(SpanId(span)),
+            |span| self.is_readable(SpanId(span)),
             |span| self.layout.compressed_span(span),
         );
         self.in_flight
-            .extend(claim, around, |span| self.is_here(span));
+            .extend(claim, around, |span| self.is_readable(span));
     }
 
-    /// The spans at the end of the file whose start was missed by a read of this range, where spans are fine.
+    /// If spans are fine, the spans at the end of the file that this range ends in, after a read of the range has missed `missed`.
     pub(super) fn file_end(
         &self,
         range: &Range<DiskOffset>,
@@ -357,7 +356,7 @@ impl SpanReader {
         Some(sequential::file_end(missed, &spans, length))
     }
 
-    /// The first absent spans of `spans`, adjacent, as many as one GET of at most `most_bytes` compressed bytes fetches.
+    /// The first run of adjacent absent spans in `spans` that one GET of at most `most_bytes` compressed bytes fetches.
     pub(crate) fn next_absent(&self, spans: Range<u32>, most_bytes: u64) -> Option<Range<u32>> {
         let start = spans.clone().find(|span| !self.has(SpanId(*span)))?;
         let more = (start + 1..spans.end).take_while(|span| {

@@ -14,10 +14,10 @@ const ZEROS: [u8; BLOCK_SIZE as usize] = [0; BLOCK_SIZE as usize];
 /// IOV_MAX.
 const MAX_SLICES: usize = 1024;
 
-/// Writes the bytes of the layer at `start` to those of `regions` that hold them; exactly these bytes, and the zeros after a file's end
-/// that are written on the way from one file to the next. Gives their CRC-32, in the layer's order.
+/// Writes the bytes of the layer at `start` to those of `regions` that contain them. It writes exactly these bytes, and zeros from the end
+/// of a file to the start of the next one in the same write. Returns their CRC-32, in the layer's order.
 ///
-/// Small files lie one after another both in the layer and on the disk, so many of them go into one system call.
+/// Small files are adjacent both in the layer and on the disk, so one system call writes many of them.
 pub(crate) fn scatter(
     disk: &File,
     regions: impl Iterator<Item = DataRegion>,
@@ -31,8 +31,8 @@ pub(crate) fn scatter(
         let Some(part) = region.clip_layer(&(start..end)) else {
             continue;
         };
-        run.reach(disk, part.disk.start.get())?;
-        // inside `bytes`, for it is clipped to them
+        run.continue_at(disk, part.disk.start.get())?;
+        // inside `bytes`: the part is clipped to them
         let from = (part.layer.start.get() - start.get()) as usize;
         let to = (part.layer.end.get() - start.get()) as usize;
         crc.update(&bytes[from..to]);
@@ -42,7 +42,7 @@ pub(crate) fn scatter(
     Ok(crc.sum())
 }
 
-/// Slices that lie one after another on the disk.
+/// Slices for adjacent ranges of the disk.
 #[derive(Default)]
 struct AdjacentWrite<'a> {
     position: u64,
@@ -51,8 +51,8 @@ struct AdjacentWrite<'a> {
 }
 
 impl<'a> AdjacentWrite<'a> {
-    /// Goes on at `position`: with zeros where only the rest of a block lies between, else with a new run.
-    fn reach(&mut self, disk: &File, position: u64) -> io::Result<()> {
+    /// Continues at `position`: with zeros if only the rest of a block is between, otherwise with a new run.
+    fn continue_at(&mut self, disk: &File, position: u64) -> io::Result<()> {
         let end = self.position + self.length;
         let padding = position.wrapping_sub(end);
         let same_block_end = position == end.next_multiple_of(BLOCK_SIZE);
@@ -113,7 +113,7 @@ mod tests {
         }
     }
 
-    /// Scatters the layer in spans that end at `cuts`, in this order, over a disk of 0xee, and gives the disk.
+    /// Scatters the spans of a layer, in this order, over a disk filled with 0xee, and returns the disk.
     fn scattered(regions: &[DataRegion], layer: &[u8], spans: &[Range<usize>]) -> Vec<u8> {
         let disk = tempfile::tempfile().unwrap();
         let size = regions.iter().map(|region| region.disk.end.get()).max();
@@ -134,8 +134,8 @@ mod tests {
     }
 
     #[test]
-    fn each_region_gets_its_bytes_and_nothing_else_is_touched() {
-        // the second follows in the next block, the third after a hole
+    fn each_region_gets_its_bytes_and_other_ranges_do_not_change() {
+        // the second region follows in the next block, the third after a hole
         let regions = [
             region(4096, 512, 100),
             region(8192, 1536, 5000),
@@ -154,20 +154,20 @@ mod tests {
     }
 
     #[test]
-    fn a_span_that_ends_inside_a_file_leaves_the_rest_of_the_block_alone() {
+    fn a_span_that_ends_inside_a_file_does_not_write_the_rest_of_the_block() {
         let regions = [region(0, 512, 4000), region(4096, 5120, 300)];
         let layer = layer(6000);
         let disk = scattered(&regions, &layer, &[0..600]);
         assert_eq!(disk[..88], layer[512..600]);
         assert!(disk[88..].iter().all(|byte| *byte == 0xee));
-        // the other half first: what the first wrote stays
+        // the other half first: the bytes of the first write stay
         let disk = scattered(&regions, &layer, &[600..6000, 0..600]);
         assert_eq!(disk[..4000], layer[512..4512]);
         assert_eq!(disk[4096..4396], layer[5120..5420]);
     }
 
     #[test]
-    fn more_files_than_one_system_call_takes() {
+    fn more_files_than_one_system_call_writes() {
         let regions: Vec<_> = (0..3000)
             .map(|index| region(index * 4096, index * 1024 + 512, 500))
             .collect();

@@ -9,7 +9,7 @@ use crate::{
         disk::Disk,
         read::reader::SpanReader,
         stored::{
-            folder::{self, DiskFolder},
+            directory::{self, DiskDirectory},
             seal::{self, is_damage},
             span_record::SpanRecord,
         },
@@ -48,9 +48,9 @@ impl LostSpans {
         };
         let at = |name| disk.path().with_file_name(name).display().to_string();
         let data = (!self.data.is_empty())
-            .then(|| format!("{} of {}", spans(&self.data), at(folder::DISK)));
+            .then(|| format!("{} of {}", spans(&self.data), at(directory::DISK)));
         let rest = (!self.rest.is_empty())
-            .then(|| format!("{} of {}", spans(&self.rest), at(folder::REST)));
+            .then(|| format!("{} of {}", spans(&self.rest), at(directory::REST)));
         let both: Vec<_> = data.into_iter().chain(rest).collect();
         format!("the local disk has not kept {}", both.join(" and "))
     }
@@ -94,7 +94,7 @@ pub(crate) fn lost(
         if !holds(data_checksum(reader, span), check.data).or_kind(Kind::Io, unread)? {
             lost.data.push(span);
         } else if let Some(rest) = rest {
-            let has_last = !check.has_last || last_is_whole(disk.folder());
+            let has_last = !check.has_last || last_is_whole(disk.directory());
             if !has_last || !holds(rest.checksum(span), check.rest).or_kind(Kind::Io, unread)? {
                 lost.rest.push(span);
             }
@@ -119,8 +119,8 @@ fn holds(found: io::Result<u32>, expected: u32) -> io::Result<bool> {
     }
 }
 
-fn last_is_whole(folder: &DiskFolder) -> bool {
-    let bytes = folder.read(folder::LAST);
+fn last_is_whole(directory: &DiskDirectory) -> bool {
+    let bytes = directory.read(directory::LAST);
     bytes.is_ok_and(|bytes| seal::unseal(&bytes).is_some())
 }
 

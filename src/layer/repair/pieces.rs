@@ -12,7 +12,7 @@ use crate::{
         build::streamed,
         disk::Disk,
         stored::{
-            folder,
+            directory,
             pieces::{PIECE_BYTES, checks, read},
             seal::{self, Damage},
         },
@@ -59,7 +59,7 @@ pub(crate) async fn scrub(
 fn wrong_pieces(disk: &Disk, bytes: &watch::Sender<u64>) -> Result<usize> {
     let mut buffer = Vec::new();
     let mut wrong = 0;
-    for (number, expected) in (0..).zip(checks(disk.folder(), disk.size())?) {
+    for (number, expected) in (0..).zip(checks(disk.directory(), disk.size())?) {
         match read(disk.file(), number, disk.size(), &mut buffer) {
             Err(error) if seal::is_damage(&error) => wrong += 1,
             read => {
@@ -79,10 +79,10 @@ async fn restore(disk: &Arc<Disk>, source: &Source) -> Result<()> {
     let (draft, table) = streamed::once_more(disk, source).await?;
     let disk = Arc::clone(disk);
     blocking(move || {
-        let right = draft.folder().open(folder::DISK)?;
+        let right = draft.directory().open(directory::DISK)?;
         let io = || format!("cannot mend {}", disk.path().display());
         if table != *disk.table() || right.metadata().or_kind(Kind::Io, io)?.len() != disk.size() {
-            let other = "it was laid out in another way than this program does it; detach it, and remove its folder";
+            let other = "it was laid out in another way than this program does it; detach it, and remove its directory";
             return Err(Error::new(Kind::Unsupported, other));
         }
         let (mut expected, mut found) = (Vec::new(), Vec::new());
@@ -95,8 +95,8 @@ async fn restore(disk: &Arc<Disk>, source: &Source) -> Result<()> {
             }
         }
         disk.file().sync_data().or_kind(Kind::Io, io)?;
-        for name in [folder::LAYOUT, folder::STACKING, folder::PIECES] {
-            disk.folder().mend(name, &draft.folder().read(name)?)?;
+        for name in [directory::LAYOUT, directory::STACKING, directory::PIECES] {
+            disk.directory().mend(name, &draft.directory().read(name)?)?;
         }
         Ok(())
     })

@@ -20,7 +20,7 @@ use crate::{
 };
 
 impl Disk {
-    /// Holds all that the disk's folder has against its checks, and mends what it can: see [`ScrubReport`]. Rotten spans are fetched again;
+    /// Holds all that the disk's directory has against its checks, and mends what it can: see [`ScrubReport`]. Rotten spans are fetched again;
     /// those of a complete disk at once, into the disk itself, so that whatever is mounted of it stays. `read` is told the bytes read.
     pub async fn scrub(self: &Arc<Self>, read: watch::Sender<u64>) -> Result<ScrubReport> {
         self.services().enter();
@@ -38,8 +38,9 @@ impl Disk {
     /// What follows from the table.
     async fn scrub_derived(self: &Arc<Self>, report: &mut ScrubReport) -> Result<()> {
         let disk = Arc::clone(self);
-        let stored =
-            blocking(move || mend::from_stored_table(&disk.services().new_folder(), disk.folder()));
+        let stored = blocking(move || {
+            mend::from_stored_table(&disk.services().new_directory(), disk.directory())
+        });
         let mut mended = stored.await?;
         if let Mended::LacksTable(_) = &mended {
             mended = match self.fetch_table().await {

@@ -1,8 +1,8 @@
-//! What is remembered of a source: whether it answers, how soon, and when it is tried again after it has not.
+//! The health of a source: whether it answers, how fast, and when it is tried again after failures.
 //!
-//! Two failures in a row, with nothing that came between them, and a source is *down*: others are asked before it. When its pause is
-//! over it is asked for a few bytes that no reader waits for (`race`); what comes of that brings it back, or doubles the pause. A source
-//! that is alone is asked all the same.
+//! After two failures in a row a source is *down*: other sources are asked before it. When its pause has passed, it is asked for a few
+//! bytes that no reader waits for (`race`). Success makes it up again, failure doubles the pause. If all sources are down, they are still
+//! asked.
 
 use std::{
     collections::HashMap,
@@ -18,25 +18,25 @@ use crate::{
     source::Access,
 };
 
-/// Failures in a row that make a source down.
+/// Failures in a row after which a source is down.
 const STRIKES: u32 = 2;
 
-/// The pause before a source that is down is tried again: at first, and at most.
+/// The pause before a source that is down is tried again: first value and maximum.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LAST_PAUSE: Duration = Duration::from_secs(60);
 
-/// A source that has been up for so long begins with the first pause when it goes down again.
+/// A source that was up for this long starts with the first pause when it goes down again.
 const STEADY: Duration = Duration::from_secs(60);
 
-/// A source is late when its first byte takes so many times what it takes usually, ...
+/// A source is late if its first byte takes this many times the average, ...
 const LATE: u32 = 4;
 /// ... within these bounds, ...
 const LEAST_LATE: Duration = Duration::from_millis(250);
 const MOST_LATE: Duration = Duration::from_secs(2);
-/// ... and after this when nothing is known of it.
+/// ... and this long if its average is not known.
 const LATE_AT_FIRST: Duration = Duration::from_secs(1);
 
-/// How much of the usual time what was seen before counts for.
+/// Weight of the previous average when a new value is added with weight 1.
 const WEIGHT: u32 = 7;
 
 /// Whether one source answers.
@@ -47,19 +47,19 @@ pub(crate) struct SourceHealth(Mutex<SourceState>);
 struct SourceState {
     strikes: u32,
     down: Option<Outage>,
-    /// The last pause, and since when it has not been needed.
+    /// The last pause, and the time at which it ended with success.
     pause: Option<(Duration, Instant)>,
     first_byte: Option<Duration>,
 }
 
-/// A source that does not answer, for people.
+/// A source that does not answer, for display.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct SourceDown {
     /// Its reference.
     pub source: String,
     /// Seconds since it went down.
     pub seconds: u64,
-    /// How it failed last.
+    /// Its last error.
     pub error: String,
 }
 
@@ -67,13 +67,13 @@ impl std::fmt::Display for SourceDown {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "the source {} is down since {} s, others are asked before it: {}",
+            "the source {} is down since {} s, and other sources are asked before it: {}",
             self.source, self.seconds, self.error
         )
     }
 }
 
-/// A host that does not answer.
+/// The state of a source that is down.
 struct Outage {
     since: Instant,
     /// The last failure.
@@ -83,7 +83,7 @@ struct Outage {
     is_being_tried: bool,
 }
 
-/// What a success or a failure has changed.
+/// The effect of a success or a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum HealthChange {
     Nothing,
@@ -92,14 +92,14 @@ pub(crate) enum HealthChange {
 }
 
 impl SourceHealth {
-    /// The first byte of an answer has come after this time.
-    pub(super) fn began_to_answer(&self, after: Duration) {
+    /// The first byte of an answer has arrived after this time.
+    pub(super) fn first_byte_after(&self, after: Duration) {
         let mut state = self.lock();
-        let usual = state.first_byte.unwrap_or(after);
-        state.first_byte = Some((usual * WEIGHT + after) / (WEIGHT + 1));
+        let average = state.first_byte.unwrap_or(after);
+        state.first_byte = Some((average * WEIGHT + after) / (WEIGHT + 1));
     }
 
-    /// It has brought what it was asked for.
+    /// It has sent the requested bytes.
     pub(super) fn succeeded(&self) -> HealthChange {
         let mut state = self.lock();
         state.strikes = 0;
@@ -110,14 +110,14 @@ impl SourceHealth {
         HealthChange::CameUp
     }
 
-    /// It has not.
+    /// It has failed to send the requested bytes.
     pub(crate) fn failed(&self, error: &Arc<Error>) -> HealthChange {
         let now = Instant::now();
         let mut state = self.lock();
         state.strikes = state.strikes.saturating_add(1);
         if let Some(down) = &mut state.down {
             down.error = Arc::clone(error);
-            // those who had asked before the pause was over say nothing new
+            // failures of requests from before the end of the pause are not counted
             if now >= down.retry_at {
                 down.pause = (down.pause * 2).min(LAST_PAUSE);
                 down.retry_at = now + down.pause;
@@ -142,12 +142,12 @@ impl SourceHealth {
         HealthChange::WentDown
     }
 
-    /// Whether others are to be asked before it.
+    /// Whether other sources are asked before it.
     pub(super) fn is_down(&self) -> bool {
         self.lock().down.is_some()
     }
 
-    /// Since when and why it is down, if it is, for this source.
+    /// When and why it went down, if it is down. `source` is the name for display.
     pub(crate) fn down(&self, source: &Reference) -> Option<SourceDown> {
         self.lock().down.as_ref().map(|down| SourceDown {
             source: source.to_string(),
@@ -167,10 +167,10 @@ impl SourceHealth {
         }
     }
 
-    /// After what time without an answer another source is asked too.
+    /// The time without an answer after which another source is asked too.
     pub(super) fn late_after(&self) -> Duration {
         match self.lock().first_byte {
-            Some(usual) => (usual * LATE).clamp(LEAST_LATE, MOST_LATE),
+            Some(average) => (average * LATE).clamp(LEAST_LATE, MOST_LATE),
             None => LATE_AT_FIRST,
         }
     }
@@ -180,7 +180,7 @@ impl SourceHealth {
     }
 }
 
-/// What two sources have in common that are up or down together: the host, and the way to it.
+/// Identifies what sources share that are up or down together: the host, and the way to access it.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(crate) struct HostKey(String, Access);
 
@@ -196,12 +196,12 @@ impl HostKey {
     }
 }
 
-/// The hosts of all sources of a store, as long as a disk knows one there.
+/// The hosts of all sources of a store, as long as an open disk has a source there.
 #[derive(Clone, Default)]
 pub(crate) struct Hosts(Arc<Mutex<HashMap<HostKey, Weak<SourceHealth>>>>);
 
 impl Hosts {
-    /// What is remembered of a host.
+    /// The health of a host.
     pub(crate) fn get(&self, key: HostKey) -> Arc<SourceHealth> {
         let mut hosts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         hosts.retain(|_, health| health.strong_count() > 0);
@@ -214,8 +214,8 @@ impl Hosts {
     }
 }
 
-/// Whether a failure is the host's: not an answer about this blob or these credentials.
-pub(super) fn is_of_host(kind: Kind) -> bool {
+/// Whether a failure is that of the host, and not an answer about this blob or these credentials.
+pub(super) fn is_host_failure(kind: Kind) -> bool {
     matches!(kind, Kind::Unavailable | Kind::Io | Kind::Kernel)
 }
 
@@ -238,15 +238,15 @@ mod tests {
         health
     }
 
-    /// Whether the trial is due now, and for one caller alone.
+    /// Whether the trial is due now, for one caller only.
     fn is_due(health: &SourceHealth) -> bool {
         let is_due = health.begin_trial();
-        assert!(!health.begin_trial(), "somebody tries it");
+        assert!(!health.begin_trial(), "another caller tries it");
         is_due
     }
 
     #[tokio::test(start_paused = true)]
-    async fn two_failures_in_a_row_make_it_down_and_what_comes_ends_the_row() {
+    async fn two_failures_in_a_row_make_a_source_down_and_a_success_resets_the_count() {
         let health = SourceHealth::default();
         for _ in 0..3 {
             assert_eq!(health.failed(&error()), HealthChange::Nothing);
@@ -255,23 +255,27 @@ mod tests {
         assert!(!health.is_down() && !health.begin_trial());
         let health = down();
         assert!(health.is_down());
-        assert_eq!(health.failed(&error()), HealthChange::Nothing, "it is down");
+        assert_eq!(
+            health.failed(&error()),
+            HealthChange::Nothing,
+            "already down"
+        );
         assert_eq!(health.succeeded(), HealthChange::CameUp);
         assert!(!health.is_down());
         assert_eq!(
             health.failed(&error()),
             HealthChange::Nothing,
-            "one does not"
+            "one failure is not enough"
         );
     }
 
     #[tokio::test(start_paused = true)]
-    async fn it_is_tried_after_each_pause_and_pauses_double() {
+    async fn a_source_is_tried_after_each_pause_and_pauses_double() {
         let health = down();
         let mut pause = FIRST_PAUSE;
         for _ in 0..9 {
             advance(pause - MOMENT).await;
-            // one who asked before says nothing new
+            // a failure from before the end of the pause does not count
             health.failed(&error());
             assert!(!is_due(&health), "before {pause:?} are over");
             advance(MOMENT).await;
@@ -283,7 +287,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_that_was_not_up_for_long_has_a_longer_pause() {
+    async fn a_source_that_was_up_for_a_short_time_has_a_longer_pause() {
         for (up, pause) in [(STEADY - MOMENT, FIRST_PAUSE * 2), (STEADY, FIRST_PAUSE)] {
             let health = down();
             advance(FIRST_PAUSE).await;
@@ -321,18 +325,18 @@ mod tests {
     }
 
     #[test]
-    fn late_is_some_times_what_is_usual_within_bounds() {
+    fn late_is_a_multiple_of_the_average_within_bounds() {
         let health = SourceHealth::default();
         assert_eq!(health.late_after(), LATE_AT_FIRST);
         let millis = Duration::from_millis;
-        health.began_to_answer(millis(100));
+        health.first_byte_after(millis(100));
         assert_eq!(health.late_after(), millis(400));
-        // an eighth of what is new counts
-        health.began_to_answer(millis(900));
+        // a new value counts for an eighth
+        health.first_byte_after(millis(900));
         assert_eq!(health.late_after(), millis(800));
         for (usual, late) in [(1, LEAST_LATE), (60_000, MOST_LATE)] {
             let health = SourceHealth::default();
-            health.began_to_answer(millis(usual));
+            health.first_byte_after(millis(usual));
             assert_eq!(health.late_after(), late);
         }
     }

@@ -1,7 +1,7 @@
 //! The sources of a layer's blob.
 //!
-//! `places` lists them, `race` asks one or two of them at a time, `health` remembers which of their hosts answer.
+//! `layer_sources` lists them, `race` asks one or more of them at a time, and `health` records which of their hosts answer.
 
 pub(crate) mod health;
-pub(crate) mod places;
+pub(crate) mod layer_sources;
 pub(crate) mod race;

@@ -1,7 +1,7 @@
-//! The bytes of a range of a blob, from whichever of its sources has them.
+//! Fetches a range of a blob from the first of its sources that sends it.
 //!
-//! One source is asked. When it is late, or stops, the next one is asked too, and whoever is the first to bring a few kilobytes goes on
-//! alone. When one fails, the next takes its place. What is remembered of them ([`super::health`]) decides who is asked first.
+//! One source is asked first. When it is late or stalls, the next source is asked too, and the first that sends a few kilobytes continues
+//! alone. When a source fails, the next one is asked. The order follows from the health of the sources ([`super::health`]).
 
 use std::{
     collections::VecDeque,
@@ -16,104 +16,111 @@ use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt as _, TryFutureExt as _, TryStreamExt as _, stream::BoxStream};
 use tokio::time::Instant;
 
-use super::places::LayerSource;
+use super::layer_sources::LayerSource;
 use crate::{
     error::{Error, Kind, Result},
     layer::services::Services,
     oci::Digest,
 };
 
-/// How long the last source is tried without any progress. One that has others behind it has one try.
+/// How long the last source is retried without any progress. A source with others left after it has one attempt.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Bytes that a source brings to be in use, and then again and again to stay so.
+/// Bytes that a source must send to win the race, and then again and again to count as making progress.
 const PROGRESS: u64 = 16 << 10;
 
-/// A source that has begun has at least this long for each [`PROGRESS`]: it shares its link with others.
+/// After its first byte, a source has at least this long for each [`PROGRESS`] bytes: it shares its link with others.
 const LEAST_PACE: Duration = Duration::from_secs(1);
 
-/// How long a source that is down may take when it is tried again.
+/// Time limit for the trial of a source that is down.
 const TRIAL: Duration = Duration::from_secs(10);
 
 /// Some of the bytes, from one source.
 pub(crate) struct RacePiece {
-    /// Where they are in the blob.
+    /// Offset of the bytes in the blob.
     pub start: u64,
     pub bytes: Bytes,
-    pub place: Arc<LayerSource>,
+    pub source: Arc<LayerSource>,
 }
 
-/// A range of a blob on its way.
+/// A range of a blob that is being fetched.
 pub(crate) struct Race {
     blob: Digest,
     end: u64,
-    /// Those that have not been asked.
+    /// Sources that have not been asked.
     rest: VecDeque<Arc<LayerSource>>,
-    runners: Vec<RacingGet>,
+    requests: Vec<RacingRequest>,
     failures: Vec<Error>,
-    /// How often a source was asked that nobody has counted yet.
-    asked: u64,
-    /// How much later than usual a source may be: where the one that was late was still the first, the link is slow.
+    /// Requests that were made since [`Self::take_requests`] was called.
+    requested: u64,
+    /// Factor for the time after which a source is late. It grows when a late source still was the first: then the link is slow.
     tolerance: u32,
 }
 
-/// A source that was asked.
-struct RacingGet {
-    place: Arc<LayerSource>,
+/// A request to one source.
+struct RacingRequest {
+    source: Arc<LayerSource>,
     pieces: BoxStream<'static, Result<Bytes>>,
-    /// The next byte that it brings.
+    /// The offset of the next byte that it sends.
     position: u64,
-    /// What has come while it is not decided who goes on.
+    /// Bytes that have arrived before the race is decided.
     held: VecDeque<RacePiece>,
-    /// Where it has to be for that.
+    /// The offset that it must reach to win the race.
     goal: u64,
-    /// It has brought all, or failed.
+    /// It has sent all bytes, or failed.
     is_done: bool,
     asked: Instant,
     has_begun: bool,
-    /// Its last progress, and bytes since.
+    /// Time of its last progress, and bytes since then.
     seen: Instant,
     gained: u64,
 }
 
 impl Race {
-    /// Of these places, the first ones first. None is asked yet.
+    /// A race of these sources, in their order. None is asked yet.
     pub(crate) fn new(
-        places: impl IntoIterator<Item = Arc<LayerSource>>,
+        sources: impl IntoIterator<Item = Arc<LayerSource>>,
         blob: Digest,
         end: u64,
     ) -> Self {
-        let rest: VecDeque<_> = places.into_iter().collect();
+        let rest: VecDeque<_> = sources.into_iter().collect();
         let failures = match rest.is_empty() {
-            true => vec![Error::new(Kind::Unavailable, "no source is known")],
+            true => vec![Error::new(
+                Kind::Unavailable,
+                "no source of the blob is known; attach an image with this layer again",
+            )],
             false => Vec::new(),
         };
         Self {
             blob,
             end,
             rest,
-            runners: Vec::new(),
+            requests: Vec::new(),
             failures,
-            asked: 0,
+            requested: 0,
             tolerance: 1,
         }
     }
 
-    /// The next bytes; `None` when no source is left, and [`Self::failures`] say why. They follow those before, or begin anew at
-    /// `restart`: the bytes from there on are then from one source. May be dropped while it waits, and called again.
+    /// The next bytes; `None`: no source is left, and [`Self::failures`] has the reasons. The bytes follow the previous ones, or they start
+    /// at `restart` again: then all bytes from there on are from one other source. The future may be dropped while it waits, and the call
+    /// be repeated.
     pub(crate) async fn next(&mut self, restart: u64) -> Option<RacePiece> {
         loop {
-            if let [only] = &mut self.runners[..]
+            if let [only] = &mut self.requests[..]
                 && let Some(held) = only.held.pop_front()
             {
                 return Some(held);
             }
-            if self.runners.is_empty() && !self.ask_next(restart) {
+            if self.requests.is_empty() && !self.ask_next(restart) {
                 return None;
             }
             let late_at = match self.rest.is_empty() {
                 true => None,
-                false => self.runners.last().map(|last| last.late_at(self.tolerance)),
+                false => self
+                    .requests
+                    .last()
+                    .map(|last| last.late_at(self.tolerance)),
             };
             let late = async {
                 match late_at {
@@ -121,46 +128,46 @@ impl Race {
                     None => std::future::pending().await,
                 }
             };
-            let came = tokio::select! {
+            let arrived = tokio::select! {
                 biased;
-                came = poll_fn(|context| poll_runners(&mut self.runners, context)) => came,
+                arrived = poll_fn(|context| poll_requests(&mut self.requests, context)) => arrived,
                 () = late => {
                     self.ask_next(restart);
                     continue;
                 }
             };
-            match came {
+            match arrived {
                 (index, Some(Ok(bytes))) => {
                     if let Some(piece) = self.take(index, bytes) {
                         return Some(piece);
                     }
                 }
                 (index, end) => {
-                    let runner = self.runners.remove(index);
+                    let request = self.requests.remove(index);
                     let error = match end {
                         Some(Err(error)) => error,
                         _ => Error::new(
                             Kind::Corrupt,
                             format!(
-                                "byte {} of a range to {} is the last that came",
-                                runner.position, self.end
+                                "the response ended at byte {}, expected bytes up to {}",
+                                request.position, self.end
                             ),
                         ),
                     };
-                    self.failures.push(runner.fail(error));
+                    self.failures.push(request.fail(error));
                 }
             }
         }
     }
 
-    /// What the sources that failed have said.
+    /// The errors of the sources that failed.
     pub(crate) fn failures(self) -> Vec<Error> {
         self.failures
     }
 
-    /// How many requests were made since this was asked.
-    pub(crate) fn take_asked(&mut self) -> u64 {
-        std::mem::take(&mut self.asked)
+    /// The number of requests since the last call.
+    pub(crate) fn take_requests(&mut self) -> u64 {
+        std::mem::take(&mut self.requested)
     }
 
     /// All bytes from `start` on, from one source.
@@ -170,30 +177,30 @@ impl Race {
             let Some(piece) = self.next(start).await else {
                 return Err(self.failures());
             };
-            // at most as many as have come
+            // not more than have arrived
             bytes.truncate((piece.start - start) as usize);
             bytes.extend_from_slice(&piece.bytes);
         }
         Ok(bytes.freeze())
     }
 
-    /// Asks the next source for what begins at `from`, if there is one.
+    /// Asks the next source for the bytes from `from` on. False: there is none.
     fn ask_next(&mut self, from: u64) -> bool {
-        let Some(place) = self.rest.pop_front() else {
+        let Some(source) = self.rest.pop_front() else {
             return false;
         };
-        let patience = match self.rest.is_empty() && self.runners.is_empty() {
+        let patience = match self.rest.is_empty() && self.requests.is_empty() {
             true => PATIENCE,
             false => Duration::ZERO,
         };
         let now = Instant::now();
-        for runner in &mut self.runners {
-            runner.goal = runner.goal.max(runner.position + PROGRESS).min(self.end);
+        for request in &mut self.requests {
+            request.goal = request.goal.max(request.position + PROGRESS).min(self.end);
         }
-        self.asked += 1;
-        self.runners.push(RacingGet {
-            pieces: pieces(&place, self.blob, from..self.end, patience),
-            place,
+        self.requested += 1;
+        self.requests.push(RacingRequest {
+            pieces: pieces(&source, self.blob, from..self.end, patience),
+            source,
             position: from,
             held: VecDeque::new(),
             goal: (from + PROGRESS).min(self.end),
@@ -206,35 +213,35 @@ impl Race {
         true
     }
 
-    /// Takes what a source has brought; gives what of it may be used now.
+    /// Takes bytes that a source has sent. Returns them if the race is decided.
     fn take(&mut self, index: usize, bytes: Bytes) -> Option<RacePiece> {
-        let is_alone = self.runners.len() == 1;
-        let runner = &mut self.runners[index]; // one that was polled just now
-        let piece = runner.came(bytes, self.end);
+        let is_alone = self.requests.len() == 1;
+        let request = &mut self.requests[index]; // the one that was polled just now
+        let piece = request.receive(bytes, self.end);
         if is_alone {
             return Some(piece);
         }
-        runner.held.push_back(piece);
-        if runner.position < runner.goal {
+        request.held.push_back(piece);
+        if request.position < request.goal {
             return None;
         }
-        let winner = self.runners.remove(index);
+        let winner = self.requests.remove(index);
         if index == 0 {
             self.tolerance = self.tolerance.saturating_mul(2);
         }
-        // they end here, what they have held goes with them, and those who had no time may be asked again
-        for other in std::mem::take(&mut self.runners) {
-            self.rest.push_back(Arc::clone(&other.place));
+        // the requests of the others end here; a source that had no time to answer may be asked again
+        for other in std::mem::take(&mut self.requests) {
+            self.rest.push_back(Arc::clone(&other.source));
         }
-        self.runners.push(winner);
-        None // it is what it holds
+        self.requests.push(winner);
+        None // the next call returns its held bytes
     }
 }
 
-impl RacingGet {
-    /// When another one is asked too, unless it brings something before.
+impl RacingRequest {
+    /// The time at which another source is asked too, unless this one makes progress before.
     fn late_at(&self, tolerance: u32) -> Instant {
-        let late = self.place.host().late_after();
+        let late = self.source.host().late_after();
         let late = match self.has_begun {
             true => late.max(LEAST_PACE),
             false => late,
@@ -242,12 +249,12 @@ impl RacingGet {
         self.seen + late.saturating_mul(tolerance)
     }
 
-    fn came(&mut self, bytes: Bytes, end: u64) -> RacePiece {
+    fn receive(&mut self, bytes: Bytes, end: u64) -> RacePiece {
         let now = Instant::now();
-        let host = self.place.host();
+        let host = self.source.host();
         if !self.has_begun {
             self.has_begun = true;
-            host.began_to_answer(now - self.asked);
+            host.first_byte_after(now - self.asked);
         }
         let start = self.position;
         self.position = start.saturating_add(bytes.len() as u64).min(end);
@@ -256,88 +263,88 @@ impl RacingGet {
         if self.gained >= PROGRESS || self.is_done {
             self.gained = 0;
             self.seen = now;
-            self.place.answered();
+            self.source.answered();
         }
         RacePiece {
             start,
             bytes,
-            place: Arc::clone(&self.place),
+            source: Arc::clone(&self.source),
         }
     }
 
-    /// It has ended without all that it was asked for.
+    /// The request has ended without all its bytes.
     fn fail(mut self, error: Error) -> Error {
         self.is_done = true;
-        self.place.failed(&error.to_shared());
-        error.context(format!("from {}", self.place.reference()))
+        self.source.failed(&error.to_shared());
+        error.context(format!("from {}", self.source.reference()))
     }
 }
 
-impl Drop for RacingGet {
+impl Drop for RacingRequest {
     fn drop(&mut self) {
         if self.is_done || Instant::now() < self.late_at(1) {
             return;
         }
         let text = format!(
-            "{} bytes have come of what was asked for {:.1} s ago",
+            "{} bytes have arrived in {:.1} s",
             self.gained,
             self.seen.elapsed().as_secs_f64()
         );
-        self.place
+        self.source
             .failed(&Arc::new(Error::new(Kind::Unavailable, text)));
     }
 }
 
-/// The first of the runners that has something; `None` is the end of what it brings.
-fn poll_runners(
-    runners: &mut [RacingGet],
+/// The first request that has bytes or an error; `None`: its body has ended.
+fn poll_requests(
+    requests: &mut [RacingRequest],
     context: &mut Context<'_>,
 ) -> Poll<(usize, Option<Result<Bytes>>)> {
-    for (index, runner) in runners.iter_mut().enumerate() {
-        if let Poll::Ready(item) = runner.pieces.poll_next_unpin(context) {
+    for (index, request) in requests.iter_mut().enumerate() {
+        if let Poll::Ready(item) = request.pieces.poll_next_unpin(context) {
             return Poll::Ready((index, item));
         }
     }
     Poll::Pending
 }
 
-/// What a source sends of a range. It is opened first, where nobody has done that.
+/// The bytes that a source sends of a range. The source is opened first if it is not open.
 fn pieces(
-    place: &Arc<LayerSource>,
+    source: &Arc<LayerSource>,
     blob: Digest,
     range: Range<u64>,
     patience: Duration,
 ) -> BoxStream<'static, Result<Bytes>> {
-    let place = Arc::clone(place);
-    async move { Ok(place.open().await?.pieces(&blob, range, patience)) }
+    let source = Arc::clone(source);
+    async move { Ok(source.open().await?.pieces(&blob, range, patience)) }
         .try_flatten_stream()
         .boxed()
 }
 
-/// Tries those sources again that are down, by a few bytes that nobody waits for, where there is another one for who does.
-pub(crate) fn try_again(
+/// Tries sources that are down by fetching a few bytes that no reader waits for, if another source serves the readers.
+pub(crate) fn retry_down(
     services: &Services,
-    places: &[Arc<LayerSource>],
+    sources: &[Arc<LayerSource>],
     blob: Digest,
     range: &Range<u64>,
 ) {
-    if places.first().is_none_or(|first| first.is_down()) {
+    if sources.first().is_none_or(|first| first.is_down()) {
         return;
     }
-    for place in places.iter().filter(|place| place.begin_trial()) {
-        let place = Arc::clone(place);
+    for source in sources.iter().filter(|source| source.begin_trial()) {
+        let source = Arc::clone(source);
         let range = range.start..range.end.min(range.start.saturating_add(PROGRESS));
         services.spawn(async move {
-            let read = pieces(&place, blob, range, Duration::ZERO).try_for_each(async |_| Ok(()));
+            let read = pieces(&source, blob, range, Duration::ZERO).try_for_each(async |_| Ok(()));
             match tokio::time::timeout(TRIAL, read).await {
                 Ok(Ok(())) => {
-                    place.answered();
-                    place.is_right();
+                    source.answered();
+                    source.sent_right_bytes();
                 }
-                Ok(Err(error)) => place.failed(&error.to_shared()),
+                Ok(Err(error)) => source.failed(&error.to_shared()),
                 Err(_) => {
                     let text = format!("no answer within {} s", TRIAL.as_secs());
-                    place.failed(&Arc::new(Error::new(Kind::Unavailable, text)));
+                    source.failed(&Arc::new(Error::new(Kind::Unavailable, text)));
                 }
             }
         });

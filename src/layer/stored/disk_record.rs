@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    folder::{self, DiskFolder},
+    directory::{self, DiskDirectory},
     state::DiskState,
 };
 use crate::{
@@ -20,7 +20,7 @@ use crate::{
 
 /// The record of one disk.
 pub(crate) struct DiskRecord {
-    folder: DiskFolder,
+    directory: DiskDirectory,
     /// Of `disk.ext4`.
     path: PathBuf,
     layer: LayerBlob,
@@ -31,20 +31,20 @@ pub(crate) struct DiskRecord {
 }
 
 impl DiskRecord {
-    pub(crate) fn new(folder: DiskFolder, state: DiskState, facts: StackingFacts) -> Self {
+    pub(crate) fn new(directory: DiskDirectory, state: DiskState, facts: StackingFacts) -> Self {
         Self {
-            path: folder.path().join(folder::DISK),
+            path: directory.path().join(directory::DISK),
             layer: state.layer.clone(),
             table: state.table,
             state: Mutex::new(state),
             facts: Mutex::new(Some(facts)),
-            folder,
+            directory,
         }
     }
 
     /// The directory of the disk.
-    pub(crate) fn folder(&self) -> &DiskFolder {
-        &self.folder
+    pub(crate) fn directory(&self) -> &DiskDirectory {
+        &self.directory
     }
 
     /// The path of `disk.ext4`.
@@ -77,7 +77,7 @@ impl DiskRecord {
     /// Makes `next` the state, in memory and in the directory.
     pub(crate) fn replace_state(&self, state: &mut DiskState, next: DiskState) -> Result<()> {
         if next != *state {
-            self.folder.replace(folder::STATE, &next.encode())?;
+            self.directory.replace(directory::STATE, &next.encode())?;
             *state = next;
         }
         Ok(())
@@ -87,7 +87,7 @@ impl DiskRecord {
     pub(crate) fn stacking(&self) -> Result<StackingFacts> {
         locked(&self.facts)
             .take()
-            .map_or_else(|| self.folder.stacking(), Ok)
+            .map_or_else(|| self.directory.stacking(), Ok)
     }
 
     /// The first evidence that the table contradicts the layer, if there is any.
@@ -96,7 +96,7 @@ impl DiskRecord {
     }
 
     /// Records that the table contradicts the layer: no other attachment uses it, in this process or later.
-    pub(crate) fn convict(&self, error: &Error) {
+    pub(crate) fn mark_table_false(&self, error: &Error) {
         let written = self.change_state(|state| {
             state.refuted.get_or_insert_with(|| error.report());
         });

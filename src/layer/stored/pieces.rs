@@ -3,7 +3,7 @@
 use std::{fs::File, io, os::unix::fs::FileExt as _};
 
 use super::{
-    folder::{self, DiskFolder},
+    directory::{self, DiskDirectory},
     seal::{self, Damage},
 };
 use crate::error::{Kind, Result, ResultExt as _};
@@ -12,8 +12,13 @@ use crate::error::{Kind, Result, ResultExt as _};
 pub(crate) const PIECE_BYTES: u64 = 4 << 20;
 
 /// Writes the checks of a disk that is whole.
-pub(crate) fn write(folder: &DiskFolder, disk: &File) -> Result<()> {
-    let io = || format!("cannot read {}", folder.path().join(folder::DISK).display());
+pub(crate) fn write(directory: &DiskDirectory, disk: &File) -> Result<()> {
+    let io = || {
+        format!(
+            "cannot read {}",
+            directory.path().join(directory::DISK).display()
+        )
+    };
     let mut checks = Vec::new();
     let size = disk.metadata().or_kind(Kind::Io, io)?.len();
     let mut buffer = Vec::new();
@@ -21,7 +26,7 @@ pub(crate) fn write(folder: &DiskFolder, disk: &File) -> Result<()> {
         read(disk, number, size, &mut buffer).or_kind(Kind::Io, io)?;
         checks.extend_from_slice(&seal::crc32(&buffer).to_le_bytes());
     }
-    folder.write(folder::PIECES, &seal::seal(checks))
+    directory.write(directory::PIECES, &seal::seal(checks))
 }
 
 pub(crate) fn read(disk: &File, number: u64, size: u64, buffer: &mut Vec<u8>) -> io::Result<()> {
@@ -31,12 +36,12 @@ pub(crate) fn read(disk: &File, number: u64, size: u64, buffer: &mut Vec<u8>) ->
 }
 
 /// The checks; an error that is [`Damage`] where they are not known.
-pub(crate) fn checks(folder: &DiskFolder, size: u64) -> Result<Vec<u32>> {
-    let bytes = folder.read(folder::PIECES)?;
+pub(crate) fn checks(directory: &DiskDirectory, size: u64) -> Result<Vec<u32>> {
+    let bytes = directory.read(directory::PIECES)?;
     let checks = seal::unseal(&bytes).map(|bytes| bytes.as_chunks::<4>().0);
     checks
         .filter(|checks| checks.len() as u64 == size.div_ceil(PIECE_BYTES))
         .map(|checks| checks.iter().map(|crc| u32::from_le_bytes(*crc)).collect())
-        .ok_or_else(|| Damage::check(folder::PIECES))
-        .or_kind(Kind::Corrupt, || folder.path().display().to_string())
+        .ok_or_else(|| Damage::check(directory::PIECES))
+        .or_kind(Kind::Corrupt, || directory.path().display().to_string())
 }

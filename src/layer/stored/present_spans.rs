@@ -14,7 +14,7 @@ use std::{
 };
 
 use super::{
-    folder,
+    directory,
     seal::Damage,
     span_record::{self, RECORD_BYTES, SpanCheck, SpanRecord},
     stored_file::StoredFile,
@@ -103,7 +103,7 @@ impl Bitmap {
     }
 
     /// Takes spans back, in memory and in the file: their data is not what it was taken for.
-    pub(crate) fn disown(&self, spans: &[SpanId]) -> io::Result<()> {
+    pub(crate) fn revoke(&self, spans: &[SpanId]) -> io::Result<()> {
         // in this order: `save` looks at the bit in memory under the lock
         spans.iter().for_each(|span| self.clear(*span));
         let absent: Vec<_> = spans
@@ -131,7 +131,7 @@ impl Bitmap {
         self.file
             .get()?
             .read_exact_at(&mut bytes, span_record::place(span))?;
-        SpanRecord::decode(&bytes, span).ok_or_else(|| Damage::check(folder::SPANS).into())
+        SpanRecord::decode(&bytes, span).ok_or_else(|| Damage::check(directory::SPANS).into())
     }
 
     /// Writes records; those of adjacent spans that follow each other at once.
@@ -247,8 +247,8 @@ mod tests {
         bitmap
             .save(&[(SpanId(0), CHECK), (SpanId(1), CHECK)])
             .unwrap();
-        bitmap.disown(&[SpanId(1)]).unwrap();
-        bitmap.disown(&[SpanId(2)]).unwrap();
+        bitmap.revoke(&[SpanId(1)]).unwrap();
+        bitmap.revoke(&[SpanId(2)]).unwrap();
         // a sync that began before
         bitmap
             .save(&[(SpanId(1), CHECK), (SpanId(2), CHECK)])

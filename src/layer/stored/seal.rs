@@ -1,4 +1,4 @@
-//! The checks that the files of a disk's folder carry, and the error of one that does not hold.
+//! The checks that the files of a disk's directory carry, and the error of one that does not hold.
 //!
 //! A file that is read as a whole ends with a CRC-32 of all before it; one of which parts are read has a CRC-32 in each part. So bytes that
 //! changed on the local disk are never taken for what was written: what they say is not held against anybody.

@@ -14,7 +14,7 @@ use crate::{
 };
 
 use super::{
-    folder,
+    directory,
     seal::{CRC_BYTES, Damage, crc32},
     stored_file::StoredFile,
 };
@@ -158,12 +158,12 @@ impl Spans {
     pub(crate) fn open(file: StoredFile) -> Result<Self, crate::error::Error> {
         use crate::error::{Error as Wrapped, Kind, ResultExt as _};
         let unread = || "the stored span table cannot be read".to_owned();
-        let damaged = || Damage::check(folder::SPAN_TABLE);
+        let damaged = || Damage::check(directory::SPAN_TABLE);
         let mut bytes = Vec::new();
         let read = file
             .get()
             .and_then(|file| io::Read::read_to_end(&mut &*file, &mut bytes));
-        read.map_err(|error| match Damage::found(folder::SPAN_TABLE, &error) {
+        read.map_err(|error| match Damage::found(directory::SPAN_TABLE, &error) {
             Some(damage) => Wrapped::with_source(Kind::Corrupt, unread(), damage),
             None => Wrapped::with_source(Kind::Io, unread(), error),
         })?;
@@ -279,14 +279,14 @@ impl Spans {
         let offset = HEADER_BYTES as u64 + u64::from(span.get()) * RECORD_BYTES as u64;
         let file = self.file.as_ref().ok_or(io::ErrorKind::NotFound)?.get()?;
         file.read_exact_at(&mut record, offset).map_err(|error| {
-            match Damage::found(folder::SPAN_TABLE, &error) {
+            match Damage::found(directory::SPAN_TABLE, &error) {
                 Some(damage) => damage.into(),
                 None => error,
             }
         })?;
         match is_whole(&record) {
             true => Ok(decode(&record)),
-            false => Err(Damage::check(folder::SPAN_TABLE).into()),
+            false => Err(Damage::check(directory::SPAN_TABLE).into()),
         }
     }
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::seal;
 use crate::{layer::types::LayerBlob, oci::Digest};
 
-/// The version of the folder that this program writes. It counts what the files are and where a layer's data goes on the disk: a change
+/// The version of the directory that this program writes. It counts what the files are and where a layer's data goes on the disk: a change
 /// of either needs another one.
 const VERSION: u32 = 2;
 
@@ -36,20 +36,20 @@ pub(crate) struct DiskState {
     pub complete: bool,
     /// The layer's bytes, as the table lays them out, were checked in full against the layer's digest or diff ID.
     pub verified: bool,
-    /// The check of the disk's metadata (`metadata`); not known before the folder was synced for the first time.
+    /// The check of the disk's metadata (`metadata`); not known before the directory was synced for the first time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metadata_crc32: Option<u32>,
     /// What has shown that the table is not the layer's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refuted: Option<String>,
-    /// The boot in which the folder was made, as long as it is not known to be on the disk: the death of the daemon does not hurt such
-    /// a folder, a loss of power may.
+    /// The boot in which the directory was made, as long as it is not known to be on the disk: the death of the daemon does not hurt such
+    /// a directory, a loss of power may.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unsynced_since_boot: Option<String>,
 }
 
 impl DiskState {
-    /// The state of a new folder, not yet synced.
+    /// The state of a new directory, not yet synced.
     pub(crate) fn new(layer: &LayerBlob, table: Digest, disk_size: u64, spans: u32) -> Self {
         Self {
             version: VERSION,
@@ -67,7 +67,7 @@ impl DiskState {
         }
     }
 
-    /// Reads a `state.json`. `None`: it is damaged, of a version that is not read, or its folder may have suffered a loss of power.
+    /// Reads a `state.json`. `None`: it is damaged, of a version that is not read, or its directory may have suffered a loss of power.
     pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
         let (state, version): (Self, _) = match seal::has_json_seal(bytes) {
             true => (seal::unseal_json(bytes)?, VERSION),
@@ -80,7 +80,7 @@ impl DiskState {
         (state.version == version && !lost).then_some(state)
     }
 
-    /// This state, of a folder of this version.
+    /// This state, of a directory of this version.
     pub(crate) fn of_this_version(mut self) -> Self {
         self.version = VERSION;
         self
@@ -119,13 +119,13 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_of_this_boot_counts_without_a_sync() {
+    fn a_directory_of_this_boot_counts_without_a_sync() {
         let state = state();
         assert_eq!(DiskState::parse(&state.encode()), Some(state));
     }
 
     #[test]
-    fn a_folder_of_another_boot_counts_only_when_synced() {
+    fn a_directory_of_another_boot_counts_only_when_synced() {
         let mut state = state();
         state.unsynced_since_boot = Some("another".to_owned());
         assert_eq!(DiskState::parse(&state.encode()), None);

@@ -1,4 +1,4 @@
-//! A file of a disk's folder that is open while there are descriptors to spare.
+//! A file of a disk's directory that is open while there are descriptors to spare.
 //!
 //! A lazy layer has several such files, and they are read or written once per fetched span, not once per read of the device. So the process
 //! keeps open those that were used last, up to a quarter of its limit of open files (`RLIMIT_NOFILE`); the others are opened again
@@ -175,8 +175,8 @@ mod tests {
     use super::*;
 
     fn stored(name: &str) -> (tempfile::TempDir, StoredFile) {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join(name);
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(name);
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -185,7 +185,7 @@ mod tests {
             .unwrap();
         file.write_all_at(b"content", 0).unwrap();
         let stored = StoredFile::new(path, file).unwrap();
-        (folder, stored)
+        (directory, stored)
     }
 
     fn content(stored: &StoredFile) -> io::Result<[u8; 7]> {
@@ -200,7 +200,7 @@ mod tests {
 
     #[test]
     fn a_closed_file_is_opened_again() {
-        let (_folder, stored) = stored("file");
+        let (_directory, stored) = stored("file");
         close(&stored);
         assert_eq!(&content(&stored).unwrap(), b"content");
         assert!(open_files().contains(&stored.key));
@@ -208,7 +208,7 @@ mod tests {
 
     #[test]
     fn a_file_in_its_place_is_not_used() {
-        let (_folder, stored) = stored("file");
+        let (_directory, stored) = stored("file");
         let next = stored.path.with_extension("next");
         fs::write(&next, b"another").unwrap();
         fs::rename(&next, &stored.path).unwrap();
@@ -220,7 +220,7 @@ mod tests {
 
     #[test]
     fn a_link_in_its_place_is_not_followed() {
-        let (_folder, stored) = stored("file");
+        let (_directory, stored) = stored("file");
         let moved = stored.path.with_extension("moved");
         fs::rename(&stored.path, &moved).unwrap();
         std::os::unix::fs::symlink(&moved, &stored.path).unwrap();
@@ -282,7 +282,7 @@ mod tests {
 
     #[test]
     fn a_dropped_file_is_not_kept_open() {
-        let (_folder, stored) = stored("file");
+        let (_directory, stored) = stored("file");
         let key = stored.key;
         drop(stored);
         assert!(!open_files().contains(&key));

@@ -11,7 +11,7 @@ use std::{
 use crate::{
     error::{Error, Kind, Result, ResultExt as _},
     layer::stored::{
-        folder,
+        directory,
         seal::{CRC_BYTES, Damage, crc32},
         stored_file::StoredFile,
     },
@@ -79,13 +79,13 @@ impl Headers {
         let length = file.get()?.metadata()?.len();
         let count = length / RECORD_BYTES as u64;
         if count == 0 || !length.is_multiple_of(RECORD_BYTES as u64) {
-            return Err(Damage::new(folder::HEADERS, "it is cut").into());
+            return Err(Damage::new(directory::HEADERS, "it is cut").into());
         }
         let headers = Self { file, count };
         let last = headers.batch(count - 1)?;
         match record(&last).0.end {
             AFTER_ALL => Ok(headers),
-            _ => Err(Damage::new(folder::HEADERS, "it is cut").into()),
+            _ => Err(Damage::new(directory::HEADERS, "it is cut").into()),
         }
     }
 
@@ -173,7 +173,7 @@ impl Headers {
         self.file
             .get()?
             .read_exact_at(&mut records, first * RECORD_BYTES as u64)
-            .map_err(|error| match Damage::found(folder::HEADERS, &error) {
+            .map_err(|error| match Damage::found(directory::HEADERS, &error) {
                 Some(damage) => damage.into(),
                 None => error,
             })?;
@@ -183,7 +183,7 @@ impl Headers {
         };
         match records.chunks_exact(RECORD_BYTES).all(is_whole) {
             true => Ok(records),
-            false => Err(Damage::check(folder::HEADERS).into()),
+            false => Err(Damage::check(directory::HEADERS).into()),
         }
     }
 

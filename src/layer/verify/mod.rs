@@ -2,12 +2,12 @@
 //!
 //! Each span is compared with its table (`span`, `headers`), and the whole layer with the image (`whole_layer`). For the latter, the bytes
 //! that
-//! belong to no file are kept (`non_file_bytes`, `trailer`). `progress` is the state of this verification, `lies` its findings, `revoked`
+//! belong to no file are kept (`non_file_bytes`, `trailer`). `progress` is the state of this verification, `contradictions` its findings, `revoked`
 //! the
 //! spans that were found wrong after they had been present.
 
+pub(crate) mod contradictions;
 pub(crate) mod headers;
-pub(crate) mod lies;
 pub(crate) mod non_file_bytes;
 pub(crate) mod progress;
 pub(crate) mod revoked;

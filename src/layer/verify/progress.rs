@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use super::{lies::Refutation, non_file_bytes::NonFileBytes};
+use super::{contradictions::Refutation, non_file_bytes::NonFileBytes};
 use crate::{error::Error, layer::locked::locked, units::SpanId};
 
 /// What is known.

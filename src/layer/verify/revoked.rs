@@ -1,4 +1,4 @@
-//! Spans that were taken back: a later look has shown that they are not what the table says. The folder remembers them, in the file
+//! Spans that were taken back: a later look has shown that they are not what the table says. The directory remembers them, in the file
 //! `disowned`, which is made with the first: alone such a span shows nothing, and would be served again. The file is their numbers, and a
 //! check.
 
@@ -11,7 +11,7 @@ use std::{
 use crate::{
     error::{Error, Kind, Result},
     layer::stored::{
-        folder::{self, DiskFolder},
+        directory::{self, DiskDirectory},
         seal::{self, Damage},
     },
     units::SpanId,
@@ -19,34 +19,38 @@ use crate::{
 
 /// The spans of a disk that were taken back.
 pub(crate) struct RevokedSpans {
-    folder: DiskFolder,
+    directory: DiskDirectory,
     known: Mutex<BTreeSet<SpanId>>,
 }
 
 impl RevokedSpans {
-    /// Those of a disk with so many spans that the folder remembers. A file that is damaged accuses nobody, and goes: that the table was
+    /// Those of a disk with so many spans that the directory remembers. A file that is damaged accuses nobody, and goes: that the table was
     /// shown to lie stands in `state.json`.
-    pub(crate) fn open(folder: &DiskFolder, count: u32) -> Result<Self> {
+    pub(crate) fn open(directory: &DiskDirectory, count: u32) -> Result<Self> {
         let mut known = BTreeSet::new();
-        if folder.has(folder::DISOWNED) {
-            let file = folder.read(folder::DISOWNED);
+        if directory.has(directory::DISOWNED) {
+            let file = directory.read(directory::DISOWNED);
             let spans = file.and_then(|bytes| {
                 decode(&bytes, count).ok_or_else(|| {
-                    let damage = Damage::check(folder::DISOWNED);
-                    Error::with_source(Kind::Corrupt, folder.path().display().to_string(), damage)
+                    let damage = Damage::check(directory::DISOWNED);
+                    Error::with_source(
+                        Kind::Corrupt,
+                        directory.path().display().to_string(),
+                        damage,
+                    )
                 })
             });
             match spans {
                 Ok(spans) => known = spans,
                 Err(error) if Damage::is_in(&error) => {
                     tracing::warn!("{}; it is removed", error.report());
-                    folder.remove(folder::DISOWNED)?;
+                    directory.remove(directory::DISOWNED)?;
                 }
                 Err(error) => return Err(error),
             }
         }
         Ok(Self {
-            folder: folder.clone(),
+            directory: directory.clone(),
             known: Mutex::new(known),
         })
     }
@@ -71,12 +75,12 @@ impl RevokedSpans {
         free
     }
 
-    /// Takes spans back, for as long as there is the folder. On an error for as long as the disk is open.
+    /// Takes spans back, for as long as there is the directory. On an error for as long as the disk is open.
     pub(crate) fn insert(&self, spans: &[SpanId]) -> io::Result<()> {
         let mut known = self.lock();
         known.extend(spans);
-        self.folder
-            .replace(folder::DISOWNED, &encode(&known))
+        self.directory
+            .replace(directory::DISOWNED, &encode(&known))
             .map_err(|error| io::Error::other(error.report()))
     }
 

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::{
-    lies::{Refutation, TableLie},
+    contradictions::{Refutation, TableContradiction},
     non_file_bytes::MAX_TAIL,
 };
 use crate::{
@@ -40,7 +40,7 @@ impl<'a> DecodedSpan<'a> {
         compressed: &'a [u8],
         window: Option<&'a [u8]>,
         decoder: &'a mut SpanDecoder,
-    ) -> Result<Self, TableLie> {
+    ) -> Result<Self, TableContradiction> {
         let is_last = span.get().saturating_add(1) == spans.count();
         let (bytes, beyond, surplus) = match spans.compression() {
             Compression::Uncompressed => {
@@ -49,7 +49,7 @@ impl<'a> DecodedSpan<'a> {
                 let (bytes, beyond) = usize::try_from(expected)
                     .ok()
                     .and_then(|length| compressed.split_at_checked(length))
-                    .ok_or(TableLie::Length {
+                    .ok_or(TableContradiction::Length {
                         expected,
                         found: compressed.len(),
                     })?;
@@ -60,7 +60,7 @@ impl<'a> DecodedSpan<'a> {
                     true => decoder.decode_beyond(record, compressed, window, MAX_TAIL + 1),
                     false => decoder.decode(record, compressed, window),
                 };
-                decoded.map_err(TableLie::Data)?;
+                decoded.map_err(TableContradiction::Data)?;
                 (decoder.bytes(), decoder.beyond(), decoder.surplus())
             }
         };
@@ -78,16 +78,16 @@ impl<'a> DecodedSpan<'a> {
     }
 
     /// Looks at all that this span can show, and gives the first lie. An error is one of the local files.
-    pub(crate) fn check(&self, disk: &Disk, span: SpanId) -> Result<Option<TableLie>> {
+    pub(crate) fn check(&self, disk: &Disk, span: SpanId) -> Result<Option<TableContradiction>> {
         let next = SpanId(span.get() + 1); // there are fewer than u32::MAX
         if next.get() < disk.layout().spans().count() {
             if self.surplus {
-                return Ok(Some(TableLie::Surplus {
+                return Ok(Some(TableContradiction::Surplus {
                     expected: length(self.record),
                 }));
             }
             if !self.leads_to(disk.reader(), next)? {
-                return Ok(Some(TableLie::Window { next }));
+                return Ok(Some(TableContradiction::Window { next }));
             }
         }
         let Some(headers) = disk.verification().headers() else {
@@ -95,7 +95,7 @@ impl<'a> DecodedSpan<'a> {
         };
         let start = self.record.uncompressed.start;
         let found = headers.check(start, self.bytes, || disk.read_entries())?;
-        Ok(found.map(TableLie::Header))
+        Ok(found.map(TableContradiction::Header))
     }
 
     /// Whether the window of the next span is what this one ends with. As this is asked of each span before it is present, a span

@@ -13,7 +13,7 @@ use crate::{
     layer::{
         read::reader::SpanReader,
         stored::{
-            folder::{self, DiskFolder},
+            directory::{self, DiskDirectory},
             seal::{self, Damage},
             span_record::{SpanCheck, SpanRecord},
         },
@@ -41,13 +41,13 @@ pub(crate) struct LastSpan {
 
 /// Keeps the last span where its tail is too long for `rest`.
 pub(crate) fn keep_last(
-    folder: &DiskFolder,
+    directory: &DiskDirectory,
     window: Option<&[u8]>,
     compressed: &[u8],
 ) -> Result<()> {
     let mut bytes = window.map_or_else(|| vec![0; WINDOW_SIZE], <[u8]>::to_vec);
     bytes.extend_from_slice(compressed);
-    folder.replace(folder::LAST, &seal::seal(bytes))
+    directory.replace(directory::LAST, &seal::seal(bytes))
 }
 
 /// Whether a tail, of which at most one byte more was decoded than is kept, is too long for that.
@@ -58,7 +58,7 @@ pub(crate) fn is_long(tail: &[u8]) -> bool {
 impl<'a> Tail<'a> {
     /// The tail as it is kept. An error that is [`Damage`]: the last span has to come again.
     pub(crate) fn open(
-        folder: &DiskFolder,
+        directory: &DiskDirectory,
         reader: &SpanReader,
         rest: &'a NonFileBytes,
     ) -> Result<Self> {
@@ -78,10 +78,10 @@ impl<'a> Tail<'a> {
             .read(last)
             .or_kind(Kind::Io, unread)?
             .span;
-        let bytes = folder.read(folder::LAST)?;
+        let bytes = directory.read(directory::LAST)?;
         let kept = seal::unseal(&bytes).and_then(|bytes| bytes.split_at_checked(WINDOW_SIZE));
         let (window, compressed) = kept
-            .ok_or_else(|| Damage::check(folder::LAST))
+            .ok_or_else(|| Damage::check(directory::LAST))
             .or_kind(Kind::Io, unread)?;
         Ok(Self::Long(Box::new(LastSpan {
             record,

@@ -1,7 +1,9 @@
 //! The verification of one disk: what its table says of the tar headers, how far the check of the whole layer is, and which spans were
 //! revoked.
 
-use super::{headers::Headers, lies::Refutation, progress::LayerCheck, revoked::RevokedSpans};
+use super::{
+    contradictions::Refutation, headers::Headers, progress::LayerCheck, revoked::RevokedSpans,
+};
 use crate::units::SpanId;
 
 /// The verification of one disk.

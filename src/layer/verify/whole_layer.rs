@@ -16,7 +16,7 @@ use std::{
 };
 
 use super::{
-    lies::Refutation,
+    contradictions::Refutation,
     non_file_bytes::{self, NonFileBytes, Packed},
     span,
     trailer::Tail,
@@ -114,7 +114,7 @@ pub(crate) async fn fetch_bare(disk: &Arc<Disk>) -> Result<()> {
         disk.verification().layer_check().bare().into_iter(),
         |span| !disk.verification().layer_check().is_bare(span),
         |run| disk.layout().compressed_length(run) <= FETCH_BYTES,
-        Purpose::Later,
+        Purpose::Ahead,
         deadline,
     );
     for claim in claims {
@@ -149,7 +149,7 @@ impl Disk {
                     "the layer could not be checked as a whole: {}",
                     error.report()
                 );
-                disk.health().needs_no_source();
+                disk.health().no_source_needed();
             }
             disk.verification()
                 .layer_check()
@@ -177,7 +177,7 @@ impl Disk {
             }
         };
         tracing::warn!("{}", first.report());
-        self.record().convict(&first);
+        self.record().mark_table_false(&first);
         self.take_back(spans).or_kind(Kind::Io, || {
             format!("{} cannot be written", self.path().display())
         })
@@ -187,7 +187,7 @@ impl Disk {
 /// Looks at the layer; and at what is lost of it here, before it is said to be wrong.
 fn examine(disk: &Arc<Disk>, rest: &NonFileBytes) -> Result<LayerVerdict> {
     let mut verdict = judge(disk, rest);
-    if verdict.as_ref().is_err_and(Damage::is_in) && disk.mend() {
+    if verdict.as_ref().is_err_and(Damage::is_in) && disk.repair() {
         verdict = judge(disk, rest);
     }
     if matches!(verdict, Err(_) | Ok(LayerVerdict::False(..))) {
@@ -201,7 +201,7 @@ fn examine(disk: &Arc<Disk>, rest: &NonFileBytes) -> Result<LayerVerdict> {
 
 fn judge(disk: &Arc<Disk>, rest: &NonFileBytes) -> Result<LayerVerdict> {
     let unread = || "what is kept of the layer cannot be read".to_owned();
-    let tail = Tail::open(disk.folder(), disk.reader(), rest)?;
+    let tail = Tail::open(disk.directory(), disk.reader(), rest)?;
     let abandoned = || Arc::strong_count(disk) <= OWN_HOLDS;
     let Some(found) = diff_id(disk.reader(), rest, &tail, abandoned).or_kind(Kind::Io, unread)?
     else {

@@ -4,7 +4,7 @@ use crate::{gzip::inflate, oci::Digest, units::SpanId, ztoc::HeaderMismatch};
 
 /// What a table says of a span, and the span does not.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum TableLie {
+pub(crate) enum TableContradiction {
     /// It does not decode, or to less.
     #[error("it does not decode as the table says")]
     Data(#[source] inflate::Error),
@@ -31,7 +31,7 @@ pub(crate) enum TableLie {
 /// What shows that a span is not what the table says, though it decodes well by itself.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(crate) enum Refutation {
-    /// See [`TableLie::Window`], from the other side.
+    /// See [`TableContradiction::Window`], from the other side.
     #[error("the span before it does not end with the window that the table has for it")]
     Window,
     /// A header that lies in several spans says something else, or none is where one should be.

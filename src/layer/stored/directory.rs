@@ -1,7 +1,7 @@
-//! The folder of a disk: its names, its modes, and how it comes to be whole or not at all.
+//! The directory of a disk: its names, its modes, and how it comes to be whole or not at all.
 //!
-//! A folder is built under `<root>/layers/new/` and renamed into its place when all is written; what is found under `new` when the
-//! store opens was left by a daemon that died. The rename does not wait for the disk: until the folder has been synced its
+//! A directory is built under `<root>/layers/new/` and renamed into its place when all is written; what is found under `new` when the
+//! store opens was left by a daemon that died. The rename does not wait for the disk: until the directory has been synced its
 //! `state.json` names the boot that it is valid in (see [`super::state`]).
 
 use std::{
@@ -53,7 +53,7 @@ pub(crate) const PIECES: &str = "pieces";
 pub(crate) const SOURCES: &str = "sources.json";
 /// What stacking has to know.
 pub(crate) const STACKING: &str = "stacking.json";
-/// What the folder is worth.
+/// What the directory is worth.
 pub(crate) const STATE: &str = "state.json";
 
 /// The name of the table.
@@ -64,26 +64,26 @@ pub(crate) fn table(is_compact: bool) -> &'static str {
     }
 }
 
-/// Makes a folder that nobody else may enter, with its parents; what is there stays as it is.
+/// Makes a directory that nobody else may enter, with its parents; what is there stays as it is.
 pub fn make_private(path: &Path) -> Result<()> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(path)
         .or_kind(Kind::Io, || {
-            format!("cannot make the folder {}", path.display())
+            format!("cannot make the directory {}", path.display())
         })
 }
 
-/// A folder, and the files in it.
+/// A directory, and the files in it.
 #[derive(Clone, Debug)]
-pub(crate) struct DiskFolder {
+pub(crate) struct DiskDirectory {
     path: PathBuf,
-    /// Of the folder that is meant, once it is in use.
+    /// Of the directory that is meant, once it is in use.
     identity: Option<FileIdentity>,
 }
 
-impl DiskFolder {
+impl DiskDirectory {
     pub(crate) fn new(path: PathBuf) -> Self {
         Self {
             path,
@@ -91,7 +91,7 @@ impl DiskFolder {
         }
     }
 
-    /// From now on this folder, and none that takes its place.
+    /// From now on this directory, and none that takes its place.
     pub(crate) fn pinned(self) -> Result<Self> {
         let metadata = fs::metadata(&self.path)
             .or_kind(Kind::Io, || format!("cannot stat {}", self.path.display()))?;
@@ -107,7 +107,7 @@ impl DiskFolder {
             let there = fs::metadata(&self.path);
             if !there.is_ok_and(|there| FileIdentity::of(&there) == identity) {
                 return Err(io::Error::other(
-                    "its folder was removed while its layer was in use; detach the image and attach it again",
+                    "its directory was removed while its layer was in use; detach the image and attach it again",
                 ));
             }
         }
@@ -139,7 +139,7 @@ impl DiskFolder {
         self.stored(name, file)
     }
 
-    /// A file of this folder that is open, as one that need not stay open.
+    /// A file of this directory that is open, as one that need not stay open.
     pub(crate) fn stored(&self, name: &'static str, file: File) -> Result<StoredFile> {
         let path = self.path.join(name);
         StoredFile::new(path.clone(), file)
@@ -227,7 +227,7 @@ impl DiskFolder {
             .or_kind(Kind::Corrupt, || self.path.display().to_string())
     }
 
-    /// The state, or an error of kind `Corrupt` where the folder does not count.
+    /// The state, or an error of kind `Corrupt` where the directory does not count.
     pub(crate) fn state(&self) -> Result<DiskState> {
         DiskState::parse(&self.read(STATE)?).ok_or_else(|| {
             Error::new(
@@ -240,14 +240,14 @@ impl DiskFolder {
         })
     }
 
-    /// Brings all that is in the folder, and its name, to the disk.
+    /// Brings all that is in the directory, and its name, to the disk.
     pub(crate) fn sync(&self) -> io::Result<()> {
         for entry in fs::read_dir(self.at("")?)? {
             File::open(entry?.path())?.sync_all()?;
         }
-        // the folder itself, that of the layer, and those up to `layers`
-        for folder in self.path.ancestors().take(4) {
-            File::open(folder)?.sync_all()?;
+        // the directory itself, that of the layer, and those up to `layers`
+        for directory in self.path.ancestors().take(4) {
+            File::open(directory)?.sync_all()?;
         }
         Ok(())
     }
@@ -257,7 +257,7 @@ impl DiskFolder {
     }
 }
 
-/// The error of a file that every folder has, and that cannot be opened or read.
+/// The error of a file that every directory has, and that cannot be opened or read.
 fn unusable(name: &'static str, context: String, error: io::Error) -> Error {
     match Damage::found(name, &error) {
         Some(damage) => Error::with_source(Kind::Corrupt, context, damage),
@@ -265,14 +265,14 @@ fn unusable(name: &'static str, context: String, error: io::Error) -> Error {
     }
 }
 
-/// A folder in the making; gone again when it is dropped before [`DiskDraft::publish`].
+/// A directory in the making; gone again when it is dropped before [`DiskDraft::publish`].
 pub(crate) struct DiskDraft {
-    folder: DiskFolder,
+    directory: DiskDirectory,
     published: bool,
 }
 
 impl DiskDraft {
-    /// An empty folder below `new`.
+    /// An empty directory below `new`.
     pub(crate) fn new(new: &Path) -> Result<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let path = new.join(format!(
@@ -282,21 +282,21 @@ impl DiskDraft {
         ));
         make_private(&path)?;
         Ok(Self {
-            folder: DiskFolder::new(path),
+            directory: DiskDirectory::new(path),
             published: false,
         })
     }
 
-    pub(crate) fn folder(&self) -> &DiskFolder {
-        &self.folder
+    pub(crate) fn directory(&self) -> &DiskDirectory {
+        &self.directory
     }
 
-    /// Gives the folder its name.
+    /// Gives the directory its name.
     pub(crate) fn publish(mut self, place: &Path) -> Result<()> {
         if let Some(parent) = place.parent() {
             make_private(parent)?;
         }
-        fs::rename(self.folder.path(), place)
+        fs::rename(self.directory.path(), place)
             .or_kind(Kind::Io, || format!("cannot make {}", place.display()))?;
         self.published = true;
         Ok(())
@@ -307,16 +307,16 @@ impl Drop for DiskDraft {
     fn drop(&mut self) {
         if !self.published {
             // what cannot be removed now is removed when the store opens
-            let _ = fs::remove_dir_all(self.folder.path());
+            let _ = fs::remove_dir_all(self.directory.path());
         }
     }
 }
 
-/// Removes a folder that does not count, first from its name and then from the disk.
+/// Removes a directory that does not count, first from its name and then from the disk.
 pub(crate) fn discard(new: &Path, place: &Path) -> Result<()> {
     let draft = DiskDraft::new(new)?;
     let name = place.file_name().unwrap_or(OsStr::new("disk"));
-    fs::rename(place, draft.folder().path().join(name))
+    fs::rename(place, draft.directory().path().join(name))
         .or_kind(Kind::Io, || format!("cannot remove {}", place.display()))
 }
 
@@ -325,13 +325,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_takes_the_place_of_a_folder_in_use_is_left_alone() {
+    fn what_takes_the_place_of_a_directory_in_use_is_left_alone() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("disk");
         fs::create_dir(&path).unwrap();
-        let folder = DiskFolder::new(path.clone()).pinned().unwrap();
-        folder.replace(STATE, b"ours").unwrap();
-        assert_eq!(folder.read(STATE).unwrap(), b"ours");
+        let directory = DiskDirectory::new(path.clone()).pinned().unwrap();
+        directory.replace(STATE, b"ours").unwrap();
+        assert_eq!(directory.read(STATE).unwrap(), b"ours");
         for is_another_there in [false, true] {
             // kept, so that its number is not another's
             let _ = fs::rename(&path, root.path().join("before"));
@@ -340,16 +340,16 @@ mod tests {
                 fs::write(path.join(STATE), b"theirs").unwrap();
             }
             let tried = [
-                folder.read(STATE).map(drop),
-                folder.open(STATE).map(drop),
-                folder.open_stored(STATE).map(drop),
-                folder.create(REST).map(drop),
-                folder.write(REST, b"ours"),
-                folder.replace(STATE, b"ours"),
-                folder.mend(STATE, b"ours"),
-                folder.remove(STATE),
-                folder.state().map(drop),
-                folder.sync().or_kind(Kind::Io, String::new),
+                directory.read(STATE).map(drop),
+                directory.open(STATE).map(drop),
+                directory.open_stored(STATE).map(drop),
+                directory.create(REST).map(drop),
+                directory.write(REST, b"ours"),
+                directory.replace(STATE, b"ours"),
+                directory.mend(STATE, b"ours"),
+                directory.remove(STATE),
+                directory.state().map(drop),
+                directory.sync().or_kind(Kind::Io, String::new),
             ];
             for (number, tried) in tried.into_iter().enumerate() {
                 let error = tried.unwrap_err().report();

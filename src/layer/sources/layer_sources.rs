@@ -1,25 +1,25 @@
-//! Where a layer can be had: every place that an image named for it, each with its own way to credentials. Kept with the disk, so that
-//! a daemon that starts again can fetch without being told.
+//! The sources of a layer: every reference that an image named for it, each with its own access to credentials. They are stored with the
+//! disk, so that a restarted daemon can fetch without further input.
 
 use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
 
-use super::health::{HealthChange, HostKey, Hosts, SourceDown, SourceHealth, is_of_host};
+use super::health::{HealthChange, HostKey, Hosts, SourceDown, SourceHealth, is_host_failure};
 use crate::{
     error::{Error, Result},
     layer::{
         locked::locked,
-        stored::{folder::DiskFolder, seal},
+        stored::{directory::DiskDirectory, seal},
     },
     oci::Reference,
     source::{Access, Source},
 };
 
-/// More places than this are not remembered; the one added first is forgotten.
+/// Maximum number of sources that are stored. The one that was added first is removed first.
 const MAX_SOURCES: usize = 16;
 
-/// One place, as `sources.json` (and `windows.json`, of the compact index) holds it.
+/// One source, as `sources.json` (and `windows.json` for a compact index) stores it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct SourceRecord {
     reference: Reference,
@@ -28,9 +28,9 @@ struct SourceRecord {
 }
 
 impl SourceRecord {
-    /// Whether both lead to the same blobs with the same credentials. Tags and digests make no difference to that.
-    fn same_place(&self, other: &Self) -> bool {
-        let place = match (&self.reference, &other.reference) {
+    /// Whether both lead to the same blobs with the same credentials, whatever their tags and digests are.
+    fn is_same_source(&self, other: &Self) -> bool {
+        let is_same_reference = match (&self.reference, &other.reference) {
             (
                 Reference::Registry {
                     host, repository, ..
@@ -47,7 +47,7 @@ impl SourceRecord {
             }
             _ => false,
         };
-        place && self.access == other.access
+        is_same_reference && self.access == other.access
     }
 }
 
@@ -57,13 +57,13 @@ struct RecordList<R> {
     sources: Vec<R>,
 }
 
-/// A place, opened when it is first needed, and what is remembered of it.
+/// A source, opened when it is first needed, and its health.
 pub(crate) struct LayerSource {
     record: SourceRecord,
     source: Mutex<Option<Source>>,
-    /// Of its host: shared by all places there.
+    /// Health of its host, shared by all sources there.
     host: Arc<SourceHealth>,
-    /// Whether it gives this blob, where its host answers.
+    /// Health of this blob at the source, while its host answers.
     blob: SourceHealth,
 }
 
@@ -87,54 +87,54 @@ impl LayerSource {
         Ok(locked(&self.source).get_or_insert(source).clone())
     }
 
-    /// What its reference names.
+    /// The reference of the source.
     pub(crate) fn reference(&self) -> &Reference {
         &self.record.reference
     }
 
-    /// What is remembered of its host.
+    /// The health of its host.
     pub(crate) fn host(&self) -> &SourceHealth {
         &self.host
     }
 
-    /// It has sent what it was asked for.
+    /// It has sent the requested bytes.
     pub(crate) fn answered(&self) {
-        self.changed(self.host.succeeded(), None);
+        self.log_change(self.host.succeeded(), None);
     }
 
-    /// What it has sent was the blob's.
-    pub(crate) fn is_right(&self) {
-        self.changed(self.blob.succeeded(), None);
+    /// The bytes that it has sent were those of the blob.
+    pub(crate) fn sent_right_bytes(&self) {
+        self.log_change(self.blob.succeeded(), None);
     }
 
-    /// It has not sent what it was asked for, or other bytes.
+    /// It has not sent the requested bytes, or it has sent other bytes.
     pub(crate) fn failed(&self, error: &Arc<Error>) {
-        if is_of_host(error.kind()) {
-            self.changed(self.host.failed(error), Some(error));
+        if is_host_failure(error.kind()) {
+            self.log_change(self.host.failed(error), Some(error));
         } else {
             // the host has answered
-            self.changed(self.host.succeeded(), None);
-            self.changed(self.blob.failed(error), Some(error));
+            self.log_change(self.host.succeeded(), None);
+            self.log_change(self.blob.failed(error), Some(error));
         }
     }
 
-    /// Whether others are to be asked before it.
+    /// Whether other sources are asked before it.
     pub(super) fn is_down(&self) -> bool {
         self.host.is_down() || self.blob.is_down()
     }
 
-    /// Whether it is to be tried now, for it is down and its pause is over. True for one caller after each pause.
+    /// Whether it is down, its pause has passed, and the caller has to try it. True for one caller after each pause.
     pub(super) fn begin_trial(&self) -> bool {
         self.host.begin_trial() || (!self.host.is_down() && self.blob.begin_trial())
     }
 
-    /// Says when it goes down or comes up; nothing of each failure.
-    fn changed(&self, change: HealthChange, error: Option<&Arc<Error>>) {
+    /// Logs when it goes down or comes up, and not each failure.
+    fn log_change(&self, change: HealthChange, error: Option<&Arc<Error>>) {
         let source = self.reference();
         match change {
             HealthChange::Nothing => {}
             HealthChange::WentDown => tracing::warn!(
-                "the source {source} is down, others are asked before it: {}",
+                "the source {source} is down, and other sources are asked before it: {}",
                 error.map(|error| error.report()).unwrap_or_default()
             ),
             HealthChange::CameUp => tracing::info!("the source {source} is up again"),
@@ -142,29 +142,29 @@ impl LayerSource {
     }
 }
 
-/// The places of one layer; the one added last is tried first, for its credentials are the newest.
+/// The sources of one layer. The one that was added last is asked first: its credentials are the newest.
 pub(crate) struct LayerSources {
-    folder: DiskFolder,
-    /// The file that remembers them.
+    directory: DiskDirectory,
+    /// The file that stores them.
     name: &'static str,
     hosts: Hosts,
     known: Mutex<Vec<Arc<LayerSource>>>,
 }
 
 impl LayerSources {
-    /// What a file of the folder remembers. A list that is damaged is an empty one: the next attach adds its source.
-    pub(crate) fn open(folder: &DiskFolder, name: &'static str, hosts: &Hosts) -> Self {
-        let bytes = folder.read(name).ok();
+    /// The sources that a file of the directory has. A damaged file counts as empty: the next attach adds its source.
+    pub(crate) fn open(directory: &DiskDirectory, name: &'static str, hosts: &Hosts) -> Self {
+        let bytes = directory.read(name).ok();
         let records = bytes.and_then(|bytes| decode(&bytes)).unwrap_or_else(|| {
             tracing::warn!(
-                "{} is damaged: where the layer can be had is known again when an image that has it is attached",
-                folder.path().join(name).display()
+                "{} is damaged, so the sources of the layer are not known: attach an image with this layer again",
+                directory.path().join(name).display()
             );
             Vec::new()
         });
         let known = records.into_iter();
         Self {
-            folder: folder.clone(),
+            directory: directory.clone(),
             name,
             hosts: hosts.clone(),
             known: Mutex::new(
@@ -175,7 +175,7 @@ impl LayerSources {
         }
     }
 
-    /// The bytes of such a file with this one source.
+    /// The content of such a file with one source.
     pub(crate) fn encode_one(source: &Source) -> Vec<u8> {
         encode(&[&SourceRecord {
             reference: source.reference().clone(),
@@ -183,7 +183,7 @@ impl LayerSources {
         }])
     }
 
-    /// Remembers a source, and puts it first.
+    /// Stores a source as the first.
     pub(crate) fn add(&self, source: &Source) -> Result<()> {
         let record = SourceRecord {
             reference: source.reference().clone(),
@@ -192,7 +192,7 @@ impl LayerSources {
         let mut known = locked(&self.known);
         let found = known
             .iter()
-            .position(|known| known.record.same_place(&record));
+            .position(|known| known.record.is_same_source(&record));
         if let Some(0) = found {
             *locked(&known[0].source) = Some(source.clone());
             return Ok(());
@@ -206,34 +206,34 @@ impl LayerSources {
         );
         known.truncate(MAX_SOURCES);
         let bytes = encode(&known.iter().map(|known| &known.record).collect::<Vec<_>>());
-        self.folder.replace(self.name, &bytes)
+        self.directory.replace(self.name, &bytes)
     }
 
-    /// All of them, in the order in which they are to be asked: those that are down last.
+    /// All sources in the order in which they are asked: those that are down are last.
     pub(crate) fn in_order(&self) -> Vec<Arc<LayerSource>> {
-        let mut places = locked(&self.known).clone();
-        places.sort_by_cached_key(|place| (place.host.is_down(), place.blob.is_down()));
-        places
+        let mut sources = locked(&self.known).clone();
+        sources.sort_by_cached_key(|source| (source.host.is_down(), source.blob.is_down()));
+        sources
     }
 
-    /// Those whose host does not answer.
+    /// The sources whose host is down.
     pub(crate) fn down(&self) -> Vec<SourceDown> {
         let known = locked(&self.known);
         let down = known.iter();
-        down.filter_map(|place| place.host.down(place.reference()))
+        down.filter_map(|source| source.host.down(source.reference()))
             .collect()
     }
 }
 
 fn encode(records: &[&SourceRecord]) -> Vec<u8> {
     let list = |sources| seal::seal_json(&RecordList { sources });
-    // a path that is not UTF-8 cannot be written; the list is then empty, and the next attach adds its source
+    // a path that is not UTF-8 cannot be written; then the list is empty, and the next attach adds its source
     list(records.to_vec())
         .or_else(|_| list(Vec::new()))
         .unwrap_or_default()
 }
 
-/// `None`: the file is damaged. One of a folder of the version before is a list without a check.
+/// `None`: the file is damaged. A file of directory version 1 is a list without a checksum.
 fn decode(bytes: &[u8]) -> Option<Vec<SourceRecord>> {
     match seal::has_json_seal(bytes) {
         true => seal::unseal_json::<RecordList<SourceRecord>>(bytes).map(|list| list.sources),
