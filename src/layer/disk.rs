@@ -1,4 +1,4 @@
-//! One layer's disk, open. It puts the parts together that have a module of their own; each method here needs several of them, or is public.
+//! One layer's disk, open: it connects its parts, which have modules of their own. Each method here needs several parts, or is public.
 
 mod allocation;
 mod damage;
@@ -24,7 +24,7 @@ use super::{
     build::import,
     locked::locked,
     read::{health::DiskHealth, reader::SpanReader},
-    repair::{mend, table_repair::TableRepair},
+    repair::{from_table, table_repair::TableRepair},
     services::Services,
     sources::layer_sources::LayerSources,
     stored::{
@@ -44,7 +44,7 @@ pub struct Disk {
     record: DiskRecord,
     /// The file and its spans.
     reader: SpanReader,
-    /// What is fetched before it is read.
+    /// Fetches ahead of readers.
     ahead: Ahead,
     /// The comparison of the table with the layer.
     verification: Verification,
@@ -68,27 +68,27 @@ impl Disk {
         self.record.table()
     }
 
-    /// Identifies the disk among all that are open at the same time, also among those with the same layer and table: the directory of one
-    /// may have been removed while it was in use, and made anew.
+    /// Identifies the disk among all open disks, also among those with the same layer and table: a directory may have been removed while
+    /// its disk was in use, and made again.
     pub fn key(&self) -> DiskKey {
         self.reader.key()
     }
 
-    /// Whether the directory is still where it was when the disk was opened.
+    /// Whether the directory is the one that was opened, and was not removed or replaced.
     pub(super) fn has_its_directory(&self) -> bool {
-        let there = fs::symlink_metadata(self.path());
+        let in_place = fs::symlink_metadata(self.path());
         let open = self.file().metadata();
-        there.is_ok_and(|there| {
-            open.is_ok_and(|open| FileIdentity::of(&there) == FileIdentity::of(&open))
+        in_place.is_ok_and(|in_place| {
+            open.is_ok_and(|open| FileIdentity::of(&in_place) == FileIdentity::of(&open))
         })
     }
 
-    /// Bytes of the ext4 image.
+    /// Size of the ext4 image in bytes.
     pub fn size(&self) -> u64 {
         self.layout().size()
     }
 
-    /// The part of the ext4 image that has metadata and no file data, without the zeros at the end.
+    /// The range of the ext4 image with the metadata, without file data and without the zeros at the end.
     pub fn metadata(&self) -> Range<DiskOffset> {
         self.layout().metadata()
     }
@@ -116,8 +116,8 @@ impl Disk {
 
 /// Progress.
 impl Disk {
-    /// Whether every span is present and the whole layer was verified: then the disk is an ordinary ext4 image, and no fetch or
-    /// contradiction can show up any more.
+    /// Whether every span is present and the whole layer was verified. Then the disk is an ordinary ext4 image: it needs no fetch, and no
+    /// contradiction can be found any more.
     pub fn is_complete(&self) -> bool {
         self.is_full() && self.is_verified()
     }
@@ -132,13 +132,13 @@ impl Disk {
         self.ahead.fill().progress()
     }
 
-    /// Whether the layer, as the table lays it out, was compared in full with its digest or diff ID: then the disk may serve any image that
+    /// Whether the whole layer, as the table lays it out, was compared with its digest or diff ID. Then the disk may serve any image that
     /// has the layer.
     pub fn is_verified(&self) -> bool {
         self.verification.layer_check().is_verified()
     }
 
-    /// Why the last verification of the whole layer could not be finished, if so. The next attach tries again.
+    /// The error of the last check of the whole layer, if it could not be completed. The next attach repeats the check.
     pub fn check_error(&self) -> Option<String> {
         self.verification.layer_check().check_error()
     }
@@ -154,7 +154,7 @@ impl Disk {
         *locked(&self.counters)
     }
 
-    /// How long [`Self::make_present`] goes on trying when the sources do not answer; `None`: without a limit.
+    /// Sets how long [`Self::make_present`] retries while the sources do not answer; `None`: without a limit.
     pub fn set_io_timeout(&self, timeout: Option<Duration>) {
         self.reader.set_io_timeout(timeout);
     }
@@ -162,7 +162,7 @@ impl Disk {
 
 /// The parts.
 impl Disk {
-    /// What all disks below a root share.
+    /// The services that all disks of a store share.
     pub(super) fn services(&self) -> &Arc<Services> {
         &self.services
     }
@@ -210,42 +210,42 @@ impl Disk {
 
 /// Changes that concern several parts.
 impl Disk {
-    /// The table's entries, from the local files. Reads and parses all of the table.
+    /// Reads the entries of the table from the local files. This parses the whole table.
     pub(super) fn read_entries(&self) -> Result<Vec<Entry>> {
         let state = self.record.lock_state().clone();
-        let table = mend::read_table(self.directory(), &state)?;
+        let table = from_table::read_table(self.directory(), &state)?;
         let (entries, _) = import::parse(&table, state.compact.is_some())?;
         Ok(entries)
     }
 
-    /// Makes a span present whose data was written to the file: readers see it from now on. They do not if the span was revoked meanwhile.
+    /// Makes a span present whose data was written to the file: readers see it from now on, unless the span was revoked meanwhile.
     pub(super) fn set_present(
         self: &Arc<Self>,
         span: SpanId,
         check: SpanCheck,
     ) -> Result<(), Refutation> {
-        let appear = || {
+        let make_readable = || {
             // first: a reader that sees the span finds the disk healthy
             self.health.fetched(span);
             self.reader.presence().bitmap().set(span);
         };
         let is_allowed = || {
-            let is_allowed = self.verification.revoked().unless(span, appear);
+            let is_allowed = self.verification.revoked().unless(span, make_readable);
             if is_allowed {
-                self.verification.layer_check().came(span);
+                self.verification.layer_check().fetched(span);
             }
             is_allowed
         };
         let Some(is_first) = self.reader.presence().add(span, check, is_allowed) else {
-            return Err(self.refutation(span).unwrap_or(Refutation::Window)); // there is one
+            return Err(self.refutation(span).unwrap_or(Refutation::Window)); // a revoked span has a reason
         };
         if is_first {
-            self.services.sync_later(self.later());
+            self.services.sync_later(self.as_synced());
         }
         if self.is_full() {
             self.ahead.fill().filled();
             if self.is_verified() {
-                // it was, and what it had lost since has come again
+                // it was verified before, and its lost spans are present again
                 self.ahead.fill().completed();
             }
         }
@@ -253,20 +253,16 @@ impl Disk {
         Ok(())
     }
 
-    /// Revokes spans, also those that were present: readers do not see them any more, now or later.
-    pub(super) fn take_back(&self, spans: Range<u32>) -> std::io::Result<()> {
+    /// Revokes spans, also present ones: readers do not see them any more, also after a restart.
+    pub(super) fn revoke(&self, spans: Range<u32>) -> std::io::Result<()> {
         let spans: Vec<SpanId> = spans.map(SpanId).collect();
-        let remembered = self.verification.revoked().insert(&spans);
+        let stored = self.verification.revoked().insert(&spans);
         self.reader.drop_held(&spans);
         self.ahead.fill().lost();
-        self.reader
-            .presence()
-            .bitmap()
-            .revoke(&spans)
-            .and(remembered)
+        self.reader.presence().bitmap().revoke(&spans).and(stored)
     }
 
-    /// The evidence that a span is not what the table says, if it was revoked.
+    /// The evidence that a span contradicts the table, if it was revoked.
     pub(super) fn refutation(&self, span: SpanId) -> Option<Refutation> {
         self.verification.refutation(span, || self.record.refuted())
     }

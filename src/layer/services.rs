@@ -123,7 +123,7 @@ impl Services {
 
 impl Services {
     /// A turn of those who lay disks out.
-    pub(crate) async fn layout_turn(&self) -> Option<SemaphorePermit<'_>> {
+    pub(crate) async fn layout_permit(&self) -> Option<SemaphorePermit<'_>> {
         self.layouts.acquire().await.ok() // never closed
     }
 
@@ -162,7 +162,7 @@ impl Services {
     }
 
     /// Waits for the turn to check a layer as a whole.
-    pub(crate) async fn check_turn(&self) -> Option<SemaphorePermit<'_>> {
+    pub(crate) async fn check_permit(&self) -> Option<SemaphorePermit<'_>> {
         self.checks.acquire().await.ok() // never closed
     }
 

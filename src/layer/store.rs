@@ -17,7 +17,7 @@ use super::{
     build::streams::Streams,
     disk::Disk,
     locked::locked,
-    repair::mend::{self, Mended},
+    repair::from_table::{self, DirectoryRepair},
     services::{Services, StoreOptions},
     stored::{
         directory::{self, DiskDirectory, DiskDraft},
@@ -140,7 +140,8 @@ impl Store {
             Err(error) if Damage::is_in(&error) => {
                 tracing::warn!("{}", error.report());
                 let directory = DiskDirectory::new(place);
-                let mended = mend::from_stored_table(&self.services.new_directory(), &directory)?;
+                let mended =
+                    from_table::from_stored_table(&self.services.new_directory(), &directory)?;
                 self.reopen(layer, table, mended)
             }
             Err(error) if error.kind() == Kind::Corrupt => self.discard(layer, table, &error),
@@ -165,10 +166,11 @@ impl Store {
         if Digest::of(bytes) != *table {
             return Ok(None); // who makes a disk of them says so
         }
-        let mended = mend::from_table(&self.services.new_directory(), &directory, &state, bytes)?;
+        let mended =
+            from_table::from_table(&self.services.new_directory(), &directory, &state, bytes)?;
         let disk = self.reopen(layer, table, mended)?;
         if let Some(disk) = &disk {
-            disk.table_repair().has_table_again();
+            disk.table_repair().table_is_restored();
         }
         Ok(disk)
     }
@@ -178,19 +180,19 @@ impl Store {
         self: &Arc<Self>,
         layer: &Digest,
         table: &Digest,
-        mended: Mended,
+        mended: DirectoryRepair,
     ) -> Result<Option<Arc<Disk>>> {
         let error = match mended {
-            Mended::LacksTable(error) => {
+            DirectoryRepair::LacksTable(error) => {
                 tracing::warn!("{}", error.report());
                 return Ok(None);
             }
-            Mended::Hopeless(error) => error,
-            Mended::Done(what) => {
+            DirectoryRepair::Impossible(error) => error,
+            DirectoryRepair::Done(what) => {
                 let open = self.open_now(&(*layer, *table));
                 match open.map_or_else(|| self.open_disk(layer, table, false), Ok) {
                     Ok(disk) => {
-                        disk.table_repair().note_mended(what);
+                        disk.table_repair().add_repairs(what);
                         return Ok(Some(disk));
                     }
                     Err(error) if error.kind() == Kind::Corrupt => error,
@@ -333,7 +335,7 @@ impl Store {
     ) -> Result<Arc<Disk>> {
         draft.publish(&self.place(layer, table))?;
         let disk = self.open_disk(layer, table, true)?;
-        self.services.sync_later(disk.later());
+        self.services.sync_later(disk.as_synced());
         Ok(disk)
     }
 

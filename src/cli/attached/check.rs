@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Exit status if damage was found and all of it was repaired.
-const MENDED: u8 = 10;
+const REPAIRED: u8 = 10;
 
 /// Verify layer disks against their checksums, and repair them
 ///
@@ -114,19 +114,19 @@ fn status(reports: &[ScrubReport]) -> ExitCode {
     }
     match reports.iter().all(ScrubReport::is_sound) {
         true => ExitCode::SUCCESS,
-        false => ExitCode::from(MENDED),
+        false => ExitCode::from(REPAIRED),
     }
 }
 
 fn print(report: &ScrubReport) -> Result<()> {
-    let found = match (report.wrong.is_empty(), report.mended.is_empty()) {
+    let found = match (report.wrong.is_empty(), report.repaired.is_empty()) {
         (true, true) => "no damage",
         (true, false) => "repaired",
         (false, _) => "damaged",
     };
     let bytes = output::bytes(report.bytes);
     output::line(&format!("{}  {bytes} read  {found}", report.layer))?;
-    for what in report.mended.iter().chain(&report.wrong) {
+    for what in report.repaired.iter().chain(&report.wrong) {
         output::line(&format!("  {what}"))?;
     }
     Ok(())

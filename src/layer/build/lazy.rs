@@ -100,7 +100,7 @@ impl Store {
         self.services().enter();
         let wanted = Arc::new(wanted);
         let (store, asked) = (Arc::clone(self), Arc::clone(&wanted));
-        let turn = self.services().layout_turn().await;
+        let turn = self.services().layout_permit().await;
         let known = blocking(move || {
             let making = store.making(asked.key());
             let _making = locked(&making);
@@ -114,7 +114,7 @@ impl Store {
             false => {
                 drop(turn);
                 let bytes = table.fetch.await?;
-                (self.services().layout_turn().await, bytes)
+                (self.services().layout_permit().await, bytes)
             }
         };
         let store = Arc::clone(self);

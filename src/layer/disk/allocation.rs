@@ -1,4 +1,4 @@
-//! What the ranges of a disk are, for NBD's BLOCK_STATUS.
+//! The kinds of a disk's ranges, for NBD's BLOCK_STATUS.
 
 use std::{fs::File, ops::Range};
 
@@ -12,12 +12,12 @@ use crate::{
 };
 
 impl Disk {
-    /// The extents of a range, merged, in whole blocks but for the range's own ends.
+    /// The extents of a range, merged. They end at block boundaries, except at the ends of the range.
     pub fn allocation(&self, range: Range<DiskOffset>) -> Vec<(u64, Allocation)> {
         let end = range.end.min(DiskOffset(self.size()));
         let mut extents = Extents::new(range.start);
         let mut position = range.start;
-        // the rest of a file's last block is zeroes, which needs no question to the file system: tmpfs walks over pages for an answer
+        // the rest of a file's last block is zeros; the file system is not asked, because tmpfs walks over pages for an answer
         let mut slack = range.start;
         for region in self.layout().regions().in_disk(&(range.start..end)) {
             let Some(part) = region.clip_disk(&(range.start..end)) else {
@@ -25,7 +25,7 @@ impl Disk {
             };
             let gap_end = part.disk.start;
             extents.push(slack.min(gap_end), Allocation::Zero);
-            stored(self.file(), position.max(slack)..gap_end, &mut extents);
+            push_stored(self.file(), position.max(slack)..gap_end, &mut extents);
             for span in self.layout().spans().covering(part.layer.clone()) {
                 let span = SpanId(span);
                 let bytes = self.layout().spans().uncompressed(span);
@@ -48,12 +48,12 @@ impl Disk {
             slack = DiskOffset(position.get().next_multiple_of(BLOCK_SIZE));
         }
         extents.push(slack.min(end), Allocation::Zero);
-        stored(self.file(), position.max(slack)..end, &mut extents);
+        push_stored(self.file(), position.max(slack)..end, &mut extents);
         extents.finish(end)
     }
 }
 
-/// Extents in the making. Where two kinds meet inside a block the block is what asks for more: absent before present before zero.
+/// Collects extents. If two kinds meet inside a block, the block has the kind of higher rank: absent before present before zero.
 pub(crate) struct Extents {
     start: u64,
     end: u64,
@@ -69,15 +69,15 @@ impl Extents {
         }
     }
 
-    /// All from the last end to `end` is of this kind.
+    /// The range from the last end to `end` is of this kind.
     pub(crate) fn push(&mut self, end: DiskOffset, kind: Allocation) {
         if end.get() <= self.end {
             return;
         }
         match self.done.last().copied() {
             Some((_, last)) if last == kind => {}
-            Some((length, last)) if urgency(last) < urgency(kind) => {
-                // the block where they meet is the new kind's
+            Some((length, last)) if rank(last) < rank(kind) => {
+                // the block where they meet gets the new kind
                 let meet = (self.end - self.end % BLOCK_SIZE).max(self.end - length);
                 let back = self.end - meet;
                 self.shorten(back);
@@ -130,7 +130,7 @@ impl Extents {
     }
 }
 
-fn urgency(kind: Allocation) -> u8 {
+fn rank(kind: Allocation) -> u8 {
     match kind {
         Allocation::Zero => 0,
         Allocation::Present => 1,
@@ -138,12 +138,12 @@ fn urgency(kind: Allocation) -> u8 {
     }
 }
 
-/// Pushes what the file itself says about a range without file data: metadata where it is allocated, zero where it is a hole.
-pub(crate) fn stored(disk: &File, range: Range<DiskOffset>, extents: &mut Extents) {
+/// Adds the extents of a range without file data: allocated metadata, and zero for holes of the file.
+pub(crate) fn push_stored(disk: &File, range: Range<DiskOffset>, extents: &mut Extents) {
     let end = range.end.get();
     let mut position = range.start.get();
     while position < end {
-        // an error of SEEK_DATA is the end of the data (ENXIO), or a file system that cannot tell: then all is data
+        // an error of SEEK_DATA: there is no more data (ENXIO), or the file system does not support it; then all is data
         let data = match rustix::fs::seek(disk, SeekFrom::Data(position)) {
             Ok(data) => data.min(end),
             Err(rustix::io::Errno::NXIO) => end,
@@ -178,7 +178,7 @@ mod tests {
     use Allocation::{Absent, Present, Zero};
 
     #[test]
-    fn a_block_of_two_kinds_is_what_asks_for_more() {
+    fn a_block_of_two_kinds_has_the_kind_of_higher_rank() {
         assert_eq!(
             extents(0, &[(5000, Present), (5000, Absent), (2288, Zero)]),
             [(4096, Present), (8192, Absent)]
@@ -187,7 +187,7 @@ mod tests {
             extents(0, &[(5000, Absent), (5000, Present), (10480, Zero)]),
             [(8192, Absent), (4096, Present), (8192, Zero)]
         );
-        // shorter than a block, all in one
+        // shorter than a block, all in one block
         assert_eq!(
             extents(
                 0,
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn a_range_that_starts_inside_a_block_is_not_left() {
+    fn extents_stay_inside_a_range_that_starts_inside_a_block() {
         assert_eq!(
             extents(1000, &[(10, Zero), (20, Present), (30, Absent)]),
             [(60, Absent)]
@@ -213,7 +213,7 @@ mod tests {
         file.set_len(1 << 20).unwrap();
         file.write_all_at(&[1; 4096], 65536).unwrap();
         let mut extents = Extents::new(DiskOffset(0));
-        stored(&file, DiskOffset(0)..DiskOffset(1 << 20), &mut extents);
+        push_stored(&file, DiskOffset(0)..DiskOffset(1 << 20), &mut extents);
         assert_eq!(
             extents.finish(DiskOffset(1 << 20)),
             [

@@ -1,4 +1,4 @@
-//! Makes spans durable: their data first, then their records, then the state of the directory.
+//! Makes spans durable: first their data, then their records, then the state of the directory.
 
 use std::sync::{Arc, Weak};
 
@@ -10,7 +10,7 @@ use crate::{
 };
 
 impl Disk {
-    /// Brings what is present to the disk, and then its bits. Blocks.
+    /// Syncs the data of present spans, and then writes their records. Blocks.
     pub fn sync(&self) -> Result<()> {
         let mut state = self.record.lock_state();
         let presence = self.reader.presence();
@@ -21,14 +21,14 @@ impl Disk {
             .sync_data()
             .and_then(|()| rest.map_or(Ok(()), |rest| rest.sync()));
         if let Err(error) = synced {
-            // what the kernel could not write it may drop: these spans have to come again
+            // the kernel may drop data that it could not write: these spans are fetched again
             for (span, _) in &spans {
                 presence.bitmap().clear(*span);
             }
             self.ahead.fill().lost();
             let error = Error::with_source(
                 Kind::Io,
-                format!("cannot write {} to its disk", self.path().display()),
+                format!("cannot sync {}", self.path().display()),
                 error,
             );
             self.health
@@ -36,10 +36,10 @@ impl Disk {
             return Err(error);
         }
         if let Some(windows) = self.reader.compact_windows() {
-            // before the bits: what a span has shown about its neighbours is there when the span is
+            // before the records: a record may be written only after the windows that its span has stored
             windows.sync().or_kind(Kind::Io, || {
                 let path = self.directory().path().join(directory::WINDOWS);
-                format!("cannot write {} to its disk", path.display())
+                format!("cannot sync {}", path.display())
             })?;
         }
         presence.bitmap().save(&spans).or_kind(Kind::Io, || {
@@ -49,16 +49,16 @@ impl Disk {
             )
         })?;
         for (span, _) in &spans {
-            self.drop_behind(*span);
+            self.drop_from_page_cache(*span);
         }
-        let complete = self.is_full() && presence.is_synced();
+        let all_synced = self.is_full() && presence.is_synced();
         if state.unsynced_since_boot.is_some() {
             self.directory().sync().or_kind(Kind::Io, || {
                 format!("cannot sync {}", self.directory().path().display())
             })?;
         }
         let mut next = state.clone();
-        next.complete |= complete && next.verified;
+        next.complete |= all_synced && next.verified;
         if next.complete && !state.complete {
             self.sync_records()?;
         }
@@ -72,8 +72,8 @@ impl Disk {
         self.record.replace_state(&mut state, next)
     }
 
-    /// The layer has been checked as a whole, and all is as it should be.
-    pub(in crate::layer) fn prove(&self) -> Result<()> {
+    /// The layer has passed the check as a whole.
+    pub(in crate::layer) fn complete_check(&self) -> Result<()> {
         self.sync_records()?;
         self.record.change_state(|state| {
             state.verified = true;
@@ -84,7 +84,7 @@ impl Disk {
         self.directory().remove_rest()
     }
 
-    /// Brings the spans' records to the disk: a complete disk has them all.
+    /// Syncs the records of the spans: those of a complete disk must all be there.
     fn sync_records(&self) -> Result<()> {
         self.reader
             .presence()
@@ -92,13 +92,13 @@ impl Disk {
             .sync()
             .or_kind(Kind::Io, || {
                 let path = self.directory().path().join(directory::SPANS);
-                format!("cannot write {} to its disk", path.display())
+                format!("cannot sync {}", path.display())
             })
     }
 
-    /// Drops a span's data from the page cache; it is on the disk.
-    fn drop_behind(&self, span: SpanId) {
-        let spans = span.get()..span.get() + 1; // there are fewer than u32::MAX
+    /// Drops a synced span from the page cache.
+    fn drop_from_page_cache(&self, span: SpanId) {
+        let spans = span.get()..span.get() + 1; // there are less than u32::MAX spans
         if let Some(range) = self.layout().disk_range(&spans) {
             let start = range.start.get();
             self.reader.file().forget(start, range.end.get() - start);
@@ -107,8 +107,8 @@ impl Disk {
 }
 
 impl Disk {
-    /// For [`Services::sync_later`].
-    pub(in crate::layer) fn later(self: &Arc<Self>) -> Weak<dyn Synced> {
+    /// A weak reference to the disk, for [`Services::sync_later`].
+    pub(in crate::layer) fn as_synced(self: &Arc<Self>) -> Weak<dyn Synced> {
         let disk: Weak<Self> = Arc::downgrade(self);
         disk
     }
@@ -117,7 +117,7 @@ impl Disk {
 impl Synced for Disk {
     fn sync_or_warn(&self) {
         if let Err(error) = self.sync() {
-            tracing::warn!(layer = %self.layer().digest, "the layer's disk could not be synced: {}", error.report());
+            tracing::warn!(layer = %self.layer().digest, "the layer's disk could not be synced; check the free space and the kernel log: {}", error.report());
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::{
             compact_windows::CompactWindows, health::DiskHealth, reader::SpanReader,
             window_store::WindowStore,
         },
-        repair::{mend, table_repair::TableRepair},
+        repair::{from_table, table_repair::TableRepair},
         sources::layer_sources::LayerSources,
         stored::{
             directory::{self, DiskDirectory},
@@ -39,15 +39,16 @@ use crate::{
 };
 
 impl Disk {
-    /// Opens a directory. An error that is [`Damage`] means that `mend` may make it right; any other of kind `Corrupt` that the directory is none
-    /// that this program can serve, and should go. What `is_new` has just been written, and is not read once more.
+    /// Opens a directory. An error that is [`Damage`]: `from_table` may repair the directory. Another error of kind `Corrupt`: this program
+    /// cannot serve the directory, and it has to be removed. A directory that `is_new` was just written, and its metadata is not checked
+    /// again.
     pub(in crate::layer) fn open(
         services: &Arc<Services>,
         directory: DiskDirectory,
         is_new: bool,
     ) -> Result<Arc<Self>> {
         let directory = directory.pinned()?;
-        let state = mend::of_this_version(&directory, directory.state()?)?;
+        let state = from_table::of_this_version(&directory, directory.state()?)?;
         let damaged = |name, what: &str| {
             let context = directory.path().display().to_string();
             Error::with_source(Kind::Corrupt, context, Damage::new(name, what))
@@ -59,16 +60,19 @@ impl Disk {
             .or_kind(Kind::Io, || format!("cannot stat {}", path.display()))?
             .len();
         if length != state.disk_size {
-            return Err(damaged(directory::DISK, "it has another length"));
+            return Err(damaged(
+                directory::DISK,
+                "its length is not that in `state.json`",
+            ));
         }
         let regions = RegionTable::decode(&directory.read(directory::LAYOUT)?)
             .map_err(|error| damaged(directory::LAYOUT, &error.to_string()))?;
         if regions.size() != state.disk_size {
-            return Err(damaged(directory::LAYOUT, "it is another disk's"));
+            return Err(damaged(directory::LAYOUT, "it is that of another disk"));
         }
         let facts = directory.stacking()?;
         if !is_new {
-            mend::check_metadata(&directory, &state, &file, &regions)?;
+            from_table::check_metadata(&directory, &state, &file, &regions)?;
         }
         let is_streamed = state.spans == 0;
         let spans = match is_streamed {
@@ -97,12 +101,15 @@ impl Disk {
             }
         };
         if spans.count() != state.spans {
-            return Err(damaged(directory::SPAN_TABLE, "it is another layer's"));
+            return Err(damaged(
+                directory::SPAN_TABLE,
+                "it is that of another layer",
+            ));
         }
         let bitmap = open_bitmap(&directory, &state)?;
         let mut bare = BTreeSet::new();
         for span in (0..state.spans).map(SpanId) {
-            // nothing of the disk is in a span without a region (tar headers, the end of the tar): no reader waits for it
+            // a span without a region has no data on the disk (tar headers, the end of the tar): no reader waits for it
             let has_none = || regions.in_layer(&spans.uncompressed(span)).next().is_none();
             if !bitmap.get(span) && has_none() {
                 bare.insert(span);
@@ -110,13 +117,13 @@ impl Disk {
             }
         }
         let rest = if state.verified {
-            directory.remove_rest()?; // where the death of the daemon has left it
+            directory.remove_rest()?; // a killed daemon may have left it
             None
         } else {
             let (file, is_lost) = directory.open_or_create(directory::REST)?;
             if is_lost {
                 tracing::warn!(
-                    "{} is gone: the spans that left something in it are fetched again before the layer is checked",
+                    "{} is missing: the spans that have bytes in it are fetched again before the layer is checked",
                     directory.path().join(directory::REST).display()
                 );
                 bare.extend(
@@ -131,9 +138,9 @@ impl Disk {
                 &regions,
             ))
         };
-        let disowned = RevokedSpans::open(&directory, state.spans)?;
-        // the machine may have gone down before the bits did; in memory they count whatever becomes of the file
-        let _ = bitmap.revoke(&disowned.spans());
+        let revoked = RevokedSpans::open(&directory, state.spans)?;
+        // the machine may have failed before the records were written; in memory they are revoked even if this write fails
+        let _ = bitmap.revoke(&revoked.spans());
         let fill = Fill::of(
             &bitmap,
             &spans,
@@ -155,22 +162,22 @@ impl Disk {
             record: DiskRecord::new(directory, state, facts),
             reader,
             ahead: Ahead::new(fill),
-            verification: Verification::new(headers, LayerCheck::new(rest, bare), disowned),
+            verification: Verification::new(headers, LayerCheck::new(rest, bare), revoked),
             table_repair: TableRepair::default(),
             sources,
             health: DiskHealth::default(),
             counters: Mutex::default(),
         });
         for span in disk.verification.revoked().spans() {
-            let refutation = disk.refutation(span).unwrap_or(Refutation::Window); // there is one
-            let reason = span::taken_back(&disk, Some(span), refutation);
+            let refutation = disk.refutation(span).unwrap_or(Refutation::Window); // a revoked span has a reason
+            let reason = span::revoked_reason(&disk, Some(span), refutation);
             disk.health.failed(&[span], &reason);
         }
         Ok(disk)
     }
 }
 
-/// The windows of the spans, where the state says that they are.
+/// The windows of the spans, from the place that the state says.
 fn open_windows(
     services: &Services,
     directory: &DiskDirectory,
@@ -187,11 +194,14 @@ fn open_windows(
     })
 }
 
-/// The spans that are present. What is lost of the file costs a fetch; of a complete disk it costs the spans' checks.
+/// The present spans. If a record is damaged, its span is fetched again; that of a complete disk has no checksum.
 fn open_bitmap(directory: &DiskDirectory, state: &DiskState) -> Result<Bitmap> {
     let path = || directory.path().join(directory::SPANS);
-    let (lost, means) = match state.complete {
-        true => (SpanRecord::Unchecked, "have no check"),
+    let (lost, effect) = match state.complete {
+        true => (
+            SpanRecord::Unchecked,
+            "have no checksum until `socinbd check`",
+        ),
         false => (SpanRecord::Absent, "are fetched again"),
     };
     let (file, _) = directory.open_or_create(directory::SPANS)?;
@@ -199,7 +209,7 @@ fn open_bitmap(directory: &DiskDirectory, state: &DiskState) -> Result<Bitmap> {
         Bitmap::open(directory.stored(directory::SPANS, file)?, state.spans, lost)
             .or_kind(Kind::Io, || format!("cannot read {}", path().display()))?;
     if damaged > 0 {
-        tracing::warn!("{} is damaged: {damaged} spans {means}", path().display());
+        tracing::warn!("{} is damaged: {damaged} spans {effect}", path().display());
     }
     Ok(bitmap)
 }

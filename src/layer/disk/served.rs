@@ -1,4 +1,4 @@
-//! The interface of a disk for its servers: NBD, and FUSE.
+//! The interface of a disk for its servers: NBD and FUSE.
 
 use std::{io, ops::Range, os::fd::BorrowedFd, sync::Arc};
 
@@ -7,42 +7,43 @@ use futures_util::future::BoxFuture;
 use super::Disk;
 use crate::{error::Error, layer::types::Allocation, units::DiskOffset};
 
-/// What is served: a disk's bytes, of which some have to be fetched first.
+/// A disk whose bytes are served; some have to be fetched first.
 pub trait ServedDisk: Send + Sync + 'static {
-    /// Bytes of the disk; does not change.
+    /// Size of the disk; it does not change.
     fn size(&self) -> u64;
 
-    /// Whether a read of this range needs no fetch. Called for every request: cheap, and does not block.
+    /// Whether a read of this range needs no fetch. It is called for every request, is fast and does not block.
     fn is_present(&self, range: Range<DiskOffset>) -> bool;
 
-    /// Reads a range that is present. May block on the local disk, not on the network. An error of
-    /// kind `Interrupted`: a part of it has gone since it was made present.
+    /// Reads a range that is present. It may wait for the local disk, but not for the network. An error of kind `Interrupted`: a part of
+    /// the range is not present any more.
     fn read_present(&self, offset: DiskOffset, buffer: &mut [u8]) -> io::Result<()>;
 
-    /// As [`ServedDisk::read_present`] where that need not wait for the local disk; false where it must, and then nothing is read. The
-    /// reading may begin with this, so that the waits of several overlap.
+    /// As [`ServedDisk::read_present`], if the read need not wait for the local disk. Else it returns false: nothing was read, but the
+    /// kernel may have started to read, so that the waits of several reads overlap.
     fn try_read_present(&self, offset: DiskOffset, buffer: &mut [u8]) -> io::Result<bool> {
         self.read_present(offset, buffer).map(|()| true)
     }
 
-    /// Whether a read of a range that is present would have to wait for the local disk. Then the reading has begun.
+    /// Whether a read of a range that is present would wait for the local disk. Then the kernel has started to read it.
     fn would_wait(&self, _range: Range<DiskOffset>) -> bool {
         false
     }
 
-    /// Moves a range that is present into a pipe with room for it, as references to the page cache. False where that cannot be done, and
-    /// after an error, the pipe may have a part of it. May block on the local disk. An error as in [`ServedDisk::read_present`].
+    /// Moves a range that is present into a pipe with room for it, as references to the page cache. It returns false if that is not
+    /// possible. After false or an error the pipe may have a part of the range. It may wait for the local disk. Errors are those of
+    /// [`ServedDisk::read_present`].
     fn splice_present(&self, _range: Range<DiskOffset>, _pipe: BorrowedFd<'_>) -> io::Result<bool> {
         Ok(false)
     }
 
-    /// Makes a range present. Dropped when nobody waits any more.
+    /// Makes a range present. The future is dropped when no request waits any more.
     fn make_present(
         self: Arc<Self>,
         range: Range<DiskOffset>,
     ) -> BoxFuture<'static, Result<(), Arc<Error>>>;
 
-    /// The extents of a range that is not empty, in order, none empty, together as long as the range.
+    /// The extents of a range that is not empty: ascending, none empty, together as long as the range.
     fn allocation(&self, range: Range<DiskOffset>) -> Vec<(u64, Allocation)>;
 }
 

@@ -4,13 +4,13 @@ use super::Disk;
 use crate::layer::{read::health::DegradedReason, sources::health::SourceDown};
 
 impl Disk {
-    /// Why the disk is degraded at the moment, if it is.
+    /// The first reason for which the disk is degraded, if there is one.
     pub fn degraded(&self) -> Option<String> {
         let down = || self.sources_down().first().map(ToString::to_string);
         self.health.degraded().or_else(down)
     }
 
-    /// All that it is degraded for.
+    /// All reasons for which the disk is degraded.
     pub fn reasons(&self) -> Vec<DegradedReason> {
         let down = self.sources_down().into_iter().map(|down| DegradedReason {
             span: None,
@@ -19,7 +19,7 @@ impl Disk {
         self.health.reasons().into_iter().chain(down).collect()
     }
 
-    /// The sources that do not answer, of a disk that needs some.
+    /// The sources that are down. None if the disk needs no sources.
     pub fn sources_down(&self) -> Vec<SourceDown> {
         match self.is_full() {
             true => Vec::new(),

@@ -1,4 +1,4 @@
-//! The thread that syncs disks to the local file system, some time after spans have been written.
+//! The thread that syncs disks to the local file system a short time after spans were written.
 
 use std::{
     sync::{
@@ -9,19 +9,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long a span's bit may lag behind its data: what a kill may cost in fetches.
+/// Maximum time between the write of a span and its sync: after a kill, the spans of this time are fetched again.
 const LAG: Duration = Duration::from_secs(1);
 
-/// A disk with data that is not on the local disk yet.
+/// A disk with data that may be in the page cache only.
 pub(crate) trait Synced: Send + Sync {
-    /// Brings the data there; where that fails the log says so. Blocks.
+    /// Syncs the data, or logs a warning. Blocks.
     fn sync_or_warn(&self);
 }
 
-/// Where disks are sent that are to be synced soon.
+/// Sends disks that have to be synced to the thread.
 pub(crate) type SyncSender = Sender<Weak<dyn Synced>>;
 
-/// Starts the thread; it ends when the sender is dropped.
+/// Starts the thread. It ends when the sender is dropped.
 pub(crate) fn start() -> std::io::Result<(SyncSender, thread::JoinHandle<()>)> {
     let (sender, receiver) = channel();
     let thread = thread::Builder::new()
@@ -38,11 +38,11 @@ fn work(receiver: &Receiver<Weak<dyn Synced>>) {
             match receiver.recv_timeout(until.saturating_duration_since(Instant::now())) {
                 Ok(disk) => disks.push(disk),
                 Err(RecvTimeoutError::Timeout) => break true,
-                // the store closes: do it at once
+                // the store is closed: sync at once
                 Err(RecvTimeoutError::Disconnected) => break false,
             }
         };
-        // a disk that is gone has synced itself
+        // a disk that was closed has synced itself
         for disk in disks.iter().filter_map(Weak::upgrade) {
             disk.sync_or_warn();
         }

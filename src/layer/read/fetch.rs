@@ -45,7 +45,7 @@ pub(crate) async fn fetch(
             }
             if disk.table_repair().lacks_table() {
                 // the table is needed to decode the spans: it is fetched first
-                let Err(error) = disk.bring_table().await else {
+                let Err(error) = disk.ensure_table().await else {
                     continue;
                 };
                 let error = Arc::new(error);

@@ -281,7 +281,8 @@ impl Drop for SpanReader {
 
 /// Claims of fetches.
 impl SpanReader {
-    /// Joins the in-flight fetches of a range, and claims its other spans that are not readable. The caller starts the fetches of the claims.
+    /// Joins the in-flight fetches of a range, and claims its other spans that are not readable. The caller starts the fetches of the
+    /// claims.
     pub(super) fn claim_for_reader(
         &self,
         range: &Range<DiskOffset>,

@@ -21,16 +21,16 @@ use crate::{
 /// Bytes that are read at once.
 const PIECE: u64 = 256 << 10;
 
-/// Spans whose bytes are not what was written.
+/// Spans whose stored bytes differ from their checksums.
 #[derive(Debug, Default)]
 pub(crate) struct LostSpans {
-    /// Those whose data is wrong on the disk.
+    /// Spans whose data on the disk is damaged.
     pub data: Vec<SpanId>,
-    /// Those of which only what is kept for the check of the layer is.
+    /// Spans of which only the bytes in `rest` or `last` are damaged.
     pub rest: Vec<SpanId>,
-    /// Those that have no check; nothing is known of them.
+    /// Spans without a checksum, which could not be compared.
     pub unchecked: Vec<SpanId>,
-    /// Bytes of all that were read.
+    /// Bytes that were read.
     pub bytes: u64,
 }
 
@@ -39,7 +39,7 @@ impl LostSpans {
         self.data.is_empty() && self.rest.is_empty()
     }
 
-    /// What is lost, for a person.
+    /// A description of the lost spans for a person.
     pub(crate) fn describe(&self, disk: &Disk) -> String {
         let spans = |spans: &[SpanId]| match spans {
             [one] => format!("span {one}"),
@@ -56,8 +56,8 @@ impl LostSpans {
     }
 }
 
-/// Reads all spans that are present, and gives those that are lost. Without a `rest` only their data counts. `read` is told the
-/// bytes so far. Blocks.
+/// Reads all present spans, and returns those that are lost. Without `rest` only their data is read. `read` gets the number of bytes so
+/// far. Blocks.
 pub(crate) fn lost(
     disk: &Disk,
     rest: Option<&NonFileBytes>,
@@ -72,7 +72,7 @@ pub(crate) fn lost(
         let unread = || format!("span {span} of {} cannot be read", disk.path().display());
         let mut record = record_of(reader, span).or_kind(Kind::Io, unread)?;
         if record == SpanRecord::Absent && !disk.verification().layer_check().is_bare(span) {
-            // it may have come since the last sync, which writes the records
+            // it may have become present since the last sync, which writes the records
             disk.sync()?;
             record = record_of(reader, span).or_kind(Kind::Io, unread)?;
         }
@@ -83,7 +83,7 @@ pub(crate) fn lost(
                 {
                     lost.data.push(span)
                 }
-                (SpanRecord::Absent, Some(_)) => {} // it has nothing of a file, and has not come
+                (SpanRecord::Absent, Some(_)) => {} // it has no file data, and is not present
                 _ => lost.unchecked.push(span),
             }
             continue;
@@ -91,11 +91,13 @@ pub(crate) fn lost(
         let bytes = layout.spans().uncompressed(span);
         lost.bytes += bytes.end.get() - bytes.start.get();
         read(lost.bytes);
-        if !holds(data_checksum(reader, span), check.data).or_kind(Kind::Io, unread)? {
+        if !has_checksum(data_checksum(reader, span), check.data).or_kind(Kind::Io, unread)? {
             lost.data.push(span);
         } else if let Some(rest) = rest {
             let has_last = !check.has_last || last_is_whole(disk.directory());
-            if !has_last || !holds(rest.checksum(span), check.rest).or_kind(Kind::Io, unread)? {
+            if !has_last
+                || !has_checksum(rest.checksum(span), check.rest).or_kind(Kind::Io, unread)?
+            {
                 lost.rest.push(span);
             }
         }
@@ -103,7 +105,7 @@ pub(crate) fn lost(
     Ok(lost)
 }
 
-/// What the file has of a span; what is damaged of it is absent.
+/// The record of a span; a damaged one counts as absent.
 fn record_of(reader: &SpanReader, span: SpanId) -> io::Result<SpanRecord> {
     match reader.presence().bitmap().record(span) {
         Err(error) if is_damage(&error) => Ok(SpanRecord::Absent),
@@ -111,8 +113,8 @@ fn record_of(reader: &SpanReader, span: SpanId) -> io::Result<SpanRecord> {
     }
 }
 
-/// Whether bytes could be read and have their check.
-fn holds(found: io::Result<u32>, expected: u32) -> io::Result<bool> {
+/// Whether bytes could be read and have their checksum.
+fn has_checksum(found: io::Result<u32>, expected: u32) -> io::Result<bool> {
     match found {
         Err(error) if is_damage(&error) => Ok(false),
         found => Ok(found? == expected),
@@ -124,7 +126,7 @@ fn last_is_whole(directory: &DiskDirectory) -> bool {
     bytes.is_ok_and(|bytes| seal::unseal(&bytes).is_some())
 }
 
-/// The CRC-32 of what the disk has of a span, as `scatter` gives it.
+/// The CRC-32 of a span's data on the disk, as `scatter` returns it.
 pub(super) fn data_checksum(reader: &SpanReader, span: SpanId) -> io::Result<u32> {
     let layer = reader.layout().spans().uncompressed(span);
     let mut crc = flate2::Crc::new();
@@ -144,14 +146,14 @@ pub(super) fn data_checksum(reader: &SpanReader, span: SpanId) -> io::Result<u32
     Ok(crc.sum())
 }
 
-/// Makes the zeros between the files' ends and their blocks' zero again, and gives the number of blocks where they were not.
-pub(super) fn mend_slack(reader: &SpanReader) -> io::Result<u64> {
-    let mut mended = 0;
+/// Writes zeros between the ends of files and of their last blocks where other bytes are. Returns the number of changed blocks.
+pub(super) fn repair_slack(reader: &SpanReader) -> io::Result<u64> {
+    let mut repaired = 0;
     let mut regions = non_file_bytes::all(reader.layout().regions()).peekable();
     let mut buffer = Vec::new();
     while let Some(region) = regions.next() {
         let end = region.disk.end.get();
-        // the pieces of a sparse file may share a block
+        // two regions of a sparse file may share a block
         let next = regions
             .peek()
             .map_or(u64::MAX, |next| next.disk.start.get());
@@ -161,8 +163,8 @@ pub(super) fn mend_slack(reader: &SpanReader) -> io::Result<u64> {
         if length > 0 && (is_read.is_err() || buffer.iter().any(|byte| *byte != 0)) {
             buffer.fill(0);
             reader.file().get().write_all_at(&buffer, end)?;
-            mended += 1;
+            repaired += 1;
         }
     }
-    Ok(mended)
+    Ok(repaired)
 }

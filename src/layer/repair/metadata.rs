@@ -1,5 +1,5 @@
-//! The part of a disk that is no file's data: its check, and making it right again. It is what the kernel parses, so a disk that is opened
-//! again has it looked at before a mount does.
+//! The checksum of the disk's metadata, which is all that is not file data, and its repair. The kernel parses the metadata, so it is
+//! checked whenever a disk is opened again, before a mount.
 
 use std::{fs::File, io, ops::Range, os::unix::fs::FileExt as _};
 
@@ -15,7 +15,7 @@ const BLOCK: usize = BLOCK_SIZE as usize;
 /// Bytes that are read at once.
 const PIECE: u64 = 256 << 10;
 
-/// CRC-32 over each block of the metadata that is not zero, with its place. Holes cost nothing.
+/// CRC-32 of the metadata blocks that are not zero, each with its offset. Holes are not read.
 pub(crate) fn checksum(disk: &File, regions: &RegionTable) -> io::Result<u32> {
     let mut crc = flate2::Crc::new();
     each_piece(disk, regions, |start, bytes| {
@@ -30,11 +30,11 @@ pub(crate) fn checksum(disk: &File, regions: &RegionTable) -> io::Result<u32> {
     Ok(crc.sum())
 }
 
-/// Makes the metadata of `disk` that of `right`, and gives the number of blocks that were not.
+/// Replaces the metadata of `disk` by that of `right`. Returns the number of blocks that differed.
 pub(super) fn restore(disk: &File, right: &File, regions: &RegionTable) -> io::Result<u64> {
     let mut changed = 0;
     let mut expected = Vec::new();
-    let mut put_right = |start: u64, bytes: &[u8], expected: &[u8]| -> io::Result<()> {
+    let mut correct = |start: u64, bytes: &[u8], expected: &[u8]| -> io::Result<()> {
         let pairs = bytes.chunks(BLOCK).zip(expected.chunks(BLOCK));
         for ((found, right), offset) in pairs.zip((start..).step_by(BLOCK)) {
             if found != right {
@@ -44,23 +44,23 @@ pub(super) fn restore(disk: &File, right: &File, regions: &RegionTable) -> io::R
         }
         Ok(())
     };
-    // what is on the disk and should not be, and what should be and differs
+    // first the blocks that `disk` has, then those that only `right` has
     each_piece(disk, regions, |start, bytes| {
         expected.resize(bytes.len(), 0);
         right.read_exact_at(&mut expected, start)?;
-        put_right(start, bytes, &expected)
+        correct(start, bytes, &expected)
     })?;
     let mut found = Vec::new();
     each_piece(right, regions, |start, bytes| {
         found.resize(bytes.len(), 0);
         disk.read_exact_at(&mut found, start)?;
-        put_right(start, &found, bytes)
+        correct(start, &found, bytes)
     })?;
     disk.sync_data()?;
     Ok(changed)
 }
 
-/// Gives what is stored of the metadata, in pieces of whole blocks, ascending.
+/// Passes the stored metadata, in pieces of whole blocks, ascending.
 fn each_piece(
     disk: &File,
     regions: &RegionTable,
@@ -83,7 +83,7 @@ fn each_piece(
     Ok(())
 }
 
-/// The disk but for the blocks of its regions.
+/// The ranges of the disk between the blocks of its regions.
 fn gaps(regions: &RegionTable) -> impl Iterator<Item = Range<u64>> {
     let mut position = 0;
     let ends = non_file_bytes::all(regions)
@@ -100,7 +100,7 @@ fn gaps(regions: &RegionTable) -> impl Iterator<Item = Range<u64>> {
     .filter(|gap| gap.start < gap.end)
 }
 
-/// The first part of a range, in whole blocks, that is no hole.
+/// The first part of a range, in whole blocks, that is not a hole.
 fn next_stored(disk: &File, range: Range<u64>) -> Option<Range<u64>> {
     if range.is_empty() {
         return None;
@@ -108,7 +108,7 @@ fn next_stored(disk: &File, range: Range<u64>) -> Option<Range<u64>> {
     let data = match rustix::fs::seek(disk, SeekFrom::Data(range.start)) {
         Ok(data) => (data - data % BLOCK_SIZE).max(range.start),
         Err(Errno::NXIO) => return None,
-        // a file system that cannot tell
+        // the file system does not support SEEK_DATA
         Err(_) => return Some(range),
     };
     let hole = rustix::fs::seek(disk, SeekFrom::Hole(data)).unwrap_or(range.end);
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn each_bit_of_the_metadata_counts_and_no_file_s_data_does() {
+    fn the_checksum_has_each_bit_of_the_metadata_and_no_file_data() {
         let (right, regions) = disk();
         let crc = checksum(&right, &regions).unwrap();
         for offset in [
@@ -170,7 +170,7 @@ mod tests {
         assert_ne!(checksum(&file, &regions).unwrap(), crc);
         assert_eq!(restore(&file, &right, &regions).unwrap(), 1);
         assert_eq!(checksum(&file, &regions).unwrap(), crc);
-        // explicit zeros are a hole
+        // explicit zeros count as a hole
         file.write_all_at(&[0; BLOCK], 200 * BLOCK_SIZE).unwrap();
         assert_eq!(checksum(&file, &regions).unwrap(), crc);
     }

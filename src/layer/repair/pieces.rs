@@ -20,7 +20,7 @@ use crate::{
     source::Source,
 };
 
-/// Holds the disk against its checks. What is wrong, and a disk without checks, is held against the layer, streamed once more.
+/// Compares the disk with its checksums. If they differ, or there are none, streams the layer once more and writes the differences.
 pub(crate) async fn scrub(
     disk: &Arc<Disk>,
     bytes: watch::Sender<u64>,
@@ -38,15 +38,18 @@ pub(crate) async fn scrub(
         Err(error) if Damage::is_in(&error) => error.report(),
         Err(error) => return Err(error),
     };
-    let mut last = Error::new(Kind::Unavailable, "no source is known");
-    for place in disk.sources().in_order() {
+    let mut last = Error::new(
+        Kind::Unavailable,
+        "no source of the layer is known; attach an image with this layer again",
+    );
+    for source in disk.sources().in_order() {
         let again = async {
-            let source = place.open().await?;
+            let source = source.open().await?;
             restore(disk, &source).await
         };
         match again.await {
             Ok(()) => {
-                report.mended.push(format!("{what}; fetched again"));
+                report.repaired.push(format!("{what}; fetched again"));
                 return Ok(());
             }
             Err(error) => last = error,
@@ -74,15 +77,15 @@ fn wrong_pieces(disk: &Disk, bytes: &watch::Sender<u64>) -> Result<usize> {
     Ok(wrong)
 }
 
-/// Streams the layer once more, and makes the disk, in place, what comes of that.
+/// Streams the layer once more, and writes its bytes to the disk in place where they differ.
 async fn restore(disk: &Arc<Disk>, source: &Source) -> Result<()> {
     let (draft, table) = streamed::once_more(disk, source).await?;
     let disk = Arc::clone(disk);
     blocking(move || {
         let right = draft.directory().open(directory::DISK)?;
-        let io = || format!("cannot mend {}", disk.path().display());
+        let io = || format!("cannot repair {}", disk.path().display());
         if table != *disk.table() || right.metadata().or_kind(Kind::Io, io)?.len() != disk.size() {
-            let other = "it was laid out in another way than this program does it; detach it, and remove its directory";
+            let other = "this version of the program would lay it out differently; detach its images, and remove its directory";
             return Err(Error::new(Kind::Unsupported, other));
         }
         let (mut expected, mut found) = (Vec::new(), Vec::new());
@@ -96,7 +99,7 @@ async fn restore(disk: &Arc<Disk>, source: &Source) -> Result<()> {
         }
         disk.file().sync_data().or_kind(Kind::Io, io)?;
         for name in [directory::LAYOUT, directory::STACKING, directory::PIECES] {
-            disk.directory().mend(name, &draft.directory().read(name)?)?;
+            disk.directory().rewrite(name, &draft.directory().read(name)?)?;
         }
         Ok(())
     })

@@ -4,35 +4,35 @@ use serde::{Deserialize, Serialize};
 
 use crate::oci::Digest;
 
-/// What was found of a disk.
+/// The result of checking a disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ScrubReport {
     /// The layer.
     pub layer: Digest,
     /// The table that the disk was laid out from.
     pub table: Digest,
-    /// Bytes of the disk that are present; all of them were read.
+    /// Bytes of the disk that are present and were read.
     pub bytes: u64,
-    /// What was not as it was written, and is right again.
-    pub mended: Vec<String>,
-    /// What is still not right, and why.
+    /// Damage that was found and repaired.
+    pub repaired: Vec<String>,
+    /// Damage that could not be repaired, and why.
     pub wrong: Vec<String>,
 }
 
 impl ScrubReport {
-    /// Of a disk of which nothing has been read.
+    /// The report of a disk of which nothing was read.
     pub fn new(layer: Digest, table: Digest) -> Self {
         Self {
             layer,
             table,
             bytes: 0,
-            mended: Vec::new(),
+            repaired: Vec::new(),
             wrong: Vec::new(),
         }
     }
 
-    /// Nothing was wrong.
+    /// Whether no damage was found.
     pub fn is_sound(&self) -> bool {
-        self.mended.is_empty() && self.wrong.is_empty()
+        self.repaired.is_empty() && self.wrong.is_empty()
     }
 }

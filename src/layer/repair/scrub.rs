@@ -1,16 +1,15 @@
-//! A disk's files, held against their checks, and mended: `socinbd check`.
+//! Compares the files of a disk with their checksums, and repairs them: `socinbd check`.
 //!
-//! What follows from the table is made again from it and compared. Each span is read and has the check that was written with it, or is
-//! fetched again; so is one without a check. A layer that was streamed has checks of its disk's pieces ([`super::pieces`]).
+//! The files that follow from the table are made again and compared. Each span is read and compared with its checksum; if they differ, or
+//! it has none, the span is fetched again. The disk of a streamed layer has checksums of its pieces ([`super::pieces`]).
 
 use std::sync::Arc;
 
 use tokio::sync::watch;
 
 use super::{
-    lost_spans,
-    mend::{self, Mended},
-    metadata, pieces,
+    from_table::{self, DirectoryRepair},
+    lost_spans, metadata, pieces,
     report::ScrubReport,
 };
 use crate::{
@@ -20,12 +19,12 @@ use crate::{
 };
 
 impl Disk {
-    /// Holds all that the disk's directory has against its checks, and mends what it can: see [`ScrubReport`]. Rotten spans are fetched again;
-    /// those of a complete disk at once, into the disk itself, so that whatever is mounted of it stays. `read` is told the bytes read.
+    /// Compares all of the disk's directory with its checksums, and repairs what it can: see [`ScrubReport`]. Damaged spans are fetched
+    /// again; those of a complete disk at once, into the same file, so that its mounts stay. `read` gets the number of bytes read.
     pub async fn scrub(self: &Arc<Self>, read: watch::Sender<u64>) -> Result<ScrubReport> {
         self.services().enter();
         let mut report = ScrubReport::new(self.layer().digest, *self.table());
-        report.mended = self.table_repair().take_mended();
+        report.repaired = self.table_repair().take_repairs();
         if self.layout().spans().count() == 0 {
             pieces::scrub(self, read, &mut report).await?;
             return Ok(report);
@@ -35,36 +34,36 @@ impl Disk {
         Ok(report)
     }
 
-    /// What follows from the table.
+    /// Checks the files that follow from the table.
     async fn scrub_derived(self: &Arc<Self>, report: &mut ScrubReport) -> Result<()> {
         let disk = Arc::clone(self);
         let stored = blocking(move || {
-            mend::from_stored_table(&disk.services().new_directory(), disk.directory())
+            from_table::from_stored_table(&disk.services().new_directory(), disk.directory())
         });
-        let mut mended = stored.await?;
-        if let Mended::LacksTable(_) = &mended {
-            mended = match self.fetch_table().await {
+        let mut repair = stored.await?;
+        if let DirectoryRepair::LacksTable(_) = &repair {
+            repair = match self.fetch_table().await {
                 Ok(again) => again,
-                Err(error) => Mended::LacksTable(error.context(
-                    "the stored table is damaged; it comes again when an image that has it is attached",
+                Err(error) => DirectoryRepair::LacksTable(error.context(
+                    "the stored table is damaged and could not be fetched; attach an image with this layer again",
                 )),
             };
         }
-        match mended {
-            Mended::Done(names) => {
-                self.table_repair().has_table_again();
-                report.mended.extend(names);
+        match repair {
+            DirectoryRepair::Done(names) => {
+                self.table_repair().table_is_restored();
+                report.repaired.extend(names);
             }
-            Mended::LacksTable(error) | Mended::Hopeless(error) => {
+            DirectoryRepair::LacksTable(error) | DirectoryRepair::Impossible(error) => {
                 report.wrong.push(error.report());
-                // what can be seen without the table
+                // the metadata can be checked without the table
                 if let Some(expected) = self.record().lock_state().metadata_crc32
                     && metadata::checksum(self.file(), self.layout().regions()).ok()
                         != Some(expected)
                 {
                     report
                         .wrong
-                        .push("the file system's metadata are damaged".to_owned());
+                        .push("the file system's metadata is damaged".to_owned());
                 }
             }
         }
@@ -79,7 +78,7 @@ impl Disk {
         let disk = Arc::clone(self);
         let found = blocking(move || {
             disk.sync()?;
-            let slack = lost_spans::mend_slack(disk.reader()).or_kind(Kind::Io, || {
+            let slack = lost_spans::repair_slack(disk.reader()).or_kind(Kind::Io, || {
                 format!("{} cannot be read", disk.path().display())
             })?;
             let rest = disk.verification().layer_check().rest();
@@ -90,8 +89,8 @@ impl Disk {
         });
         let (slack, lost) = found.await?;
         if slack > 0 {
-            report.mended.push(format!(
-                "{} was damaged behind {slack} files' ends; it is zero there again",
+            report.repaired.push(format!(
+                "{} was damaged after the ends of {slack} files; these bytes are zero again",
                 self.path().display()
             ));
         }
@@ -104,8 +103,8 @@ impl Disk {
         self.lose(&lost.data, &lost.rest)
             .or_kind(Kind::Io, unwritten)?;
         if !was_complete {
-            report.mended.push(format!(
-                "{}; it is fetched again when it is wanted",
+            report.repaired.push(format!(
+                "{}; the data is fetched again when it is read",
                 lost.describe(self)
             ));
             return Ok(());
@@ -114,14 +113,14 @@ impl Disk {
             .layer_check()
             .want(lost.unchecked.iter().copied());
         let what = match lost.is_empty() {
-            true => format!("{} spans had no check", lost.unchecked.len()),
+            true => format!("{} spans had no checksum", lost.unchecked.len()),
             false => lost.describe(self),
         };
         match whole_layer::fetch_bare(self).await {
             Ok(()) => {
                 let disk = Arc::clone(self);
                 blocking(move || disk.sync()).await?;
-                report.mended.push(format!("{what}; fetched again"));
+                report.repaired.push(format!("{what}; fetched again"));
             }
             Err(error) => report.wrong.push(format!("{what}: {}", error.report())),
         }

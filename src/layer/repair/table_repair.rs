@@ -1,4 +1,4 @@
-//! What is known of damage of a disk's stored table, and what was repaired when the disk was opened.
+//! The state of a disk's damaged table, and the repairs that were made when the disk was opened.
 
 use std::sync::{
     Mutex,
@@ -12,7 +12,7 @@ use crate::layer::locked::locked;
 pub(crate) struct TableRepair {
     lacks_table: AtomicBool,
     fetching: tokio::sync::Mutex<()>,
-    mended: Mutex<Vec<String>>,
+    repairs: Mutex<Vec<String>>,
 }
 
 impl TableRepair {
@@ -26,8 +26,8 @@ impl TableRepair {
         self.lacks_table.store(true, Ordering::Release);
     }
 
-    /// The stored table is right again.
-    pub(crate) fn has_table_again(&self) {
+    /// The stored table was restored.
+    pub(crate) fn table_is_restored(&self) {
         self.lacks_table.store(false, Ordering::Release);
     }
 
@@ -36,13 +36,13 @@ impl TableRepair {
         self.fetching.lock().await
     }
 
-    /// Keeps what was repaired, for the next check of the disk.
-    pub(crate) fn note_mended(&self, what: Vec<String>) {
-        locked(&self.mended).extend(what);
+    /// Records repairs, for the next check of the disk.
+    pub(crate) fn add_repairs(&self, repairs: Vec<String>) {
+        locked(&self.repairs).extend(repairs);
     }
 
-    /// Takes what was repaired since the last check of the disk.
-    pub(crate) fn take_mended(&self) -> Vec<String> {
-        std::mem::take(&mut locked(&self.mended))
+    /// Takes the repairs since the last check of the disk.
+    pub(crate) fn take_repairs(&self) -> Vec<String> {
+        std::mem::take(&mut locked(&self.repairs))
     }
 }

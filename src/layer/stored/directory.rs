@@ -205,7 +205,7 @@ impl DiskDirectory {
     }
 
     /// Makes the content of a damaged file right. It is written in place, so that those who have it open see it.
-    pub(crate) fn mend(&self, name: &'static str, bytes: &[u8]) -> Result<()> {
+    pub(crate) fn rewrite(&self, name: &'static str, bytes: &[u8]) -> Result<()> {
         let in_place = || {
             let file = OpenOptions::new().write(true).open(self.at(name)?)?;
             file.write_all_at(bytes, 0)?;
@@ -346,7 +346,7 @@ mod tests {
                 directory.create(REST).map(drop),
                 directory.write(REST, b"ours"),
                 directory.replace(STATE, b"ours"),
-                directory.mend(STATE, b"ours"),
+                directory.rewrite(STATE, b"ours"),
                 directory.remove(STATE),
                 directory.state().map(drop),
                 directory.sync().or_kind(Kind::Io, String::new),

@@ -1,4 +1,4 @@
-//! The identity and the state of an open disk, as `state.json` in its directory has them.
+//! The identity and the state of an open disk, as in `state.json` in its directory.
 
 use std::{
     path::{Path, PathBuf},
@@ -18,15 +18,15 @@ use crate::{
     oci::Digest,
 };
 
-/// The record of one disk.
+/// The record of an open disk.
 pub(crate) struct DiskRecord {
     directory: DiskDirectory,
-    /// Of `disk.ext4`.
+    /// The path of `disk.ext4`.
     path: PathBuf,
     layer: LayerBlob,
     table: Digest,
     state: Mutex<DiskState>,
-    /// Read when the disk was opened; taken by the first attach, which asks for them once.
+    /// Read when the disk was opened, and taken by the first attach.
     facts: Mutex<Option<StackingFacts>>,
 }
 
@@ -61,7 +61,7 @@ impl DiskRecord {
         &self.table
     }
 
-    /// The state. It must not change while the caller has it.
+    /// The state. The lock keeps it from changing.
     pub(crate) fn lock_state(&self) -> MutexGuard<'_, DiskState> {
         locked(&self.state)
     }
@@ -95,7 +95,7 @@ impl DiskRecord {
         self.lock_state().refuted.clone()
     }
 
-    /// Records that the table contradicts the layer: no other attachment uses it, in this process or later.
+    /// Records that the table contradicts the layer: no other attachment uses it, also after a restart.
     pub(crate) fn mark_table_false(&self, error: &Error) {
         let written = self.change_state(|state| {
             state.refuted.get_or_insert_with(|| error.report());

@@ -1,4 +1,4 @@
-//! The checks of a disk whose layer was streamed, which has no spans: a CRC-32 of each 4 MiB of it, in the file `pieces`.
+//! The checksums of the disk of a streamed layer, which has no spans: a CRC-32 of each 4 MiB, in the file `pieces`.
 
 use std::{fs::File, io, os::unix::fs::FileExt as _};
 
@@ -8,10 +8,10 @@ use super::{
 };
 use crate::error::{Kind, Result, ResultExt as _};
 
-/// Bytes of a piece.
+/// Size of a piece.
 pub(crate) const PIECE_BYTES: u64 = 4 << 20;
 
-/// Writes the checks of a disk that is whole.
+/// Writes the checksums of a complete disk.
 pub(crate) fn write(directory: &DiskDirectory, disk: &File) -> Result<()> {
     let io = || {
         format!(
@@ -35,7 +35,7 @@ pub(crate) fn read(disk: &File, number: u64, size: u64, buffer: &mut Vec<u8>) ->
     disk.read_exact_at(buffer, start)
 }
 
-/// The checks; an error that is [`Damage`] where they are not known.
+/// The checksums. An error that is [`Damage`]: the file is damaged.
 pub(crate) fn checks(directory: &DiskDirectory, size: u64) -> Result<Vec<u32>> {
     let bytes = directory.read(directory::PIECES)?;
     let checks = seal::unseal(&bytes).map(|bytes| bytes.as_chunks::<4>().0);

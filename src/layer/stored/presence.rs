@@ -1,4 +1,4 @@
-//! Which spans of an open disk are present, and which of them the local file system may not have written yet.
+//! The present spans of an open disk, and which of them may be in the page cache only.
 
 use std::sync::Mutex;
 
@@ -8,7 +8,7 @@ use crate::{layer::locked::locked, units::SpanId};
 /// The present spans of one disk.
 pub(crate) struct Presence {
     bitmap: Bitmap,
-    /// Spans whose data and record are in the page cache only, as far as is known.
+    /// Spans whose data and record may be in the page cache only.
     unsynced: Mutex<Vec<(SpanId, SpanCheck)>>,
 }
 
@@ -25,17 +25,17 @@ impl Presence {
         &self.bitmap
     }
 
-    /// Adds a span whose data was written to the file, if `appear` says that readers may see it. `None`: it may not. Else whether it is the
-    /// first span since the last [`Self::take_unsynced`].
+    /// Adds a span whose data was written to the file, if `make_readable` returns true. `None`: it returned false. Otherwise whether it is
+    /// the first span since the last [`Self::take_unsynced`].
     pub(crate) fn add(
         &self,
         span: SpanId,
         check: SpanCheck,
-        appear: impl FnOnce() -> bool,
+        make_readable: impl FnOnce() -> bool,
     ) -> Option<bool> {
-        // locked over both: a sync that finds the span present finds it here
+        // locked over both: a sync that sees that the span is present also finds it here
         let mut unsynced = locked(&self.unsynced);
-        if !appear() {
+        if !make_readable() {
             return None;
         }
         unsynced.push((span, check));
@@ -47,7 +47,7 @@ impl Presence {
         std::mem::take(&mut *locked(&self.unsynced))
     }
 
-    /// Whether every span that is present has been synced.
+    /// Whether every present span has been synced.
     pub(crate) fn is_synced(&self) -> bool {
         locked(&self.unsynced).is_empty()
     }

@@ -1,6 +1,6 @@
-//! What a table says of each entry, as the disk keeps it to hold the tar's headers against: 36 bytes an entry in the file `headers`, in
-//! tar order, and nothing in memory. A record is where the entry's headers start in the layer, where they end, their fingerprint, and a
-//! CRC-32 of these. The last record is of what stands behind all entries.
+//! The fingerprints of the tar headers of a layer, in the file `headers`: one record of 36 bytes per entry of the table, in tar order, and
+//! nothing in memory. A record has the offsets in the layer where the entry's headers start and end, their fingerprint, and a CRC-32 of
+//! these. The last record is for the bytes after all entries.
 
 use std::{
     io,
@@ -22,22 +22,23 @@ use crate::{
 
 const RECORD_BYTES: usize = 36;
 
-/// Records read at once.
+/// Records that are read at once.
 const BATCH: u64 = 64;
 
-/// Bytes that one entry's headers have at most: those of a long name, a long link and PAX records, each of at most 1 MiB, and their own.
+/// Maximum size of one entry's headers: those of a long name, a long link and PAX records, each of at most 1 MiB, and the entry's own
+/// header.
 const MAX_HEADERS: u64 = 4 << 20;
 
-/// Bytes that are looked at at once behind the last entry.
+/// Bytes after the last entry that are checked at once.
 const PIECE: u64 = 1 << 20;
 
-/// The end of what stands behind the last entry, in the last record.
+/// In the last record, the end of the bytes after the last entry.
 const AFTER_ALL: LayerOffset = LayerOffset(u64::MAX);
 
-/// Bytes of a tar's block.
+/// Size of a tar block.
 const TAR_BLOCK: u64 = 512;
 
-/// The bytes of the file for a zTOC's entries, which are in tar order.
+/// The content of the file for the entries of a zTOC, which are in tar order.
 pub(crate) fn encode(entries: &[Entry]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity((entries.len() + 1) * RECORD_BYTES);
     let mut start = 0_u64;
@@ -48,7 +49,7 @@ pub(crate) fn encode(entries: &[Entry]) -> Vec<u8> {
             EntryKind::Regular => entry.size,
             _ => 0,
         };
-        // the table's data is within its spans: this cannot overflow
+        // the table's data is within its spans, so this cannot overflow
         start = data
             .saturating_add(length)
             .checked_next_multiple_of(TAR_BLOCK)
@@ -67,37 +68,37 @@ fn put(bytes: &mut Vec<u8>, start: u64, end: u64, fingerprint: &[u8; 16]) {
     bytes.extend_from_slice(&crc32(&bytes[record..]).to_le_bytes());
 }
 
-/// The entries of a disk.
+/// The header records of a disk.
 pub(crate) struct Headers {
     file: StoredFile,
     count: u64,
 }
 
 impl Headers {
-    /// Opens a file that [`encode`] made. An error that is [`Damage`]: it is none.
+    /// Opens a file that [`encode`] made. An error that is [`Damage`]: the file is damaged.
     pub(crate) fn open(file: StoredFile) -> io::Result<Self> {
         let length = file.get()?.metadata()?.len();
         let count = length / RECORD_BYTES as u64;
         if count == 0 || !length.is_multiple_of(RECORD_BYTES as u64) {
-            return Err(Damage::new(directory::HEADERS, "it is cut").into());
+            return Err(Damage::new(directory::HEADERS, "it is too short").into());
         }
         let headers = Self { file, count };
         let last = headers.batch(count - 1)?;
         match record(&last).0.end {
             AFTER_ALL => Ok(headers),
-            _ => Err(Damage::new(directory::HEADERS, "it is cut").into()),
+            _ => Err(Damage::new(directory::HEADERS, "it is too short").into()),
         }
     }
 
-    /// Holds the headers that lie whole in these bytes of the layer, which start at `start`, against the table; `entries` reads it.
-    /// Gives the first that differs.
+    /// Compares the headers that are complete in these bytes of the layer, which start at `start`, with the table. `entries` reads the
+    /// table. Returns the first difference.
     pub(crate) fn check(
         &self,
         start: LayerOffset,
         bytes: &[u8],
         entries: impl FnOnce() -> Result<Vec<Entry>>,
     ) -> Result<Option<HeaderMismatch>> {
-        let unread = || "the stored table of headers cannot be read".to_owned();
+        let unread = || "the stored headers cannot be read".to_owned();
         let Some(headers) = self.differing(start, bytes).or_kind(Kind::Io, unread)? else {
             return Ok(None);
         };
@@ -105,9 +106,9 @@ impl Headers {
         mismatch(&headers, before, entries)
     }
 
-    /// Holds all headers of the layer, whose spans end at `end`, against the table: each entry's lead from the end of the one before to
-    /// its data, and behind the last there is none. `read` gives bytes of the layer that are no file's data, at offsets that ascend;
-    /// `beyond` all that stands behind the spans. Gives the first difference, and where it is.
+    /// Compares all headers of the layer, whose spans end at `end`, with the table: the headers of an entry are the bytes from the end of
+    /// the previous entry to its data, and after the last entry there are none. `read` returns bytes of the layer that belong to no file,
+    /// at ascending offsets. `beyond` passes the bytes after the spans. Returns the first difference and its range.
     pub(super) fn check_whole(
         &self,
         end: LayerOffset,
@@ -124,7 +125,7 @@ impl Headers {
                 }
                 let bytes = match headers.end.get().saturating_sub(headers.start.get()) {
                     ..=MAX_HEADERS => read(&headers).or_kind(Kind::Io, unread)?,
-                    _ => Vec::new(), // no entry has so many: none is found in them
+                    _ => Vec::new(), // too long: its fingerprint cannot match
                 };
                 let found = ztoc::header_fingerprint(headers.end, headers.start, &bytes);
                 if found.is_none_or(|found| found[..] != *fingerprint) {
@@ -150,7 +151,7 @@ impl Headers {
                     return Ok(None);
                 }
                 let Some(before) = part(bytes, start, &headers) else {
-                    continue; // it starts in the span before
+                    continue; // its headers start in the previous span
                 };
                 let found = ztoc::header_fingerprint(headers.end, headers.start, before);
                 if found.is_none_or(|found| found[..] != *fingerprint) {
@@ -167,7 +168,7 @@ impl Headers {
         self.read(first, (self.count - first).min(BATCH))
     }
 
-    /// So many records, of which each is whole.
+    /// This many records; each has its checksum.
     fn read(&self, first: u64, count: u64) -> io::Result<Vec<u8>> {
         let mut records = vec![0; count as usize * RECORD_BYTES]; // at most BATCH
         self.file
@@ -202,14 +203,14 @@ impl Headers {
     }
 }
 
-/// What a record says: where the headers are, and their fingerprint.
+/// The content of a record: the range of the headers, and their fingerprint.
 fn record(bytes: &[u8]) -> (Range<LayerOffset>, &[u8]) {
     let headers = LayerOffset(u64_at(bytes, 0))..LayerOffset(u64_at(bytes, 8));
     (headers, &bytes[16..32])
 }
 
-/// What the table says and these headers do not. That is rare, and the table has the last word: its fields are compared one by one, and
-/// the one that differs gets its name.
+/// The difference between the table and these headers. This is rare, so the table is read here: its fields are compared one by one, and the
+/// error names the one that differs.
 fn mismatch(
     headers: &Range<LayerOffset>,
     before: &[u8],
@@ -223,7 +224,7 @@ fn mismatch(
     Ok(ztoc::check_header(entry, headers.start, before).err())
 }
 
-/// Whether another entry stands behind the last one's data, in whole blocks, up to the layer's end.
+/// Whether another entry follows the data of the last one before the end of the layer, in whole blocks.
 fn check_end(
     start: LayerOffset,
     end: LayerOffset,
@@ -251,10 +252,13 @@ fn check_end(
 }
 
 fn damaged() -> Error {
-    Error::new(Kind::Io, "the stored table of headers is damaged")
+    Error::new(
+        Kind::Io,
+        "the stored headers are damaged; `socinbd check` repairs them",
+    )
 }
 
-/// The bytes of a range of the layer, of those that start at `start`; `None` where they are not all there.
+/// A range of the layer within the bytes that start at `start`; `None` if they do not have all of it.
 fn part<'a>(bytes: &'a [u8], start: LayerOffset, range: &Range<LayerOffset>) -> Option<&'a [u8]> {
     let from = range.start.get().checked_sub(start.get())?;
     let to = range.end.get().checked_sub(start.get())?;
@@ -279,7 +283,7 @@ mod tests {
         reader.finish().unwrap().entries
     }
 
-    /// A tar of files with these names; long ones have headers of their own before them.
+    /// A tar of files with these names; long names have headers of their own.
     fn tar(names: &[String]) -> Vec<u8> {
         let mut builder = tar::Builder::new(Vec::new());
         for (number, name) in names.iter().enumerate() {
@@ -297,7 +301,7 @@ mod tests {
         Headers::open(StoredFile::of_test(bytes).0).unwrap()
     }
 
-    /// Where the first headers that differ end.
+    /// The end of the first headers that differ.
     fn differing(headers: &Headers, layer: &[u8], range: Range<usize>) -> Option<u64> {
         let start = LayerOffset(range.start as u64);
         let found = headers.differing(start, &layer[range]).unwrap();
@@ -305,41 +309,41 @@ mod tests {
     }
 
     #[test]
-    fn each_header_is_looked_at_wherever_the_spans_end() {
+    fn each_header_is_checked_wherever_the_spans_end() {
         let names: Vec<String> = (0..200)
             .map(|number| format!("{}{number}", "d/".repeat(number)))
             .collect();
         let layer = tar(&names);
         let entries = entries(&layer);
-        let true_ones = open(&encode(&entries));
+        let correct = open(&encode(&entries));
         for size in [512, 513, 10_000, layer.len()] {
             let mut start = 0;
             while start < layer.len() {
                 let end = layer.len().min(start + size);
-                assert_eq!(differing(&true_ones, &layer, start..end), None);
+                assert_eq!(differing(&correct, &layer, start..end), None);
                 start = end;
             }
         }
         for number in [0, 1, 77, 198, 199] {
-            let mut lying = entries.clone();
-            lying[number].mode |= 0o4000;
-            let lying = open(&encode(&lying));
+            let mut wrong = entries.clone();
+            wrong[number].mode |= 0o4000;
+            let wrong = open(&encode(&wrong));
             let data = entries[number].data_offset.get();
-            assert_eq!(differing(&lying, &layer, 0..layer.len()), Some(data));
-            // just its headers, and one byte less at either side
+            assert_eq!(differing(&wrong, &layer, 0..layer.len()), Some(data));
+            // exactly its headers, and one byte less on either side
             let start = number.checked_sub(1).map_or(0, |before| {
                 let before = &entries[before];
                 (before.data_offset.get() + before.size).next_multiple_of(512) as usize
             });
             let headers = start..data as usize;
-            assert_eq!(differing(&lying, &layer, headers.clone()), Some(data));
-            assert_eq!(differing(&lying, &layer, start + 1..headers.end), None);
-            assert_eq!(differing(&lying, &layer, start..headers.end - 1), None);
+            assert_eq!(differing(&wrong, &layer, headers.clone()), Some(data));
+            assert_eq!(differing(&wrong, &layer, start + 1..headers.end), None);
+            assert_eq!(differing(&wrong, &layer, start..headers.end - 1), None);
         }
     }
 
     #[test]
-    fn damage_is_found_and_convicts_nobody() {
+    fn damage_is_detected_and_is_not_a_contradiction() {
         let layer = tar(&["a".to_owned(), "b".to_owned()]);
         let bytes = encode(&entries(&layer));
         let open = |bytes: &[u8]| Headers::open(StoredFile::of_test(bytes).0);
@@ -359,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_file_is_none() {
+    fn a_truncated_file_is_not_opened() {
         let layer = tar(&["a".to_owned(), "b".to_owned()]);
         let bytes = encode(&entries(&layer));
         assert_eq!(bytes.len(), 3 * RECORD_BYTES);

@@ -1,10 +1,8 @@
 //! Detects tables that contradict the layer's bytes.
 //!
 //! Each span is compared with its table (`span`, `headers`), and the whole layer with the image (`whole_layer`). For the latter, the bytes
-//! that
-//! belong to no file are kept (`non_file_bytes`, `trailer`). `progress` is the state of this verification, `contradictions` its findings, `revoked`
-//! the
-//! spans that were found wrong after they had been present.
+//! that belong to no file are stored (`non_file_bytes`, `trailer`). `progress` is the state of this verification, and `revoked` has the
+//! spans that were found to be wrong after they had been present. `contradictions` are the findings.
 
 pub(crate) mod contradictions;
 pub(crate) mod headers;

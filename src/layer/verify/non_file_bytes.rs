@@ -1,7 +1,7 @@
-//! What of a layer is in no file: tar headers, padding, the data of entries that later ones replace, the tar's end.
+//! The bytes of a layer that are in no file: tar headers, padding, the data of entries that later ones replace, the tar's end.
 //!
-//! The disk has no place for it, and the layer's diff ID is over it. So it is kept in a file of its own, `rest`, packed in the layer's
-//! order, until the whole layer has been checked ([`super::whole_layer`]); then it goes. It is about a kilobyte for each entry.
+//! The disk does not contain them, but the layer's diff ID includes them. So they are stored in the file `rest`, packed in the layer's
+//! order, until the whole layer has been checked ([`super::whole_layer`]). Then the file is removed. It has about a kilobyte per entry.
 
 use std::{io, os::unix::fs::FileExt as _};
 
@@ -11,17 +11,17 @@ use crate::{
     units::{LayerOffset, SpanId},
 };
 
-/// What may stand behind the layer's last span and is kept: padding that the table does not count. GNU tar fills up to 10 KiB. Where there
-/// is more, the span itself is kept (`tail`).
+/// Maximum length of the tail that is stored in `rest`: padding after the layer's last span that the table does not count. GNU tar pads up
+/// to 10 KiB. If the tail is longer, the span itself is stored (`trailer`).
 pub(super) const MAX_TAIL: usize = 1 << 20;
 
 /// Bytes that are read at once.
 const PIECE: u64 = 256 << 10;
 
-/// The file, and where in it the spans' parts are.
+/// The file `rest`, and the offset of each span's part in it.
 pub(crate) struct NonFileBytes {
     file: StoredFile,
-    /// Where each span's part starts; and the end of the last one, behind which there is the tail.
+    /// The start of each span's part, and at last the end of the last part, after which the tail follows.
     starts: Box<[u64]>,
 }
 
@@ -33,17 +33,17 @@ impl NonFileBytes {
         let mut starts: Vec<u64> = spans
             .map(|bytes| {
                 end = bytes.end;
-                packed.place(bytes.start)
+                packed.position(bytes.start)
             })
             .collect();
-        starts.push(packed.place(end));
+        starts.push(packed.position(end));
         Self {
             file,
             starts: starts.into(),
         }
     }
 
-    /// Keeps what of a span's bytes no region has; `tail` is what stands behind the last span. Gives its CRC-32.
+    /// Stores the bytes of a span that are in no region. `tail` is the tail after the last span. Returns their CRC-32.
     pub(crate) fn write(
         &self,
         span: SpanId,
@@ -59,24 +59,24 @@ impl NonFileBytes {
             let Some(part) = region.clip_layer(&(start..end)) else {
                 continue;
             };
-            // inside `bytes`, for it is clipped to them
+            // inside `bytes`: the part is clipped to them
             let from = (part.layer.start.get() - start.get()) as usize;
             rest.extend_from_slice(&bytes[position..from]);
             position = (part.layer.end.get() - start.get()) as usize;
         }
         rest.extend_from_slice(&bytes[position..]);
         rest.extend_from_slice(tail);
-        let place = self.starts[span.get() as usize];
+        let position = self.starts[span.get() as usize];
         let file = self.file.get()?;
-        file.write_all_at(&rest, place)?;
+        file.write_all_at(&rest, position)?;
         if self.is_last(span) {
-            // what stands there from before is no tail
-            file.set_len(place + rest.len() as u64)?;
+            // bytes of a previous tail are removed
+            file.set_len(position + rest.len() as u64)?;
         }
         Ok(crc32(&rest))
     }
 
-    /// The CRC-32 of what is kept of a span.
+    /// The CRC-32 of the stored bytes of a span.
     pub(crate) fn checksum(&self, span: SpanId) -> io::Result<u32> {
         let start = self.starts[span.get() as usize];
         let end = match self.is_last(span) {
@@ -85,12 +85,12 @@ impl NonFileBytes {
         };
         let mut crc = flate2::Crc::new();
         let mut buffer = Vec::new();
-        let mut place = start;
-        while place < end {
-            buffer.resize((end - place).min(PIECE) as usize, 0);
-            self.read(place, &mut buffer)?;
+        let mut position = start;
+        while position < end {
+            buffer.resize((end - position).min(PIECE) as usize, 0);
+            self.read(position, &mut buffer)?;
             crc.update(&buffer);
-            place += buffer.len() as u64;
+            position += buffer.len() as u64;
         }
         Ok(crc.sum())
     }
@@ -103,19 +103,19 @@ impl NonFileBytes {
         self.file.get()?.sync_data()
     }
 
-    /// Bytes of the file; once the last span has come, with the tail.
+    /// Length of the file; after the last span was stored, it includes the tail.
     pub(crate) fn length(&self) -> io::Result<u64> {
         Ok(self.file.get()?.metadata()?.len())
     }
 
-    /// Where the last span's part ends, and the tail begins.
+    /// The end of the last span's part, where the tail starts.
     pub(crate) fn end(&self) -> u64 {
         self.starts.last().copied().unwrap_or(0)
     }
 
-    /// Reads bytes that stand at this place in the file; see [`Packed`].
-    pub(crate) fn read(&self, place: u64, buffer: &mut [u8]) -> io::Result<()> {
-        self.file.get()?.read_exact_at(buffer, place)
+    /// Reads bytes at this offset of the file; see [`Packed`].
+    pub(crate) fn read(&self, position: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.file.get()?.read_exact_at(buffer, position)
     }
 }
 
@@ -124,7 +124,7 @@ pub(crate) fn all(regions: &RegionTable) -> impl Iterator<Item = DataRegion> {
     regions.in_layer(&(LayerOffset(0)..LayerOffset(u64::MAX)))
 }
 
-/// Places in the file for offsets in the layer, which must ascend.
+/// Maps offsets in the layer, which must ascend, to offsets in the file.
 pub(crate) struct Packed<I> {
     regions: I,
     current: Option<DataRegion>,
@@ -133,7 +133,7 @@ pub(crate) struct Packed<I> {
 }
 
 impl<I: Iterator<Item = DataRegion>> Packed<I> {
-    /// `regions` are all, as [`all`] gives them.
+    /// `regions` are all regions, as [`all`] returns them.
     pub(crate) fn new(mut regions: I) -> Self {
         Self {
             current: regions.next(),
@@ -142,8 +142,8 @@ impl<I: Iterator<Item = DataRegion>> Packed<I> {
         }
     }
 
-    /// The place of the first byte at or behind `offset` that is in no region.
-    pub(crate) fn place(&mut self, offset: LayerOffset) -> u64 {
+    /// The offset in the file of the first byte at or after `offset` that is in no region.
+    pub(crate) fn position(&mut self, offset: LayerOffset) -> u64 {
         while let Some(region) = self.current.take_if(|it| it.layer.end <= offset) {
             self.data += region.length();
             self.current = self.regions.next();
@@ -151,7 +151,7 @@ impl<I: Iterator<Item = DataRegion>> Packed<I> {
         let inside = self.current.as_ref().map_or(0, |region| {
             offset.get().saturating_sub(region.layer.start.get())
         });
-        // regions do not overlap: no more of them are before an offset than it has bytes before it
+        // regions do not overlap, so they have at most `offset` bytes before `offset`
         offset.get() - self.data - inside
     }
 }
@@ -173,14 +173,14 @@ mod tests {
     }
 
     #[test]
-    fn places_count_what_no_region_has() {
+    fn positions_count_bytes_in_no_region() {
         let regions = regions();
-        let mut slow = 0;
+        let mut expected = 0;
         let mut packed = Packed::new(regions.iter().cloned());
         for offset in 0..6000 {
-            assert_eq!(packed.place(LayerOffset(offset)), slow, "{offset}");
+            assert_eq!(packed.position(LayerOffset(offset)), expected, "{offset}");
             let inside = |region: &DataRegion| region.layer.contains(&LayerOffset(offset));
-            slow += u64::from(!regions.iter().any(inside));
+            expected += u64::from(!regions.iter().any(inside));
         }
     }
 }

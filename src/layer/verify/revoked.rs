@@ -1,6 +1,5 @@
-//! Spans that were taken back: a later look has shown that they are not what the table says. The directory remembers them, in the file
-//! `disowned`, which is made with the first: alone such a span shows nothing, and would be served again. The file is their numbers, and a
-//! check.
+//! Revoked spans: a later check has shown that they contradict their table. The directory stores their numbers and a CRC-32 in the file
+//! `disowned`, because such a span alone does not show the contradiction, and would be served again after a restart.
 
 use std::{
     collections::BTreeSet,
@@ -17,17 +16,17 @@ use crate::{
     units::SpanId,
 };
 
-/// The spans of a disk that were taken back.
+/// The revoked spans of a disk.
 pub(crate) struct RevokedSpans {
     directory: DiskDirectory,
-    known: Mutex<BTreeSet<SpanId>>,
+    spans: Mutex<BTreeSet<SpanId>>,
 }
 
 impl RevokedSpans {
-    /// Those of a disk with so many spans that the directory remembers. A file that is damaged accuses nobody, and goes: that the table was
-    /// shown to lie stands in `state.json`.
+    /// The stored revoked spans of a disk with `count` spans. A damaged file is removed: `state.json` says that the table was shown to be
+    /// false.
     pub(crate) fn open(directory: &DiskDirectory, count: u32) -> Result<Self> {
-        let mut known = BTreeSet::new();
+        let mut revoked = BTreeSet::new();
         if directory.has(directory::DISOWNED) {
             let file = directory.read(directory::DISOWNED);
             let spans = file.and_then(|bytes| {
@@ -41,9 +40,9 @@ impl RevokedSpans {
                 })
             });
             match spans {
-                Ok(spans) => known = spans,
+                Ok(spans) => revoked = spans,
                 Err(error) if Damage::is_in(&error) => {
-                    tracing::warn!("{}; it is removed", error.report());
+                    tracing::warn!("{}; the file is removed", error.report());
                     directory.remove(directory::DISOWNED)?;
                 }
                 Err(error) => return Err(error),
@@ -51,41 +50,41 @@ impl RevokedSpans {
         }
         Ok(Self {
             directory: directory.clone(),
-            known: Mutex::new(known),
+            spans: Mutex::new(revoked),
         })
     }
 
-    /// Whether this span was taken back.
+    /// Whether this span was revoked.
     pub(crate) fn contains(&self, span: SpanId) -> bool {
         self.lock().contains(&span)
     }
 
-    /// All of them, ascending.
+    /// All revoked spans, ascending.
     pub(crate) fn spans(&self) -> Vec<SpanId> {
         self.lock().iter().copied().collect()
     }
 
-    /// Does something with a span unless it was taken back, and none takes it back meanwhile. Whether it was done.
+    /// Calls `work` unless the span was revoked. The span is not revoked meanwhile. Returns whether `work` was called.
     pub(crate) fn unless(&self, span: SpanId, work: impl FnOnce()) -> bool {
-        let known = self.lock();
-        let free = !known.contains(&span);
-        if free {
+        let revoked = self.lock();
+        let is_free = !revoked.contains(&span);
+        if is_free {
             work();
         }
-        free
+        is_free
     }
 
-    /// Takes spans back, for as long as there is the directory. On an error for as long as the disk is open.
+    /// Revokes spans and stores their numbers. On an error they are revoked until the disk is closed.
     pub(crate) fn insert(&self, spans: &[SpanId]) -> io::Result<()> {
-        let mut known = self.lock();
-        known.extend(spans);
+        let mut revoked = self.lock();
+        revoked.extend(spans);
         self.directory
-            .replace(directory::DISOWNED, &encode(&known))
+            .replace(directory::DISOWNED, &encode(&revoked))
             .map_err(|error| io::Error::other(error.report()))
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeSet<SpanId>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        self.spans.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -94,13 +93,13 @@ fn encode(spans: &BTreeSet<SpanId>) -> Vec<u8> {
     seal::seal(numbers.collect())
 }
 
-/// `None`: the file is not one that [`encode`] made for a disk with so many spans.
+/// `None`: the bytes are not those of [`encode`] for a disk with `count` spans.
 fn decode(bytes: &[u8], count: u32) -> Option<BTreeSet<SpanId>> {
     let (numbers, rest) = seal::unseal(bytes)?.as_chunks::<4>();
     let numbers = numbers.iter().map(|number| u32::from_le_bytes(*number));
     let spans: BTreeSet<_> = numbers.map(SpanId).collect();
-    let fit = spans.last().is_none_or(|last| last.get() < count);
-    (rest.is_empty() && fit).then_some(spans)
+    let fits = spans.last().is_none_or(|last| last.get() < count);
+    (rest.is_empty() && fits).then_some(spans)
 }
 
 #[cfg(test)]
@@ -108,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_damaged_file_is_none() {
+    fn a_damaged_file_is_not_used() {
         let spans = BTreeSet::from([3, 9].map(SpanId));
         let bytes = encode(&spans);
         assert_eq!(decode(&bytes, 10), Some(spans));

@@ -1,7 +1,7 @@
-//! Whether a table tells the truth. A span's digest shows that its compressed bytes are those that whoever made the table saw; not that
-//! the table's offsets, windows and files are those of the layer. That is looked at as the bytes pass.
+//! Compares a span with its table. A span's digest shows that its compressed bytes are those that the table was made from. It does not show
+//! that the table's offsets, windows and files are those of the layer. So these are checked while the span is decoded.
 //!
-//! What is found is a lie of the table: no other source helps.
+//! A contradiction is an error of the table: no other source helps.
 
 use std::sync::Arc;
 
@@ -20,19 +20,19 @@ use crate::{
     ztoc::{Compression, Span},
 };
 
-/// A span's bytes, and what was there to decode them.
+/// The output of a span, and what it was decoded with.
 pub(crate) struct DecodedSpan<'a> {
-    /// The layer's bytes.
+    /// The bytes of the layer.
     pub bytes: &'a [u8],
     record: &'a Span,
     window: Option<&'a [u8]>,
     surplus: bool,
-    /// What stands behind the last span.
+    /// The bytes after the end of the tar, if it is the last span.
     pub tail: &'a [u8],
 }
 
 impl<'a> DecodedSpan<'a> {
-    /// Decodes a span; it has the length that the table states.
+    /// Decodes a span. Its output has the length that the table states.
     pub(crate) fn new(
         spans: &Spans,
         span: SpanId,
@@ -45,7 +45,7 @@ impl<'a> DecodedSpan<'a> {
         let (bytes, beyond, surplus) = match spans.compression() {
             Compression::Uncompressed => {
                 let expected = length(record);
-                // the last span's bytes go on behind the tar's end
+                // the bytes of the last span continue after the end of the tar
                 let (bytes, beyond) = usize::try_from(expected)
                     .ok()
                     .and_then(|length| compressed.split_at_checked(length))
@@ -69,7 +69,7 @@ impl<'a> DecodedSpan<'a> {
             record,
             window,
             surplus,
-            // one byte too many shows that it was cut
+            // one byte too many shows that the tail is longer
             tail: match is_last {
                 true => &beyond[..beyond.len().min(MAX_TAIL + 1)],
                 false => &[],
@@ -77,9 +77,9 @@ impl<'a> DecodedSpan<'a> {
         })
     }
 
-    /// Looks at all that this span can show, and gives the first lie. An error is one of the local files.
+    /// Checks what this span alone can show, and returns the first contradiction. An error is that of a local file.
     pub(crate) fn check(&self, disk: &Disk, span: SpanId) -> Result<Option<TableContradiction>> {
-        let next = SpanId(span.get() + 1); // there are fewer than u32::MAX
+        let next = SpanId(span.get() + 1); // there are less than u32::MAX spans
         if next.get() < disk.layout().spans().count() {
             if self.surplus {
                 return Ok(Some(TableContradiction::Surplus {
@@ -98,8 +98,8 @@ impl<'a> DecodedSpan<'a> {
         Ok(found.map(TableContradiction::Header))
     }
 
-    /// Whether the window of the next span is what this one ends with. As this is asked of each span before it is present, a span
-    /// whose predecessor is present has had its window checked.
+    /// Whether this span's output ends with the window of the next span. Each span passes this check before it is present, so the window of
+    /// a span whose predecessor is present was checked.
     fn leads_to(&self, reader: &SpanReader, next: SpanId) -> Result<bool> {
         let read = || {
             let record = reader.layout().spans().read(next)?;
@@ -112,29 +112,33 @@ impl<'a> DecodedSpan<'a> {
             let context = format!("the window of span {next} cannot be read");
             Error::with_source(Kind::Io, context, error)
         })?;
-        // what stands in it before the layer's start means nothing
-        let known = usize::try_from(start).map_or(WINDOW_SIZE, |start| start.min(WINDOW_SIZE));
+        // bytes of the window from before the layer's start are not used
+        let used = usize::try_from(start).map_or(WINDOW_SIZE, |start| start.min(WINDOW_SIZE));
         Ok(window.is_none_or(|window| {
-            let meaningful = &window[window.len().saturating_sub(known)..];
-            window_follows(self.window, self.bytes, meaningful)
+            let window = &window[window.len().saturating_sub(used)..];
+            window_follows(self.window, self.bytes, window)
         }))
     }
 }
 
-/// The reason that a disk is degraded for when it takes a span back; without a span, all of them.
-pub(crate) fn taken_back(disk: &Disk, span: Option<SpanId>, refutation: Refutation) -> Arc<Error> {
+/// The reason for which a disk is degraded when it revokes a span; `None`: all spans.
+pub(crate) fn revoked_reason(
+    disk: &Disk,
+    span: Option<SpanId>,
+    refutation: Refutation,
+) -> Arc<Error> {
     let (layer, table) = (disk.layer().digest, disk.table());
     let what = match span {
         Some(span) => format!("span {span} of layer {layer}"),
         None => format!("layer {layer}"),
     };
-    let context = format!("{what} is not what its table {table} says");
+    let context = format!("{what} contradicts its table {table}");
     Arc::new(Error::with_source(Kind::Corrupt, context, refutation))
 }
 
-/// The bytes of the layer that a span has by its table.
+/// The length that the table states for a span's output.
 fn length(record: &Span) -> u64 {
-    // `spans::encode` took only those that end where they start or behind
+    // `spans::encode` accepts only spans that do not end before their start
     record
         .uncompressed
         .end

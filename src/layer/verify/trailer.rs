@@ -1,8 +1,9 @@
-//! What stands behind the end that a layer's table states: padding, of any length. It belongs to the layer's diff ID and to no span's length.
+//! The bytes after the end of the tar that a layer's table states: padding of any length. It belongs to the layer's diff ID, but to no
+//! span's length.
 //!
-//! As much as [`MAX_TAIL`] is kept in the file `rest`. Where there is more, its length is bounded by nothing but deflate's ratio: so the last
-//! span is kept as it came, with the window before it, in a file of its own; and when the layer is checked the tail is decoded once more,
-//! piece by piece.
+//! Up to [`MAX_TAIL`] bytes are stored in the file `rest`. The length of a longer tail is bounded by deflate's ratio only. So then the
+//! compressed last span is stored with its window in the file `last`, and the check of the layer decodes its tail once more, piece by
+//! piece.
 
 use std::{io, ops::ControlFlow};
 
@@ -22,16 +23,16 @@ use crate::{
     ztoc::{Compression, Span},
 };
 
-/// Bytes of one piece.
+/// Size of one piece.
 const PIECE: usize = 1 << 20;
 
-/// The tail of a layer whose last span has come.
+/// The tail of a layer whose last span is present.
 pub(crate) enum Tail<'a> {
-    Kept(&'a NonFileBytes),
+    Short(&'a NonFileBytes),
     Long(Box<LastSpan>),
 }
 
-/// The last span as it came.
+/// The last span as it was fetched.
 pub(crate) struct LastSpan {
     record: Span,
     compression: Compression,
@@ -39,7 +40,7 @@ pub(crate) struct LastSpan {
     compressed: Vec<u8>,
 }
 
-/// Keeps the last span where its tail is too long for `rest`.
+/// Stores the last span if its tail is too long for `rest`.
 pub(crate) fn keep_last(
     directory: &DiskDirectory,
     window: Option<&[u8]>,
@@ -50,19 +51,19 @@ pub(crate) fn keep_last(
     directory.replace(directory::LAST, &seal::seal(bytes))
 }
 
-/// Whether a tail, of which at most one byte more was decoded than is kept, is too long for that.
+/// Whether a tail is too long for `rest`. At most one byte more than fits there was decoded.
 pub(crate) fn is_long(tail: &[u8]) -> bool {
     tail.len() > MAX_TAIL
 }
 
 impl<'a> Tail<'a> {
-    /// The tail as it is kept. An error that is [`Damage`]: the last span has to come again.
+    /// The stored tail. An error that is [`Damage`]: the last span has to be fetched again.
     pub(crate) fn open(
         directory: &DiskDirectory,
         reader: &SpanReader,
         rest: &'a NonFileBytes,
     ) -> Result<Self> {
-        let unread = || "what is kept of the layer cannot be read".to_owned();
+        let unread = || "the stored end of the layer cannot be read".to_owned();
         let last = SpanId(reader.layout().spans().count().saturating_sub(1));
         let record = reader
             .presence()
@@ -70,7 +71,7 @@ impl<'a> Tail<'a> {
             .record(last)
             .or_kind(Kind::Io, unread)?;
         let SpanRecord::Present(SpanCheck { has_last: true, .. }) = record else {
-            return Ok(Self::Kept(rest));
+            return Ok(Self::Short(rest));
         };
         let record = reader
             .layout()
@@ -79,8 +80,8 @@ impl<'a> Tail<'a> {
             .or_kind(Kind::Io, unread)?
             .span;
         let bytes = directory.read(directory::LAST)?;
-        let kept = seal::unseal(&bytes).and_then(|bytes| bytes.split_at_checked(WINDOW_SIZE));
-        let (window, compressed) = kept
+        let stored = seal::unseal(&bytes).and_then(|bytes| bytes.split_at_checked(WINDOW_SIZE));
+        let (window, compressed) = stored
             .ok_or_else(|| Damage::check(directory::LAST))
             .or_kind(Kind::Io, unread)?;
         Ok(Self::Long(Box::new(LastSpan {
@@ -91,20 +92,20 @@ impl<'a> Tail<'a> {
         })))
     }
 
-    /// Gives all of it, in order, piece by piece. Ends early when `take` says so.
+    /// Passes all of it, in order, piece by piece, until `take` breaks.
     pub(crate) fn each(&self, mut take: impl FnMut(&[u8]) -> ControlFlow<()>) -> io::Result<()> {
         match self {
-            Self::Kept(rest) => {
+            Self::Short(rest) => {
                 let end = rest.length()?;
                 let mut buffer = vec![0; PIECE.min(MAX_TAIL)];
-                let mut place = rest.end();
-                while place < end {
-                    let length = buffer.len().min((end - place) as usize);
-                    rest.read(place, &mut buffer[..length])?;
+                let mut position = rest.end();
+                while position < end {
+                    let length = buffer.len().min((end - position) as usize);
+                    rest.read(position, &mut buffer[..length])?;
                     if take(&buffer[..length]).is_break() {
                         break;
                     }
-                    place += length as u64;
+                    position += length as u64;
                 }
                 Ok(())
             }
@@ -118,9 +119,9 @@ impl LastSpan {
         match self.compression {
             Compression::Uncompressed => {
                 let span = &self.record.uncompressed;
-                let length = (span.end.get() - span.start.get()) as usize; // it was decoded
+                let length = (span.end.get() - span.start.get()) as usize; // its length is that of decoded bytes
                 let tail = self.compressed.get(length..).unwrap_or_default();
-                // all pieces, or up to the one that is enough
+                // `take` may have ended it early
                 let _ = tail.chunks(PIECE).try_for_each(take);
                 Ok(())
             }

@@ -1,5 +1,4 @@
-//! The verification of one disk: what its table says of the tar headers, how far the check of the whole layer is, and which spans were
-//! revoked.
+//! The verification of one disk: the tar headers that its table states, the state of the check of the whole layer, and the revoked spans.
 
 use super::{
     contradictions::Refutation, headers::Headers, progress::LayerCheck, revoked::RevokedSpans,
@@ -27,7 +26,7 @@ impl Verification {
         }
     }
 
-    /// What the table says of the layer's tar headers.
+    /// The tar headers that the table states.
     pub(crate) fn headers(&self) -> Option<&Headers> {
         self.headers.as_ref()
     }
@@ -42,8 +41,8 @@ impl Verification {
         &self.revoked
     }
 
-    /// The evidence that a span is not what the table says, if it was revoked. `earlier` is the evidence that the directory has, from before
-    /// the disk was opened.
+    /// The evidence that a span contradicts its table, if it was revoked. `earlier` is the evidence that the directory has, from before the
+    /// disk was opened.
     pub(crate) fn refutation(
         &self,
         span: SpanId,
@@ -52,8 +51,8 @@ impl Verification {
         if !self.revoked.contains(span) {
             return None;
         }
-        let known = self.layer_check.refutation(span);
-        Some(known.unwrap_or_else(|| match earlier() {
+        let evidence = self.layer_check.refutation(span);
+        Some(evidence.unwrap_or_else(|| match earlier() {
             Some(why) => Refutation::Earlier(why),
             None => Refutation::Window,
         }))

@@ -1,12 +1,12 @@
-//! The check of a whole layer, once all its spans are present: whether the disk and what is kept beside it ([`super::non_file_bytes`]) are together
-//! the stream that has the layer's diff ID, and whether its tar headers are those that the disk was laid out from.
+//! The check of a whole layer when all its spans are present: whether the disk and `rest` ([`super::non_file_bytes`]) together are the
+//! stream with the layer's diff ID, and whether its tar headers are those that the disk was laid out from.
 //!
-//! A span's digest is the table's word; this is the image's. Only behind it a disk is complete: an ordinary ext4 image, which needs no
-//! daemon and may serve any image that has the layer. It reads the local files once and fetches nothing but spans without any file's data,
-//! which no reader has asked for.
+//! A span's digest comes from the table, the diff ID from the image. A disk is complete only after this check: an ordinary ext4 image,
+//! which needs no daemon and may serve any image that has the layer. The check reads the local files once. It fetches only spans that have
+//! no data of any file, because no reader has needed them.
 //!
-//! What does not come out right may be the fault of the local disk. So before anything is held against the table, each span's bytes are
-//! held against the checks that were written with them ([`crate::layer::repair::lost_spans`]); what has changed since is fetched again, and looked at once more.
+//! A difference may be damage of the local disk. So before the table counts as false, each span's bytes are compared with the checksums
+//! that were written with them ([`crate::layer::repair::lost_spans`]). Damaged spans are fetched again, and the check is repeated.
 
 use std::{
     io,
@@ -39,27 +39,27 @@ use crate::{
     units::{LayerOffset, SpanId},
 };
 
-/// How long the spans that only the check needs may take to come.
+/// Time limit for fetching the spans that only the check needs.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Who holds a disk for its check: the task, and the thread that reads.
-const OWN_HOLDS: usize = 2;
+/// References to a disk during its check: the task and the thread that reads.
+const OWN_REFERENCES: usize = 2;
 
 /// Bytes that are read at once.
 const PIECE: usize = 1 << 20;
 
-/// Times that a layer is looked at in one check, when the local disk has not kept what was written to it.
+/// Maximum number of rounds of one check, if the local disk does not keep the written data.
 const ROUNDS: usize = 3;
 
-/// What a check has found.
+/// The result of a check.
 pub(crate) enum LayerVerdict {
-    /// The disk is the layer's.
-    True,
-    /// It is not, and these spans are where that shows.
-    False(Range<u32>, Refutation),
-    /// The local disk has not kept what was written to it: nothing is known of the table.
+    /// The disk is the layer.
+    Verified,
+    /// The table contradicts the layer in these spans.
+    Contradiction(Range<u32>, Refutation),
+    /// The local disk has not kept the written data: the table was not checked.
     Damaged(LostSpans),
-    /// Nobody needs the disk any more.
+    /// No user has the disk open any more.
     Abandoned,
 }
 
@@ -67,7 +67,7 @@ async fn run(disk: &Arc<Disk>) -> Result<()> {
     for _ in 0..ROUNDS {
         fetch_bare(disk).await?;
         let services = Arc::clone(disk.services());
-        let _turn = services.check_turn().await;
+        let _permit = services.check_permit().await;
         let disk = Arc::clone(disk);
         if blocking(move || check(&disk)).await? {
             return Ok(());
@@ -76,26 +76,26 @@ async fn run(disk: &Arc<Disk>) -> Result<()> {
     Err(Error::new(
         Kind::Io,
         format!(
-            "{} does not keep what is written to it; look at the disk that it is on",
+            "{} does not keep the data that is written to it; check the local disk and the kernel log",
             disk.path().display()
         ),
     ))
 }
 
-/// Checks a layer whose spans are all there; false where some have to come again.
+/// Checks a layer whose spans are all present. Returns false if some have to be fetched again.
 fn check(disk: &Arc<Disk>) -> Result<bool> {
     disk.sync()?;
     let Some(rest) = disk.verification().layer_check().rest() else {
         return Ok(true);
     };
     match examine(disk, &rest)? {
-        LayerVerdict::True => disk.prove()?,
-        LayerVerdict::False(spans, lie) => disk.refute(spans, &lie)?,
+        LayerVerdict::Verified => disk.complete_check()?,
+        LayerVerdict::Contradiction(spans, refutation) => disk.refute(spans, &refutation)?,
         LayerVerdict::Abandoned => {}
         LayerVerdict::Damaged(lost) => {
             tracing::warn!(
                 layer = %disk.layer().digest,
-                "{}; it is fetched again",
+                "{}; the spans are fetched again",
                 lost.describe(disk)
             );
             let unwritten = || format!("{} cannot be written", disk.path().display());
@@ -107,7 +107,7 @@ fn check(disk: &Arc<Disk>) -> Result<bool> {
     Ok(true)
 }
 
-/// Fetches the spans that have nothing of any file.
+/// Fetches the spans that have no data of any file.
 pub(crate) async fn fetch_bare(disk: &Arc<Disk>) -> Result<()> {
     let deadline = in_flight::deadline(Some(FETCH_TIMEOUT));
     let (waiters, claims) = disk.reader().in_flight().claim(
@@ -122,9 +122,15 @@ pub(crate) async fn fetch_bare(disk: &Arc<Disk>) -> Result<()> {
             .spawn(fetch::fetch(Arc::clone(disk), claim, None));
     }
     for waiter in waiters {
-        let late = || Arc::new(Error::new(Kind::Unavailable, "no source has answered"));
+        let late = || {
+            Arc::new(Error::new(
+                Kind::Unavailable,
+                "no source has answered in time",
+            ))
+        };
         waiter.wait(deadline, late).await.map_err(|error| {
-            let context = "a span that has only headers could not be fetched";
+            let context =
+                "a span without file data could not be fetched for the check of the whole layer";
             Error::with_source(error.kind(), context, error)
         })?;
     }
@@ -132,7 +138,7 @@ pub(crate) async fn fetch_bare(disk: &Arc<Disk>) -> Result<()> {
 }
 
 impl Disk {
-    /// Starts the check of the layer where it is due; at most one at a time runs.
+    /// Starts the check of the layer if it is due. At most one check runs at a time.
     pub(crate) fn check_when_due(self: &Arc<Self>) {
         if !self.is_full() || self.is_verified() {
             return;
@@ -157,12 +163,12 @@ impl Disk {
         });
     }
 
-    /// These spans have been shown not to be what the table says: they are taken back, and the disk is degraded for them.
+    /// Revokes spans that were shown to contradict the table. The disk is degraded because of them.
     pub(crate) fn refute(&self, spans: Range<u32>, refutation: &Refutation) -> Result<()> {
         self.verification()
             .layer_check()
             .refute(spans.clone(), refutation.clone());
-        let reason = |span| span::taken_back(self, span, refutation.clone());
+        let reason = |span| span::revoked_reason(self, span, refutation.clone());
         let first = match refutation {
             Refutation::DiffId { .. } => {
                 let error = reason(None);
@@ -178,19 +184,19 @@ impl Disk {
         };
         tracing::warn!("{}", first.report());
         self.record().mark_table_false(&first);
-        self.take_back(spans).or_kind(Kind::Io, || {
+        self.revoke(spans).or_kind(Kind::Io, || {
             format!("{} cannot be written", self.path().display())
         })
     }
 }
 
-/// Looks at the layer; and at what is lost of it here, before it is said to be wrong.
+/// Checks the layer. Before the table counts as false, looks for damage of the local files.
 fn examine(disk: &Arc<Disk>, rest: &NonFileBytes) -> Result<LayerVerdict> {
     let mut verdict = judge(disk, rest);
     if verdict.as_ref().is_err_and(Damage::is_in) && disk.repair() {
         verdict = judge(disk, rest);
     }
-    if matches!(verdict, Err(_) | Ok(LayerVerdict::False(..))) {
+    if matches!(verdict, Err(_) | Ok(LayerVerdict::Contradiction(..))) {
         let lost = lost_spans::lost(disk, Some(rest), |_| ())?;
         if !lost.is_empty() {
             return Ok(LayerVerdict::Damaged(lost));
@@ -200,25 +206,28 @@ fn examine(disk: &Arc<Disk>, rest: &NonFileBytes) -> Result<LayerVerdict> {
 }
 
 fn judge(disk: &Arc<Disk>, rest: &NonFileBytes) -> Result<LayerVerdict> {
-    let unread = || "what is kept of the layer cannot be read".to_owned();
+    let unread = || "the stored bytes of the layer cannot be read".to_owned();
     let tail = Tail::open(disk.directory(), disk.reader(), rest)?;
-    let abandoned = || Arc::strong_count(disk) <= OWN_HOLDS;
+    let abandoned = || Arc::strong_count(disk) <= OWN_REFERENCES;
     let Some(found) = diff_id(disk.reader(), rest, &tail, abandoned).or_kind(Kind::Io, unread)?
     else {
         return Ok(LayerVerdict::Abandoned);
     };
     let expected = disk.layer().diff_id;
     if found != expected {
-        let lie = Refutation::DiffId { found, expected };
-        return Ok(LayerVerdict::False(0..disk.layout().spans().count(), lie));
+        let refutation = Refutation::DiffId { found, expected };
+        return Ok(LayerVerdict::Contradiction(
+            0..disk.layout().spans().count(),
+            refutation,
+        ));
     }
     let Some(headers) = disk.verification().headers() else {
-        return Ok(LayerVerdict::True);
+        return Ok(LayerVerdict::Verified);
     };
     let mut packed = Packed::new(non_file_bytes::all(disk.layout().regions()));
     let read = |range: &Range<LayerOffset>| {
         let mut bytes = vec![0; (range.end.get() - range.start.get()) as usize];
-        rest.read(packed.place(range.start), &mut bytes)?;
+        rest.read(packed.position(range.start), &mut bytes)?;
         Ok(bytes)
     };
     let beyond = |take: &mut dyn FnMut(&[u8]) -> ControlFlow<()>| tail.each(take);
@@ -226,44 +235,46 @@ fn judge(disk: &Arc<Disk>, rest: &NonFileBytes) -> Result<LayerVerdict> {
         disk.read_entries()
     })?;
     Ok(match found {
-        None => LayerVerdict::True,
-        Some((range, lie)) => {
+        None => LayerVerdict::Verified,
+        Some((range, mismatch)) => {
             let mut spans = disk.layout().spans().covering(range);
             if spans.is_empty() {
-                // behind the last one
+                // the difference is after the last span
                 spans =
                     disk.layout().spans().count().saturating_sub(1)..disk.layout().spans().count();
             }
-            LayerVerdict::False(spans, Refutation::Header(lie))
+            LayerVerdict::Contradiction(spans, Refutation::Header(mismatch))
         }
     })
 }
 
-/// SHA-256 of the layer, from the disk and the rest; `None` when it was broken off.
+/// SHA-256 of the layer, from the disk and `rest`; `None`: the check was abandoned.
 fn diff_id(
     reader: &SpanReader,
-    kept: &NonFileBytes,
+    rest: &NonFileBytes,
     tail: &Tail<'_>,
     abandoned: impl Fn() -> bool,
 ) -> io::Result<Option<crate::oci::Digest>> {
     let mut hasher = Hasher::default();
     let mut files =
         PieceReader::new(|offset, buffer: &mut [u8]| reader.file().read(offset, buffer));
-    let mut others = PieceReader::new(|offset, buffer: &mut [u8]| kept.read(offset, buffer));
-    let (files_end, others_end) = (reader.layout().size(), kept.length()?);
+    let mut others = PieceReader::new(|offset, buffer: &mut [u8]| rest.read(offset, buffer));
+    let (files_end, others_end) = (reader.layout().size(), rest.length()?);
     let mut packed = Packed::new(non_file_bytes::all(reader.layout().regions()));
-    let mut place = 0;
+    let mut position = 0;
     for region in non_file_bytes::all(reader.layout().regions()) {
         if abandoned() {
             return Ok(None);
         }
-        let next = packed.place(region.layer.start);
-        others.each(place..next, others_end, |bytes| hasher.update(bytes))?;
-        place = next;
+        let next = packed.position(region.layer.start);
+        others.each(position..next, others_end, |bytes| hasher.update(bytes))?;
+        position = next;
         let bytes = region.disk.start.get()..region.disk.end.get();
         files.each(bytes, files_end, |bytes| hasher.update(bytes))?;
     }
-    others.each(place..kept.end(), others_end, |bytes| hasher.update(bytes))?;
+    others.each(position..rest.end(), others_end, |bytes| {
+        hasher.update(bytes)
+    })?;
     let mut is_whole = true;
     tail.each(|bytes| {
         hasher.update(bytes);
@@ -276,7 +287,7 @@ fn diff_id(
     Ok(is_whole.then(|| hasher.finish()))
 }
 
-/// Reads ranges that ascend, [`PIECE`] bytes at once, however short they are.
+/// Reads ascending ranges, [`PIECE`] bytes at a time, however short the ranges are.
 struct PieceReader<R> {
     read: R,
     buffer: Vec<u8>,
@@ -292,7 +303,7 @@ impl<R: FnMut(u64, &mut [u8]) -> io::Result<()>> PieceReader<R> {
         }
     }
 
-    /// Gives the bytes of a range, in pieces; nothing past `end` is read.
+    /// Passes the bytes of a range, in pieces. Bytes from `end` on are not read.
     fn each(&mut self, range: Range<u64>, end: u64, mut take: impl FnMut(&[u8])) -> io::Result<()> {
         let mut position = range.start;
         while position < range.end {
@@ -320,12 +331,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_window_gives_each_range_whole_and_reads_each_byte_once() {
+    fn a_piece_reader_passes_each_range_and_reads_each_byte_once() {
         let file: Vec<u8> = (0..3_000_000_u32)
             .map(|number| (number % 251) as u8)
             .collect();
         let mut read = 0;
-        let mut window = PieceReader::new(|offset, buffer: &mut [u8]| {
+        let mut pieces = PieceReader::new(|offset, buffer: &mut [u8]| {
             let start = offset as usize;
             buffer.copy_from_slice(&file[start..start + buffer.len()]);
             read += buffer.len();
@@ -336,7 +347,7 @@ mod tests {
             let mut found = Vec::new();
             let range = position..position + length;
             let end = file.len() as u64;
-            window
+            pieces
                 .each(range.clone(), end, |bytes| found.extend_from_slice(bytes))
                 .unwrap();
             assert!(found == file[range.start as usize..range.end as usize]);

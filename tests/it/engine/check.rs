@@ -99,7 +99,7 @@ fn what_rots_is_found_and_mended_attached_or_not() {
         }
         let found = check(arguments, 10);
         assert!(
-            found.iter().all(|it| it["mended"][0].is_string()),
+            found.iter().all(|it| it["repaired"][0].is_string()),
             "{found:?}"
         );
         let after: Vec<_> = disks(&host.root())

@@ -390,7 +390,7 @@ async fn a_complete_disk_that_rots_is_mended_in_place() {
         flip(disk.path(), at);
         let report = scrub(&disk).await;
         assert!(
-            !report.mended.is_empty() && report.wrong.is_empty(),
+            !report.repaired.is_empty() && report.wrong.is_empty(),
             "{at}: {report:?}"
         );
         assert!(fs::read(disk.path()).unwrap() == right, "{at}");
@@ -413,7 +413,7 @@ async fn a_complete_disk_that_rots_is_mended_in_place() {
             .add_blob(super::fixture::REPOSITORY, lab.layer.ztoc.clone());
         let report = scrub(&disk).await;
         assert!(
-            !report.mended.is_empty() && report.wrong.is_empty(),
+            !report.repaired.is_empty() && report.wrong.is_empty(),
             "{name}: {report:?}"
         );
         assert!(fs::read(&path).unwrap() == whole, "{name}");
@@ -456,7 +456,7 @@ async fn a_rotten_span_of_a_lazy_disk_is_absent_again() {
     assert!(scrub(&disk).await.is_sound());
     flip(disk.path(), place.start.get());
     let report = scrub(&disk).await;
-    assert!(report.mended[0].contains("when it is wanted"), "{report:?}");
+    assert!(report.repaired[0].contains("when it is read"), "{report:?}");
     assert_eq!(disk.span_counts().0, present - 1);
     assert!(read(&disk, place).await.unwrap() == lab.layer.files["data/003"]);
     assert_heals(&disk, &lab.layer.files, "lazy").await;
@@ -532,6 +532,6 @@ async fn what_was_mended_on_opening_is_told_by_the_next_check() {
     assert!(harm(&lab.folder().join("layout"), Harm::Flipped));
     let disk = lab.stored().unwrap();
     let report = scrub(&disk).await;
-    assert!(report.mended[0].contains("layout"), "{report:?}");
+    assert!(report.repaired[0].contains("layout"), "{report:?}");
     assert!(scrub(&disk).await.is_sound());
 }

@@ -164,7 +164,7 @@ async fn assert_lie(lab: &Lab, disk: &Arc<Disk>, range: Range<DiskOffset>, span:
         assert!(report.contains(&part), "{part} is missing in: {report}");
     }
     let degraded = disk.degraded().unwrap();
-    assert!(degraded.contains("is not what "), "{degraded}");
+    assert!(degraded.contains("contradicts "), "{degraded}");
     assert!(!disk.is_present(range));
 }
 

@@ -338,13 +338,13 @@ async fn a_streamed_disk_that_rots_is_mended_in_place() {
         std::fs::write(disk.path(), rotten).unwrap();
         let report = scrub().await;
         assert!(
-            report.mended.len() == 1 && report.wrong.is_empty(),
+            report.repaired.len() == 1 && report.wrong.is_empty(),
             "{report:?}"
         );
         assert!(std::fs::read(disk.path()).unwrap() == right);
         assert!(scrub().await.is_sound());
     }
     std::fs::remove_file(disk.path().with_file_name("pieces")).unwrap();
-    assert_eq!(scrub().await.mended.len(), 1);
+    assert_eq!(scrub().await.repaired.len(), 1);
     assert!(scrub().await.is_sound());
 }

@@ -1,5 +1,5 @@
-//! A disk's directory whose files are not what was written to them: what follows from the table is made again from it, and the data that is there
-//! stays. Whatever is damaged here says nothing about the table's truth.
+//! Repairs the directory of a disk: the files that follow from the table are made again from it, and the data stays. Damage that is found
+//! here does not mean that the table is false.
 
 use std::{fs::File, path::Path};
 
@@ -21,17 +21,17 @@ use crate::{
     oci::Digest,
 };
 
-/// What has come of mending a directory.
-pub(crate) enum Mended {
-    /// Its files are right; these were not.
+/// The result of the repair of a directory.
+pub(crate) enum DirectoryRepair {
+    /// The files are right now; these repairs were made.
     Done(Vec<String>),
-    /// The table itself is damaged: it has to come from where it came from.
+    /// The table itself is damaged, and has to be fetched again.
     LacksTable(Error),
-    /// The directory has to go.
-    Hopeless(Error),
+    /// The directory has to be removed.
+    Impossible(Error),
 }
 
-/// Looks at a disk's metadata, before a kernel does.
+/// Checks the metadata of a disk, before a kernel reads it.
 pub(crate) fn check_metadata(
     directory: &DiskDirectory,
     state: &DiskState,
@@ -53,7 +53,7 @@ pub(crate) fn check_metadata(
             None => Error::with_source(Kind::Io, context(), error),
         }
     })?;
-    let what = "its file system's metadata do not have their check";
+    let what = "its file system's metadata does not have its checksum";
     match found == expected {
         true => Ok(()),
         false => Err(Damage::new(directory::DISK, what))
@@ -61,7 +61,7 @@ pub(crate) fn check_metadata(
     }
 }
 
-/// The table's bytes. An error that is [`Damage`]: they do not have its digest.
+/// The stored table. An error that is [`Damage`]: it does not have its digest.
 pub(crate) fn read_table(directory: &DiskDirectory, state: &DiskState) -> Result<Bytes> {
     let name = directory::table(state.compact.is_some());
     let bytes = directory.read(name)?;
@@ -72,32 +72,37 @@ pub(crate) fn read_table(directory: &DiskDirectory, state: &DiskState) -> Result
     }
 }
 
-/// Mends a directory with the table that is stored in it.
-pub(crate) fn from_stored_table(new: &Path, directory: &DiskDirectory) -> Result<Mended> {
+/// Repairs a directory with its stored table.
+pub(crate) fn from_stored_table(new: &Path, directory: &DiskDirectory) -> Result<DirectoryRepair> {
     let state = match directory.state() {
         Ok(state) => state,
-        Err(error) if error.kind() == Kind::Corrupt => return Ok(Mended::Hopeless(error)),
+        Err(error) if error.kind() == Kind::Corrupt => {
+            return Ok(DirectoryRepair::Impossible(error));
+        }
         Err(error) => return Err(error),
     };
     if state.spans == 0 {
-        let error = Error::new(Kind::Corrupt, "its layer was streamed, and has no table");
-        return Ok(Mended::Hopeless(error));
+        let error = Error::new(
+            Kind::Corrupt,
+            "its layer was streamed, so it has no table to repair it from",
+        );
+        return Ok(DirectoryRepair::Impossible(error));
     }
     match read_table(directory, &state) {
         Ok(table) => from_table(new, directory, &state, &table),
-        Err(error) if Damage::is_in(&error) => Ok(Mended::LacksTable(error)),
+        Err(error) if Damage::is_in(&error) => Ok(DirectoryRepair::LacksTable(error)),
         Err(error) => Err(error),
     }
 }
 
-/// Mends a directory with its table, whose digest is right.
+/// Repairs a directory with its table, whose digest was checked.
 pub(crate) fn from_table(
     new: &Path,
     directory: &DiskDirectory,
     state: &DiskState,
     table: &Bytes,
-) -> Result<Mended> {
-    let hopeless = |what: &str| Ok(Mended::Hopeless(Error::new(Kind::Corrupt, what)));
+) -> Result<DirectoryRepair> {
+    let impossible = |what: &str| Ok(DirectoryRepair::Impossible(Error::new(Kind::Corrupt, what)));
     let is_compact = state.compact.is_some();
     let (entries, spans) = import::parse(table, is_compact)?;
     let draft = DiskDraft::new(new)?;
@@ -107,7 +112,7 @@ pub(crate) fn from_table(
 
     let layout = right.read(directory::LAYOUT)?;
     let regions = RegionTable::decode(&layout)
-        .or_kind(Kind::Io, || "the layout that was just made".to_owned())?;
+        .or_kind(Kind::Io, || "cannot read the new layout".to_owned())?;
     let is_other = |bytes: &[u8]| RegionTable::decode(bytes).is_ok_and(|it| it != regions);
     if regions.size() != state.disk_size
         || spans.spans.len() != state.spans as usize
@@ -115,26 +120,26 @@ pub(crate) fn from_table(
             .read(directory::LAYOUT)
             .is_ok_and(|bytes| is_other(&bytes))
     {
-        return hopeless("it was laid out in another way than this program does it");
+        return impossible("this version of the program would lay it out differently");
     }
     let disk = match directory.open(directory::DISK) {
         Ok(disk) => disk,
-        Err(error) if Damage::is_in(&error) => return Ok(Mended::Hopeless(error)),
+        Err(error) if Damage::is_in(&error) => return Ok(DirectoryRepair::Impossible(error)),
         Err(error) => return Err(error),
     };
     let io = || {
         format!(
-            "cannot mend {}",
+            "cannot repair {}",
             directory.path().join(directory::DISK).display()
         )
     };
     if disk.metadata().or_kind(Kind::Io, io)?.len() != regions.size() {
-        return hopeless("its disk has another length");
+        return impossible("the length of its disk is not that of the layout");
     }
     let right_disk = right.open(directory::DISK)?;
     let crc = metadata::checksum(&right_disk, &regions).or_kind(Kind::Io, io)?;
     if state.metadata_crc32.is_some_and(|expected| expected != crc) {
-        return hopeless("its metadata were laid out in another way than this program does it");
+        return impossible("this version of the program would lay out its metadata differently");
     }
     let names = [
         directory::table(is_compact),
@@ -143,29 +148,32 @@ pub(crate) fn from_table(
         directory::LAYOUT,
         directory::STACKING,
     ];
-    let mut mended = Vec::new();
+    let mut repairs = Vec::new();
     for name in names {
         let bytes = right.read(name)?;
         if directory.read(name).ok().as_deref() != Some(&bytes[..]) {
-            directory.mend(name, &bytes)?;
+            directory.rewrite(name, &bytes)?;
             let path = directory.path().join(name);
-            mended.push(format!("{} was damaged; it is made again", path.display()));
+            repairs.push(format!(
+                "{} was damaged, and was made again from the table",
+                path.display()
+            ));
         }
     }
     let blocks = metadata::restore(&disk, &right_disk, &regions).or_kind(Kind::Io, io)?;
     if blocks > 0 {
-        mended.push(format!(
-            "{} was damaged; {blocks} blocks of its file system's metadata are made again",
+        repairs.push(format!(
+            "{} was damaged; {blocks} blocks of its file system's metadata were made again",
             directory.path().join(directory::DISK).display()
         ));
     }
-    mended.iter().for_each(|what| tracing::warn!("{what}"));
-    Ok(Mended::Done(mended))
+    repairs.iter().for_each(|what| tracing::warn!("{what}"));
+    Ok(DirectoryRepair::Done(repairs))
 }
 
-/// The state of a directory of this version. One of the version before, which had no checks, is given what can be had: what follows from
-/// its table is made again when it is opened (it is [`Damage`]); a complete disk is taken for what it was; of another, all spans have to
-/// come again.
+/// The state of a directory of this version. A directory of version 1 has no checksums, and is converted: the files that follow from its
+/// table count as damaged ([`Damage`]) and are made again when it is opened; a complete disk is used as it is; the spans of another disk
+/// are all fetched again.
 pub(crate) fn of_this_version(directory: &DiskDirectory, state: DiskState) -> Result<DiskState> {
     if state.version != WITHOUT_CHECKS {
         return Ok(state);
@@ -190,7 +198,7 @@ pub(crate) fn of_this_version(directory: &DiskDirectory, state: DiskState) -> Re
     let disk = directory.open(directory::DISK)?;
     let mut state = state.of_this_version();
     state.metadata_crc32 = Some(metadata::checksum(&disk, &regions).or_kind(Kind::Io, io)?);
-    directory.mend(directory::STACKING, &facts)?;
+    directory.rewrite(directory::STACKING, &facts)?;
     directory.replace(directory::STATE, &state.encode())?;
     Ok(state)
 }
