@@ -1,8 +1,8 @@
-//! A mutex whose holder has panicked is taken all the same.
+//! Locks a mutex, also after a panic of another holder.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Takes a mutex. What it guards is whole between any two statements that hold it.
+/// Locks a mutex. Its content is consistent after each statement that changes it.
 pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

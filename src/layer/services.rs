@@ -25,18 +25,18 @@ use super::{
 };
 use crate::error::{Error, Kind, Result, ResultExt as _};
 
-/// How a store works.
+/// Options of a store.
 #[derive(Clone, Debug)]
 pub struct StoreOptions {
-    /// How long a read goes on trying when the sources do not answer; `None`: for ever. For disks that are not told otherwise.
+    /// How long a read retries while the sources do not answer, unless the disk has another limit; `None`: without a limit.
     pub io_timeout: Option<Duration>,
     /// Threads that verify and inflate.
     pub decoders: usize,
-    /// Compressed bytes that may be on their way at once, in all disks.
+    /// Maximum number of compressed bytes in flight, of all disks.
     pub fetch_memory: u64,
-    /// Fetch what is asked for and no more, also when that is most of a layer.
+    /// Never fetch the rest of a layer, also when most of it was read.
     pub never_whole: bool,
-    /// Note which spans are read, for [`Store::touches`].
+    /// Record which spans are read, for [`Store::touches`].
     pub record: bool,
 }
 
@@ -52,29 +52,29 @@ impl Default for StoreOptions {
     }
 }
 
-/// Bytes of a permit of the fetch memory.
+/// Bytes per permit of the fetch memory.
 const MEMORY_UNIT: u64 = 4096;
 
-/// What all disks below a root share. It lives as long as one of them, or their store.
+/// The services that all disks below a root share. They live as long as one of the disks, or their store.
 pub(crate) struct Services {
     /// `<root>/layers`.
     layers: PathBuf,
     options: StoreOptions,
     decoders: Decoders,
-    unkept: SharedHeldSpans,
+    held_spans: SharedHeldSpans,
     memory: Semaphore,
     traffic: Traffic,
     hosts: Hosts,
-    /// Of those who lay disks out, a processor each: more would take no less time, and each needs hundreds of bytes of memory an entry.
+    /// Permits to lay out a disk, one per processor: more would not be faster, and each layout needs hundreds of bytes of memory per entry.
     layouts: Semaphore,
-    /// Of the checks of whole layers, which read all of a disk: one at a time.
+    /// Permit of the check of a whole layer, which reads all of a disk: one at a time.
     checks: Semaphore,
     touches: Option<Touches>,
     runtime: OnceLock<Handle>,
-    /// The sender ends the thread.
+    /// The thread ends when the sender is dropped.
     sync: Mutex<Option<SyncSender>>,
     sync_thread: Mutex<Option<thread::JoinHandle<()>>>,
-    /// Locked as long as it is open; so it is the last to be dropped.
+    /// Locked while it is open, so it is the last field.
     _lock: File,
 }
 
@@ -85,7 +85,7 @@ impl Services {
         directory::make_private(&layers)?;
         let lock = lock(&layers)?;
         let new = layers.join("new");
-        // left by a daemon that died while it made them
+        // left by a killed daemon
         match fs::remove_dir_all(&new) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(error).or_kind(Kind::Io, || format!("cannot remove {}", new.display()));
@@ -100,7 +100,7 @@ impl Services {
         Ok(Arc::new(Self {
             layers,
             decoders,
-            unkept: SharedHeldSpans::default(),
+            held_spans: SharedHeldSpans::default(),
             memory: Semaphore::new(permits(options.fetch_memory) as usize),
             traffic: Traffic::default(),
             hosts: Hosts::default(),
@@ -122,12 +122,12 @@ impl Services {
 }
 
 impl Services {
-    /// A turn of those who lay disks out.
+    /// A permit to lay out a disk.
     pub(crate) async fn layout_permit(&self) -> Option<SemaphorePermit<'_>> {
         self.layouts.acquire().await.ok() // never closed
     }
 
-    /// Where drafts are made.
+    /// The directory of drafts.
     pub(crate) fn new_directory(&self) -> PathBuf {
         self.layers.join("new")
     }
@@ -140,12 +140,12 @@ impl Services {
         &self.decoders
     }
 
-    /// Spans that the local disk has not taken.
+    /// Spans that the local disk has rejected.
     pub(crate) fn held_spans(&self) -> &SharedHeldSpans {
-        &self.unkept
+        &self.held_spans
     }
 
-    /// What is remembered of the hosts of sources.
+    /// The health of the hosts of sources.
     pub(crate) fn hosts(&self) -> &Hosts {
         &self.hosts
     }
@@ -154,34 +154,33 @@ impl Services {
         &self.traffic
     }
 
-    /// Waits for room for a fetch of so many bytes; it is given back when the permit is dropped. One that is larger than all room
-    /// takes all of it.
+    /// Waits for memory for a fetch of this many bytes, which is released when the permit is dropped. A larger fetch takes all memory.
     pub(crate) async fn memory(&self, bytes: u64) -> Option<SemaphorePermit<'_>> {
         let count = permits(bytes.min(self.options.fetch_memory));
         self.memory.acquire_many(count).await.ok() // never closed
     }
 
-    /// Waits for the turn to check a layer as a whole.
+    /// Waits for the permit to check a whole layer.
     pub(crate) async fn check_permit(&self) -> Option<SemaphorePermit<'_>> {
         self.checks.acquire().await.ok() // never closed
     }
 
-    /// Remembers the runtime that fetches run on, for threads outside of it.
+    /// Stores the runtime that fetches run on, for threads outside of it.
     pub(crate) fn enter(&self) {
         if self.runtime.get().is_none() {
-            // set by another at the same moment: the same runtime
+            // another thread has set the same runtime meanwhile
             let _ = self.runtime.set(Handle::current());
         }
     }
 
-    /// Runs a task on the store's runtime. Without one there is nobody to wait for it either.
+    /// Runs a task on the store's runtime, if there is one. Without a runtime no reader waits either.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         if let Some(runtime) = self.runtime.get() {
             runtime.spawn(task);
         }
     }
 
-    /// Has a disk synced soon.
+    /// Queues a disk for the next sync.
     pub(crate) fn sync_later(&self, disk: Weak<dyn Synced>) {
         if let Some(sender) = &*locked(&self.sync) {
             // the thread ends after the services
@@ -189,7 +188,7 @@ impl Services {
         }
     }
 
-    /// Where reads are noted, if they are.
+    /// The recording of reads, if it is on.
     pub(crate) fn recording(&self) -> Option<&Touches> {
         self.touches.as_ref()
     }
@@ -199,9 +198,9 @@ impl Drop for Services {
     fn drop(&mut self) {
         locked(&self.sync).take();
         let thread = locked(&self.sync_thread).take();
-        // the thread itself may have been the last to hold a disk
+        // the thread itself may have dropped the last disk
         if let Some(thread) = thread.filter(|it| it.thread().id() != thread::current().id()) {
-            // it does not panic
+            // the thread does not panic
             let _ = thread.join();
         }
     }
@@ -235,7 +234,7 @@ fn lock(layers: &Path) -> Result<File> {
         }
         Err(TryLockError::Error(error)) => return Err(error).or_kind(Kind::Io, io),
     }
-    // for the message of the next one; the lock does not depend on it
+    // for the message of another process; the lock does not depend on it
     let _ = file
         .set_len(0)
         .and_then(|()| file.rewind())

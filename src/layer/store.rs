@@ -34,7 +34,7 @@ use crate::{
 /// A layer, and the table that its disk was laid out from.
 pub(crate) type Key = (Digest, Digest);
 
-/// The directory of all disks below a root. One a root, by a lock.
+/// The directory of all disks below a root. A lock allows one store per root.
 pub struct Store {
     services: Arc<Services>,
     open: Mutex<HashMap<Key, Weak<Disk>>>,
@@ -59,20 +59,20 @@ impl Store {
         }))
     }
 
-    /// What its disks share.
+    /// The services that its disks share.
     pub(super) fn services(&self) -> &Arc<Services> {
         &self.services
     }
 
-    /// The disk of a layer and table that is in memory or on disk; `None` where there is none. Needs no source. Blocks on local files.
+    /// The disk of a layer and table that is open or stored; `None`: there is none. Needs no source. Blocks on local files.
     pub fn stored(self: &Arc<Self>, layer: &Digest, table: &Digest) -> Result<Option<Arc<Disk>>> {
         let making = self.making((*layer, *table));
         let _making = locked(&making);
         self.find(layer, table)
     }
 
-    /// As [`Self::stored`], for an image that has the layer. A table that has been shown to lie is an error of kind `Corrupt`; so is a
-    /// disk in use that was made for an image which says other things of the blob: one of the two lies, and they share nothing.
+    /// As [`Self::stored`], for an image that has the layer. An error of kind `Corrupt`: the table was shown to be false, or an open disk
+    /// was made for an image that states another diff ID of the same blob. One of these images is false, so they do not share the disk.
     pub fn stored_for(
         self: &Arc<Self>,
         layer: &LayerBlob,
@@ -97,7 +97,7 @@ impl Store {
                 return Err(Error::new(
                     Kind::Corrupt,
                     format!(
-                        "an image in use says that the layer has the diff ID {}, and this one {}",
+                        "an attached image states the diff ID {} of the layer, but this one {}",
                         disk.layer().diff_id,
                         layer.diff_id
                     ),
@@ -113,13 +113,13 @@ impl Store {
         if let Some(why) = disk.record().refuted() {
             return Err(Error::new(
                 Kind::Corrupt,
-                format!("its table {table} has been shown to lie: {why}"),
+                format!("its table {table} was shown to be false: {why}"),
             ));
         }
         Ok(Some(disk))
     }
 
-    /// The disk that is open. One whose directory was removed goes on for those who have it, and for nobody else.
+    /// The open disk of a key. A disk whose directory was removed stays open for its users only.
     fn open_now(&self, key: &Key) -> Option<Arc<Disk>> {
         let open = locked(&self.open).get(key).and_then(Weak::upgrade);
         open.filter(|disk| disk.has_its_directory())
@@ -140,18 +140,18 @@ impl Store {
             Err(error) if Damage::is_in(&error) => {
                 tracing::warn!("{}", error.report());
                 let directory = DiskDirectory::new(place);
-                let mended =
+                let repair =
                     from_table::from_stored_table(&self.services.new_directory(), &directory)?;
-                self.reopen(layer, table, mended)
+                self.reopen(layer, table, repair)
             }
             Err(error) if error.kind() == Kind::Corrupt => self.discard(layer, table, &error),
             Err(error) => Err(error),
         }
     }
 
-    /// Mends the directory of a disk, whose table these bytes are, and gives the disk; `None` where there is no directory, or it had to go. The
-    /// caller holds the lock of the key.
-    pub(super) fn mended(
+    /// Repairs the directory of a disk with the bytes of its table, and returns the disk; `None`: there is no directory, or it was removed.
+    /// The caller holds the lock of the key.
+    pub(super) fn repair(
         self: &Arc<Self>,
         layer: &Digest,
         table: &Digest,
@@ -164,25 +164,25 @@ impl Store {
             Err(error) => return Err(error),
         };
         if Digest::of(bytes) != *table {
-            return Ok(None); // who makes a disk of them says so
+            return Ok(None); // making a disk from these bytes reports the error
         }
-        let mended =
+        let repair =
             from_table::from_table(&self.services.new_directory(), &directory, &state, bytes)?;
-        let disk = self.reopen(layer, table, mended)?;
+        let disk = self.reopen(layer, table, repair)?;
         if let Some(disk) = &disk {
             disk.table_repair().table_is_restored();
         }
         Ok(disk)
     }
 
-    /// The disk of a directory that was mended; `None` where that lacks its table, which whoever wants the disk has, or where it had to go.
+    /// The disk of a repaired directory; `None`: its table is missing, and the caller has to fetch it, or the directory was removed.
     fn reopen(
         self: &Arc<Self>,
         layer: &Digest,
         table: &Digest,
-        mended: DirectoryRepair,
+        repair: DirectoryRepair,
     ) -> Result<Option<Arc<Disk>>> {
-        let error = match mended {
+        let error = match repair {
             DirectoryRepair::LacksTable(error) => {
                 tracing::warn!("{}", error.report());
                 return Ok(None);
@@ -203,17 +203,21 @@ impl Store {
         self.discard(layer, table, &error)
     }
 
-    /// Removes a directory that cannot be served: the disk is made anew.
+    /// Removes a directory that cannot be served: the disk is made again.
     fn discard(&self, layer: &Digest, table: &Digest, why: &Error) -> Result<Option<Arc<Disk>>> {
-        tracing::warn!("a layer's disk is removed: {}", why.report());
+        tracing::warn!(
+            "a layer's disk is removed, and made again when it is needed: {}",
+            why.report()
+        );
         directory::discard(&self.services.new_directory(), &self.place(layer, table))?;
         Ok(None)
     }
 
-    /// A disk of this layer that was checked in full against the layer's digest or diff ID, if there is one: it may serve any image. Blocks on local files.
+    /// A disk of this layer that was checked in full against the layer's digest or diff ID, if there is one: it may serve any image. Blocks
+    /// on local files.
     pub fn verified(self: &Arc<Self>, layer: &LayerBlob) -> Result<Option<Arc<Disk>>> {
         for stored in self.disks_of(&layer.digest)? {
-            // another diff ID for the same blob is a lie of one of the two images
+            // another diff ID for the same blob: one of the two images is false
             if stored.verified
                 && stored.layer.diff_id == layer.diff_id
                 && let Some(disk) = self.stored(&layer.digest, &stored.table)?
@@ -224,14 +228,13 @@ impl Store {
         Ok(None)
     }
 
-    /// The spans that were read, in the order of their first use; none without [`StoreOptions::record`].
+    /// The spans that were read, in the order of their first read; none without [`StoreOptions::record`].
     pub fn touches(&self) -> Vec<Touch> {
         let recording = self.services.recording();
         recording.map_or_else(Vec::new, Touches::in_order)
     }
 
-    /// Tells the store that these are the disks of one image: what their readers lose by waiting for single spans, and what they have saved
-    /// since nothing had to be unpacked, counts for all of them together.
+    /// Sets that these are the disks of one image: their lost and saved time is counted together.
     pub fn belong_together<'a>(&self, disks: impl Iterator<Item = &'a Arc<Disk>>) {
         fill::share_ledger(disks);
     }
@@ -262,7 +265,7 @@ impl Store {
         for table in digests_in(&self.services.layers().join("sha256").join(layer.hex()))? {
             let directory = DiskDirectory::new(self.place(layer, &table));
             let Ok(state) = directory.state() else {
-                continue; // removed when it is asked for
+                continue; // removed when the disk is opened
             };
             let open = self.open_now(&(*layer, table));
             let present = match &open {
@@ -287,7 +290,7 @@ impl Store {
         Ok(disks)
     }
 
-    /// Opens a disk that is not open. The caller holds the lock of the key: two disks on one directory must not be.
+    /// Opens a disk that is not open. The caller holds the lock of the key: one directory must not have two open disks.
     fn open_disk(
         self: &Arc<Self>,
         layer: &Digest,
@@ -311,7 +314,7 @@ impl Store {
         Ok(disk)
     }
 
-    /// Gives a draft its name and opens it, or the disk that has this name already.
+    /// Publishes a draft and opens it, or opens the existing disk of its key.
     pub(super) fn publish(
         self: &Arc<Self>,
         draft: DiskDraft,
@@ -326,7 +329,7 @@ impl Store {
         }
     }
 
-    /// Gives a draft its name, which no disk has, and opens it. The caller holds the lock of the key.
+    /// Publishes a draft whose key has no disk, and opens it. The caller holds the lock of the key.
     pub(super) fn name(
         self: &Arc<Self>,
         draft: DiskDraft,
@@ -339,7 +342,7 @@ impl Store {
         Ok(disk)
     }
 
-    /// The lock of a key, for whoever makes or opens its disk.
+    /// The lock of a key, for making or opening its disk.
     pub(super) fn making(&self, key: Key) -> Arc<Mutex<()>> {
         let mut making = locked(&self.making);
         making.retain(|_, lock| lock.strong_count() > 0);
@@ -363,7 +366,7 @@ impl Store {
     }
 }
 
-/// The names of a directory that are digests, sorted. A directory that is not there has none.
+/// The names of a directory that are digests, sorted; none if the directory is missing.
 fn digests_in(directory: &Path) -> Result<Vec<Digest>> {
     let io = || format!("cannot list {}", directory.display());
     let entries = match fs::read_dir(directory) {

@@ -9,37 +9,37 @@ pub struct LayerBlob {
     pub digest: Digest,
     /// The blob's size.
     pub size: u64,
-    /// How it is packed.
+    /// How the blob is packed.
     pub packing: Packing,
     /// Digest of the uncompressed tar, from the image's configuration.
     pub diff_id: Digest,
 }
 
-/// What a range of a disk is, for NBD's BLOCK_STATUS.
+/// The kind of a range of a disk, for NBD's BLOCK_STATUS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Allocation {
     /// Metadata, or present data.
     Present,
     /// Data that has to be fetched first.
     Absent,
-    /// Zero, and stays so.
+    /// Always zero.
     Zero,
 }
 
-/// How far a disk is.
+/// The progress of a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DiskProgress {
-    /// Some spans are absent; what is asked for is fetched.
+    /// Some spans are absent and are fetched when they are read.
     Lazy,
-    /// Most of the layer is wanted: all absent spans are being fetched.
+    /// Most of the layer was read: all absent spans are being fetched.
     Filling,
-    /// Every span is present. The layer is being checked as a whole.
+    /// All spans are present. The layer is being checked as a whole.
     Full,
-    /// And it has been checked: the disk is an ordinary ext4 image.
+    /// The layer has passed the check: the disk is an ordinary ext4 image.
     Complete,
 }
 
-/// Paths of a layer that matter for stacking, kept with the disk.
+/// Paths of a layer that matter for stacking, stored with the disk.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct StackingFacts {
     /// The layer's root is opaque.
@@ -50,33 +50,33 @@ pub struct StackingFacts {
     pub whiteouts: Vec<Vec<u8>>,
 }
 
-/// A disk as it lies in the store, open or not.
+/// A disk in the store, open or not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredDisk {
     /// The layer.
     pub layer: LayerBlob,
     /// The digest of the table that it was laid out from.
     pub table: Digest,
-    /// Bytes of the ext4 image.
+    /// Size of the ext4 image.
     pub size: u64,
-    /// Every span is present, and it is verified.
+    /// All spans are present and the layer is verified.
     pub complete: bool,
     /// The layer was checked in full against its digest or diff ID.
     pub verified: bool,
-    /// Spans present; of a disk that is not open, as far as was noted.
+    /// Number of present spans. For a disk that is not open: as stored.
     pub spans_present: u32,
-    /// Spans in all.
+    /// Number of all spans.
     pub spans: u32,
 }
 
 /// Counters of a disk since it was opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct DiskCounters {
-    /// Ranged GETs made.
+    /// Ranged GETs that were made.
     pub fetches: u64,
     /// Compressed bytes fetched.
     pub fetched_bytes: u64,
 }
 
-/// A number that no other open disk has.
+/// Identifies a disk among all open disks.
 pub type DiskKey = usize;

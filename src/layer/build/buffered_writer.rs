@@ -1,18 +1,17 @@
-//! Writes to a disk that is being made, gathered: what stands in one block after the other is one write.
+//! Buffers the writes to a disk that is being made: adjacent blocks are one write.
 
 use std::{fs::File, io, os::unix::fs::FileExt as _};
 
 use crate::{ext4::BLOCK_SIZE, units::DiskOffset};
 
-/// Bytes of a write. What has just been put together is still in the processor's cache when the kernel copies it, and the page cache
-/// finds memory for it in small pieces (a write of megabytes takes whole ones of 2 MiB, which a virtual machine may have to ask its host
-/// for).
+/// Size of a write. The bytes of the buffer are still in the processor's cache when the kernel copies them, and the page cache allocates
+/// small pieces for them (for a write of megabytes it allocates pages of 2 MiB, which a virtual machine may have to request from its host).
 pub(crate) const WRITE_BYTES: usize = 256 << 10;
 
-/// Takes bytes in ascending order.
+/// Writes bytes at ascending offsets.
 pub(crate) struct BufferedWriter {
     disk: File,
-    /// Where `buffer` starts on the disk.
+    /// Offset of `buffer` on the disk.
     position: u64,
     buffer: Vec<u8>,
 }
@@ -26,7 +25,7 @@ impl BufferedWriter {
         }
     }
 
-    /// Writes these bytes there, at once or later.
+    /// Writes these bytes at an offset, now or later.
     pub(super) fn write_at(&mut self, at: DiskOffset, mut bytes: &[u8]) -> io::Result<()> {
         let end = self.position + self.buffer.len() as u64;
         if at.get() != end {
@@ -51,7 +50,7 @@ impl BufferedWriter {
         Ok(())
     }
 
-    /// Writes what is left, and gives back the disk.
+    /// Writes the rest of the buffer, and returns the disk.
     pub(crate) fn finish(mut self) -> io::Result<File> {
         self.write_buffer()?;
         Ok(self.disk)
@@ -65,7 +64,7 @@ impl BufferedWriter {
     }
 
     fn write_buffer(&mut self) -> io::Result<()> {
-        // zeros stay a hole
+        // blocks of zeros stay holes
         if self.buffer.iter().any(|byte| *byte != 0) {
             self.disk.write_all_at(&self.buffer, self.position)?;
         }

@@ -1,15 +1,15 @@
-//! The digest that stands in a zTOC's place for a layer that has none: of its entries.
+//! The digest of the entries of a streamed layer, which has no table digest.
 
 use crate::{
     oci::{Digest, digest::Hasher},
     tar::{Entry, EntryKind},
 };
 
-/// What is hashed first, so that another encoding gives another digest.
+/// Hashed first, so that another encoding has another digest.
 const VERSION: &[u8] = b"socinbd entry table 1\n";
 
-/// The digest of the entries: of each all fields that a disk is laid out from, numbers little-endian in eight bytes, strings with
-/// their length before them.
+/// The digest of the entries. It has all fields that a disk is laid out from: numbers little-endian in eight bytes, strings after their
+/// length.
 pub(crate) fn digest(entries: &[Entry]) -> Digest {
     let mut hash = EntryHash {
         hasher: Hasher::default(),
@@ -129,14 +129,14 @@ mod tests {
             change(&mut other);
             assert_ne!(digest(&[other]), same);
         }
-        // a field's end is not the next one's start
+        // the end of one field is not the start of the next
         let mut moved = entry();
         (moved.name, moved.linkname) = (b"a/".to_vec(), b"b".to_vec());
         assert_ne!(digest(&[moved]), same);
         assert_ne!(digest(&[]), digest(&[entry(), entry()]));
     }
 
-    /// The digest names directories: another one makes every streamed disk unknown.
+    /// The digest is the name of directories: if it changes, no streamed disk is found any more.
     #[test]
     fn the_digest_of_nothing_is_pinned() {
         let mut bytes = VERSION.to_vec();

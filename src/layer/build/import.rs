@@ -1,4 +1,4 @@
-//! A new disk from a zTOC or a compact index's table: all checks first, then the directory.
+//! Makes a new disk from a zTOC or the table of a compact index: first all checks, then the directory.
 
 use std::{fs::File, io, path::Path};
 
@@ -26,11 +26,11 @@ use crate::{
     ztoc::{SpanTable, Ztoc},
 };
 
-/// What a disk is laid out from: untrusted bytes.
+/// The untrusted bytes that a disk is laid out from.
 pub(crate) enum NewTable {
     /// A zTOC.
     Ztoc(Bytes),
-    /// The table of a compact index, what its manifest says of it, and where its windows are.
+    /// The table of a compact index, its description in the manifest, and the source of its windows.
     Compact(Bytes, LayerIndex, Source),
 }
 
@@ -41,7 +41,7 @@ impl NewTable {
         }
     }
 
-    /// What it is, for errors.
+    /// The kind of table, for errors.
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Ztoc(_) => "zTOC",
@@ -49,7 +49,7 @@ impl NewTable {
         }
     }
 
-    /// Parses and checks it.
+    /// Parses and checks the bytes.
     fn parse(&self, layer: &LayerBlob) -> Result<(Vec<Entry>, SpanTable)> {
         let not_this_layers = || "it is not about this layer".to_owned();
         match self {
@@ -138,8 +138,8 @@ pub(super) fn indexed(
     Ok(draft)
 }
 
-/// Writes the table, and what follows from it: the disk with its metadata, the layout, what stacking has to know, the spans, the headers.
-/// Gives the regions, and the number of the spans. Nothing is written before all has been checked.
+/// Writes the table and the files that follow from it: the disk with its metadata, the layout, the facts for stacking, the spans, the
+/// headers. Returns the regions and the number of spans. Nothing is written before all has been checked.
 pub(crate) fn write_derived(
     directory: &DiskDirectory,
     table: &Digest,
@@ -148,7 +148,7 @@ pub(crate) fn write_derived(
     (entries, span_table): (&[Entry], &SpanTable),
 ) -> Result<(Regions, u32)> {
     let windows = match is_compact {
-        true => &[], // they are in another blob
+        true => &[], // the windows are in another blob
         false => bytes,
     };
     let stored_spans = span_table::encode(span_table, windows)
@@ -166,10 +166,10 @@ pub(crate) fn write_derived(
     directory.write(directory::SPAN_TABLE, &stored_spans)?;
     directory.write(directory::HEADERS, &headers::encode(entries))?;
     write_common(directory, &regions, &stacking_facts(tree))?;
-    Ok((regions, span_table.spans.len() as u32)) // `span_table::encode` has checked it
+    Ok((regions, span_table.spans.len() as u32)) // `span_table::encode` has checked the number
 }
 
-/// What stacking has to know of a tree.
+/// The facts of a tree that matter for stacking.
 pub(super) fn stacking_facts(tree: Tree<'_>) -> StackingFacts {
     StackingFacts {
         opaque_root: tree.opaque.iter().any(Vec::is_empty),
@@ -178,8 +178,7 @@ pub(super) fn stacking_facts(tree: Tree<'_>) -> StackingFacts {
     }
 }
 
-/// The region table of a layout, whose regions it takes, without the data of entries that later ones replace: their blocks are free, and
-/// stay empty.
+/// The region table of a layout, without the data of entries that later ones replace: their blocks are free, and stay empty.
 pub(super) fn used_regions(
     layout: &mut Layout<'_>,
     tree: &Tree<'_>,
@@ -191,7 +190,7 @@ pub(super) fn used_regions(
             used[entry] = true;
         }
     }
-    // where the data of each entry starts, ascending as the regions are, and whether a file has it
+    // the start of each entry's data, ascending like the regions, and whether it belongs to a file
     let mut starts = entries
         .iter()
         .zip(used)
@@ -210,7 +209,7 @@ pub(super) fn used_regions(
     Regions::new(layout.size, data).or_kind(Kind::Corrupt, || "its files' data overlap".to_owned())
 }
 
-/// Writes a disk's metadata, and gives the disk its size.
+/// Writes a disk's metadata, and sets the size of the disk.
 pub(super) fn write_metadata(disk: File, layout: &Layout<'_>) -> io::Result<()> {
     disk.set_len(layout.size)?;
     let mut gather = BufferedWriter::new(disk);
@@ -218,7 +217,7 @@ pub(super) fn write_metadata(disk: File, layout: &Layout<'_>) -> io::Result<()> 
     gather.finish().map(drop)
 }
 
-/// Writes the files that a disk has whichever way it came.
+/// Writes the files that every disk has.
 pub(super) fn write_common(
     directory: &DiskDirectory,
     regions: &Regions,
@@ -234,7 +233,7 @@ pub(super) fn cannot_write(directory: &DiskDirectory, name: &str) -> String {
     format!("cannot write {}", directory.path().join(name).display())
 }
 
-/// Data that no span brings would be waited for in vain.
+/// Checks that the spans have all data: a read of other data would wait without an end.
 fn check_coverage(regions: &Regions, spans: &SpanTable) -> Result<()> {
     let end = spans.spans.last().map(|span| span.uncompressed.end);
     let beyond = regions

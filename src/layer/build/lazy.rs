@@ -1,4 +1,4 @@
-//! The disk of a layer for a table: the one that is there, or a new one that is laid out from it.
+//! Opens the disk of a layer for a table, or makes it.
 
 use std::sync::Arc;
 
@@ -19,33 +19,33 @@ use crate::{
     source::Source,
 };
 
-/// The bytes of a table. They are asked for only where no disk has been laid out from it.
+/// The bytes of a table. They are needed only if no disk was laid out from it.
 pub struct TableBytes<F> {
     fetch: F,
-    is_here: bool,
+    is_local: bool,
 }
 
 impl<F: Future<Output = Result<Bytes>>> TableBytes<F> {
-    /// Those that `fetch` gives. If they are on this host (`is_here`), they are read when it is their layer's turn, so that few are in
-    /// memory at a time; else they are fetched at once, beside those of other layers.
-    pub fn new(fetch: F, is_here: bool) -> Self {
-        Self { fetch, is_here }
+    /// The bytes that `fetch` returns. If they are on this host (`is_local`), they are read when the disk of their layer is made, so that
+    /// few tables are in memory at a time. Otherwise they are fetched at once, concurrently with those of other layers.
+    pub fn new(fetch: F, is_local: bool) -> Self {
+        Self { fetch, is_local }
     }
 }
 
 impl TableBytes<std::future::Ready<Result<Bytes>>> {
-    /// These.
+    /// Bytes in memory.
     pub fn of(bytes: Bytes) -> Self {
         Self::new(std::future::ready(Ok(bytes)), true)
     }
 }
 
-/// A disk that is asked for, and where its bytes are.
+/// A disk to open or to make, and the sources of its layer.
 struct WantedDisk {
     layer: LayerBlob,
     table: Digest,
     source: Source,
-    /// What a compact index says of the layer, and where its windows are.
+    /// The compact index's description of the layer, and the source of its windows.
     compact: Option<(LayerIndex, Source)>,
 }
 
@@ -56,7 +56,7 @@ impl WantedDisk {
 }
 
 impl Store {
-    /// The disk of a layer for this zTOC (by its digest): the one in memory, the one on disk, or a new one made from the zTOC's bytes.
+    /// The disk of a layer for the zTOC with this digest: the open disk, the stored disk, or a new one made from the bytes of the zTOC.
     /// Adds `source` to the disk's sources.
     pub async fn indexed(
         self: &Arc<Self>,
@@ -74,7 +74,7 @@ impl Store {
         self.laid_out(wanted, ztoc).await
     }
 
-    /// As [`Self::indexed`], for the table of a compact index; `windows` is where the index's own blob is.
+    /// As [`Self::indexed`], for the table of a compact index. `windows` is the source of the compact index.
     pub async fn compact(
         self: &Arc<Self>,
         layer: &LayerBlob,
@@ -109,7 +109,7 @@ impl Store {
         if let Some(disk) = known.await? {
             return Ok(disk);
         }
-        let (_turn, bytes) = match table.is_here {
+        let (_turn, bytes) = match table.is_local {
             true => (turn, table.fetch.await?),
             false => {
                 drop(turn);
@@ -121,7 +121,7 @@ impl Store {
         blocking(move || {
             let making = store.making(wanted.key());
             let _making = locked(&making);
-            // another one may have made it meanwhile
+            // another caller may have made it meanwhile
             if let Some(disk) = store.known(&wanted)? {
                 return Ok(disk);
             }
@@ -131,8 +131,8 @@ impl Store {
                 source,
                 compact,
             } = &*wanted;
-            // its directory lacks nothing but the table
-            if store.mended(&layer.digest, table, &bytes)?.is_some()
+            // its directory may lack only the table
+            if store.repair(&layer.digest, table, &bytes)?.is_some()
                 && let Some(disk) = store.known(&wanted)?
             {
                 return Ok(disk);
@@ -160,7 +160,7 @@ impl Store {
         .await
     }
 
-    /// The disk that is wanted, if there is one that needs no table, with its sources noted. The caller holds the lock of the key.
+    /// The existing disk, if it does not need its table; adds the sources. The caller holds the lock of the key.
     fn known(self: &Arc<Self>, wanted: &WantedDisk) -> Result<Option<Arc<Disk>>> {
         let disk = self.find_for(&wanted.layer, &wanted.table)?;
         let disk = disk.filter(|disk| !disk.table_repair().lacks_table());

@@ -1,8 +1,7 @@
 //! Makes the directory of a disk.
 //!
 //! `lazy` makes it from a table (`import`); data is fetched later. `streamed` downloads a layer without a table and writes its disk in the
-//! same
-//! pass (`streams`, `stream_sink`, `entry_table`). `buffered_writer` writes large pieces.
+//! same pass (`streams`, `stream_sink`, `entry_table`). `buffered_writer` writes large pieces.
 
 pub(crate) mod buffered_writer;
 pub(crate) mod entry_table;

@@ -1,4 +1,4 @@
-//! Files' data, written to their places on a disk while the layer passes.
+//! Writes the data of files to their positions on a disk while the layer is streamed.
 
 use std::{fs::File, io, ops::Range};
 
@@ -10,21 +10,21 @@ use crate::{
     units::DiskOffset,
 };
 
-/// Why data could not be taken.
+/// The reason why data could not be written.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    #[error("a file has no place on the disk")]
+    #[error("a file does not fit on the disk")]
     Place(#[source] ext4::Error),
     #[error("the disk cannot be written")]
     Write(#[source] io::Error),
 }
 
-/// Writes each regular entry's data where [`DataPlacer`] says.
+/// Writes the data of each regular entry to the position that [`DataPlacer`] returns.
 pub(crate) struct DiskSink {
     placer: DataPlacer,
-    /// Where the data of the entry that is passing starts.
+    /// The position of the current entry's data.
     start: u64,
-    /// The place of each regular entry with data, in order.
+    /// The position of each regular entry with data, in order.
     placed: Vec<Range<DiskOffset>>,
     disk: BufferedWriter,
 }
@@ -39,8 +39,8 @@ impl DiskSink {
         }
     }
 
-    /// Writes what is left, and gives back the disk. Data that `regions` has no use for (an entry that a later one of the same name
-    /// replaced) is taken away again: all on the disk that is neither metadata nor a file's data is zero.
+    /// Writes the rest, and returns the disk. Data outside of `regions` (of entries that later ones with the same name replace) is removed
+    /// again: a disk is zero wherever it has neither metadata nor file data.
     pub(crate) fn finish(self, regions: &Regions) -> io::Result<File> {
         let disk = self.disk.finish()?;
         for place in &self.placed {

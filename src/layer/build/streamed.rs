@@ -1,4 +1,4 @@
-//! The disk of a layer without a zTOC: the whole blob passes once, is checked, and fills the disk on its way.
+//! Makes the disk of a layer without a table: the whole blob is downloaded once, verified, and unpacked to the disk in the same pass.
 
 use std::{path::Path, sync::Arc};
 
@@ -32,12 +32,12 @@ use crate::{
     tree::Tree,
 };
 
-/// Pieces of the blob that may wait between the network and the thread that unpacks.
+/// Maximum number of pieces of the blob between the network and the thread that unpacks.
 const QUEUE_LENGTH: usize = 32;
 
 impl Store {
-    /// The disk of a layer that has no zTOC: streamed once, indexed as it passes, complete at the end. `progress` is called with the
-    /// compressed bytes so far. One stream a layer, however many ask.
+    /// The disk of a layer without a table: streamed once, indexed in the same pass, and complete at the end. `progress` gets the number of
+    /// compressed bytes so far. Concurrent callers share one stream per layer.
     pub async fn streamed(
         self: &Arc<Self>,
         layer: &LayerBlob,
@@ -74,7 +74,7 @@ impl Store {
                     None => {}
                 }
                 if receiver.changed().await.is_err() {
-                    break; // it was ending because nobody waited: start anew
+                    break; // it was cancelled without waiters: start a new one
                 }
             }
         }
@@ -107,13 +107,13 @@ impl Store {
     }
 }
 
-/// What the network gives to the thread that unpacks. A queue that ends without [`StreamPiece::End`] was broken off.
+/// The pieces for the thread that unpacks. A queue that ends without [`StreamPiece::End`] was cancelled.
 enum StreamPiece {
     Bytes(Bytes),
     End,
 }
 
-/// The disk of a layer that was streamed before, as it comes once more; and its table.
+/// Streams a layer once more whose disk exists. Returns the new draft and its table.
 pub(crate) async fn once_more(disk: &Disk, source: &Source) -> Result<(DiskDraft, Digest)> {
     let (progress, _) = watch::channel(StreamProgress::default());
     stream(
@@ -125,7 +125,7 @@ pub(crate) async fn once_more(disk: &Disk, source: &Source) -> Result<(DiskDraft
     .await
 }
 
-/// Takes the blob from the source to a draft of its disk.
+/// Downloads the blob from the source to a draft of its disk.
 async fn stream(
     new: &Path,
     layer: &LayerBlob,
@@ -144,11 +144,11 @@ async fn stream(
             let piece = piece?;
             bytes += piece.len() as u64;
             if pieces.send(StreamPiece::Bytes(piece)).await.is_err() {
-                return Ok(()); // the other side says why
+                return Ok(()); // the receiver returns the error
             }
             progress.send_modify(|progress| progress.bytes = bytes);
         }
-        let _ = pieces.send(StreamPiece::End).await; // likewise
+        let _ = pieces.send(StreamPiece::End).await; // if this fails, the receiver returns the error
         Ok(())
     };
     let (read, unpacked) = tokio::join!(reading, unpacking);
@@ -156,7 +156,7 @@ async fn stream(
     unpacked
 }
 
-/// Unpacks the blob to a new disk, and checks it. Blocks.
+/// Unpacks the blob to a new disk, and verifies it. Blocks.
 fn unpack(
     new: &Path,
     layer: &LayerBlob,
@@ -182,7 +182,7 @@ fn unpack(
                 .write(&bytes)
                 .map_err(|error| unpack_error(error, write))?,
             Some(StreamPiece::End) => break,
-            None => return Err(Error::new(Kind::Unavailable, "the stream was broken off")),
+            None => return Err(Error::new(Kind::Unavailable, "the download was cancelled")),
         }
     }
     let (indexed, sink) = indexer
@@ -209,7 +209,7 @@ fn unpack(
     Ok((draft, table))
 }
 
-/// The blob is what the image says: its size, its digest, and what it unpacks to.
+/// Compares the blob with the image: its size, its digest, and its diff ID.
 fn check(layer: &LayerBlob, found: &Indexed) -> Result<()> {
     let wrong = |what: &str, found: &dyn std::fmt::Display, expected: &dyn std::fmt::Display| {
         Err(Error::new(

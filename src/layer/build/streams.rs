@@ -1,4 +1,4 @@
-//! The streams of layers that run.
+//! The running streams of layers.
 
 use std::{
     collections::HashMap,
@@ -13,22 +13,22 @@ use crate::{
     oci::Digest,
 };
 
-/// How far a stream is.
+/// The progress of a stream.
 #[derive(Clone, Default)]
 pub(super) struct StreamProgress {
     pub(super) bytes: u64,
     pub(super) outcome: Option<Result<Arc<Disk>, Arc<Error>>>,
 }
 
-/// The blob, and what its content must be.
+/// The blob and its expected diff ID.
 pub(super) type Key = (Digest, Digest);
 
-/// The streams that are running. A stream ends when nobody waits for it.
+/// The running streams. A stream ends when it has no waiter.
 #[derive(Default)]
 pub(crate) struct Streams(Mutex<HashMap<Key, Weak<watch::Sender<StreamProgress>>>>);
 
 impl Streams {
-    /// The stream of this key; the sender comes with it when it has to be started.
+    /// The stream of this key, and the sender if the caller has to start it.
     pub(super) fn join(
         &self,
         key: Key,

@@ -1,8 +1,8 @@
-//! The directory of a disk: its names, its modes, and how it comes to be whole or not at all.
+//! The directory of a disk: the names and modes of its files, and how it is made atomically.
 //!
-//! A directory is built under `<root>/layers/new/` and renamed into its place when all is written; what is found under `new` when the
-//! store opens was left by a daemon that died. The rename does not wait for the disk: until the directory has been synced its
-//! `state.json` names the boot that it is valid in (see [`super::state`]).
+//! A directory is made under `<root>/layers/new/` and renamed to its place when all files are written. Directories that are under `new`
+//! when the store opens were left by a killed daemon. The rename does not wait for the local disk: until the directory is synced, its
+//! `state.json` names the boot in which it is valid (see [`super::state`]).
 
 use std::{
     ffi::OsStr,
@@ -25,35 +25,35 @@ use crate::{
 
 /// The verified zTOC.
 pub(crate) const ZTOC: &str = "ztoc";
-/// The verified table of a compact index, in a zTOC's place.
+/// The verified table of a compact index, instead of a zTOC.
 pub(super) const COMPACT: &str = "compact";
-/// What is known of the windows of spans, where a compact index has them.
+/// Windows of spans, if the table is that of a compact index.
 pub(crate) const WINDOWS: &str = "windows";
-/// Where the compact index can be had.
+/// The sources of the compact index.
 pub(crate) const WINDOW_SOURCES: &str = "windows.json";
 /// The spans, without the file metadata.
 pub(crate) const SPAN_TABLE: &str = "spans.table";
-/// What the zTOC says of each entry, as a fingerprint to hold the tar's headers against.
+/// The fingerprints of the tar headers, by the table's entries.
 pub(crate) const HEADERS: &str = "headers";
-/// Which range of the layer goes where in the disk.
+/// The map from ranges of the layer to ranges of the disk.
 pub(crate) const LAYOUT: &str = "layout";
-/// What of the layer is in no file, until the layer has been checked.
+/// The bytes of the layer that are in no file, until the layer has been checked.
 pub(crate) const REST: &str = "rest";
-/// The last span as it came, where too much stands behind its end for [`REST`]; until the layer has been checked.
+/// The last span as it was fetched, if its tail is too long for [`REST`]; until the layer has been checked.
 pub(crate) const LAST: &str = "last";
 /// The layer's ext4 image.
 pub(crate) const DISK: &str = "disk.ext4";
-/// Whether each span is on the disk, and its checks.
+/// Whether each span is on the disk, and its checksums.
 pub(crate) const SPANS: &str = "spans";
-/// The spans that were taken back. Only where one was.
+/// The revoked spans, if there are any.
 pub(crate) const DISOWNED: &str = "disowned";
-/// Of a layer that was streamed: the check of each piece of its disk.
+/// The checksum of each piece of the disk of a streamed layer.
 pub(crate) const PIECES: &str = "pieces";
-/// Where the layer can be had.
+/// The sources of the layer.
 pub(crate) const SOURCES: &str = "sources.json";
-/// What stacking has to know.
+/// The paths of the layer that matter for stacking.
 pub(crate) const STACKING: &str = "stacking.json";
-/// What the directory is worth.
+/// The state of the directory.
 pub(crate) const STATE: &str = "state.json";
 
 /// The name of the table.
@@ -64,7 +64,7 @@ pub(crate) fn table(is_compact: bool) -> &'static str {
     }
 }
 
-/// Makes a directory that nobody else may enter, with its parents; what is there stays as it is.
+/// Makes a directory of mode 0700, with its parents. Existing ones are not changed.
 pub fn make_private(path: &Path) -> Result<()> {
     DirBuilder::new()
         .recursive(true)
@@ -79,7 +79,7 @@ pub fn make_private(path: &Path) -> Result<()> {
 #[derive(Clone, Debug)]
 pub(crate) struct DiskDirectory {
     path: PathBuf,
-    /// Of the directory that is meant, once it is in use.
+    /// Identity of the directory, when it is in use.
     identity: Option<FileIdentity>,
 }
 
@@ -91,7 +91,7 @@ impl DiskDirectory {
         }
     }
 
-    /// From now on this directory, and none that takes its place.
+    /// From now on every operation fails if another directory has taken the place of this one.
     pub(crate) fn pinned(self) -> Result<Self> {
         let metadata = fs::metadata(&self.path)
             .or_kind(Kind::Io, || format!("cannot stat {}", self.path.display()))?;
@@ -101,7 +101,7 @@ impl DiskDirectory {
         })
     }
 
-    /// Where a file of this name is.
+    /// The path of a file of this name.
     fn at(&self, name: &str) -> io::Result<PathBuf> {
         if let Some(identity) = self.identity {
             let there = fs::metadata(&self.path);
@@ -118,7 +118,7 @@ impl DiskDirectory {
         &self.path
     }
 
-    /// Makes a file, 0600, empty.
+    /// Makes an empty file of mode 0600.
     pub(crate) fn create(&self, name: &'static str) -> Result<File> {
         self.open_with(name, OpenOptions::new().create_new(true))
     }
@@ -128,7 +128,7 @@ impl DiskDirectory {
         self.path.join(name).exists()
     }
 
-    /// Opens a file to read and write it. One that is not there is [`Damage`], in an error of kind `Corrupt`.
+    /// Opens a file to read and write it. If it is missing, the error is [`Damage`], of kind `Corrupt`.
     pub(crate) fn open(&self, name: &'static str) -> Result<File> {
         self.open_with(name, &mut OpenOptions::new())
     }
@@ -139,14 +139,14 @@ impl DiskDirectory {
         self.stored(name, file)
     }
 
-    /// A file of this directory that is open, as one that need not stay open.
+    /// Makes an open file of this directory one that need not stay open.
     pub(crate) fn stored(&self, name: &'static str, file: File) -> Result<StoredFile> {
         let path = self.path.join(name);
         StoredFile::new(path.clone(), file)
             .or_kind(Kind::Io, || format!("cannot stat {}", path.display()))
     }
 
-    /// As [`Self::open`]; one that is not there is made, and then the second value is true.
+    /// As [`Self::open`], but a missing file is made: then the second value is true.
     pub(crate) fn open_or_create(&self, name: &'static str) -> Result<(File, bool)> {
         match self.has(name) {
             true => Ok((self.open(name)?, false)),
@@ -160,7 +160,7 @@ impl DiskDirectory {
         opened.map_err(|error| unusable(name, self.cannot("open", name), error))
     }
 
-    /// Writes a file that is not there yet.
+    /// Writes a new file.
     pub(crate) fn write(&self, name: &'static str, bytes: &[u8]) -> Result<()> {
         let mut file = self.create(name)?;
         bytes
@@ -169,7 +169,7 @@ impl DiskDirectory {
             .or_kind(Kind::Io, || self.cannot("write", name))
     }
 
-    /// Writes a file's next version and puts it in place of the last one, whole and on the disk.
+    /// Replaces a file atomically, and syncs it.
     pub(crate) fn replace(&self, name: &str, bytes: &[u8]) -> Result<()> {
         let replace = || {
             let next = self.at(&format!("{name}.next"))?;
@@ -184,13 +184,13 @@ impl DiskDirectory {
         replace().or_kind(Kind::Io, || self.cannot("write", name))
     }
 
-    /// Removes what was kept for the check of the layer.
+    /// Removes the files that only the check of the layer needs.
     pub(crate) fn remove_rest(&self) -> Result<()> {
         self.remove(REST)?;
         self.remove(LAST)
     }
 
-    /// Removes a file that is not needed any more.
+    /// Removes a file, if it exists.
     pub(crate) fn remove(&self, name: &str) -> Result<()> {
         match self.at(name).and_then(fs::remove_file) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -198,13 +198,13 @@ impl DiskDirectory {
         }
     }
 
-    /// Reads a whole file. As with [`Self::open`], one that is not there or cannot be read any more is [`Damage`].
+    /// Reads a whole file. As with [`Self::open`], a missing or unreadable file is [`Damage`].
     pub(crate) fn read(&self, name: &'static str) -> Result<Vec<u8>> {
         let read = self.at(name).and_then(fs::read);
         read.map_err(|error| unusable(name, self.cannot("read", name), error))
     }
 
-    /// Makes the content of a damaged file right. It is written in place, so that those who have it open see it.
+    /// Replaces the content of a damaged file in place, so that an already open file has it.
     pub(crate) fn rewrite(&self, name: &'static str, bytes: &[u8]) -> Result<()> {
         let in_place = || {
             let file = OpenOptions::new().write(true).open(self.at(name)?)?;
@@ -213,13 +213,13 @@ impl DiskDirectory {
             file.sync_all()
         };
         match in_place() {
-            // it is not there, or its place on the medium takes nothing any more
+            // the file is missing, or its blocks cannot be written any more
             Err(error) if seal::is_damage(&error) => self.replace(name, bytes),
             written => written.or_kind(Kind::Io, || self.cannot("write", name)),
         }
     }
 
-    /// What stacking has to know.
+    /// The paths of the layer that matter for stacking.
     pub(crate) fn stacking(&self) -> Result<StackingFacts> {
         let damaged = || Damage::check(STACKING);
         seal::unseal_json(&self.read(STACKING)?)
@@ -227,25 +227,25 @@ impl DiskDirectory {
             .or_kind(Kind::Corrupt, || self.path.display().to_string())
     }
 
-    /// The state, or an error of kind `Corrupt` where the directory does not count.
+    /// The state. An error of kind `Corrupt`: the directory is not valid.
     pub(crate) fn state(&self) -> Result<DiskState> {
         DiskState::parse(&self.read(STATE)?).ok_or_else(|| {
             Error::new(
                 Kind::Corrupt,
                 format!(
-                    "{} is of another version, damaged, or was not synced before the machine went down",
+                    "{} is of another version, is damaged, or was not synced before the machine stopped",
                     self.path.join(STATE).display()
                 ),
             )
         })
     }
 
-    /// Brings all that is in the directory, and its name, to the disk.
+    /// Syncs all files of the directory, and its name.
     pub(crate) fn sync(&self) -> io::Result<()> {
         for entry in fs::read_dir(self.at("")?)? {
             File::open(entry?.path())?.sync_all()?;
         }
-        // the directory itself, that of the layer, and those up to `layers`
+        // the directory itself, that of the layer, and its parents up to `layers`
         for directory in self.path.ancestors().take(4) {
             File::open(directory)?.sync_all()?;
         }
@@ -257,7 +257,7 @@ impl DiskDirectory {
     }
 }
 
-/// The error of a file that every directory has, and that cannot be opened or read.
+/// The error of a required file that cannot be opened or read.
 fn unusable(name: &'static str, context: String, error: io::Error) -> Error {
     match Damage::found(name, &error) {
         Some(damage) => Error::with_source(Kind::Corrupt, context, damage),
@@ -265,7 +265,7 @@ fn unusable(name: &'static str, context: String, error: io::Error) -> Error {
     }
 }
 
-/// A directory in the making; gone again when it is dropped before [`DiskDraft::publish`].
+/// A directory that is being made. It is removed when it is dropped before [`DiskDraft::publish`].
 pub(crate) struct DiskDraft {
     directory: DiskDirectory,
     published: bool,
@@ -291,7 +291,7 @@ impl DiskDraft {
         &self.directory
     }
 
-    /// Gives the directory its name.
+    /// Renames the directory to its place.
     pub(crate) fn publish(mut self, place: &Path) -> Result<()> {
         if let Some(parent) = place.parent() {
             make_private(parent)?;
@@ -306,13 +306,13 @@ impl DiskDraft {
 impl Drop for DiskDraft {
     fn drop(&mut self) {
         if !self.published {
-            // what cannot be removed now is removed when the store opens
+            // if this fails, it is removed when the store is opened
             let _ = fs::remove_dir_all(self.directory.path());
         }
     }
 }
 
-/// Removes a directory that does not count, first from its name and then from the disk.
+/// Removes a directory that is not valid: first it is renamed, then deleted.
 pub(crate) fn discard(new: &Path, place: &Path) -> Result<()> {
     let draft = DiskDraft::new(new)?;
     let name = place.file_name().unwrap_or(OsStr::new("disk"));
@@ -333,7 +333,7 @@ mod tests {
         directory.replace(STATE, b"ours").unwrap();
         assert_eq!(directory.read(STATE).unwrap(), b"ours");
         for is_another_there in [false, true] {
-            // kept, so that its number is not another's
+            // kept, so that its inode number is not used again
             let _ = fs::rename(&path, root.path().join("before"));
             if is_another_there {
                 fs::create_dir(&path).unwrap();

@@ -1,8 +1,8 @@
-//! The spans that are present: in memory what is present now, in the file `spans` what is known to be on the disk, each with its checks
+//! The present spans. The bits in memory are current; the file `spans` has the spans that are known to be on the disk, with their checksums
 //! ([`super::span_record`]).
 //!
-//! The file is preallocated and written with pwrite, never through a mapping: a store into a hole of a mapping is SIGBUS on a full
-//! disk. The order that a crash relies on is data, fdatasync, record; the file lags behind the memory.
+//! The file is preallocated and written with pwrite, and not mapped: a store into a hole of a mapping is SIGBUS on a full file system. For
+//! a crash the order is data, fdatasync, record, so the file is behind the memory.
 
 use std::{
     io,
@@ -34,7 +34,7 @@ pub(crate) struct Bitmap {
 }
 
 impl Bitmap {
-    /// Reads the file. A record that is damaged is written anew as `lost`; the second value is how many there were.
+    /// Reads the file. A damaged record is replaced by `lost`; the second value is the number of damaged records.
     pub(crate) fn open(file: StoredFile, count: u32, lost: SpanRecord) -> io::Result<(Self, u32)> {
         let mut bytes = Vec::new();
         io::Read::read_to_end(&mut &*file.get()?, &mut bytes)?;
@@ -65,12 +65,12 @@ impl Bitmap {
         Ok((bitmap, damaged.len() as u32)) // at most `count`
     }
 
-    /// Spans in all.
+    /// Number of all spans.
     pub(crate) fn count(&self) -> u32 {
         self.count
     }
 
-    /// Spans present.
+    /// Number of present spans.
     pub(crate) fn present(&self) -> u32 {
         self.present.load(Ordering::Acquire)
     }
@@ -80,7 +80,7 @@ impl Bitmap {
         self.present() == self.count
     }
 
-    /// Whether this span is present; its data, written before [`Self::set`], is then seen.
+    /// Whether this span is present. Then its data, which was written before [`Self::set`], is visible.
     pub(crate) fn get(&self, span: SpanId) -> bool {
         let (word, mask) = place(span);
         self.words[word].load(Ordering::Acquire) & mask != 0
@@ -94,7 +94,7 @@ impl Bitmap {
         }
     }
 
-    /// Clears the bit in memory: the span's data did not reach the disk.
+    /// Clears the bit in memory: the span's data did not reach the local disk.
     pub(crate) fn clear(&self, span: SpanId) {
         let (word, mask) = place(span);
         if self.words[word].fetch_and(!mask, Ordering::AcqRel) & mask != 0 {
@@ -102,9 +102,9 @@ impl Bitmap {
         }
     }
 
-    /// Takes spans back, in memory and in the file: their data is not what it was taken for.
+    /// Makes spans absent, in memory and in the file: their data is lost, or was shown to be wrong.
     pub(crate) fn revoke(&self, spans: &[SpanId]) -> io::Result<()> {
-        // in this order: `save` looks at the bit in memory under the lock
+        // in this order: `save` reads the bit in memory under the lock
         spans.iter().for_each(|span| self.clear(*span));
         let absent: Vec<_> = spans
             .iter()
@@ -113,8 +113,8 @@ impl Bitmap {
         self.write(&self.lock(), &absent)
     }
 
-    /// Writes these spans' records to the file, where they are still set. Their data is on the disk by now. The records themselves reach it
-    /// when they do: one that is lost costs a fetch.
+    /// Writes the records of these spans to the file, if they are still present. Their data is synced before. The records are not synced
+    /// here: a lost record costs one fetch.
     pub(crate) fn save(&self, spans: &[(SpanId, SpanCheck)]) -> io::Result<()> {
         let writing = self.lock();
         let present: Vec<_> = spans
@@ -125,7 +125,7 @@ impl Bitmap {
         self.write(&writing, &present)
     }
 
-    /// What the file has of a span.
+    /// The record of a span in the file.
     pub(crate) fn record(&self, span: SpanId) -> io::Result<SpanRecord> {
         let mut bytes = [0; RECORD_BYTES];
         self.file
@@ -134,7 +134,7 @@ impl Bitmap {
         SpanRecord::decode(&bytes, span).ok_or_else(|| Damage::check(directory::SPANS).into())
     }
 
-    /// Writes records; those of adjacent spans that follow each other at once.
+    /// Writes records; those of adjacent spans in one write.
     fn write(
         &self,
         _writing: &MutexGuard<'_, ()>,
@@ -154,7 +154,7 @@ impl Bitmap {
         Ok(())
     }
 
-    /// Brings the file's records to the disk.
+    /// Syncs the records.
     pub(crate) fn sync(&self) -> io::Result<()> {
         self.file.get()?.sync_data()
     }
@@ -249,7 +249,7 @@ mod tests {
             .unwrap();
         bitmap.revoke(&[SpanId(1)]).unwrap();
         bitmap.revoke(&[SpanId(2)]).unwrap();
-        // a sync that began before
+        // a sync that began before the revocation
         bitmap
             .save(&[(SpanId(1), CHECK), (SpanId(2), CHECK)])
             .unwrap();
@@ -283,7 +283,7 @@ mod tests {
         assert_eq!(opened(&longer, SpanRecord::Absent), (4, 0));
         assert_eq!(opened(&[], SpanRecord::Absent), (0, 4));
         assert_eq!(opened(&flipped, SpanRecord::Unchecked), (4, 1));
-        // and it is right from then on
+        // the damaged record was replaced
         let again = Bitmap::open(stored(&file), 4, SpanRecord::Absent).unwrap();
         assert_eq!((again.0.present(), again.1), (4, 0));
         let record = again.0.record(SpanId(1)).unwrap();

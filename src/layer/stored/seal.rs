@@ -1,7 +1,7 @@
-//! The checks that the files of a disk's directory carry, and the error of one that does not hold.
+//! The checksums of the files of a disk's directory, and the error of a file that is damaged.
 //!
-//! A file that is read as a whole ends with a CRC-32 of all before it; one of which parts are read has a CRC-32 in each part. So bytes that
-//! changed on the local disk are never taken for what was written: what they say is not held against anybody.
+//! A file that is read as a whole ends with a CRC-32 of all its other bytes; a file that is read in parts has a CRC-32 in each part. So
+//! bytes that have changed on the local disk are detected, and do not count as a contradiction of the table.
 
 use std::io;
 
@@ -10,10 +10,10 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::error::Error;
 
-/// Bytes of a CRC-32.
+/// Size of a CRC-32.
 pub(crate) const CRC_BYTES: usize = 4;
 
-/// What stands before the CRC of a JSON document, which is its last field, and what behind it.
+/// The bytes before and after the CRC-32 of a JSON document, which is its last field.
 const FIELD: &[u8] = b",\n  \"crc32\": \"";
 const END: &[u8] = b"\"\n}";
 
@@ -24,7 +24,7 @@ pub(crate) fn crc32(bytes: &[u8]) -> u32 {
     crc.sum()
 }
 
-/// A local file is not what was written to it: bytes differ, it is cut, it is gone, or its medium does not give it back.
+/// A local file does not have the bytes that were written to it: they differ, it is truncated or missing, or the medium cannot read it.
 #[derive(Debug, thiserror::Error)]
 #[error("the local file {name} is damaged: {what}")]
 pub(crate) struct Damage {
@@ -40,20 +40,17 @@ impl Damage {
         }
     }
 
-    /// A check that does not hold.
+    /// The checksum is wrong.
     pub(crate) fn check(name: &'static str) -> Self {
-        Self::new(
-            name,
-            "its bytes do not have the check that was written with them",
-        )
+        Self::new(name, "its checksum is wrong")
     }
 
-    /// What an error of opening or reading a file says of it, if that is that it is damaged.
+    /// The damage that an error of opening or reading a file means, if it means damage.
     pub(crate) fn found(name: &'static str, error: &io::Error) -> Option<Self> {
         is_damage(error).then(|| Self::new(name, error.to_string()))
     }
 
-    /// Whether such an error is underneath this one.
+    /// Whether an error has damage as its cause.
     pub(crate) fn is_in(error: &Error) -> bool {
         let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
         while let Some(error) = next {
@@ -75,7 +72,7 @@ impl From<Damage> for io::Error {
     }
 }
 
-/// Whether an error of a local file says that its bytes are lost: other errors (no memory, no descriptor) pass.
+/// Whether an error of a local file means that its bytes are lost. Other errors (no memory, no descriptor) are temporary.
 pub(crate) fn is_damage(error: &io::Error) -> bool {
     let medium = [
         Errno::IO,
@@ -90,23 +87,23 @@ pub(crate) fn is_damage(error: &io::Error) -> bool {
     ) || Errno::from_io_error(error).is_some_and(|errno| medium.contains(&errno))
 }
 
-/// Ends bytes with their check.
+/// Appends the checksum.
 pub(crate) fn seal(mut bytes: Vec<u8>) -> Vec<u8> {
     let crc = crc32(&bytes);
     bytes.extend_from_slice(&crc.to_le_bytes());
     bytes
 }
 
-/// The bytes before their check; `None` where it does not hold.
+/// The bytes before their checksum; `None`: it is wrong.
 pub(crate) fn unseal(bytes: &[u8]) -> Option<&[u8]> {
     let (body, crc) = bytes.split_last_chunk::<CRC_BYTES>()?;
     (crc32(body) == u32::from_le_bytes(*crc)).then_some(body)
 }
 
-/// A JSON object with its check as its last field.
+/// A JSON object with its checksum as the last field.
 pub(crate) fn seal_json(value: &impl Serialize) -> serde_json::Result<Vec<u8>> {
     let mut bytes = serde_json::to_vec_pretty(value)?;
-    // an object that has fields ends so
+    // an object with fields ends with these bytes
     bytes.truncate(bytes.len().saturating_sub(b"\n}".len()));
     let crc = crc32(&bytes);
     bytes.extend_from_slice(FIELD);
@@ -115,12 +112,12 @@ pub(crate) fn seal_json(value: &impl Serialize) -> serde_json::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Whether bytes end with the check of a JSON object, right or not.
+/// Whether bytes end with the checksum of a JSON object, right or wrong.
 pub(crate) fn has_json_seal(bytes: &[u8]) -> bool {
     split_json(bytes).is_some()
 }
 
-/// What [`seal_json`] was given; `None` where the check does not hold.
+/// The value that [`seal_json`] was given; `None`: the checksum is wrong.
 pub(crate) fn unseal_json<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
     let (body, crc) = split_json(bytes)?;
     let expected = format!("{:08x}", crc32(body));

@@ -1,25 +1,25 @@
-//! What the file `spans` has of each span: whether its data is on the disk, and the checks of that data. 16 bytes a span: kind, the CRC-32
-//! of the data on the disk, that of what is kept in `rest`, and one of the record itself with its number; each little-endian. A span
-//! whose record is all zero is absent.
+//! The records of the file `spans`: for each span whether its data is on the disk, and the checksums of that data. A record has 16 bytes,
+//! each field little-endian: kind, CRC-32 of the data on the disk, CRC-32 of the bytes in `rest`, and CRC-32 of the record itself with the
+//! span's number. A record of zeros: the span is absent.
 
 use super::seal::crc32;
 use crate::units::SpanId;
 
-/// Bytes of a record.
+/// Size of a record.
 pub(crate) const RECORD_BYTES: usize = 16;
 
 const PRESENT: u32 = 1;
 const PRESENT_WITH_LAST: u32 = 2;
 const UNCHECKED: u32 = 3;
 
-/// The checks of a span that is on the disk.
+/// The checksums of a span that is on the disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct SpanCheck {
-    /// CRC-32 of the span's bytes that are files' data.
+    /// CRC-32 of the span's file data.
     pub data: u32,
-    /// CRC-32 of those that are not, with what stands behind the last span.
+    /// CRC-32 of its other bytes, and of the tail after the last span.
     pub rest: u32,
-    /// What stands behind this last span is in `last`.
+    /// This is the last span, and its tail is in `last`.
     pub has_last: bool,
 }
 
@@ -28,18 +28,18 @@ pub(crate) struct SpanCheck {
 pub(crate) enum SpanRecord {
     /// The span has to be fetched.
     Absent,
-    /// It is on the disk, and its check is not known.
+    /// The span is on the disk, without a checksum.
     Unchecked,
-    /// It is on the disk.
+    /// The span is on the disk, with its checksums.
     Present(SpanCheck),
 }
 
-/// Bytes of the file for this many spans.
+/// Size of the file for this many spans.
 pub(crate) fn file_size(count: u32) -> u64 {
     u64::from(count) * RECORD_BYTES as u64
 }
 
-/// Where a span's record is.
+/// Offset of a span's record.
 pub(crate) fn place(span: SpanId) -> u64 {
     file_size(span.get())
 }
@@ -69,7 +69,7 @@ impl SpanRecord {
         bytes
     }
 
-    /// `None`: it is not what was written for this span.
+    /// `None`: the record is damaged.
     pub(crate) fn decode(bytes: &[u8; RECORD_BYTES], span: SpanId) -> Option<Self> {
         if *bytes == [0; RECORD_BYTES] {
             return Some(Self::Absent);
@@ -94,13 +94,13 @@ impl SpanRecord {
     }
 }
 
-/// The records of a file, in order; those that are damaged or cut off are `None`.
+/// The records of a file, in order; `None` for damaged and missing ones.
 pub(crate) fn decode_all(bytes: &[u8], count: u32) -> impl Iterator<Item = Option<SpanRecord>> {
     let (records, _) = bytes.as_chunks::<RECORD_BYTES>();
     (0..count).map(|number| SpanRecord::decode(records.get(number as usize)?, SpanId(number)))
 }
 
-/// How many of the spans are on the disk, for all that a file says.
+/// How many of the spans are on the disk, by the records of a file.
 pub(crate) fn count_present(bytes: &[u8], count: u32) -> u32 {
     let present = decode_all(bytes, count)
         .flatten()
@@ -156,7 +156,7 @@ mod tests {
         assert!(decode_all(&zeros, 3).all(|record| record == Some(SpanRecord::Absent)));
         let absent = SpanRecord::Absent.encode(SpanId(2));
         assert_eq!(absent, [0; RECORD_BYTES]);
-        // one that is cut is damaged where it is cut
+        // in a truncated file the last record is damaged
         assert_eq!(decode_all(&zeros[..20], 3).flatten().count(), 1);
     }
 }

@@ -1,9 +1,9 @@
-//! The span table as a disk keeps it: in memory where each span lies, in the file `spans.table` the rest.
+//! The spans of a disk: their positions are in memory, the rest is in the file `spans.table`.
 //!
-//! A zTOC holds the spans together with all file metadata; parsing it again at each start would cost time and memory by the number of
-//! files. So import writes the spans alone, as records of one size, and a span's digest and window are read when it is decoded.
-//! Neither file is mapped: a read that fails is an error, a fault on a truncated mapping is SIGBUS. The header and each record end with a
-//! CRC-32; a record also has that of its window in the zTOC.
+//! A zTOC has the spans together with all file metadata; parsing it again at each start would cost time and memory by the number of files.
+//! So import writes the spans as records of one size, and a span's digest and window are read when it is decoded. The files are not mapped:
+//! a failed read is an error, but a fault on a truncated mapping is SIGBUS. The header and each record end with a CRC-32; a record also has
+//! that of its window in the zTOC.
 
 use std::{io, ops::Range, os::unix::fs::FileExt};
 
@@ -19,8 +19,8 @@ use super::{
     stored_file::StoredFile,
 };
 
-/// The longest span that is taken, compressed or not: what one fetch may hold in memory. SOCI's default span is 4 MiB; the longest
-/// block of a deflate writer in use adds a few MiB to that.
+/// The longest span that is accepted, compressed or not: one fetch may hold it in memory. SOCI's default span is 4 MiB; the longest block
+/// of a common deflate writer adds a few MiB.
 pub(crate) const MAX_SPAN_BYTES: u64 = 128 << 20;
 
 const MAGIC: &[u8; 8] = b"spans 3\n";
@@ -28,12 +28,12 @@ const HEADER_BYTES: usize = 20;
 const RECORD_BYTES: usize = 88;
 const NO_WINDOW: u64 = u64::MAX;
 
-/// What cannot be served, of a zTOC's span table.
+/// A span table of a zTOC that cannot be served.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Error {
-    #[error("{0} spans are more than can be numbered")]
+    #[error("it has {0} spans, more than the limit")]
     TooMany(usize),
-    #[error("span {span} starts at {start} of the layer, and the one before it ends at {expected}")]
+    #[error("span {span} starts at {start} of the layer, but the previous span ends at {expected}")]
     Gap {
         span: SpanId,
         start: LayerOffset,
@@ -42,7 +42,7 @@ pub(crate) enum Error {
     #[error("span {span} ends before it starts")]
     Reversed { span: SpanId },
     #[error(
-        "span {span} lies at {start} to {end} of a blob of {blob} bytes, out of order or past its end"
+        "span {span} is at {start} to {end} of a blob of {blob} bytes, out of order or past its end"
     )]
     Misplaced {
         span: SpanId,
@@ -54,15 +54,15 @@ pub(crate) enum Error {
     TooLong { span: SpanId, bytes: u64 },
 }
 
-/// All about a span.
+/// All data of a span.
 pub(crate) struct StoredSpan {
-    /// What its table says.
+    /// The span as its table has it.
     pub span: Span,
-    /// CRC-32 of its window, where the zTOC has it.
+    /// CRC-32 of its window, if the zTOC has the window.
     pub window_crc: u32,
 }
 
-/// Where a span lies. 24 bytes in memory.
+/// The position of a span. It has 24 bytes in memory.
 struct SpanPosition {
     uncompressed_start: u64,
     compressed_start: u64,
@@ -74,11 +74,11 @@ pub(crate) struct Spans {
     compression: Compression,
     places: Box<[SpanPosition]>,
     uncompressed_size: u64,
-    /// A disk that was streamed has none.
+    /// The disk of a streamed layer has none.
     file: Option<StoredFile>,
 }
 
-/// Checks a table's spans and encodes them for the file. `windows` is what the places of their windows are in.
+/// Checks a table's spans and encodes them for the file. `windows` are the bytes that have the spans' windows.
 pub(crate) fn encode(table: &SpanTable, windows: &[u8]) -> Result<Vec<u8>, Error> {
     let count = u32::try_from(table.spans.len())
         .ok()
@@ -106,7 +106,7 @@ pub(crate) fn encode(table: &SpanTable, windows: &[u8]) -> Result<Vec<u8>, Error
                 .map_or(NO_WINDOW, |window| window.start as u64)
                 .to_le_bytes(),
         );
-        // a window is 32 KiB; it lies inside the zTOC, so its length fits
+        // a window is 32 KiB inside the zTOC, so its length fits
         let length = window.map_or(0, |window| window.len());
         bytes.extend_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_le_bytes());
         bytes.extend_from_slice(&[span.bits, span.end_bits, 0, 0]);
@@ -119,7 +119,7 @@ pub(crate) fn encode(table: &SpanTable, windows: &[u8]) -> Result<Vec<u8>, Error
     Ok(bytes)
 }
 
-/// Whatever reads the spans relies on this: they follow each other without a gap, in the layer and in the blob, from the layer's start.
+/// All users of the spans rely on this: they are adjacent, in the layer and in the blob, from the start of the layer.
 fn check(id: SpanId, span: &Span, before: Option<&Span>, blob: u64) -> Result<(), Error> {
     let (start, end) = (span.uncompressed.start, span.uncompressed.end);
     let expected = before.map_or(LayerOffset(0), |before| before.uncompressed.end);
@@ -212,7 +212,7 @@ impl Spans {
         })
     }
 
-    /// Those of a disk that was streamed.
+    /// The spans of a streamed layer: none.
     pub(crate) fn none() -> Self {
         Self {
             compression: Compression::Uncompressed,
@@ -227,22 +227,22 @@ impl Spans {
         self.compression
     }
 
-    /// How many there are.
+    /// Number of the spans.
     pub(crate) fn count(&self) -> u32 {
         self.places.len() as u32 // `encode` counted them in a u32
     }
 
-    /// Where the last one ends in the layer.
+    /// The end of the last span in the layer.
     pub(crate) fn end(&self) -> LayerOffset {
         LayerOffset(self.uncompressed_size)
     }
 
-    /// Bytes of the layer that the spans have.
+    /// Length of the layer that the spans have.
     pub(crate) fn uncompressed_size(&self) -> u64 {
         self.uncompressed_size
     }
 
-    /// The spans that hold this range of the layer; empty for an empty range, and never with an empty span at either end.
+    /// The spans that have this range of the layer. Empty for an empty range, and never with an empty span at either end.
     pub(crate) fn covering(&self, range: Range<LayerOffset>) -> Range<u32> {
         if range.start >= range.end {
             return 0..0;
@@ -251,12 +251,12 @@ impl Spans {
             self.places
                 .partition_point(|place| place.uncompressed_start <= offset) as u32
         };
-        // the last span that starts at or before an offset holds it, for empty spans stand before the one that starts where they do
+        // the last span that starts at or before an offset has it: empty spans are before the one with the same start
         let first = after(range.start.get()).saturating_sub(1);
         first..after(range.end.get() - 1)
     }
 
-    /// The layer's bytes that this span decodes to.
+    /// The range of the layer that this span decodes to.
     pub(crate) fn uncompressed(&self, span: SpanId) -> Range<LayerOffset> {
         let index = span.get() as usize;
         let end = self
@@ -266,14 +266,14 @@ impl Spans {
         LayerOffset(self.places[index].uncompressed_start)..LayerOffset(end)
     }
 
-    /// The blob's bytes that this span decodes from.
+    /// The range of the blob that this span decodes from.
     pub(crate) fn compressed(&self, span: SpanId) -> Range<CompressedOffset> {
         let place = &self.places[span.get() as usize];
         CompressedOffset(place.compressed_start)
             ..CompressedOffset(place.compressed_start + u64::from(place.compressed_length))
     }
 
-    /// All about a span, from the file.
+    /// All data of a span, from the file.
     pub(crate) fn read(&self, span: SpanId) -> io::Result<StoredSpan> {
         let mut record = [0; RECORD_BYTES];
         let offset = HEADER_BYTES as u64 + u64::from(span.get()) * RECORD_BYTES as u64;
@@ -291,7 +291,7 @@ impl Spans {
     }
 }
 
-/// Whether the header or a record ends with its check.
+/// Whether the header or a record has its checksum.
 fn is_whole(bytes: &[u8]) -> bool {
     let whole = bytes.split_last_chunk::<CRC_BYTES>();
     whole.is_some_and(|(body, crc)| crc32(body) == u32::from_le_bytes(*crc))
@@ -450,7 +450,7 @@ mod tests {
 
     #[test]
     fn ends_that_go_back_are_refused() {
-        // in the blob: each starts behind the one before, and the second ends inside it
+        // in the blob: each starts after the previous one, and the second ends inside it
         let error = encode(
             &table(vec![span(10..30, 0..100), span(20..25, 100..200)]),
             &[],
@@ -473,7 +473,7 @@ mod tests {
         )
         .unwrap_err();
         assert_eq!(error, Error::Reversed { span: SpanId(1) });
-        // the same place twice is where empty spans are
+        // empty spans may be at the same position
         encode(
             &table(vec![span(10..20, 0..100), span(20..20, 100..100)]),
             &[],

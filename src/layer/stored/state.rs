@@ -7,11 +7,10 @@ use serde::{Deserialize, Serialize};
 use super::seal;
 use crate::{layer::types::LayerBlob, oci::Digest};
 
-/// The version of the directory that this program writes. It counts what the files are and where a layer's data goes on the disk: a change
-/// of either needs another one.
+/// The version of the directory that this program writes. A change of the files or of the place of data on a disk needs a new version.
 const VERSION: u32 = 2;
 
-/// The version before: its files had no checks. It is read, and becomes one of this version when it is opened (`mend`).
+/// Version 1: its files had no checksums. It is read, and converted to this version when it is opened (`from_table`).
 pub(crate) const WITHOUT_CHECKS: u32 = 1;
 
 /// The content of `state.json`.
@@ -22,28 +21,28 @@ pub(crate) struct DiskState {
     pub layer: LayerBlob,
     /// The digest of the table that the disk was laid out from.
     pub table: Digest,
-    /// Bytes of the table; 0 where there is none, or it was not noted.
+    /// Size of the table; 0: there is none, or it is not known.
     #[serde(default)]
     pub table_size: u64,
-    /// The blob of the compact index that has the layer's windows; none when the table is a zTOC.
+    /// The blob of the compact index that has the layer's windows; none if the table is a zTOC.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compact: Option<Digest>,
-    /// Bytes of the disk.
+    /// Size of the disk.
     pub disk_size: u64,
-    /// Spans of the layer; 0 when it has been streamed.
+    /// Number of spans; 0 for a streamed layer.
     pub spans: u32,
     /// Every span is on the disk, and it is verified.
     pub complete: bool,
-    /// The layer's bytes, as the table lays them out, were checked in full against the layer's digest or diff ID.
+    /// The layer, as the table lays it out, was checked in full against its digest or diff ID.
     pub verified: bool,
-    /// The check of the disk's metadata (`metadata`); not known before the directory was synced for the first time.
+    /// The checksum of the disk's metadata (`metadata`); not known before the first sync of the directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metadata_crc32: Option<u32>,
-    /// What has shown that the table is not the layer's.
+    /// The evidence that the table contradicts the layer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refuted: Option<String>,
-    /// The boot in which the directory was made, as long as it is not known to be on the disk: the death of the daemon does not hurt such
-    /// a directory, a loss of power may.
+    /// The boot in which the directory was made, until it is synced. A killed daemon does not damage such a directory, but a power failure
+    /// may.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unsynced_since_boot: Option<String>,
 }
@@ -67,7 +66,7 @@ impl DiskState {
         }
     }
 
-    /// Reads a `state.json`. `None`: it is damaged, of a version that is not read, or its directory may have suffered a loss of power.
+    /// Reads a `state.json`. `None`: it is damaged or of an unknown version, or its directory was not synced before a power failure.
     pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
         let (state, version): (Self, _) = match seal::has_json_seal(bytes) {
             true => (seal::unseal_json(bytes)?, VERSION),
@@ -80,7 +79,7 @@ impl DiskState {
         (state.version == version && !lost).then_some(state)
     }
 
-    /// This state, of a directory of this version.
+    /// This state with this version.
     pub(crate) fn of_this_version(mut self) -> Self {
         self.version = VERSION;
         self
@@ -88,12 +87,12 @@ impl DiskState {
 
     /// The bytes of `state.json`.
     pub(crate) fn encode(&self) -> Vec<u8> {
-        // plain numbers, strings and flags: nothing in here that JSON cannot hold
+        // numbers, strings and flags can all be written as JSON
         seal::seal_json(self).unwrap_or_default()
     }
 }
 
-/// The kernel's identifier of this boot; empty where it has none, which no boot is equal to.
+/// The kernel's identifier of this boot; empty if it is not known: no boot is equal to that.
 fn boot() -> &'static str {
     static BOOT: OnceLock<String> = OnceLock::new();
     BOOT.get_or_init(|| {
@@ -156,7 +155,7 @@ mod tests {
             flipped[at] ^= 2;
             assert_eq!(DiskState::parse(&flipped), None, "{at}");
         }
-        // a check that went with the end of the file is none of the version before
+        // a file that was cut before its checksum is not one of version 1
         assert_eq!(DiskState::parse(&serde_json::to_vec(&state).unwrap()), None);
         state.version = WITHOUT_CHECKS;
         let bytes = serde_json::to_vec_pretty(&state).unwrap();

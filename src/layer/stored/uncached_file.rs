@@ -1,9 +1,10 @@
-//! A file whose content is cached by whoever reads the device, and shall not be in the page cache a second time.
+//! A file that must not be in the page cache, because the kernel already caches the device that is served from it.
 //!
-//! A read at random uses `RWF_DONTCACHE` (Linux 6.14): what it read is dropped at once. For reads in sequence that costs three to six times
-//! the processor time of a plain read (`docs/performance.md`). They are plain, and dropped behind by `POSIX_FADV_DONTNEED`, in aligned
-//! windows of the size of the largest folio: the kernel drops no folio that is only in part inside the range. The last few windows stay. An
-//! older kernel's reads at random are treated like that too: it works, but may wait for all processors to let go of the pages.
+//! A random read uses `RWF_DONTCACHE` (Linux 6.14), which drops the read pages at once. For sequential reads that costs three to six times
+//! the processor time of a plain read (`docs/performance.md`). So these are plain reads, and their pages are dropped later with
+//! `POSIX_FADV_DONTNEED`, in aligned windows of the size of the largest folio: the kernel does not drop a folio that is only partly in the
+//! range. The last few windows stay. On an older kernel random reads are handled in the same way: this works, but may wait for all
+//! processors to release the pages.
 
 use std::{
     fs::File,
@@ -28,27 +29,27 @@ const RWF_DONTCACHE: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
 /// `TMPFS_MAGIC` of `linux/magic.h`.
 const TMPFS_MAGIC: FsWord = 0x0102_1994;
 
-/// Bytes of a window: of a huge page, which no folio is larger than.
+/// Size of a window: a huge page, the largest size of a folio.
 const WINDOW: u64 = 2 << 20;
 
-/// Windows that are kept: more than sequential readers at a time.
+/// Windows that stay: more than concurrent sequential readers.
 const KEPT: usize = 8;
 
-/// A file, open for reading, and what its kernel and file system have been seen to do.
+/// A file, open for reading, and what its kernel and file system support.
 pub(crate) struct UncachedFile {
     file: File,
-    /// Whether the kernel can read the file and not keep it in the page cache.
+    /// Whether reads can bypass the page cache (`RWF_DONTCACHE`).
     drops_behind: AtomicBool,
-    /// Whether the kernel can say that a read would wait.
+    /// Whether the kernel can tell that a read would wait (`RWF_NOWAIT`).
     knows_waits: AtomicBool,
     /// Whether the file system can move pages into a pipe.
     can_splice: AtomicBool,
-    /// Whether the file's page cache is all that there is of it.
+    /// Whether the file is in memory only (tmpfs).
     is_memory: bool,
     recent: Mutex<RecentReads>,
 }
 
-/// The windows that were read last. The oldest is the next to be replaced.
+/// The windows of the last reads. The oldest is the next to be replaced.
 #[derive(Default)]
 struct RecentReads {
     windows: [Option<ReadWindow>; KEPT],
@@ -57,20 +58,20 @@ struct RecentReads {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct ReadWindow {
-    /// From the file's start.
+    /// Index of the window in the file.
     number: u64,
-    /// Reads of it have left it in the page cache.
+    /// Reads of it were cached.
     cached: bool,
 }
 
 impl RecentReads {
-    /// Whether a read of this window goes on where others were.
+    /// Whether a read of this window continues others.
     fn is_near(&self, number: u64) -> bool {
         let mut windows = self.windows.iter().flatten();
         windows.any(|window| window.number == number || window.number + 1 == number)
     }
 
-    /// Takes note of a read; gives the window that this one takes the place of.
+    /// Records a read. Returns the window that it replaces.
     fn note(&mut self, read: ReadWindow) -> Option<ReadWindow> {
         let mut windows = self.windows.iter_mut().flatten();
         if let Some(window) = windows.find(|window| window.number == read.number) {
@@ -100,13 +101,13 @@ impl UncachedFile {
         &self.file
     }
 
-    /// Reads, and leaves no more than the last windows in the page cache. Data that is not on the disk yet is served from there, and stays.
+    /// Reads, and leaves no more than the last windows in the page cache. Data that is not synced yet is read from there, and stays.
     pub(crate) fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         self.finish(offset, buffer, 0)
     }
 
-    /// The first half of a read that need not wait for the local disk, for [`Self::finish`] to end: so many bytes have come. `None`
-    /// where it must wait: then nothing is read, but the kernel has begun to.
+    /// The first part of a read that need not wait for the local disk, to be completed by [`Self::finish`]: the number of bytes read.
+    /// `None`: it would wait. Then nothing was read, but the kernel has started to read.
     pub(crate) fn try_read(&self, offset: u64, buffer: &mut [u8]) -> Option<usize> {
         if !self.knows_waits.load(Ordering::Relaxed) {
             return Some(0);
@@ -117,7 +118,7 @@ impl UncachedFile {
             Err(Errno::AGAIN) => None,
             Ok(count) => Some(count),
             Err(Errno::INTR) => Some(0),
-            // a kernel or a file system that knows no such flag, or a disk that fails: waiting shows which
+            // a kernel or file system without this flag, or a failing disk: the waiting read shows which
             Err(_) => {
                 self.knows_waits.store(!flags.is_empty(), Ordering::Relaxed);
                 Some(0)
@@ -125,7 +126,7 @@ impl UncachedFile {
         }
     }
 
-    /// Reads what [`Self::try_read`] has not: what came may be dropped already, and is not read twice.
+    /// Reads the bytes that [`Self::try_read`] has not read: its pages may be dropped already, and are not read twice.
     pub(crate) fn finish(&self, offset: u64, buffer: &mut [u8], mut done: usize) -> io::Result<()> {
         let mut flags = self.flags(offset);
         while done < buffer.len() {
@@ -134,7 +135,7 @@ impl UncachedFile {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(count) => done += count,
                 Err(Errno::INTR) => {}
-                // an older kernel, or a file system that cannot
+                // an older kernel or a file system without this flag
                 Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) if !flags.is_empty() => {
                     self.drops_behind.store(false, Ordering::Relaxed);
                     flags = ReadWriteFlags::empty();
@@ -146,7 +147,7 @@ impl UncachedFile {
         Ok(())
     }
 
-    /// Whether moving a range into a pipe would have to wait for the local disk. Then the kernel has begun to read it.
+    /// Whether moving a range into a pipe would wait for the local disk. Then the kernel has started to read it.
     pub(crate) fn would_wait(&self, offset: u64, length: u64) -> bool {
         if !self.knows_waits.load(Ordering::Relaxed) || !self.can_splice.load(Ordering::Relaxed) {
             return false;
@@ -155,7 +156,7 @@ impl UncachedFile {
         let byte = &mut [IoSliceMut::new(byte)];
         match rustix::io::preadv2(&self.file, byte, offset, ReadWriteFlags::NOWAIT) {
             Err(Errno::AGAIN) => {
-                // in sequence the kernel reads ahead by itself, and further than this
+                // for sequential reads the kernel has its own read-ahead, which is longer than this range
                 if !self.recent().is_near(offset / WINDOW) {
                     let advice = Advice::WillNeed;
                     let _ =
@@ -167,13 +168,13 @@ impl UncachedFile {
                 self.knows_waits.store(false, Ordering::Relaxed);
                 false
             }
-            // splicing shows what is wrong
+            // `splice` returns the error
             Ok(_) | Err(_) => false,
         }
     }
 
-    /// Moves a range into a pipe that has room for it, as references to the page cache, and drops behind what was read a while ago. False
-    /// where the file system cannot; then nothing is in the pipe.
+    /// Moves a range into a pipe with room for it, as references to the page cache, and drops the pages of an old read. Returns false if the
+    /// file system cannot do that; then the pipe has nothing of the range.
     pub(crate) fn splice(
         &self,
         offset: u64,
@@ -201,7 +202,7 @@ impl UncachedFile {
         Ok(true)
     }
 
-    /// How a read at this place is to be made.
+    /// The flags of a read at this offset.
     fn flags(&self, offset: u64) -> ReadWriteFlags {
         let near = || self.recent().is_near(offset / WINDOW);
         if !self.drops_behind.load(Ordering::Relaxed) || near() {
@@ -211,7 +212,7 @@ impl UncachedFile {
         }
     }
 
-    /// Takes note of a read, and drops what was read a while ago.
+    /// Records a read, and drops the pages of an old one.
     fn drop_behind(&self, offset: u64, length: u64, cached: bool) {
         if self.is_memory || length == 0 {
             return;
@@ -228,7 +229,7 @@ impl UncachedFile {
         self.recent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Drops a range from the page cache, and what shares a window with its ends. What is not on the disk yet stays.
+    /// Drops a range from the page cache, with the rest of the windows at its ends. Data that is not synced yet stays.
     pub(crate) fn forget(&self, offset: u64, length: u64) {
         if self.is_memory {
             return;
@@ -236,7 +237,7 @@ impl UncachedFile {
         let start = offset - offset % WINDOW;
         let end = offset.saturating_add(length);
         let length = NonZeroU64::new(end.checked_next_multiple_of(WINDOW).unwrap_or(end) - start);
-        // advice: what cannot be dropped stays
+        // advisory: pages that cannot be dropped stay
         let _ = rustix::fs::fadvise(&self.file, start, length, Advice::DontNeed);
     }
 }

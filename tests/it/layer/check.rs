@@ -215,7 +215,7 @@ async fn found_by_the_check(lab: &Lab, disk: &Arc<Disk>, why: &str) {
     let error = again.err().unwrap();
     assert_eq!(error.kind(), Kind::Corrupt);
     let report = error.report();
-    assert!(report.contains("has been shown to lie"), "{report}");
+    assert!(report.contains("was shown to be false"), "{report}");
 }
 
 /// An entry whose header a span's end cuts.
@@ -296,7 +296,7 @@ async fn a_lie_about_the_diff_id_is_the_images_own() {
     let table = lab.layer.table;
     let error = lab.store.stored_for(&honest, &table).err().unwrap();
     assert!(
-        error.report().contains("an image in use says"),
+        error.report().contains("an attached image states"),
         "{}",
         error.report()
     );

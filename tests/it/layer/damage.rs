@@ -210,7 +210,7 @@ async fn a_table_that_is_damaged_while_it_is_open_comes_again() {
     let error = read(&disk, big.clone()).await.unwrap_err();
     let report = error.report();
     assert!(report.contains("the stored table is damaged"), "{report}");
-    assert!(disk.degraded().unwrap().contains("attached"));
+    assert!(disk.degraded().unwrap().contains("attach an image"));
     let same = lab.disk().await;
     assert!(Arc::ptr_eq(&disk, &same));
     let half = DiskOffset((big.start.get() + big.end.get()) / 2);

@@ -237,7 +237,7 @@ fn with_window(layer: &Layer, span: usize) -> Vec<u8> {
 }
 
 const NOT_THE_END: &str = "does not end with the window that the table has for span";
-const NOT_THE_START: &str = "the span before it does not end with the window";
+const NOT_THE_START: &str = "the previous span does not end with the window";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_window_that_lies_is_found_by_the_span_before() {
