@@ -15,6 +15,7 @@ pub mod open;
 pub mod transfer;
 
 pub use attach::{
+    devices::kept::KeptDescriptors,
     engine::Engine,
     explain::{Explanation, LayerExplanation},
     mount_place::{place_of, unmount},

@@ -65,6 +65,19 @@ impl Service {
         Some(self.inherited.swap_remove(index).1)
     }
 
+    /// Takes the inherited descriptors whose names begin with this. They stay in the store.
+    pub fn take_inherited_with(
+        &mut self,
+        prefix: &str,
+    ) -> impl Iterator<Item = (String, OwnedFd)> + use<> {
+        let taken: Vec<_> = self
+            .inherited
+            .extract_if(.., |(name, _)| name.as_str().starts_with(prefix))
+            .map(|(name, descriptor)| (name.as_str().to_owned(), descriptor))
+            .collect();
+        taken.into_iter()
+    }
+
     /// Closes the inherited descriptors that nobody has taken, and removes them from the store.
     pub fn close_rest(&mut self) {
         for (name, _) in self.inherited.drain(..) {

@@ -17,7 +17,7 @@ use rustix::process::Signal;
 use crate::{
     api::server::Server,
     cli::{AGAIN, GlobalArgs, absolute, log, require_root, signals::SignalReceiver},
-    engine::Engine,
+    engine::{Engine, KeptDescriptors},
     error::{Kind, Result, ResultExt},
     keeper::{self, Check, Plan, Service, Times, watch},
     kernel::{memory, session},
@@ -105,7 +105,9 @@ impl DaemonCommand {
         require_root("the daemon")?;
         open_files::raise();
         let mut ends = SignalReceiver::that_end_the_daemon()?;
-        let engine = Engine::open(&absolute(&global.root)?, &absolute(&global.run_dir)?).await?;
+        let kept = service.as_mut().map(KeptDescriptors::take);
+        let (root, run_dir) = (absolute(&global.root)?, absolute(&global.run_dir)?);
+        let engine = Engine::open_daemon(&root, &run_dir, kept.unwrap_or_default()).await?;
         let directories = [engine.root(), engine.run_dir()].map(WatchedDirectory::of);
         let server = Server::bind(Arc::clone(&engine), service.as_mut())?;
         if let Some(service) = &mut service {

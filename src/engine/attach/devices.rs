@@ -6,6 +6,7 @@
 
 mod adopt;
 mod choice;
+pub(crate) mod kept;
 pub(crate) mod kernel_readahead;
 pub(crate) mod metadata_readahead;
 pub(crate) mod nbd_connections;
@@ -25,6 +26,7 @@ use tokio::{runtime::Handle, sync::watch};
 
 use self::{
     choice::choose,
+    kept::KeptDescriptors,
     metadata_readahead::WatchedDisk,
     nbd_connections::{NbdLink, NbdLinks},
 };
@@ -187,13 +189,18 @@ impl Drop for Device {
 
 impl Devices {
     /// An empty set of devices. `tag` is part of their identifiers. With `sees_all` no device moves away from the daemon.
-    pub(crate) fn new(tag: String, sees_all: bool, runtime: Handle) -> Self {
+    pub(crate) fn new(
+        tag: String,
+        sees_all: bool,
+        kept: Arc<KeptDescriptors>,
+        runtime: Handle,
+    ) -> Self {
         Self {
             tag,
             sees_all,
             runtime,
             by_disk: Mutex::default(),
-            links: Arc::default(),
+            links: Arc::new(NbdLinks::new(kept)),
         }
     }
 

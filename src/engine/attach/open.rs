@@ -9,7 +9,12 @@ use std::{
 use tokio::{runtime::Handle, sync::watch};
 use tokio_util::task::TaskTracker;
 
-use super::{devices::Devices, engine::Engine, records::AttachmentRecords, release};
+use super::{
+    devices::{Devices, kept::KeptDescriptors},
+    engine::Engine,
+    records::AttachmentRecords,
+    release,
+};
 use crate::{
     blocking::blocking,
     engine::open::disks::Disks,
@@ -30,6 +35,38 @@ impl Engine {
         root: &Path,
         run_dir: &Path,
         options: layer::StoreOptions,
+    ) -> Result<Arc<Self>> {
+        let engine = Self::new(root, run_dir, options, Arc::default())?;
+        let opened = Arc::clone(&engine);
+        blocking(move || opened.remove_leftovers()).await?;
+        Ok(engine)
+    }
+
+    /// Like [`Engine::open`], and takes over the attachments of an engine that died. For a daemon: an attachment that was taken over needs it
+    /// from then on.
+    pub async fn open_daemon(
+        root: &Path,
+        run_dir: &Path,
+        kept: KeptDescriptors,
+    ) -> Result<Arc<Self>> {
+        let kept = Arc::new(kept);
+        let options = layer::StoreOptions::default();
+        let engine = Self::new(root, run_dir, options, Arc::clone(&kept))?;
+        let opened = Arc::clone(&engine);
+        blocking(move || {
+            opened.recover()?;
+            kept.remove_rest();
+            opened.remove_leftovers()
+        })
+        .await?;
+        Ok(engine)
+    }
+
+    fn new(
+        root: &Path,
+        run_dir: &Path,
+        options: layer::StoreOptions,
+        kept: Arc<KeptDescriptors>,
     ) -> Result<Arc<Self>> {
         let (root, run_dir) = (private_directory(root)?, private_directory(run_dir)?);
         let lock_path = run_dir.join("lock");
@@ -62,7 +99,7 @@ impl Engine {
             .ok()
             .map(Arc::new);
         let engine = Arc::new_cyclic(|engine| Self {
-            devices: Arc::new(Devices::new(tag, sees_all, Handle::current())),
+            devices: Arc::new(Devices::new(tag, sees_all, kept, Handle::current())),
             root,
             run_dir,
             disks,
@@ -77,12 +114,6 @@ impl Engine {
             mount_ends,
             _lock: lock,
         });
-        let restarting = Arc::clone(&engine);
-        blocking(move || {
-            restarting.recover()?;
-            restarting.remove_leftovers()
-        })
-        .await?;
         Ok(engine)
     }
 }

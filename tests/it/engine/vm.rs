@@ -474,6 +474,10 @@ fn devices_of_a_killed_daemon_are_served_by_the_one_that_its_keeper_starts() {
         }
         drop_caches();
         assert!(fs::read(mountpoint.join("file")).unwrap() == content);
+        // the kernel has noticed nothing: the connections are those of the first daemon
+        let log = host.log();
+        assert!(!log.contains("replaced an nbd connection"), "{log}");
+        assert!(!log.contains("cannot be resumed"), "{log}");
         host.detach(&mountpoint);
         nothing_left_soon(&host);
     });

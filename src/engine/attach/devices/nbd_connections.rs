@@ -10,7 +10,11 @@ use std::{
 
 use tokio::runtime::Handle;
 
-use super::{kernel_readahead, metadata_readahead::WatchedDisk};
+use super::{
+    kept::{KeptDescriptors, NewConnection, StoredNames},
+    kernel_readahead,
+    metadata_readahead::WatchedDisk,
+};
 use crate::{
     error::{Kind, Result, ResultExt},
     kernel::{
@@ -37,6 +41,7 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// The nbd devices of an engine. One thread gives a device new connections when the kernel has dropped old ones.
 #[derive(Default)]
 pub(crate) struct NbdLinks {
+    kept: Arc<KeptDescriptors>,
     by_index: Mutex<HashMap<u32, Weak<NbdLink>>>,
     /// Whether the watching thread runs.
     watching: Mutex<bool>,
@@ -50,10 +55,19 @@ pub(crate) struct NbdLink {
     watched: Arc<WatchedDisk>,
     /// Maximum request size in KiB.
     largest_request_kb: u64,
+    kept: Arc<KeptDescriptors>,
     runtime: Handle,
 }
 
 impl NbdLinks {
+    /// No devices. Their connections are in this store.
+    pub(super) fn new(kept: Arc<KeptDescriptors>) -> Self {
+        Self {
+            kept,
+            ..Self::default()
+        }
+    }
+
     /// Makes a device for a disk. The kernel stores `identifier` as its backend identifier.
     pub(super) fn connect(
         links: &Arc<Self>,
@@ -63,15 +77,17 @@ impl NbdLinks {
         runtime: Handle,
     ) -> Result<Arc<NbdLink>> {
         links.watch()?;
-        let (sockets, largest_request_kb) = connections(watched, &runtime)?;
+        let new = connections(&links.kept, watched, &runtime)?;
         let options = options(identifier);
-        let device = kernel_nbd::connect(disk.size(), &sockets, &options)?;
+        let device = kernel_nbd::connect(disk.size(), &new.kernel_ends, &options)?;
+        let largest_request_kb = new.store(&device.name());
         let link = Arc::new(NbdLink {
             device,
             options,
             disk: Arc::clone(disk),
             watched: Arc::clone(watched),
             largest_request_kb,
+            kept: Arc::clone(&links.kept),
             runtime,
         });
         links.add(&link);
@@ -89,18 +105,41 @@ impl NbdLinks {
         runtime: Handle,
     ) -> Result<Arc<NbdLink>> {
         links.watch()?;
-        let (sockets, largest_request_kb) = connections(watched, &runtime)?;
+        let device = NbdDevice::adopt(index)?;
+        let mut resumed = 0;
+        for (names, descriptors) in links.kept.connections_of(&device.name()) {
+            match KeptConnection::from_descriptors(descriptors) {
+                Ok(connection) => {
+                    serve(connection, names, watched, runtime.clone())?;
+                    resumed += 1;
+                }
+                Err(error) => {
+                    tracing::warn!(
+                        device = index,
+                        "a connection cannot be resumed: {}",
+                        error.report()
+                    );
+                    names.remove();
+                }
+            }
+        }
+        let new = connections(&links.kept, watched, &runtime)?;
+        let largest_request_kb = new.largest_request_kb;
         let link = Arc::new(NbdLink {
-            device: NbdDevice::adopt(index)?,
+            device,
             options: options(identifier),
             disk: Arc::clone(disk),
             watched: Arc::clone(watched),
             largest_request_kb,
+            kept: Arc::clone(&links.kept),
             runtime,
         });
         // first: the kernel may notice a dead connection only after it was offered new ones, and then tells the watching thread
         links.add(&link);
-        kernel_nbd::reconfigure(index, &sockets, &link.options)?;
+        if resumed < CONNECTIONS {
+            kernel_nbd::reconfigure(index, &new.kernel_ends, &link.options)?;
+            new.store(&link.device.name());
+        }
         Ok(link)
     }
 
@@ -196,8 +235,10 @@ impl NbdLink {
 
     /// Offers the kernel the full number of connections. The kernel uses those it needs to replace dead ones; the others end at once.
     fn reconnect(&self) -> Result<()> {
-        let (sockets, _) = connections(&self.watched, &self.runtime)?;
-        kernel_nbd::reconfigure(self.device.index(), &sockets, &self.options)
+        let new = connections(&self.kept, &self.watched, &self.runtime)?;
+        kernel_nbd::reconfigure(self.device.index(), &new.kernel_ends, &self.options)?;
+        new.store(&self.device.name());
+        Ok(())
     }
 
     /// Sets the read-ahead again if reconnecting has changed it.
@@ -230,26 +271,61 @@ fn options(identifier: String) -> NbdOptions {
     }
 }
 
-/// Makes connections and starts a serving thread for each. Returns the kernel's ends, and the maximum request size in KiB.
-fn connections(disk: &Arc<WatchedDisk>, runtime: &Handle) -> Result<(Vec<OwnedFd>, u64)> {
-    let mut kernel = Vec::new();
-    let mut largest = u32::MAX;
-    for _ in 0..CONNECTIONS {
-        let (connection, other) = KeptConnection::new()?;
-        largest = largest.min(connection.largest_read());
-        let disk: Arc<dyn ServedDisk> = Arc::<WatchedDisk>::clone(disk);
-        serve(connection, disk, runtime.clone())?;
-        kernel.push(other);
-    }
-    Ok((kernel, u64::from(largest / 1024)))
+/// Connections that are served, and that the kernel has to be given.
+struct NewConnections {
+    kernel_ends: Vec<OwnedFd>,
+    new: Vec<NewConnection>,
+    /// Maximum request size in KiB.
+    largest_request_kb: u64,
 }
 
-/// Starts a thread that serves a connection.
-fn serve(mut connection: KeptConnection, disk: Arc<dyn ServedDisk>, runtime: Handle) -> Result<()> {
+impl NewConnections {
+    /// Stores the connections, which are those of this device now. Returns the maximum request size in KiB.
+    fn store(self, device: &str) -> u64 {
+        // those that the kernel has not taken end by themselves
+        for new in self.new {
+            new.store(device);
+        }
+        self.largest_request_kb
+    }
+}
+
+/// Makes connections and starts a serving thread for each.
+fn connections(
+    kept: &KeptDescriptors,
+    disk: &Arc<WatchedDisk>,
+    runtime: &Handle,
+) -> Result<NewConnections> {
+    let (mut kernel_ends, mut new) = (Vec::new(), Vec::new());
+    let mut largest = u32::MAX;
+    for _ in 0..CONNECTIONS {
+        let (connection, kernel_end) = KeptConnection::new()?;
+        largest = largest.min(connection.largest_read());
+        let prepared = kept.prepare(&connection)?;
+        serve(connection, prepared.names.clone(), disk, runtime.clone())?;
+        kernel_ends.push(kernel_end);
+        new.push(prepared);
+    }
+    Ok(NewConnections {
+        kernel_ends,
+        new,
+        largest_request_kb: u64::from(largest / 1024),
+    })
+}
+
+/// Starts a thread that serves a connection. Its descriptors leave the store when it ends.
+fn serve(
+    mut connection: KeptConnection,
+    names: StoredNames,
+    disk: &Arc<WatchedDisk>,
+    runtime: Handle,
+) -> Result<()> {
+    let disk: Arc<dyn ServedDisk> = Arc::<WatchedDisk>::clone(disk);
     let serve = move || {
         if let Err(error) = connection.serve(&disk, &runtime) {
             tracing::debug!(%error, "a connection to the kernel ended");
         }
+        names.remove();
     };
     let started = thread::Builder::new().name("nbd-serve".into()).spawn(serve);
     started.or_kind(Kind::Io, || "starting a thread that serves a device".into())?;

@@ -68,7 +68,7 @@ async fn a_device_in_use_goes_when_it_is_idle() {
         .await
         .unwrap();
     let tag = Digest::of(root.as_os_str().as_encoded_bytes()).hex()[..8].to_owned();
-    let devices = Arc::new(Devices::new(tag, true, Handle::current()));
+    let devices = Arc::new(Devices::new(tag, true, Arc::default(), Handle::current()));
     let device = devices.get(&opened.layers[0].disk, DeviceChoice::Fuse);
     let device = device.await.unwrap();
     let there = || {
