@@ -25,7 +25,7 @@ use std::{
 use tokio::{runtime::Handle, sync::watch};
 
 use self::{
-    choice::choose,
+    choice::{choose, moved},
     kept::KeptDescriptors,
     metadata_readahead::WatchedDisk,
     nbd_connections::{NbdLink, NbdLinks},
@@ -459,17 +459,6 @@ fn as_found(mut layer: AttachedLayer) -> AttachedLayer {
         layer.why = moved(&layer.why);
     }
     layer
-}
-
-const MOVED: &str = "the disk became complete; before that: ";
-
-fn moved(why: &str) -> String {
-    format!("{MOVED}{why}")
-}
-
-/// Why a device was made, from a text that [`moved`] may have made of it.
-fn at_first(why: &str) -> &str {
-    why.strip_prefix(MOVED).unwrap_or(why)
 }
 
 /// Adapts the device whenever the progress of its disk changes, until the device is dropped.

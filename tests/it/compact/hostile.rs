@@ -128,7 +128,7 @@ async fn a_window_that_lies_is_found_when_the_span_before_it_comes() {
     assert!(!disk.is_present(place.clone()));
     let error = read(&disk, place).await.unwrap_err();
     assert!(
-        error.report().contains("the span before"),
+        error.report().contains("the previous span"),
         "{}",
         error.report()
     );

@@ -10,6 +10,9 @@ fn the_rest_holds_on_another_kernel() {
             "kernel::nbd",
             "--skip",
             "kernel::dm",
+            // written for the host's kernel: see the rows of FUSE in docs/requirements.md
+            "--skip",
+            "kernel::fuse_kept",
             "--skip",
             "kernel::vm",
         ]);

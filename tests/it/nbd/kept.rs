@@ -345,7 +345,7 @@ fn a_server_that_ends_at_any_step_has_a_successor() {
                     let kept = kept.iter().map(|fd| fd.try_clone().unwrap()).collect();
                     // what was absent is so again for each server
                     let disk = sample.disk();
-                    let countdown = 1 + random.below(6) as u32;
+                    let countdown = 1 + random.below(3) as u32;
                     if !serve_until(kept, &disk, runtime, step, countdown) {
                         break;
                     }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    Device, DeviceBacking, DeviceStack, Devices, ServedDevice, follow,
+    Device, DeviceBacking, DeviceStack, Devices, ServedDevice, choice::at_first, follow,
     metadata_readahead::WatchedDisk, nbd_connections::NbdLinks,
 };
 use crate::{
@@ -162,7 +162,7 @@ impl Devices {
             name,
             node,
             kind: found.kind,
-            why: super::at_first(&layer.why).to_owned(),
+            why: at_first(&layer.why).to_owned(),
             backing: layer.backing.clone(),
             has_moved: AtomicBool::new(found.has_moved),
             watched,

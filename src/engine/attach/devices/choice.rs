@@ -46,3 +46,15 @@ pub(super) fn choose(disk: &Disk, choice: DeviceChoice) -> Result<(DeviceKind, S
     };
     Ok((kind, why.to_owned()))
 }
+
+const MOVED: &str = "the disk became complete; before that: ";
+
+/// Why a device of a disk that became complete is a loop device.
+pub(super) fn moved(why: &str) -> String {
+    format!("{MOVED}{why}")
+}
+
+/// Why a device was made, from a text that [`moved`] may have made of it.
+pub(super) fn at_first(why: &str) -> &str {
+    why.strip_prefix(MOVED).unwrap_or(why)
+}
