@@ -19,7 +19,7 @@ pub enum Kind {
     Unsupported,
     /// What was named does not exist.
     NotFound,
-    /// Credentials are missing or refused.
+    /// Credentials are missing or refused, or a verifier has refused an image.
     Unauthorized,
     /// A peer does not answer, or answers that it cannot now; later may work.
     Unavailable,
@@ -33,6 +33,33 @@ pub enum Kind {
     InvalidArgument,
     /// The local disk or another local resource failed.
     Io,
+}
+
+impl Kind {
+    /// All kinds, with their names for programs, in the order of the declaration.
+    pub const ALL: [(Self, &'static str); 10] = [
+        (Self::Corrupt, "corrupt"),
+        (Self::Unsupported, "unsupported"),
+        (Self::NotFound, "not_found"),
+        (Self::Unauthorized, "unauthorized"),
+        (Self::Unavailable, "unavailable"),
+        (Self::Busy, "busy"),
+        (Self::Immutable, "immutable"),
+        (Self::Kernel, "kernel"),
+        (Self::InvalidArgument, "invalid_argument"),
+        (Self::Io, "io"),
+    ];
+
+    /// The name for programs, e.g. `not_found`.
+    pub fn name(self) -> &'static str {
+        Self::ALL[self as usize].1 // a test compares the orders
+    }
+
+    /// The kind with this name.
+    pub fn of_name(name: &str) -> Option<Self> {
+        let known = Self::ALL.iter().find(|known| known.1 == name);
+        known.map(|known| known.0)
+    }
 }
 
 /// An error with its kind, its context (operation, image, layer, path, offset) and its source.

@@ -4,8 +4,8 @@
 //! Any release may change or remove any item. The stable interface is the command line, with its exit statuses and its JSON output.
 //!
 //! Modules stand in levels; one uses only what stands below it (`tests/it/levels.rs` checks this):
-//! 0 `units`, `error` | 1 `oci`, `tar`, `ztoc`, `ext4::format`, `nbd::protocol`, `keeper::message` | 2 `gzip`, `compact`, `tree`, `ext4`, `soci` |
-//! 3 `blocking`, `buffer`, `open_files`, `source`, `layer` | 4 `kernel`, `nbd`, `keeper` | 5 `engine` | 6 `builder`, `api`, `cli`.
+//! 0 `units`, `error`, `versions` | 1 `oci`, `tar`, `ztoc`, `ext4::format`, `nbd::protocol`, `keeper::message` | 2 `gzip`, `compact`, `tree`, `ext4`, `soci` |
+//! 3 `metrics`, `blocking`, `buffer`, `fair_share`, `open_files`, `program`, `regular_file`, `source`, `layer` | 4 `kernel`, `nbd`, `keeper` | 5 `engine` | 6 `builder`, `api`, `snapshotter`, `cli`.
 //! Levels 0 to 2 are pure: no I/O, no clock, no async. Within a level the order of this table counts. `docs/architecture.md` tells the two flows.
 
 #![warn(missing_docs, unreachable_pub)]
@@ -17,6 +17,7 @@
 
 pub mod error;
 pub mod units;
+mod versions;
 
 pub mod oci;
 pub mod tar;
@@ -30,8 +31,12 @@ pub mod tree;
 
 mod blocking;
 mod buffer;
+mod fair_share;
 pub mod layer;
+mod metrics;
 mod open_files;
+mod program;
+mod regular_file;
 pub mod source;
 
 pub mod keeper;
@@ -43,3 +48,4 @@ pub mod engine;
 pub mod api;
 pub mod builder;
 pub mod cli;
+pub mod snapshotter;

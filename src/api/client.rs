@@ -1,45 +1,30 @@
 //! The client side of the daemon's API, for the command line.
 
-use std::{
-    io::ErrorKind,
-    os::fd::OwnedFd,
-    path::{Path, PathBuf},
-    time::Duration,
+use std::{os::fd::OwnedFd, path::PathBuf};
+
+use hyper::{Method, body::Incoming};
+use tokio::io::AsyncWriteExt as _;
+
+pub use super::connection::Client;
+use super::{
+    AttachLine, CheckLine, HandOver, PinRequest, RestoreResult,
+    connection::{ANSWER_TIME, RequestError, connect},
+    control::{LogFilter, Reloaded},
+    mounts_socket,
 };
-
-use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::{Method, Request, Response, body::Incoming, client::conn::http1};
-use hyper_util::rt::TokioIo;
-use tokio::{io::AsyncWriteExt as _, net::UnixStream, time::timeout};
-
-use super::{AttachLine, CheckLine, DaemonInfo, Failure, control_socket, mounts_socket};
 use crate::{
     engine::{
-        AttachRequest, Attachment, AttachmentStatus, Explanation, OpenEvent,
+        AttachRequest, Attachment, AttachmentStatus, Explanation, FetchReport, LayerStatus,
+        OpenEvent, SnapshotStatus,
         examine::check::{CheckEvent, CheckRequest},
+        space::{
+            image_record::ImageRecord,
+            prune::{PruneReport, PruneRequest},
+            usage::SpaceReport,
+        },
     },
     error::{Error, Kind, Result, ResultExt},
 };
-
-/// Bytes of an answer, or of a line of one, at most.
-const ANSWER_LIMIT: usize = 64 << 20;
-
-/// How many times a daemon that closes its connections is asked for its identity, and the pause in between.
-const TRIES: u32 = 20;
-const PAUSE: Duration = Duration::from_millis(50);
-
-/// Maximum time for an answer that takes the daemon no work. A daemon that takes longer does not run: it is stopped, frozen, or out of
-/// some resource.
-const ANSWER_TIME: Duration = Duration::from_secs(7);
-/// How often a daemon that works for an answer is asked whether it runs.
-const PULSE: Duration = Duration::from_secs(2);
-
-/// The daemon of a runtime directory.
-#[derive(Clone, Debug)]
-pub struct Client {
-    run_dir: PathBuf,
-}
 
 /// An attachment that waits to be mounted. The daemon takes it back when this is dropped, or its process dies, before
 /// [`Client::mounted`].
@@ -50,122 +35,17 @@ pub struct Offer {
     _answer: Incoming,
 }
 
+/// The answer to an attach.
+pub enum AttachAnswer {
+    /// It is attached.
+    Offer(Box<Offer>),
+    /// The daemon attaches nothing any more: the next one has to be asked.
+    Ending,
+    /// The daemon has ended. The next one removes what was begun.
+    Lost(Error),
+}
+
 impl Client {
-    /// A client; connects at each request.
-    pub fn new(run_dir: &Path) -> Self {
-        Self {
-            run_dir: run_dir.to_owned(),
-        }
-    }
-
-    /// The daemon that answers, or `None`. A daemon that is exiting may accept connections until its last socket is closed, and close
-    /// them: it is asked again until it is gone or answers.
-    pub async fn daemon(&self) -> Result<Option<DaemonInfo>> {
-        self.soon(self.find_daemon()).await
-    }
-
-    async fn find_daemon(&self) -> Result<Option<DaemonInfo>> {
-        let mut tries = TRIES;
-        loop {
-            if !self.is_listening().await? {
-                return Ok(None);
-            }
-            tries -= 1;
-            match self.ask(Method::GET, "/v1/daemon").await {
-                Err(error) if error.kind() == Kind::Unavailable && tries > 0 => {
-                    tokio::time::sleep(PAUSE).await;
-                }
-                answer => return answer.map(Some),
-            }
-        }
-    }
-
-    async fn is_listening(&self) -> Result<bool> {
-        let socket = control_socket(&self.run_dir);
-        match connect(&socket).await {
-            Ok(_) => Ok(true),
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    ErrorKind::NotFound | ErrorKind::ConnectionRefused
-                ) =>
-            {
-                Ok(false)
-            }
-            Err(error) if error.kind() == ErrorKind::InvalidInput => Err(Error::with_source(
-                Kind::InvalidArgument,
-                format!(
-                    "--run-dir {} is too long: a socket's path has at most 107 bytes",
-                    self.run_dir.display()
-                ),
-                error,
-            )),
-            Err(error) => Err(error).or_kind(Kind::Unavailable, || {
-                format!("connecting to the daemon at {}", socket.display())
-            }),
-        }
-    }
-
-    /// Waits for an answer that the daemon need not work for.
-    async fn soon<T>(&self, answer: impl Future<Output = Result<T>>) -> Result<T> {
-        match timeout(ANSWER_TIME, answer).await {
-            Ok(answer) => answer,
-            Err(_) => Err(self.does_not_answer().await),
-        }
-    }
-
-    /// Waits for an answer that takes work, without a limit, as long as the daemon reports that it runs.
-    async fn patiently<T>(&self, answer: impl Future<Output = Result<T>>) -> Result<T> {
-        let pulse = async {
-            loop {
-                tokio::time::sleep(PULSE).await;
-                let asked = timeout(
-                    ANSWER_TIME,
-                    self.send(Method::GET, "/v1/daemon", Vec::new()),
-                );
-                if asked.await.is_err() {
-                    return self.does_not_answer().await;
-                }
-            }
-        };
-        tokio::select! {
-            biased;
-            answer = answer => answer,
-            error = pulse => Err(error),
-        }
-    }
-
-    /// The error for a daemon that accepts connections and does not answer, with the cause as far as this process can see it.
-    async fn does_not_answer(&self) -> Error {
-        let socket = control_socket(&self.run_dir);
-        let peer = match timeout(PULSE, connect(&socket)).await {
-            Ok(Ok(stream)) => rustix::net::sockopt::socket_peercred(&stream).ok(),
-            _ => None,
-        };
-        let pid = peer.map(|peer| peer.pid.as_raw_nonzero());
-        let stat = pid.and_then(|pid| std::fs::read_to_string(format!("/proc/{pid}/stat")).ok());
-        let is_stopped = stat.is_some_and(|stat| {
-            let state = stat
-                .rsplit(") ")
-                .next()
-                .and_then(|rest| rest.chars().next());
-            matches!(state, Some('T' | 't'))
-        });
-        let process = pid.map_or(String::new(), |pid| format!(", process {pid},"));
-        let why = match (pid, is_stopped) {
-            (Some(pid), true) => format!("it is stopped; continue it with `kill -CONT {pid}`"),
-            _ => "it is frozen, out of open files, or the machine is overloaded; its log may say more"
-                .to_owned(),
-        };
-        Error::new(
-            Kind::Unavailable,
-            format!(
-                "the daemon at {}{process} does not answer: {why}",
-                socket.display()
-            ),
-        )
-    }
-
     /// All attachments.
     pub async fn attachments(&self) -> Result<Vec<AttachmentStatus>> {
         self.get("/v1/attachments").await
@@ -176,35 +56,59 @@ impl Client {
         self.get(&format!("/v1/attachments/{id}/why")).await
     }
 
+    /// All layers in use.
+    pub async fn layers(&self) -> Result<Vec<LayerStatus>> {
+        self.get("/v1/layers").await
+    }
+
+    /// All snapshots of containerd.
+    pub async fn snapshots(&self) -> Result<Vec<SnapshotStatus>> {
+        self.patiently(self.ask(Method::GET, "/v1/snapshots")).await
+    }
+
+    /// What was fetched for an attachment.
+    pub async fn fetches(&self, id: &str) -> Result<FetchReport> {
+        let path = format!("/v1/attachments/{id}/fetches");
+        self.patiently(self.ask(Method::GET, &path)).await
+    }
+
     /// Attaches an image; `event` receives the progress. The mount can be fetched with [`Client::mount`] as long as the offer is kept.
-    /// `None`: the daemon is shutting down, and a new one has to be asked.
     pub async fn attach(
         &self,
         request: &AttachRequest,
         event: &(dyn Fn(OpenEvent) + Sync),
-    ) -> Result<Option<Offer>> {
+    ) -> Result<AttachAnswer> {
         let body = serde_json::to_vec(request)
             .or_kind(Kind::InvalidArgument, || "writing the request".into())?;
-        let asked = self.send(Method::POST, "/v1/attachments", body);
-        let mut response = self.soon(asked).await?.into_body();
+        let asked = async {
+            let sent = self.send(Method::POST, "/v1/attachments", body).await;
+            match sent {
+                Err(RequestError::Lost(error)) => Ok(Err(error)),
+                sent => sent.map(Ok).map_err(RequestError::into_error),
+            }
+        };
+        let mut response = match self.soon(asked).await? {
+            Ok(response) => response.into_body(),
+            Err(lost) => return Ok(AttachAnswer::Lost(lost)),
+        };
         let mut pending = Vec::new();
         while let Some(line) = self.next_line(&mut response, &mut pending).await? {
             match line {
                 AttachLine::Progress(progress) => event(progress),
                 AttachLine::Attached(attachment) => {
-                    return Ok(Some(Offer {
+                    return Ok(AttachAnswer::Offer(Box::new(Offer {
                         attachment: *attachment,
                         _answer: response,
-                    }));
+                    })));
                 }
                 AttachLine::Failed(failure) => return Err(failure.into_error()),
-                AttachLine::Ending => return Ok(None),
+                AttachLine::Ending => return Ok(AttachAnswer::Ending),
             }
         }
-        Err(Error::new(
+        Ok(AttachAnswer::Lost(Error::new(
             Kind::Unavailable,
             "the daemon closed the connection before the image was attached; see its log",
-        ))
+        )))
     }
 
     /// Checks disks; `event` receives the progress.
@@ -215,7 +119,10 @@ impl Client {
     ) -> Result<()> {
         let body = serde_json::to_vec(request)
             .or_kind(Kind::InvalidArgument, || "writing the request".into())?;
-        let asked = self.send(Method::POST, "/v1/disks/check", body);
+        let asked = async {
+            let sent = self.send(Method::POST, "/v1/disks/check", body).await;
+            sent.map_err(RequestError::into_error)
+        };
         let mut response = self.soon(asked).await?.into_body();
         let mut pending = Vec::new();
         while let Some(line) = self.next_line(&mut response, &mut pending).await? {
@@ -231,28 +138,34 @@ impl Client {
         ))
     }
 
-    /// The next line of an answer; `None` at its end. `pending` has the bytes after the last line.
-    async fn next_line<T: serde::de::DeserializeOwned>(
-        &self,
-        response: &mut Incoming,
-        pending: &mut Vec<u8>,
-    ) -> Result<Option<T>> {
-        loop {
-            if let Some(line) = take_line(pending)? {
-                return Ok(Some(line));
-            }
-            if pending.len() > ANSWER_LIMIT {
-                return Ok(None);
-            }
-            let frame = self.patiently(async { Ok(response.frame().await) });
-            let Some(frame) = frame.await? else {
-                return Ok(None);
-            };
-            let frame = frame.or_kind(Kind::Unavailable, || {
-                "the daemon closed the connection within its answer".into()
-            })?;
-            pending.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
-        }
+    /// What the root of the daemon holds.
+    pub async fn space(&self) -> Result<SpaceReport> {
+        self.patiently(self.ask(Method::GET, "/v1/disks")).await
+    }
+
+    /// Removes disks that nobody uses.
+    pub async fn prune(&self, request: &PruneRequest) -> Result<PruneReport> {
+        self.post("/v1/disks/prune", request).await
+    }
+
+    /// Pins an image, or unpins it.
+    pub async fn pin(&self, request: &PinRequest) -> Result<ImageRecord> {
+        self.post("/v1/images/pin", request).await
+    }
+
+    /// Makes the daemon read its configuration file again.
+    pub async fn reload(&self) -> Result<Reloaded> {
+        self.post("/v1/config/reload", &()).await
+    }
+
+    /// The filter of the daemon's log.
+    pub async fn log_filter(&self) -> Result<LogFilter> {
+        self.get("/v1/log").await
+    }
+
+    /// Changes the filter of the daemon's log; the new one.
+    pub async fn set_log_filter(&self, filter: &LogFilter) -> Result<LogFilter> {
+        self.post("/v1/log", filter).await
     }
 
     /// The descriptor of an attachment's mount. Only once.
@@ -278,85 +191,25 @@ impl Client {
         self.soon(self.ask(Method::POST, &path)).await
     }
 
-    /// Gives an attachment's devices back.
+    /// Asks the daemon to end, and to be followed by this program. `Ok`: all that it has begun is complete.
+    pub async fn hand_over(&self, program: PathBuf) -> Result<()> {
+        self.post("/v1/hand-over", &HandOver { program }).await
+    }
+
+    /// Gives an attachment's devices back. It is not kept any more.
     pub async fn release(&self, id: &str) -> Result<()> {
         let path = format!("/v1/attachments/{id}");
         self.patiently(self.ask(Method::DELETE, &path)).await
     }
 
-    async fn get<T: serde::de::DeserializeOwned>(&self, path: &str) -> Result<T> {
-        self.soon(self.ask(Method::GET, path)).await
+    /// As [`Client::release`], but a kept attachment stays kept.
+    pub async fn release_for_now(&self, id: &str) -> Result<()> {
+        let path = format!("/v1/attachments/{id}?keep");
+        self.patiently(self.ask(Method::DELETE, &path)).await
     }
 
-    async fn ask<T: serde::de::DeserializeOwned>(&self, method: Method, path: &str) -> Result<T> {
-        self.read(self.send(method, path, Vec::new()).await?).await
+    /// Attaches the kept attachments that are not attached. One result for each kept attachment.
+    pub async fn restore(&self) -> Result<Vec<RestoreResult>> {
+        self.patiently(self.ask(Method::POST, "/v1/restore")).await
     }
-
-    async fn send(&self, method: Method, path: &str, body: Vec<u8>) -> Result<Response<Incoming>> {
-        let socket = control_socket(&self.run_dir);
-        let context = || format!("sending a request to the daemon at {}", socket.display());
-        let stream = connect(&socket).await.or_kind(Kind::Unavailable, context)?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
-            .await
-            .or_kind(Kind::Unavailable, context)?;
-        tokio::spawn(connection);
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header("host", "socinbd")
-            .body(Full::new(Bytes::from(body)))
-            .or_kind(Kind::InvalidArgument, context)?;
-        let response = sender
-            .send_request(request)
-            .await
-            .or_kind(Kind::Unavailable, context)?;
-        if response.status().is_success() {
-            return Ok(response);
-        }
-        let status = response.status();
-        let body = self.body(response).await?;
-        Err(match serde_json::from_slice::<Failure>(&body) {
-            Ok(failure) => failure.into_error(),
-            Err(_) => Error::new(Kind::Unavailable, format!("the daemon answered {status}")),
-        })
-    }
-
-    async fn read<T: serde::de::DeserializeOwned>(
-        &self,
-        response: Response<Incoming>,
-    ) -> Result<T> {
-        let body = self.body(response).await?;
-        serde_json::from_slice(&body)
-            .or_kind(Kind::Corrupt, || "reading the daemon's answer".into())
-    }
-
-    async fn body(&self, response: Response<Incoming>) -> Result<Bytes> {
-        let body = Limited::new(response.into_body(), ANSWER_LIMIT)
-            .collect()
-            .await;
-        Ok(body
-            .or_kind(Kind::Unavailable, || "reading the daemon's answer".into())?
-            .to_bytes())
-    }
-}
-
-/// Connects. If the backlog of the socket is full, this waits; the caller has a time limit.
-async fn connect(socket: &Path) -> std::io::Result<UnixStream> {
-    loop {
-        match UnixStream::connect(socket).await {
-            Err(error) if error.kind() == ErrorKind::WouldBlock => tokio::time::sleep(PAUSE).await,
-            connected => return connected,
-        }
-    }
-}
-
-/// Takes a complete line from the received bytes.
-fn take_line<T: serde::de::DeserializeOwned>(pending: &mut Vec<u8>) -> Result<Option<T>> {
-    let Some(end) = pending.iter().position(|&byte| byte == b'\n') else {
-        return Ok(None);
-    };
-    let line: Vec<u8> = pending.drain(..=end).collect();
-    serde_json::from_slice(&line)
-        .map(Some)
-        .or_kind(Kind::Corrupt, || "reading the daemon's answer".into())
 }

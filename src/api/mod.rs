@@ -2,30 +2,54 @@
 //!
 //! | request | body | answer |
 //! |---|---|---|
+//! | `GET /metrics` | | the metrics of the daemon, for Prometheus (`docs/metrics.md`) |
+//! | `GET /v1/openapi.json` | | the OpenAPI document of this API |
 //! | `GET /v1/daemon` | | [`DaemonInfo`] |
+//! | `POST /v1/hand-over` | [`HandOver`] | all that has begun is complete; the daemon ends, and the next one starts |
 //! | `GET /v1/attachments` | | a list of [`AttachmentStatus`](crate::engine::AttachmentStatus) |
+//! | `GET /v1/layers` | | a list of [`LayerStatus`](crate::engine::LayerStatus) |
 //! | `POST /v1/attachments` | [`AttachRequest`](crate::engine::AttachRequest) | lines of JSON, each an [`AttachLine`]; the last is `attached`, `failed` or `ending` |
 //! | `GET /v1/attachments/ID/why` | | an [`Explanation`](crate::engine::Explanation) |
-//! | `POST /v1/attachments/ID/mounted` | | the caller has mounted it |
+//! | `GET /v1/attachments/ID/fetches` | | a [`FetchReport`](crate::engine::FetchReport) |
+//! | `POST /v1/attachments/ID/mounted` | | the caller has mounted it; from now on it is kept, if the request has asked for it |
 //! | `POST /v1/disks/check` | [`CheckRequest`](crate::engine::examine::check::CheckRequest) | lines of JSON, each a [`CheckLine`]; the last is `done` or `failed` |
-//! | `DELETE /v1/attachments/ID` | | its devices are released (or have been before); `Busy` while they are in use |
+//! | `GET /v1/disks` | | a [`SpaceReport`](crate::engine::space::usage::SpaceReport) |
+//! | `POST /v1/disks/prune` | [`PruneRequest`](crate::engine::space::prune::PruneRequest) | a [`PruneReport`](crate::engine::space::prune::PruneReport) |
+//! | `POST /v1/images/pin` | [`PinRequest`] | the image is pinned, or is not any more; an [`ImageRecord`](crate::engine::space::image_record::ImageRecord) |
+//! | `DELETE /v1/attachments/ID` | | its devices are released (or have been before), and it is not kept any more; `Busy` while they are in use |
+//! | `DELETE /v1/attachments/ID?keep` | | the same, but a kept attachment stays kept |
+//! | `POST /v1/config/reload` | | reads the configuration file again; a [`Reloaded`](control::Reloaded) |
+//! | `GET /v1/log` | | the filter of the log: a [`LogFilter`](control::LogFilter) |
+//! | `POST /v1/log` | [`LogFilter`](control::LogFilter) | the filter is changed; the new one |
+//! | `POST /v1/restore` | | attaches kept attachments that are not attached; a list of [`RestoreResult`], one for each kept attachment |
 //!
 //! The body of an error is a [`Failure`], with the HTTP status of its kind. The descriptor of a mount is passed over `<run-dir>/mounts.sock`:
 //! the client writes the ID of the attachment and a newline, and receives the descriptor with `SCM_RIGHTS`. The client makes the last
 //! `move_mount` itself, so that it works from its own mount namespace. The answer to an attach ends when the client has sent `mounted`; if
 //! the client disconnects before that, its attachment is released. What a request has begun is completed even if its client disconnects.
 
+pub mod body;
 pub mod client;
+mod connection;
+pub mod control;
+pub mod metrics;
+pub mod openapi;
+pub mod routes;
 pub mod server;
-mod sockets;
+pub(crate) mod sockets;
+mod space;
 
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    engine::{Attachment, OpenEvent, examine::check::CheckEvent},
+    engine::{
+        Attachment, Formats, OpenEvent, RestoredAttachment, ServingProgram,
+        examine::check::CheckEvent,
+    },
     error::{Error, Kind},
+    oci::Reference,
 };
 
 /// The daemon's HTTP socket.
@@ -39,7 +63,7 @@ pub fn mounts_socket(run_dir: &Path) -> PathBuf {
 }
 
 /// The identity of a daemon.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct DaemonInfo {
     /// The program's version.
     pub version: String,
@@ -50,10 +74,32 @@ pub struct DaemonInfo {
     /// The daemon is shutting down and refuses attachments.
     #[serde(default)]
     pub is_ending: bool,
+    /// The program that runs.
+    #[serde(default)]
+    pub program: Option<ServingProgram>,
+    /// The versions of what it leaves to the next daemon.
+    #[serde(default)]
+    pub formats: Option<Formats>,
+}
+
+/// A request to be replaced by another daemon.
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct HandOver {
+    /// The program of the next daemon.
+    pub program: PathBuf,
+}
+
+/// A request to pin an image, or to unpin it.
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct PinRequest {
+    /// The reference by which it was opened.
+    pub reference: Reference,
+    /// Whether its disks stay although nobody uses them.
+    pub pinned: bool,
 }
 
 /// One line of the answer to an attach.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AttachLine {
     /// A line of the answer to an attach.
@@ -67,7 +113,7 @@ pub enum AttachLine {
 }
 
 /// One line of the answer to a check.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum CheckLine {
     /// A line of the answer to a check.
@@ -78,8 +124,29 @@ pub enum CheckLine {
     Failed(Failure),
 }
 
+/// The result for one kept attachment.
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct RestoreResult {
+    /// Its ID.
+    pub id: String,
+    /// The attachment; none if its record cannot be read.
+    pub attachment: Option<Attachment>,
+    /// Why it is not attached; none if it is.
+    pub failure: Option<Failure>,
+}
+
+impl From<RestoredAttachment> for RestoreResult {
+    fn from(restored: RestoredAttachment) -> Self {
+        Self {
+            id: restored.id,
+            attachment: restored.attachment,
+            failure: restored.result.as_ref().err().map(Failure::from),
+        }
+    }
+}
+
 /// An error on the wire.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Failure {
     /// Its kind, e.g. `not_found`.
     pub kind: String,
@@ -87,36 +154,24 @@ pub struct Failure {
     pub message: String,
 }
 
-/// Each kind with its name on the wire and its HTTP status. An unknown name is read as the first.
-const KINDS: [(Kind, &str, u16); 10] = [
-    (Kind::Io, "io", 500),
-    (Kind::Corrupt, "corrupt", 422),
-    (Kind::Unsupported, "unsupported", 501),
-    (Kind::NotFound, "not_found", 404),
-    (Kind::Unauthorized, "unauthorized", 403),
-    (Kind::Unavailable, "unavailable", 503),
-    (Kind::Busy, "busy", 409),
-    (Kind::Immutable, "immutable", 409),
-    (Kind::Kernel, "kernel", 500),
-    (Kind::InvalidArgument, "invalid_argument", 400),
-];
-
 /// The HTTP status of a kind of error.
 pub fn status_of(kind: Kind) -> u16 {
-    KINDS
-        .iter()
-        .find(|row| row.0 == kind)
-        .map_or(500, |row| row.2)
+    match kind {
+        Kind::Corrupt => 422,
+        Kind::Unsupported => 501,
+        Kind::NotFound => 404,
+        Kind::Unauthorized => 403,
+        Kind::Unavailable => 503,
+        Kind::Busy | Kind::Immutable => 409,
+        Kind::InvalidArgument => 400,
+        Kind::Io | Kind::Kernel => 500,
+    }
 }
 
 impl From<&Error> for Failure {
     fn from(error: &Error) -> Self {
-        let name = KINDS
-            .iter()
-            .find(|row| row.0 == error.kind())
-            .map_or("io", |row| row.1);
         Self {
-            kind: name.to_owned(),
+            kind: error.kind().name().to_owned(),
             message: error.report(),
         }
     }
@@ -125,8 +180,7 @@ impl From<&Error> for Failure {
 impl Failure {
     /// The error that was put on the wire.
     pub fn into_error(self) -> Error {
-        let row = KINDS.iter().find(|row| row.1 == self.kind);
-        Error::new(row.map_or(Kind::Io, |row| row.0), self.message)
+        Error::new(Kind::of_name(&self.kind).unwrap_or(Kind::Io), self.message)
     }
 }
 
@@ -136,9 +190,9 @@ mod tests {
 
     #[test]
     fn every_kind_survives_the_wire() {
-        for (kind, name, status) in KINDS {
+        for (kind, name) in Kind::ALL {
             let failure = Failure::from(&Error::new(kind, "text"));
-            assert_eq!((failure.kind.as_str(), status_of(kind)), (name, status));
+            assert_eq!(failure.kind, name);
             assert_eq!(failure.into_error().kind(), kind);
         }
     }

@@ -4,16 +4,12 @@ use std::{
     collections::HashMap,
     convert::Infallible,
     os::fd::{AsFd, OwnedFd},
+    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
-use futures_util::{Stream, StreamExt as _};
-use http_body_util::{BodyExt, Full, Limited, StreamBody, combinators::BoxBody};
-use hyper::{
-    Method, Request, Response, StatusCode, body::Frame, server::conn::http1, service::service_fn,
-};
+use hyper::{Request, Response, StatusCode, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, BufReader},
@@ -21,29 +17,31 @@ use tokio::{
     sync::{Notify, mpsc},
 };
 
-use super::{AttachLine, CheckLine, DaemonInfo, Failure, sockets::Sockets, status_of};
+use super::{
+    AttachLine, CheckLine, DaemonInfo, Failure, HandOver, RestoreResult,
+    body::{Body, REQUEST_TIME, answer_in_lines, json, read},
+    control::{self, Control},
+    metrics, openapi,
+    routes::{self, Route},
+    sockets::Sockets,
+    space, status_of,
+};
 use crate::{
+    blocking::{blocking, broken_off},
     engine::{
-        AttachRequest, AttachedImage, Engine,
+        AttachRequest, AttachedImage, Engine, Formats, ServingProgram,
         examine::check::{self, CheckRequest},
     },
     error::{Error, Kind, Result, ResultExt, report},
-    keeper::{FdStore, Service},
+    keeper::{FdStore, Service, Succession},
     layer::close_spare_files,
 };
 
-/// Bytes of a request's body, at most.
-const BODY_LIMIT: usize = 1 << 20;
 /// Maximum time until the client of an attachment has fetched the mount and has sent `mounted`.
 const MOUNT_TIME: Duration = Duration::from_secs(60);
 
-/// Maximum time for receiving a request.
-const REQUEST_TIME: Duration = Duration::from_secs(30);
 /// How long it is waited when no connection can be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// The body of an answer.
-pub type Body = BoxBody<Bytes, Infallible>;
 
 /// The daemon's two sockets, bound. They are removed when this is dropped.
 pub struct Server {
@@ -53,8 +51,14 @@ pub struct Server {
     store: FdStore,
     /// Notified when the sockets were replaced.
     mended: Notify,
+    /// Who follows this daemon; `None` where nothing is kept for it.
+    succession: Option<Succession>,
+    /// Notified when all is ready for the next daemon.
+    handed_over: Notify,
     /// Whether it accepts attachments.
     attaches: bool,
+    /// What clients may change.
+    control: Option<Arc<dyn Control>>,
     /// How many clients are connected, and when one last was.
     clients: Mutex<(usize, Instant)>,
     /// Mounts that wait for their callers.
@@ -64,36 +68,45 @@ pub struct Server {
 impl Server {
     /// Binds the sockets in the runtime directory of the engine, or takes those of the daemon before. The engine holds the lock of the run
     /// directory, so another socket that exists there is stale.
-    pub fn bind(engine: Arc<Engine>, service: Option<&mut Service>) -> Result<Arc<Self>> {
-        Self::bind_with(engine, true, service)
+    pub fn bind(
+        engine: Arc<Engine>,
+        service: Option<&mut Service>,
+        control: Option<Arc<dyn Control>>,
+    ) -> Result<Arc<Self>> {
+        Self::bind_with(engine, true, service, control)
     }
 
     /// Like [`Server::bind`], for an engine with one attachment of its own that accepts no others: it can be listed and detached.
     pub fn bind_for_one(engine: Arc<Engine>) -> Result<Arc<Self>> {
-        Self::bind_with(engine, false, None)
+        Self::bind_with(engine, false, None, None)
     }
 
     fn bind_with(
         engine: Arc<Engine>,
         attaches: bool,
         service: Option<&mut Service>,
+        control: Option<Arc<dyn Control>>,
     ) -> Result<Arc<Self>> {
-        let (sockets, store) = match service {
+        let (sockets, store, succession) = match service {
             Some(service) => (
                 Sockets::take(engine.run_dir(), service)?,
                 service.store().clone(),
+                service.succession(ServingProgram::own().path),
             ),
             None => {
                 let store = FdStore::default();
-                (Sockets::bind(engine.run_dir(), &store)?, store)
+                (Sockets::bind(engine.run_dir(), &store)?, store, None)
             }
         };
         Ok(Arc::new(Self {
             store,
+            succession,
+            handed_over: Notify::new(),
             engine,
             sockets: Mutex::new(Arc::new(sockets)),
             mended: Notify::new(),
             attaches,
+            control,
             clients: Mutex::new((0, Instant::now())),
             waiting: Mutex::default(),
         }))
@@ -189,53 +202,115 @@ impl Server {
         B: hyper::body::Body,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let path = request.uri().path().to_owned();
-        let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
-        match (request.method(), parts.as_slice()) {
-            (&Method::GET, ["v1", "daemon"]) => Ok(json(
+        let (route, id) = routes::find(request.method(), request.uri().path())?;
+        match route {
+            Route::Daemon => Ok(json(
                 StatusCode::OK,
                 &DaemonInfo {
                     version: env!("CARGO_PKG_VERSION").to_owned(),
                     pid: std::process::id(),
                     root: self.engine.root().to_owned(),
-                    is_ending: self.engine.is_ending(),
+                    is_ending: self.engine.is_refusing(),
+                    program: Some(ServingProgram::own()),
+                    formats: Some(Formats::OWN),
                 },
             )),
-            (&Method::GET, ["v1", "attachments"]) => {
-                Ok(json(StatusCode::OK, &self.engine.list().await?))
+            Route::OpenApi => Ok(json(StatusCode::OK, &openapi::document())),
+            Route::Metrics => metrics::answer(&self.engine, request.headers()).await,
+            Route::HandOver => {
+                let request: HandOver = read(request).await?;
+                let server = Arc::clone(&self);
+                // it is completed although the client disconnects
+                let handed_over =
+                    tokio::spawn(async move { server.hand_over(&request.program).await });
+                handed_over
+                    .await
+                    .map_err(|error| broken_off("a task of the daemon", error))??;
+                Ok(json(StatusCode::OK, &()))
             }
-            (&Method::POST, ["v1", "attachments"]) if !self.attaches => Err(Error::new(
+            Route::List => Ok(json(StatusCode::OK, &self.engine.list().await?)),
+            Route::Layers => Ok(json(StatusCode::OK, &self.engine.layers())),
+            Route::Snapshots => {
+                let engine = Arc::clone(&self.engine);
+                let snapshots = blocking(move || engine.snapshots()).await?;
+                Ok(json(StatusCode::OK, &snapshots))
+            }
+            Route::Attach if !self.attaches => Err(Error::new(
                 Kind::Busy,
                 format!(
                     "`attach --foreground` uses {}; stop it, or give another --run-dir and --root",
                     self.engine.run_dir().display()
                 ),
             )),
-            (&Method::POST, ["v1", "attachments"]) => {
+            Route::Attach => {
                 let request = read(request).await?;
                 Ok(self.attach(request))
             }
-            (&Method::POST, ["v1", "disks", "check"]) => {
+            Route::Check => {
                 let request = read(request).await?;
                 Ok(self.check(request))
             }
-            (&Method::GET, ["v1", "attachments", id, "why"]) => {
-                Ok(json(StatusCode::OK, &self.engine.why(id).await?))
-            }
-            (&Method::POST, ["v1", "attachments", id, "mounted"]) => {
-                self.engine.mounted(id)?;
+            Route::Why => Ok(json(StatusCode::OK, &self.engine.why(&id).await?)),
+            Route::Fetches => Ok(json(StatusCode::OK, &self.engine.fetches(&id).await?)),
+            Route::Mounted => {
+                self.engine.keep(&id).await?;
+                self.engine.mounted(&id)?;
                 Ok(json(StatusCode::OK, &()))
             }
-            (&Method::DELETE, ["v1", "attachments", id]) => {
-                drop(self.take(id));
-                self.engine.release(id).await?;
+            Route::Release => {
+                drop(self.take(&id));
+                match request.uri().query() {
+                    Some("keep") => self.engine.release_for_now(&id).await?,
+                    _ => self.engine.release(&id).await?,
+                }
                 Ok(json(StatusCode::OK, &()))
             }
-            (method, _) => Err(Error::new(
-                Kind::NotFound,
-                format!("{method} {path} is not part of this API"),
+            Route::Restore if !self.attaches => Err(Error::new(
+                Kind::Unsupported,
+                "`attach --foreground` restores nothing; start `socinbd daemon`",
             )),
+            Route::Restore => {
+                let restored = self.engine.restore().await?.into_iter();
+                let results: Vec<_> = restored.map(RestoreResult::from).collect();
+                Ok(json(StatusCode::OK, &results))
+            }
+            Route::Space => space::report(&self.engine).await,
+            Route::Prune => space::prune(&self.engine, read(request).await?).await,
+            Route::Pin => space::pin(&self.engine, read(request).await?).await,
+            Route::Reload => control::reload(self.control.as_ref()).await,
+            Route::LogFilter => control::log_filter(self.control.as_ref()),
+            Route::SetLogFilter => {
+                control::set_log_filter(self.control.as_ref(), &read(request).await?)
+            }
         }
+    }
+
+    /// Prepares the end of this daemon, which another program follows.
+    async fn hand_over(&self, program: &Path) -> Result<()> {
+        let succession = self.succession.as_ref().ok_or_else(|| {
+            Error::new(
+                Kind::Unsupported,
+                "nothing keeps the devices of this daemon while it is replaced: start it with `socinbd daemon`, or in a unit with FileDescriptorStoreMax=",
+            )
+        })?;
+        succession.check(program)?;
+        self.engine.hand_over().await?;
+        if let Err(error) = succession.choose(program) {
+            self.engine.serve_on();
+            return Err(error);
+        }
+        self.handed_over.notify_one();
+        Ok(())
+    }
+
+    /// Prepares the end of this daemon, which the program follows that has its path by then.
+    pub async fn restart(&self) -> Result<()> {
+        self.hand_over(&ServingProgram::own().path).await
+    }
+
+    /// Waits until another daemon was asked for, and all that this one has begun is complete.
+    pub async fn handed_over(&self) {
+        self.handed_over.notified().await;
     }
 
     /// Attaches in a task of its own, and answers line by line. The task stops if the client disconnects.
@@ -254,7 +329,7 @@ impl Server {
             // an error: the caller has gone away
             match attached {
                 Ok(attached) => self.offer(attached, &lines).await,
-                Err(_) if self.engine.is_ending() => drop(lines.send(AttachLine::Ending).await),
+                Err(_) if self.engine.is_refusing() => drop(lines.send(AttachLine::Ending).await),
                 Err(error) => drop(lines.send(AttachLine::Failed(Failure::from(&error))).await),
             }
         });
@@ -382,48 +457,4 @@ async fn accept(listener: &UnixListener) -> UnixStream {
             }
         }
     }
-}
-
-/// Parses the body of a request.
-async fn read<B, T: serde::de::DeserializeOwned>(request: Request<B>) -> Result<T>
-where
-    B: hyper::body::Body,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
-    let body = Limited::new(request.into_body(), BODY_LIMIT).collect();
-    let body = tokio::time::timeout(REQUEST_TIME, body)
-        .await
-        .or_kind(Kind::InvalidArgument, || "waiting for the request".into())?;
-    let body = body
-        .map_err(|error| Error::with_source(Kind::InvalidArgument, "reading the request", error))?
-        .to_bytes();
-    serde_json::from_slice(&body).or_kind(Kind::InvalidArgument, || "reading the request".into())
-}
-
-/// An answer that is sent as events happen, each a line of JSON.
-fn answer_in_lines<T: serde::Serialize>(
-    lines: impl Stream<Item = T> + Send + Sync + 'static,
-) -> Response<Body> {
-    let lines = lines.map(|line| {
-        let mut bytes = serde_json::to_vec(&line).unwrap_or_default(); // plain data with string keys always serialises
-        bytes.push(b'\n');
-        Ok(Frame::data(Bytes::from(bytes)))
-    });
-    let mut response = Response::new(BodyExt::boxed(StreamBody::new(lines)));
-    response.headers_mut().insert(
-        "content-type",
-        hyper::header::HeaderValue::from_static("application/x-ndjson"),
-    );
-    response
-}
-
-fn json<T: serde::Serialize>(status: StatusCode, value: &T) -> Response<Body> {
-    let body = serde_json::to_vec(value).unwrap_or_default(); // plain data with string keys always serialises
-    let mut response = Response::new(Full::new(Bytes::from(body)).boxed());
-    *response.status_mut() = status;
-    response.headers_mut().insert(
-        "content-type",
-        hyper::header::HeaderValue::from_static("application/json"),
-    );
-    response
 }

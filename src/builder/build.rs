@@ -47,7 +47,7 @@ pub enum BuildOutcome {
 
 /// Why no index was made, by what can be done about it.
 #[derive(Debug)]
-pub enum Failure {
+pub enum BuildFailure {
     /// It may pass by itself: the registry is away, or refuses.
     Passing(Error),
     /// The tag is not there: not yet, or not any more.
@@ -58,7 +58,7 @@ pub enum Failure {
     Lasting(Error),
 }
 
-impl From<Error> for Failure {
+impl From<Error> for BuildFailure {
     fn from(error: Error) -> Self {
         match error.kind() {
             Kind::Unavailable | Kind::Io | Kind::Unauthorized => Self::Passing(error),
@@ -73,13 +73,13 @@ impl From<Error> for Failure {
 
 impl Build {
     /// Works on the image that a job names, as it is now.
-    pub async fn image(&self, rules: &Rules, job: &Job) -> Result<BuildOutcome, Failure> {
+    pub async fn image(&self, rules: &Rules, job: &Job) -> Result<BuildOutcome, BuildFailure> {
         let source = Source::open(&rules.source(job)?, &self.access).await?;
         let root = source
             .root_manifest()
             .await
             .map_err(|error| match error.kind() {
-                Kind::NotFound => Failure::NoTag(error),
+                Kind::NotFound => BuildFailure::NoTag(error),
                 _ => error.into(),
             })?;
         let left_alone = |why: String| Ok(BuildOutcome::LeftAlone(format!("skipped: {why}")));

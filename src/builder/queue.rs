@@ -46,19 +46,19 @@ pub struct Job {
 /// See the module.
 pub struct Queue {
     folder: PathBuf,
-    state: Mutex<State>,
+    state: Mutex<QueueState>,
     changed: Notify,
 }
 
 #[derive(Default)]
-struct State {
-    jobs: BTreeMap<Job, Entry>,
+struct QueueState {
+    jobs: BTreeMap<Job, QueuedBuild>,
     /// The number of the next job: the oldest goes first.
     next: u64,
     failed: usize,
 }
 
-struct Entry {
+struct QueuedBuild {
     number: u64,
     status: Status,
     attempts: u32,
@@ -122,9 +122,9 @@ impl Queue {
             }
         }
         found.sort();
-        let mut state = State {
+        let mut state = QueueState {
             failed: fs::read_dir(&failed).or_kind(Kind::Io, context)?.count(),
-            ..State::default()
+            ..QueueState::default()
         };
         for (_, job) in found {
             state.add(job);
@@ -237,7 +237,7 @@ impl Queue {
 
     fn remove(&self, job: &Job, error: Option<&str>) -> Result<()> {
         let mut state = self.state();
-        if let Some(Entry {
+        if let Some(QueuedBuild {
             status: status @ Status::Running { again: true },
             attempts,
             absences,
@@ -287,12 +287,12 @@ impl Queue {
         format!("the queue in {}", self.folder.display())
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, QueueState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Entry {
+impl QueuedBuild {
     fn put_off(&mut self) {
         if matches!(self.status, Status::Running { again: true }) {
             self.attempts = 0;
@@ -306,12 +306,12 @@ impl Entry {
     }
 }
 
-impl State {
+impl QueueState {
     fn add(&mut self, job: Job) {
         let number = self.next;
         self.next += 1;
         match self.jobs.get_mut(&job) {
-            Some(Entry {
+            Some(QueuedBuild {
                 status: Status::Running { again },
                 ..
             }) => *again = true,
@@ -321,7 +321,7 @@ impl State {
                 (entry.attempts, entry.absences) = (0, 0);
             }
             None => {
-                let entry = Entry {
+                let entry = QueuedBuild {
                     number,
                     status: Status::Waiting,
                     attempts: 0,

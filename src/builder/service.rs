@@ -21,7 +21,7 @@ use tokio::{
 
 use super::{
     Build,
-    build::{BuildOutcome, Failure},
+    build::{BuildFailure, BuildOutcome},
     event,
     metrics::Metrics,
     queue::{Job, Queue},
@@ -71,7 +71,7 @@ pub struct Service {
 }
 
 /// An answer to a request.
-struct Answer {
+struct HttpAnswer {
     status: StatusCode,
     content_type: &'static str,
     body: String,
@@ -152,7 +152,7 @@ impl Service {
 
     /// Temporary failures are retried. An image that is missing may be about to arrive and is looked for a few times; then a missing tag
     /// is dropped, because it may have been deleted, and for everything else the job is kept with the reason.
-    fn failed(&self, job: &Job, image: &str, failure: Failure, time: Duration) -> Result<()> {
+    fn failed(&self, job: &Job, image: &str, failure: BuildFailure, time: Duration) -> Result<()> {
         let delayed = |error: &Error| {
             tracing::warn!(
                 image,
@@ -162,16 +162,18 @@ impl Service {
             self.metrics.image("delayed", time);
         };
         match failure {
-            Failure::Passing(error) => {
+            BuildFailure::Passing(error) => {
                 delayed(&error);
                 self.queue.later(job);
                 Ok(())
             }
-            Failure::NoTag(error) | Failure::Incomplete(error) if self.queue.look_again(job) => {
+            BuildFailure::NoTag(error) | BuildFailure::Incomplete(error)
+                if self.queue.look_again(job) =>
+            {
                 delayed(&error);
                 Ok(())
             }
-            Failure::NoTag(error) => {
+            BuildFailure::NoTag(error) => {
                 tracing::warn!(
                     image,
                     "the tag does not exist; no index is made: {}",
@@ -180,7 +182,7 @@ impl Service {
                 self.metrics.image("skipped", time);
                 self.queue.done(job)
             }
-            Failure::Incomplete(error) | Failure::Lasting(error) => {
+            BuildFailure::Incomplete(error) | BuildFailure::Lasting(error) => {
                 let report = error.report();
                 tracing::error!(image, error = report, "no index can be made");
                 self.metrics.image("failed", time);
@@ -218,27 +220,29 @@ impl Service {
         Ok(response)
     }
 
-    async fn route<B>(&self, request: Request<B>) -> Answer
+    async fn route<B>(&self, request: Request<B>) -> HttpAnswer
     where
         B: Body<Data: Send, Error: Into<Box<dyn std::error::Error + Send + Sync>>>,
     {
         match (request.method(), request.uri().path()) {
-            (&Method::GET, "/healthz") => Answer::json(StatusCode::OK, &json!(self.queue.counts())),
-            (&Method::GET, "/metrics") => Answer {
+            (&Method::GET, "/healthz") => {
+                HttpAnswer::json(StatusCode::OK, &json!(self.queue.counts()))
+            }
+            (&Method::GET, "/metrics") => HttpAnswer {
                 status: StatusCode::OK,
                 content_type: "application/openmetrics-text; version=1.0.0; charset=utf-8",
                 body: self.metrics.text(self.queue.counts()),
             },
             (&Method::POST, "/" | "/events") => self.post(request).await,
-            (_, "/" | "/events" | "/healthz" | "/metrics") => Answer::error(
+            (_, "/" | "/events" | "/healthz" | "/metrics") => HttpAnswer::error(
                 StatusCode::METHOD_NOT_ALLOWED,
                 "POST events to /events; GET /healthz and /metrics",
             ),
-            _ => Answer::error(StatusCode::NOT_FOUND, "POST events to /events"),
+            _ => HttpAnswer::error(StatusCode::NOT_FOUND, "POST events to /events"),
         }
     }
 
-    async fn post<B>(&self, request: Request<B>) -> Answer
+    async fn post<B>(&self, request: Request<B>) -> HttpAnswer
     where
         B: Body<Data: Send, Error: Into<Box<dyn std::error::Error + Send + Sync>>>,
     {
@@ -277,7 +281,7 @@ impl Service {
 
     /// Takes a body of events. If one of them is valid, the body is accepted whatever the others are: the sender would otherwise repeat
     /// all of them for ever.
-    fn take(&self, body: &[u8]) -> Answer {
+    fn take(&self, body: &[u8]) -> HttpAnswer {
         let events = match event::parse(body) {
             Ok(events) => events,
             Err(error) => return self.refuse(StatusCode::BAD_REQUEST, &report(&error)),
@@ -312,7 +316,7 @@ impl Service {
         }
         if let Err(error) = self.queue.add(&jobs) {
             tracing::error!(error = error.report(), "an event cannot be queued");
-            return Answer::error(StatusCode::SERVICE_UNAVAILABLE, &error.report());
+            return HttpAnswer::error(StatusCode::SERVICE_UNAVAILABLE, &error.report());
         }
         for _ in &refused {
             self.metrics.event("refused");
@@ -329,20 +333,20 @@ impl Service {
             "accepted"
         };
         self.metrics.event(outcome);
-        Answer::json(
+        HttpAnswer::json(
             StatusCode::ACCEPTED,
             &json!({ "queued": jobs, "ignored": ignored, "refused": refused.len() }),
         )
     }
 
-    fn refuse(&self, status: StatusCode, why: &str) -> Answer {
+    fn refuse(&self, status: StatusCode, why: &str) -> HttpAnswer {
         self.metrics.event("refused");
         tracing::warn!(status = status.as_u16(), "an event was refused: {why}");
-        Answer::error(status, why)
+        HttpAnswer::error(status, why)
     }
 }
 
-impl Answer {
+impl HttpAnswer {
     fn json(status: StatusCode, value: &serde_json::Value) -> Self {
         Self {
             status,
@@ -374,8 +378,8 @@ mod tests {
         };
         let service = Service::new(rules, Queue::open(folder.path()).unwrap(), None);
         for (failure, failed) in [
-            (Failure::NoTag as fn(Error) -> Failure, 0),
-            (Failure::Incomplete, 1),
+            (BuildFailure::NoTag as fn(Error) -> BuildFailure, 0),
+            (BuildFailure::Incomplete, 1),
         ] {
             let job = Job {
                 repository: "team/app".to_owned(),

@@ -2,6 +2,8 @@
 //!
 //! A program that keeps reading an unreadable file makes the daemon log the same line over and over. So long-running processes count
 //! repeated lines and write the count once a minute.
+//!
+//! The filter and the format can be changed while the process runs.
 
 use std::{
     fs::{File, OpenOptions},
@@ -9,14 +11,19 @@ use std::{
     num::NonZeroUsize,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
 use lru::LruCache;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{
+    EnvFilter, Layer, Registry,
+    layer::{Layered, SubscriberExt as _},
+    reload,
+    util::SubscriberInitExt as _,
+};
 
-use crate::error::{Kind, Result, ResultExt};
+use crate::error::{Error, Kind, Result, ResultExt};
 
 /// Time in which repeated lines are counted.
 const REPEAT_TIME: Duration = Duration::from_secs(60);
@@ -28,6 +35,50 @@ const MAX_LINES: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 const FILE_BYTES: u64 = 1 << 20;
 /// Interval in which counts are checked for their age.
 const EXPIRE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Maximum length of a filter in bytes.
+const MAX_FILTER: usize = 4096;
+
+/// The format of the log's lines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum LogFormat {
+    /// Lines for people.
+    #[default]
+    Text,
+    /// One JSON object for each line.
+    Json,
+}
+
+impl LogFormat {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Json => "json",
+        }
+    }
+
+    fn lines(self, is_colored: bool) -> Lines {
+        let lines = tracing_subscriber::fmt::layer()
+            .with_writer(|| LogLines)
+            .with_ansi(is_colored && self == Self::Text);
+        match self {
+            Self::Text => lines.boxed(),
+            Self::Json => lines.json().flatten_event(true).boxed(),
+        }
+    }
+}
+
+type Filtered = Layered<reload::Layer<EnvFilter, Registry>, Registry>;
+type Lines = Box<dyn Layer<Filtered> + Send + Sync>;
+
+/// What can be changed while the process runs.
+struct Changeable {
+    filter: reload::Handle<EnvFilter, Registry>,
+    lines: reload::Handle<Lines, Filtered>,
+    is_colored: bool,
+}
+
+static CHANGEABLE: OnceLock<Changeable> = OnceLock::new();
 
 static LOG: Mutex<Option<Log>> = Mutex::new(None);
 
@@ -46,7 +97,8 @@ enum LogSink {
 
 /// Starts the log of this process. A process that lasts counts repeated lines. The file may be one that another process writes too.
 pub(super) fn start(
-    filter: EnvFilter,
+    filter: &str,
+    format: LogFormat,
     file: Option<&Path>,
     is_shared: bool,
     is_lasting: bool,
@@ -72,12 +124,68 @@ pub(super) fn start(
             repeats: is_lasting.then(RepeatedLines::default),
         });
     });
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(|| LogLines)
-        .with_ansi(is_colored)
+    let (filter, filter_handle) = reload::Layer::new(env_filter(filter)?);
+    let (lines, lines_handle) = reload::Layer::new(format.lines(is_colored));
+    let _ = CHANGEABLE.set(Changeable {
+        filter: filter_handle,
+        lines: lines_handle,
+        is_colored,
+    });
+    tracing_subscriber::registry()
+        .with(filter)
+        .with(lines)
         .init();
     Ok(())
+}
+
+/// Checks a filter: the value parser of `--log`.
+pub(super) fn filter(text: &str) -> Result<String, String> {
+    match env_filter(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => Err(error.report()),
+    }
+}
+
+fn env_filter(text: &str) -> Result<EnvFilter> {
+    if text.len() > MAX_FILTER {
+        return Err(Error::new(
+            Kind::InvalidArgument,
+            format!("a log filter has at most {MAX_FILTER} bytes"),
+        ));
+    }
+    EnvFilter::try_new(text).or_kind(Kind::InvalidArgument, || {
+        "a log filter is a level (error, warn, info, debug, trace) or a list like socinbd=debug,warn"
+            .into()
+    })
+}
+
+/// Changes the filter and the format.
+pub(super) fn change(filter: &str, format: LogFormat) -> Result<()> {
+    change_filter(filter)?;
+    let Some(changeable) = CHANGEABLE.get() else {
+        return Ok(());
+    };
+    let lines = format.lines(changeable.is_colored);
+    let changed = changeable.lines.reload(lines);
+    changed.or_kind(Kind::Io, || "changing the format of the log".into())
+}
+
+/// Changes the filter.
+pub(super) fn change_filter(text: &str) -> Result<()> {
+    let filter = env_filter(text)?;
+    let Some(changeable) = CHANGEABLE.get() else {
+        return Ok(());
+    };
+    let changed = changeable.filter.reload(filter);
+    changed.or_kind(Kind::Io, || "changing the filter of the log".into())
+}
+
+/// The filter that counts now.
+pub(super) fn current_filter() -> String {
+    let filter = CHANGEABLE
+        .get()
+        .and_then(|changeable| changeable.filter.with_current(ToString::to_string).ok());
+    filter.unwrap_or_default()
 }
 
 /// Writes counts when they are old enough, as long as the process runs.
@@ -189,7 +297,7 @@ impl Default for RepeatedLines {
 impl RepeatedLines {
     /// The lines to write for a new line.
     fn line(&mut self, line: &str, now: Instant) -> Vec<String> {
-        let text = line.split_once(' ').map_or(line, |(_time, text)| text);
+        let text = without_time(line);
         let key = without_numbers(text);
         let mut lines = Vec::new();
         if let Some(said) = self.0.get_mut(&key)
@@ -235,12 +343,21 @@ impl RepeatedLine {
     fn counted(&self) -> Option<String> {
         (self.counted > 0).then(|| {
             let held = self.held.trim_end();
-            format!(
-                "{held} [the last of {} such lines that were counted, not written]\n",
-                self.counted
-            )
+            let counted = self.counted;
+            match held.strip_prefix('{').and_then(|it| it.strip_suffix('}')) {
+                Some(json) => format!("{{{json},\"counted\":{counted}}}\n"),
+                None => format!(
+                    "{held} [the last of {counted} such lines that were counted, not written]\n"
+                ),
+            }
         })
     }
+}
+
+/// A line without its time, which is its first word, or its first member in JSON.
+fn without_time(line: &str) -> &str {
+    let end = if line.starts_with('{') { ',' } else { ' ' };
+    line.split_once(end).map_or(line, |(_time, text)| text)
 }
 
 /// A line's text with one mark in place of each number.
@@ -332,6 +449,24 @@ mod tests {
             [line(59, a)],
             "it is new again"
         );
+    }
+
+    #[test]
+    fn what_is_counted_of_json_is_json() {
+        let (mut repeats, now) = (RepeatedLines::default(), Instant::now());
+        let json = |second: u64| {
+            format!(
+                "{{\"timestamp\":\"2026-01-01T00:00:{second:02}Z\",\"level\":\"WARN\",\"message\":\"span 1\"}}\n"
+            )
+        };
+        let written: usize = (0..9)
+            .map(|second| repeats.line(&json(second), now).len())
+            .sum();
+        assert_eq!(written, 1);
+        let told = repeats.expire(None);
+        let told: serde_json::Value = serde_json::from_str(&told[0]).unwrap();
+        assert_eq!(told["counted"], 8);
+        assert_eq!(told["timestamp"], "2026-01-01T00:00:08Z");
     }
 
     #[test]

@@ -1,32 +1,43 @@
 //! The command line.
 
+mod arguments;
 mod attached;
 mod builder;
+mod config;
+mod exit;
 mod images;
+mod install;
 mod log;
 mod new_file;
+mod observe;
 mod output;
 mod progress;
+mod pull_rule;
+mod quantity;
 mod signals;
+mod soci;
+mod space;
 
 use std::{
     ffi::OsString,
     io::Write as _,
     path::{Path, PathBuf},
     process::ExitCode,
+    time::Duration,
 };
 
-use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use arguments::{AccessArgs, INDEX, ImageArgs, IndexArgs, REGISTRY};
+use config::{ConfigFile, Settings};
+use log::LogFormat;
 use signals::SignalReceiver;
 
 use crate::{
-    engine::open::policy::{IndexChoice, IndexPolicy},
     error::{Error, Kind, Result, ResultExt},
     keeper::Service,
     kernel::{memory, session},
-    oci::{Digest, Platform, Reference},
-    source::Access,
+    layer::DiskLimits,
 };
 
 /// Start containers before their image is pulled
@@ -37,7 +48,7 @@ use crate::{
 #[command(
     name = "socinbd",
     version,
-    after_help = EXAMPLES,
+    after_help = format!("{EXAMPLES}\n\n{}", exit::help()),
     propagate_version = true,
     disable_help_flag = true,
     disable_help_subcommand = true,
@@ -52,7 +63,8 @@ struct Cli {
 
 const EXAMPLES: &str = "\
 Image references:
-  nginx:1.27, registry.example/team/app@sha256:..., oci:DIR[:TAG], oci-archive:FILE[:TAG]
+  nginx:1.27, registry.example/team/app@sha256:..., oci:DIR[:TAG], oci-archive:FILE[:TAG],
+  containerd://NAMESPACE/NAME
 
 Examples:
   socinbd index create oci:./app:latest
@@ -60,31 +72,15 @@ Examples:
   socinbd attach registry.example/app:1 /mnt
   socinbd run registry.example/app:1 -- sh
   socinbd detach /mnt
-  socinbd doctor
+  socinbd doctor";
 
-Exit status:
-  0   success
-  1   failure of the kernel or of input or output
-  2   wrong usage
-  3   not found
-  4   refused by the registry
-  5   registry or daemon unavailable
-  6   in use
-  7   corrupt data
-  8   not supported
-  9   the registry does not allow the tag to be replaced
-  10  `check` found damage and repaired it
-  `run` exits with the status of its program.";
-
-/// The sections of the help after the command's own options.
-const INDEX: &str = "Index options";
-const REGISTRY: &str = "Registry options";
+/// The last section of the help of each command.
 const GLOBAL: &str = "Global options";
 
 /// The options of every command.
 #[derive(Args, Clone, Debug)]
 struct GlobalArgs {
-    /// State directory: layer disks and local indexes
+    /// State directory: disks and local indexes
     ///
     /// Environment variable: SOCINBD_ROOT
     #[arg(
@@ -97,7 +93,7 @@ struct GlobalArgs {
         default_value = "/var/lib/socinbd"
     )]
     root: PathBuf,
-    /// Runtime directory: sockets and log of the daemon
+    /// Runtime directory: sockets and log
     ///
     /// Environment variable: SOCINBD_RUN_DIR
     #[arg(
@@ -110,12 +106,25 @@ struct GlobalArgs {
         default_value = "/run/socinbd"
     )]
     run_dir: PathBuf,
+    /// Configuration file [default: /etc/socinbd/config.toml]
+    ///
+    /// The options of the command line and of the environment have precedence over it. `socinbd config show --defaults` prints a documented
+    /// file. Environment variable: SOCINBD_CONFIG
+    #[arg(
+        help_heading = GLOBAL,
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "SOCINBD_CONFIG",
+        hide_env = true
+    )]
+    config: Option<PathBuf>,
     /// Print JSON on standard output
     #[arg(help_heading = GLOBAL, long, global = true)]
     json: bool,
     /// Log filter, e.g. info or socinbd=debug
     ///
-    /// Environment variable: SOCINBD_LOG
+    /// The default of the daemon is info. Environment variable: SOCINBD_LOG
     #[arg(
         help_heading = GLOBAL,
         long,
@@ -123,15 +132,33 @@ struct GlobalArgs {
         value_name = "FILTER",
         env = "SOCINBD_LOG",
         hide_env = true,
+        value_parser = log::filter,
         default_value = "warn"
     )]
     log: String,
+    /// Log format
+    ///
+    /// Environment variable: SOCINBD_LOG_FORMAT
+    #[arg(
+        help_heading = GLOBAL,
+        long,
+        global = true,
+        value_enum,
+        value_name = "FORMAT",
+        env = "SOCINBD_LOG_FORMAT",
+        hide_env = true,
+        default_value_t
+    )]
+    log_format: LogFormat,
     /// Print help; -h is the short form
     #[arg(help_heading = GLOBAL, short, long, global = true, action = ArgAction::Help)]
     help: Option<bool>,
     /// Print the version
     #[arg(help_heading = GLOBAL, short = 'V', long, global = true, action = ArgAction::Version)]
     version: Option<bool>,
+    /// Where the options come from.
+    #[arg(skip)]
+    settings: Settings,
 }
 
 impl GlobalArgs {
@@ -153,9 +180,16 @@ impl GlobalArgs {
 enum Command {
     Attach(attached::attach::AttachCommand),
     Detach(attached::detach::DetachCommand),
-    List(attached::list::ListCommand),
-    Why(attached::why::WhyCommand),
+    Restore(attached::restore::RestoreCommand),
+    List(observe::list::ListCommand),
+    Top(observe::top::TopCommand),
+    Why(observe::why::WhyCommand),
+    Report(observe::report::ReportCommand),
     Check(attached::check::CheckCommand),
+    Df(space::df::DfCommand),
+    Prune(space::prune::PruneCommand),
+    Pin(space::pin::PinCommand),
+    Unpin(space::pin::UnpinCommand),
     Run(attached::run::RunCommand),
     Serve(images::serve::ServeCommand),
     Inspect(images::inspect::InspectCommand),
@@ -170,7 +204,13 @@ enum Command {
     Ztoc(images::ztoc::ZtocCommand),
     Builder(builder::BuilderCommand),
     Doctor(attached::doctor::DoctorCommand),
+    #[command(subcommand)]
+    Config(config::commands::ConfigCommand),
+    LogLevel(attached::log_level::LogLevelCommand),
     Daemon(attached::daemon::DaemonCommand),
+    Snapshotter(attached::snapshotter::SnapshotterCommand),
+    Install(install::InstallCommand),
+    Uninstall(install::UninstallCommand),
 }
 
 impl Command {
@@ -178,6 +218,47 @@ impl Command {
     fn log_file(&self) -> Option<&Path> {
         match self {
             Self::Daemon(daemon) => daemon.log_file(),
+            Self::Snapshotter(snapshotter) => snapshotter.log_file(),
+            _ => None,
+        }
+    }
+
+    /// Whether the command is the daemon, or its keeper.
+    fn is_daemon(&self) -> bool {
+        let is_one = matches!(self, Self::Daemon(daemon) if !daemon.is_replacement());
+        is_one || matches!(self, Self::Snapshotter(_))
+    }
+
+    /// Whether the command uses the configuration file beyond its directories. The others look at what a daemon has, or take it down, which
+    /// must be possible although the file is wrong.
+    fn needs_configuration(&self) -> bool {
+        !matches!(
+            self,
+            Self::Detach(_)
+                | Self::List(_)
+                | Self::Top(_)
+                | Self::Why(_)
+                | Self::Report(_)
+                | Self::Df(_)
+                | Self::Doctor(_)
+                | Self::LogLevel(_)
+                | Self::Uninstall(_)
+        )
+    }
+
+    /// The limits of the local disk of a daemon.
+    fn disk_limits(&self) -> DiskLimits {
+        match self {
+            Self::Daemon(daemon) => daemon.disk_limits(),
+            Self::Snapshotter(snapshotter) => snapshotter.disk_limits(),
+            _ => DiskLimits::default(),
+        }
+    }
+
+    /// Time without attachments or requests until a daemon exits.
+    fn idle_exit(&self) -> Option<Duration> {
+        match self {
+            Self::Daemon(daemon) => daemon.idle_exit(),
             _ => None,
         }
     }
@@ -193,100 +274,9 @@ impl Command {
     /// Whether the command runs until a signal ends it.
     fn is_lasting(&self) -> bool {
         match self {
-            Self::Daemon(_) | Self::Serve(_) | Self::Builder(_) => true,
+            Self::Daemon(_) | Self::Snapshotter(_) | Self::Serve(_) | Self::Builder(_) => true,
             Self::Attach(attach) => attach.is_lasting(),
             _ => false,
-        }
-    }
-}
-
-/// Exit status if directories or devices are in use by other processes.
-const BUSY: u8 = 6;
-/// Exit status of a daemon that is to be started again: images may be mounted (EX_TEMPFAIL of sysexits.h).
-const AGAIN: u8 = 75;
-/// Exit status of a command that a signal has interrupted, as in shells.
-const INTERRUPTED: u8 = 130;
-
-/// Access to the registry of an image.
-#[derive(Args, Clone, Debug)]
-struct AccessArgs {
-    /// Docker configuration file with credentials or credential helpers
-    ///
-    /// Default: $DOCKER_CONFIG/config.json, else ~/.docker/config.json.
-    #[arg(help_heading = REGISTRY, long, value_name = "FILE")]
-    auth_file: Option<PathBuf>,
-    /// Use HTTP without TLS (the default for a loopback address)
-    #[arg(help_heading = REGISTRY, long)]
-    plain_http: bool,
-    /// Use TLS for a loopback address too
-    #[arg(help_heading = REGISTRY, long, conflicts_with = "plain_http")]
-    tls: bool,
-    /// PEM file with additional trusted CA certificates (repeatable)
-    #[arg(help_heading = REGISTRY, long, value_name = "FILE")]
-    ca_cert: Vec<PathBuf>,
-}
-
-impl AccessArgs {
-    /// The access, with the credentials, proxies and certificates of the caller's environment.
-    fn access(&self) -> Result<Access> {
-        let mut access = Access::from_environment();
-        if let Some(file) = &self.auth_file {
-            access.docker_config = Some(absolute(file)?);
-        }
-        access.plain_http = self.plain_http;
-        access.tls = self.tls;
-        for file in &self.ca_cert {
-            access.ca_certificates.push(absolute(file)?);
-        }
-        Ok(access)
-    }
-}
-
-/// An image and one of its platforms.
-#[derive(Args, Clone, Debug)]
-struct ImageArgs {
-    /// Image: NAME[:TAG][@DIGEST], oci:DIR[:TAG] or oci-archive:FILE[:TAG]
-    image: Reference,
-    /// Platform, e.g. linux/arm64 [default: the host's]
-    #[arg(long, short, value_name = "PLATFORM")]
-    platform: Option<Platform>,
-    #[command(flatten)]
-    access: AccessArgs,
-}
-
-/// The SOCI index to use.
-#[derive(Args, Clone, Debug)]
-struct IndexArgs {
-    /// Digest of the SOCI index to use
-    ///
-    /// Default: the index that the image names (v2), else the newest that refers to it in the registry (v1), else the newest in the state
-    /// directory.
-    #[arg(help_heading = INDEX, long, value_name = "DIGEST")]
-    index: Option<Digest>,
-    /// SOCI indexes to trust: v2, any or none
-    ///
-    /// v2: the index that the image names, the one given with --index, and those in the state directory. any: also the indexes that refer to
-    /// the image in its repository (v1). none: no index; each layer is downloaded whole and checked against the image.
-    #[arg(
-        help_heading = INDEX,
-        long,
-        value_enum,
-        value_name = "POLICY",
-        default_value_t,
-        hide_possible_values = true
-    )]
-    index_policy: IndexPolicy,
-    /// Fail if no SOCI index, or not this one, can be used
-    #[arg(help_heading = INDEX, long, value_name = "DIGEST", num_args = 0..=1, require_equals = true, conflicts_with = "index")]
-    require_index: Option<Option<Digest>>,
-}
-
-impl IndexArgs {
-    fn choice(&self) -> IndexChoice {
-        IndexChoice {
-            digest: self.index.or(self.require_index.flatten()),
-            policy: self.index_policy,
-            is_required: self.require_index.is_some(),
         }
     }
 }
@@ -300,43 +290,57 @@ pub fn command() -> clap::Command {
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     memory::keep_little();
     session::take_usual_signals();
-    let cli = Cli::command()
-        .try_get_matches_from(arguments)
-        .and_then(|matches| Cli::from_arg_matches(&matches));
-    let cli = match cli {
-        Ok(cli) => cli,
+    let arguments = match soci::translated(arguments.into_iter().collect(), command) {
+        Ok(arguments) => arguments,
         Err(told) => return tell(&told),
     };
-    let filter = tracing_subscriber::EnvFilter::try_new(&cli.global.log);
-    let filter = match filter {
-        Ok(filter) => filter,
-        Err(error) => {
-            eprintln!("socinbd: --log {}: {error}", cli.global.log);
-            return ExitCode::from(2);
-        }
+    let first = match parsed(command().try_get_matches_from(&arguments)) {
+        Ok(first) => first,
+        Err(told) => return tell(&told),
     };
     // while there is one thread
-    let service = match cli.command {
-        Command::Daemon(_) => Service::take(),
-        _ => Ok(None),
-    };
-    let service = match service {
+    let is_daemon = first.command.is_daemon();
+    let service = is_daemon.then(Service::take);
+    let mut service = match service.unwrap_or(Ok(None)) {
         Ok(service) => service,
         Err(error) => {
             eprintln!("socinbd: {}", error.report());
-            return ExitCode::from(AGAIN);
+            return ExitCode::from(exit::AGAIN);
         }
     };
+    let mut settings = Settings::new(arguments, first.global.config.clone(), is_daemon);
+    // these commands report on the file themselves
+    let file = match &first.command {
+        Command::Config(command) if command.reports_on_file() => Ok((ConfigFile::default(), None)),
+        command => read_configuration(command, &settings, service.as_mut()),
+    };
+    let (file, problem) = match file {
+        Ok(file) => file,
+        Err(error) => {
+            eprintln!("socinbd: {}", output::plain(&error.report()));
+            return exit::code(error.kind());
+        }
+    };
+    let cli = settings.matches(file, command());
+    let mut cli = match cli.and_then(|matches| parsed(Ok(matches))) {
+        Ok(cli) => cli,
+        Err(told) => return tell(&told),
+    };
+    cli.global.settings = settings;
     let command = &cli.command;
     let log = log::start(
-        filter,
+        &cli.global.log,
+        cli.global.log_format,
         command.log_file(),
         service.is_none(),
         command.is_lasting(),
     );
     if let Err(error) = log {
         eprintln!("socinbd: {}", error.report());
-        return exit_code(error.kind());
+        return exit::code(error.kind());
+    }
+    if let Some(problem) = problem {
+        tracing::error!("{problem}");
     }
     let ended = run(cli, service);
     log::end();
@@ -346,8 +350,40 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             // the standard error of a daemon may be closed
             let report = error.report();
             let _ = writeln!(std::io::stderr(), "socinbd: {}", output::plain(&report));
-            exit_code(error.kind())
+            exit::code(error.kind())
         }
+    }
+}
+
+fn parsed(matches: Result<ArgMatches, clap::Error>) -> Result<Cli, clap::Error> {
+    Cli::from_arg_matches(&matches?)
+}
+
+/// Reads the configuration file. A daemon that follows another one must serve what that one has served: if the file is wrong by now, the file
+/// that the daemon before had is used. Of a wrong file, a command that needs no more gets the directories. In both cases the problem is
+/// returned too.
+fn read_configuration(
+    command: &Command,
+    settings: &Settings,
+    service: Option<&mut Service>,
+) -> Result<(ConfigFile, Option<String>)> {
+    let needs_all = command.needs_configuration();
+    let program = self::command();
+    let is_successor = service.as_ref().is_some_and(|it| it.is_successor());
+    let kept = service.and_then(config::kept);
+    match settings.read(&program) {
+        Ok(file) => Ok((file, None)),
+        Err(error) if is_successor => {
+            let file = settings.parse(&kept.unwrap_or_default(), &program)?;
+            let what = "the configuration of the daemon before is used, because the file is wrong";
+            Ok((file, Some(format!("{what}: {}", error.report()))))
+        }
+        Err(error) if !needs_all && error.kind() == Kind::InvalidArgument => {
+            let file = settings.read_directories(&program);
+            let what = "the configuration file is wrong, and only its directories are used";
+            Ok((file, Some(format!("{what}: {}", error.report()))))
+        }
+        Err(error) => Err(error),
     }
 }
 
@@ -359,7 +395,7 @@ fn tell(told: &clap::Error) -> ExitCode {
                 std::io::stderr(),
                 "socinbd: writing to standard output: {error}"
             );
-            exit_code(Kind::Io)
+            exit::code(Kind::Io)
         }
         // 0 or 2
         _ => u8::try_from(told.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from),
@@ -369,11 +405,10 @@ fn tell(told: &clap::Error) -> ExitCode {
 fn run(cli: Cli, service: Option<Service>) -> Result<ExitCode> {
     let Cli { global, command } = cli;
     global.check()?;
-    let service = match (&command, service) {
-        // nobody runs it
-        (Command::Daemon(daemon), None) => return daemon.keep(&global),
-        (_, service) => service,
-    };
+    // nobody runs it
+    if command.is_daemon() && service.is_none() {
+        return attached::daemon::keep(&global);
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -383,9 +418,16 @@ fn run(cli: Cli, service: Option<Service>) -> Result<ExitCode> {
         match command {
             Command::Attach(command) => command.run(&global).await,
             Command::Detach(command) => command.run(&global).await,
+            Command::Restore(command) => command.run(&global).await,
             Command::List(command) => command.run(&global).await,
+            Command::Top(command) => command.run(&global).await,
             Command::Why(command) => command.run(&global).await,
+            Command::Report(command) => command.run(&global).await,
             Command::Check(command) => command.run(&global).await,
+            Command::Df(command) => command.run(&global).await,
+            Command::Prune(command) => command.run(&global).await,
+            Command::Pin(command) => command.run(&global).await,
+            Command::Unpin(command) => command.run(&global).await,
             Command::Run(command) => command.run(&global).await,
             Command::Serve(command) => command.run(&global).await,
             Command::Inspect(command) => command.run(&global).await,
@@ -398,7 +440,12 @@ fn run(cli: Cli, service: Option<Service>) -> Result<ExitCode> {
             Command::Ztoc(command) => command.run(&global).await,
             Command::Builder(command) => command.run(&global).await,
             Command::Doctor(command) => command.run(&global).await,
+            Command::Config(command) => command.run(&global).await,
+            Command::LogLevel(command) => command.run(&global).await,
             Command::Daemon(command) => command.run(&global, service).await,
+            Command::Snapshotter(command) => command.run(&global, service).await,
+            Command::Install(command) => command.run(&global).await,
+            Command::Uninstall(command) => command.run(&global).await,
         }
     };
     let mut interrupted = None;
@@ -414,7 +461,7 @@ fn run(cli: Cli, service: Option<Service>) -> Result<ExitCode> {
             code = work => code,
             signal = ends.next() => {
                 interrupted = Some(signal);
-                Ok(ExitCode::from(INTERRUPTED))
+                Ok(ExitCode::from(exit::INTERRUPTED))
             }
         }
     });
@@ -425,21 +472,6 @@ fn run(cli: Cli, service: Option<Service>) -> Result<ExitCode> {
         session::end_by(signal);
     }
     code
-}
-
-/// The exit status of a kind of error, as the help states it.
-fn exit_code(kind: Kind) -> ExitCode {
-    ExitCode::from(match kind {
-        Kind::InvalidArgument => 2,
-        Kind::NotFound => 3,
-        Kind::Unauthorized => 4,
-        Kind::Unavailable => 5,
-        Kind::Busy => BUSY,
-        Kind::Corrupt => 7,
-        Kind::Unsupported => 8,
-        Kind::Immutable => 9,
-        Kind::Kernel | Kind::Io => 1,
-    })
 }
 
 /// The absolute path, which does not depend on the working directory.

@@ -5,6 +5,11 @@ use std::{
     io::{self, ErrorKind, Write},
 };
 
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    time::Timespec,
+};
+
 use crate::{
     engine::Attachment,
     error::{Kind, Result, ResultExt},
@@ -72,11 +77,39 @@ pub(super) fn report<T: serde::Serialize + std::fmt::Display>(
     }
 }
 
+/// Prints a text as it is. Names in it are escaped already.
+pub(super) fn text(text: &str) -> Result<()> {
+    print(text.as_bytes())
+}
+
 /// Prints a value as indented JSON.
 pub(super) fn json<T: serde::Serialize>(value: &T) -> Result<()> {
-    let mut bytes = serde_json::to_vec_pretty(value).or_kind(Kind::Io, || "writing JSON".into())?;
-    bytes.push(b'\n');
-    print(&bytes)
+    text(&json_text(value)?)
+}
+
+/// A value as indented JSON, with a newline.
+pub(super) fn json_text<T: serde::Serialize>(value: &T) -> Result<String> {
+    let text = serde_json::to_string_pretty(value).or_kind(Kind::Io, || "writing JSON".into())?;
+    Ok(text + "\n")
+}
+
+/// A value as one line of JSON, with a newline.
+pub(super) fn json_line<T: serde::Serialize>(value: &T) -> Result<String> {
+    let text = serde_json::to_string(value).or_kind(Kind::Io, || "writing JSON".into())?;
+    Ok(text + "\n")
+}
+
+/// Whether the reader of standard output has gone, so that nothing needs to be printed any more.
+pub(super) fn is_closed() -> bool {
+    let out = io::stdout();
+    let mut fds = [PollFd::new(&out, PollFlags::empty())];
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // an error: it is not known, and a write tells
+    let polled = poll(&mut fds, Some(&now));
+    polled.is_ok() && fds[0].revents().intersects(PollFlags::ERR | PollFlags::HUP)
 }
 
 /// Prints rows in columns, under a heading.
@@ -84,6 +117,14 @@ pub(super) fn table<const N: usize>(
     heading: [&str; N],
     rows: impl IntoIterator<Item = [String; N]>,
 ) -> Result<()> {
+    text(&table_text(heading, rows))
+}
+
+/// Rows in columns, under a heading.
+pub(super) fn table_text<const N: usize>(
+    heading: [&str; N],
+    rows: impl IntoIterator<Item = [String; N]>,
+) -> String {
     let cell = |text: String| plain(&text).replace('\n', "\\n").replace('\t', "\\t");
     let rows: Vec<[String; N]> = std::iter::once(heading.map(str::to_owned))
         .chain(rows)
@@ -105,7 +146,7 @@ pub(super) fn table<const N: usize>(
         text.push_str(cells.join("  ").trim_end());
         text.push('\n');
     }
-    print(text.as_bytes())
+    text
 }
 
 /// Formats a number of bytes with a binary unit, e.g. `3.2 MiB`.

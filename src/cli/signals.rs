@@ -10,6 +10,7 @@ use tokio::{
 
 use crate::{
     error::{Kind, Result, ResultExt},
+    keeper,
     kernel::session,
 };
 
@@ -53,14 +54,24 @@ impl SignalReceiver {
     /// signals that would kill the process are caught.
     pub(super) fn that_end() -> Result<Self> {
         match session::ignores(Signal::HUP) {
-            true => Self::ending(&[], &[]),
-            false => Self::ending(&[Signal::HUP], &[]),
+            true => Self::ending(&[]),
+            false => Self::ending(&[Signal::HUP]),
         }
     }
 
-    /// Like [`Self::that_end`], for the daemon, which ignores SIGHUP.
+    /// Like [`Self::that_end`], for the daemon, which SIGHUP does not end.
     pub(super) fn that_end_the_daemon() -> Result<Self> {
-        Self::ending(&[], &[Signal::HUP])
+        Self::ending(&[])
+    }
+
+    /// The signal after which the daemon reads its configuration again.
+    pub(super) fn that_reload_the_daemon() -> Result<Self> {
+        Self::of(&[keeper::RELOAD])
+    }
+
+    /// The signal after which another daemon follows this one: what systemd sends with `RestartKillSignal=SIGUSR2`.
+    pub(super) fn that_restart_the_daemon() -> Result<Self> {
+        Self::of(&[keeper::RESTART])
     }
 
     /// The signals that interrupt a command, except those that it was started to ignore.
@@ -78,8 +89,8 @@ impl SignalReceiver {
         Self::of(&PASSED_ON)
     }
 
-    fn ending(also: &[Signal], not: &[Signal]) -> Result<Self> {
-        let mut others = Self::of(&[&MEANINGLESS, not].concat())?;
+    fn ending(also: &[Signal]) -> Result<Self> {
+        let mut others = Self::of(&MEANINGLESS)?;
         tokio::spawn(async move {
             loop {
                 let signal = others.next().await;

@@ -118,7 +118,7 @@ pub enum Error {
 
 #[derive(Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Document {
+struct ManifestDocument {
     schema_version: u32,
     #[serde(default)]
     media_type: String,
@@ -149,7 +149,7 @@ impl Manifest {
         if size > MAX_MANIFEST_BYTES {
             return Err(Error::TooLong(size));
         }
-        let document: Document = serde_json::from_slice(bytes)?;
+        let document: ManifestDocument = serde_json::from_slice(bytes)?;
         if document.artifact_type != ARTIFACT_TYPE {
             let found = document.artifact_type.chars().take(255).collect();
             return Err(Error::OtherType(found));
@@ -177,7 +177,7 @@ impl Manifest {
     /// The manifest's bytes: always the same of the same.
     pub fn to_bytes(&self) -> Result<Vec<u8>, Error> {
         let annotations = self.build_tool.clone();
-        let document = Document {
+        let document = ManifestDocument {
             schema_version: 2,
             media_type: OCI_MANIFEST.to_owned(),
             artifact_type: ARTIFACT_TYPE.to_owned(),

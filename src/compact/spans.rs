@@ -102,7 +102,7 @@ pub(super) fn parse(section: &[u8], header: &Header, windows_at: u64) -> Result<
         });
     }
     let mut spans = Vec::with_capacity(digests.len());
-    let mut place = Place {
+    let mut place = SpanPlace {
         blob: header.layer_size.get(),
         start: 0,
         output: 0,
@@ -162,7 +162,7 @@ pub(super) fn parse(section: &[u8], header: &Header, windows_at: u64) -> Result<
 }
 
 /// Where the next span starts.
-struct Place {
+struct SpanPlace {
     /// Bytes of the layer's blob.
     blob: u64,
     /// In the blob.
@@ -173,7 +173,7 @@ struct Place {
     window: u64,
 }
 
-impl Place {
+impl SpanPlace {
     fn gzip(
         &mut self,
         index: usize,

@@ -14,7 +14,7 @@ const OTHER: u16 = 0x20;
 /// No user or group has it.
 const NO_ID: u32 = u32::MAX;
 
-struct Entry {
+struct AclEntry {
     tag: u16,
     permissions: u16,
     id: u32,
@@ -51,15 +51,15 @@ pub(super) fn default(value: &[u8]) -> Result<Option<Vec<u8>>, Invalid> {
     Ok((!entries.is_empty()).then(|| store(&entries)))
 }
 
-fn parse(value: &[u8]) -> Result<Vec<Entry>, Invalid> {
+fn parse(value: &[u8]) -> Result<Vec<AclEntry>, Invalid> {
     let (version, rest) = value.split_first_chunk::<4>().ok_or(Invalid)?;
     let (entries, left) = rest.as_chunks::<XATTR_ENTRY_BYTES>();
     if u32::from_le_bytes(*version) != XATTR_VERSION || !left.is_empty() {
         return Err(Invalid);
     }
-    let entries: Vec<Entry> = entries
+    let entries: Vec<AclEntry> = entries
         .iter()
-        .map(|&[t0, t1, p0, p1, i0, i1, i2, i3]| Entry {
+        .map(|&[t0, t1, p0, p1, i0, i1, i2, i3]| AclEntry {
             tag: u16::from_le_bytes([t0, t1]),
             permissions: u16::from_le_bytes([p0, p1]),
             id: u32::from_le_bytes([i0, i1, i2, i3]),
@@ -73,7 +73,7 @@ fn parse(value: &[u8]) -> Result<Vec<Entry>, Invalid> {
 
 /// The order and number of entries that the kernel asks for: owner, users, group, groups, mask (needed if there are users or groups),
 /// others.
-fn check(entries: &[Entry]) -> Result<(), Invalid> {
+fn check(entries: &[AclEntry]) -> Result<(), Invalid> {
     let mut expected = USER_OBJ;
     let mut needs_mask = false;
     for entry in entries {
@@ -96,7 +96,7 @@ fn check(entries: &[Entry]) -> Result<(), Invalid> {
     if expected == 0 { Ok(()) } else { Err(Invalid) }
 }
 
-fn store(entries: &[Entry]) -> Vec<u8> {
+fn store(entries: &[AclEntry]) -> Vec<u8> {
     let mut out = DISK_VERSION.to_le_bytes().to_vec();
     for entry in entries {
         out.extend_from_slice(&entry.tag.to_le_bytes());

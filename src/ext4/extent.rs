@@ -17,7 +17,7 @@ const NODE_ENTRIES: usize = (BLOCK_SIZE as usize - HEAD) / size_of::<Extent>();
 
 /// Blocks of a file that are contiguous in the file and on the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Run {
+pub(super) struct ExtentRun {
     /// The first one's number in the file.
     pub(super) logical: u32,
     /// The first one's number on the disk.
@@ -34,19 +34,19 @@ pub(super) struct ExtentTree {
 }
 
 /// Whether a tree over `runs` needs no block.
-pub(super) fn fits_root(runs: &[Run]) -> bool {
+pub(super) fn fits_root(runs: &[ExtentRun]) -> bool {
     runs.iter().map(extent_count).sum::<usize>() <= ROOT_ENTRIES
 }
 
 /// `i_block` of a tree that needs no block.
-pub(super) fn root(runs: &[Run]) -> [u8; 60] {
+pub(super) fn root(runs: &[ExtentRun]) -> [u8; 60] {
     let mut i_block = [0; 60];
     put_node(&mut i_block, 0, ROOT_ENTRIES, runs.iter().flat_map(extents));
     i_block
 }
 
 /// Builds the tree over `runs`, sorted by `logical`; blocks of the tree go to `area`.
-pub(super) fn tree(runs: &[Run], area: &mut Area) -> ExtentTree {
+pub(super) fn tree(runs: &[ExtentRun], area: &mut Area) -> ExtentTree {
     // each entry with the first block of the file that it is about, for the level above
     let mut level: Vec<(u32, [u8; 12])> = runs.iter().flat_map(extents).collect();
     let mut depth = 0;
@@ -71,12 +71,12 @@ pub(super) fn tree(runs: &[Run], area: &mut Area) -> ExtentTree {
 }
 
 /// How many entries [`extents`] gives.
-fn extent_count(run: &Run) -> usize {
+fn extent_count(run: &ExtentRun) -> usize {
     run.count.div_ceil(EXTENT_LENGTH_MAX) as usize
 }
 
 /// The entries for a run: one for each 128 MiB of it.
-fn extents(run: &Run) -> impl Iterator<Item = (u32, [u8; 12])> {
+fn extents(run: &ExtentRun) -> impl Iterator<Item = (u32, [u8; 12])> {
     let run = *run;
     (0..run.count)
         .step_by(EXTENT_LENGTH_MAX as usize)
@@ -135,15 +135,15 @@ fn put_node(
 mod tests {
     use super::*;
 
-    fn depth_and_blocks(runs: &[Run]) -> (u16, u32) {
+    fn depth_and_blocks(runs: &[ExtentRun]) -> (u16, u32) {
         let tree = tree(runs, &mut Area::new(100));
         let depth = u16::from_le_bytes([tree.i_block[6], tree.i_block[7]]);
         (depth, tree.blocks)
     }
 
-    fn scattered(count: u32) -> Vec<Run> {
+    fn scattered(count: u32) -> Vec<ExtentRun> {
         (0..count)
-            .map(|n| Run {
+            .map(|n| ExtentRun {
                 logical: n * 2,
                 physical: 5000 + n * 2,
                 count: 1,
@@ -154,7 +154,7 @@ mod tests {
     #[test]
     fn four_extents_of_128_mib_stand_in_the_inode() {
         let run = |count| {
-            [Run {
+            [ExtentRun {
                 logical: 0,
                 physical: 5000,
                 count,

@@ -26,7 +26,7 @@ use super::{
     BLOCK_SIZE, DataRegion, Error, Regions,
     area::Area,
     dir,
-    extent::{self, Run},
+    extent::{self, ExtentRun},
     format::{
         EXTENTS_FL, FIRST_INO, INDEX_FL, INODE_SIZE, LINK_MAX, ROOT_INO, SUPERBLOCK_OFFSET,
         XATTR_REFCOUNT_MAX, XattrHeader,
@@ -311,7 +311,7 @@ impl Writer<'_> {
     }
 
     /// A file whose data has these blocks.
-    fn on_disk(&mut self, runs: &[Run], size: u64) -> Placed {
+    fn on_disk(&mut self, runs: &[ExtentRun], size: u64) -> Placed {
         for run in runs {
             let start = u64::from(run.physical);
             let end = start + u64::from(run.count);
@@ -324,9 +324,9 @@ impl Writer<'_> {
     }
 
     /// These blocks of a file.
-    fn run(&self, entry: usize, blocks: Range<u64>) -> Run {
+    fn run(&self, entry: usize, blocks: Range<u64>) -> ExtentRun {
         // a file is smaller than the disk, which has less than 2^32 blocks
-        Run {
+        ExtentRun {
             logical: blocks.start as u32,
             physical: self.data.starts[entry] + blocks.start as u32,
             count: (blocks.end - blocks.start) as u32,
@@ -335,7 +335,7 @@ impl Writer<'_> {
 
     /// The blocks of a sparse file that have a byte of data. They stand as far from the first as in the file, so that it has the same
     /// place whether its map is known or not.
-    fn data_runs(&self, entry: usize, segments: &[Segment]) -> Vec<Run> {
+    fn data_runs(&self, entry: usize, segments: &[Segment]) -> Vec<ExtentRun> {
         let mut ranges: Vec<Range<u64>> = vec![];
         for segment in segments.iter().filter(|segment| segment.length > 0) {
             let first = segment.file_offset / BLOCK_SIZE;
@@ -350,7 +350,7 @@ impl Writer<'_> {
     }
 
     /// An inode with an extent tree over `runs`.
-    fn mapped(&mut self, runs: &[Run], size: u64, flags: u32) -> Placed {
+    fn mapped(&mut self, runs: &[ExtentRun], size: u64, flags: u32) -> Placed {
         let (body, tree_blocks) = match runs {
             [run] if extent::fits_root(runs) => (Body::Run(*run), 0),
             _ => {
@@ -371,7 +371,7 @@ impl Writer<'_> {
     /// An inode with these bytes in the area.
     fn stored(&mut self, bytes: &[u8], size: u64, flags: u32) -> Placed {
         let block = self.area.push(bytes);
-        let run = Run {
+        let run = ExtentRun {
             logical: 0,
             physical: block,
             count: bytes.len().div_ceil(BLOCK_SIZE as usize) as u32,

@@ -106,7 +106,7 @@ impl SpanDecoder {
                 return Ok(self.bytes());
             }
         }
-        let mut run = Run::new(span, compressed, length, beyond);
+        let mut run = Inflation::new(span, compressed, length, beyond);
         run.restart(&mut self.inflater, span.bits, window.unwrap_or(&ZEROS))?;
         self.surplus = run.inflate(&mut self.inflater, &mut self.buffer)?;
         self.length = length;
@@ -123,7 +123,7 @@ impl SpanDecoder {
     ) -> Result<(), Error> {
         (self.length, self.surplus) = (0, 0);
         let length = self.prepare(span, compressed, window)?;
-        let mut run = Run::new(span, compressed, length, GROWTH);
+        let mut run = Inflation::new(span, compressed, length, GROWTH);
         run.restart(&mut self.inflater, span.bits, window.unwrap_or(&ZEROS))?;
         loop {
             let surplus = run.inflate(&mut self.inflater, &mut self.buffer)?;
@@ -219,7 +219,7 @@ pub fn window_follows(window: Option<&[u8]>, decoded: &[u8], next: &[u8]) -> boo
 }
 
 /// One span on its way.
-struct Run<'a> {
+struct Inflation<'a> {
     /// Where the span starts in the layer.
     start: u64,
     /// Where its compressed bytes start in the blob.
@@ -242,7 +242,7 @@ struct Member {
     crc: Crc,
 }
 
-impl<'a> Run<'a> {
+impl<'a> Inflation<'a> {
     fn new(span: &Span, compressed: &'a [u8], length: usize, beyond: usize) -> Self {
         Self {
             start: span.uncompressed.start.get(),

@@ -50,7 +50,7 @@ pub struct Checkpoint<'a> {
 #[derive(Debug)]
 pub struct Scanner {
     rhythms: [Rhythm; 2],
-    state: State,
+    state: ScanState,
     inflater: BlockInflater,
     /// The last [`WINDOW_SIZE`] bytes of output or more, up to `end`; behind it free room.
     buffer: Box<[u8]>,
@@ -92,7 +92,7 @@ impl Rhythm {
 }
 
 #[derive(Debug)]
-enum State {
+enum ScanState {
     Header(HeaderReader),
     Deflate,
     /// So many bytes of the trailer are here.
@@ -113,7 +113,7 @@ impl Scanner {
     pub fn with_sizes(span_sizes: [Option<u64>; 2]) -> Self {
         Self {
             rhythms: span_sizes.map(Rhythm::new),
-            state: State::Header(HeaderReader::default()),
+            state: ScanState::Header(HeaderReader::default()),
             inflater: BlockInflater::new(),
             buffer: vec![0; WINDOW_SIZE + ROOM].into_boxed_slice(),
             end: WINDOW_SIZE,
@@ -143,7 +143,7 @@ impl Scanner {
             })));
         }
         while !input.is_empty() {
-            if let State::Deflate = self.state {
+            if let ScanState::Deflate = self.state {
                 let written = self.inflate(input)?;
                 if written > 0 {
                     return Ok(Some(Event::Data(
@@ -163,19 +163,21 @@ impl Scanner {
     /// The end of the blob: an error when it is in the middle of a member.
     pub fn finish(self) -> Result<Finished, Error> {
         match self.state {
-            State::Between(seen) => Ok(Finished {
+            ScanState::Between(seen) => Ok(Finished {
                 compressed_size: self.taken,
                 uncompressed_size: self.output,
                 ignored: seen as u64,
             }),
-            State::Ignored => Ok(Finished {
+            ScanState::Ignored => Ok(Finished {
                 compressed_size: self.taken,
                 uncompressed_size: self.output,
                 ignored: self.ignored,
             }),
-            State::Header(_) | State::Deflate | State::Trailer(..) => Err(Error::Truncated {
-                compressed_offset: self.taken,
-            }),
+            ScanState::Header(_) | ScanState::Deflate | ScanState::Trailer(..) => {
+                Err(Error::Truncated {
+                    compressed_offset: self.taken,
+                })
+            }
         }
     }
 
@@ -209,7 +211,7 @@ impl Scanner {
         match step.stop {
             Stop::Buffers => {}
             Stop::Block { bits } => self.boundary(bits),
-            Stop::End => self.state = State::Trailer([0; TRAILER_SIZE], 0),
+            Stop::End => self.state = ScanState::Trailer([0; TRAILER_SIZE], 0),
         }
         Ok(step.written)
     }
@@ -217,7 +219,7 @@ impl Scanner {
     /// Takes some of what stands between deflate streams.
     fn frame(&mut self, input: &mut &[u8]) -> Result<(), Error> {
         match &mut self.state {
-            State::Header(reader) => {
+            ScanState::Header(reader) => {
                 let start = self.taken;
                 let taken = reader.read(input).map_err(|source| Error::Header {
                     compressed_offset: start,
@@ -228,11 +230,11 @@ impl Scanner {
                 if done {
                     self.inflater.reset();
                     self.crc.reset();
-                    self.state = State::Deflate;
+                    self.state = ScanState::Deflate;
                     self.boundary(0);
                 }
             }
-            State::Trailer(bytes, have) => {
+            ScanState::Trailer(bytes, have) => {
                 let taken = input.len().min(TRAILER_SIZE - *have);
                 bytes[*have..*have + taken].copy_from_slice(&input[..taken]);
                 *have += taken;
@@ -244,34 +246,34 @@ impl Scanner {
                         u32::from_le_bytes([a, b, c, d]),
                         u32::from_le_bytes([e, f, g, h]),
                     )?;
-                    self.state = State::Between(0);
+                    self.state = ScanState::Between(0);
                 }
             }
-            State::Between(seen) => {
+            ScanState::Between(seen) => {
                 let seen = *seen;
                 if input.first() != MAGIC.get(seen) {
                     self.ignored = seen as u64;
-                    self.state = State::Ignored;
+                    self.state = ScanState::Ignored;
                     return Ok(());
                 }
                 self.take(input, 1);
                 self.state = if seen + 1 < MAGIC.len() {
-                    State::Between(seen + 1)
+                    ScanState::Between(seen + 1)
                 } else {
                     let mut reader = HeaderReader::default();
                     reader.read(&MAGIC).map_err(|source| Error::Header {
                         compressed_offset: self.taken,
                         source,
                     })?;
-                    State::Header(reader)
+                    ScanState::Header(reader)
                 };
             }
-            State::Ignored => {
+            ScanState::Ignored => {
                 let rest = input.len();
                 self.ignored += rest as u64;
                 self.take(input, rest);
             }
-            State::Deflate => {}
+            ScanState::Deflate => {}
         }
         Ok(())
     }

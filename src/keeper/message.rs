@@ -2,7 +2,7 @@
 //!
 //! Those that the keeper knows are read and written here; a line with another name is passed over, as the protocol wants it.
 
-use std::fmt;
+use std::{fmt, path::PathBuf};
 
 use crate::error::{Error, Kind, Result};
 
@@ -10,6 +10,8 @@ use crate::error::{Error, Kind, Result};
 pub const MAX_BYTES: usize = 4096;
 /// Bytes of a descriptor's name, at most.
 const MAX_NAME: usize = 255;
+/// The name of a line of this program.
+const SUCCESSOR: &str = "X_SOCINBD_SUCCESSOR";
 
 /// The name of descriptors in a store: ASCII without control characters and `:`, which separates names in `LISTEN_FDNAMES`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -65,6 +67,8 @@ pub struct Message {
     pub is_stopping: bool,
     /// Whether the daemon works.
     pub watchdog: Option<Watchdog>,
+    /// The daemon ends so that this program can follow it. For a keeper; a service manager passes it over.
+    pub successor: Option<PathBuf>,
     /// A change of the descriptor store.
     pub store: Option<StoreChange>,
     /// The descriptor of the datagram is to be closed when all datagrams before it have been acted upon.
@@ -87,6 +91,9 @@ impl Message {
                 Some(("STOPPING", "1")) => message.is_stopping = true,
                 Some(("WATCHDOG", "1")) => message.watchdog = Some(Watchdog::Alive),
                 Some(("WATCHDOG", "trigger")) => message.watchdog = Some(Watchdog::Trigger),
+                Some((SUCCESSOR, path)) if path.starts_with('/') => {
+                    message.successor = Some(path.into());
+                }
                 Some(("BARRIER", "1")) => message.is_barrier = true,
                 Some(("FDSTORE", "1")) => puts = true,
                 Some(("FDSTOREREMOVE", "1")) => removes = true,
@@ -121,6 +128,9 @@ impl fmt::Display for Message {
             Some(Watchdog::Alive) => f.write_str("WATCHDOG=1\n")?,
             Some(Watchdog::Trigger) => f.write_str("WATCHDOG=trigger\n")?,
             None => {}
+        }
+        if let Some(path) = &self.successor {
+            writeln!(f, "{SUCCESSOR}={}", path.display())?;
         }
         match &self.store {
             // systemd would drop a descriptor with a hang-up or an error, which a socket has whose peer is gone
@@ -171,6 +181,9 @@ mod tests {
         let watchdog = |text| parsed(text).watchdog;
         assert_eq!(watchdog("WATCHDOG=1"), Some(Watchdog::Alive));
         assert_eq!(watchdog("WATCHDOG=trigger\n"), Some(Watchdog::Trigger));
+        let successor = |path: &str| parsed(&format!("X_SOCINBD_SUCCESSOR={path}")).successor;
+        assert_eq!(successor("/usr/bin/a b"), Some("/usr/bin/a b".into()));
+        assert_eq!([successor("a"), successor("")], [None, None]);
         assert!(parsed("STOPPING=1").is_stopping && parsed("BARRIER=1").is_barrier);
         assert_eq!(
             parsed("FDSTORE=1\nFDPOLL=0\nFDNAME=a b").store,
@@ -207,9 +220,12 @@ mod tests {
         ];
         let watchdog = prop_oneof![Just(Watchdog::Alive), Just(Watchdog::Trigger)];
         let options = (proptest::option::of(watchdog), proptest::option::of(store));
-        (any::<[bool; 3]>(), options).prop_map(|([ready, stopping, barrier], (watchdog, store))| {
+        let successor = proptest::option::of("/[ -~]{0,99}".prop_map(PathBuf::from));
+        (any::<[bool; 3]>(), options, successor).prop_map(|(bits, (watchdog, store), successor)| {
+            let [ready, stopping, barrier] = bits;
             Message {
                 is_ready: ready,
+                successor,
                 is_stopping: stopping,
                 watchdog,
                 is_barrier: barrier && store.is_none(),

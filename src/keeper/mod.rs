@@ -4,6 +4,7 @@
 //! when it hangs. That is systemd, or, where systemd does not run it, a *keeper*: a small process of this program ([`keep`]). Both speak the
 //! protocol of sd_notify(3) and sd_listen_fds(3), so a daemon has one way ([`Service`]), and does not know which of them it is.
 
+mod death;
 mod descriptors;
 mod limits;
 pub mod message;
@@ -17,8 +18,8 @@ mod watchdog;
 
 pub use limits::MAX_DESCRIPTORS;
 pub use notify::Notify;
-pub use process::{Plan, Times, keep};
-pub use service::Service;
+pub use process::{Plan, RELOAD, RESTART, Times, keep};
+pub use service::{Service, Succession};
 pub use store::FdStore;
 pub use watchdog::{Answer, Check, watch};
 

@@ -11,6 +11,7 @@ use std::{
             net::{SocketAddr, UnixDatagram},
         },
     },
+    path::Path,
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
@@ -78,6 +79,25 @@ impl Notify {
             is_stopping: true,
             ..Message::default()
         });
+    }
+
+    /// The daemon is about to end, and this program is to follow it. An error if its path cannot be told.
+    pub(super) fn successor(&self, program: &Path) -> Result<()> {
+        let is_told = |path: &str| path.starts_with('/') && !path.contains(['\n', '\r']);
+        if !program.to_str().is_some_and(is_told) {
+            return Err(Error::new(
+                Kind::InvalidArgument,
+                format!(
+                    "{} is not an absolute path in UTF-8 on one line",
+                    program.display()
+                ),
+            ));
+        }
+        let message = Message {
+            successor: Some(program.to_owned()),
+            ..Message::default()
+        };
+        self.send(&message, &[])
     }
 
     /// The daemon works.

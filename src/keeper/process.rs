@@ -4,7 +4,7 @@ use std::{
     ffi::OsString,
     fs::File,
     os::{fd::OwnedFd, unix::process::ExitStatusExt as _},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, ExitStatus},
     time::{Duration, Instant},
 };
@@ -15,6 +15,7 @@ use rustix::{
 };
 
 use super::{
+    death::{Unreaped, has_sleeping_thread, is_dead_but_sleeps},
     descriptors::Descriptors,
     message::{MAX_BYTES, Message, StoreChange, Watchdog},
     restarts::Restarts,
@@ -23,21 +24,32 @@ use super::{
 use crate::{
     error::{Error, Kind, Result, ResultExt as _, report},
     kernel::{
-        handover::{self, Datagram, Program, VARIABLES},
+        handover::{self, Datagram, KEEPER, Program, VARIABLES},
         session,
     },
 };
 
 /// Datagrams that are received before anything else is looked at. More than a socket's queue has.
 const MAX_DATAGRAMS: usize = 1024;
+/// How often it is looked whether the daemon is dead though the kernel cannot end it. It is when it looks so twice in a row.
+const LOOK: Duration = Duration::from_secs(1);
 /// How late a keeper is that was itself not running, as after a stop of the whole machine.
 const LATE: Duration = Duration::from_secs(1);
+
+/// The signal after which a daemon hands over to another one.
+pub const RESTART: Signal = Signal::USR2;
+
+/// The signal after which a daemon reads its configuration again.
+pub const RELOAD: Signal = Signal::HUP;
 
 /// What a keeper starts.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// The daemon's program. Where it cannot be started, as while it is being replaced, the keeper's own is.
+    /// The daemon's program, until a daemon names another one that follows it. Where a program cannot be started, as while it is being
+    /// replaced, or ends before it serves, the one before is tried.
     pub program: PathBuf,
+    /// What is tried where the first program is not there: the keeper's own.
+    pub own: PathBuf,
     /// Its arguments; the first is its name.
     pub arguments: Vec<OsString>,
     /// Where the socket of the keeper is.
@@ -76,7 +88,7 @@ impl Default for Times {
     }
 }
 
-/// Starts a daemon, and another one whenever it dies; `signals` ([`session::receive_signals`]) go on to it. `ready` is called when the
+/// Starts a daemon, and another one whenever it dies; `signals` ([`session::receive_signals`]) go on to it. All but [`RESTART`] and [`RELOAD`] end it. `ready` is called when the
 /// first one serves. Returns an exit status when a daemon has ended with success, when one that was told to end has ended, or when the
 /// first one has ended before it served.
 pub fn keep(plan: &Plan, signals: &File, mut ready: impl FnMut()) -> Result<u8> {
@@ -84,24 +96,38 @@ pub fn keep(plan: &Plan, signals: &File, mut ready: impl FnMut()) -> Result<u8> 
     let times = &plan.times;
     let mut restarts = Restarts::new(times.first_pause, times.longest_pause, times.good_run);
     let mut store = Descriptors::default();
+    let mut unreaped = Unreaped::default();
+    let mut programs = Programs::new(plan);
     let mut has_served = false;
     loop {
-        let ran = match Daemon::start(plan, &store) {
+        let ran = match Daemon::start(plan, &programs, &store) {
             Ok(mut daemon) => {
-                let status = daemon.follow(&mut store, signals, &mut || {
+                let status = daemon.follow(&mut store, &mut unreaped, signals, &mut || {
                     has_served = true;
                     ready();
                 })?;
                 if status.success() || daemon.is_ending || !has_served {
                     return Ok(exit_status(status));
                 }
+                if let Some(successor) = daemon.successor.take() {
+                    tracing::info!("the daemon hands over to {}", successor.display());
+                    programs.choose(successor);
+                    continue;
+                }
+                if daemon.serves_since.is_none() && !daemon.was_killed_by_others(status) {
+                    programs.exchange();
+                }
                 tracing::error!(
                     "the daemon, process {}, died: {status}",
                     daemon.process.id()
                 );
-                daemon
+                let ran = daemon
                     .serves_since
-                    .map_or(Duration::ZERO, |it| it.elapsed())
+                    .map_or(Duration::ZERO, |it| it.elapsed());
+                if daemon.is_asleep {
+                    unreaped.add(daemon.process);
+                }
+                ran
             }
             Err(error) if has_served => {
                 tracing::error!("no daemon could be started: {}", error.report());
@@ -114,6 +140,35 @@ pub fn keep(plan: &Plan, signals: &File, mut ready: impl FnMut()) -> Result<u8> 
         if is_ended(signals, pause)? {
             return Ok(0);
         }
+    }
+}
+
+/// The programs of the daemon.
+struct Programs {
+    /// The one that is started next.
+    current: PathBuf,
+    /// The one that is started where the other one cannot be.
+    other: PathBuf,
+}
+
+impl Programs {
+    fn new(plan: &Plan) -> Self {
+        Self {
+            current: plan.program.clone(),
+            other: plan.own.clone(),
+        }
+    }
+
+    /// A daemon has named the program that follows it.
+    fn choose(&mut self, successor: PathBuf) {
+        if successor != self.current {
+            self.other = std::mem::replace(&mut self.current, successor);
+        }
+    }
+
+    /// The current one did not serve.
+    fn exchange(&mut self) {
+        std::mem::swap(&mut self.current, &mut self.other);
     }
 }
 
@@ -134,8 +189,10 @@ fn is_ended(signals: &File, pause: Duration) -> Result<bool> {
         let rest = end.saturating_duration_since(Instant::now());
         let mut ends = [PollFd::new(signals, PollFlags::IN)];
         wait(&mut ends, Some(rest))?;
-        if next_signal(signals)?.is_some() {
-            return Ok(true);
+        while let Some(signal) = next_signal(signals)? {
+            if is_ending(signal) {
+                return Ok(true);
+            }
         }
         if rest.is_zero() {
             return Ok(false);
@@ -143,8 +200,15 @@ fn is_ended(signals: &File, pause: Duration) -> Result<bool> {
     }
 }
 
-fn next_signal(signals: &File) -> Result<Option<i32>> {
-    session::next_signal(signals).or_kind(Kind::Io, || "receiving a signal".into())
+/// Whether a signal ends the keeper and its daemon.
+fn is_ending(signal: Signal) -> bool {
+    ![RESTART, RELOAD].contains(&signal)
+}
+
+fn next_signal(signals: &File) -> Result<Option<Signal>> {
+    let number = session::next_signal(signals).or_kind(Kind::Io, || "receiving a signal".into())?;
+    // only those with a name were asked for
+    Ok(number.and_then(Signal::from_named_raw))
 }
 
 /// Waits for descriptors.
@@ -166,14 +230,22 @@ struct Daemon<'a> {
     serves_since: Option<Instant>,
     /// It was told to end, or said that it ends.
     is_ending: bool,
+    /// It is to read its configuration again as soon as it serves.
+    reloads_when_ready: bool,
+    /// The program that it has named to follow it.
+    successor: Option<PathBuf>,
     /// Until then something must have happened.
     deadline: Option<Instant>,
     /// What is done when nothing has.
     next: Option<Signal>,
+    /// When it is looked next whether it is dead.
+    look_at: Instant,
+    /// Threads in uninterruptible sleep are all that is left of it.
+    is_asleep: bool,
 }
 
 impl<'a> Daemon<'a> {
-    fn start(plan: &'a Plan, store: &Descriptors) -> Result<Self> {
+    fn start(plan: &'a Plan, programs: &Programs, store: &Descriptors) -> Result<Self> {
         let socket = Socket::bind(&plan.run_dir)?;
         let descriptors = store.all();
         let mut environment: Vec<(OsString, OsString)> = std::env::vars_os()
@@ -182,6 +254,7 @@ impl<'a> Daemon<'a> {
         let micros = plan.times.watchdog.as_micros().to_string();
         environment.extend([
             ("NOTIFY_SOCKET".into(), socket.path().into()),
+            (KEEPER.into(), "1".into()),
             ("WATCHDOG_USEC".into(), micros.into()),
         ]);
         if !descriptors.is_empty() {
@@ -196,9 +269,13 @@ impl<'a> Daemon<'a> {
             environment: &environment,
             descriptors: &descriptors,
         };
-        let process = handover::spawn(&program(&plan.program)).or_else(|error| {
-            tracing::warn!("starting {}: {}", plan.program.display(), report(&error));
-            handover::spawn(&program(Path::new("/proc/self/exe")))
+        let process = handover::spawn(&program(&programs.current)).or_else(|error| {
+            tracing::warn!(
+                "starting {}: {}",
+                programs.current.display(),
+                report(&error)
+            );
+            handover::spawn(&program(&programs.other))
         });
         let mut process = process.or_kind(Kind::Io, || "starting the daemon".into())?;
         let pid = Pid::from_child(&process);
@@ -217,27 +294,34 @@ impl<'a> Daemon<'a> {
             socket,
             serves_since: None,
             is_ending: false,
+            reloads_when_ready: false,
+            successor: None,
             deadline: Instant::now().checked_add(plan.times.start),
             next: Some(Signal::ABORT),
+            look_at: Instant::now() + LOOK,
+            is_asleep: false,
         })
     }
 
-    /// Does what it asks for, until it has ended.
+    /// Does what it asks for, until it has ended. The status of one that cannot end yet is that of a killed process.
     fn follow(
         &mut self,
         store: &mut Descriptors,
+        unreaped: &mut Unreaped,
         signals: &File,
         ready: &mut dyn FnMut(),
     ) -> Result<ExitStatus> {
         loop {
-            let now = Instant::now();
-            let rest = self.deadline.map(|it| it.saturating_duration_since(now));
+            let next = self
+                .deadline
+                .map_or(self.look_at, |it| it.min(self.look_at));
+            let rest = next.saturating_duration_since(Instant::now());
             let mut ends = [
                 PollFd::new(&self.handle, PollFlags::IN),
                 PollFd::new(&self.socket, PollFlags::IN),
                 PollFd::new(signals, PollFlags::IN),
             ];
-            wait(&mut ends, rest)?;
+            wait(&mut ends, Some(rest))?;
             // what it has sent before it ended comes too: this is asked for first
             let has_ended = !ends[0].revents().is_empty();
             self.receive(store, ready);
@@ -248,13 +332,36 @@ impl<'a> Daemon<'a> {
                     .or_kind(Kind::Io, || "waiting for the daemon".into());
             }
             while let Some(signal) = next_signal(signals)? {
-                self.is_ending = true;
-                if let Some(signal) = Signal::from_named_raw(signal) {
-                    self.send(signal);
+                self.is_ending |= is_ending(signal);
+                match signal {
+                    // it would end a daemon that does not receive it yet, and that one may have read the file already
+                    RELOAD if self.serves_since.is_none() => self.reloads_when_ready = true,
+                    signal => self.send(signal),
                 }
             }
             self.look_at_the_time();
+            if self.look_at <= Instant::now() {
+                self.look_at = Instant::now() + LOOK;
+                unreaped.reap();
+                if self.is_dead_but_sleeps() {
+                    let pid = self.process.id();
+                    tracing::warn!("the kernel cannot end process {pid}, which is dead, yet");
+                    return Ok(ExitStatus::from_raw(Signal::KILL.as_raw()));
+                }
+            }
         }
+    }
+
+    /// Whether it has been dead since the last look, and a thread waits in uninterruptible sleep, perhaps for the next daemon.
+    fn is_dead_but_sleeps(&mut self) -> bool {
+        let was_asleep =
+            std::mem::replace(&mut self.is_asleep, is_dead_but_sleeps(self.process.id()));
+        was_asleep && self.is_asleep
+    }
+
+    /// Whether a process killed it that is not this one, which says nothing about its program.
+    fn was_killed_by_others(&self, status: ExitStatus) -> bool {
+        status.signal() == Some(Signal::KILL.as_raw()) && self.next.is_some()
     }
 
     fn send(&self, signal: Signal) {
@@ -308,8 +415,14 @@ impl<'a> Daemon<'a> {
         }
         if message.is_ready && self.serves_since.is_none() {
             self.serves_since = Some(Instant::now());
+            if std::mem::take(&mut self.reloads_when_ready) {
+                self.send(RELOAD);
+            }
             self.has_answered();
             ready();
+        }
+        if message.successor.is_some() {
+            self.successor = message.successor;
         }
         if message.is_stopping {
             self.is_ending = true;
@@ -347,14 +460,15 @@ impl<'a> Daemon<'a> {
             return;
         }
         let pid = self.process.id();
-        if next == Signal::ABORT {
+        // a core dump would wait for a thread in uninterruptible sleep, and nothing ends that wait
+        if next == Signal::ABORT && !has_sleeping_thread(pid) {
             tracing::error!("the daemon, process {pid}, does not answer, and is aborted");
             self.deadline = now.checked_add(self.times.abort);
             self.next = Some(Signal::KILL);
-        } else {
-            tracing::error!("the daemon, process {pid}, is killed");
-            (self.deadline, self.next) = (None, None);
+            return self.send(next);
         }
-        self.send(next);
+        tracing::error!("the daemon, process {pid}, does not answer, and is killed");
+        (self.deadline, self.next) = (None, None);
+        self.send(Signal::KILL);
     }
 }

@@ -1,11 +1,15 @@
 //! The daemon's side of a descriptor store.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
+    fs::File,
+    io::Write as _,
     os::fd::{AsFd as _, BorrowedFd},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
+
+use rustix::fs::{MemfdFlags, memfd_create};
 
 use super::{
     limits::{MAX_DESCRIPTORS, MAX_NAME_BYTES},
@@ -19,7 +23,7 @@ const PROBE_TIME: Duration = Duration::from_secs(5);
 /// The name of the descriptor that the question is asked with.
 const PROBE: &str = "probe";
 
-/// Keeps descriptors beyond the death of this daemon, each under a name of its own: the next daemon inherits them. From any thread.
+/// Keeps descriptors beyond the death of this daemon, by names: the next daemon inherits them. From any thread.
 ///
 /// Where nobody keeps them all calls succeed and do nothing; [`FdStore::is_kept`] says so.
 #[derive(Clone, Debug, Default)]
@@ -28,13 +32,13 @@ pub struct FdStore(Option<Arc<Kept>>);
 #[derive(Debug)]
 struct Kept {
     notify: Arc<Notify>,
-    /// What is in the store. Locked while it is changed, so that changes of one name come in order.
-    names: Mutex<BTreeSet<Name>>,
+    /// How many descriptors are in the store, by their name. Locked while it is changed, so that changes of one name come in order.
+    names: Mutex<BTreeMap<Name, usize>>,
 }
 
 impl FdStore {
     /// The store of whoever runs this daemon, if there is one. `inherited` is in it.
-    pub(super) fn of(notify: Arc<Notify>, inherited: BTreeSet<Name>) -> Result<Self> {
+    pub(super) fn of(notify: Arc<Notify>, inherited: BTreeMap<Name, usize>) -> Result<Self> {
         let store = Self(Some(Arc::new(Kept {
             notify,
             names: Mutex::new(inherited),
@@ -50,30 +54,50 @@ impl FdStore {
         self.0.is_some()
     }
 
-    /// Keeps a copy of a descriptor, instead of the one that was under this name before. It is safe when this returns.
-    pub fn put(&self, name: &str, descriptor: BorrowedFd<'_>) -> Result<()> {
+    /// Keeps copies of descriptors, all or none, instead of those that were under this name before. They are safe when this returns. The next
+    /// daemon inherits those of one name in any order.
+    pub fn put(&self, name: &str, descriptors: &[BorrowedFd<'_>]) -> Result<()> {
         let Some(kept) = &self.0 else {
             return Ok(());
         };
         let name = Name::new(name)?;
         let mut names = kept.names();
-        if names.contains(&name) {
+        if names.contains_key(&name) {
             kept.change(StoreChange::Remove(name.clone()), &[])?;
             names.remove(&name);
         }
-        let bytes = names.iter().map(|it| it.as_str().len() + 1).sum::<usize>();
-        if names.len() >= MAX_DESCRIPTORS || bytes + name.as_str().len() >= MAX_NAME_BYTES {
+        // a name counts for each of its descriptors, and with a separator
+        let bytes_of = |name: &Name, count: usize| count.saturating_mul(name.as_str().len() + 1);
+        let count: usize = names.values().sum();
+        let bytes: usize = names
+            .iter()
+            .map(|(name, count)| bytes_of(name, *count))
+            .sum();
+        if count + descriptors.len() > MAX_DESCRIPTORS
+            || bytes + bytes_of(&name, descriptors.len()) > MAX_NAME_BYTES
+        {
             return Err(Error::new(
                 Kind::Unavailable,
                 format!(
-                    "the descriptor store is full: {} descriptors, their names have {bytes} bytes",
-                    names.len()
+                    "the descriptor store is full: {count} descriptors, their names have {bytes} bytes"
                 ),
             ));
         }
-        kept.change(StoreChange::Put(name.clone()), &[descriptor])?;
-        names.insert(name);
+        kept.change(StoreChange::Put(name.clone()), descriptors)?;
+        names.insert(name, descriptors.len());
         Ok(())
+    }
+
+    /// Keeps bytes, in memory, instead of what was under this name before.
+    pub fn put_bytes(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        if !self.is_kept() {
+            return Ok(());
+        }
+        let keeping = || format!("keeping {name} for the next daemon");
+        let memory = memfd_create(name, MemfdFlags::CLOEXEC).or_kind(Kind::Io, keeping)?;
+        let mut file = File::from(memory);
+        file.write_all(bytes).or_kind(Kind::Io, keeping)?;
+        self.put(name, &[file.as_fd()])
     }
 
     /// Keeps what is under this name no longer.
@@ -83,7 +107,7 @@ impl FdStore {
         };
         let name = Name::new(name)?;
         let mut names = kept.names();
-        if names.remove(&name) {
+        if names.remove(&name).is_some() {
             kept.change(StoreChange::Remove(name), &[])?;
         }
         Ok(())
@@ -93,7 +117,7 @@ impl FdStore {
     fn probe(&self) -> Result<bool> {
         let failed = || "asking for the descriptor store".to_owned();
         let (end, other_end) = std::io::pipe().or_kind(Kind::Io, failed)?;
-        self.put(PROBE, other_end.as_fd())?;
+        self.put(PROBE, &[other_end.as_fd()])?;
         drop(other_end);
         if let Some(kept) = &self.0 {
             kept.notify.barrier(PROBE_TIME)?;
@@ -105,7 +129,7 @@ impl FdStore {
 }
 
 impl Kept {
-    fn names(&self) -> std::sync::MutexGuard<'_, BTreeSet<Name>> {
+    fn names(&self) -> std::sync::MutexGuard<'_, BTreeMap<Name, usize>> {
         self.names.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -159,18 +183,18 @@ mod tests {
     }
 
     #[test]
-    fn a_name_has_one_descriptor() {
+    fn what_is_put_under_a_name_replaces_what_it_had() {
         let texts = served(true, |notify| {
-            let inherited = BTreeSet::from([Name::new("old").unwrap()]);
+            let inherited = BTreeMap::from([(Name::new("old").unwrap(), 1)]);
             let store = FdStore::of(notify, inherited).unwrap();
             assert!(store.is_kept());
             let file = File::open("/dev/null").unwrap();
-            store.put("a", file.as_fd()).unwrap();
-            store.put("a", file.as_fd()).unwrap();
-            store.put("old", file.as_fd()).unwrap();
+            store.put("a", &[file.as_fd()]).unwrap();
+            store.put("a", &[file.as_fd()]).unwrap();
+            store.put("old", &[file.as_fd()]).unwrap();
             store.remove("a").unwrap();
             store.remove("a").unwrap();
-            assert!(store.put("a:b", file.as_fd()).is_err());
+            assert!(store.put("a:b", &[file.as_fd()]).is_err());
         });
         let put = |name| format!("FDSTORE=1 FDPOLL=0 FDNAME={name}");
         let remove = |name| format!("FDSTOREREMOVE=1 FDNAME={name}");
@@ -190,10 +214,10 @@ mod tests {
     #[test]
     fn a_manager_that_keeps_nothing_is_found_out() {
         let texts = served(false, |notify| {
-            let store = FdStore::of(notify, BTreeSet::new()).unwrap();
+            let store = FdStore::of(notify, BTreeMap::new()).unwrap();
             assert!(!store.is_kept());
             store
-                .put("a", File::open("/dev/null").unwrap().as_fd())
+                .put("a", &[File::open("/dev/null").unwrap().as_fd()])
                 .unwrap();
         });
         assert_eq!(texts.len(), 2, "{texts:?}");
@@ -202,18 +226,18 @@ mod tests {
     #[test]
     fn a_store_takes_no_more_than_can_be_inherited() {
         served(true, |notify| {
-            let store = FdStore::of(notify, BTreeSet::new()).unwrap();
+            let store = FdStore::of(notify, BTreeMap::new()).unwrap();
             let file = File::open("/dev/null").unwrap();
             let name = |number| format!("{number:0>255}");
             let full = (0..).find_map(|number| {
-                let error = store.put(&name(number), file.as_fd()).err()?;
+                let error = store.put(&name(number), &[file.as_fd()]).err()?;
                 Some((number, error))
             });
             let (number, error) = full.unwrap();
             assert_eq!(number, MAX_NAME_BYTES / 256);
             assert!(error.report().contains("is full"), "{}", error.report());
             store.remove(&name(0)).unwrap();
-            store.put(&name(number), file.as_fd()).unwrap();
+            store.put(&name(number), &[file.as_fd()]).unwrap();
         });
     }
 

@@ -1,7 +1,6 @@
 //! Loop devices (loop(4)): a file as a block device.
 
 use std::{
-    fs::File,
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
@@ -265,9 +264,14 @@ fn config(file: BorrowedFd<'_>, options: &LoopOptions) -> Result<LoopConfig> {
     })
 }
 
-/// Frees a loop device; one in use is freed by its last user.
-pub fn detach(index: u32) -> Result<()> {
+/// Frees the loop device of this name; one in use is freed by its last user. If the number is that of another device by now, nothing is
+/// done.
+pub fn detach(index: u32, name: &str) -> Result<()> {
     let device = blockdev::open(&format!("loop{index}"))?;
+    // while it is open, it cannot become another one
+    if name_of(device.as_fd()).is_ok_and(|found| found != name) {
+        return Ok(());
+    }
     match clear(device.as_fd()) {
         // it is free already
         Ok(()) | Err(Errno::NXIO) => Ok(()),
@@ -328,10 +332,13 @@ pub fn backing(index: u32) -> Option<PathBuf> {
 
 /// The name that a loop device in use was given.
 pub fn name(index: u32) -> Result<String> {
-    let device = File::from(blockdev::open(&format!("loop{index}"))?);
+    let device = blockdev::open(&format!("loop{index}"))?;
+    name_of(device.as_fd()).or_kind(Kind::Kernel, || format!("LOOP_GET_STATUS64 of loop{index}"))
+}
+
+fn name_of(device: BorrowedFd<'_>) -> Result<String, Errno> {
     // SAFETY: LOOP_GET_STATUS64 fills a `struct loop_info64`, which `LoopInfo64` is (its size is asserted above).
-    let info = unsafe { ioctl::ioctl(&device, Getter::<LOOP_GET_STATUS64, LoopInfo64>::new()) }
-        .or_kind(Kind::Kernel, || format!("LOOP_GET_STATUS64 of loop{index}"))?;
+    let info = unsafe { ioctl::ioctl(device, Getter::<LOOP_GET_STATUS64, LoopInfo64>::new()) }?;
     let end = info
         .lo_file_name
         .iter()

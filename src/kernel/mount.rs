@@ -1,6 +1,7 @@
 //! Mounts through descriptors (fsopen(2), fsmount(2), move_mount(2)): made detached, attached at the end.
 
 pub mod end;
+pub mod idmap;
 pub mod info;
 pub mod overlay;
 
@@ -105,6 +106,17 @@ fn busy_error(path: &Path) -> Error {
         format!("{} is in use by {who}", path.display()),
         Errno::BUSY,
     )
+}
+
+/// Unmounts all mounts below a directory at once, as [`detach_lazily`].
+pub fn detach_below(directory: &Path) -> Result<()> {
+    let mut mounts = info::own()?;
+    mounts.retain(|mount| mount.is_below(directory) && mount.mount_point != directory);
+    // what is mounted in a mount, or over it, first
+    mounts.sort_by_key(|mount| std::cmp::Reverse(mount.mount_point.as_os_str().len()));
+    mounts
+        .iter()
+        .try_for_each(|mount| detach_lazily(&mount.mount_point))
 }
 
 /// Whether something is mounted at exactly this path.

@@ -25,7 +25,8 @@ pub struct Offer {
 }
 
 impl Offer {
-    fn there(name: &str, detail: impl Into<String>) -> Self {
+    /// A feature that can be used.
+    pub(crate) fn there(name: &str, detail: impl Into<String>) -> Self {
         Self {
             name: name.into(),
             available: true,
@@ -34,7 +35,12 @@ impl Offer {
         }
     }
 
-    fn missing(name: &str, detail: impl Into<String>, advice: impl Into<String>) -> Self {
+    /// A feature that is missing, and what to do.
+    pub(crate) fn missing(
+        name: &str,
+        detail: impl Into<String>,
+        advice: impl Into<String>,
+    ) -> Self {
         Self {
             name: name.into(),
             available: false,

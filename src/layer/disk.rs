@@ -1,9 +1,13 @@
 //! One layer's disk, open: it connects its parts, which have modules of their own. Each method here needs several parts, or is public.
 
+pub(in crate::layer) mod activity;
 mod allocation;
 mod damage;
 mod durable;
-mod open;
+pub(crate) mod evicted;
+pub(in crate::layer) mod fetch_log;
+pub(in crate::layer) mod files;
+pub(in crate::layer) mod open;
 mod reads;
 pub(crate) mod served;
 mod status;
@@ -13,23 +17,31 @@ use std::{
     fs::{self, File},
     ops::Range,
     path::Path,
-    sync::{Arc, Mutex, Weak},
-    time::Duration,
+    sync::{Arc, OnceLock, Weak},
+    time::{Duration, Instant},
 };
 
 use tokio::sync::watch;
 
+use self::{
+    activity::{DiskActivity, FirstRead},
+    fetch_log::{Entries, FetchEntry, FetchLog, WaitEntry},
+};
 use super::{
     ahead::ahead_of_readers::Ahead,
     build::import,
-    locked::locked,
     read::{health::DiskHealth, reader::SpanReader},
     repair::{from_table, table_repair::TableRepair},
     services::Services,
     sources::layer_sources::LayerSources,
     stored::{
-        directory::DiskDirectory, disk_layout::DiskLayout, disk_record::DiskRecord,
-        span_record::SpanCheck, stored_file::FileIdentity,
+        directory::DiskDirectory,
+        disk_layout::DiskLayout,
+        disk_record::DiskRecord,
+        presence::{Added, Generation},
+        seal::Damage,
+        span_record::SpanCheck,
+        stored_file::FileIdentity,
     },
     types::{DiskCounters, DiskKey, DiskProgress, LayerBlob, StackingFacts},
     verify::{contradictions::Refutation, verification::Verification},
@@ -53,7 +65,10 @@ pub struct Disk {
     /// Where spans are fetched from.
     sources: LayerSources,
     health: DiskHealth,
-    counters: Mutex<DiskCounters>,
+    activity: DiskActivity,
+    log: FetchLog,
+    /// Bytes of the files of the directory whose sizes do not change; measured when the limits of the local disk need them.
+    fixed_bytes: OnceLock<u64>,
 }
 
 /// Identity and size.
@@ -110,7 +125,10 @@ impl Disk {
 
     /// The paths of the layer that matter for stacking.
     pub fn stacking(&self) -> Result<StackingFacts> {
-        self.record.stacking()
+        match self.record.stacking() {
+            Err(error) if Damage::is_in(&error) && self.repair() => self.record.stacking(),
+            facts => facts,
+        }
     }
 }
 
@@ -138,6 +156,11 @@ impl Disk {
         self.verification.layer_check().is_verified()
     }
 
+    /// Whether the table of the disk was shown to be false, or the image is false about the diff ID of the layer.
+    pub fn is_table_false(&self) -> bool {
+        self.record.refuted().is_some()
+    }
+
     /// The error of the last check of the whole layer, if it could not be completed. The next attach repeats the check.
     pub fn check_error(&self) -> Option<String> {
         self.verification.layer_check().check_error()
@@ -151,7 +174,18 @@ impl Disk {
 
     /// Counters since the disk was opened.
     pub fn counters(&self) -> DiskCounters {
-        *locked(&self.counters)
+        self.activity.counters()
+    }
+
+    /// When the disk was opened, and its fetches and waits since then.
+    pub fn fetch_log(&self) -> (Instant, Entries<FetchEntry>, Entries<WaitEntry>) {
+        let (fetches, waits) = self.log.entries();
+        (self.log.opened(), fetches, waits)
+    }
+
+    /// Counts the time until the first read of file data.
+    pub fn await_first_read(&self, first_read: &Arc<FirstRead>) {
+        self.activity.await_first_read(first_read);
     }
 
     /// Sets how long [`Self::make_present`] retries while the sources do not answer; `None`: without a limit.
@@ -203,8 +237,14 @@ impl Disk {
         &self.health
     }
 
-    pub(super) fn count_fetch(&self, count: impl FnOnce(&mut DiskCounters)) {
-        count(&mut locked(&self.counters));
+    /// The log of fetches and waits.
+    pub(super) fn log(&self) -> &FetchLog {
+        &self.log
+    }
+
+    /// What is read and fetched.
+    pub(super) fn activity(&self) -> &DiskActivity {
+        &self.activity
     }
 }
 
@@ -218,15 +258,18 @@ impl Disk {
         Ok(entries)
     }
 
-    /// Makes a span present whose data was written to the file: readers see it from now on, unless the span was revoked meanwhile.
+    /// Makes a span present whose data was written to the file, in a write that began in `generation`: readers see it from now on. The result
+    /// is false if a sync has failed since then. An error: the span was revoked meanwhile.
     pub(super) fn set_present(
         self: &Arc<Self>,
         span: SpanId,
         check: SpanCheck,
-    ) -> Result<(), Refutation> {
+        generation: Generation,
+    ) -> Result<bool, Refutation> {
         let make_readable = || {
             // first: a reader that sees the span finds the disk healthy
             self.health.fetched(span);
+            self.reader.was_written(span);
             self.reader.presence().bitmap().set(span);
         };
         let is_allowed = || {
@@ -236,13 +279,20 @@ impl Disk {
             }
             is_allowed
         };
-        let Some(is_first) = self.reader.presence().add(span, check, is_allowed) else {
-            return Err(self.refutation(span).unwrap_or(Refutation::Window)); // a revoked span has a reason
-        };
-        if is_first {
-            self.services.sync_later(self.as_synced());
+        let presence = self.reader.presence();
+        match presence.add(span, check, generation, is_allowed) {
+            Added::Present { is_first: true } => self.services.sync_later(self.as_synced()),
+            Added::Present { is_first: false } => {}
+            Added::Lost => return Ok(false),
+            // a revoked span has a reason
+            Added::Revoked => return Err(self.refutation(span).unwrap_or(Refutation::Window)),
         }
         if self.is_full() {
+            // no span is evicted meanwhile
+            let _holds = self.reader.uses().holds();
+            if !self.is_full() {
+                return Ok(true);
+            }
             self.ahead.fill().filled();
             if self.is_verified() {
                 // it was verified before, and its lost spans are present again
@@ -250,7 +300,7 @@ impl Disk {
             }
         }
         self.check_when_due();
-        Ok(())
+        Ok(true)
     }
 
     /// Revokes spans, also present ones: readers do not see them any more, also after a restart.

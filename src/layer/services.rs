@@ -1,9 +1,6 @@
 //! What all disks below a root share: threads, memory limits, the link, and the lock of the root.
 
 use std::{
-    fs::{self, File, OpenOptions, TryLockError},
-    io::{Read as _, Seek as _, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, OnceLock, Weak},
     thread,
@@ -18,39 +15,63 @@ use tokio::{
 use super::{
     ahead::{background::Traffic, recording::Touches},
     disk::sync::{self, SyncSender, Synced},
+    lock::DirectoryLock,
     locked::locked,
     read::{decoders::Decoders, held_spans::SharedHeldSpans},
     sources::health::Hosts,
+    space::{
+        budget::{Budget, DiskLimits},
+        evict::{self, Space},
+    },
     stored::directory,
+    types::LayerBlob,
 };
-use crate::error::{Error, Kind, Result, ResultExt as _};
+use crate::{
+    error::{Kind, Result, ResultExt as _},
+    fair_share::{FairShare, Share},
+    oci::Digest,
+    regular_file,
+    source::Limits,
+};
 
 /// Options of a store.
 #[derive(Clone, Debug)]
 pub struct StoreOptions {
     /// How long a read retries while the sources do not answer, unless the disk has another limit; `None`: without a limit.
     pub io_timeout: Option<Duration>,
+    /// Time limits of requests to the sources.
+    pub limits: Limits,
     /// Threads that verify and inflate.
     pub decoders: usize,
     /// Maximum number of compressed bytes in flight, of all disks.
     pub fetch_memory: u64,
     /// Never fetch the rest of a layer, also when most of it was read.
     pub never_whole: bool,
+    /// How long no reader waits before [`FillPolicy::Delayed`](super::FillPolicy::Delayed) fetches the rest of a layer.
+    pub quiet_time: Duration,
     /// Record which spans are read, for [`Store::touches`].
     pub record: bool,
+    /// What the disks may have of the local file system.
+    pub disk_limits: DiskLimits,
 }
 
 impl Default for StoreOptions {
     fn default() -> Self {
         Self {
             io_timeout: Some(Duration::from_secs(60)),
+            limits: Limits::default(),
             decoders: thread::available_parallelism().map_or(1, usize::from),
             fetch_memory: 128 << 20,
             never_whole: false,
+            quiet_time: Duration::from_secs(30),
             record: false,
+            disk_limits: DiskLimits::default(),
         }
     }
 }
+
+/// What is called for a layer that does not have its diff ID, with its table.
+type OnFalseLayer = Box<dyn Fn(&LayerBlob, &Digest) + Send + Sync>;
 
 /// Bytes per permit of the fetch memory.
 const MEMORY_UNIT: u64 = 4096;
@@ -63,50 +84,63 @@ pub(crate) struct Services {
     decoders: Decoders,
     held_spans: SharedHeldSpans,
     memory: Semaphore,
+    /// The shares that the hosts of sources have of `memory`.
+    memory_of_hosts: FairShare,
     traffic: Traffic,
+    space: Arc<Space>,
     hosts: Hosts,
     /// Permits to lay out a disk, one per processor: more would not be faster, and each layout needs hundreds of bytes of memory per entry.
     layouts: Semaphore,
     /// Permit of the check of a whole layer, which reads all of a disk: one at a time.
     checks: Semaphore,
     touches: Option<Touches>,
+    on_false_layer: OnceLock<OnFalseLayer>,
     runtime: OnceLock<Handle>,
     /// The thread ends when the sender is dropped.
     sync: Mutex<Option<SyncSender>>,
     sync_thread: Mutex<Option<thread::JoinHandle<()>>>,
     /// Locked while it is open, so it is the last field.
-    _lock: File,
+    _lock: DirectoryLock,
+}
+
+/// Memory for the compressed bytes of a fetch, until it is dropped.
+pub(crate) struct FetchMemory<'a> {
+    _memory: Option<SemaphorePermit<'a>>,
+    _of_host: Share<'a>,
 }
 
 impl Services {
-    /// Takes the lock of a root, `Busy` when another process has it, makes its directories (0700), and starts the threads.
-    pub(super) fn start(root: &Path, options: StoreOptions) -> Result<Arc<Self>> {
+    /// Makes the directories of a locked root (0700), and starts the threads.
+    pub(super) fn start(
+        root: &Path,
+        lock: DirectoryLock,
+        options: StoreOptions,
+    ) -> Result<Arc<Self>> {
         let layers = root.join("layers");
-        directory::make_private(&layers)?;
-        let lock = lock(&layers)?;
         let new = layers.join("new");
         // left by a killed daemon
-        match fs::remove_dir_all(&new) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(error).or_kind(Kind::Io, || format!("cannot remove {}", new.display()));
-            }
-            _ => {}
-        }
+        regular_file::remove(&new)
+            .or_kind(Kind::Io, || format!("cannot remove {}", new.display()))?;
         directory::make_private(&new)?;
         directory::make_private(&layers.join("sha256"))?;
         let threads = || "cannot start the threads of the store".to_owned();
         let decoders = Decoders::start(options.decoders).or_kind(Kind::Io, threads)?;
         let (sender, thread) = sync::start().or_kind(Kind::Io, threads)?;
+        let space = Space::new(Budget::new(layers.clone(), options.disk_limits));
+        evict::watch(&space).or_kind(Kind::Io, threads)?;
         Ok(Arc::new(Self {
             layers,
             decoders,
             held_spans: SharedHeldSpans::default(),
             memory: Semaphore::new(permits(options.fetch_memory) as usize),
+            memory_of_hosts: FairShare::new(options.fetch_memory, options.fetch_memory),
             traffic: Traffic::default(),
-            hosts: Hosts::default(),
+            space,
+            hosts: Hosts::new(options.limits),
             layouts: Semaphore::new(thread::available_parallelism().map_or(1, usize::from)),
             checks: Semaphore::new(1),
             touches: options.record.then(Touches::default),
+            on_false_layer: OnceLock::new(),
             runtime: OnceLock::new(),
             sync: Mutex::new(Some(sender)),
             sync_thread: Mutex::new(Some(thread)),
@@ -150,19 +184,48 @@ impl Services {
         &self.hosts
     }
 
+    /// The space of the disks on the local file system.
+    pub(crate) fn space(&self) -> &Space {
+        &self.space
+    }
+
     pub(crate) fn traffic(&self) -> &Traffic {
         &self.traffic
     }
 
-    /// Waits for memory for a fetch of this many bytes, which is released when the permit is dropped. A larger fetch takes all memory.
-    pub(crate) async fn memory(&self, bytes: u64) -> Option<SemaphorePermit<'_>> {
+    /// Waits for memory for a fetch of this many bytes from a host. A larger fetch takes all memory. What waits for a host that does not
+    /// answer holds no memory that fetches from other hosts need.
+    pub(crate) async fn memory(&self, host: &str, bytes: u64) -> FetchMemory<'_> {
+        let of_host = self.memory_of_hosts.acquire(host, bytes).await;
         let count = permits(bytes.min(self.options.fetch_memory));
-        self.memory.acquire_many(count).await.ok() // never closed
+        FetchMemory {
+            _memory: self.memory.acquire_many(count).await.ok(), // never closed
+            _of_host: of_host,
+        }
+    }
+
+    /// Compressed bytes in flight, rounded up to [`MEMORY_UNIT`].
+    pub(crate) fn memory_in_use(&self) -> u64 {
+        let all = u64::from(permits(self.options.fetch_memory));
+        let free = self.memory.available_permits() as u64;
+        all.saturating_sub(free) * MEMORY_UNIT
     }
 
     /// Waits for the permit to check a whole layer.
     pub(crate) async fn check_permit(&self) -> Option<SemaphorePermit<'_>> {
         self.checks.acquire().await.ok() // never closed
+    }
+
+    /// Calls this when a layer was found not to have its diff ID. Only the first call counts.
+    pub(super) fn set_on_false_layer(&self, tell: OnFalseLayer) {
+        let _ = self.on_false_layer.set(tell);
+    }
+
+    /// A layer, with this table, does not have its diff ID.
+    pub(crate) fn tell_false_layer(&self, layer: &LayerBlob, table: &Digest) {
+        if let Some(tell) = self.on_false_layer.get() {
+            tell(layer, table);
+        }
     }
 
     /// Stores the runtime that fetches run on, for threads outside of it.
@@ -204,42 +267,6 @@ impl Drop for Services {
             let _ = thread.join();
         }
     }
-}
-
-/// Takes the lock of a root.
-fn lock(layers: &Path) -> Result<File> {
-    let path = layers.join("lock");
-    let io = || format!("cannot lock {}", path.display());
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path)
-        .or_kind(Kind::Io, io)?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            let mut owner = String::new();
-            let _ = file.read_to_string(&mut owner); // only for the message
-            return Err(Error::new(
-                Kind::Busy,
-                format!(
-                    "{} is in use by process {}; give this daemon another root, or stop that one",
-                    layers.display(),
-                    owner.trim()
-                ),
-            ));
-        }
-        Err(TryLockError::Error(error)) => return Err(error).or_kind(Kind::Io, io),
-    }
-    // for the message of another process; the lock does not depend on it
-    let _ = file
-        .set_len(0)
-        .and_then(|()| file.rewind())
-        .and_then(|()| writeln!(file, "{}", std::process::id()));
-    Ok(file)
 }
 
 fn permits(bytes: u64) -> u32 {

@@ -15,20 +15,23 @@ use super::{
         recording::{Touch, Touches},
     },
     build::streams::Streams,
-    disk::Disk,
+    disk::{Disk, open::OpenCheck},
+    lock::{DirectoryLock, lock_root},
     locked::locked,
     repair::from_table::{self, DirectoryRepair},
     services::{Services, StoreOptions},
+    space::measure::allocated,
     stored::{
         directory::{self, DiskDirectory, DiskDraft},
         seal::Damage,
         span_record,
     },
-    types::{LayerBlob, StoredDisk},
+    types::{LayerBlob, StoreLoad, StoredDisk},
 };
 use crate::{
     error::{Error, Kind, Result, ResultExt as _},
     oci::Digest,
+    source::Limits,
 };
 
 /// A layer, and the table that its disk was laid out from.
@@ -44,6 +47,11 @@ pub struct Store {
 }
 
 impl Store {
+    /// Sets what is called for a layer that was found not to have its diff ID, with the digest of its table. Only the first call counts.
+    pub fn set_on_false_layer(&self, tell: impl Fn(&LayerBlob, &Digest) + Send + Sync + 'static) {
+        self.services.set_on_false_layer(Box::new(tell));
+    }
+
     /// Opens (and makes, 0700) the store; an error of kind `Busy` when another process has it.
     pub fn open(root: &Path) -> Result<Arc<Self>> {
         Self::open_with(root, StoreOptions::default())
@@ -51,12 +59,31 @@ impl Store {
 
     /// As [`Self::open`], with options.
     pub fn open_with(root: &Path, options: StoreOptions) -> Result<Arc<Self>> {
-        Ok(Arc::new(Self {
-            services: Services::start(root, options)?,
+        Self::open_locked(root, lock_root(root, None)?, options)
+    }
+
+    /// As [`Self::open_with`], for a process that has the lock of the root.
+    pub fn open_locked(
+        root: &Path,
+        lock: DirectoryLock,
+        options: StoreOptions,
+    ) -> Result<Arc<Self>> {
+        let limits = options.disk_limits;
+        let store = Self {
+            services: Services::start(root, lock, options)?,
             open: Mutex::default(),
             making: Mutex::default(),
             streams: Streams::default(),
-        }))
+        };
+        if limits.is_on() {
+            store.set_disk_limits(limits)?;
+        }
+        Ok(Arc::new(store))
+    }
+
+    /// The time limits of requests to the sources of its disks.
+    pub fn limits(&self) -> Limits {
+        self.services.options().limits
     }
 
     /// The services that its disks share.
@@ -68,7 +95,19 @@ impl Store {
     pub fn stored(self: &Arc<Self>, layer: &Digest, table: &Digest) -> Result<Option<Arc<Disk>>> {
         let making = self.making((*layer, *table));
         let _making = locked(&making);
-        self.find(layer, table)
+        self.find(layer, table, OpenCheck::All)
+    }
+
+    /// As [`Self::stored`], for an image that was attached before a restart and whose readers wait: the windows of the disk are not read
+    /// first.
+    pub fn stored_after_restart(
+        self: &Arc<Self>,
+        layer: &Digest,
+        table: &Digest,
+    ) -> Result<Option<Arc<Disk>>> {
+        let making = self.making((*layer, *table));
+        let _making = locked(&making);
+        self.find(layer, table, OpenCheck::Metadata)
     }
 
     /// As [`Self::stored`], for an image that has the layer. An error of kind `Corrupt`: the table was shown to be false, or an open disk
@@ -89,7 +128,7 @@ impl Store {
         layer: &LayerBlob,
         table: &Digest,
     ) -> Result<Option<Arc<Disk>>> {
-        let Some(disk) = self.find(&layer.digest, table)? else {
+        let Some(disk) = self.find(&layer.digest, table, OpenCheck::All)? else {
             return Ok(None);
         };
         if disk.layer() != layer {
@@ -120,22 +159,28 @@ impl Store {
     }
 
     /// The open disk of a key. A disk whose directory was removed stays open for its users only.
-    fn open_now(&self, key: &Key) -> Option<Arc<Disk>> {
+    pub(super) fn open_now(&self, key: &Key) -> Option<Arc<Disk>> {
         let open = locked(&self.open).get(key).and_then(Weak::upgrade);
         open.filter(|disk| disk.has_its_directory())
     }
 
     /// As [`Self::stored`]; the caller holds the lock of the key.
-    fn find(self: &Arc<Self>, layer: &Digest, table: &Digest) -> Result<Option<Arc<Disk>>> {
+    fn find(
+        self: &Arc<Self>,
+        layer: &Digest,
+        table: &Digest,
+        check: OpenCheck,
+    ) -> Result<Option<Arc<Disk>>> {
         let key = (*layer, *table);
         if let Some(disk) = self.open_now(&key) {
             return Ok(Some(disk));
         }
         let place = self.place(layer, table);
-        if !place.exists() {
+        // a link without a target is there, too
+        if fs::symlink_metadata(&place).is_err() {
             return Ok(None);
         }
-        match self.open_disk(layer, table, false) {
+        match self.open_disk(layer, table, check) {
             Ok(disk) => Ok(Some(disk)),
             Err(error) if Damage::is_in(&error) => {
                 tracing::warn!("{}", error.report());
@@ -190,7 +235,7 @@ impl Store {
             DirectoryRepair::Impossible(error) => error,
             DirectoryRepair::Done(what) => {
                 let open = self.open_now(&(*layer, *table));
-                match open.map_or_else(|| self.open_disk(layer, table, false), Ok) {
+                match open.map_or_else(|| self.open_disk(layer, table, OpenCheck::All), Ok) {
                     Ok(disk) => {
                         disk.table_repair().add_repairs(what);
                         return Ok(Some(disk));
@@ -216,7 +261,7 @@ impl Store {
     /// A disk of this layer that was checked in full against the layer's digest or diff ID, if there is one: it may serve any image. Blocks
     /// on local files.
     pub fn verified(self: &Arc<Self>, layer: &LayerBlob) -> Result<Option<Arc<Disk>>> {
-        for stored in self.disks_of(&layer.digest)? {
+        for stored in self.disks_of(&layer.digest) {
             // another diff ID for the same blob: one of the two images is false
             if stored.verified
                 && stored.layer.diff_id == layer.diff_id
@@ -228,10 +273,44 @@ impl Store {
         Ok(None)
     }
 
+    /// Whether the disk of a layer and table was checked in full against this layer, open or not. Blocks on local files.
+    pub fn is_verified(self: &Arc<Self>, layer: &LayerBlob, table: &Digest) -> bool {
+        let stored = self.disks_of(&layer.digest).into_iter();
+        let mut stored = stored.filter(|stored| stored.table == *table);
+        stored.any(|stored| stored.verified && stored.layer.diff_id == layer.diff_id)
+    }
+
+    /// What the directory of a layer and table has on the local disk: bytes and inodes. None: 0.
+    pub fn stored_usage(&self, layer: &Digest, table: &Digest) -> (u64, u64) {
+        let directory = self.place(layer, table);
+        let files = std::fs::read_dir(&directory).map_or(0, |files| files.count() as u64 + 1);
+        (allocated(&directory), files)
+    }
+
     /// The spans that were read, in the order of their first read; none without [`StoreOptions::record`].
     pub fn touches(&self) -> Vec<Touch> {
         let recording = self.services.recording();
         recording.map_or_else(Vec::new, Touches::in_order)
+    }
+
+    /// The disks that are open.
+    pub fn open_disks(&self) -> Vec<Arc<Disk>> {
+        locked(&self.open)
+            .values()
+            .filter_map(Weak::upgrade)
+            .collect()
+    }
+
+    /// What waits and what is in use at the moment, over all disks.
+    pub fn load(&self) -> StoreLoad {
+        let (reads_waiting, background_fetches) = self.services.traffic().counts();
+        StoreLoad {
+            reads_waiting: reads_waiting as u64,
+            background_fetches: background_fetches as u64,
+            decodes_waiting: self.services.decoders().waiting() as u64,
+            fetch_memory_bytes: self.services.memory_in_use(),
+            held_bytes: self.services.held_spans().lock().bytes(),
+        }
     }
 
     /// Sets that these are the disks of one image: their lost and saved time is counted together.
@@ -243,7 +322,7 @@ impl Store {
     pub fn list(self: &Arc<Self>) -> Result<Vec<StoredDisk>> {
         let mut disks = Vec::new();
         for layer in digests_in(&self.services.layers().join("sha256"))? {
-            disks.extend(self.disks_of(&layer)?);
+            disks.extend(self.disks_of(&layer));
         }
         Ok(disks)
     }
@@ -253,16 +332,28 @@ impl Store {
         let layers = self.services.layers().join("sha256");
         let mut directories = Vec::new();
         for layer in digests_in(&layers)? {
-            let tables = digests_in(&layers.join(layer.hex()))?;
+            let tables = self.tables_of(&layer);
             directories.extend(tables.into_iter().map(|table| (layer, table)));
         }
         Ok(directories)
     }
 
+    /// The tables that a layer has disks of. A layer whose directory cannot be listed has none: this must not affect other layers.
+    fn tables_of(&self, layer: &Digest) -> Vec<Digest> {
+        let directory = self.services.layers().join("sha256").join(layer.hex());
+        digests_in(&directory).unwrap_or_else(|error| {
+            tracing::warn!(
+                "the disks of a layer are not used; the next attach of an image with the layer makes a new one: {}",
+                error.report()
+            );
+            Vec::new()
+        })
+    }
+
     /// The disks of a layer.
-    fn disks_of(self: &Arc<Self>, layer: &Digest) -> Result<Vec<StoredDisk>> {
+    fn disks_of(self: &Arc<Self>, layer: &Digest) -> Vec<StoredDisk> {
         let mut disks = Vec::new();
-        for table in digests_in(&self.services.layers().join("sha256").join(layer.hex()))? {
+        for table in self.tables_of(layer) {
             let directory = DiskDirectory::new(self.place(layer, &table));
             let Ok(state) = directory.state() else {
                 continue; // removed when the disk is opened
@@ -287,7 +378,7 @@ impl Store {
                 layer: state.layer,
             });
         }
-        Ok(disks)
+        disks
     }
 
     /// Opens a disk that is not open. The caller holds the lock of the key: one directory must not have two open disks.
@@ -295,12 +386,12 @@ impl Store {
         self: &Arc<Self>,
         layer: &Digest,
         table: &Digest,
-        is_new: bool,
+        check: OpenCheck,
     ) -> Result<Arc<Disk>> {
         let disk = Disk::open(
             &self.services,
             DiskDirectory::new(self.place(layer, table)),
-            is_new,
+            check,
         )?;
         if (disk.layer().digest, *disk.table()) != (*layer, *table) {
             return Err(Error::new(
@@ -323,7 +414,7 @@ impl Store {
     ) -> Result<Arc<Disk>> {
         let making = self.making((*layer, *table));
         let _making = locked(&making);
-        match self.find(layer, table)? {
+        match self.find(layer, table, OpenCheck::All)? {
             Some(disk) => Ok(disk),
             None => self.name(draft, layer, table),
         }
@@ -337,7 +428,7 @@ impl Store {
         table: &Digest,
     ) -> Result<Arc<Disk>> {
         draft.publish(&self.place(layer, table))?;
-        let disk = self.open_disk(layer, table, true)?;
+        let disk = self.open_disk(layer, table, OpenCheck::New)?;
         self.services.sync_later(disk.as_synced());
         Ok(disk)
     }

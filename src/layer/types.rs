@@ -69,13 +69,61 @@ pub struct StoredDisk {
     pub spans: u32,
 }
 
+/// What waits and what is in use in a store at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StoreLoad {
+    /// Reads that wait for a fetch.
+    pub reads_waiting: u64,
+    /// Fetches in the background.
+    pub background_fetches: u64,
+    /// Spans that have arrived and wait for a decoding thread.
+    pub decodes_waiting: u64,
+    /// Compressed bytes in flight.
+    pub fetch_memory_bytes: u64,
+    /// Bytes of the spans that are held in memory because the local disk has rejected them.
+    pub held_bytes: u64,
+}
+
 /// Counters of a disk since it was opened.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    serde::Serialize,
+    serde::Deserialize,
+    schemars::JsonSchema,
+)]
 pub struct DiskCounters {
+    /// Reads that were answered. Reads of a complete disk are not counted once its device is a loop device.
+    pub reads: u64,
+    /// Bytes of these reads.
+    pub read_bytes: u64,
+    /// Reads that have waited for a fetch.
+    pub waits: u64,
+    /// Time that these reads have waited, in milliseconds; reads that wait at the same time each count.
+    pub wait_ms: u64,
     /// Ranged GETs that were made.
     pub fetches: u64,
     /// Compressed bytes fetched.
     pub fetched_bytes: u64,
+}
+
+impl std::ops::Add for DiskCounters {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            reads: self.reads + other.reads,
+            read_bytes: self.read_bytes + other.read_bytes,
+            waits: self.waits + other.waits,
+            wait_ms: self.wait_ms + other.wait_ms,
+            fetches: self.fetches + other.fetches,
+            fetched_bytes: self.fetched_bytes + other.fetched_bytes,
+        }
+    }
 }
 
 /// Identifies a disk among all open disks.

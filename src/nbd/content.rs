@@ -7,7 +7,7 @@ use tokio::runtime::Handle;
 use super::protocol::{BlockDescriptor, NBD_STATE_HOLE, NBD_STATE_ZERO};
 use crate::{
     error::{Error, Kind},
-    layer::{Allocation, ServedDisk},
+    layer::{Allocation, ReadAttempts, ServedDisk},
     units::DiskOffset,
 };
 
@@ -17,9 +17,6 @@ pub(super) const MIN_HOLE: u64 = 32 << 10;
 
 /// Maximum number of bytes of one step of `NBD_CMD_BLOCK_STATUS`, to bound the work for one reply.
 const EXTENTS_STEP: u64 = 256 << 20;
-
-/// Times that a range is made present for one read: more only where eviction takes it away again.
-const MAX_ATTEMPTS: u32 = 4;
 
 /// How an extent of a read is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,10 +33,26 @@ pub(super) enum Wait {
 }
 
 /// Why a range was not read.
-pub(super) enum Failure {
+pub(super) enum ReadFailure {
     /// It would have to wait.
     WouldWait,
+    /// A part of it is not present any more, whenever the read comes to it.
+    Evicted,
     Error(Error),
+}
+
+impl ReadFailure {
+    /// The error for the client.
+    pub(super) fn into_error(self) -> Error {
+        let why = match self {
+            Self::Error(error) => return error,
+            Self::WouldWait => "the local disk does not answer at once",
+            Self::Evicted => {
+                "the range is evicted before it can be read: the limit of the local disk is too low"
+            }
+        };
+        Error::new(Kind::Io, why)
+    }
 }
 
 /// The source of the data of replies.
@@ -49,37 +62,60 @@ pub(super) struct Source<'a> {
 }
 
 impl Source<'_> {
-    /// Reads a range that was present a moment ago.
-    ///
-    /// Eviction clears the bit of a span before it removes the bytes, so the bytes are right if their bits are set after the read. If they
-    /// are not, this thread waits until the bytes are present again.
-    pub(super) fn read(&self, offset: u64, buffer: &mut [u8], wait: Wait) -> Result<(), Failure> {
-        let start = DiskOffset(offset);
-        let range = start..DiskOffset(offset + buffer.len() as u64);
-        for _ in 0..MAX_ATTEMPTS {
-            if self.export.is_present(range.clone()) {
-                let read = match wait {
-                    Wait::ForDisk => self.export.read_present(start, buffer).map(|()| true),
-                    Wait::Not => self.export.try_read_present(start, buffer),
-                };
-                match read {
-                    Ok(true) if self.export.is_present(range.clone()) => return Ok(()),
-                    Ok(true) => {}
-                    Ok(false) => return Err(Failure::WouldWait),
-                    Err(source) if source.kind() == ErrorKind::Interrupted => {}
-                    Err(source) => {
-                        let why = "the local disk cannot be read";
-                        return Err(Failure::Error(Error::with_source(Kind::Io, why, source)));
-                    }
-                }
+    /// Reads a range that was present a moment ago. If it is not any more, this thread waits until it is present again.
+    pub(super) fn read(
+        &self,
+        offset: u64,
+        buffer: &mut [u8],
+        wait: Wait,
+    ) -> Result<(), ReadFailure> {
+        let range = DiskOffset(offset)..DiskOffset(offset + buffer.len() as u64);
+        let mut attempts = ReadAttempts::begin();
+        while attempts.another() {
+            match self.read_once(offset, buffer, wait) {
+                Err(ReadFailure::Evicted) => {}
+                read => return read,
             }
             let fetch = Arc::clone(self.export).make_present(range.clone());
             self.runtime.block_on(fetch).map_err(|error| {
-                Failure::Error(Error::with_source(error.kind(), error.to_string(), error))
+                ReadFailure::Error(Error::with_source(error.kind(), error.to_string(), error))
             })?;
         }
-        let why = "the range is evicted before it can be read: the disk budget is too small";
-        Err(Failure::Error(Error::new(Kind::Io, why)))
+        Err(ReadFailure::Evicted)
+    }
+
+    /// Reads a range that was present a moment ago.
+    ///
+    /// Eviction clears the bit of a span before it removes the bytes, so the bytes are right if their bits are set after the read.
+    pub(super) fn read_once(
+        &self,
+        offset: u64,
+        buffer: &mut [u8],
+        wait: Wait,
+    ) -> Result<(), ReadFailure> {
+        let start = DiskOffset(offset);
+        let range = start..DiskOffset(offset + buffer.len() as u64);
+        if !self.export.is_present(range.clone()) {
+            return Err(ReadFailure::Evicted);
+        }
+        let read = match wait {
+            Wait::ForDisk => self.export.read_present(start, buffer).map(|()| true),
+            Wait::Not => self.export.try_read_present(start, buffer),
+        };
+        match read {
+            Ok(true) if self.export.is_present(range) => Ok(()),
+            Ok(true) => Err(ReadFailure::Evicted),
+            Ok(false) => Err(ReadFailure::WouldWait),
+            Err(source) if source.kind() == ErrorKind::Interrupted => Err(ReadFailure::Evicted),
+            Err(source) => {
+                let why = "the local disk cannot be read";
+                Err(ReadFailure::Error(Error::with_source(
+                    Kind::Io,
+                    why,
+                    source,
+                )))
+            }
+        }
     }
 
     /// The extents of a read: zeroes where a hole pays, data elsewhere.

@@ -15,7 +15,7 @@ use tokio::runtime::Handle;
 
 use super::{
     MAX_PART, MAX_PAYLOAD,
-    content::{Content, Failure, MIN_HOLE, Source, Wait, status},
+    content::{Content, MIN_HOLE, ReadFailure, Source, Wait, status},
     counters::Counts,
     errno_of,
     error::ConnectionError,
@@ -63,7 +63,7 @@ enum Flow {
 }
 
 /// The result of a poll.
-enum Event {
+enum ConnectionEvent {
     Requests,
     Completions,
     HungUp,
@@ -103,15 +103,15 @@ impl<'a> Transmission<'a> {
                 // without waiting: the disk can also work on new requests while this thread waits
                 self.wait(self.listens(), Some(Duration::ZERO))?
             } else if self.pending.is_empty() {
-                Event::Requests
+                ConnectionEvent::Requests
             } else {
                 self.wait(self.listens(), None)?
             };
             match event {
-                Event::Requests if self.input.fill(self.stream)? => {}
-                Event::Completions => self.finish_ready()?,
-                Event::TimedOut if delayed.is_some() => {}
-                Event::Requests | Event::HungUp | Event::TimedOut => {
+                ConnectionEvent::Requests if self.input.fill(self.stream)? => {}
+                ConnectionEvent::Completions => self.finish_ready()?,
+                ConnectionEvent::TimedOut if delayed.is_some() => {}
+                ConnectionEvent::Requests | ConnectionEvent::HungUp | ConnectionEvent::TimedOut => {
                     self.delayed.extend(delayed);
                     self.give_up()?;
                     return Err(ConnectionError::Disconnected);
@@ -164,12 +164,14 @@ impl<'a> Transmission<'a> {
         }
         while !self.pending.is_empty() {
             match self.wait(PollFlags::empty(), Some(GIVE_UP_LIMIT))? {
-                Event::Completions => {
+                ConnectionEvent::Completions => {
                     for (request, _) in self.pending.take_ready() {
                         self.error(&request, NBD_ESHUTDOWN, "the server is stopping")?;
                     }
                 }
-                Event::Requests | Event::HungUp | Event::TimedOut => break,
+                ConnectionEvent::Requests | ConnectionEvent::HungUp | ConnectionEvent::TimedOut => {
+                    break;
+                }
             }
         }
         self.replies.flush()
@@ -185,8 +187,10 @@ impl<'a> Transmission<'a> {
         while !self.pending.is_empty() {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.wait(PollFlags::empty(), Some(left))? {
-                Event::Completions => self.finish_ready()?,
-                Event::Requests | Event::HungUp | Event::TimedOut => break,
+                ConnectionEvent::Completions => self.finish_ready()?,
+                ConnectionEvent::Requests | ConnectionEvent::HungUp | ConnectionEvent::TimedOut => {
+                    break;
+                }
             }
             self.replies.flush()?;
         }
@@ -194,7 +198,11 @@ impl<'a> Transmission<'a> {
     }
 
     /// Waits for completions, and for these events of the socket; its errors and hang-ups are always reported.
-    fn wait(&self, socket: PollFlags, limit: Option<Duration>) -> Result<Event, ConnectionError> {
+    fn wait(
+        &self,
+        socket: PollFlags,
+        limit: Option<Duration>,
+    ) -> Result<ConnectionEvent, ConnectionError> {
         let limit = limit.map(|limit| Timespec {
             tv_sec: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: i64::from(limit.subsec_nanos()),
@@ -208,15 +216,15 @@ impl<'a> Transmission<'a> {
             match poll(&mut fds, limit.as_ref()) {
                 Err(Errno::INTR) => continue,
                 Err(error) => return Err(ConnectionError::io("polling")(error.into())),
-                Ok(0) => return Ok(Event::TimedOut),
+                Ok(0) => return Ok(ConnectionEvent::TimedOut),
                 Ok(_) => {}
             }
             let gone = PollFlags::HUP | PollFlags::ERR | PollFlags::RDHUP;
             return Ok(match [fds[0].revents(), fds[1].revents()] {
                 // requests that are not read here need no answer: the client is gone
-                [_, socket] if socket.intersects(gone) => Event::HungUp,
-                [wake, _] if wake.contains(PollFlags::IN) => Event::Completions,
-                _ => Event::Requests,
+                [_, socket] if socket.intersects(gone) => ConnectionEvent::HungUp,
+                [wake, _] if wake.contains(PollFlags::IN) => ConnectionEvent::Completions,
+                _ => ConnectionEvent::Requests,
             });
         }
     }
@@ -322,14 +330,15 @@ impl<'a> Transmission<'a> {
                 let fill = |buffer: &mut [u8]| source.read(at, buffer, wait);
                 match self.replies.data(request, part, fill)? {
                     Ok(()) => {}
-                    Err(Failure::WouldWait) => {
+                    Err(ReadFailure::WouldWait) => {
                         self.delayed.push_back(*request);
                         return Ok(());
                     }
-                    Err(Failure::Error(_)) if !self.session.structured && !part.first => {
+                    Err(_) if !self.session.structured && !part.first => {
                         return Err(ConnectionError::Torn { offset: at });
                     }
-                    Err(Failure::Error(error)) => {
+                    Err(failure) => {
+                        let error = failure.into_error();
                         return self.error(request, errno_of(&error), &error.to_string());
                     }
                 }

@@ -23,7 +23,7 @@ pub struct ImageConfig {
 }
 
 #[derive(Deserialize)]
-struct Document {
+struct ConfigDocument {
     architecture: Option<String>,
     os: Option<String>,
     variant: Option<String>,
@@ -48,10 +48,24 @@ struct Execution {
 }
 
 impl ImageConfig {
+    /// The chain ID of each layer, the lowest first: the diff ID of the lowest one, then the digest of the chain ID below and the diff ID
+    /// (OCI image specification, "Layer ChainID").
+    pub fn chain_ids(&self) -> Vec<Digest> {
+        let mut below: Option<Digest> = None;
+        let chain = self.diff_ids.iter().map(|diff_id| {
+            let id = below.map_or(*diff_id, |below| {
+                Digest::of(format!("{below} {diff_id}").as_bytes())
+            });
+            below = Some(id);
+            id
+        });
+        chain.collect()
+    }
+
     /// Parses the configuration of an image of so many layers: it has a diff ID for each.
     pub fn parse(bytes: &[u8], layers: usize) -> Result<Self, Error> {
         bounded(bytes, MAX_CONFIG_BYTES)?;
-        let document: Document =
+        let document: ConfigDocument =
             serde_json::from_slice(bytes).map_err(|source| Error::Malformed {
                 what: What::ImageConfig,
                 source,

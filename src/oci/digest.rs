@@ -21,6 +21,18 @@ impl Digest {
         hasher.finish()
     }
 
+    /// An error unless the bytes have this digest.
+    pub fn verify(&self, bytes: &[u8]) -> Result<(), Error> {
+        let found = Self::of(bytes);
+        match found == *self {
+            true => Ok(()),
+            false => Err(Error::new(
+                Kind::Corrupt,
+                format!("its content has the digest {found}"),
+            )),
+        }
+    }
+
     /// The 32 bytes.
     pub const fn bytes(&self) -> &[u8; 32] {
         &self.0
@@ -116,6 +128,20 @@ fn nibble(digit: u8) -> Option<u8> {
         b'0'..=b'9' => Some(digit - b'0'),
         b'a'..=b'f' => Some(digit - b'a' + 10),
         _ => None,
+    }
+}
+
+impl schemars::JsonSchema for Digest {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Digest".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
+            "type": "string",
+            "description": "An SHA-256 digest",
+            "pattern": "^sha256:[0-9a-f]{64}$"
+        })
     }
 }
 

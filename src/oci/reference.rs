@@ -1,7 +1,7 @@
-//! Image references: `nginx:1.27`, `registry/repo@sha256:...`, `oci:DIR[:TAG]`, `oci-archive:FILE[:TAG]`.
+//! Image references: `nginx:1.27`, `registry/repo@sha256:...`, `oci:DIR[:TAG]`, `oci-archive:FILE[:TAG]`, `containerd://NAMESPACE/NAME`.
 //!
 //! Registry references follow the grammar and the normalisation of `github.com/distribution/reference` (Docker's). Layouts are written as
-//! for skopeo: the first colon ends the path, and the rest may contain colons and slashes.
+//! for skopeo: the first colon ends the path, and the rest may contain colons and slashes. The names of containerd's images are any text.
 
 use std::{
     fmt,
@@ -20,12 +20,19 @@ const MAX_TEXT: usize = 8192;
 /// The grammar's limit on host and repository together.
 const MAX_NAME: usize = 255;
 const MAX_TAG: usize = 128;
+/// The beginning of references to images of containerd.
+const CONTAINERD: &str = "containerd://";
+/// containerd's limit on the name of a namespace.
+const MAX_NAMESPACE: usize = 76;
 
 /// An image reference.
 ///
 /// `Display` gives the normalised form: parsing that gives the same reference.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+)]
 #[serde(into = "String", try_from = "String")]
+#[schemars(with = "String")]
 pub enum Reference {
     /// A repository of a registry.
     Registry {
@@ -51,6 +58,13 @@ pub enum Reference {
         path: PathBuf,
         /// As in [`Reference::Layout`].
         tag: Option<String>,
+    },
+    /// An image of a containerd of this host.
+    Containerd {
+        /// The namespace, e.g. `default`, `k8s.io`.
+        namespace: String,
+        /// The name, as containerd has it, e.g. `docker.io/library/nginx:1.27`; none: the namespace as a whole.
+        name: Option<String>,
     },
 }
 
@@ -84,6 +98,9 @@ impl FromStr for Reference {
             let (path, tag) = parse_layout(text, rest)?;
             return Ok(Self::Archive { path, tag });
         }
+        if let Some(rest) = text.strip_prefix(CONTAINERD) {
+            return parse_containerd(text, rest);
+        }
         refuse_other_transports(text)?;
         parse_registry(text, text.strip_prefix("docker://").unwrap_or(text))
     }
@@ -108,16 +125,29 @@ impl Reference {
             Self::Layout { tag: own, .. } | Self::Archive { tag: own, .. } => {
                 *own = Some(tag.to_owned());
             }
+            Self::Containerd { name, .. } => {
+                *name = name.as_deref().map(|name| name_with_tag(name, tag));
+            }
         }
         Ok(other)
     }
 
-    /// The repository or layout, without tag and digest.
+    /// The manifest of this digest in the same repository; a layout stays as it is.
+    pub fn with_digest(&self, of: Digest) -> Self {
+        let mut other = self.clone();
+        if let Self::Registry { tag, digest, .. } = &mut other {
+            (*tag, *digest) = (None, Some(of));
+        }
+        other
+    }
+
+    /// The repository, layout or namespace, without tag and digest.
     pub fn place(&self) -> Self {
         let mut place = self.clone();
         match &mut place {
             Self::Registry { tag, digest, .. } => (*tag, *digest) = (None, None),
             Self::Layout { tag, .. } | Self::Archive { tag, .. } => *tag = None,
+            Self::Containerd { name, .. } => *name = None,
         }
         place
     }
@@ -143,8 +173,45 @@ impl fmt::Display for Reference {
             }
             Self::Layout { path, tag } => write_layout(f, "oci", path, tag.as_deref()),
             Self::Archive { path, tag } => write_layout(f, "oci-archive", path, tag.as_deref()),
+            Self::Containerd { namespace, name } => {
+                write!(f, "{CONTAINERD}{namespace}")?;
+                match name {
+                    Some(name) => write!(f, "/{name}"),
+                    None => Ok(()),
+                }
+            }
         }
     }
+}
+
+/// The name of an image of containerd with another tag, and no digest.
+pub(crate) fn name_with_tag(name: &str, tag: &str) -> String {
+    let name = name.split_once('@').map_or(name, |(name, _)| name);
+    let name = match name.rsplit_once(':') {
+        Some((name, last)) if !last.contains('/') => name,
+        _ => name,
+    };
+    format!("{name}:{tag}")
+}
+
+/// `NAMESPACE[/NAME]`.
+fn parse_containerd(text: &str, rest: &str) -> Result<Reference, Error> {
+    let (namespace, name) = match rest.split_once('/') {
+        Some((namespace, name)) => (namespace, Some(name).filter(|name| !name.is_empty())),
+        None => (rest, None),
+    };
+    let is_plain =
+        |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    if namespace.len() > MAX_NAMESPACE || !namespace.split(['.', '_', '-']).all(is_plain) {
+        return Err(invalid(
+            text,
+            "expected containerd://NAMESPACE/NAME, with a namespace of at most 76 letters and digits, separated by dots, dashes or underscores",
+        ));
+    }
+    Ok(Reference::Containerd {
+        namespace: namespace.to_owned(),
+        name: name.map(str::to_owned),
+    })
 }
 
 fn write_layout(

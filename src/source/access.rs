@@ -9,19 +9,37 @@ use std::{
 
 /// How a source may be reached. Comes with each request, never from the daemon's environment, and is kept with a disk's sources.
 /// Holds no registry's secret itself: only where they are.
-#[derive(Clone, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+)]
 #[serde(default)]
 pub struct Access {
     /// Docker's `config.json`; credential helpers are those that it names.
     pub docker_config: Option<PathBuf>,
     /// Podman's `auth.json`, the same format; asked where Docker's has nothing for the registry.
     pub podman_auth: Option<PathBuf>,
-    /// The environment of credential helpers: `PATH`, `HOME` and the names of files and profiles that helpers know; no secrets.
+    /// Whether the credentials of pulls by the CRI image service of this daemon are used; they are asked first.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub pull_credentials: bool,
+    /// The kubelet's credential plugins; asked before the files.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub credential_plugins: Option<CredentialPlugins>,
+    /// The environment of credential helpers and plugins: `PATH`, `HOME` and the names of files and profiles that helpers know; no secrets.
     pub helper_environment: BTreeMap<String, String>,
     /// Plain HTTP also for hosts that are not loopback.
     pub plain_http: bool,
     /// TLS also for hosts that are loopback, which get plain HTTP otherwise.
     pub tls: bool,
+    /// Directories with the configuration of registries (`certs.d` of containerd): the first that knows a registry counts.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub hosts_dirs: Vec<PathBuf>,
+    /// The socket of containerd, for its images.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub containerd_address: Option<PathBuf>,
+    /// Headers of the requests to the hosts of the registry, with names in lower case. They are not stored with the sources of a disk,
+    /// and `Debug` leaves their values out.
+    #[serde(skip)]
+    pub headers: BTreeMap<String, String>,
     /// Further CA certificates, PEM files.
     pub ca_certificates: Vec<PathBuf>,
     /// `HTTPS_PROXY` of the request. The URL of a proxy may have a password, the only secret here; `Debug` leaves it out.
@@ -30,6 +48,17 @@ pub struct Access {
     pub http_proxy: Option<String>,
     /// `NO_PROXY`.
     pub no_proxy: Option<String>,
+}
+
+/// The kubelet's credential plugins.
+#[derive(
+    Clone, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+)]
+pub struct CredentialPlugins {
+    /// The kubelet's `CredentialProviderConfig`, in YAML or JSON.
+    pub config: PathBuf,
+    /// The directory of the programs.
+    pub bin_dir: PathBuf,
 }
 
 /// Variables that tell credential helpers where things are. Those that carry a secret themselves (`AWS_SECRET_ACCESS_KEY`, ...) are
@@ -95,12 +124,17 @@ impl Access {
         Self {
             docker_config: docker_config.and_then(present),
             podman_auth: podman_auth.map(absolute),
+            pull_credentials: false,
+            credential_plugins: None,
             helper_environment: HELPER_VARIABLES
                 .iter()
                 .filter_map(|name| Some(((*name).to_owned(), text(name)?)))
                 .collect(),
             plain_http: false,
             tls: false,
+            hosts_dirs: Vec::new(),
+            containerd_address: None,
+            headers: BTreeMap::new(),
             ca_certificates: path("SSL_CERT_FILE").map(absolute).into_iter().collect(),
             https_proxy: either("https_proxy", "HTTPS_PROXY")
                 .or_else(|| either("all_proxy", "ALL_PROXY")),
@@ -108,6 +142,40 @@ impl Access {
             http_proxy: either("http_proxy", "HTTP_PROXY")
                 .or_else(|| either("all_proxy", "ALL_PROXY")),
             no_proxy: either("no_proxy", "NO_PROXY"),
+        }
+    }
+
+    /// Without the passwords of proxies: the form that may be stored.
+    pub(crate) fn without_passwords(&self) -> Self {
+        let stripped = |proxy: &Option<String>| proxy.as_deref().map(strip_password);
+        Self {
+            https_proxy: stripped(&self.https_proxy),
+            http_proxy: stripped(&self.http_proxy),
+            ..self.clone()
+        }
+    }
+
+    /// Without headers.
+    pub(crate) fn without_headers(&self) -> Self {
+        Self {
+            headers: BTreeMap::new(),
+            ..self.clone()
+        }
+    }
+
+    /// With the passwords of proxies that another access has for the same user of the same proxy.
+    pub(crate) fn with_passwords_of(&self, other: &Self) -> Self {
+        let others = [&other.https_proxy, &other.http_proxy];
+        let completed = |proxy: &Option<String>| {
+            let proxy = proxy.as_deref()?;
+            let mut others = others.into_iter().flatten();
+            let same = others.find(|other| strip_password(other) == proxy);
+            Some(same.map_or(proxy, String::as_str).to_owned())
+        };
+        Self {
+            https_proxy: completed(&self.https_proxy),
+            http_proxy: completed(&self.http_proxy),
+            ..self.clone()
         }
     }
 }
@@ -118,8 +186,13 @@ impl fmt::Debug for Access {
         f.debug_struct("Access")
             .field("docker_config", &self.docker_config)
             .field("podman_auth", &self.podman_auth)
+            .field("pull_credentials", &self.pull_credentials)
+            .field("credential_plugins", &self.credential_plugins)
             .field("plain_http", &self.plain_http)
             .field("tls", &self.tls)
+            .field("hosts_dirs", &self.hosts_dirs)
+            .field("containerd_address", &self.containerd_address)
+            .field("headers", &self.headers.keys().collect::<Vec<_>>())
             .field("ca_certificates", &self.ca_certificates)
             .field("https_proxy", &shown(&self.https_proxy))
             .field("http_proxy", &shown(&self.http_proxy))
@@ -128,12 +201,33 @@ impl fmt::Debug for Access {
     }
 }
 
+/// The path of a Unix socket, which may be written as a URL.
+pub(crate) fn socket_path(address: &Path) -> &Path {
+    let path = address.to_str().and_then(|it| it.strip_prefix("unix://"));
+    path.map_or(address, Path::new)
+}
+
 /// A proxy's URL without its user part, however broken the rest is.
 pub(super) fn without_password(proxy: &str) -> String {
     match (proxy.rsplit_once('@'), proxy.split_once("://")) {
         (Some((_, host)), Some((scheme, _))) => format!("{scheme}://...@{host}"),
         (Some((_, host)), None) => format!("...@{host}"),
         (None, _) => proxy.to_owned(),
+    }
+}
+
+/// A proxy's URL without the password of its user part, however broken the rest is.
+fn strip_password(proxy: &str) -> String {
+    let (scheme, rest) = match proxy.split_once("://") {
+        Some((scheme, rest)) => (format!("{scheme}://"), rest),
+        None => (String::new(), proxy),
+    };
+    match rest.rsplit_once('@') {
+        Some((user, host)) => {
+            let user = user.split(':').next().unwrap_or(user);
+            format!("{scheme}{user}@{host}")
+        }
+        None => proxy.to_owned(),
     }
 }
 
@@ -225,6 +319,32 @@ mod tests {
         assert!(format!("{access:?}").contains("http://...@proxy:3128"));
         assert_eq!(without_password("user:secret@proxy"), "...@proxy");
         assert_eq!(without_password("proxy:1"), "proxy:1");
+    }
+
+    #[test]
+    fn what_is_stored_has_no_password_of_a_proxy_and_gets_it_back_for_the_same_user() {
+        let with = |https: &str, http: &str| from(&[("https_proxy", https), ("http_proxy", http)]);
+        let given = with("http://me:se:c@ret@proxy:3128/x", "you:secret@proxy");
+        let stored = given.without_passwords();
+        assert_eq!(
+            stored.https_proxy.as_deref(),
+            Some("http://me@proxy:3128/x")
+        );
+        assert_eq!(stored.http_proxy.as_deref(), Some("you@proxy"));
+        assert_eq!(stored.without_passwords(), stored);
+        assert_eq!(stored.with_passwords_of(&given), given);
+        // another user, another proxy, none
+        for other in [
+            with("http://you:secret@proxy:3128/x", ""),
+            with("http://me:secret@proxy:3129/x", ""),
+            with("http://me@proxy:3128/x", ""),
+            Access::default(),
+        ] {
+            assert_eq!(stored.with_passwords_of(&other), stored);
+        }
+        let none = with("http://proxy", "");
+        assert_eq!(none.without_passwords(), none);
+        assert_eq!(none.with_passwords_of(&given), none);
     }
 
     #[test]

@@ -9,9 +9,12 @@ use futures_util::{
 };
 
 use super::{
-    Access, Copied, Limits, Opened, Place, Source,
+    Access, Copied, Limits, Opened, Source, SourcePlace,
+    containerd::Containerd,
+    hosts_of,
     layout::{Incoming, Layout, NewArtifact, Pack},
-    registry::{Outgoing, Purpose, Repository, Tap},
+    registry::{Outgoing, Purpose, Repository, Tap, rest_of},
+    repository,
 };
 use crate::{
     error::{Error, Kind, Result},
@@ -41,6 +44,7 @@ enum WritePlace {
     Registry(Repository),
     Folder(Layout),
     Archive(Pack),
+    Containerd(Containerd),
 }
 
 impl Destination {
@@ -53,30 +57,42 @@ impl Destination {
     /// Like [`Destination::open`], with other limits.
     pub async fn open_with(reference: &Reference, access: &Access, limits: Limits) -> Result<Self> {
         let place = match reference {
-            Reference::Registry {
-                host,
-                repository,
-                tag,
-                digest,
-            } => WritePlace::Registry(Repository::open(
-                host,
-                repository,
-                tag.as_deref(),
-                *digest,
-                access,
-                limits,
-                Purpose::Push,
-            )?),
+            Reference::Registry { host, .. } => {
+                let hosts = hosts_of(host, access).await?;
+                WritePlace::Registry(repository(reference, hosts, access, limits, Purpose::Push)?)
+            }
             Reference::Layout { path, tag: _ } => {
                 WritePlace::Folder(Layout::open_or_create(path, FOLDER_MODE).await?)
             }
             Reference::Archive { path, tag: _ } => WritePlace::Archive(Pack::create(path).await?),
+            Reference::Containerd { namespace, name } => WritePlace::Containerd(super::containerd(
+                namespace,
+                name.as_deref(),
+                access,
+                limits,
+            )),
         };
         Ok(Self(Arc::new(Inner {
             reference: reference.clone(),
             access: access.clone(),
             place,
         })))
+    }
+
+    /// The place of a source, where artifacts are stored beside an image on this host; `None` for a registry, and for a layout that cannot be
+    /// changed.
+    pub async fn beside(source: &Source) -> Result<Option<Self>> {
+        let is_writable = match &source.0.place {
+            SourcePlace::Registry(_) => false,
+            SourcePlace::Layout(layout) => layout.is_writable(),
+            SourcePlace::Containerd(_) => true,
+        };
+        match is_writable {
+            true => Self::open(source.reference(), source.access())
+                .await
+                .map(Some),
+            false => Ok(None),
+        }
     }
 
     /// The reference that this was opened with.
@@ -87,13 +103,14 @@ impl Destination {
     /// The same place to read from; `None` for an archive, which cannot be read before it is finished.
     pub async fn source(&self) -> Result<Option<Source>> {
         let place = match &self.0.place {
-            WritePlace::Registry(repository) => Place::Registry(repository.clone()),
+            WritePlace::Registry(repository) => SourcePlace::Registry(repository.clone()),
             WritePlace::Folder(_) => {
                 return Source::open(&self.0.reference, &self.0.access)
                     .await
                     .map(Some);
             }
             WritePlace::Archive(_) => return Ok(None),
+            WritePlace::Containerd(containerd) => SourcePlace::Containerd(containerd.clone()),
         };
         Ok(Some(Source(Arc::new(Opened {
             reference: self.0.reference.clone(),
@@ -108,6 +125,7 @@ impl Destination {
             WritePlace::Registry(repository) => repository.has_blob(digest).await,
             WritePlace::Folder(layout) => layout.has_blob(digest, size).await,
             WritePlace::Archive(pack) => Ok(pack.has_blob(digest)),
+            WritePlace::Containerd(containerd) => containerd.has_blob(digest, size).await,
         }
     }
 
@@ -115,21 +133,16 @@ impl Destination {
     pub async fn put_blob(&self, bytes: &Bytes) -> Result<Copied> {
         let digest = Digest::of(bytes);
         let size = bytes.len() as u64;
+        let feed = |offset: u64| -> BoxFuture<'_, _> { rest_of(bytes, offset) };
+        let blob = Outgoing {
+            digest: &digest,
+            size,
+            mount: None,
+            feed: &feed,
+        };
         match &self.0.place {
-            WritePlace::Registry(repository) => {
-                let feed = |offset: u64| -> BoxFuture<'_, Result<BoxStream<'static, _>>> {
-                    // at most the length, which is a usize
-                    let rest = bytes.slice(usize::try_from(offset).unwrap_or(bytes.len())..);
-                    Box::pin(async move { Ok(stream::once(async { Ok(rest) }).boxed()) })
-                };
-                let blob = Outgoing {
-                    digest: &digest,
-                    size,
-                    mount: None,
-                    feed: &feed,
-                };
-                repository.copy_blob(blob, None).await
-            }
+            WritePlace::Registry(repository) => repository.copy_blob(blob, None).await,
+            WritePlace::Containerd(containerd) => containerd.copy_blob(blob, None).await,
             WritePlace::Folder(layout) => {
                 if layout.has_blob(&digest, size).await? {
                     return Ok(Copied::Present);
@@ -155,19 +168,18 @@ impl Destination {
         size: u64,
         tap: Option<Tap<'_>>,
     ) -> Result<Copied> {
+        let feed = |offset: u64| -> BoxFuture<'_, Result<BoxStream<'static, _>>> {
+            Box::pin(from.stream_from(digest, offset, size))
+        };
+        let blob = Outgoing {
+            digest,
+            size,
+            mount: self.mountable(from),
+            feed: &feed,
+        };
         match &self.0.place {
-            WritePlace::Registry(repository) => {
-                let feed = |offset: u64| -> BoxFuture<'_, Result<BoxStream<'static, _>>> {
-                    Box::pin(from.stream_from(digest, offset, size))
-                };
-                let blob = Outgoing {
-                    digest,
-                    size,
-                    mount: self.mountable(from),
-                    feed: &feed,
-                };
-                repository.copy_blob(blob, tap).await
-            }
+            WritePlace::Registry(repository) => repository.copy_blob(blob, tap).await,
+            WritePlace::Containerd(containerd) => containerd.copy_blob(blob, tap).await,
             WritePlace::Folder(layout) => {
                 if layout.has_blob(digest, size).await? {
                     return Ok(Copied::Present);
@@ -214,11 +226,12 @@ impl Destination {
             }
             WritePlace::Folder(layout) => layout.put_blob(bytes).await.map(|()| Digest::of(bytes)),
             WritePlace::Archive(pack) => pack.put_blob(bytes).await.map(|()| Digest::of(bytes)),
+            WritePlace::Containerd(containerd) => containerd.put_manifest(media_type, bytes).await,
         }
     }
 
     /// Adds a manifest whose blobs are there, and gives it the tag of this destination's reference: `latest` in a registry if it names
-    /// none. By a digest in the reference nothing can be tagged: an error.
+    /// none; in containerd, it makes or changes the image. By a digest in the reference nothing can be tagged: an error.
     pub async fn tag_manifest(&self, media_type: &str, bytes: &Bytes) -> Result<Digest> {
         let tag = match &self.0.reference {
             Reference::Registry {
@@ -239,6 +252,7 @@ impl Destination {
                 (None, None) => Some("latest"),
             },
             Reference::Layout { tag, .. } | Reference::Archive { tag, .. } => tag.as_deref(),
+            Reference::Containerd { .. } => None,
         };
         match &self.0.place {
             WritePlace::Registry(repository) => {
@@ -246,6 +260,7 @@ impl Destination {
             }
             WritePlace::Folder(layout) => layout.tag(media_type, bytes, tag).await,
             WritePlace::Archive(pack) => pack.tag(media_type, bytes, tag).await,
+            WritePlace::Containerd(containerd) => containerd.tag(media_type, bytes, tag).await,
         }
     }
 
@@ -257,11 +272,15 @@ impl Destination {
             }
             WritePlace::Folder(layout) => layout.tag(media_type, bytes, Some(tag)).await,
             WritePlace::Archive(pack) => pack.tag(media_type, bytes, Some(tag)).await,
+            WritePlace::Containerd(containerd) => {
+                containerd.tag(media_type, bytes, Some(tag)).await
+            }
         }
     }
 
     /// Adds an artifact that refers to a manifest, so that it is listed among the referrers of the manifest: by the API of the registry or
-    /// else in the list under the referrers tag, and in a layout by `index.json`. `uploads` blobs are sent in parallel.
+    /// else in the list under the referrers tag, in a layout by `index.json`, and in containerd by labels. `uploads` blobs are sent in
+    /// parallel.
     pub async fn put_referrer(
         &self,
         artifact: NewArtifact,
@@ -270,15 +289,12 @@ impl Destination {
     ) -> Result<Digest> {
         match &self.0.place {
             WritePlace::Registry(repository) => {
-                stream::iter(artifact.blobs.clone())
-                    .map(|blob| {
-                        let to = self.clone();
-                        async move { to.put_blob(&blob).await }
-                    })
-                    .buffer_unordered(uploads.max(1))
-                    .try_for_each(|_| async { Ok(()) })
-                    .await?;
+                self.put_blobs(&artifact, uploads).await?;
                 repository.put_referrer(&artifact, subject).await
+            }
+            WritePlace::Containerd(containerd) => {
+                self.put_blobs(&artifact, uploads).await?;
+                containerd.put_referrer(&artifact, subject).await
             }
             WritePlace::Folder(layout) => layout.store(artifact).await,
             WritePlace::Archive(pack) => {
@@ -291,6 +307,17 @@ impl Destination {
         }
     }
 
+    async fn put_blobs(&self, artifact: &NewArtifact, uploads: usize) -> Result<()> {
+        stream::iter(artifact.blobs.clone())
+            .map(|blob| {
+                let to = self.clone();
+                async move { to.put_blob(&blob).await }
+            })
+            .buffer_unordered(uploads.max(1))
+            .try_for_each(|_| async { Ok(()) })
+            .await
+    }
+
     /// Removes a referrer and its entries in lists; a manifest that does not refer to the subject is an error. `false` if it does not
     /// exist.
     pub async fn delete_referrer(&self, digest: &Digest, subject: &Digest) -> Result<bool> {
@@ -298,14 +325,19 @@ impl Destination {
             WritePlace::Registry(repository) => repository.delete_referrer(digest, subject).await,
             WritePlace::Folder(layout) => layout.unlist_referrer(digest, subject).await,
             WritePlace::Archive(_) => Ok(false),
+            WritePlace::Containerd(containerd) => containerd.delete_referrer(digest, subject).await,
         }
     }
 
-    /// All is written. Makes an archive whole; a registry and a folder are so at each moment.
+    /// All is written. Makes an archive whole, and ends the lease of containerd; a registry and a folder are whole at each moment.
     pub async fn finish(&self) -> Result<()> {
         match &self.0.place {
             WritePlace::Registry(_) | WritePlace::Folder(_) => Ok(()),
             WritePlace::Archive(pack) => pack.finish().await,
+            WritePlace::Containerd(containerd) => {
+                containerd.finish().await;
+                Ok(())
+            }
         }
     }
 }

@@ -4,7 +4,13 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use crate::oci::Digest;
+use serde::Deserialize;
+
+use crate::oci::{
+    Digest,
+    artifact::{What, what_is},
+    media_type::{OCI_INDEX, OCI_MANIFEST},
+};
 
 /// A manifest or index, byte for byte as its source has it, verified against its digest.
 #[derive(Clone, Debug)]
@@ -15,6 +21,32 @@ pub struct Manifest {
     pub digest: Digest,
     /// Its bytes.
     pub bytes: Bytes,
+}
+
+impl Manifest {
+    /// These bytes, which have this digest. `media_type` is that of the descriptor; without one, the document's own, else its structure
+    /// decides.
+    pub(super) fn of(digest: Digest, media_type: &str, bytes: Bytes) -> Self {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Typed {
+            media_type: String,
+        }
+        let media_type = if !media_type.is_empty() {
+            media_type.to_owned()
+        } else if let Ok(typed) = serde_json::from_slice::<Typed>(&bytes) {
+            typed.media_type
+        } else if what_is(&bytes, "") == What::ImageIndex {
+            OCI_INDEX.to_owned()
+        } else {
+            OCI_MANIFEST.to_owned()
+        };
+        Self {
+            media_type,
+            digest,
+            bytes,
+        }
+    }
 }
 
 /// How a blob came to its destination.

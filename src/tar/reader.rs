@@ -32,7 +32,7 @@ use crate::units::LayerOffset;
 pub struct Reader {
     /// Bytes taken.
     position: LayerOffset,
-    state: State,
+    state: ReaderState,
     /// The block that is being gathered.
     block: Box<RawBlock>,
     /// How much of it there is.
@@ -48,7 +48,7 @@ pub struct Reader {
 
 /// What the next byte belongs to.
 #[derive(Debug)]
-enum State {
+enum ReaderState {
     Header,
     /// The block after a zero block.
     SecondZeroBlock,
@@ -100,7 +100,7 @@ impl Reader {
     pub fn starting_at(position: LayerOffset) -> Self {
         Self {
             position,
-            state: State::Header,
+            state: ReaderState::Header,
             block: Box::new([0; BLOCK_SIZE]),
             filled: 0,
             pending: Pending::default(),
@@ -116,7 +116,7 @@ impl Reader {
     pub fn next<'a>(&mut self, bytes: &mut &'a [u8]) -> Result<Option<Event<'a>>, Error> {
         loop {
             match &mut self.state {
-                State::Header => {
+                ReaderState::Header => {
                     if !self.fill_block(bytes) {
                         return Ok(None);
                     }
@@ -124,7 +124,7 @@ impl Reader {
                         return Ok(Some(Event::Entry { index }));
                     }
                 }
-                State::SecondZeroBlock => {
+                ReaderState::SecondZeroBlock => {
                     if !self.fill_block(bytes) {
                         return Ok(None);
                     }
@@ -134,10 +134,10 @@ impl Reader {
                         });
                     }
                     self.end = Some(self.position);
-                    self.state = State::AfterEnd;
+                    self.state = ReaderState::AfterEnd;
                     return Ok(Some(Event::End));
                 }
-                State::Special(special) => {
+                ReaderState::Special(special) => {
                     let missing = special.size.saturating_sub(special.data.len());
                     let piece = take(bytes, &mut self.position, missing);
                     special.data.extend_from_slice(piece);
@@ -146,7 +146,7 @@ impl Reader {
                     }
                     self.special()?;
                 }
-                State::SparseExtension(_) => {
+                ReaderState::SparseExtension(_) => {
                     if !self.fill_block(bytes) {
                         return Ok(None);
                     }
@@ -154,7 +154,7 @@ impl Reader {
                         return Ok(Some(Event::Entry { index }));
                     }
                 }
-                State::LeadingMap(..) => {
+                ReaderState::LeadingMap(..) => {
                     if !self.fill_block(bytes) {
                         return Ok(None);
                     }
@@ -162,8 +162,8 @@ impl Reader {
                         return Ok(Some(Event::Entry { index }));
                     }
                 }
-                State::Data(data) if data.remaining == 0 => self.next_piece(),
-                State::Data(data) => {
+                ReaderState::Data(data) if data.remaining == 0 => self.next_piece(),
+                ReaderState::Data(data) => {
                     let most = usize::try_from(data.remaining).unwrap_or(usize::MAX);
                     let piece = take(bytes, &mut self.position, most);
                     if piece.is_empty() {
@@ -178,8 +178,8 @@ impl Reader {
                         bytes: piece,
                     }));
                 }
-                State::Padding(0) => self.state = State::Header,
-                State::Padding(missing) => {
+                ReaderState::Padding(0) => self.state = ReaderState::Header,
+                ReaderState::Padding(missing) => {
                     let most = usize::try_from(*missing).unwrap_or(usize::MAX);
                     let piece = take(bytes, &mut self.position, most);
                     if piece.is_empty() {
@@ -187,7 +187,7 @@ impl Reader {
                     }
                     *missing = missing.saturating_sub(length(piece));
                 }
-                State::AfterEnd => {
+                ReaderState::AfterEnd => {
                     take(bytes, &mut self.position, usize::MAX);
                     return Ok(None);
                 }
@@ -208,16 +208,18 @@ impl Reader {
     /// The end of the stream: an error when it is in the middle of a header or of an entry's data. Missing end blocks and missing
     /// padding of the last entry are not (Go and GNU tar let them pass too).
     pub fn finish(mut self) -> Result<Archive, Error> {
-        while matches!(&self.state, State::Data(data) if data.remaining == 0) {
+        while matches!(&self.state, ReaderState::Data(data) if data.remaining == 0) {
             self.next_piece();
         }
         let inside = match &self.state {
-            State::Header | State::SecondZeroBlock if self.filled == 0 => None,
-            State::Header | State::SecondZeroBlock => Some("a header block"),
-            State::Special(_) => Some("a PAX header or a long name"),
-            State::SparseExtension(_) | State::LeadingMap(..) => Some("the map of a sparse file"),
-            State::Data(_) => Some("the data of a file"),
-            State::Padding(_) | State::AfterEnd => None,
+            ReaderState::Header | ReaderState::SecondZeroBlock if self.filled == 0 => None,
+            ReaderState::Header | ReaderState::SecondZeroBlock => Some("a header block"),
+            ReaderState::Special(_) => Some("a PAX header or a long name"),
+            ReaderState::SparseExtension(_) | ReaderState::LeadingMap(..) => {
+                Some("the map of a sparse file")
+            }
+            ReaderState::Data(_) => Some("the data of a file"),
+            ReaderState::Padding(_) | ReaderState::AfterEnd => None,
         };
         match inside {
             Some(inside) => Err(Error::Truncated {
@@ -256,7 +258,7 @@ impl Reader {
     /// A header block has come; the entry, when it is one.
     fn header(&mut self) -> Result<Option<usize>, Error> {
         if is_zero(&self.block) {
-            self.state = State::SecondZeroBlock;
+            self.state = ReaderState::SecondZeroBlock;
             return Ok(None);
         }
         let offset = self.block_start();
@@ -264,7 +266,7 @@ impl Reader {
         match header.typeflag {
             typeflag @ (b'x' | b'g' | b'L' | b'K') => {
                 let size = unsigned("size", offset, header.size)?;
-                self.state = State::Special(Special {
+                self.state = ReaderState::Special(Special {
                     header: offset,
                     typeflag,
                     size: usize::try_from(size)
@@ -281,7 +283,8 @@ impl Reader {
 
     /// A special header is whole: keeps what it says for the next entry.
     fn special(&mut self) -> Result<(), Error> {
-        let State::Special(special) = std::mem::replace(&mut self.state, State::Header) else {
+        let ReaderState::Special(special) = std::mem::replace(&mut self.state, ReaderState::Header)
+        else {
             return Ok(());
         };
         let records = |data: &[u8]| {
@@ -304,7 +307,7 @@ impl Reader {
             b'L' => self.pending.long_name = number::string(&special.data).to_vec(),
             _ => self.pending.long_link = number::string(&special.data).to_vec(),
         }
-        self.state = State::Padding(padding_of(length(&special.data)));
+        self.state = ReaderState::Padding(padding_of(length(&special.data)));
         Ok(())
     }
 
@@ -325,7 +328,8 @@ impl Reader {
             Form::Gnu => self.gnu_sparse(offset, entry),
             Form::MapInRecords(sparse) => self.push_sparse(entry, sparse).map(Some),
             Form::MapBeforeData(sparse) => {
-                self.state = State::LeadingMap(Box::new((entry, sparse)), LeadingMap::default());
+                self.state =
+                    ReaderState::LeadingMap(Box::new((entry, sparse)), LeadingMap::default());
                 Ok(None)
             }
         }
@@ -351,7 +355,7 @@ impl Reader {
                 .map_err(|bad| bad_block(header, bad))?,
         };
         if fields.continues {
-            self.state = State::SparseExtension(Box::new((entry, sparse)));
+            self.state = ReaderState::SparseExtension(Box::new((entry, sparse)));
             return Ok(None);
         }
         self.push_sparse(entry, sparse).map(Some)
@@ -359,7 +363,8 @@ impl Reader {
 
     /// A block that continues an old GNU map.
     fn sparse_extension(&mut self) -> Result<Option<usize>, Error> {
-        let State::SparseExtension(mut pending) = std::mem::replace(&mut self.state, State::Header)
+        let ReaderState::SparseExtension(mut pending) =
+            std::mem::replace(&mut self.state, ReaderState::Header)
         else {
             return Ok(None);
         };
@@ -375,7 +380,7 @@ impl Reader {
             return Err(bad_map(sparse.header, &entry.name, too_long));
         }
         if fields.continues {
-            self.state = State::SparseExtension(pending);
+            self.state = ReaderState::SparseExtension(pending);
             return Ok(None);
         }
         let (entry, sparse) = *pending;
@@ -384,8 +389,8 @@ impl Reader {
 
     /// A block of a map that stands before the data.
     fn leading_map(&mut self) -> Result<Option<usize>, Error> {
-        let State::LeadingMap(mut pending, mut map) =
-            std::mem::replace(&mut self.state, State::Header)
+        let ReaderState::LeadingMap(mut pending, mut map) =
+            std::mem::replace(&mut self.state, ReaderState::Header)
         else {
             return Ok(None);
         };
@@ -398,7 +403,7 @@ impl Reader {
             .ok_or(BadMap("its map is longer than its data"))
             .map_err(bad)?;
         let Some(pairs) = map.push(&self.block).map_err(bad)? else {
-            self.state = State::LeadingMap(pending, map);
+            self.state = ReaderState::LeadingMap(pending, map);
             return Ok(None);
         };
         sparse.pairs = pairs;
@@ -430,7 +435,7 @@ impl Reader {
         }
         let is_sparse = entry.sparse.is_some();
         self.entries.push(entry);
-        self.state = State::Data(Data {
+        self.state = ReaderState::Data(Data {
             file_offset: 0,
             remaining: if is_sparse { 0 } else { stored },
             next_segment: 0,
@@ -441,7 +446,7 @@ impl Reader {
 
     /// The data of a piece is over: what comes next.
     fn next_piece(&mut self) {
-        let State::Data(data) = &mut self.state else {
+        let ReaderState::Data(data) = &mut self.state else {
             return;
         };
         let segment = self
@@ -455,7 +460,7 @@ impl Reader {
                 data.remaining = segment.length;
                 data.next_segment = data.next_segment.saturating_add(1);
             }
-            None => self.state = State::Padding(data.padding),
+            None => self.state = ReaderState::Padding(data.padding),
         }
     }
 }

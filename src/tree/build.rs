@@ -376,9 +376,9 @@ impl<'a> Builder<'a> {
             return None;
         };
         let found = match place(names, name) {
-            Place::At(at) => names[at].1,
-            Place::Late => *self.late.get(&(parent, name))?,
-            Place::End => return None,
+            EntryPlace::At(at) => names[at].1,
+            EntryPlace::Late => *self.late.get(&(parent, name))?,
+            EntryPlace::End => return None,
         };
         (found != GONE).then_some(found)
     }
@@ -387,9 +387,9 @@ impl<'a> Builder<'a> {
     fn insert(&mut self, parent: NodeId, name: &'a [u8], node: NodeId) {
         let names = self.names_mut(parent);
         match place(names, name) {
-            Place::At(at) => names[at].1 = node,
-            Place::End => names.push((name, node)),
-            Place::Late => {
+            EntryPlace::At(at) => names[at].1 = node,
+            EntryPlace::End => names.push((name, node)),
+            EntryPlace::Late => {
                 self.late.insert((parent, name), node);
             }
         }
@@ -408,7 +408,7 @@ impl<'a> Builder<'a> {
 }
 
 /// Where a name is, or would be.
-enum Place {
+enum EntryPlace {
     /// In its directory's list.
     At(usize),
     /// Behind all of the list.
@@ -417,12 +417,12 @@ enum Place {
     Late,
 }
 
-fn place(names: &[(&[u8], NodeId)], name: &[u8]) -> Place {
+fn place(names: &[(&[u8], NodeId)], name: &[u8]) -> EntryPlace {
     match names.last() {
         Some((last, _)) if name <= *last => names
             .binary_search_by_key(&name, |(name, _)| name)
-            .map_or(Place::Late, Place::At),
-        _ => Place::End,
+            .map_or(EntryPlace::Late, EntryPlace::At),
+        _ => EntryPlace::End,
     }
 }
 

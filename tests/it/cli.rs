@@ -1,6 +1,8 @@
 //! The command line, as a person or a script sees it.
 
 mod help;
+mod install;
+mod package;
 mod pages;
 
 use std::{
@@ -108,6 +110,36 @@ fn each_kind_of_error_has_its_status_and_says_what_to_do() {
             "{arguments:?}: {error}"
         );
         assert!(!error.contains('\u{1b}'), "{error:?}");
+    }
+}
+
+#[test]
+fn the_hosts_of_a_registry_are_those_of_the_directory() {
+    let host = Host::new();
+    let layout = MadeLayout::of(vec![Layer::new().file("f", b"f")]);
+    let registry = Registry::start();
+    registry.add_layout("app", layout.path()).unwrap();
+    let certs = tempfile::tempdir().unwrap();
+    let directory = certs.path().join("registry.test");
+    fs::create_dir(&directory).unwrap();
+    let file = directory.join("hosts.toml");
+    let inspect = |dirs: &str| {
+        let arguments = ["inspect", "registry.test/app", "--hosts-dir", dirs];
+        arguments.map(str::to_owned)
+    };
+    let dirs = certs.path().display().to_string();
+    fs::write(&file, format!("server = \"http://{}\"", registry.host())).unwrap();
+    let arguments = inspect(&dirs);
+    host.run(&arguments.each_ref().map(String::as_str));
+    fs::write(&file, "server = 1").unwrap();
+    let missing = format!("{dirs}/missing");
+    for (dirs, words) in [
+        (&dirs, "hosts.toml: line 1: server"),
+        (&missing, "/missing: no such directory"),
+    ] {
+        let arguments = inspect(dirs);
+        let error = host.fail(&arguments.each_ref().map(String::as_str), 2);
+        assert!(error.contains(words), "{error}");
     }
 }
 
@@ -229,6 +261,9 @@ fn doctor_tells_what_is_there_and_what_to_do() {
         );
     }
     assert!(text.contains(report["kernel"].as_str().unwrap()));
+    assert_eq!(offer("daemon")["available"], false, "none was started");
+    let space = offer("space")["detail"].as_str().unwrap();
+    assert!(space.ends_with(host.root().to_str().unwrap()), "{space}");
 }
 
 #[test]
@@ -389,6 +424,26 @@ fn run_follows_the_images_configuration() {
         1,
     );
     assert_eq!(host.list(), [json!(null); 0]);
+    assert_eq!(host.left_over(), [""; 0]);
+}
+
+#[test]
+fn run_writes_a_page_about_the_start_of_its_program() {
+    let host = Host::new();
+    let layout = busybox(json!({"Entrypoint": ["/bin/sh", "-c"]}));
+    let image = layout.reference("");
+    host.run(&["index", "create", &image, "--min-layer-size", "0"]);
+    let page = host.mountpoint("pages").join("start.html");
+    let path = page.to_str().unwrap();
+    host.fail(&["run", &image, "--report", path, "--", "exit 3"], 3);
+    let html = std::fs::read_to_string(&page).unwrap();
+    assert!(html.contains("<code>bin/busybox</code>"), "{html}");
+    assert_eq!(host.list(), [json!(null); 0]);
+    // the status is that of the program, also if there is no place for the page
+    let nowhere = host.mountpoint("pages").join("none/start.html");
+    let path = nowhere.to_str().unwrap();
+    let error = host.fail(&["run", &image, "--report", path, "--", "exit 4"], 4);
+    assert!(error.contains("there is no report"), "{error}");
     assert_eq!(host.left_over(), [""; 0]);
 }
 

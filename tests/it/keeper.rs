@@ -1,5 +1,7 @@
 //! The keeper with daemons that are small scripts: what they put comes back, and who dies is followed by another one.
 
+mod sleeping;
+
 use std::{
     fs::{self, File},
     io::Write as _,
@@ -52,6 +54,7 @@ impl Kept {
         let arguments = ["python3".into(), path("daemon.py").into(), "daemon".into()];
         let plan = Plan {
             program: python(),
+            own: python(),
             arguments: arguments
                 .into_iter()
                 .chain([folder.path().into()])
@@ -59,17 +62,14 @@ impl Kept {
             run_dir: path("run"),
             times,
         };
-        // as signalfd(2) has them
-        let (receiver, sender) = std::io::pipe().unwrap();
-        let receiver = File::from(OwnedFd::from(receiver));
-        rustix::fs::fcntl_setfl(&receiver, OFlags::NONBLOCK).unwrap();
+        let (receiver, sender) = signals();
         let ready = path("ready");
         let keeper = thread::spawn(move || {
             keep(&plan, &receiver, || fs::write(&ready, "").unwrap()).unwrap()
         });
         Self {
             folder,
-            signals: sender.into(),
+            signals: sender,
             keeper: Some(keeper),
         }
     }
@@ -104,6 +104,18 @@ impl Kept {
             .map(|line| line.split(' ').nth(1).unwrap().parse().unwrap())
             .collect()
     }
+}
+
+/// Signals to a keeper, as signalfd(2) has them, and where they are sent from.
+pub fn signals() -> (File, OwnedFd) {
+    let (receiver, sender) = std::io::pipe().unwrap();
+    let receiver = File::from(OwnedFd::from(receiver));
+    rustix::fs::fcntl_setfl(&receiver, OFlags::NONBLOCK).unwrap();
+    (receiver, sender.into())
+}
+
+fn own_program() -> PathBuf {
+    std::env::current_exe().unwrap()
 }
 
 fn python() -> PathBuf {
@@ -146,6 +158,30 @@ report(*inherited())
     let three = "['a', 'b', 'c', 'd'] two words:two words:one:more\n";
     assert_eq!(kept.text("report"), [two, three].concat());
     assert!(kept.path("ready").exists());
+}
+
+#[test]
+fn a_hang_up_waits_until_the_daemon_serves() {
+    let mut kept = Kept::start(
+        r#"
+report("started")
+while not os.path.exists(folder + "/go"): time.sleep(0.01)
+# before this one a hang-up would have ended it
+signal.signal(signal.SIGHUP, lambda *_: report("reload"))
+tell("READY=1")
+while "reload" not in open(folder + "/report").read(): time.sleep(0.01)
+"#,
+        Times::default(),
+    );
+    wait("it has started", || kept.text("report") == "started\n");
+    kept.signal(1);
+    wait("the keeper has the signal", || {
+        rustix::io::ioctl_fionread(&kept.signals).unwrap() == 0
+    });
+    fs::write(kept.path("go"), "").unwrap();
+    assert_eq!(kept.end(), 0);
+    assert_eq!(kept.text("report"), "started\nreload\n");
+    assert_eq!(kept.starts().len(), 1);
 }
 
 #[test]
@@ -374,13 +410,12 @@ fn a_program_that_is_being_replaced_is_not_missed() {
     let folder = tempfile::tempdir().unwrap();
     let plan = Plan {
         program: folder.path().join("none"),
+        own: own_program(),
         arguments: ["test", "--list", "--exact", "none"].map(Into::into).into(),
         run_dir: folder.path().join("run"),
         times: Times::default(),
     };
-    let (receiver, _sender) = std::io::pipe().unwrap();
-    let receiver = File::from(OwnedFd::from(receiver));
-    rustix::fs::fcntl_setfl(&receiver, OFlags::NONBLOCK).unwrap();
+    let (receiver, _sender) = signals();
     // the keeper's own: this test's
     assert_eq!(keep(&plan, &receiver, || ()).unwrap(), 0);
 }

@@ -7,12 +7,13 @@ use serde_json::Value;
 /// Lines of a file in `src/` without its tests. Past this look for the second noun.
 const MAX_LINES: usize = 500;
 
-/// All Rust files below a folder of the project, with their paths from there.
+/// All Rust files below a folder of the project, with their paths from there, without generated ones.
 pub fn sources(folder: &str) -> Vec<(String, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
     files(&root)
         .into_iter()
         .filter(|(path, _)| path.ends_with(".rs"))
+        .filter(|(_, source)| !source.starts_with("// This file is @generated"))
         .collect()
 }
 

@@ -15,16 +15,18 @@ use tokio::task::JoinHandle;
 use super::start;
 use crate::{
     api::{
-        client::{Client, Offer},
+        client::{AttachAnswer, Client, Offer},
         server::Server,
     },
     cli::{
-        GlobalArgs, INTERRUPTED, ImageArgs, IndexArgs, absolute, output, progress::ProgressBars,
-        require_root, signals::SignalReceiver,
+        GlobalArgs, ImageArgs, IndexArgs, absolute, exit::INTERRUPTED, output,
+        progress::ProgressBars, require_root, signals::SignalReceiver,
     },
     engine::{AttachRequest, AttachedImage, Attachment, DeviceChoice, Engine, unmount},
     error::{Error, Kind, Result, ResultExt},
-    kernel, open_files,
+    kernel,
+    layer::FillPolicy,
+    open_files,
 };
 
 /// Maximum time until a successor of a daemon that is shutting down is started, and the interval in which that daemon is polled.
@@ -39,6 +41,7 @@ const ENDING_POLL_INTERVAL: Duration = Duration::from_millis(20);
 #[command(after_help = "Examples:\n\
 \x20 socinbd attach nginx:1.27 /mnt\n\
 \x20 socinbd attach oci:./app:latest /mnt --rw\n\
+\x20 socinbd attach registry.example/app /mnt --keep\n\
 \x20 socinbd attach registry.example/app /mnt --foreground")]
 pub(crate) struct AttachCommand {
     #[command(flatten)]
@@ -52,6 +55,11 @@ pub(crate) struct AttachCommand {
     /// Add a writable upper layer, which is removed on detach
     #[arg(long)]
     rw: bool,
+    /// Attach the image again after a reboot, until it is detached
+    ///
+    /// The next start of the daemon attaches it, or `socinbd restore`, without the registry. Files of --rw are kept as well.
+    #[arg(long, conflicts_with = "foreground")]
+    keep: bool,
     /// Hold the devices in this process instead of a daemon
     ///
     /// The process runs until it gets SIGTERM, SIGINT, SIGQUIT or SIGHUP, or until the image is unmounted.
@@ -62,9 +70,22 @@ pub(crate) struct AttachCommand {
 /// How an image is mounted.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct MountArgs {
-    /// Block device
-    #[arg(long, value_enum, default_value_t)]
+    /// Block device: auto, nbd, loop or fuse
+    #[arg(long, value_enum, default_value_t, hide_possible_values = true)]
     pub device: DeviceChoice,
+    /// When to fetch the rest: never, auto, delayed or always
+    ///
+    /// never: only what is read. auto: when most of a layer was read. delayed: also when no program has waited for data for half a minute.
+    /// always: at once. It is fetched in the background, and programs that wait for data have precedence. A complete image needs neither the
+    /// registry nor the daemon.
+    #[arg(
+        long,
+        value_enum,
+        value_name = "WHEN",
+        default_value_t,
+        hide_possible_values = true
+    )]
+    pub fill: FillPolicy,
     /// Allow device nodes in the image (mount without nodev)
     #[arg(long)]
     pub dev: bool,
@@ -93,13 +114,23 @@ impl AttachCommand {
                 format!("mount point {} is not a directory", mountpoint.display()),
             ));
         }
-        let request = request(
+        if self.keep && kernel::mount::is_mount(&mountpoint)? {
+            return Err(Error::new(
+                Kind::Busy,
+                format!(
+                    "another file system is mounted at {}: with --keep the mount point must be free",
+                    mountpoint.display()
+                ),
+            ));
+        }
+        let mut request = request(
             &self.image,
             &self.index,
             &self.options,
             self.rw,
             Some(mountpoint.clone()),
         )?;
+        request.keep = self.keep;
         if self.foreground {
             return foreground(global, request, mountpoint).await;
         }
@@ -125,9 +156,11 @@ pub(crate) fn request(
         platform: image.platform.clone(),
         index: index.choice(),
         device: options.device,
+        fill: options.fill,
         writable,
         allow_devices: options.dev,
         mountpoint,
+        keep: false,
     })
 }
 
@@ -137,15 +170,20 @@ pub(super) async fn by_daemon(
     request: &AttachRequest,
 ) -> Result<(Client, Offer)> {
     let deadline = Instant::now() + SUCCESSION_TIME;
+    let mut was_lost = false;
     loop {
         let client = start::daemon(global).await?;
         let progress = ProgressBars::new(global.json);
-        let offer = client
+        let answer = client
             .attach(request, &|event| progress.event(event))
             .await?;
         progress.finish();
-        if let Some(offer) = offer {
-            return Ok((client, offer));
+        match answer {
+            AttachAnswer::Offer(offer) => return Ok((client, *offer)),
+            AttachAnswer::Ending => {}
+            // not again and again: it may have been this image that ended it
+            AttachAnswer::Lost(error) if was_lost => return Err(error),
+            AttachAnswer::Lost(_) => was_lost = true,
         }
         while client.daemon().await?.is_some_and(|it| it.is_ending) {
             if Instant::now() > deadline {

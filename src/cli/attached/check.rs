@@ -6,7 +6,7 @@ use clap::Args;
 
 use crate::{
     api::client::Client,
-    cli::{AccessArgs, GlobalArgs, absolute, output, progress::ProgressBars},
+    cli::{AccessArgs, GlobalArgs, absolute, exit::REPAIRED, output, progress::ProgressBars},
     engine::{
         Disks, Image,
         examine::check::{self, CheckEvent, CheckRequest},
@@ -16,9 +16,6 @@ use crate::{
     oci::{Digest, Platform, Reference},
     source::Source,
 };
-
-/// Exit status if damage was found and all of it was repaired.
-const REPAIRED: u8 = 10;
 
 /// Verify layer disks against their checksums, and repair them
 ///
@@ -110,7 +107,7 @@ impl CheckCommand {
 
 fn status(reports: &[ScrubReport]) -> ExitCode {
     if reports.iter().any(|report| !report.wrong.is_empty()) {
-        return crate::cli::exit_code(Kind::Corrupt);
+        return crate::cli::exit::code(Kind::Corrupt);
     }
     match reports.iter().all(ScrubReport::is_sound) {
         true => ExitCode::SUCCESS,

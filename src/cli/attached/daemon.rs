@@ -13,23 +13,41 @@ use std::{
 
 use clap::Args;
 use rustix::process::Signal;
+use tokio::{sync::watch, time::timeout};
 
+use super::{reload::RunningConfiguration, replace};
 use crate::{
-    api::server::Server,
-    cli::{AGAIN, GlobalArgs, absolute, log, require_root, signals::SignalReceiver},
+    api::{
+        control::Control,
+        metrics::{MetricsAddress, MetricsServer},
+        server::Server,
+    },
+    blocking::blocking,
+    cli::{
+        GlobalArgs, absolute, exit::AGAIN, log, require_root, signals::SignalReceiver,
+        space::limits::DiskArgs,
+    },
     engine::{Engine, KeptDescriptors},
     error::{Kind, Result, ResultExt},
-    keeper::{self, Check, Plan, Service, Times, watch},
+    keeper::{self, Check, FdStore, Plan, Service, Times, watch},
     kernel::{memory, session},
+    layer::{DiskLimits, StoreOptions},
     open_files,
+    snapshotter::{Server as SnapshotterServer, SnapshotterOptions, take_over_credentials},
 };
 
 /// What ps(1) shows as the name of a keeper's process.
 const KEEPER: &CStr = c"socinbd-keeper";
+/// Maximum time until the client that has asked for another daemon has its answer.
+const ANSWER_TIME: Duration = Duration::from_millis(200);
 /// Interval in which the daemon checks whether it is still needed.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// Maximum time that the daemon waits for its kept attachments before it answers clients, which wait for 7 s.
+const RESTORE_TIME: Duration = Duration::from_secs(5);
 
 /// Hold the block devices of attached images
+///
+/// At its start the daemon attaches the images of `attach --keep` again.
 ///
 /// `attach` and `run` start a daemon if none runs; that one exits after five minutes without an attachment. On SIGTERM, SIGINT or SIGQUIT
 /// the daemon refuses new attachments, unmounts images that are not in use, and exits. When its state or runtime directory has been
@@ -37,48 +55,127 @@ const POLL_INTERVAL: Duration = Duration::from_secs(1);
 ///
 /// The command starts the daemon as a child, keeps descriptors for it, starts the next one when it dies, and kills it when it hangs. A service
 /// manager does so instead where NOTIFY_SOCKET is set: then the command is the daemon.
+///
+/// On SIGHUP the daemon reads its configuration file again, as on `socinbd config reload`.
+///
+/// On SIGUSR2 the daemon completes what it has begun and exits without unmounting anything, and the next daemon takes over.
 #[derive(Args)]
 #[command(after_help = "Examples:\n\
-\x20 socinbd daemon --root /srv/socinbd --run-dir /run/socinbd-2")]
+\x20 socinbd daemon --root /srv/socinbd --run-dir /run/socinbd-2\n\
+\x20 /opt/socinbd-new/socinbd daemon --replace")]
 pub(crate) struct DaemonCommand {
-    /// Time without attachments or requests until exit [default: no limit]
+    /// Time without attachments or requests until exit [default: none]
     #[arg(long, value_name = "SECONDS")]
     idle_exit: Option<u64>,
+    /// Replace the running daemon by this program, and exit
+    ///
+    /// The daemon of --run-dir completes what it has begun and exits; this program starts in its place, with the options of the daemon, and
+    /// takes over its attachments. Readers wait meanwhile. If this program cannot read what the daemon leaves, nothing is changed. Where a
+    /// service manager runs the daemon, it starts the program of its unit: use `systemctl restart` or this option after that file has been
+    /// replaced. Exit status 3: no daemon is running.
+    #[arg(long, conflicts_with_all = ["idle_exit", "log_file", "disk_limit", "disk_reserve", "metrics_address"])]
+    replace: bool,
+    #[command(flatten)]
+    disk: DiskArgs,
     /// Log file, rotated at 1 MiB, instead of standard error
     #[arg(long, value_name = "FILE")]
     log_file: Option<PathBuf>,
+    /// Address for GET /metrics, e.g. 127.0.0.1:9101
+    ///
+    /// An IP address with a port, or unix:PATH.
+    /// The metrics are also on the socket of the runtime directory. Anybody that can connect to the address can read them: they have no
+    /// names of images or files.
+    #[arg(long, value_name = "ADDR")]
+    metrics_address: Option<MetricsAddress>,
 }
 
 impl DaemonCommand {
+    /// Whether this is a client of the running daemon.
+    pub(crate) fn is_replacement(&self) -> bool {
+        self.replace
+    }
+
     pub(crate) fn log_file(&self) -> Option<&Path> {
-        self.log_file.as_deref()
+        self.log_file.as_deref().filter(|_| !self.replace)
     }
 
-    /// Becomes a keeper, which runs this same command.
-    pub(crate) fn keep(&self, global: &GlobalArgs) -> Result<ExitCode> {
-        require_root("the daemon")?;
-        open_files::raise();
-        let _ = rustix::thread::set_name(KEEPER); // only what ps(1) shows
-        let starting = || "starting a keeper".to_owned();
-        let signals = session::receive_signals(&[Signal::TERM, Signal::INT, Signal::QUIT])
-            .or_kind(Kind::Io, starting)?;
-        let plan = Plan {
-            program: std::env::current_exe().or_kind(Kind::Io, starting)?,
-            arguments: std::env::args_os().collect(),
-            run_dir: absolute(&global.run_dir)?,
-            times: Times::default(),
-        };
-        memory::give_back();
-        let status = keeper::keep(&plan, &signals, || {
-            if let Err(error) = log::detach_from_stderr() {
-                tracing::warn!("{}", error.report());
-            }
-        })?;
-        Ok(ExitCode::from(status))
+    /// The limits of the local disk.
+    pub(crate) fn disk_limits(&self) -> DiskLimits {
+        self.disk.limits()
     }
 
+    /// Time without attachments or requests until exit.
+    pub(crate) fn idle_exit(&self) -> Option<Duration> {
+        self.idle_exit.map(Duration::from_secs)
+    }
+}
+
+/// Becomes a keeper, which runs this same command.
+pub(crate) fn keep(global: &GlobalArgs) -> Result<ExitCode> {
+    require_root("the daemon")?;
+    open_files::raise();
+    let _ = rustix::thread::set_name(KEEPER); // only what ps(1) shows
+    let starting = || "starting a keeper".to_owned();
+    let signals = session::receive_signals(&[
+        Signal::TERM,
+        Signal::INT,
+        Signal::QUIT,
+        keeper::RESTART,
+        keeper::RELOAD,
+    ])
+    .or_kind(Kind::Io, starting)?;
+    let plan = Plan {
+        program: std::env::current_exe().or_kind(Kind::Io, starting)?,
+        // this works also when the file has been removed
+        own: "/proc/self/exe".into(),
+        arguments: std::env::args_os().collect(),
+        run_dir: absolute(&global.run_dir)?,
+        times: Times::default(),
+    };
+    memory::give_back();
+    let status = keeper::keep(&plan, &signals, || {
+        if let Err(error) = log::detach_from_stderr() {
+            tracing::warn!("{}", error.report());
+        }
+    })?;
+    Ok(ExitCode::from(status))
+}
+
+impl DaemonCommand {
     /// Serves, until it is ended or not needed any more.
     pub(crate) async fn run(
+        self,
+        global: &GlobalArgs,
+        service: Option<Service>,
+    ) -> Result<ExitCode> {
+        if self.replace {
+            return replace::replace(global).await;
+        }
+        let daemon = Daemon {
+            idle_exit: self.idle_exit(),
+            disk_limits: self.disk_limits(),
+            metrics_address: self.metrics_address,
+            snapshotter: None,
+        };
+        daemon.run(global, service).await
+    }
+}
+
+/// What a daemon does.
+pub(super) struct Daemon {
+    /// Time without attachments or requests until it exits.
+    pub(super) idle_exit: Option<Duration>,
+    /// The limits of the local disk.
+    pub(super) disk_limits: DiskLimits,
+    /// The address of the metrics.
+    pub(super) metrics_address: Option<MetricsAddress>,
+    /// The addresses of a snapshotter and its settings.
+    pub(super) snapshotter: Option<(Vec<PathBuf>, SnapshotterOptions)>,
+}
+
+impl Daemon {
+    /// Serves, until it is ended or not needed any more.
+    pub(super) async fn run(
         self,
         global: &GlobalArgs,
         service: Option<Service>,
@@ -105,11 +202,43 @@ impl DaemonCommand {
         require_root("the daemon")?;
         open_files::raise();
         let mut ends = SignalReceiver::that_end_the_daemon()?;
-        let kept = service.as_mut().map(KeptDescriptors::take);
+        let mut restarts = SignalReceiver::that_restart_the_daemon()?;
+        let mut reloads = SignalReceiver::that_reload_the_daemon()?;
+        if let (Some(service), true) = (&mut service, self.snapshotter.is_some()) {
+            take_over_credentials(service);
+        }
+        let kept = service.as_mut().map(KeptDescriptors::of);
         let (root, run_dir) = (absolute(&global.root)?, absolute(&global.run_dir)?);
-        let engine = Engine::open_daemon(&root, &run_dir, kept.unwrap_or_default()).await?;
+        let options = StoreOptions {
+            disk_limits: self.disk_limits,
+            ..StoreOptions::default()
+        };
+        let engine = Engine::open_daemon(&root, &run_dir, kept.unwrap_or_default(), options)?;
+        engine.disks().verifiers().set(global.settings.verifiers());
         let directories = [engine.root(), engine.run_dir()].map(WatchedDirectory::of);
-        let server = Server::bind(Arc::clone(&engine), service.as_mut())?;
+        let store = service
+            .as_ref()
+            .map_or_else(FdStore::default, |service| service.store().clone());
+        let configuration = Arc::new(RunningConfiguration::new(
+            global.settings.clone(),
+            Arc::clone(&engine),
+            store,
+            self.idle_exit,
+        ));
+        let control = Arc::clone(&configuration) as Arc<dyn Control>;
+        let server = Server::bind(Arc::clone(&engine), service.as_mut(), Some(control))?;
+        let snapshotter = match self.snapshotter {
+            Some((addresses, options)) => {
+                Some(SnapshotterServer::bind(&engine, &addresses, options, service.as_mut()).await?)
+            }
+            None => None,
+        };
+        // From its records it answers now: containerd asks once, at its start, and drops a snapshotter that does not answer soon. What mounts
+        // or unmounts waits for the devices.
+        let snapshots = snapshotter.as_ref().map(|snapshotter| {
+            snapshotter.resume();
+            tokio::spawn(Arc::clone(snapshotter).run())
+        });
         if let Some(service) = &mut service {
             service.close_rest();
             if !service.store().is_kept() {
@@ -118,17 +247,30 @@ impl DaemonCommand {
                 );
             }
         }
+        engine.take_over().await?;
         tracing::info!(root = %engine.root().display(), run_dir = %engine.run_dir().display(), "the daemon is ready");
+        let metrics = match self.metrics_address {
+            // the address may be in use by the daemon before, which ends soon
+            Some(address) if *may_serve => {
+                Some(MetricsServer::bind_later(Arc::clone(&engine), address).await)
+            }
+            Some(address) => Some(MetricsServer::bind(Arc::clone(&engine), address).await?),
+            None => None,
+        };
         log::detach_from_stderr()?;
         *may_serve = true;
+        // before clients are answered, so that they find what is kept; meanwhile they wait
+        restore(&engine).await;
         let answering = tokio::spawn(Arc::clone(&server).run());
+        // it ends with the runtime
+        drop(metrics.map(|metrics| tokio::spawn(metrics.run())));
         let notify = service.as_ref().map(Service::notify);
         let watchdog = service.as_ref().and_then(Service::watchdog);
         let watched = async {
             match (notify, watchdog) {
-                // what reads go through has to answer too
                 (Some(notify), Some(period)) => {
-                    watch(Arc::clone(notify), period, vec![Check::threads()]).await
+                    let checks = vec![Check::threads(), servers_of(&engine, period / 4)];
+                    watch(Arc::clone(notify), period, checks).await
                 }
                 _ => std::future::pending().await,
             }
@@ -136,19 +278,84 @@ impl DaemonCommand {
         if let Some(notify) = notify {
             notify.ready();
         }
-        let idle_exit = self.idle_exit.map(Duration::from_secs);
+        let idle_exit = configuration.idle_exit();
+        let reloading = async {
+            loop {
+                reloads.next().await;
+                let configuration = Arc::clone(&configuration);
+                // it logs what it has changed, or why it has changed nothing
+                let _ = blocking(move || configuration.reload()).await;
+            }
+        };
+        let handed_over = async {
+            loop {
+                tokio::select! {
+                    () = server.handed_over() => return,
+                    _ = restarts.next() => if let Err(error) = server.restart().await {
+                        tracing::warn!("the daemon is not restarted: {}", error.report());
+                    },
+                }
+            }
+        };
         tokio::select! {
+            () = handed_over => leave(&server).await,
             signal = ends.next() => tracing::info!(?signal, "the daemon exits"),
-            why = unwanted(&engine, &server, &directories, idle_exit) => tracing::info!("the daemon exits: {why}"),
+            why = unwanted(&engine, &server, snapshotter.as_deref(), &directories, idle_exit) => tracing::info!("the daemon exits: {why}"),
             ended = answering => match ended.or_kind(Kind::Io, || "answering on the sockets of the daemon".into())? {},
             never = watched => match never {},
+            never = reloading => match never {},
         }
         if let Some(notify) = notify {
             notify.stopping();
         }
+        if let Some(snapshots) = snapshots {
+            snapshots.abort();
+        }
+        if let Some(snapshotter) = snapshotter {
+            snapshotter.remove_files();
+        }
         engine.end().await;
         Ok(())
     }
+}
+
+/// The threads that answer requests of the kernel.
+fn servers_of(engine: &Arc<Engine>, limit: Duration) -> Check {
+    let engine = Arc::clone(engine);
+    Check {
+        what: "the threads that serve devices",
+        ask: Box::new(move || {
+            let checked = engine.check_servers(limit);
+            Box::pin(async move { checked })
+        }),
+    }
+}
+
+/// Attaches kept attachments again, which are logged if they fail. What takes longer than [`RESTORE_TIME`] goes on in the background.
+async fn restore(engine: &Arc<Engine>) {
+    let engine = Arc::clone(engine);
+    let restored = tokio::spawn(async move {
+        if let Err(error) = engine.restore().await {
+            tracing::error!("kept attachments are not restored: {}", error.report());
+        }
+    });
+    if timeout(RESTORE_TIME, restored).await.is_err() {
+        tracing::warn!("the kept attachments are still being restored");
+    }
+}
+
+/// Ends this process as one that is killed, so that the next daemon takes all of it over.
+async fn leave(server: &Server) -> ! {
+    // the client that has asked for it gets its answer
+    let answered = async {
+        while server.last_client().is_none() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let _ = tokio::time::timeout(ANSWER_TIME, answered).await;
+    tracing::info!("the daemon exits, and the next one takes over");
+    log::end();
+    std::process::exit(i32::from(AGAIN))
 }
 
 /// A directory whose removal is detected.
@@ -183,8 +390,9 @@ impl WatchedDirectory {
 async fn unwanted(
     engine: &Arc<Engine>,
     server: &Server,
+    snapshotter: Option<&SnapshotterServer>,
     directories: &[WatchedDirectory],
-    idle_exit: Option<Duration>,
+    idle_exit: watch::Receiver<Option<Duration>>,
 ) -> String {
     let mut wanted = Instant::now();
     let mut is_told = false;
@@ -210,7 +418,11 @@ async fn unwanted(
             engine.release_unmounted().await;
         } else {
             server.mend_sockets();
+            if let Some(snapshotter) = snapshotter {
+                snapshotter.mend_sockets();
+            }
         }
+        let idle_exit = *idle_exit.borrow();
         if idle_exit.is_some_and(|limit| wanted.elapsed() >= limit) {
             return "nothing has been attached for a while".to_owned();
         }

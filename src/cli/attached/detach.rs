@@ -25,13 +25,21 @@ use crate::{
 const ENDING_TIME: Duration = Duration::from_secs(10);
 
 /// Unmount an attached image and release its devices
+///
+/// An image that was attached with --keep is not attached again after a reboot, and the files of its writable layer are removed.
 #[derive(Args)]
 #[command(after_help = "Examples:\n\
 \x20 socinbd detach /mnt\n\
+\x20 socinbd detach /mnt --keep-record\n\
 \x20 socinbd detach 5f0c2a...")]
 pub(crate) struct DetachCommand {
     /// Mount point, or ID of the attachment as `list --json` shows it
     mountpoint: PathBuf,
+    /// Attach an image of `attach --keep` again with the next daemon
+    ///
+    /// It is also attached by `socinbd restore`. The files of its writable layer stay.
+    #[arg(long)]
+    keep_record: bool,
 }
 
 impl DetachCommand {
@@ -41,7 +49,15 @@ impl DetachCommand {
         let run_dir = absolute(&global.run_dir)?;
         let client = Client::new(&run_dir);
         let here = self.selected(attached(global, &client).await?, &mountpoint)?;
-        if here.is_empty() {
+        let mut ids: Vec<String> = here.iter().map(|it| it.id.clone()).collect();
+        let records = AttachmentRecords::open(&absolute(&global.root)?, &run_dir)?;
+        if let Some(id) = self.mountpoint.to_str()
+            && ids.is_empty()
+            && records.is_kept(id)
+        {
+            ids.push(id.to_owned()); // its record is damaged
+        }
+        if ids.is_empty() {
             return Err(Error::new(
                 Kind::NotFound,
                 format!(
@@ -51,13 +67,12 @@ impl DetachCommand {
                 ),
             ));
         }
-        let mounted = here.clone();
-        blocking(move || unmount(&mounted)).await?;
+        blocking(move || unmount(&here)).await?;
         let deadline = Instant::now() + ENDING_TIME;
         loop {
             let done = match client.daemon().await? {
-                Some(_) => release(&client, &here).await,
-                None => give_back(global, &client, &run_dir, &here).await,
+                Some(_) => self.release(&client, &ids).await,
+                None => self.give_back(global, &client, &run_dir, &ids).await,
             };
             let error = match done {
                 Err(error) if error.kind() == Kind::Unavailable => error,
@@ -85,7 +100,7 @@ impl DetachCommand {
             None => {
                 let is_left = matches!(
                     status.state,
-                    AttachmentState::Unmounted | AttachmentState::Dead
+                    AttachmentState::Unmounted | AttachmentState::Dead | AttachmentState::Kept
                 );
                 is_left && was_here(status)
             }
@@ -103,9 +118,52 @@ impl DetachCommand {
             false => here,
         })
     }
+
+    /// Asks the daemon to release the devices of attachments that are not mounted any more.
+    async fn release(&self, client: &Client, ids: &[String]) -> Result<()> {
+        for id in ids {
+            match self.keep_record {
+                true => client.release_for_now(id).await?,
+                false => client.release(id).await?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Like [`Self::release`], if no daemon answers. `Unavailable` while a process holds the devices.
+    async fn give_back(
+        &self,
+        global: &GlobalArgs,
+        client: &Client,
+        run_dir: &Path,
+        ids: &[String],
+    ) -> Result<()> {
+        let _starting = start::lock(run_dir).await?;
+        if client.daemon().await?.is_some() {
+            return self.release(client, ids).await;
+        }
+        // opening the engine cleans up attachments without a daemon and a mount
+        let engine = match Engine::open(&absolute(&global.root)?, run_dir).await {
+            Err(error) if error.kind() == Kind::Busy => {
+                return Err(Error::with_source(
+                    Kind::Unavailable,
+                    "the process that holds the devices does not answer",
+                    error,
+                ));
+            }
+            opened => opened?,
+        };
+        for id in ids {
+            match self.keep_record {
+                true => engine.release_for_now(id).await?,
+                false => engine.release(id).await?,
+            }
+        }
+        Ok(())
+    }
 }
 
-/// The attachments: those of the daemon, or, if no daemon answers, the dead ones from the records.
+/// The attachments: those of the daemon, or, if no daemon answers, the dead and kept ones from the records.
 pub(crate) async fn attached(
     global: &GlobalArgs,
     client: &Client,
@@ -113,45 +171,7 @@ pub(crate) async fn attached(
     if client.daemon().await?.is_some() {
         return client.attachments().await;
     }
-    let records =
-        AttachmentRecords::open(&absolute(&global.root)?, &absolute(&global.run_dir)?)?.all()?;
-    Ok(records.into_iter().map(AttachmentStatus::dead).collect())
-}
-
-/// Asks the daemon to release the devices of attachments that are not mounted any more.
-async fn release(client: &Client, attachments: &[Attachment]) -> Result<()> {
-    for attachment in attachments {
-        client.release(&attachment.id).await?;
-    }
-    Ok(())
-}
-
-/// Like [`release`], if no daemon answers. `Unavailable` while a process holds the devices.
-async fn give_back(
-    global: &GlobalArgs,
-    client: &Client,
-    run_dir: &Path,
-    attachments: &[Attachment],
-) -> Result<()> {
-    let _starting = start::lock(run_dir).await?;
-    if client.daemon().await?.is_some() {
-        return release(client, attachments).await;
-    }
-    // opening the engine cleans up attachments without a daemon and a mount
-    let engine = match Engine::open(&absolute(&global.root)?, run_dir).await {
-        Err(error) if error.kind() == Kind::Busy => {
-            return Err(Error::with_source(
-                Kind::Unavailable,
-                "the process that holds the devices does not answer",
-                error,
-            ));
-        }
-        opened => opened?,
-    };
-    for attachment in attachments {
-        engine.release(&attachment.id).await?;
-    }
-    Ok(())
+    AttachmentRecords::open(&absolute(&global.root)?, &absolute(&global.run_dir)?)?.without_daemon()
 }
 
 /// The mount point as `attach` has recorded it: without symlinks. The directory itself is not opened, because a dead mount does not

@@ -1,7 +1,12 @@
 //! `socinbd run`.
 
 use std::{
-    ffi::OsString, io::IsTerminal, os::fd::OwnedFd, path::Path, pin::pin, process::ExitCode,
+    ffi::OsString,
+    io::IsTerminal,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    pin::pin,
+    process::ExitCode,
 };
 
 use clap::Args;
@@ -10,9 +15,11 @@ use rustix::process::Signal;
 use super::attach::{self, MountArgs};
 use crate::{
     blocking::blocking,
-    cli::{GlobalArgs, ImageArgs, IndexArgs, require_root, signals::SignalReceiver},
+    cli::{
+        GlobalArgs, ImageArgs, IndexArgs, observe::report, require_root, signals::SignalReceiver,
+    },
     engine::Attachment,
-    error::{Error, Result},
+    error::{Error, Kind, Result, ResultExt as _},
     kernel::{
         namespace::{self, Container, ContainerSpec, Root},
         user,
@@ -36,6 +43,11 @@ pub(crate) struct RunCommand {
     options: MountArgs,
     #[command(flatten)]
     program: ProgramArgs,
+    /// File for a page about what the program has waited for
+    ///
+    /// It is written when the program has exited, as by `socinbd report`.
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
 }
 
 /// The program to run in the root of an image.
@@ -67,9 +79,24 @@ impl RunCommand {
         let ended = async {
             let root = client.mount(&attachment.id).await?;
             client.mounted(&attachment.id).await?;
-            self.program.run(root, attachment).await
+            // while it is open the daemon has the attachment
+            let held = match &self.report {
+                Some(_) => Some(root.try_clone().or_kind(Kind::Io, || {
+                    "duplicating the descriptor of the mount".into()
+                })?),
+                None => None,
+            };
+            let status = self.program.run(root, attachment).await?;
+            if let Some(path) = &self.report
+                && let Err(error) = report::write_page(&client, &attachment.id, path).await
+            {
+                // the status is that of the program
+                tracing::warn!("there is no report: {}", error.report());
+            }
+            drop(held);
+            Ok(status)
         };
-        let ended = ended.await;
+        let ended: Result<u8> = ended.await;
         let released = client.release(&attachment.id).await;
         let status = ended?;
         released?;

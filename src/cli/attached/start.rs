@@ -17,12 +17,13 @@ use tokio::time::{sleep, timeout};
 
 use crate::{
     api::client::Client,
-    cli::{BUSY, GlobalArgs, absolute},
+    cli::{GlobalArgs, absolute, exit::BUSY},
     error::{Error, Kind, Result, ResultExt},
     keeper::{MAX_DESCRIPTORS, WATCHDOG},
     kernel::{handover::VARIABLES, session},
     layer::make_private,
     oci::Digest,
+    regular_file,
 };
 
 /// Maximum time until a new daemon answers, or until a daemon that has locked the runtime directory listens.
@@ -53,7 +54,7 @@ pub(crate) async fn daemon(global: &GlobalArgs) -> Result<Client> {
         return Ok(client);
     }
     let _starting = lock(&run_dir).await?;
-    let mut start = DaemonStart::new(root, run_dir, &global.log)?;
+    let mut start = DaemonStart::new(root, run_dir, global)?;
     let begun = Instant::now();
     let mut waiting = WaitNotice::default();
     loop {
@@ -117,16 +118,13 @@ impl WaitNotice {
 pub(crate) async fn lock(run_dir: &Path) -> Result<File> {
     let path = run_dir.join("starting");
     let locking = || format!("locking {}", path.display());
-    let mut file = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .read(true)
-        .write(true)
-        .mode(0o600)
-        .open(&path)
-        .or_kind(Kind::Io, locking)?;
+    let mut options = OpenOptions::new();
+    options.create(true).truncate(false).read(true).write(true);
+    options.mode(0o600);
+    let mut file = regular_file::open_or_replace(&path, &mut options).or_kind(Kind::Io, locking)?;
     let holder = || {
-        let pid = fs::read_to_string(&path).unwrap_or_default();
+        let pid = regular_file::read(&path, 20).unwrap_or_default();
+        let pid = String::from_utf8_lossy(&pid).into_owned();
         format!(
             "process {pid}, which starts the daemon of {} or cleans up after it",
             run_dir.display()
@@ -183,13 +181,25 @@ enum StartState {
 }
 
 impl DaemonStart {
-    fn new(root: PathBuf, run_dir: PathBuf, filter: &str) -> Result<Self> {
+    fn new(root: PathBuf, run_dir: PathBuf, global: &GlobalArgs) -> Result<Self> {
+        let settings = &global.settings;
         let mut arguments: Vec<OsString> = vec!["daemon".into()];
         for (flag, directory) in [("--root", &root), ("--run-dir", &run_dir)] {
             arguments.extend([flag.into(), directory.into()]);
         }
-        let filter = if filter == "warn" { "info" } else { filter };
-        arguments.extend(["--log", filter, "--idle-exit", IDLE_EXIT_SECONDS].map(OsString::from));
+        // the daemon itself reads the configuration file: what it has can be changed while the daemon runs
+        if let Some(file) = settings.given_path() {
+            arguments.extend(["--config".into(), file.into()]);
+        }
+        if settings.is_explicit("log") {
+            arguments.extend(["--log", &global.log].map(OsString::from));
+        }
+        if settings.is_explicit("log-format") {
+            arguments.extend(["--log-format", global.log_format.name()].map(OsString::from));
+        }
+        if !settings.is_in_file("idle-exit") {
+            arguments.extend(["--idle-exit", IDLE_EXIT_SECONDS].map(OsString::from));
+        }
         Ok(Self {
             log: run_dir.join("daemon.log"),
             root,
@@ -261,12 +271,23 @@ impl DaemonStart {
 
     /// Whether a process has locked the runtime directory.
     fn is_run_dir_taken(&self) -> bool {
-        let lock = File::open(self.run_dir.join("lock"));
+        let path = self.run_dir.join("lock");
+        let lock = regular_file::open(&path, OpenOptions::new().read(true));
         lock.is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)))
     }
 
     /// Starts a daemon that outlives this login session: as a transient service if a service manager answers, else in its own session.
     async fn start(&self) -> Result<StartState> {
+        // the daemon would wait for the reader of a FIFO
+        if fs::symlink_metadata(&self.log).is_ok_and(|there| !there.is_file()) {
+            let cannot = || {
+                format!(
+                    "cannot remove {}, which is not a regular file",
+                    self.log.display()
+                )
+            };
+            regular_file::remove_one(&self.log).or_kind(Kind::Io, cannot)?;
+        }
         // the test of sd_booted(3)
         if Path::new("/run/systemd/system").is_dir() {
             match self.start_service().await {
@@ -357,29 +378,33 @@ impl DaemonStart {
     }
 }
 
-/// What the daemon does not get from this process: proxies, which come with each request, and what is meant for a service that this process
-/// may be.
+/// What the daemon does not get from this process: what is meant for a service that this process may be. It gets the variables of proxies:
+/// proxies come with each request, but their passwords are not stored, and the next daemon has only its environment.
 fn variables_of_this_process() -> impl Iterator<Item = OsString> {
     let names = std::env::vars_os().map(|(name, _)| name);
     names.filter(|name| {
         let name = name.to_string_lossy().to_ascii_uppercase();
-        name.ends_with("_PROXY") || VARIABLES.contains(&name.as_str())
+        VARIABLES.contains(&name.as_str())
     })
 }
 
 /// The properties of the daemon's service: it keeps descriptors, and is started again whenever it dies. A first start that fails is not
 /// repeated: its exit status is that of a kind of error.
-fn properties() -> [String; 9] {
+fn properties() -> [String; 12] {
     let statuses: Vec<String> = (1..=9).map(|status| status.to_string()).collect();
     [
         "Type=notify".to_owned(),
         "NotifyAccess=main".to_owned(),
         format!("FileDescriptorStoreMax={MAX_DESCRIPTORS}"),
         format!("WatchdogSec={}", WATCHDOG.as_secs()),
+        // until it is killed, and until it is followed by another one although a thread of it sleeps uninterruptibly
+        "TimeoutAbortSec=3".to_owned(),
+        "TimeoutStopSec=30".to_owned(),
         "Restart=on-failure".to_owned(),
         "RestartSec=100ms".to_owned(),
         format!("RestartPreventExitStatus={}", statuses.join(" ")),
         "StartLimitIntervalSec=0".to_owned(),
+        "RestartKillSignal=SIGUSR2".to_owned(),
         // what else is in its control group is stopped by it
         "KillMode=mixed".to_owned(),
     ]
@@ -396,8 +421,8 @@ fn without_variables(argument: &OsStr) -> OsString {
 
 /// The last lines of the daemon's log.
 fn tail(log: &Path) -> String {
-    let text = fs::read(log).unwrap_or_default();
-    let text = String::from_utf8_lossy(&text[text.len().saturating_sub(2000)..]).into_owned();
+    let text = regular_file::read_end(log, 2000).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text).into_owned();
     let lines: Vec<&str> = text.lines().rev().take(5).collect();
     if lines.is_empty() {
         return format!("its log {} is empty", log.display());

@@ -19,6 +19,8 @@ use crate::{
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ArtifactArgs {
     /// Image whose index is used [default: all local indexes]
+    ///
+    /// Or containerd://NAMESPACE, for the indexes of all images of a namespace of containerd.
     #[arg(long, value_name = "IMAGE")]
     pub at: Option<Reference>,
     /// Platform, with --at [default: the host's]
@@ -41,9 +43,29 @@ impl ArtifactArgs {
         let Some(at) = &self.at else {
             return artifacts::local(&local, kind).await;
         };
-        let source = Source::open(at, &self.access.access()?).await?;
-        let image = Image::resolve(&source, self.platform.as_ref()).await?;
-        let found = search::find(&image, &self.index.choice(), &local).await?;
+        let access = self.access.access()?;
+        let source = Source::open(at, &access).await?;
+        let mut tables = Vec::new();
+        for one in source.images().await? {
+            let source = Source::open(&one, &access).await?;
+            match self.of_image(&source, &local, kind).await {
+                Ok(found) => tables.extend(found),
+                Err(error) if one == *at => return Err(error),
+                Err(error) => tracing::debug!("{one}: {}", error.report()),
+            }
+        }
+        Ok(tables)
+    }
+
+    async fn of_image(
+        &self,
+        source: &Source,
+        local: &LocalIndexes,
+        kind: ArtifactKind,
+    ) -> Result<Vec<IndexArtifact>> {
+        let at = source.reference();
+        let image = Image::resolve(source, self.platform.as_ref()).await?;
+        let found = search::find(&image, &self.index.choice(), local).await?;
         let index = found.index.ok_or_else(|| {
             Error::new(
                 Kind::NotFound,

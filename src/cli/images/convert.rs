@@ -24,7 +24,7 @@ use crate::{
 /// Convert an image to an image with a SOCI index (v2)
 ///
 /// The result is an OCI image index that binds the image and its SOCI index: its digest covers both. Source and destination are a
-/// registry, an OCI layout directory or an OCI archive. Needs neither root nor a daemon. Blobs that the destination has are not sent again;
+/// registry, an OCI layout directory, an OCI archive or containerd. Needs neither root nor a daemon. Blobs that the destination has are not sent again;
 /// blobs of another repository of the same registry are mounted; zTOCs of existing indexes are used again. Other platforms, attestations
 /// and unknown entries are copied unchanged; entries whose content is missing are left out, with a warning.
 #[derive(Args)]

@@ -15,7 +15,7 @@ use crate::{
 
 /// Copy an image with its SOCI indexes and other referrers
 ///
-/// Source and destination are a registry, an OCI layout directory or an OCI archive. All platforms are copied, unchanged; platforms whose
+/// Source and destination are a registry, an OCI layout directory, an OCI archive or containerd. All platforms are copied, unchanged; platforms whose
 /// content is missing are left out, with a warning. SOCI indexes are always copied; signatures, SBOMs and other referrers are selected by
 /// artifact type.
 #[derive(Args)]

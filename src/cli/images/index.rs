@@ -8,10 +8,10 @@ use super::making::{MakeArgs, PlatformsArgs, UploadArgs};
 use crate::cli::{AccessArgs, GlobalArgs, absolute, output, progress::ProgressBars};
 use crate::{
     engine::{
-        make::create,
+        make::{create, options::CreateOptions},
         open::{
             local_indexes::{LocalIndex, LocalIndexes},
-            platforms::{ChosenImages, choose_images},
+            platforms::{ChosenImages, Platforms, choose_images},
         },
         transfer::{
             gc,
@@ -42,21 +42,28 @@ pub(crate) enum IndexCommand {
 
 /// Make a SOCI index (v1) for an image
 ///
-/// Each layer is read once; zTOCs of existing indexes are used again. The index is stored in the OCI layout of the image, or in the state
-/// directory, where `attach` finds it, or with --push in the registry of the image. The image is not changed.
+/// Each layer is read once; zTOCs of existing indexes are used again. The index is stored in the OCI layout of the image, or with the image
+/// in containerd, or else in the state directory, where `attach` finds it, or with --push in the registry of the image. The image is not
+/// changed.
 #[derive(Args)]
 #[command(after_help = "Examples:\n\
 \x20 socinbd index create oci:./app:latest\n\
 \x20 socinbd index create registry.example/app --span-size 1048576\n\
-\x20 socinbd index create registry.example/app --all-platforms --push")]
+\x20 socinbd index create registry.example/app --all-platforms --push\n\
+\x20 socinbd index create containerd://default/registry.example/app:1")]
 pub(crate) struct IndexCreateCommand {
     /// Image: NAME[:TAG][@DIGEST], oci:DIR[:TAG] or oci-archive:FILE[:TAG]
+    ///
+    /// Or containerd://NAMESPACE/NAME, an image of containerd.
     image: Reference,
     #[command(flatten)]
     platforms: PlatformsArgs,
     /// Store the index in the registry of the image
     #[arg(long)]
     push: bool,
+    /// Store the index in the state directory, and not with the image
+    #[arg(long, conflicts_with = "push")]
+    local: bool,
     #[command(flatten)]
     access: AccessArgs,
     #[command(flatten)]
@@ -67,7 +74,7 @@ pub(crate) struct IndexCreateCommand {
 
 /// Push the SOCI index (v1) of an image, and the image if it is missing
 ///
-/// Pushes the newest index of each platform, from the OCI layout of the image or from the state directory.
+/// Pushes the newest index of each platform, from the OCI layout of the image, from containerd or from the state directory.
 #[derive(Args)]
 #[command(after_help = "Examples:\n\
 \x20 socinbd index push registry.example/app:1\n\
@@ -90,6 +97,11 @@ pub(crate) struct IndexPushCommand {
         hide_possible_values = true
     )]
     existing_index: ExistingIndexPolicy,
+    /// Leave the tag of the destination as it is
+    ///
+    /// An image is copied without a tag, and only if its manifest is missing.
+    #[arg(long)]
+    keep_tag: bool,
     /// Print warnings only
     #[arg(long, short)]
     quiet: bool,
@@ -106,6 +118,8 @@ pub(crate) struct IndexPushCommand {
 \x20 socinbd index list registry.example/app:1 --platform linux/arm64")]
 pub(crate) struct IndexListCommand {
     /// Image whose indexes are listed, from its registry or layout
+    ///
+    /// Or containerd://NAMESPACE, for all images of a namespace of containerd.
     image: Option<Reference>,
     /// Image to list the indexes of, in the state directory
     #[arg(long, value_name = "IMAGE", conflicts_with = "image")]
@@ -144,7 +158,7 @@ pub(crate) struct IndexRmCommand {
     /// Digests of the indexes
     #[arg(required_unless_present = "ref")]
     digests: Vec<Digest>,
-    /// Image whose indexes are all removed, in the state directory
+    /// Image whose indexes are all removed, in the state directory or in containerd
     #[arg(long, value_name = "IMAGE", conflicts_with_all = ["digests", "at"])]
     r#ref: Option<Reference>,
     /// Repository or layout with the indexes [default: the state directory]
@@ -193,7 +207,10 @@ impl IndexCommand {
 impl IndexCreateCommand {
     async fn run(self, global: &GlobalArgs) -> Result<()> {
         let access = self.access.access()?;
-        let options = self.make.options()?;
+        let options = CreateOptions {
+            in_state_directory: self.local,
+            ..self.make.options()?
+        };
         let source = Source::open(&self.image, &access).await?;
         let local = LocalIndexes::open(&absolute(&global.root)?)?;
         let destination = match self.push {
@@ -252,6 +269,7 @@ impl IndexPushCommand {
         let options = PushOptions {
             platforms: self.platforms.platforms(),
             existing: self.existing_index,
+            keep_tag: self.keep_tag,
             uploads: self.uploads.max_concurrent_uploads,
         };
         let report = push::push(&source, &destination, &options, &local).await?;
@@ -284,15 +302,32 @@ impl IndexListCommand {
         self.print(global, &list)
     }
 
-    /// Lists the indexes in the registry or layout of the image.
+    /// Lists the indexes beside the image, or those of all images of a namespace of containerd.
     async fn of_image(&self, global: &GlobalArgs, image: &Reference) -> Result<()> {
-        let source = Source::open(image, &self.access.access()?).await?;
+        let access = self.access.access()?;
+        let source = Source::open(image, &access).await?;
+        let images = source.images().await?;
+        let mut list: Vec<LocalIndex> = Vec::new();
+        for one in &images {
+            match self.indexes(&Source::open(one, &access).await?).await {
+                Ok(found) => list.extend(found),
+                Err(error) if one == image => return Err(error),
+                Err(error) => tracing::debug!("{one}: {}", error.report()),
+            }
+        }
+        // an image may have several names
+        let mut seen = std::collections::HashSet::new();
+        list.retain(|index| seen.insert(index.digest));
+        self.print(global, &list)
+    }
+
+    async fn indexes(&self, source: &Source) -> Result<Vec<LocalIndex>> {
         let root = source.root_manifest().await?;
         let platforms = match &self.platform[..] {
-            [] => crate::engine::open::platforms::Platforms::All,
-            these => crate::engine::open::platforms::Platforms::These(these.to_vec()),
+            [] => Platforms::All,
+            these => Platforms::These(these.to_vec()),
         };
-        let images = choose_images(&source, &root, &platforms).await?.images;
+        let images = choose_images(source, &root, &platforms).await?.images;
         let mut list = Vec::new();
         for image in images {
             let mut found = source.referrers(&image.digest, V1_TYPE).await?;
@@ -308,7 +343,7 @@ impl IndexListCommand {
                 list.push(LocalIndex::of(&image, &manifest)?);
             }
         }
-        self.print(global, &list)
+        Ok(list)
     }
 
     fn print(&self, global: &GlobalArgs, list: &[LocalIndex]) -> Result<()> {
@@ -401,6 +436,9 @@ impl IndexRmCommand {
         let local = LocalIndexes::open(&absolute(&global.root)?)?;
         let digests = match &self.r#ref {
             None => self.digests,
+            Some(image @ Reference::Containerd { .. }) => {
+                return self.of_containerd(image).await;
+            }
             Some(image) => {
                 let image = image.to_string();
                 let list = local.list().await?;
@@ -423,6 +461,28 @@ impl IndexRmCommand {
                 Error::new(Kind::NotFound, format!("there is no SOCI index {digest}"))
             })?;
             output::line(&format!("removed {digest}: {}", output::bytes(freed.bytes)))?;
+        }
+        Ok(())
+    }
+
+    /// Removes all indexes of an image of containerd.
+    async fn of_containerd(&self, image: &Reference) -> Result<()> {
+        let access = self.access.access()?;
+        let source = Source::open(image, &access).await?;
+        let to = Destination::open(image, &access).await?;
+        let root = source.root_manifest().await?;
+        let images = choose_images(&source, &root, &Platforms::All).await?.images;
+        let mut removed = 0;
+        for image in images {
+            for index in source.referrers(&image.digest, V1_TYPE).await? {
+                to.delete_referrer(&index.digest, &image.digest).await?;
+                output::line(&format!("removed {}", index.digest))?;
+                removed += 1;
+            }
+        }
+        if removed == 0 {
+            let text = format!("{image} has no SOCI index (v1)");
+            return Err(Error::new(Kind::NotFound, text));
         }
         Ok(())
     }

@@ -13,8 +13,8 @@ use tokio::process::Command;
 use crate::{
     blocking::blocking,
     cli::{
-        GlobalArgs, INTERRUPTED, ImageArgs, IndexArgs, absolute, output, progress::ProgressBars,
-        signals::SignalReceiver,
+        GlobalArgs, ImageArgs, IndexArgs, absolute, exit::INTERRUPTED, output,
+        progress::ProgressBars, signals::SignalReceiver,
     },
     engine::{Disks, open::opened::OpenedLayer},
     error::{Error, Kind, Result, ResultExt},
@@ -69,6 +69,7 @@ impl ServeCommand {
         open_files::raise();
         let mut ends = SignalReceiver::that_end()?;
         let disks = Disks::open(&absolute(&global.root)?)?;
+        disks.verifiers().set(global.settings.verifiers());
         let progress = ProgressBars::new(global.json);
         let access = self.image.access.access()?;
         let (platform, choice) = (self.image.platform.as_ref(), self.index.choice());

@@ -5,15 +5,18 @@
 //! disk, under the mounted file system. From then on the kernel reads the image alone, whether or not the daemon runs.
 
 mod adopt;
+mod backing;
 mod choice;
+mod fuse_files;
 pub(crate) mod kept;
 pub(crate) mod kernel_readahead;
 pub(crate) mod metadata_readahead;
 pub(crate) mod nbd_connections;
+pub(crate) mod servers;
 
 use std::{
     collections::{HashMap, HashSet},
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::AsFd as _,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
@@ -25,14 +28,17 @@ use std::{
 use tokio::{runtime::Handle, sync::watch};
 
 use self::{
-    choice::{choose, moved},
+    backing::DeviceBacking,
+    choice::{Choice, choose, moved},
+    fuse_files::FuseDevice,
     kept::KeptDescriptors,
     metadata_readahead::WatchedDisk,
-    nbd_connections::{NbdLink, NbdLinks},
+    nbd_connections::NbdLinks,
+    servers::{Servers, Serving},
 };
 use super::{
     names::random_digits,
-    types::{AttachedLayer, Attachment, DeviceChoice, DeviceKind},
+    types::{DeviceChoice, DeviceKind},
 };
 use crate::{
     blocking::blocking,
@@ -40,10 +46,9 @@ use crate::{
     kernel::{
         blockdev::{self, Node},
         dm::{self, MappedDevice},
-        fuse,
         loopdev::{self, LoopDevice, LoopOptions},
     },
-    layer::{Disk, DiskKey, DiskProgress},
+    layer::{Disk, DiskKey, DiskProgress, SpanHold},
 };
 
 /// Identifies a device: the disk, the kind of the device when it was made, and whether it may move to a loop device later.
@@ -60,6 +65,7 @@ pub(crate) struct Devices {
     sees_all: bool,
     runtime: Handle,
     by_disk: Mutex<HashMap<DeviceKey, Arc<tokio::sync::Mutex<Weak<Device>>>>>,
+    serving: Serving,
     links: Arc<NbdLinks>,
 }
 
@@ -87,32 +93,6 @@ struct ServedDevice {
 struct DeviceStack {
     mapped: Option<MappedDevice>,
     backing: DeviceBacking,
-}
-
-enum DeviceBacking {
-    Loop(LoopDevice),
-    // drop order: the loop device before the file that it reads from
-    Fuse(
-        LoopDevice,
-        #[expect(dead_code, reason = "its threads answer while it lives")] fuse::Server,
-    ),
-    Nbd(Arc<NbdLink>),
-}
-
-impl DeviceBacking {
-    fn name(&self) -> String {
-        match self {
-            Self::Loop(device) | Self::Fuse(device, ..) => device.name(),
-            Self::Nbd(link) => link.device().name(),
-        }
-    }
-
-    fn node(&self) -> &Arc<Node> {
-        match self {
-            Self::Loop(device) | Self::Fuse(device, ..) => device.node(),
-            Self::Nbd(link) => link.device().node(),
-        }
-    }
 }
 
 impl Device {
@@ -147,9 +127,22 @@ impl Device {
         self.0.node.path()
     }
 
+    /// Whether other processes can open it, at the same path.
+    pub(super) fn has_public_node(&self) -> bool {
+        self.path() == self.shown_path()
+    }
+
     /// Path for messages: `/dev/<name>`.
     pub(super) fn shown_path(&self) -> PathBuf {
         Path::new("/dev").join(self.name())
+    }
+
+    /// The kernel's devices at the moment: the one that is mounted, and the one that its reads go to if it is a mapped device.
+    pub(in crate::engine) fn kernel_paths(&self) -> Vec<PathBuf> {
+        let backing = self.0.stack().as_ref().map(|stack| stack.backing.name());
+        let backing = backing.filter(|name| name != self.name());
+        let backing = backing.map(|name| Path::new("/dev").join(name));
+        [self.shown_path()].into_iter().chain(backing).collect()
     }
 
     /// Whether a mount or another exclusive user holds the device.
@@ -195,13 +188,30 @@ impl Devices {
         kept: Arc<KeptDescriptors>,
         runtime: Handle,
     ) -> Self {
+        let serving = Serving::new(kept, runtime.clone());
         Self {
             tag,
             sees_all,
             runtime,
             by_disk: Mutex::default(),
-            links: Arc::new(NbdLinks::new(kept)),
+            links: Arc::new(NbdLinks::new(serving.clone())),
+            serving,
         }
+    }
+
+    /// The threads that serve them.
+    pub(super) fn servers(&self) -> &Arc<Servers> {
+        &self.serving.servers
+    }
+
+    /// What survives this daemon.
+    pub(super) fn kept(&self) -> &KeptDescriptors {
+        &self.serving.kept
+    }
+
+    /// Ends the connections of the daemon before that no device has taken; see [`KeptDescriptors::end_rest`].
+    pub(super) fn end_unadopted(&self) -> HashSet<PathBuf> {
+        self.serving.kept.end_rest()
     }
 
     /// Common prefix of the identifiers of all devices of engines with this root.
@@ -242,14 +252,18 @@ impl Devices {
         disk: &Arc<Disk>,
         choice: DeviceChoice,
     ) -> Result<Arc<Device>> {
-        let (kind, why) = choose(disk, choice)?;
+        let Choice { kind, why, hold } = choose(disk, choice)?;
         if choice == DeviceChoice::Auto
             && kind == DeviceKind::Loop
             && let Some(device) = self.moved(disk)
         {
             return Ok(device);
         }
-        let may_move = choice == DeviceChoice::Auto && kind != DeviceKind::Loop && !self.sees_all;
+        // as `adopt` finds it after a restart
+        let may_move = choice == DeviceChoice::Auto
+            && kind != DeviceKind::Loop
+            && !self.sees_all
+            && dm::is_available();
         let place = {
             let mut by_disk = self.by_disk.lock().unwrap_or_else(PoisonError::into_inner);
             by_disk.retain(|_, place| {
@@ -269,7 +283,7 @@ impl Devices {
         let (this, disk) = (Arc::clone(self), Arc::clone(disk));
         let device = blocking(move || {
             let context = format!("making a {kind} device for layer {}", disk.layer().digest);
-            this.make(disk, kind, why, may_move)
+            this.make(disk, kind, why, hold, may_move)
                 .map_err(|error| error.context(context))
         });
         let device = Arc::new(device.await?);
@@ -296,14 +310,22 @@ impl Devices {
         disk: Arc<Disk>,
         kind: DeviceKind,
         why: String,
+        hold: Option<SpanHold>,
         may_move: bool,
     ) -> Result<Device> {
         let watched = || Arc::new(WatchedDisk::new(Arc::clone(&disk), self.runtime.clone()));
         let (backing, watched) = match kind {
-            DeviceKind::Loop => (
-                DeviceBacking::Loop(self.loop_on(&disk, disk.file().as_fd())?),
-                None,
-            ),
+            DeviceKind::Loop => {
+                let hold = hold.unwrap_or_else(|| disk.hold_spans()); // `choose` has it
+                let device = self.loop_on(&disk)?;
+                (
+                    DeviceBacking::Loop {
+                        device,
+                        _hold: hold,
+                    },
+                    None,
+                )
+            }
             DeviceKind::Fuse => {
                 let watched = watched();
                 (self.make_fuse(&disk, &watched)?, Some(watched))
@@ -314,7 +336,7 @@ impl Devices {
             }
         };
         set_read_ahead(&backing, &disk);
-        let mapped = match may_move && dm::is_available() {
+        let mapped = match may_move {
             true => self.map(&disk, &backing),
             false => None,
         };
@@ -345,24 +367,20 @@ impl Devices {
     }
 
     fn make_fuse(&self, disk: &Arc<Disk>, watched: &Arc<WatchedDisk>) -> Result<DeviceBacking> {
-        let served = Arc::clone(watched);
-        let file = fuse::serve(served, &self.identifier(disk), &self.runtime)?;
-        let device = self.loop_on(disk, file.file())?;
-        Ok(DeviceBacking::Fuse(device, file.into_server()))
+        FuseDevice::make(&self.serving, watched, &self.identifier(disk)).map(DeviceBacking::Fuse)
     }
 
-    fn loop_on(&self, disk: &Disk, file: BorrowedFd<'_>) -> Result<LoopDevice> {
+    fn loop_on(&self, disk: &Disk) -> Result<LoopDevice> {
         let options = LoopOptions {
             name: self.identifier(disk),
             ..LoopOptions::default()
         };
-        loopdev::attach(file, &options)
+        loopdev::attach(disk.file().as_fd(), &options)
     }
 
     fn make_nbd(&self, disk: &Arc<Disk>, watched: &Arc<WatchedDisk>) -> Result<DeviceBacking> {
         let identifier = self.identifier(disk);
-        let runtime = self.runtime.clone();
-        NbdLinks::connect(&self.links, disk, watched, identifier, runtime).map(DeviceBacking::Nbd)
+        NbdLinks::connect(&self.links, disk, watched, identifier).map(DeviceBacking::Nbd)
     }
 
     /// Makes a mapped device. `None` if that fails: the backing device is then mounted directly.
@@ -421,13 +439,19 @@ impl ServedDevice {
         if self.has_moved.load(Ordering::Acquire) {
             return Ok(());
         }
-        let device = devices.loop_on(&self.disk, self.disk.file().as_fd())?;
+        let Some(hold) = self.disk.hold_for_loop() else {
+            return Ok(());
+        };
+        let device = devices.loop_on(&self.disk)?;
         mapped.move_to(&device.name(), self.disk.size())?;
         self.has_moved.store(true, Ordering::Release);
         if let Some(watched) = &self.watched {
             watched.close_device();
         }
-        stack.backing = DeviceBacking::Loop(device);
+        stack.backing = DeviceBacking::Loop {
+            device,
+            _hold: hold,
+        };
         tracing::info!(
             layer = %self.disk.layer().digest,
             device = self.name,
@@ -437,38 +461,14 @@ impl ServedDevice {
     }
 }
 
-impl Attachment {
-    /// Applies [`as_found`] to all layers.
-    pub(super) fn with_devices_found(mut self) -> Self {
-        self.layers = self.layers.into_iter().map(as_found).collect();
-        self
-    }
-}
-
-/// Updates the recorded kind of a layer's device to the current one: the device may have moved to a loop device before its daemon died.
-fn as_found(mut layer: AttachedLayer) -> AttachedLayer {
-    let name = |path: &Path| Some(path.file_name()?.to_str()?.to_owned());
-    let was = layer.backing.as_deref().and_then(name);
-    let below = name(&layer.device_path).map_or_else(Vec::new, |name| dm::below(&name));
-    if was.is_some_and(|was| {
-        below
-            .iter()
-            .any(|now| now.starts_with("loop") && *now != was)
-    }) {
-        layer.device = DeviceKind::Loop;
-        layer.why = moved(&layer.why);
-    }
-    layer
-}
-
 /// Adapts the device whenever the progress of its disk changes, until the device is dropped.
 async fn follow(
     served: Weak<ServedDevice>,
     devices: Arc<Devices>,
     mut progress: watch::Receiver<DiskProgress>,
 ) {
-    // an error means that the disk was dropped, and so was the device
-    while progress.changed().await.is_ok() {
+    loop {
+        // first as it is: the daemon before this one may have died before it has adapted the device
         let Some(served) = served.upgrade() else {
             return;
         };
@@ -479,6 +479,10 @@ async fn follow(
                 error.report()
             );
         }
+        // an error means that the disk was dropped, and so was the device
+        if progress.changed().await.is_err() {
+            return;
+        }
     }
 }
 
@@ -486,7 +490,7 @@ async fn follow(
 fn set_read_ahead(backing: &DeviceBacking, disk: &Disk) {
     let largest = match backing {
         DeviceBacking::Nbd(link) => Some(link.largest_request_kb()),
-        DeviceBacking::Loop(_) | DeviceBacking::Fuse(..) => None,
+        DeviceBacking::Loop { .. } | DeviceBacking::Fuse(..) => None,
     };
     kernel_readahead::set(&backing.name(), largest, kernel_readahead::of(disk));
 }

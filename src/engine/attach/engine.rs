@@ -1,18 +1,26 @@
 //! The engine: state of all attachments of one root and one runtime directory.
 
 use std::{
-    fs,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use tokio::{sync::watch, task::AbortHandle};
 use tokio_util::task::TaskTracker;
 
-use super::{devices::Devices, live::AttachmentTable, records::AttachmentRecords};
+use super::{
+    devices::Devices,
+    layer_mounts::{record::LayerMountRecords, table::LayerMounts},
+    live::AttachmentTable,
+    records::AttachmentRecords,
+};
 use crate::{
-    blocking::broken_off, engine::open::disks::Disks, error::Result, kernel::mount::end::MountEnds,
-    layer,
+    blocking::broken_off,
+    engine::open::disks::Disks,
+    error::Result,
+    kernel::mount::end::MountEnds,
+    layer::{self, DirectoryLock},
 };
 
 /// All attachments of one root and one runtime directory. Locks make sure that only one process uses the directories.
@@ -26,15 +34,34 @@ pub struct Engine {
     pub(super) devices: Arc<Devices>,
     pub(super) records: AttachmentRecords,
     pub(super) table: Mutex<AttachmentTable>,
-    /// Set once, while the table is locked. From then on nothing can be attached.
-    pub(super) is_ending: watch::Sender<bool>,
+    pub(super) layer_mounts: LayerMounts,
+    pub(super) layer_mount_records: LayerMountRecords,
+    /// Held while kept attachments are restored, and while one gets its number.
+    pub(super) restoring: tokio::sync::Mutex<()>,
+    /// Changed while the table is locked. In another phase than the first nothing can be attached.
+    pub(super) phase: watch::Sender<EnginePhase>,
+    /// Whether the devices of an engine that died were taken over. Until then nothing may be mounted or unmounted.
+    pub(super) taken_over: watch::Sender<bool>,
     /// Tasks that must complete before the engine ends.
     pub(super) tasks: TaskTracker,
     /// `None` if the kernel has no inotify watches left. Attachments are then released only by `detach`.
     pub(super) mount_ends: Option<Arc<MountEnds>>,
     /// The task that follows `mount_ends`.
     pub(super) following: Option<AbortHandle>,
-    pub(super) _lock: fs::File,
+    pub(super) _lock: DirectoryLock,
+}
+
+/// What an engine does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum EnginePhase {
+    /// It attaches and serves.
+    Serving,
+    /// It completes what has begun. The engine of another process follows.
+    HandingOver,
+    /// It serves until its process ends, and changes no attachment.
+    HandedOver,
+    /// It ends, with all attachments that are not in use.
+    Ending,
 }
 
 impl Engine {
@@ -51,6 +78,22 @@ impl Engine {
     /// The disks in the root.
     pub fn disks(&self) -> &Disks {
         &self.disks
+    }
+
+    /// The records of the attachments of the root.
+    pub fn records(&self) -> &AttachmentRecords {
+        &self.records
+    }
+
+    /// An error if a thread that answers for a device has stood still for this long.
+    pub fn check_servers(&self, limit: Duration) -> Result<()> {
+        self.devices.servers().check(limit)
+    }
+
+    /// Waits for [`Engine::take_over`].
+    pub(crate) async fn wait_taken_over(&self) {
+        // an error: the sender is gone with the engine, which this borrows
+        let _ = self.taken_over.subscribe().wait_for(|is| *is).await;
     }
 
     /// The runtime directory.

@@ -1,8 +1,11 @@
 //! Explains attachments for `socinbd why`: for each layer its state, errors, device and sources.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use super::{
+    devices::Device,
     engine::Engine,
     live::LiveAttachment,
     names::unknown,
@@ -10,12 +13,12 @@ use super::{
 };
 use crate::{
     error::Result,
-    layer::{DegradedReason, Disk},
+    layer::DegradedReason,
     oci::{Digest, Reference},
 };
 
 /// Explanation of an attachment.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Explanation {
     /// ID of the attachment.
     pub id: String,
@@ -24,7 +27,7 @@ pub struct Explanation {
     /// The digest of the image's manifest.
     pub manifest: Digest,
     /// Mount point.
-    pub mountpoint: Option<std::path::PathBuf>,
+    pub mountpoint: Option<PathBuf>,
     /// State of the attachment.
     pub state: AttachmentState,
     /// The SOCI index in use.
@@ -38,11 +41,14 @@ pub struct Explanation {
 }
 
 /// Explanation of a layer.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct LayerExplanation {
     /// The layer's disk, the basis of the disk, and the device with the reason for its kind.
     #[serde(flatten)]
     pub layer: AttachedLayer,
+    /// The kernel's devices at the moment: the one that is mounted, and the one that its reads go to if it is a mapped device.
+    #[serde(default)]
+    pub devices: Vec<PathBuf>,
     /// State of the layer.
     pub state: AttachmentState,
     /// Number of present spans and of all spans; `None` without a daemon.
@@ -65,7 +71,7 @@ impl Engine {
         let status = status.ok_or_else(|| unknown(id))?;
         Ok(match self.live(id) {
             Some(live) => live.why(status),
-            None => Explanation::dead(status.attachment),
+            None => Explanation::without_daemon(status),
         })
     }
 }
@@ -75,7 +81,7 @@ impl LiveAttachment {
         let attachment = status.attachment;
         let layers = attachment.layers.iter().zip(&self.devices);
         let layers = layers
-            .map(|(layer, device)| LayerExplanation::of(layer.clone(), device.disk()))
+            .map(|(layer, device)| LayerExplanation::of(layer.clone(), device))
             .collect();
         Explanation::new(attachment, status.state, layers)
     }
@@ -106,14 +112,18 @@ impl Explanation {
         }
     }
 
-    /// Explains a dead attachment from its record.
-    pub fn dead(attachment: Attachment) -> Self {
+    /// Explains an attachment that no daemon serves, from its record.
+    pub fn without_daemon(status: AttachmentStatus) -> Self {
+        let AttachmentStatus {
+            attachment, state, ..
+        } = status;
         let attachment = attachment.with_devices_found();
         let layers = attachment.layers.iter().cloned();
         let layers = layers
             .map(|layer| LayerExplanation {
+                devices: layer.devices().collect(),
                 layer,
-                state: AttachmentState::Dead,
+                state,
                 spans: None,
                 fetched_bytes: None,
                 verified: None,
@@ -121,15 +131,17 @@ impl Explanation {
                 reasons: Vec::new(),
             })
             .collect();
-        Self::new(attachment, AttachmentState::Dead, layers)
+        Self::new(attachment, state, layers)
     }
 }
 
 impl LayerExplanation {
-    fn of(layer: AttachedLayer, disk: &Disk) -> Self {
+    fn of(layer: AttachedLayer, device: &Device) -> Self {
+        let disk = device.disk();
         let reasons = disk.reasons();
         Self {
             layer,
+            devices: device.kernel_paths(),
             state: match &reasons[..] {
                 [_, ..] => AttachmentState::Degraded,
                 [] if disk.is_complete() => AttachmentState::Complete,

@@ -11,40 +11,54 @@ use super::{
 use crate::{blocking::blocking, error::Result, kernel::mount::info};
 
 impl Engine {
-    /// All attachments, including those of an engine that died, but not those that are being made.
+    /// All attachments, including those of an engine that died and kept ones that are not attached, but not those that are being made.
     pub async fn list(&self) -> Result<Vec<AttachmentStatus>> {
-        let (live, dead) = {
+        let (live, others, not_restored) = {
             let table = self.table();
-            // Read under the lock: an attachment that is neither live nor changing belongs to an engine that died.
+            // Read under the lock: an attachment that is neither live nor changing belongs to an engine that died, or is kept.
             let entries = self.records.entries()?.into_iter();
-            let dead = entries.filter(|it| !table.live.contains_key(&it.id));
-            let dead: Vec<_> = dead
+            let others = entries.filter(|it| !table.live.contains_key(&it.id));
+            let others: Vec<_> = others
                 .filter(|it| !table.changing.contains(&it.id))
-                .filter_map(|entry| Some(entry.record?.attachment))
                 .collect();
             let live: Vec<_> = table.live.values().map(Arc::clone).collect();
-            (live, dead)
+            (live, others, table.not_restored.clone())
         };
+        let records = self.records.clone();
         blocking(move || {
             let mounts = info::own()?;
             let live = live.iter().map(|live| live.status(&mounts));
-            let dead = dead.into_iter().map(AttachmentStatus::dead).map(Ok);
-            let mut all: Vec<_> = live.chain(dead).collect::<Result<_>>()?;
+            let others = others.into_iter().filter_map(|entry| match entry.record {
+                Some(record) => Some(AttachmentStatus::dead(record.attachment)),
+                None if entry.is_kept => {
+                    let why = not_restored.get(&entry.id).cloned();
+                    // a damaged record was reported by `restore`
+                    let record = records.kept(&entry.id).ok()?;
+                    Some(AttachmentStatus::kept(record.attachment, why))
+                }
+                None => None,
+            });
+            let mut all: Vec<_> = live.chain(others.map(Ok)).collect::<Result<_>>()?;
             all.sort_by(|a, b| a.attachment.id.cmp(&b.attachment.id));
             Ok(all)
         })
         .await
     }
 
+    /// The attachments that this process serves.
+    pub(in crate::engine) fn all_live(&self) -> Vec<Arc<LiveAttachment>> {
+        self.table().live.values().map(Arc::clone).collect()
+    }
+
     /// The attachment with this ID, if this process serves it.
-    pub(super) fn live(&self, id: &str) -> Option<Arc<LiveAttachment>> {
+    pub(in crate::engine) fn live(&self, id: &str) -> Option<Arc<LiveAttachment>> {
         self.table().live.get(id).cloned()
     }
 
     /// Notes that the client has mounted the attachment. `Unavailable` if the engine is shutting down.
     pub fn mounted(&self, id: &str) -> Result<()> {
         let table = self.table();
-        if *self.is_ending.borrow() {
+        if self.is_ending() {
             return Err(ending());
         }
         let live = table.live.get(id).ok_or_else(|| unknown(id))?;

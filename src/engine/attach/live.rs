@@ -2,8 +2,10 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    ops::Add,
     path::PathBuf,
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::watch;
@@ -12,7 +14,7 @@ use super::{
     devices::Device,
     mount_place,
     names::mount_source,
-    types::{Attachment, AttachmentState, AttachmentStatus},
+    types::{Attachment, AttachmentState, AttachmentStatus, DeviceChoice, ServingProgram},
 };
 use crate::{
     error::{Error, Kind, Result},
@@ -20,7 +22,7 @@ use crate::{
         end::Watch,
         info::{self, Mount},
     },
-    layer::{DiskProgress, SourceDown},
+    layer::{DiskCounters, DiskProgress, FirstRead, SourceDown},
 };
 
 /// The attachments of an engine.
@@ -29,17 +31,34 @@ pub(crate) struct AttachmentTable {
     pub(super) live: HashMap<String, Arc<LiveAttachment>>,
     /// IDs of attachments that are being made or released. They have a record, but may not be in `live`.
     pub(super) changing: HashSet<String>,
+    /// Kept attachments that could not be restored, with the reasons.
+    pub(super) not_restored: HashMap<String, String>,
 }
 
 /// An attachment that this process serves. It stays in the table until its mount has ended and its devices are idle.
 pub(crate) struct LiveAttachment {
-    pub(super) attachment: Attachment,
-    pub(super) devices: Vec<Arc<Device>>,
+    pub(in crate::engine) attachment: Attachment,
+    pub(in crate::engine) devices: Vec<Arc<Device>>,
     /// Device number of the overlay (`st_dev`), major and minor.
     pub(super) mount_device: (u32, u32),
+    /// The options of an attachment that was asked to be kept.
+    pub(super) keep: Option<KeepOptions>,
     /// Watch for the end of the overlay; `None` if the kernel had no watch left.
     pub(super) watch: Option<Watch>,
     pub(super) phase: watch::Sender<AttachmentPhase>,
+    /// When the attach began, or the daemon has taken the attachment over.
+    pub(in crate::engine) began: Instant,
+    /// Time from then to the mount.
+    pub(in crate::engine) mounted_after: Duration,
+    /// The first read after the attach; `None` if the daemon has taken the attachment over.
+    pub(super) _first_read: Option<Arc<FirstRead>>,
+}
+
+/// What a kept attachment needs besides its record to be attached again.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct KeepOptions {
+    pub(super) device: DeviceChoice,
+    pub(super) allow_devices: bool,
 }
 
 /// Progress of an attachment.
@@ -98,13 +117,19 @@ impl LiveAttachment {
             }
             None => (AttachmentState::Lazy, None),
         };
+        let counters = disks()
+            .map(|disk| disk.counters())
+            .fold(DiskCounters::default(), Add::add);
         Ok(AttachmentStatus {
             attached_at: asked.filter(|asked| Some(asked) != attachment.mountpoint.as_ref()),
             attachment,
             state,
             why,
             spans: Some((present, all)),
-            fetched_bytes: Some(disks().map(|disk| disk.counters().fetched_bytes).sum()),
+            served_by: Some(ServingProgram::own()),
+            fetched_bytes: Some(counters.fetched_bytes),
+            counters: Some(counters),
+            age_seconds: Some(self.began.elapsed().as_secs()),
             sources_down,
         })
     }
@@ -154,14 +179,38 @@ impl AttachmentStatus {
         {
             attachment.mountpoint = Some(place);
         }
-        let why = "the daemon has died: complete layers are readable, absent data is not; `socinbd detach` cleans up";
+        let why = "the daemon has died: complete layers are readable, absent data is not; a daemon that starts takes the attachment over if the kernel still has its devices, and `socinbd detach` removes it";
         Self {
             attached_at: asked.filter(|asked| Some(asked) != attachment.mountpoint.as_ref()),
             attachment,
             state: AttachmentState::Dead,
             why: Some(why.to_owned()),
+            served_by: None,
             spans: None,
             fetched_bytes: None,
+            counters: None,
+            age_seconds: None,
+            sources_down: Vec::new(),
+        }
+    }
+}
+
+impl AttachmentStatus {
+    /// The status of a kept attachment that is not attached; `why` if that was tried.
+    pub(super) fn kept(attachment: Attachment, why: Option<String>) -> Self {
+        let why = why.unwrap_or_else(|| {
+            "not attached; `socinbd restore` attaches it, `socinbd detach` forgets it".to_owned()
+        });
+        Self {
+            attached_at: None,
+            attachment,
+            state: AttachmentState::Kept,
+            why: Some(why),
+            served_by: None,
+            spans: None,
+            fetched_bytes: None,
+            counters: None,
+            age_seconds: None,
             sources_down: Vec::new(),
         }
     }

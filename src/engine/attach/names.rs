@@ -7,7 +7,7 @@ pub fn mount_source(id: &str) -> String {
     format!("socinbd-{id}")
 }
 
-pub(super) fn unknown(id: &str) -> Error {
+pub(in crate::engine) fn unknown(id: &str) -> Error {
     Error::new(
         Kind::NotFound,
         format!("this daemon has no attachment {id:?}"),

@@ -1,7 +1,7 @@
 //! Opens an engine: locks the root and the runtime directory, and cleans up after an engine that died.
 
 use std::{
-    fs,
+    collections::HashSet,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
 };
@@ -11,16 +11,18 @@ use tokio_util::task::TaskTracker;
 
 use super::{
     devices::{Devices, kept::KeptDescriptors},
-    engine::Engine,
+    engine::{Engine, EnginePhase},
+    layer_mounts::{record::LayerMountRecords, table::LayerMounts},
     records::AttachmentRecords,
     release,
 };
 use crate::{
     blocking::blocking,
     engine::open::disks::Disks,
-    error::{Error, Kind, Result, ResultExt as _},
+    engine::space::unused,
+    error::{Kind, Result, ResultExt as _},
     kernel::mount::end::MountEnds,
-    layer,
+    layer::{self, DirectoryLock, lock_root},
     oci::Digest,
 };
 
@@ -38,28 +40,36 @@ impl Engine {
     ) -> Result<Arc<Self>> {
         let engine = Self::new(root, run_dir, options, Arc::default())?;
         let opened = Arc::clone(&engine);
-        blocking(move || opened.remove_leftovers()).await?;
+        blocking(move || opened.remove_leftovers(HashSet::new())).await?;
+        engine.taken_over.send_replace(true);
         Ok(engine)
     }
 
-    /// Like [`Engine::open`], and takes over the attachments of an engine that died. For a daemon: an attachment that was taken over needs it
-    /// from then on.
-    pub async fn open_daemon(
+    /// Like [`Engine::open`], for a daemon: it is to call [`Engine::take_over`] before anything is attached. `kept` is what the daemon before
+    /// has left in the descriptor store.
+    pub fn open_daemon(
         root: &Path,
         run_dir: &Path,
         kept: KeptDescriptors,
+        options: layer::StoreOptions,
     ) -> Result<Arc<Self>> {
-        let kept = Arc::new(kept);
-        let options = layer::StoreOptions::default();
-        let engine = Self::new(root, run_dir, options, Arc::clone(&kept))?;
-        let opened = Arc::clone(&engine);
+        Self::new(root, run_dir, options, Arc::new(kept))
+    }
+
+    /// Takes over the attachments and layer mounts of an engine that died, and removes unused leftovers. What was taken over needs this process
+    /// from then on.
+    pub async fn take_over(self: &Arc<Self>) -> Result<()> {
+        let engine = Arc::clone(self);
         blocking(move || {
-            opened.recover()?;
-            kept.remove_rest();
-            opened.remove_leftovers()
+            engine.recover()?;
+            let unmounted = engine.recover_layers()?;
+            engine.remove_leftovers(engine.devices.end_unadopted())?;
+            drop(unmounted);
+            Ok(())
         })
         .await?;
-        Ok(engine)
+        self.taken_over.send_replace(true);
+        Ok(())
     }
 
     fn new(
@@ -69,26 +79,21 @@ impl Engine {
         kept: Arc<KeptDescriptors>,
     ) -> Result<Arc<Self>> {
         let (root, run_dir) = (private_directory(root)?, private_directory(run_dir)?);
-        let lock_path = run_dir.join("lock");
-        let lock = fs::File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&lock_path);
-        let lock = lock.or_kind(Kind::Io, || format!("opening {}", lock_path.display()))?;
-        if rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
-            return Err(Error::new(
-                Kind::Busy,
-                format!(
-                    "another daemon uses {}; use that daemon, or give this one its own --run-dir and --root",
-                    run_dir.display()
-                ),
-            ));
-        }
+        let lock = kept.lock("lock-run-dir", |inherited| {
+            DirectoryLock::take(&run_dir, inherited)
+        })?;
+        let root_lock = kept.lock("lock-root", |inherited| lock_root(&root, inherited))?;
         let sees_all = options.record;
-        let disks = Disks::open_with(&root, options)?;
+        let disks = Disks::open_locked(&root, root_lock, options)?;
         let tag = Digest::of(root.as_os_str().as_encoded_bytes()).hex()[..8].to_owned();
         let records = AttachmentRecords::open(&root, &run_dir)?;
+        let layer_mount_records = LayerMountRecords::open(&root)?;
+        let (store, known) = (Arc::downgrade(disks.store()), records.clone());
+        let of_root = root.clone();
+        disks.store().set_remove_unused(move |bytes| {
+            let removed = store.upgrade();
+            removed.map_or(0, |store| unused::remove(&of_root, &store, &known, bytes))
+        });
         let mount_ends = MountEnds::new()
             .inspect_err(|error| {
                 tracing::warn!(
@@ -105,7 +110,11 @@ impl Engine {
             disks,
             records,
             table: Mutex::default(),
-            is_ending: watch::Sender::new(false),
+            layer_mounts: LayerMounts::default(),
+            layer_mount_records,
+            restoring: tokio::sync::Mutex::default(),
+            phase: watch::Sender::new(EnginePhase::Serving),
+            taken_over: watch::Sender::new(false),
             tasks: TaskTracker::new(),
             following: mount_ends.as_ref().map(|ends| {
                 let follow = release::follow(Arc::clone(ends), engine.clone());

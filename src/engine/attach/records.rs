@@ -7,21 +7,31 @@
 
 use std::{
     fs,
-    io::{ErrorKind, Write as _},
+    io::ErrorKind,
     path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
 
-use super::types::Attachment;
+use super::{
+    kept_record::{self, KeptRecord},
+    types::{Attachment, AttachmentStatus},
+};
 use crate::{
-    error::{Kind, Result, ResultExt},
+    error::{Error, Kind, Result, ResultExt},
     kernel,
     layer::make_private,
+    regular_file,
+    versions::{is_read, readable},
 };
 
 /// File name of the record in the directory of an attachment.
 const RECORD: &str = "record.json";
+/// The version of a record that this program writes.
+pub(crate) const RECORD_VERSION: u32 = 2;
+
+/// Maximum size of a record, which has some hundred bytes for each layer.
+const MAX_BYTES: u64 = 16 << 20;
 
 /// The attachment records of a root.
 #[derive(Clone, Debug)]
@@ -35,6 +45,7 @@ pub struct AttachmentRecords {
 /// The record of an attachment.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct AttachmentRecord {
+    version: u32,
     boot_id: String,
     /// Runtime directory of its daemon.
     run_dir: PathBuf,
@@ -44,12 +55,38 @@ pub(crate) struct AttachmentRecord {
     pub(super) attachment: Attachment,
 }
 
+impl AttachmentRecord {
+    /// Whether its overlay existed, which others than the daemon can use.
+    pub(super) fn was_mounted(&self) -> bool {
+        self.mount_device.is_some()
+    }
+}
+
+/// What is read of a record first.
+#[derive(Deserialize)]
+struct RecordVersion {
+    /// Records of version 1 have none.
+    #[serde(default = "first")]
+    version: u32,
+}
+
+fn first() -> u32 {
+    1
+}
+
 /// The directory of an attachment.
 pub(crate) struct AttachmentDirectory {
     pub(super) id: String,
     /// `None` if there is no readable record of this boot. Then nothing of the attachment is mounted and it has no devices.
     pub(crate) record: Option<AttachmentRecord>,
+    /// Whether it is attached again after a reboot.
+    pub(super) is_kept: bool,
+    /// The version of a record that this program cannot read: the attachment is left alone.
+    pub(super) unknown_version: Option<u32>,
 }
+
+/// The name of the writable layer in the directory of an attachment.
+pub(super) const UPPER: &str = "upper";
 
 impl AttachmentRecords {
     /// The records of a root, for a runtime directory. Creates nothing. Both paths are absolute.
@@ -59,6 +96,11 @@ impl AttachmentRecords {
             run_dir: real(run_dir),
             boot_id: kernel::boot_id()?,
         })
+    }
+
+    /// The root.
+    pub(crate) fn root(&self) -> &Path {
+        self.directory.parent().unwrap_or(&self.directory)
     }
 
     /// The directory for the trees of an attachment: the top tree of the stack, and the writable layer.
@@ -75,16 +117,14 @@ impl AttachmentRecords {
         let directory = self.directory_of(&attachment.id);
         make_private(&directory)?;
         let record = AttachmentRecord {
+            version: RECORD_VERSION,
             boot_id: self.boot_id.clone(),
             run_dir: self.run_dir.clone(),
             mount_device,
             attachment: attachment.clone(),
         };
         let write = || -> std::io::Result<()> {
-            let mut file = tempfile::NamedTempFile::new_in(&directory)?;
-            file.write_all(&serde_json::to_vec(&record)?)?;
-            file.persist(directory.join(RECORD))?;
-            Ok(())
+            regular_file::replace(&directory.join(RECORD), &serde_json::to_vec(&record)?)
         };
         write().or_kind(Kind::Io, || {
             format!(
@@ -94,35 +134,99 @@ impl AttachmentRecords {
         })
     }
 
-    /// Removes the trees of an attachment, then its record. Succeeds if they do not exist.
+    /// Removes the trees of an attachment, then its record. It is not kept any more. Succeeds if they do not exist.
     pub(crate) fn remove(&self, id: &str) -> Result<()> {
         let directory = self.directory_of(id);
-        let remove = || -> std::io::Result<()> {
-            for entry in fs::read_dir(&directory)? {
-                let entry = entry?;
-                if entry.file_type()?.is_dir() {
-                    fs::remove_dir_all(entry.path())?;
-                } else if entry.file_name() != RECORD {
-                    fs::remove_file(entry.path())?;
-                }
-            }
+        if fs::symlink_metadata(&directory).is_ok_and(|there| !there.is_dir()) {
+            return done(regular_file::remove(&directory), &directory);
+        }
+        // first: what is left is not attached again
+        KeptRecord::remove(&directory)?;
+        let remove = || {
+            remove_trees(&directory, |_| false)?;
             fs::remove_dir_all(&directory)
         };
-        match remove() {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                Err(error).or_kind(Kind::Io, || format!("removing {}", directory.display()))
-            }
-            _ => Ok(()),
-        }
+        done(remove(), &directory)
     }
 
-    /// The attachments of this boot and runtime directory, sorted by ID.
-    pub fn all(&self) -> Result<Vec<Attachment>> {
-        let records = self.entries()?.into_iter().filter_map(|entry| entry.record);
-        Ok(records
-            .filter(|record| self.has(record))
-            .map(|record| record.attachment)
-            .collect())
+    /// As [`Self::remove`], but a kept attachment stays one, with its writable layer.
+    pub(super) fn put_away(&self, id: &str) -> Result<()> {
+        let directory = self.directory_of(id);
+        if !KeptRecord::is_in(&directory) {
+            return self.remove(id);
+        }
+        let put_away = || {
+            remove_trees(&directory, |name| {
+                name == kept_record::FILE || name == UPPER
+            })?;
+            regular_file::remove(&directory.join(RECORD))
+        };
+        done(put_away(), &directory)
+    }
+
+    /// Keeps an attachment: it is attached again after a reboot.
+    pub(super) fn keep(&self, record: &KeptRecord) -> Result<()> {
+        record.write(&self.directory_of(&record.attachment.id))
+    }
+
+    /// The record of a kept attachment.
+    pub(super) fn kept(&self, id: &str) -> Result<KeptRecord> {
+        KeptRecord::read(&self.directory_of(id), id)
+    }
+
+    /// Whether the attachment with this ID is kept, also if its record is damaged.
+    pub fn is_kept(&self, id: &str) -> bool {
+        let is_id = !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_hexdigit());
+        is_id && KeptRecord::is_in(&self.directory_of(id))
+    }
+
+    /// The attachments of the root, of any runtime directory, and the kept ones. An error: a record cannot be read, so that it is not known
+    /// what its attachment uses.
+    pub(crate) fn all(&self) -> Result<Vec<Attachment>> {
+        let mut all = Vec::new();
+        for entry in self.entries()? {
+            if let Some(version) = entry.unknown_version {
+                return Err(Error::new(
+                    Kind::Unsupported,
+                    format!(
+                        "attachment {} has a record of version {version}, and this program reads {}; use the program that has written it",
+                        entry.id,
+                        readable(RECORD_VERSION)
+                    ),
+                ));
+            }
+            if entry.is_kept {
+                all.push(self.kept(&entry.id)?.attachment);
+            }
+            all.extend(entry.record.map(|record| record.attachment));
+        }
+        Ok(all)
+    }
+
+    /// The IDs of all kept attachments.
+    pub fn all_kept(&self) -> Result<Vec<String>> {
+        let kept = self.entries()?.into_iter().filter(|entry| entry.is_kept);
+        Ok(kept.map(|entry| entry.id).collect())
+    }
+
+    /// The attachments that have no daemon: those of this boot and runtime directory, and kept ones that are not attached. Sorted by ID.
+    pub fn without_daemon(&self) -> Result<Vec<AttachmentStatus>> {
+        let statuses = self
+            .entries()?
+            .into_iter()
+            .filter_map(|entry| match entry.record {
+                Some(record) if self.has(&record) => {
+                    Some(AttachmentStatus::dead(record.attachment))
+                }
+                None if entry.is_kept => {
+                    let record = self.kept(&entry.id).inspect_err(|error| {
+                        tracing::warn!("{}", error.report());
+                    });
+                    Some(AttachmentStatus::kept(record.ok()?.attachment, None))
+                }
+                _ => None,
+            });
+        Ok(statuses.collect())
     }
 
     /// Whether a record is of this runtime directory.
@@ -149,9 +253,16 @@ impl AttachmentRecords {
         for entry in listed {
             let path = entry.or_kind(Kind::Io, context)?.path();
             if let Some(id) = path.file_name().and_then(|name| name.to_str()) {
+                let (record, unknown_version) = match self.read(&path.join(RECORD)) {
+                    ReadRecord::Record(record) => (Some(*record), None),
+                    ReadRecord::None => (None, None),
+                    ReadRecord::UnknownVersion(version) => (None, Some(version)),
+                };
                 found.push(AttachmentDirectory {
                     id: id.to_owned(),
-                    record: self.read(&path.join(RECORD)),
+                    record,
+                    unknown_version,
+                    is_kept: KeptRecord::is_in(&path),
                 });
             }
         }
@@ -159,22 +270,70 @@ impl AttachmentRecords {
         Ok(found)
     }
 
-    fn read(&self, path: &Path) -> Option<AttachmentRecord> {
-        let bytes = match fs::read(path) {
+    fn read(&self, path: &Path) -> ReadRecord {
+        let bytes = match regular_file::read(path, MAX_BYTES) {
             Ok(bytes) => bytes,
-            Err(error) if error.kind() == ErrorKind::NotFound => return None,
+            Err(error) if error.kind() == ErrorKind::NotFound => return ReadRecord::None,
             Err(error) => {
                 tracing::warn!(path = %path.display(), %error, "cannot read the record of an attachment");
-                return None;
+                return ReadRecord::None;
             }
         };
-        match serde_json::from_slice::<AttachmentRecord>(&bytes) {
-            Ok(record) => (record.boot_id == self.boot_id).then_some(record),
+        match self.parse(&bytes) {
+            Ok(read) => read,
             Err(error) => {
                 tracing::warn!(path = %path.display(), %error, "invalid record of an attachment");
-                None
+                ReadRecord::None
             }
         }
+    }
+
+    fn parse(&self, bytes: &[u8]) -> serde_json::Result<ReadRecord> {
+        let mut value: serde_json::Value = serde_json::from_slice(bytes)?;
+        let RecordVersion { version } = RecordVersion::deserialize(&value)?;
+        if !is_read(version, RECORD_VERSION) {
+            return Ok(ReadRecord::UnknownVersion(version));
+        }
+        // version 2 is version 1 with its number
+        value["version"] = version.into();
+        let record = AttachmentRecord::deserialize(value)?;
+        Ok(match record.boot_id == self.boot_id {
+            true => ReadRecord::Record(Box::new(record)),
+            false => ReadRecord::None,
+        })
+    }
+}
+
+/// What the file of a record is.
+enum ReadRecord {
+    Record(Box<AttachmentRecord>),
+    /// There is none of this boot.
+    None,
+    UnknownVersion(u32),
+}
+
+/// Removes all of a directory except its record and what is to stay.
+fn remove_trees(directory: &Path, stays: impl Fn(&str) -> bool) -> std::io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name == RECORD || name.to_str().is_some_and(&stays) {
+            continue;
+        }
+        match entry.file_type()?.is_dir() {
+            true => fs::remove_dir_all(entry.path())?,
+            false => fs::remove_file(entry.path())?,
+        }
+    }
+    Ok(())
+}
+
+fn done(removed: std::io::Result<()>, directory: &Path) -> Result<()> {
+    match removed {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).or_kind(Kind::Io, || format!("removing {}", directory.display()))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -188,7 +347,7 @@ fn real(directory: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::attach::types::tests::attachment;
+    use crate::engine::attach::types::{AttachmentState, DeviceChoice, tests::attachment};
 
     fn records(root: &Path, run_dir: &str, boot_id: &str) -> AttachmentRecords {
         AttachmentRecords {
@@ -202,25 +361,92 @@ mod tests {
     fn a_record_is_of_its_boot_and_run_directory() {
         let root = tempfile::tempdir().unwrap();
         let first = records(root.path(), "/run/1", "today");
-        assert_eq!(first.all().unwrap().len(), 0);
+        assert_eq!(first.without_daemon().unwrap().len(), 0);
         first.write(&attachment("a"), Some((0, 52))).unwrap();
-        assert_eq!(first.all().unwrap().len(), 1);
+        assert_eq!(first.without_daemon().unwrap().len(), 1);
         let found = first.find("a").unwrap().unwrap();
         assert_eq!(found.mount_device, Some((0, 52)));
         assert!(first.find("b").unwrap().is_none());
-        // of another runtime directory: not in `all`, but in `entries`
+        // of another runtime directory: not in `without_daemon`, but in `entries`
         let second = records(root.path(), "/run/2", "today");
-        assert_eq!(second.all().unwrap().len(), 0);
+        assert_eq!(second.without_daemon().unwrap().len(), 0);
         assert!(second.entries().unwrap()[0].record.is_some());
         // of another boot: only the directory remains
         let later = records(root.path(), "/run/1", "tomorrow");
-        assert_eq!(later.all().unwrap().len(), 0);
+        assert_eq!(later.without_daemon().unwrap().len(), 0);
         let entries = later.entries().unwrap();
         assert_eq!(entries[0].id, "a");
         assert!(entries[0].record.is_none());
         later.remove("a").unwrap();
         later.remove("a").unwrap();
         assert_eq!(later.entries().unwrap().len(), 0);
+    }
+
+    #[test]
+    fn a_kept_attachment_stays_with_its_writable_layer_until_it_is_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let records = records(root.path(), "/run/1", "today");
+        let attachment = Attachment {
+            mountpoint: Some("/mnt".into()),
+            ..attachment("a")
+        };
+        records.write(&attachment, None).unwrap();
+        let directory = records.directory_of("a");
+        for tree in ["upper", "work", "top"] {
+            fs::create_dir(directory.join(tree)).unwrap();
+            fs::write(directory.join(tree).join("file"), b"").unwrap();
+        }
+        let record = KeptRecord::new(1, attachment, DeviceChoice::Auto, false);
+        records.keep(&record).unwrap();
+        assert_eq!(
+            records.without_daemon().unwrap()[0].state,
+            AttachmentState::Dead
+        );
+        records.put_away("a").unwrap();
+        let mut left: Vec<_> = fs::read_dir(&directory)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        left.sort();
+        assert_eq!(left, ["kept.json", "upper"]);
+        assert!(directory.join("upper/file").exists());
+        assert_eq!(
+            records.without_daemon().unwrap()[0].state,
+            AttachmentState::Kept
+        );
+        assert!(records.is_kept("a") && !records.is_kept("b"));
+        for strange in ["", ".", "..", "../attachments/a", "a/.", "/"] {
+            assert!(!records.is_kept(strange), "{strange}");
+        }
+        assert_eq!(records.all_kept().unwrap(), ["a"]);
+        records.remove("a").unwrap();
+        assert!(!directory.exists());
+        records.put_away("a").unwrap();
+    }
+
+    #[test]
+    fn a_record_of_the_version_before_is_read_and_of_another_one_left_alone() {
+        let root = tempfile::tempdir().unwrap();
+        let records = records(root.path(), "/run/1", "today");
+        records.write(&attachment("a"), Some((0, 52))).unwrap();
+        let path = records.directory_of("a").join(RECORD);
+        let written: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        assert_eq!(written["version"], RECORD_VERSION);
+        let read = |version: Option<u32>| {
+            let mut record = written.clone();
+            match version {
+                Some(version) => record["version"] = version.into(),
+                None => drop(record.as_object_mut().unwrap().remove("version")),
+            }
+            fs::write(&path, record.to_string()).unwrap();
+            let entry = records.entries().unwrap().remove(0);
+            (entry.record.is_some(), entry.unknown_version)
+        };
+        assert_eq!(read(None), (true, None));
+        assert_eq!(read(Some(1)), (true, None));
+        assert_eq!(read(Some(2)), (true, None));
+        assert_eq!(read(Some(3)), (false, Some(3)));
+        assert_eq!(read(Some(0)), (false, Some(0)));
     }
 
     #[test]

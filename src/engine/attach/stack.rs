@@ -11,6 +11,7 @@
 //!
 //! An image of one layer gets an empty directory as its second lower layer: overlayfs needs two if there is no upper layer.
 
+pub(crate) mod directories;
 mod layer_tree;
 mod merged;
 mod mounted;

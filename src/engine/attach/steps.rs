@@ -4,6 +4,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     path::Path,
     sync::Arc,
+    time::Instant,
 };
 
 use futures_util::{StreamExt, TryStreamExt};
@@ -12,15 +13,15 @@ use tokio::sync::watch;
 use super::{
     devices::Device,
     engine::Engine,
-    live::{self, LiveAttachment},
+    live::{self, KeepOptions, LiveAttachment},
     names::{mount_source, random_digits},
-    records::AttachmentRecords,
+    records::{self, AttachmentRecords},
     stack::{self, MountedLayer},
     types::{AttachRequest, AttachedLayer, Attachment, UsedIndex},
 };
 use crate::{
     blocking::blocking,
-    engine::open::opened::{DiskBasis, LAYERS_AT_ONCE, OnOpenEvent, OpenedImage},
+    engine::open::opened::{DiskBasis, LAYERS_AT_ONCE, OnOpenEvent, OpenedLayer},
     error::{Error, Kind, Result, ResultExt},
     kernel::{
         memory,
@@ -30,7 +31,8 @@ use crate::{
             overlay::{Lower, Overlay, Upper},
         },
     },
-    layer::{StackingFacts, make_private},
+    layer::{FirstRead, StackingFacts, make_private},
+    metrics::{METRICS, Outcome},
 };
 
 /// An attached image that is not mounted anywhere yet.
@@ -51,7 +53,12 @@ impl Engine {
         event: OnOpenEvent<'_>,
     ) -> Result<AttachedImage> {
         let reference = request.reference.clone();
-        let attached = self.attach_steps(request, event).await;
+        let began = Instant::now();
+        let attached = self.attach_steps(request, event, began).await;
+        METRICS.attaches.count(Outcome::of(&attached) as usize);
+        if attached.is_ok() {
+            METRICS.attach.observe(began.elapsed());
+        }
         // not awaited: the client does not need it
         drop(tokio::task::spawn_blocking(memory::give_back));
         attached.map_err(|error| error.context(format!("attaching {reference}")))
@@ -61,9 +68,15 @@ impl Engine {
         self: &Arc<Self>,
         request: AttachRequest,
         event: OnOpenEvent<'_>,
+        began: Instant,
     ) -> Result<AttachedImage> {
         if let Some(mountpoint) = &request.mountpoint {
             self.check_mountpoint(mountpoint)?;
+        } else if request.keep {
+            return Err(Error::new(
+                Kind::InvalidArgument,
+                "an attachment without a mount point cannot be kept",
+            ));
         }
         let AttachRequest {
             reference,
@@ -78,55 +91,70 @@ impl Engine {
             .open_image(reference, access, platform.as_ref(), index, event);
         let opened = tokio::select! {
             biased;
-            () = self.wait_ending() => return Err(live::ending()),
+            () = self.wait_refusing() => return Err(live::ending()),
             opened = opening => opened?,
         };
         let engine = Arc::clone(self);
-        self.finish(async move { engine.mount(request, opened).await })
-            .await
+        let attachment = Attachment {
+            id: random_digits()?,
+            reference: request.reference,
+            manifest: opened.image.digest,
+            index: opened.index.as_ref().map(UsedIndex::of),
+            compact_index: opened.compact.as_ref().map(|compact| compact.digest),
+            mountpoint: request.mountpoint,
+            writable: request.writable,
+            kept: request.keep,
+            fill: request.fill,
+            process: opened.image.config.process,
+            layers: Vec::new(),
+            warnings: opened.warnings,
+        };
+        let options = KeepOptions {
+            device: request.device,
+            allow_devices: request.allow_devices,
+        };
+        self.finish(async move {
+            let Some(_changing) = engine.change(&attachment.id) else {
+                return Err(live::ending());
+            };
+            engine
+                .mount(attachment, opened.layers, options, began)
+                .await
+        })
+        .await
     }
 
-    /// Makes the devices and the mount from the disks of an image. Runs in a task of its own.
-    async fn mount(
+    /// Makes the devices and the mount of an attachment from its disks. Runs in a task of its own, which has marked the attachment as
+    /// changing. After an error nothing is left of it, except that a kept attachment stays kept.
+    pub(super) async fn mount(
         self: &Arc<Self>,
-        request: AttachRequest,
-        opened: OpenedImage,
+        mut attachment: Attachment,
+        layers: Vec<OpenedLayer>,
+        options: KeepOptions,
+        began: Instant,
     ) -> Result<AttachedImage> {
-        let id = random_digits()?;
-        let _changing = self.change(&id);
+        let id = attachment.id.clone();
         // declared before the devices, so that it is dropped after them
         let undo = RecordUndo {
             records: self.records.clone(),
             id: id.clone(),
             armed: true,
         };
-        let making: Vec<_> = opened
-            .layers
+        let making: Vec<_> = layers
             .iter()
-            .map(|layer| self.devices.get(&layer.disk, request.device))
+            .map(|layer| self.devices.get(&layer.disk, options.device))
             .collect();
         let devices: Vec<Arc<Device>> = futures_util::stream::iter(making)
             .buffered(LAYERS_AT_ONCE)
             .try_collect()
             .await?;
-        let attachment = Attachment {
-            id: id.clone(),
-            reference: request.reference.clone(),
-            manifest: opened.image.digest,
-            index: opened.index.as_ref().map(UsedIndex::of),
-            compact_index: opened.compact.as_ref().map(|compact| compact.digest),
-            mountpoint: request.mountpoint.clone(),
-            writable: request.writable,
-            process: opened.image.config.process,
-            layers: devices
-                .iter()
-                .zip(opened.layers)
-                .map(|(device, layer)| attached_layer(device, layer.basis))
-                .collect(),
-            warnings: opened.warnings,
-        };
+        let layers = devices.iter().zip(layers);
+        attachment.layers = layers
+            .map(|(device, layer)| attached_layer(device, layer.basis))
+            .collect();
         self.records.write(&attachment, None)?;
-        let mount = self.stack(&id, &devices, &request).await?;
+        let (writable, allow_devices) = (attachment.writable, options.allow_devices);
+        let mount = self.stack(&id, &devices, writable, allow_devices).await?;
         let stat = rustix::fs::fstat(&mount)
             .or_kind(Kind::Kernel, || "reading the status of the mount".into())?;
         let mount_device = (
@@ -134,12 +162,20 @@ impl Engine {
             rustix::fs::minor(stat.st_dev),
         );
         self.records.write(&attachment, Some(mount_device))?;
+        let first_read = FirstRead::since(began);
+        for device in &devices {
+            device.disk().await_first_read(&first_read);
+        }
         let live = Arc::new(LiveAttachment {
             attachment: attachment.clone(),
             devices,
             mount_device,
+            keep: attachment.kept.then_some(options),
             watch: self.watch(&mount),
             phase: watch::Sender::default(),
+            began,
+            mounted_after: began.elapsed(),
+            _first_read: Some(first_read),
         });
         let is_refused = {
             let mut table = self.table();
@@ -154,6 +190,8 @@ impl Engine {
             return Err(live::ending());
         }
         undo.disarm();
+        let disks = live.devices.iter().map(|device| Arc::clone(device.disk()));
+        self.disks.store().fill(disks, attachment.fill);
         Ok(AttachedImage { attachment, mount })
     }
 
@@ -172,7 +210,7 @@ impl Engine {
 
     /// Refuses mount points that would break the daemon or other programs. A mount in or over the daemon's own directories would hide the
     /// daemon's files. A mount over `/proc` or `/dev` would hide the mount table and the devices from all programs, including `detach`.
-    fn check_mountpoint(&self, mountpoint: &Path) -> Result<()> {
+    pub(super) fn check_mountpoint(&self, mountpoint: &Path) -> Result<()> {
         if ["/proc", "/sys", "/dev"]
             .iter()
             .any(|it| mountpoint == Path::new(it))
@@ -210,11 +248,11 @@ impl Engine {
         &self,
         id: &str,
         devices: &[Arc<Device>],
-        request: &AttachRequest,
+        writable: bool,
+        allow_devices: bool,
     ) -> Result<OwnedFd> {
         let directory = self.records.directory_of(id);
-        let (source, writable) = (mount_source(id), request.writable);
-        let allow_devices = request.allow_devices;
+        let source = mount_source(id);
         // A mount causes about twelve sequential reads of the device. Mounting in parallel overlaps their latencies.
         let mounting: Vec<_> = devices.iter().cloned().map(mount_layer).collect();
         let mounted: Vec<(OwnedFd, StackingFacts)> = futures_util::stream::iter(mounting)
@@ -251,13 +289,17 @@ impl Engine {
             }
             let upper = if writable {
                 let upper = Upper {
-                    upper: directory.join("upper"),
+                    upper: directory.join(records::UPPER),
                     work: directory.join("work"),
                 };
-                make_private(&upper.upper)?;
                 make_private(&upper.work)?;
-                let applied = root.apply(&upper.upper);
-                applied.or_kind(Kind::Io, || format!("setting up {}", upper.upper.display()))?;
+                // that of a kept attachment is as its user has left it
+                if !upper.upper.exists() {
+                    make_private(&upper.upper)?;
+                    let applied = root.apply(&upper.upper);
+                    applied
+                        .or_kind(Kind::Io, || format!("setting up {}", upper.upper.display()))?;
+                }
                 Some(upper)
             } else {
                 None
@@ -286,7 +328,7 @@ async fn mount_layer(device: Arc<Device>) -> Result<(OwnedFd, StackingFacts)> {
     .await
 }
 
-/// Removes the record and the directory of an attachment when it is dropped, unless it is disarmed.
+/// Removes the record and the directory of an attachment when it is dropped, unless it is disarmed. A kept attachment stays kept.
 struct RecordUndo {
     records: AttachmentRecords,
     id: String,
@@ -302,7 +344,7 @@ impl RecordUndo {
 impl Drop for RecordUndo {
     fn drop(&mut self) {
         if self.armed
-            && let Err(error) = self.records.remove(&self.id)
+            && let Err(error) = self.records.put_away(&self.id)
         {
             tracing::error!(
                 id = self.id,
@@ -313,7 +355,8 @@ impl Drop for RecordUndo {
     }
 }
 
-fn attached_layer(device: &Device, basis: DiskBasis) -> AttachedLayer {
+/// The description of a device.
+pub(super) fn attached_layer(device: &Device, basis: DiskBasis) -> AttachedLayer {
     let layer = device.disk().layer();
     AttachedLayer {
         digest: layer.digest,

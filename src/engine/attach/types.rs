@@ -1,18 +1,35 @@
 //! Requests and answers of an engine: plain data, shared by the command line, the HTTP API and the tests.
 
-use std::path::PathBuf;
+use std::{
+    ffi::OsStr,
+    fs,
+    os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
+    path::{Path, PathBuf},
+};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
     engine::open::{opened::DiskBasis, policy::IndexChoice, soci_index::SociIndex},
-    layer::SourceDown,
+    error::Result,
+    layer::{DiskCounters, FillPolicy, SourceDown},
     oci::{Digest, Platform, Process, Reference},
     source::Access,
 };
 
 /// How the kernel gets a layer's disk.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Serialize,
+    Deserialize,
+    clap::ValueEnum,
+    schemars::JsonSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum DeviceChoice {
     /// loop for a complete disk, otherwise nbd if the kernel has it, otherwise fuse.
@@ -27,7 +44,7 @@ pub enum DeviceChoice {
 }
 
 /// A request to attach an image.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct AttachRequest {
     /// The image.
     pub reference: Reference,
@@ -43,12 +60,18 @@ pub struct AttachRequest {
     pub writable: bool,
     /// Whether device nodes in the image work as devices.
     pub allow_devices: bool,
+    /// When the rest of its layers is fetched.
+    #[serde(default)]
+    pub fill: FillPolicy,
     /// Absolute path where the caller is going to mount the image. `None`: the caller only needs the descriptor of the mount.
     pub mountpoint: Option<PathBuf>,
+    /// Whether it is attached again after a reboot. Needs a mount point.
+    #[serde(default)]
+    pub keep: bool,
 }
 
 /// The kind of a device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum DeviceKind {
     /// See [`DeviceChoice::Nbd`].
@@ -70,7 +93,7 @@ impl std::fmt::Display for DeviceKind {
 }
 
 /// One layer of an attachment.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct AttachedLayer {
     /// The layer's digest.
     pub digest: Digest,
@@ -93,7 +116,7 @@ pub struct AttachedLayer {
 
 impl AttachedLayer {
     /// Paths of the layer's devices.
-    pub(super) fn devices(&self) -> impl Iterator<Item = PathBuf> + use<> {
+    pub(in crate::engine) fn devices(&self) -> impl Iterator<Item = PathBuf> + use<> {
         [Some(self.device_path.clone()), self.backing.clone()]
             .into_iter()
             .flatten()
@@ -101,7 +124,7 @@ impl AttachedLayer {
 }
 
 /// An attached image.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Attachment {
     /// ID, unique in its runtime directory: 16 hexadecimal digits.
     pub id: String,
@@ -118,6 +141,12 @@ pub struct Attachment {
     pub mountpoint: Option<PathBuf>,
     /// Whether it has a writable upper layer.
     pub writable: bool,
+    /// Whether it is attached again after a reboot.
+    #[serde(default)]
+    pub kept: bool,
+    /// When the rest of its layers is fetched.
+    #[serde(default)]
+    pub fill: FillPolicy,
     /// The program of the image.
     pub process: Process,
     /// Layers with their devices, topmost first. A repeated layer appears once.
@@ -127,7 +156,7 @@ pub struct Attachment {
 }
 
 /// The SOCI index of an attachment.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct UsedIndex {
     /// Digest of the index.
     pub digest: Digest,
@@ -149,7 +178,7 @@ impl UsedIndex {
 }
 
 /// The status of an attachment, for `list`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct AttachmentStatus {
     /// The attachment.
     #[serde(flatten)]
@@ -161,17 +190,60 @@ pub struct AttachmentStatus {
     pub state: AttachmentState,
     /// Reason for the state, e.g. why it is degraded.
     pub why: Option<String>,
+    /// The daemon that serves it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub served_by: Option<ServingProgram>,
     /// Number of present spans and of all spans, over all layers; `None` without a daemon.
     pub spans: Option<(u64, u64)>,
     /// Compressed bytes fetched for the layers since the daemon opened their disks.
     pub fetched_bytes: Option<u64>,
+    /// Counters of all layers since the daemon opened their disks; `None` without a daemon.
+    #[serde(default)]
+    pub counters: Option<DiskCounters>,
+    /// Seconds since the attach, or since this daemon has taken the attachment over; `None` without a daemon.
+    #[serde(default)]
+    pub age_seconds: Option<u64>,
     /// Sources of the layers that do not respond.
     #[serde(default)]
     pub sources_down: Vec<SourceDown>,
 }
 
+/// A running daemon.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct ServingProgram {
+    /// The program's version.
+    pub version: String,
+    /// The daemon's process.
+    pub pid: u32,
+    /// The file that the program was started from.
+    pub path: PathBuf,
+    /// Whether that file has been removed or replaced by another one since.
+    pub is_replaced: bool,
+}
+
+impl ServingProgram {
+    /// This process.
+    pub fn own() -> Self {
+        const PROGRAM: &str = "/proc/self/exe";
+        let link = fs::read_link(PROGRAM).unwrap_or_default();
+        // so the kernel shows a file that was removed
+        let removed = link.as_os_str().as_bytes().strip_suffix(b" (deleted)");
+        let path = removed.map_or(link.clone(), |path| OsStr::from_bytes(path).into());
+        let file = |path: &Path| {
+            let metadata = fs::metadata(path).ok()?;
+            Some((metadata.dev(), metadata.ino()))
+        };
+        Self {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            is_replaced: file(&path) != file(Path::new(PROGRAM)),
+            path,
+        }
+    }
+}
+
 /// The state of an attachment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum AttachmentState {
     /// A daemon serves it, and some spans are absent.
@@ -184,20 +256,71 @@ pub enum AttachmentState {
     Degraded,
     /// A daemon serves it, but it is not mounted any more. It is released when nothing uses it.
     Unmounted,
-    /// Its daemon has died. `detach` cleans up.
+    /// Its daemon has died. A daemon that starts takes it over if the kernel still has its devices; `detach` removes it.
     Dead,
+    /// It is not attached. The next start of the daemon attaches it, or `restore`.
+    Kept,
 }
 
-impl std::fmt::Display for AttachmentState {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.pad(match self {
+impl AttachmentState {
+    /// All states.
+    pub(in crate::engine) const ALL: [Self; 7] = [
+        Self::Lazy,
+        Self::Filling,
+        Self::Complete,
+        Self::Degraded,
+        Self::Unmounted,
+        Self::Dead,
+        Self::Kept,
+    ];
+
+    /// The name, as in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
             Self::Lazy => "lazy",
             Self::Filling => "filling",
             Self::Complete => "complete",
             Self::Degraded => "degraded",
             Self::Unmounted => "unmounted",
             Self::Dead => "dead",
-        })
+            Self::Kept => "kept",
+        }
+    }
+}
+
+impl std::fmt::Display for AttachmentState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// The result of attaching a kept attachment again.
+#[derive(Debug)]
+pub struct RestoredAttachment {
+    /// Its ID.
+    pub id: String,
+    /// The attachment; `None` if its record cannot be read.
+    pub attachment: Option<Attachment>,
+    /// Whether it is attached now, and if it is not, why.
+    pub result: Result<()>,
+}
+
+#[cfg(test)]
+impl AttachmentStatus {
+    /// A lazy attachment without layers, with this ID, for tests.
+    pub(crate) fn of_test(id: &str) -> Self {
+        Self {
+            attachment: tests::attachment(id),
+            attached_at: None,
+            state: AttachmentState::Lazy,
+            why: None,
+            served_by: None,
+            spans: Some((1, 4)),
+            fetched_bytes: Some(0),
+            counters: None,
+            age_seconds: Some(1),
+            sources_down: Vec::new(),
+        }
     }
 }
 
@@ -215,6 +338,8 @@ pub(crate) mod tests {
             compact_index: None,
             mountpoint: None,
             writable: false,
+            kept: false,
+            fill: FillPolicy::Auto,
             process: Process::default(),
             layers: Vec::new(),
             warnings: Vec::new(),

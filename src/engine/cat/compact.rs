@@ -38,7 +38,7 @@ pub(super) fn data(
 ) -> BoxStream<'static, Result<Bytes>> {
     let table = Arc::new(table);
     let wanted = table.covering(range.clone());
-    let source = source.clone();
+    let (source, of_state) = (source.clone(), source.clone());
     let (fetched, spans) = (Arc::clone(&table), Arc::clone(&table));
     let arriving = stream::iter(gets(&table, wanted.start.get()..wanted.end.get()))
         .map(move |run| {
@@ -60,6 +60,7 @@ pub(super) fn data(
         .flat_map(stream::iter)
         .boxed();
     let state = SpanDecoding {
+        source: of_state,
         layer,
         table,
         windows,
@@ -122,6 +123,7 @@ fn span_of(
 }
 
 struct SpanDecoding {
+    source: Source,
     layer: Digest,
     table: Arc<SpanTable>,
     windows: WindowBlob,
@@ -139,22 +141,51 @@ impl SpanDecoding {
         };
         let layer = self.layer;
         let (number, bytes) = arrived.map_err(|error| error.context(format!("layer {layer}")))?;
-        let piece = self.decode(number, bytes).await;
+        let mut piece = self.decode(number, bytes, None).await;
+        if let Err(error) = &piece
+            && error.kind() == Kind::Corrupt
+        {
+            piece = match self.again(number).await {
+                Some(piece) => Ok(piece),
+                None => piece,
+            };
+        }
         piece
             .map(Some)
             .map_err(|error| error.context(format!("layer {layer}, span {number}")))
     }
 
-    async fn decode(&mut self, number: u32, bytes: Bytes) -> Result<Bytes> {
+    /// Fetches a span once more, from each host alone. `None`: no host has the right bytes.
+    async fn again(&mut self, number: u32) -> Option<Bytes> {
+        let (start, end) = place(&self.table, &(number..number + 1));
+        let of_windows = self.windows.source.at_each_host();
+        for (at, host) in self.source.at_each_host().into_iter().enumerate() {
+            let bytes = host.range(&self.layer, start..end).await;
+            if let Ok(bytes) = bytes
+                && let Ok(piece) = self.decode(number, bytes, of_windows.get(at)).await
+            {
+                return Some(piece);
+            }
+        }
+        None
+    }
+
+    /// Decodes and verifies a span. `from`: where its window is fetched, if that is not where all windows are.
+    async fn decode(&mut self, number: u32, bytes: Bytes, from: Option<&Source>) -> Result<Bytes> {
         let Some(span) = self.table.spans.get(number as usize).cloned() else {
             return Err(Error::new(Kind::Corrupt, "there is no such span"));
         };
+        let mut after = None;
         let decoded = match self.table.compression {
             Compression::Uncompressed => bytes,
             Compression::Gzip => {
-                let before = match self.before.take() {
+                let before = match self.before.clone() {
                     Some(before) => before,
-                    None => window(&self.windows, number, span.window.clone()).await?,
+                    None => {
+                        let source = from.unwrap_or(&self.windows.source);
+                        let blob = &self.windows.blob;
+                        window(source, blob, number, span.window.clone()).await?
+                    }
                 };
                 let mut decoder = std::mem::take(&mut self.decoder);
                 let record = span.clone();
@@ -165,9 +196,9 @@ impl SpanDecoding {
                     Ok((decoded, decoder, before))
                 };
                 let (decoded, decoder, before) = blocking(work).await?;
-                let decoded = decoded.or_kind(Kind::Corrupt, || "cannot decode the span".into())?;
                 self.decoder = decoder;
-                self.before = before.after(&decoded).map(SpanWindow::Verified);
+                let decoded = decoded.or_kind(Kind::Corrupt, || "cannot decode the span".into())?;
+                after = before.after(&decoded).map(SpanWindow::Verified);
                 decoded
             }
         };
@@ -181,13 +212,15 @@ impl SpanDecoding {
                 ),
             ));
         }
+        self.before = after;
         part(&decoded, &span.uncompressed, &self.range)
     }
 }
 
 /// The window of a span from the compact index.
 async fn window(
-    windows: &WindowBlob,
+    source: &Source,
+    blob: &Digest,
     number: u32,
     stored: Option<Range<usize>>,
 ) -> Result<SpanWindow> {
@@ -196,7 +229,7 @@ async fn window(
         None => Ok(SpanWindow::unknown()),
         Some(range) => {
             let range = range.start as u64..range.end as u64;
-            SpanWindow::stated(windows.source.range(&windows.blob, range).await?)
+            SpanWindow::stated(source.range(blob, range).await?)
         }
     }
 }

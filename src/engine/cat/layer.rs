@@ -211,14 +211,11 @@ async fn one_span(
         return Err(corrupt("there is no such span".to_owned()));
     };
     let compressed = span.compressed.start.get()..span.compressed.end.get();
-    let fetched = source.range(&layer, compressed).await?;
-    let found = Digest::of(&fetched);
-    if found != span.digest {
-        return Err(corrupt(format!(
-            "its compressed bytes have the digest {found}, but the zTOC says {}",
-            span.digest
-        )));
-    }
+    let fetched = source.verified_range(&layer, compressed, &span.digest);
+    let fetched = fetched.await.map_err(|error| match error.kind() {
+        Kind::Corrupt => error.context("its bytes are not those of the zTOC"),
+        _ => error,
+    })?;
     let place = span.uncompressed.clone();
     let decoded = match ztoc.spans.compression {
         Compression::Uncompressed => fetched,
@@ -259,6 +256,12 @@ fn local(file: Arc<File>, start: u64, size: u64) -> BoxStream<'static, Result<By
 
 /// Reads a layer without a table from start to end. The data of its files goes to a temporary file.
 pub(super) async fn whole(source: &Source, layer: &LayerBlob) -> Result<LayerContents> {
+    source
+        .with_right_bytes(|source| read_whole(source, layer))
+        .await
+}
+
+async fn read_whole(source: Source, layer: &LayerBlob) -> Result<LayerContents> {
     let file = tempfile::tempfile().or_kind(Kind::Io, || "creating a temporary file".into())?;
     let sink = DataSpill {
         file: Arc::new(file),

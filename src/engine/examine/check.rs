@@ -12,14 +12,14 @@ use crate::{
 };
 
 /// Which disks to check.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct CheckRequest {
     /// The layers whose disks are checked; `None`: all.
     pub layers: Option<HashSet<Digest>>,
 }
 
 /// Progress of a check.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum CheckEvent {
     /// A part of a layer's disk has been read.

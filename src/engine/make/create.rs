@@ -28,12 +28,13 @@ use crate::{
         index::{BUILD_TOOL, Descriptor, EMPTY_CONFIG, IndexManifest, Version},
         prefetch::Prefetch,
     },
-    source::{Destination, layout::NewArtifact},
+    source::{DEFAULT_UPLOADS, Destination, layout::NewArtifact},
     tar::Entry,
     ztoc::{SpanTable, Ztoc},
 };
 
-/// Makes the index of an image and stores it in the image's layout directory, or, for other sources, in the state directory.
+/// Makes the index of an image and stores it beside an image on this host (in its layout directory, in containerd), or, for other sources,
+/// in the state directory.
 pub async fn create(
     image: &Image,
     options: &CreateOptions,
@@ -42,16 +43,25 @@ pub async fn create(
 ) -> Result<CreateReport> {
     let pass = LayerResults::over(image, options, local, progress).await?;
     let (report, soci, compact) = pass.artifacts(image, options)?;
-    let beside = image.source.layout().filter(|layout| layout.is_writable());
+    let beside = match options.in_state_directory {
+        true => None,
+        false => Destination::beside(&image.source).await?,
+    };
     let compact = match compact {
         Some(compact) => Some(compact.with_all_blobs().await?),
         None => None,
     };
     for artifact in compact.into_iter().chain([soci]) {
-        match beside {
-            Some(layout) => layout.store(artifact).await?,
+        match &beside {
+            Some(to) => {
+                to.put_referrer(artifact, &image.digest, DEFAULT_UPLOADS)
+                    .await?
+            }
             None => local.store(artifact, image).await?,
         };
+    }
+    if let Some(to) = &beside {
+        to.finish().await?;
     }
     let stored_in = match beside {
         Some(_) => image.source.reference().to_string(),
@@ -84,6 +94,7 @@ pub async fn create_at(
             .await
             .map_err(|error| error.context(format!("pushing the SOCI index {}", report.index)))?;
     }
+    destination.finish().await?;
     Ok(CreateReport {
         stored_in: destination.reference().to_string(),
         ..report

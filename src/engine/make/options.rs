@@ -22,6 +22,8 @@ pub struct CreateOptions {
     pub compact_span_size: Option<u64>,
     /// Whether to mark layers without xattrs as such (`--optimizations xattr`).
     pub disable_xattrs: bool,
+    /// Whether to store the index in the state directory, and not beside an image on this host.
+    pub in_state_directory: bool,
     /// Whether to make new zTOCs even if existing ones could be reused.
     pub force: bool,
     /// Paths of files whose spans go into a prefetch artifact.
@@ -38,6 +40,7 @@ impl Default for CreateOptions {
             build_tool: DEFAULT_BUILD_TOOL.to_owned(),
             compact_span_size: None,
             disable_xattrs: false,
+            in_state_directory: false,
             force: false,
             prefetch_files: Vec::new(),
             uses: Vec::new(),

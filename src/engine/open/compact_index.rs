@@ -8,7 +8,7 @@ use crate::{
         MAX_TABLE_SIZE, Table,
         manifest::{ARTIFACT_TYPE, INDEX_DIGEST, LayerIndex, Manifest},
     },
-    error::{Error, Kind, Result, ResultExt},
+    error::{Kind, Result, ResultExt},
     layer::LayerBlob,
     oci::Digest,
     soci::index,
@@ -46,17 +46,9 @@ impl CompactIndex {
         let size = layer.table_size.min(MAX_TABLE_SIZE);
         let bytes = self
             .source
-            .range(&layer.blob, 0..size)
-            .await
-            .map_err(|error| error.context(context()))?;
-        let found = Digest::of(&bytes);
-        if found != layer.table {
-            return Err(Error::new(
-                Kind::Corrupt,
-                format!("{}: its content has the digest {found}", context()),
-            ));
-        }
-        Ok(bytes)
+            .verified_range(&layer.blob, 0..size, &layer.table)
+            .await;
+        bytes.map_err(|error| error.context(context()))
     }
 
     /// The part for a layer, and its table as bytes and parsed. The table is verified to be of exactly this layer. `None` if there is no

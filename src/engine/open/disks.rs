@@ -20,9 +20,14 @@ use super::{
     soci_index::SociIndex,
 };
 use crate::{
+    blocking::blocking,
     compact::manifest::LayerIndex,
+    engine::{
+        space::image_record::{ImageRecords, LayerDisk},
+        verifiers::{Subject, Verifiers},
+    },
     error::{Error, Kind, Result, ResultExt},
-    layer::{Disk, LayerBlob, Store, StoreOptions, TableBytes},
+    layer::{DirectoryLock, Disk, LayerBlob, Store, StoreOptions, TableBytes, lock_root},
     oci::{Digest, Platform, Reference},
     source::{Access, Source},
 };
@@ -30,23 +35,47 @@ use crate::{
 /// Number of layers that are streamed in parallel; each has several connections and a decoder.
 const STREAMS_AT_ONCE: usize = 3;
 
+/// An image and its indexes.
+pub(crate) struct FoundImage {
+    /// The image.
+    pub(crate) image: Image,
+    /// Its indexes.
+    pub(crate) indexes: FoundIndexes,
+    /// The choice that they were found by.
+    choice: IndexChoice,
+}
+
+impl FoundImage {
+    /// Whether an index has a table for the layer.
+    pub(crate) fn has_table(&self, layer: &LayerBlob) -> bool {
+        let compact = self.indexes.compact.as_ref();
+        let compact = compact.and_then(|compact| compact.layer(&layer.digest));
+        let index = self.indexes.index.as_ref();
+        compact.is_some() || index.is_some_and(|it| it.ztoc(&layer.digest).is_some())
+    }
+}
+
 /// The disks and the local indexes of a root.
 pub struct Disks {
     root: PathBuf,
     store: Arc<Store>,
+    images: ImageRecords,
+    verifiers: Verifiers,
 }
 
 impl Disks {
     /// Opens a root. `Busy` if another process uses it.
     pub fn open(root: &Path) -> Result<Self> {
-        Self::open_with(root, StoreOptions::default())
+        Self::open_locked(root, lock_root(root, None)?, StoreOptions::default())
     }
 
-    /// Like [`Disks::open`], with options for the store.
-    pub fn open_with(root: &Path, options: StoreOptions) -> Result<Self> {
+    /// Like [`Disks::open`], for a process that has the lock of the root, with options for the store.
+    pub fn open_locked(root: &Path, lock: DirectoryLock, options: StoreOptions) -> Result<Self> {
         Ok(Self {
             root: root.to_owned(),
-            store: Store::open_with(root, options)?,
+            images: ImageRecords::open(root),
+            store: Store::open_locked(root, lock, options)?,
+            verifiers: Verifiers::default(),
         })
     }
 
@@ -55,7 +84,17 @@ impl Disks {
         &self.store
     }
 
-    /// Resolves an image, and opens or makes a disk for each of its layers: from the layer's table in the compact index, otherwise from its
+    /// The images that were opened in the root.
+    pub fn images(&self) -> &ImageRecords {
+        &self.images
+    }
+
+    /// The verifiers of images.
+    pub fn verifiers(&self) -> &Verifiers {
+        &self.verifiers
+    }
+
+    /// Resolves an image, has it verified, and opens or makes a disk for each of its layers: from the layer's table in the compact index, otherwise from its
     /// zTOC in the SOCI index, otherwise by streaming the layer.
     pub async fn open_image(
         &self,
@@ -65,33 +104,17 @@ impl Disks {
         choice: &IndexChoice,
         event: OnOpenEvent<'_>,
     ) -> Result<OpenedImage> {
-        let source = Source::open(reference, access).await?;
-        let image = Image::resolve(&source, platform).await?;
-        let mut found = search::find(&image, choice, &LocalIndexes::open(&self.root)?).await?;
-        let mut warnings = std::mem::take(&mut found.warnings);
-        let layers = topmost_first(&image.layers);
-        let indexed = layers
-            .iter()
-            .filter(|layer| {
-                let compact = found.compact.as_ref();
-                let compact = compact.and_then(|compact| compact.layer(&layer.digest));
-                let index = found.index.as_ref();
-                compact.is_some() || index.is_some_and(|it| it.ztoc(&layer.digest).is_some())
-            })
-            .count();
+        let mut found = self.find_image(reference, access, platform, choice).await?;
+        let mut warnings = std::mem::take(&mut found.indexes.warnings);
+        let layers = topmost_first(&found.image.layers);
         event(OpenEvent::Resolved {
             layers: layers.len(),
-            indexed,
+            indexed: layers.iter().filter(|it| found.has_table(it)).count(),
         });
-
         let streams = Semaphore::new(STREAMS_AT_ONCE);
         let opening: Vec<_> = layers
             .into_iter()
-            .map(async |layer| {
-                self.layer(layer, &image.source, &found, choice, &streams, event)
-                    .await
-                    .map_err(|error| image.explain(&layer.digest, error))
-            })
+            .map(|layer| self.open_layer(&found, layer, &streams, event))
             .collect();
         let opened: Vec<(OpenedLayer, Option<String>)> = futures_util::stream::iter(opening)
             .buffered(LAYERS_AT_ONCE)
@@ -104,19 +127,128 @@ impl Disks {
                 message: message.clone(),
             })
         });
-        self.store
-            .belong_together(layers.iter().map(|layer| &layer.disk));
-        prefetch::start(&self.store, &found, &layers);
+        self.start_together(&found, &layers);
+        let disks = layers.iter().map(|layer| LayerDisk::of(&layer.disk));
+        self.record_image(reference, found.image.digest, disks.collect());
         Ok(OpenedImage {
-            image,
-            index: found.index,
-            compact: found.compact,
+            image: found.image,
+            index: found.indexes.index,
+            compact: found.indexes.compact,
             layers,
             warnings,
         })
     }
 
-    /// Opens the disk of a layer. Returns a warning if an index has a table for the layer that cannot be used.
+    /// Records that an image was opened.
+    pub(crate) fn record_image(
+        &self,
+        reference: &Reference,
+        manifest: Digest,
+        layers: Vec<LayerDisk>,
+    ) {
+        self.images
+            .opened(reference, manifest, layers)
+            .unwrap_or_else(|error| {
+                tracing::warn!(
+                    "an image is not recorded, and `socinbd df` does not show it: {}",
+                    error.report()
+                )
+            });
+    }
+
+    /// Resolves an image, has it verified, and finds its indexes.
+    async fn find_image(
+        &self,
+        reference: &Reference,
+        access: &Access,
+        platform: Option<&Platform>,
+        choice: &IndexChoice,
+    ) -> Result<FoundImage> {
+        let source = Source::open_with(reference, access, self.store.limits()).await?;
+        let root = Image::root(&source).await?;
+        self.verifiers
+            .verify(&Subject::new(reference, &root))
+            .await?;
+        let image = Image::of_root(&source, &root, platform).await?;
+        self.find_indexes(image, choice).await
+    }
+
+    /// Resolves an image that was verified, and finds its indexes.
+    pub(crate) async fn find_verified_image(
+        &self,
+        reference: &Reference,
+        access: &Access,
+        choice: &IndexChoice,
+    ) -> Result<FoundImage> {
+        let source = Source::open_with(reference, access, self.store.limits()).await?;
+        let image = Image::resolve(&source, None).await?;
+        self.find_indexes(image, choice).await
+    }
+
+    async fn find_indexes(&self, image: Image, choice: &IndexChoice) -> Result<FoundImage> {
+        let local = LocalIndexes::open(&self.root)?;
+        let indexes = search::find_verified(&image, choice, &local, &self.verifiers).await?;
+        Ok(FoundImage {
+            image,
+            indexes,
+            choice: *choice,
+        })
+    }
+
+    /// Opens or makes the disk of a layer of an image. Returns a warning if an index has a table for the layer that cannot be used.
+    pub(crate) async fn open_layer(
+        &self,
+        found: &FoundImage,
+        layer: &LayerBlob,
+        streams: &Semaphore,
+        event: OnOpenEvent<'_>,
+    ) -> Result<(OpenedLayer, Option<String>)> {
+        let FoundImage {
+            image,
+            indexes,
+            choice,
+        } = found;
+        self.layer(layer, &image.source, indexes, choice, streams, event)
+            .await
+            .map_err(|error| image.explain(&layer.digest, error))
+    }
+
+    /// The disk of a layer that was verified as a whole, if there is one.
+    pub(crate) async fn verified_layer(&self, layer: &LayerBlob) -> Result<Option<OpenedLayer>> {
+        let (store, layer) = (Arc::clone(&self.store), layer.clone());
+        let disk = blocking(move || store.verified(&layer)).await?;
+        let basis = DiskBasis::Verified;
+        Ok(disk.map(|disk| OpenedLayer { disk, basis }))
+    }
+
+    /// The disk of a layer that was verified as a whole, else a new one, to which all of the layer is fetched. Its table is not used. `why` is
+    /// the reason.
+    pub(crate) async fn open_whole_layer(
+        &self,
+        found: &FoundImage,
+        layer: &LayerBlob,
+        streams: &Semaphore,
+        why: String,
+        event: OnOpenEvent<'_>,
+    ) -> Result<OpenedLayer> {
+        let image = &found.image;
+        let opened = match self.verified_layer(layer).await {
+            Ok(None) => self.whole(layer, &image.source, streams, why, event).await,
+            Ok(Some(opened)) => Ok(opened),
+            Err(error) => Err(error),
+        };
+        opened.map_err(|error| image.explain(&layer.digest, of_layer(layer, error)))
+    }
+
+    /// The opened layers of one image share the counting of lost time, and the spans that its index lists for a start are fetched.
+    pub(crate) fn start_together(&self, found: &FoundImage, layers: &[OpenedLayer]) {
+        self.store
+            .belong_together(layers.iter().map(|layer| &layer.disk));
+        prefetch::start(&self.store, &found.indexes, layers);
+    }
+
+    /// Opens the disk of a layer. Returns a warning if an index has a table for the layer that cannot be used. What makes a
+    /// disk is a large future, and boxed: the futures of all layers of an image exist at once, and few run.
     async fn layer(
         &self,
         layer: &LayerBlob,
@@ -126,10 +258,9 @@ impl Disks {
         streams: &Semaphore,
         event: OnOpenEvent<'_>,
     ) -> Result<(OpenedLayer, Option<String>)> {
-        let context = |error: Error| error.context(format!("layer {}", layer.digest));
-        if let Some(disk) = self.store.verified(layer).map_err(context)? {
-            let basis = DiskBasis::Verified;
-            return Ok((OpenedLayer { disk, basis }, None));
+        let context = |error: Error| of_layer(layer, error);
+        if let Some(opened) = self.verified_layer(layer).await.map_err(context)? {
+            return Ok((opened, None));
         }
         let index = found.index.as_ref();
         let (mut why, mut warning) = (not_indexed(layer, index, choice), None);
@@ -166,6 +297,18 @@ impl Disks {
                 Err(error) => return Err(context(error)),
             }
         }
+        let opened = self.whole(layer, source, streams, why, event).await;
+        Ok((opened.map_err(context)?, warning))
+    }
+
+    async fn whole(
+        &self,
+        layer: &LayerBlob,
+        source: &Source,
+        streams: &Semaphore,
+        why: String,
+        event: OnOpenEvent<'_>,
+    ) -> Result<OpenedLayer> {
         let _permit = streams
             .acquire()
             .await
@@ -177,13 +320,9 @@ impl Disks {
                 size: layer.size,
             })
         };
-        let disk = self
-            .store
-            .streamed(layer, source, &progress)
-            .await
-            .map_err(context)?;
+        let disk = Box::pin(self.store.streamed(layer, source, &progress)).await?;
         let basis = DiskBasis::Whole { why };
-        Ok((OpenedLayer { disk, basis }, warning))
+        Ok(OpenedLayer { disk, basis })
     }
 
     async fn compact(
@@ -193,7 +332,7 @@ impl Disks {
         source: &Source,
         compact: &CompactIndex,
     ) -> Result<Arc<Disk>> {
-        let table = TableBytes::new(compact.fetch_table(part), compact.source.is_here());
+        let table = TableBytes::new(|| compact.fetch_table(part), compact.source.is_here());
         self.store
             .compact(layer, part, table, &compact.source, source)
             .await
@@ -206,9 +345,13 @@ impl Disks {
         source: &Source,
         index: &SociIndex,
     ) -> Result<Arc<Disk>> {
-        let ztoc = TableBytes::new(index.fetch_ztoc(&layer.digest), index.source().is_here());
+        let ztoc = TableBytes::new(|| index.fetch_ztoc(&layer.digest), index.source().is_here());
         self.store.indexed(layer, table, ztoc, source).await
     }
+}
+
+fn of_layer(layer: &LayerBlob, error: Error) -> Error {
+    error.context(format!("layer {}", layer.digest))
 }
 
 /// Whether the error is about the table, not the layer. Then the layer can be read without the table.

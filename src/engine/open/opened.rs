@@ -36,7 +36,7 @@ pub struct OpenedLayer {
 pub type OnOpenEvent<'a> = &'a (dyn Fn(OpenEvent) + Send + Sync);
 
 /// How a layer's disk was made.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(tag = "from", rename_all = "lowercase")]
 pub enum DiskBasis {
     /// From the layer's table in the compact index. Data is fetched on demand, in small spans.
@@ -53,7 +53,7 @@ pub enum DiskBasis {
 }
 
 /// An event of opening an image.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum OpenEvent {
     /// The image was resolved.

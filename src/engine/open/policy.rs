@@ -7,7 +7,18 @@ use serde::{Deserialize, Serialize};
 use crate::oci::Digest;
 
 /// Which sources of indexes are trusted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Serialize,
+    Deserialize,
+    clap::ValueEnum,
+    schemars::JsonSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum IndexPolicy {
     /// The index that the image names (version 2, bound to the image's digest), the index of `--index`, and those of the state directory.
@@ -20,7 +31,9 @@ pub enum IndexPolicy {
 }
 
 /// The caller's choice of an index.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
+)]
 pub struct IndexChoice {
     /// Digest of the only index to use; any failure is then an error.
     pub digest: Option<Digest>,

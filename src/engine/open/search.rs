@@ -24,6 +24,7 @@ use super::{
     soci_index::SociIndex,
 };
 use crate::{
+    engine::verifiers::{Subject, Verifiers},
     error::{Error, Kind, Result},
     oci::{
         Digest,
@@ -52,9 +53,20 @@ pub async fn find(
     choice: &IndexChoice,
     local: &LocalIndexes,
 ) -> Result<FoundIndexes> {
+    find_verified(image, choice, local, &Verifiers::default()).await
+}
+
+/// Like [`find`]. The verifiers verify indexes that the image does not name: one that they refuse is not used.
+pub(crate) async fn find_verified(
+    image: &Image,
+    choice: &IndexChoice,
+    local: &LocalIndexes,
+    verifiers: &Verifiers,
+) -> Result<FoundIndexes> {
     let new = || IndexSearch {
         image,
         local,
+        verifiers,
         warnings: Vec::new(),
     };
     let found = match &choice.digest {
@@ -106,6 +118,7 @@ fn required(image: &Image, warnings: &[String]) -> Error {
 struct IndexSearch<'a> {
     image: &'a Image,
     local: &'a LocalIndexes,
+    verifiers: &'a Verifiers,
     warnings: Vec<String>,
 }
 
@@ -252,21 +265,36 @@ impl IndexSearch<'_> {
         source: &Source,
     ) -> Result<Option<T>> {
         for referrer in list.iter().rev().take(MAX_TRIED) {
-            let found = source.manifest(&referrer.digest).await;
-            let read = found.and_then(|found| {
-                let index = T::read(&found, origin, source, self.image, &mut self.warnings)?;
-                let why = match index.is_of(self.image) {
-                    true => index.unfit(self.image),
-                    false => Some("its subject is another image"),
-                };
-                why.map_or(Ok(Some(index)), |why| Err(Error::new(Kind::Corrupt, why)))
-            });
+            let read = self.read_referrer(referrer, origin, source).await;
             let what = format!("skipped {} index {}", T::NAME, referrer.digest);
             if let Some(index) = self.or_warning(read, &what)? {
                 return Ok(Some(index));
             }
         }
         Ok(None)
+    }
+
+    async fn read_referrer<T: ImageIndex>(
+        &mut self,
+        referrer: &Referrer,
+        origin: IndexOrigin,
+        source: &Source,
+    ) -> Result<Option<T>> {
+        let found = source.manifest(&referrer.digest).await?;
+        let index = T::read(&found, origin, source, self.image, &mut self.warnings)?;
+        let why = match index.is_of(self.image) {
+            true => index.unfit(self.image),
+            false => Some("its subject is another image"),
+        };
+        if let Some(why) = why {
+            return Err(Error::new(Kind::Corrupt, why));
+        }
+        // the image names all others, or the administrator of this host has made them
+        if origin == IndexOrigin::Referrer {
+            let name = self.image.reference.with_digest(referrer.digest);
+            self.verifiers.verify(&Subject::new(&name, &found)).await?;
+        }
+        Ok(Some(index))
     }
 
     /// Turns an error into a warning, unless it is `Unavailable`, which may pass.

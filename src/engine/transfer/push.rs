@@ -42,6 +42,8 @@ pub struct PushOptions {
     pub platforms: Platforms,
     /// What to do if the destination has another index.
     pub existing: ExistingIndexPolicy,
+    /// Whether the tag of the destination stays as it is: an image is copied only where its manifest is missing.
+    pub keep_tag: bool,
     /// Number of parallel uploads.
     pub uploads: usize,
 }
@@ -51,6 +53,7 @@ impl Default for PushOptions {
         Self {
             platforms: Platforms::default(),
             existing: ExistingIndexPolicy::default(),
+            keep_tag: false,
             uploads: DEFAULT_UPLOADS,
         }
     }
@@ -82,8 +85,8 @@ pub struct PushedIndex {
     pub outcome: &'static str,
 }
 
-/// Pushes the newest index of each image, from the image's layout or the state directory. If source and destination differ, the image is
-/// copied first.
+/// Pushes the newest index of each image, from beside the image or the state directory. If source and destination differ, the image is copied
+/// first.
 pub async fn push(
     source: &Source,
     destination: &Destination,
@@ -106,13 +109,19 @@ pub async fn push(
         }
         let mut image_blobs = None;
         if source.reference().place() != destination.reference().place() {
-            let naming = TagUpdate::begin(destination).await?;
             let tally = BlobTally::default();
             let mut graph = ManifestCopier::new(source, destination, options.uploads, &tally);
-            let copied = graph.copy(&root).await?;
-            naming.set(&copied.media_type, &copied.bytes).await?;
+            if options.keep_tag {
+                for image in &images {
+                    copy_missing(image, destination, &mut graph).await?;
+                }
+            } else {
+                let naming = TagUpdate::begin(destination).await?;
+                let copied = graph.copy(&root).await?;
+                naming.set(&copied.media_type, &copied.bytes).await?;
+                warnings.extend(changed(&root, &copied));
+            }
             warnings.append(&mut graph.warnings);
-            warnings.extend(changed(&root, &copied));
             image_blobs = Some(tally.counts());
         } else {
             warnings.extend(absent);
@@ -150,6 +159,27 @@ pub async fn push(
     })
 }
 
+/// Copies an image without a tag, if the destination does not have its manifest.
+async fn copy_missing(
+    image: &Image,
+    destination: &Destination,
+    graph: &mut ManifestCopier<'_>,
+) -> Result<()> {
+    if let Some(there) = destination.source().await? {
+        match there.manifest(&image.digest).await {
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind() == Kind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let manifest = Manifest {
+        media_type: image.media_type.clone(),
+        digest: image.digest,
+        bytes: image.manifest_bytes.clone(),
+    };
+    graph.copy(&manifest).await.map(drop)
+}
+
 /// An index that was found on this host.
 struct LocalSociIndex {
     digest: Digest,
@@ -158,7 +188,7 @@ struct LocalSociIndex {
     source: Source,
 }
 
-/// The newest version 1 index of an image on this host or in the image's layout.
+/// The newest version 1 index of an image on this host or beside the image.
 async fn newest(
     image: &Image,
     local: &LocalIndexes,
@@ -189,7 +219,7 @@ async fn newest(
     Ok(None)
 }
 
-/// The newest artifact of a type that refers to an image, in the image's layout or on this host.
+/// The newest artifact of a type that refers to an image, beside the image or in the state directory.
 async fn newest_of(
     image: &Image,
     artifact_type: &str,

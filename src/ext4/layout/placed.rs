@@ -1,6 +1,6 @@
 //! The part of an inode that depends on where its data is.
 
-use super::super::extent::{self, Run};
+use super::super::extent::{self, ExtentRun};
 
 /// What one inode has by its place.
 #[derive(Debug)]
@@ -18,7 +18,7 @@ pub(super) struct Placed {
 #[derive(Debug)]
 pub(super) enum Body {
     /// An extent tree over one run, which needs no block.
-    Run(Run),
+    Run(ExtentRun),
     Other(Box<[u8; 60]>),
 }
 

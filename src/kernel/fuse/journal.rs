@@ -27,7 +27,8 @@ use super::{
 };
 use crate::{
     error::{Error, Kind, Result},
-    kernel::kept::SharedMemory,
+    kernel::kept::{SharedMemory, checksum, corrupt},
+    versions::{is_read, readable},
 };
 
 /// Threads that take requests of one file: a copy of present data keeps one busy for a moment.
@@ -37,7 +38,7 @@ pub(super) const THREADS: usize = 2;
 pub(super) const SLOTS: usize = 384;
 
 /// The only version until now. A change of the layout needs a new one.
-const VERSION: u32 = 1;
+pub const JOURNAL_VERSION: u32 = 1;
 const MAGIC: [u32; 2] = [u32::from_le_bytes(*b"soci"), u32::from_le_bytes(*b"fusj")];
 
 const CHECKSUM: usize = 13;
@@ -96,12 +97,19 @@ pub(super) struct Noted {
 }
 
 #[derive(Debug)]
-pub(super) struct Journal(SharedMemory);
+pub(super) struct Journal {
+    memory: SharedMemory,
+    /// Another process has made it.
+    is_inherited: bool,
+}
 
 impl Journal {
     /// A new journal, without requests.
     pub(super) fn create(identity: &Identity) -> Result<Self> {
-        let journal = Self(SharedMemory::create("socinbd-fuse-journal", WORDS)?);
+        let journal = Self {
+            memory: SharedMemory::create("socinbd-fuse-journal", WORDS)?,
+            is_inherited: false,
+        };
         let header = header(identity);
         for (word, value) in journal.words().iter().zip(header) {
             word.store(value, Release);
@@ -112,21 +120,24 @@ impl Journal {
 
     /// The journal that another process has made. Checked as a whole, and not changed.
     pub(super) fn open(memory: OwnedFd) -> Result<(Self, Identity)> {
-        let journal = Self(SharedMemory::open(memory, WORDS)?);
+        let journal = Self {
+            memory: SharedMemory::open(memory, WORDS)?,
+            is_inherited: true,
+        };
         let words: Vec<u32> = journal.words().iter().map(|w| w.load(Acquire)).collect();
         let identity = check(&words)?;
         Ok((journal, identity))
     }
 
     fn words(&self) -> &[AtomicU32] {
-        self.0.words()
+        self.memory.words()
     }
 
     /// Makes a landing ready for a thread. A request is copied from the kernel to it without a page fault: a fault in a process that is
     /// being killed fails, and then the kernel fails the request.
     pub(super) fn prepare(&self, thread: usize) {
         let start = landing(thread);
-        if let Err(error) = self.0.lock(start..start + PAGE_WORDS) {
+        if let Err(error) = self.memory.lock(start..start + PAGE_WORDS) {
             tracing::debug!("a FUSE journal's page stays unlocked: {error}");
         }
         // present and writable in this process
@@ -136,7 +147,7 @@ impl Journal {
     /// Receives a request into a thread's landing; the number of bytes.
     pub(super) fn receive(&self, thread: usize, device: impl AsFd) -> io::Result<usize> {
         let start = landing(thread);
-        self.0.receive(device, start..start + LANDING_WORDS)
+        self.memory.receive(device, start..start + LANDING_WORDS)
     }
 
     /// The request in a thread's landing.
@@ -176,6 +187,15 @@ impl Journal {
         })
     }
 
+    /// The reads that another process has left in slots, before this one has used any. Nothing of a new journal is touched: its pages would be
+    /// made for that.
+    pub(super) fn left(&self) -> Vec<(usize, Noted)> {
+        let slots = if self.is_inherited { 0..SLOTS } else { 0..0 };
+        slots
+            .filter_map(|slot| Some((slot, self.noted(slot)?)))
+            .collect()
+    }
+
     /// Makes a slot free.
     pub(super) fn free(&self, slot: usize) {
         self.slot(slot)[STATE].store(FREE, Release);
@@ -189,7 +209,7 @@ impl Journal {
 
 impl AsFd for Journal {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.memory.as_fd()
     }
 }
 
@@ -219,7 +239,7 @@ fn header(identity: &Identity) -> [u32; CHECKSUM] {
     [
         MAGIC[0],
         MAGIC[1],
-        VERSION,
+        JOURNAL_VERSION,
         THREADS as u32,
         SLOTS as u32,
         s0,
@@ -231,18 +251,6 @@ fn header(identity: &Identity) -> [u32; CHECKSUM] {
         agreed.used,
         agreed.max_read,
     ]
-}
-
-fn checksum(header: &[u32]) -> u32 {
-    let mut crc = flate2::Crc::new();
-    for word in header {
-        crc.update(&word.to_le_bytes());
-    }
-    crc.sum()
-}
-
-fn corrupt(why: impl Into<String>) -> Error {
-    Error::new(Kind::Corrupt, why)
 }
 
 /// Reads a journal's words.
@@ -271,9 +279,10 @@ fn check(words: &[u32]) -> Result<Identity> {
         return Err(corrupt("the shared memory is not a FUSE journal"));
     }
     // before the checksum: another version may have another one
-    if version != VERSION {
+    if !is_read(version, JOURNAL_VERSION) {
         let why = format!(
-            "the FUSE journal has version {version}, and this program knows version {VERSION} only"
+            "the FUSE journal has version {version}, and this program reads {}",
+            readable(JOURNAL_VERSION)
         );
         return Err(Error::new(Kind::Unsupported, why));
     }

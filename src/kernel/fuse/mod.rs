@@ -8,6 +8,7 @@
 //! The file survives its server if another process has the descriptors of the device and of the `journal`: requests then wait, and a
 //! successor ([`resume`]) answers also those that were received already.
 
+mod abort;
 mod init;
 mod journal;
 mod protocol;
@@ -31,17 +32,17 @@ use rustix::{
 };
 use tokio::runtime::Handle;
 
-use self::{
-    init::MAX_READ,
-    journal::{Identity, Journal},
-    pulse::Pulse,
-    requests::{MODE, Served},
-    slots::Slots,
-};
 pub use self::{
+    abort::abort,
+    journal::JOURNAL_VERSION,
     recovery::{Recovery, resume, resume_in_steps},
     server::Server,
     step::{AtStep, Step},
+};
+use self::{
+    init::MAX_READ,
+    journal::{Identity, Journal},
+    requests::{MODE, Served},
 };
 use crate::{
     error::{Kind, Result, ResultExt},
@@ -73,8 +74,14 @@ impl FuseFile {
     }
 }
 
-/// Serves a disk as a file. `name` is shown in mount tables. Fetches run on `runtime`.
-pub fn serve(disk: Arc<dyn ServedDisk>, name: &str, runtime: &Handle) -> Result<FuseFile> {
+/// Serves a disk as a file. `name` is shown in mount tables. Fetches run on `runtime`. `keep` gets the [`Server::descriptors`] before anything
+/// waits for the file: a process that is killed while it waits for its own file ends only when a successor answers.
+pub fn serve(
+    disk: Arc<dyn ServedDisk>,
+    name: &str,
+    runtime: &Handle,
+    keep: impl FnOnce(&[BorrowedFd<'_>]),
+) -> Result<FuseFile> {
     let device = openat(
         CWD,
         "/dev/fuse",
@@ -99,16 +106,10 @@ pub fn serve(disk: Arc<dyn ServedDisk>, name: &str, runtime: &Handle) -> Result<
         connection: connection(&mount)?,
         agreed,
     })?;
+    keep(&[device.as_fd(), journal.as_fd()]);
     // opening the file is a request to the threads
-    let server = Server::start(Served {
-        device: Arc::new(device),
-        slots: Slots::of(&journal),
-        journal,
-        disk,
-        runtime: runtime.clone(),
-        pulse: Pulse::new(),
-        at_step: Arc::new(|_| ()),
-    })?;
+    let at_step: AtStep = Arc::new(|_| ());
+    let server = Server::start(Served::new(device, journal, disk, runtime, at_step))?;
     let file = openat(
         CWD,
         format!("/proc/self/fd/{}", mount.as_raw_fd()),
@@ -116,6 +117,10 @@ pub fn serve(disk: Arc<dyn ServedDisk>, name: &str, runtime: &Handle) -> Result<
         Mode::empty(),
     )
     .or_kind(Kind::Kernel, || format!("opening the FUSE file of {name}"))?;
+    // the kernel knows the attributes from now on: it does not ask for them while a loop device is locked
+    rustix::fs::fstat(&file).or_kind(Kind::Kernel, || {
+        format!("looking at the FUSE file of {name}")
+    })?;
     Ok(FuseFile { file, server })
 }
 

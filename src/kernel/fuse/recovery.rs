@@ -11,15 +11,14 @@ use tokio::runtime::Handle;
 use super::{
     journal::{Identity, Journal, SLOTS, THREADS},
     protocol::FUSE_HAS_RESEND,
-    pulse::Pulse,
     reply::{ask_again, has_file_system},
     requests::Served,
     server::Server,
-    slots::Slots,
     step::{AtStep, Step},
 };
 use crate::{
-    error::{Error, Kind, Result, ResultExt},
+    error::{Kind, Result, ResultExt},
+    kernel::kept::corrupt,
     layer::ServedDisk,
 };
 
@@ -56,24 +55,8 @@ pub fn resume_in_steps(
     recovery: Recovery,
     at_step: AtStep,
 ) -> Result<Server> {
-    let (mut devices, mut journals) = (Vec::new(), Vec::new());
-    for descriptor in descriptors {
-        let stat = rustix::fs::fstat(&descriptor)
-            .or_kind(Kind::Io, || "looking at a kept descriptor".into())?;
-        match FileType::from_raw_mode(stat.st_mode) {
-            FileType::CharacterDevice if stat.st_rdev == makedev(DEVICE.0, DEVICE.1) => {
-                devices.push(descriptor);
-            }
-            FileType::RegularFile => journals.push(descriptor),
-            other => {
-                return Err(corrupt(format!(
-                    "a kept descriptor of a FUSE file is a {other:?}"
-                )));
-            }
-        }
-    }
-    let (journal, identity) = Journal::open(the_one(journals, "journal")?)?;
-    let device = the_one(devices, "device")?;
+    let (device, journal) = sort(descriptors)?;
+    let (journal, identity) = Journal::open(journal)?;
     check(&device, &identity, &*disk)?;
     let can_resend = identity.agreed.offered & FUSE_HAS_RESEND != 0;
     let is_coming = match recovery {
@@ -95,15 +78,29 @@ pub fn resume_in_steps(
         at_step(Step::AskedAgain);
         empty(&journal, &at_step);
     }
-    Server::start(Served {
-        device: Arc::new(device),
-        slots: Slots::of(&journal),
-        journal,
-        disk,
-        runtime: runtime.clone(),
-        pulse: Pulse::new(),
-        at_step,
-    })
+    Server::start(Served::new(device, journal, disk, runtime, at_step))
+}
+
+/// The device and the journal.
+pub(super) fn sort(descriptors: Vec<OwnedFd>) -> Result<(OwnedFd, OwnedFd)> {
+    let (mut devices, mut journals) = (Vec::new(), Vec::new());
+    for descriptor in descriptors {
+        let stat = rustix::fs::fstat(&descriptor)
+            .or_kind(Kind::Io, || "looking at a kept descriptor".into())?;
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::CharacterDevice if stat.st_rdev == makedev(DEVICE.0, DEVICE.1) => {
+                devices.push(descriptor);
+            }
+            FileType::RegularFile => journals.push(descriptor),
+            other => {
+                return Err(corrupt(format!(
+                    "a kept descriptor of a FUSE file is a {other:?}"
+                )));
+            }
+        }
+    }
+    let journal = the_one(journals, "journal")?;
+    Ok((the_one(devices, "device")?, journal))
 }
 
 fn check(device: &OwnedFd, identity: &Identity, disk: &dyn ServedDisk) -> Result<()> {
@@ -163,8 +160,4 @@ fn the_one(descriptors: Vec<OwnedFd>, what: &str) -> Result<OwnedFd> {
         ))
     })?;
     Ok(descriptor)
-}
-
-fn corrupt(why: impl Into<String>) -> Error {
-    Error::new(Kind::Corrupt, why)
 }

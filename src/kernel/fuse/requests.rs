@@ -19,11 +19,13 @@ use super::{
     slots::Slots,
     step::{AtStep, Step},
 };
-use crate::{buffer::Buffer, layer::ServedDisk, units::DiskOffset};
+use crate::{
+    buffer::Buffer,
+    layer::{ReadAttempts, ServedDisk},
+    units::DiskOffset,
+};
 
 const BLOCK: u32 = 4096;
-/// Times that a range is made present for one read: more only where it goes again before it is read.
-const MAX_ATTEMPTS: u32 = 4;
 /// A regular file that root can read.
 pub(super) const MODE: u32 = 0o100_400;
 
@@ -34,7 +36,7 @@ pub(super) struct Served {
     pub(super) disk: Arc<dyn ServedDisk>,
     pub(super) runtime: Handle,
     pub(super) slots: Slots,
-    pub(super) pulse: Pulse,
+    pub(super) pulse: Arc<Pulse>,
     pub(super) at_step: AtStep,
 }
 
@@ -46,6 +48,24 @@ pub(super) enum Handled {
 }
 
 impl Served {
+    pub(super) fn new(
+        device: OwnedFd,
+        journal: Journal,
+        disk: Arc<dyn ServedDisk>,
+        runtime: &Handle,
+        at_step: AtStep,
+    ) -> Self {
+        Self {
+            device: Arc::new(device),
+            slots: Slots::of(&journal),
+            journal,
+            disk,
+            runtime: runtime.clone(),
+            pulse: Arc::new(Pulse::new()),
+            at_step,
+        }
+    }
+
     pub(super) fn step(&self, step: Step) {
         (self.at_step)(step);
     }
@@ -179,13 +199,13 @@ fn length(range: &Range<DiskOffset>) -> usize {
 
 /// Answers a read when its data has been fetched.
 async fn fetch_and_reply(served: Arc<Served>, range: Range<DiskOffset>, mut pending: Pending) {
-    for _ in 0..MAX_ATTEMPTS {
+    let mut attempts = ReadAttempts::begin();
+    while attempts.another() {
         let fetched = served.disk.clone().make_present(range.clone()).await;
         if let Err(error) = fetched {
             tracing::debug!(target: "data", "FUSE read at {}: {}", range.start, error.report());
             return;
         }
-        served.pulse.fetched(pending.slot, true);
         served.step(Step::Fetched);
         // fetched data is usually in the page cache, and no thread has to be woken
         if served.try_read_and_reply(pending.unique, &range) {
@@ -198,7 +218,6 @@ async fn fetch_and_reply(served: Arc<Served>, range: Range<DiskOffset>, mut pend
                 pending.answered();
                 return None;
             }
-            pending.served.pulse.fetched(pending.slot, false);
             Some(pending)
         });
         match answer.await {
@@ -233,7 +252,6 @@ impl Drop for Pending {
             served.reply(self.unique, Err(Errno::IO));
         }
         served.step(Step::Answered);
-        served.pulse.fetched(self.slot, false);
         served.slots.give_back(self.slot, &served.journal);
         served.step(Step::Freed);
     }

@@ -10,13 +10,17 @@ use std::{
 use rustix::{io::Errno, time::Timespec};
 
 use super::{
-    journal::{Landed, SLOTS, THREADS},
+    journal::{Landed, THREADS},
+    pulse::Pulse,
     queue::Queue,
     requests::{Handled, Served},
     slots::Taken,
     step::Step,
 };
-use crate::error::{Kind, Result, ResultExt};
+use crate::{
+    error::{Kind, Result, ResultExt},
+    kernel::kept::{SERVES, ServerPulse},
+};
 
 /// A thread that waits makes a turn in this time.
 const TURN: Duration = Duration::from_secs(1);
@@ -49,10 +53,8 @@ impl Server {
             threads: Vec::with_capacity(THREADS),
         };
         // before the threads take other slots
-        for slot in 0..SLOTS {
-            if let Some(noted) = served.journal.noted(slot) {
-                served.fetch(slot, &noted);
-            }
+        for (slot, noted) in served.journal.left() {
+            served.fetch(slot, &noted);
         }
         for index in 0..THREADS {
             let worker = Worker {
@@ -61,7 +63,7 @@ impl Server {
                 queue: Arc::clone(&server.queue),
             };
             let thread = std::thread::Builder::new()
-                .name("fuse".into())
+                .name(format!("{SERVES}fuse"))
                 .spawn(move || worker.run())
                 .or_kind(Kind::Io, || "starting a thread".into())?;
             server.threads.push(thread);
@@ -87,15 +89,9 @@ impl Server {
         self.served.slots.close();
     }
 
-    /// Turns of the thread that has made the fewest. Each makes one every second at least, also without requests, unless the local disk
-    /// holds it up.
-    pub fn turns(&self) -> u64 {
-        self.served.pulse.turns()
-    }
-
-    /// For how long the oldest request that could be answered has not been: its data is present, or has come from the network.
-    pub fn oldest_ready(&self) -> Option<Duration> {
-        self.served.pulse.oldest_ready()
+    /// What a watchdog sees of the threads.
+    pub fn pulse(&self) -> Arc<dyn ServerPulse> {
+        Arc::<Pulse>::clone(&self.served.pulse)
     }
 }
 
@@ -116,6 +112,11 @@ struct Worker {
 
 impl Worker {
     fn run(self) {
+        self.take_requests();
+        self.served.pulse.ended(self.index);
+    }
+
+    fn take_requests(&self) {
         let (served, index) = (&self.served, self.index);
         served.journal.prepare(index);
         // what the process before this one has left there
@@ -125,10 +126,9 @@ impl Worker {
             return;
         }
         loop {
-            served.pulse.turn(index, false);
+            served.pulse.turn(index);
             match served.journal.receive(index, &served.device) {
                 Ok(count) => {
-                    served.pulse.turn(index, true);
                     served.step(Step::Received);
                     let landed = served.journal.landed(index);
                     let landed =
@@ -196,7 +196,7 @@ impl Worker {
             match self.served.slots.take(TURN) {
                 Taken::Slot(slot) => return Some(slot),
                 Taken::NoneFree if !self.queue.has_ended() => {
-                    self.served.pulse.turn(self.index, false);
+                    self.served.pulse.turn(self.index);
                 }
                 Taken::NoneFree | Taken::Closed => return None,
             }

@@ -30,8 +30,9 @@ pub(super) enum Taken {
 impl Slots {
     /// Those in which the journal has no read are free.
     pub(super) fn of(journal: &Journal) -> Self {
-        let free = (0..SLOTS).rev();
-        let free = free.filter(|slot| journal.noted(*slot).is_none()).collect();
+        let left = journal.left();
+        let is_free = |slot: &usize| left.iter().all(|(other, _)| other != slot);
+        let free = (0..SLOTS).rev().filter(is_free).collect();
         Self {
             state: Mutex::new(State {
                 free,

@@ -13,8 +13,12 @@ use rustix::io::{FdFlags, fcntl_setfd};
 
 use super::FIRST;
 
+/// The variable of this program that says that a keeper runs it.
+pub const KEEPER: &str = "SOCINBD_KEEPER";
+
 /// The variables that are meant for one process, and not for the programs that it starts.
-pub const VARIABLES: [&str; 7] = [
+pub const VARIABLES: [&str; 8] = [
+    KEEPER,
     "NOTIFY_SOCKET",
     "LISTEN_PID",
     "LISTEN_FDS",
@@ -37,6 +41,8 @@ pub struct Handed {
     pub notify_socket: Option<OsString>,
     /// How often one that the process works has to come.
     pub watchdog: Option<Duration>,
+    /// A keeper of this program runs it.
+    pub is_kept_by_keeper: bool,
     /// Descriptors by their names, closed on exec.
     pub descriptors: Vec<Inherited>,
 }
@@ -56,6 +62,7 @@ impl Handed {
         let handed = Self {
             notify_socket: variable("NOTIFY_SOCKET").filter(|path| !path.is_empty()),
             watchdog: micros.map(Duration::from_micros),
+            is_kept_by_keeper: variable(KEEPER).is_some(),
             descriptors: take_descriptors(count.unwrap_or(0), &names.to_string_lossy()),
         };
         let threads = fs::read_dir("/proc/self/task").map_or(0, Iterator::count);

@@ -6,7 +6,7 @@ mod inherited;
 
 pub use child::{Program, spawn};
 pub use datagram::{Datagram, receive};
-pub use inherited::{Handed, Inherited, VARIABLES};
+pub use inherited::{Handed, Inherited, KEEPER, VARIABLES};
 
 use std::os::fd::RawFd;
 

@@ -2,11 +2,12 @@
 
 use std::{
     io,
+    mem::{self, offset_of},
     ops::Range,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     ptr::NonNull,
     slice,
-    sync::atomic::AtomicU32,
+    sync::atomic::{AtomicU32, Ordering},
 };
 
 use rustix::{
@@ -21,6 +22,11 @@ use crate::error::{Error, Kind, Result, ResultExt};
 const SEALS: SealFlags = SealFlags::SHRINK
     .union(SealFlags::GROW)
     .union(SealFlags::SEAL);
+
+/// Words that [`SharedMemory::send`] needs for each message.
+pub const MESSAGE_WORDS: usize = size_of::<libc::mmsghdr>() / size_of::<u32>();
+/// In the words of a message: where the kernel writes the length of one that was sent.
+pub const SENT_WORD: usize = offset_of!(libc::mmsghdr, msg_len) / size_of::<u32>();
 
 /// A mapped memfd with a sealed length. It is accessed as atomic words, because other processes may have it mapped too.
 #[derive(Debug)]
@@ -121,6 +127,75 @@ impl SharedMemory {
         usize::try_from(count).map_err(|_| io::Error::last_os_error())
     }
 
+    /// Sends messages to a Unix stream socket, and waits for the socket. Each message has [`MESSAGE_WORDS`] at `first` and after it. `begin` is
+    /// called when all their [`SENT_WORD`]s are zero and nothing is sent; then the kernel sends each message and writes its length there, in one
+    /// system call, which a kill does not interrupt in between. The messages must be as short as [`largest_message`] says: the kernel sends such
+    /// a message as a whole or not at all.
+    pub fn send(
+        &self,
+        socket: impl AsFd,
+        first: usize,
+        messages: &[&[u8]],
+        begin: impl FnOnce(),
+    ) -> io::Result<()> {
+        let words = messages.len() * MESSAGE_WORDS;
+        let place = self
+            .words()
+            .get(first..first + words)
+            .ok_or(io::ErrorKind::InvalidInput)?;
+        let headers: *mut libc::mmsghdr = place.as_ptr().cast_mut().cast();
+        if !headers.is_aligned() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let mut parts: Vec<libc::iovec> = messages
+            .iter()
+            .map(|message| libc::iovec {
+                iov_base: message.as_ptr().cast_mut().cast(),
+                iov_len: message.len(),
+            })
+            .collect();
+        for (number, part) in parts.iter_mut().enumerate() {
+            // SAFETY: numbers and pointers, for all of which zero is a value; some libraries have private fields here.
+            let mut header: libc::mmsghdr = unsafe { mem::zeroed() };
+            header.msg_hdr.msg_iov = part;
+            header.msg_hdr.msg_iovlen = 1;
+            // SAFETY: inside `place`, aligned. What another process writes there meanwhile can make the kernel send other bytes of this process, and
+            // does not change its memory.
+            unsafe { headers.add(number).write_volatile(header) };
+        }
+        begin();
+        let mut done = 0;
+        while done < messages.len() {
+            let count = u32::try_from(messages.len() - done).unwrap_or(u32::MAX);
+            // SAFETY: the headers, the parts and the messages live until the call returns; the kernel only reads the messages.
+            let sent = unsafe {
+                libc::sendmmsg(
+                    socket.as_fd().as_raw_fd(),
+                    headers.add(done),
+                    count,
+                    libc::MSG_NOSIGNAL as _,
+                )
+            };
+            match usize::try_from(sent) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(sent) => done += sent,
+                Err(_) => match io::Error::last_os_error() {
+                    error if error.kind() == io::ErrorKind::Interrupted => {}
+                    error => return Err(error),
+                },
+            }
+        }
+        let sent = place.chunks_exact(MESSAGE_WORDS);
+        let mut lengths = sent.map(|words| words[SENT_WORD].load(Ordering::Acquire) as usize);
+        match messages
+            .iter()
+            .all(|message| lengths.next() == Some(message.len()))
+        {
+            true => Ok(()),
+            false => Err(io::ErrorKind::WriteZero.into()),
+        }
+    }
+
     /// Keeps the pages of these words in memory and in the page tables, so that the kernel's access to them waits for nothing.
     pub fn lock(&self, words: Range<usize>) -> io::Result<()> {
         let place = self.words().get(words).ok_or(io::ErrorKind::InvalidInput)?;
@@ -128,6 +203,13 @@ impl SharedMemory {
         unsafe { mlock(place.as_ptr().cast_mut().cast(), size_of_val(place)) }?;
         Ok(())
     }
+}
+
+/// Bytes of the longest message that the kernel sends to this Unix stream socket as a whole or not at all (`unix_stream_sendmsg`: one buffer has
+/// 32 KiB at least, and at most half of the socket's send buffer). Zero if that is unknown.
+pub fn largest_message(socket: impl AsFd) -> usize {
+    let buffer = rustix::net::sockopt::socket_send_buffer_size(socket).unwrap_or(0);
+    (buffer / 2).saturating_sub(64).min(32 << 10)
 }
 
 impl AsFd for SharedMemory {
@@ -145,10 +227,7 @@ impl Drop for SharedMemory {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        io::{Seek, Write},
-        sync::atomic::Ordering,
-    };
+    use std::io::{Read, Seek, Write};
 
     use super::*;
 
@@ -181,6 +260,43 @@ mod tests {
         memory.receive(&socket, 7..9).unwrap_err();
         memory.lock(0..8).unwrap();
         memory.lock(7..9).unwrap_err();
+    }
+
+    #[test]
+    fn what_was_sent_is_recorded() {
+        let (mut peer, socket) = std::os::unix::net::UnixStream::pair().unwrap();
+        let memory = SharedMemory::create("test", 2 + 3 * MESSAGE_WORDS).unwrap();
+        let lengths = || {
+            let all = 0..3;
+            all.map(|number| {
+                memory.words()[2 + number * MESSAGE_WORDS + SENT_WORD].load(Ordering::Acquire)
+            })
+            .collect::<Vec<_>>()
+        };
+        let largest = vec![7; largest_message(&socket)];
+        assert_eq!(largest.len(), 32 << 10);
+        for _ in 0..2 {
+            let messages: [&[u8]; 3] = [b"hello", &largest, b"world!"];
+            let mut has_begun = false;
+            let begin = || {
+                assert_eq!(lengths(), [0; 3]);
+                has_begun = true;
+            };
+            memory.send(&socket, 2, &messages, begin).unwrap();
+            assert!(has_begun);
+            assert_eq!(lengths(), [5, 32 << 10, 6]);
+            let mut received = vec![0; 11 + largest.len()];
+            peer.read_exact(&mut received).unwrap();
+            assert!(received == messages.concat());
+        }
+        memory.send(&socket, 1, &[b"a"], || ()).unwrap_err(); // not aligned
+        memory
+            .send(&socket, 4, &[b"a".as_slice(); 3], || ())
+            .unwrap_err();
+        drop(peer);
+        let error = memory.send(&socket, 2, &[b"a"], || ()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+        assert_eq!(lengths()[0], 0);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! `/proc/<pid>/mountinfo` (proc_pid_mountinfo(5)): the mounts of a mount namespace.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     ffi::OsString,
     fs, io,
     os::{
@@ -65,14 +65,22 @@ pub fn find_anywhere(source: &str) -> Result<Option<Mount>> {
     Ok(found)
 }
 
-/// Opens the root of a mount with this source, in the mount namespace of any process, as a path (`O_PATH`). `None`: there is none, or what
-/// is mounted over it hides it.
-pub fn open_anywhere(source: &str) -> Result<Option<OwnedFd>> {
-    let mut found = None;
+/// Opens the roots of the mounts with these sources, in the mount namespaces of all processes, as paths (`O_PATH`). A source is left out if
+/// it has no mount, or what is mounted over it hides it.
+pub fn open_anywhere(sources: &[String]) -> Result<HashMap<String, OwnedFd>> {
+    let mut found = HashMap::new();
     in_namespaces(|pid, mounts| {
-        let ours = mounts.iter().filter(|mount| mount.source == source);
-        found = ours.filter_map(|mount| open_of(pid, mount)).next();
-        found.is_none()
+        for mount in &mounts {
+            if let Some(source) = sources
+                .iter()
+                .find(|source| mount.source == source.as_str())
+                && !found.contains_key(source)
+                && let Some(opened) = open_of(pid, mount)
+            {
+                found.insert(source.clone(), opened);
+            }
+        }
+        found.len() < sources.len()
     })?;
     Ok(found)
 }

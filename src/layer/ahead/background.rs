@@ -4,7 +4,7 @@
 //! long round trip. While a reader waits, there are as many as keep the link in use, so that it is not idle while the reader's request
 //! travels or its span is decoded. On a short round trip that is one, so the reader has at least half of the link.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 
@@ -45,6 +45,12 @@ impl Traffic {
         WaitingReader(self.clone())
     }
 
+    /// The number of readers that wait, and of background fetches that run.
+    pub(crate) fn counts(&self) -> (usize, usize) {
+        let state = self.0.borrow();
+        (state.waiting, state.running)
+    }
+
     /// Waits for the permit of a background fetch. While a reader waits, `beside_readers` fetches at a time have one.
     pub(crate) async fn permit(&self, beside_readers: usize) -> BackgroundPermit {
         let mut state = self.0.subscribe();
@@ -59,6 +65,21 @@ impl Traffic {
             });
             if taken {
                 return BackgroundPermit(self.clone());
+            }
+        }
+    }
+}
+
+impl Traffic {
+    /// Waits until no reader has waited for this time.
+    pub(super) async fn quiet(&self, time: Duration) {
+        let mut state = self.0.subscribe();
+        loop {
+            // the sender is in `self`, so the channel is open
+            let _ = state.wait_for(|state| state.waiting == 0).await;
+            let reader = async { state.wait_for(|state| state.waiting > 0).await.map(drop) };
+            if tokio::time::timeout(time, reader).await.is_err() {
+                return;
             }
         }
     }
@@ -81,6 +102,22 @@ mod tests {
     use futures_util::FutureExt as _;
 
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_quiet_time_begins_when_the_last_reader_has_its_bytes() {
+        let traffic = Traffic::default();
+        let time = Duration::from_secs(30);
+        let start = tokio::time::Instant::now();
+        let reads = async {
+            for _ in 0..3 {
+                tokio::time::sleep(Duration::from_secs(20)).await;
+                let _reader = traffic.wait();
+                tokio::time::sleep(Duration::from_secs(5)).await;
+            }
+        };
+        tokio::join!(reads, traffic.quiet(time));
+        assert_eq!(start.elapsed().as_secs(), 3 * 25 + 30);
+    }
 
     #[tokio::test]
     async fn while_a_reader_waits_few_background_fetches_have_a_permit() {

@@ -51,6 +51,34 @@ impl FillLedger {
     }
 }
 
+/// When the rest of a layer is fetched.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    serde::Serialize,
+    serde::Deserialize,
+    schemars::JsonSchema,
+    clap::ValueEnum,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum FillPolicy {
+    /// Never: only what is read, and what follows it in the same file.
+    Never,
+    /// When most of the layer was read.
+    #[default]
+    Auto,
+    /// As `auto`, and when no reader has waited for half a minute.
+    Delayed,
+    /// At once, in the background.
+    Always,
+}
+
 /// The decision whether the rest of a disk is fetched, and the counts that it needs.
 pub(crate) struct Fill {
     /// Compressed bytes that were absent when the disk was opened.
@@ -62,6 +90,8 @@ pub(crate) struct Fill {
     ledger: Mutex<Arc<FillLedger>>,
     /// The rest is never fetched.
     off: bool,
+    /// `None`: no image has set it.
+    policy: Mutex<Option<FillPolicy>>,
     progress: watch::Sender<DiskProgress>,
 }
 
@@ -84,8 +114,15 @@ impl Fill {
             missed: AtomicU64::new(0),
             ledger: Mutex::new(FillLedger::new(absent)),
             off,
+            policy: Mutex::default(),
             progress: watch::Sender::new(progress),
         }
+    }
+
+    /// Sets when the rest is fetched, unless a more eager policy was set before.
+    pub(super) fn set_policy(&self, policy: FillPolicy) {
+        let mut current = locked(&self.policy);
+        *current = Some(current.map_or(policy, |current| current.max(policy)));
     }
 
     /// Watches the progress of the disk.
@@ -104,6 +141,7 @@ impl Fill {
             .fetch_add(1, Ordering::Relaxed)
             .saturating_add(1);
         !self.off
+            && *locked(&self.policy) != Some(FillPolicy::Never)
             && misses >= LEAST
             && (is_most_wanted || self.ledger().is_used_up())
             && self.transition(&[DiskProgress::Lazy], DiskProgress::Filling)

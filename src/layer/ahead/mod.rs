@@ -2,7 +2,7 @@
 //!
 //! `sequential` detects sequential readers and the spans that they need next. `queue` starts their fetches one after another, while
 //! `bytes_in_flight` are fewer than the link can carry. `fill_decision` decides by `cost` that the rest of a layer is fetched, and `fill`
-//! fetches it. `prefetch` fetches the spans that an index lists. `background` gives precedence to fetches that readers wait for.
+//! fetches it. `quiet` has it fetched at once or after a quiet time. `prefetch` fetches the spans that an index lists. `background` gives precedence to fetches that readers wait for.
 //! `recording` records which spans are read.
 
 pub(crate) mod ahead_of_readers;
@@ -13,5 +13,6 @@ pub(crate) mod fill;
 pub(crate) mod fill_decision;
 pub(crate) mod prefetch;
 pub(crate) mod queue;
+pub(crate) mod quiet;
 pub(crate) mod recording;
 pub(crate) mod sequential;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::{FutureExt as _, future::BoxFuture};
 
 use super::import::{self, NewTable};
 use crate::{
@@ -20,23 +21,28 @@ use crate::{
 };
 
 /// The bytes of a table. They are needed only if no disk was laid out from it.
-pub struct TableBytes<F> {
-    fetch: F,
+pub struct TableBytes<'a> {
+    /// Makes the future, which is large, when it is needed.
+    fetch: Box<dyn FnOnce() -> BoxFuture<'a, Result<Bytes>> + Send + 'a>,
     is_local: bool,
 }
 
-impl<F: Future<Output = Result<Bytes>>> TableBytes<F> {
+impl<'a> TableBytes<'a> {
     /// The bytes that `fetch` returns. If they are on this host (`is_local`), they are read when the disk of their layer is made, so that
     /// few tables are in memory at a time. Otherwise they are fetched at once, concurrently with those of other layers.
-    pub fn new(fetch: F, is_local: bool) -> Self {
-        Self { fetch, is_local }
+    pub fn new<F>(fetch: impl FnOnce() -> F + Send + 'a, is_local: bool) -> Self
+    where
+        F: Future<Output = Result<Bytes>> + Send + 'a,
+    {
+        Self {
+            fetch: Box::new(move || fetch().boxed()),
+            is_local,
+        }
     }
-}
 
-impl TableBytes<std::future::Ready<Result<Bytes>>> {
     /// Bytes in memory.
     pub fn of(bytes: Bytes) -> Self {
-        Self::new(std::future::ready(Ok(bytes)), true)
+        Self::new(|| std::future::ready(Ok(bytes)), true)
     }
 }
 
@@ -62,7 +68,7 @@ impl Store {
         self: &Arc<Self>,
         layer: &LayerBlob,
         table: &Digest,
-        ztoc: TableBytes<impl Future<Output = Result<Bytes>>>,
+        ztoc: TableBytes<'_>,
         source: &Source,
     ) -> Result<Arc<Disk>> {
         let wanted = WantedDisk {
@@ -79,7 +85,7 @@ impl Store {
         self: &Arc<Self>,
         layer: &LayerBlob,
         index: &LayerIndex,
-        table: TableBytes<impl Future<Output = Result<Bytes>>>,
+        table: TableBytes<'_>,
         windows: &Source,
         source: &Source,
     ) -> Result<Arc<Disk>> {
@@ -95,7 +101,7 @@ impl Store {
     async fn laid_out(
         self: &Arc<Self>,
         wanted: WantedDisk,
-        table: TableBytes<impl Future<Output = Result<Bytes>>>,
+        table: TableBytes<'_>,
     ) -> Result<Arc<Disk>> {
         self.services().enter();
         let wanted = Arc::new(wanted);
@@ -110,10 +116,10 @@ impl Store {
             return Ok(disk);
         }
         let (_turn, bytes) = match table.is_local {
-            true => (turn, table.fetch.await?),
+            true => (turn, (table.fetch)().await?),
             false => {
                 drop(turn);
-                let bytes = table.fetch.await?;
+                let bytes = (table.fetch)().await?;
                 (self.services().layout_permit().await, bytes)
             }
         };
@@ -155,7 +161,10 @@ impl Store {
                     new.name()
                 ))
             })?;
-            store.name(draft, &layer.digest, table)
+            let disk = store.name(draft, &layer.digest, table)?;
+            // what is stored of a source lacks passwords and headers
+            add_sources(&disk, &wanted)?;
+            Ok(disk)
         })
         .await
     }
@@ -165,14 +174,18 @@ impl Store {
         let disk = self.find_for(&wanted.layer, &wanted.table)?;
         let disk = disk.filter(|disk| !disk.table_repair().lacks_table());
         if let Some(disk) = &disk {
-            disk.sources().add(&wanted.source)?;
-            if let (Some(known), Some((_, windows))) =
-                (disk.reader().compact_windows(), &wanted.compact)
-            {
-                known.sources().add(windows)?;
-            }
+            add_sources(disk, wanted)?;
             disk.check_when_due();
         }
         Ok(disk)
     }
+}
+
+/// Adds the sources of a wanted disk to those of the disk.
+fn add_sources(disk: &Disk, wanted: &WantedDisk) -> Result<()> {
+    disk.sources().add(&wanted.source)?;
+    if let (Some(known), Some((_, windows))) = (disk.reader().compact_windows(), &wanted.compact) {
+        known.sources().add(windows)?;
+    }
+    Ok(())
 }

@@ -1,6 +1,6 @@
 //! Makes the disk of a layer without a table: the whole blob is downloaded once, verified, and unpacked to the disk in the same pass.
 
-use std::{path::Path, sync::Arc};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -17,7 +17,9 @@ use crate::{
     ext4::Layout,
     layer::{
         disk::Disk,
+        services::Services,
         sources::layer_sources::LayerSources,
+        space::measure::allocated_file,
         store::Store,
         stored::{
             directory::{self, DiskDraft},
@@ -99,13 +101,17 @@ impl Store {
         if let Some(disk) = disk.await? {
             return Ok(disk);
         }
-        let (draft, table) =
-            stream(&self.services().new_directory(), layer, source, progress).await?;
+        let streamed =
+            source.with_right_bytes(|source| stream(self.services(), layer, source, progress));
+        let (draft, table) = streamed.await?;
         let store = Arc::clone(self);
         let layer = layer.digest;
         blocking(move || store.publish(draft, &layer, &table)).await
     }
 }
+
+/// Bytes of a disk that is streamed for which room is made at once.
+const RESERVED_AT_ONCE: u64 = 1 << 20;
 
 /// The pieces for the thread that unpacks. A queue that ends without [`StreamPiece::End`] was cancelled.
 enum StreamPiece {
@@ -116,27 +122,21 @@ enum StreamPiece {
 /// Streams a layer once more whose disk exists. Returns the new draft and its table.
 pub(crate) async fn once_more(disk: &Disk, source: &Source) -> Result<(DiskDraft, Digest)> {
     let (progress, _) = watch::channel(StreamProgress::default());
-    stream(
-        &disk.services().new_directory(),
-        disk.layer(),
-        source,
-        &progress,
-    )
-    .await
+    stream(disk.services(), disk.layer(), source.clone(), &progress).await
 }
 
 /// Downloads the blob from the source to a draft of its disk.
 async fn stream(
-    new: &Path,
+    services: &Arc<Services>,
     layer: &LayerBlob,
-    source: &Source,
+    source: Source,
     progress: &watch::Sender<StreamProgress>,
 ) -> Result<(DiskDraft, Digest)> {
     let mut blob = source.stream(&layer.digest, layer.size).await?;
     let (pieces, queue) = mpsc::channel(QUEUE_LENGTH);
     let unpacking = {
-        let (new, layer, source) = (new.to_owned(), layer.clone(), source.clone());
-        blocking(move || unpack(&new, &layer, &source, queue))
+        let (services, layer) = (Arc::clone(services), layer.clone());
+        blocking(move || unpack(&services, &layer, &source, queue))
     };
     let reading = async move {
         let mut bytes = 0;
@@ -158,12 +158,12 @@ async fn stream(
 
 /// Unpacks the blob to a new disk, and verifies it. Blocks.
 fn unpack(
-    new: &Path,
+    services: &Services,
     layer: &LayerBlob,
     source: &Source,
     mut queue: mpsc::Receiver<StreamPiece>,
 ) -> Result<(DiskDraft, Digest)> {
-    let draft = DiskDraft::new(new)?;
+    let draft = DiskDraft::new(&services.new_directory())?;
     let directory = draft.directory();
     let write = || import::cannot_write(directory, directory::DISK);
     let options = build::Options {
@@ -176,7 +176,16 @@ fn unpack(
     };
     let sink = DiskSink::new(directory.create(directory::DISK)?);
     let mut indexer = LayerIndexer::new(layer.packing, options, sink);
+    let path = directory.path().join(directory::DISK);
+    let (mut reserved, mut reservations) = (0, Vec::new());
     loop {
+        // the disk is counted when it is published
+        let missing = allocated_file(&path).saturating_sub(reserved);
+        if missing >= RESERVED_AT_ONCE {
+            reserved += missing;
+            let reservation = services.space().reserve(missing);
+            reservations.push(reservation.or_kind(Kind::Io, write)?);
+        }
         match queue.blocking_recv() {
             Some(StreamPiece::Bytes(bytes)) => indexer
                 .write(&bytes)

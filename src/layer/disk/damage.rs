@@ -7,6 +7,7 @@ use crate::{
     blocking::blocking,
     error::{Error, Kind, Result},
     layer::repair::from_table::{self, DirectoryRepair},
+    metrics::METRICS,
     oci::Digest,
     units::{DiskOffset, SpanId},
 };
@@ -80,7 +81,7 @@ impl Disk {
         let windows = self.reader.compact_windows();
         let sources = windows.map_or(&self.sources, |windows| windows.sources());
         let mut last = Error::new(Kind::Unavailable, "no source of the table is known");
-        for source in sources.in_order() {
+        for source in sources.in_order().await {
             let fetched = async {
                 let source = source.open().await?;
                 match &state.compact {
@@ -119,6 +120,7 @@ impl Disk {
             self.path().display()
         );
         let error = Arc::new(Error::new(Kind::Io, context));
+        METRICS.read_errors.add(1);
         self.health.failed_locally(&error);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    sync::{Arc, Mutex, Weak},
+    sync::{Arc, OnceLock, Weak},
 };
 
 use super::{Disk, Services};
@@ -40,14 +40,14 @@ use crate::{
 
 impl Disk {
     /// Opens a directory. An error that is [`Damage`]: `from_table` may repair the directory. Another error of kind `Corrupt`: this program
-    /// cannot serve the directory, and it has to be removed. A directory that `is_new` was just written, and its metadata is not checked
-    /// again.
+    /// cannot serve the directory, and it has to be removed. `check`: what is checked first.
     pub(in crate::layer) fn open(
         services: &Arc<Services>,
         directory: DiskDirectory,
-        is_new: bool,
+        check: OpenCheck,
     ) -> Result<Arc<Self>> {
-        let directory = directory.pinned()?;
+        // the files are opened one after the other; that all are of one directory is looked at once
+        let pinned = directory.clone().pinned()?;
         let state = from_table::of_this_version(&directory, directory.state()?)?;
         let damaged = |name, what: &str| {
             let context = directory.path().display().to_string();
@@ -71,7 +71,7 @@ impl Disk {
             return Err(damaged(directory::LAYOUT, "it is that of another disk"));
         }
         let facts = directory.stacking()?;
-        if !is_new {
+        if check != OpenCheck::New {
             from_table::check_metadata(&directory, &state, &file, &regions)?;
         }
         let is_streamed = state.spans == 0;
@@ -79,8 +79,8 @@ impl Disk {
             true => Spans::none(),
             false => Spans::open(directory.open_stored(directory::SPAN_TABLE)?)?,
         };
-        let windows = open_windows(services, &directory, &state, &spans)?;
-        if !is_new && !state.complete {
+        let windows = open_windows(services, &pinned, &state, &spans)?;
+        if check == OpenCheck::All && !state.complete {
             // before a reader waits for one of them
             let unread = || {
                 format!(
@@ -138,7 +138,8 @@ impl Disk {
                 &regions,
             ))
         };
-        let revoked = RevokedSpans::open(&directory, state.spans)?;
+        let revoked = RevokedSpans::open(&pinned, state.spans)?;
+        pinned.check_place()?;
         // the machine may have failed before the records were written; in memory they are revoked even if this write fails
         let _ = bitmap.revoke(&revoked.spans());
         let fill = Fill::of(
@@ -155,19 +156,26 @@ impl Disk {
             windows,
         );
         reader.set_io_timeout(services.options().io_timeout);
-        let sources = LayerSources::open(&directory, directory::SOURCES, services.hosts());
+        let sources = LayerSources::open(&pinned, directory::SOURCES, services.hosts());
         let disk = Arc::new_cyclic(|me| Self {
             me: Weak::clone(me),
             services: Arc::clone(services),
-            record: DiskRecord::new(directory, state, facts),
+            record: DiskRecord::new(pinned, state, facts),
             reader,
             ahead: Ahead::new(fill),
             verification: Verification::new(headers, LayerCheck::new(rest, bare), revoked),
             table_repair: TableRepair::default(),
             sources,
             health: DiskHealth::default(),
-            counters: Mutex::default(),
+            activity: Default::default(),
+            log: Default::default(),
+            fixed_bytes: OnceLock::new(),
         });
+        if check != OpenCheck::New {
+            disk.remove_absent();
+        }
+        disk.measure();
+        services.space().opened(disk.as_evictable());
         for span in disk.verification.revoked().spans() {
             let refutation = disk.refutation(span).unwrap_or(Refutation::Window); // a revoked span has a reason
             let reason = span::revoked_reason(&disk, Some(span), refutation);
@@ -175,6 +183,17 @@ impl Disk {
         }
         Ok(disk)
     }
+}
+
+/// What is checked when a directory is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::layer) enum OpenCheck {
+    /// Nothing: it was just written.
+    New,
+    /// The metadata of its file system. The windows of its spans, which may be a tenth of the layer, are checked when they are read.
+    Metadata,
+    /// The windows too: before a reader waits for one of them.
+    All,
 }
 
 /// The windows of the spans, from the place that the state says.

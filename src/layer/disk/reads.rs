@@ -9,17 +9,24 @@ impl Disk {
     /// Reads a range that is present, without leaving it in the page cache if the kernel supports that.
     pub fn read_present(&self, offset: DiskOffset, buffer: &mut [u8]) -> io::Result<()> {
         self.observe(offset, buffer.len());
+        let began = self.activity.begin_read();
         let read = self.reader.read(offset, buffer);
-        read.inspect_err(|error| self.report_read_error(offset, error))
+        self.reader.used(&range(offset, buffer.len()));
+        read.inspect_err(|error| self.report_read_error(offset, error))?;
+        self.activity.has_read(buffer.len() as u64, began);
+        Ok(())
     }
 
     /// As [`Self::read_present`], if the read need not wait for the local disk. Else it returns false: nothing was read, but the kernel has
     /// started to read, so that the waits of several reads overlap.
     pub fn try_read_present(&self, offset: DiskOffset, buffer: &mut [u8]) -> io::Result<bool> {
+        let began = self.activity.begin_read();
         let read = self.reader.try_read(offset, buffer);
         let is_read = read.inspect_err(|error| self.report_read_error(offset, error))?;
         if is_read {
+            self.reader.used(&range(offset, buffer.len()));
             self.observe(offset, buffer.len());
+            self.activity.has_read(buffer.len() as u64, began);
         }
         Ok(is_read)
     }
@@ -39,14 +46,24 @@ impl Disk {
     ) -> io::Result<bool> {
         let length = range.end.get().saturating_sub(range.start.get());
         self.observe(range.start, length as usize); // the length is that of one request
+        let began = self.activity.begin_read();
         let spliced = self.reader.splice(range, pipe);
-        spliced.inspect_err(|error| self.report_read_error(range.start, error))
+        let is_spliced = spliced.inspect_err(|error| self.report_read_error(range.start, error))?;
+        if is_spliced {
+            self.activity.has_read(length, began);
+        }
+        Ok(is_spliced)
     }
 
     /// Passes a read to the recording and to the read-ahead.
     fn observe(&self, offset: DiskOffset, length: usize) {
-        let range: Range<_> = offset..DiskOffset(offset.get().saturating_add(length as u64));
+        let range = range(offset, length);
         self.record_touch(&range);
+        if self.activity.awaits_first_read()
+            && self.layout().regions().in_disk(&range).next().is_some()
+        {
+            self.activity.has_read_data();
+        }
         if !self.is_full() && self.ahead.is_reached(&range) {
             // it succeeds: the caller has a reference
             if let Some(me) = self.me.upgrade() {
@@ -54,4 +71,8 @@ impl Disk {
             }
         }
     }
+}
+
+fn range(offset: DiskOffset, length: usize) -> Range<DiskOffset> {
+    offset..DiskOffset(offset.get().saturating_add(length as u64))
 }

@@ -1,6 +1,12 @@
 //! The interface of a disk for its servers: NBD and FUSE.
 
-use std::{io, ops::Range, os::fd::BorrowedFd, sync::Arc};
+use std::{
+    io,
+    ops::Range,
+    os::fd::BorrowedFd,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures_util::future::BoxFuture;
 
@@ -45,6 +51,33 @@ pub trait ServedDisk: Send + Sync + 'static {
 
     /// The extents of a range that is not empty: ascending, none empty, together as long as the range.
     fn allocation(&self, range: Range<DiskOffset>) -> Vec<(u64, Allocation)>;
+}
+
+/// The attempts of one read to make its range present and to read it. It needs more than one only if its spans are evicted, or removed from
+/// memory, before it comes to them. Then other readers get theirs, so it goes on for as long as a read waits for a registry.
+pub struct ReadAttempts {
+    began: Instant,
+    made: u32,
+}
+
+impl ReadAttempts {
+    /// Attempts that a read has whatever time they take.
+    const LEAST: u32 = 4;
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// Those of a read that begins now.
+    pub fn begin() -> Self {
+        Self {
+            began: Instant::now(),
+            made: 0,
+        }
+    }
+
+    /// Whether the read may make another attempt.
+    pub fn another(&mut self) -> bool {
+        self.made = self.made.saturating_add(1);
+        self.made <= Self::LEAST || self.began.elapsed() < Self::PATIENCE
+    }
 }
 
 impl ServedDisk for Disk {

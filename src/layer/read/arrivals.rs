@@ -3,18 +3,19 @@
 use std::{ops::Range, sync::Arc, time::Instant};
 
 use bytes::{Bytes, BytesMut};
-use tokio::sync::SemaphorePermit;
 
 use crate::{
     error::Error,
     layer::{
         ahead::bytes_in_flight::BytesInFlight,
         disk::Disk,
+        services::FetchMemory,
         sources::{
             layer_sources::LayerSource,
             race::{self, Race},
         },
     },
+    metrics::METRICS,
     units::SpanId,
 };
 
@@ -41,7 +42,7 @@ pub(crate) struct Arrivals<'a> {
     requested_at: Instant,
     /// When the first piece arrived, and its length.
     first: Option<(Instant, u64)>,
-    _room: Option<SemaphorePermit<'a>>,
+    _room: FetchMemory<'a>,
 }
 
 impl<'a> Arrivals<'a> {
@@ -64,7 +65,8 @@ impl<'a> Arrivals<'a> {
             .compressed(SpanId(run.end - 1))
             .end
             .get(); // a run is not empty
-        let room = disk.services().memory(end - start).await;
+        let host = sources.first().map_or("", |first| first.host_name());
+        let room = disk.services().memory(host, end - start).await;
         let blob = disk.layer().digest;
         race::retry_down(disk.services(), sources, blob, &(start..end));
         Self {
@@ -85,17 +87,18 @@ impl<'a> Arrivals<'a> {
     /// Counts a piece; after the last one, also the time that all of them took.
     fn count_piece(&mut self, length: u64) {
         let fetches = self.race.take_requests();
-        self.disk.count_fetch(|counters| {
-            counters.fetches += fetches;
-            counters.fetched_bytes += length;
-        });
+        self.disk.activity().fetched(fetches, length);
         if let Some(in_flight_bytes) = self.in_flight_bytes {
             in_flight_bytes.received(length);
         }
         let now = Instant::now();
         self.received += length;
-        let (first, first_piece) = *self.first.get_or_insert((now, length));
+        let (first, first_piece) = *self.first.get_or_insert_with(|| {
+            METRICS.fetch_first_byte.observe(now - self.requested_at);
+            (now, length)
+        });
         if self.received == self.requested {
+            METRICS.fetch.observe(now - self.requested_at);
             self.disk.ahead().fill().measured(|cost| {
                 cost.received(self.requested, first_piece, self.requested_at, first, now)
             });
@@ -144,8 +147,7 @@ impl<'a> Arrivals<'a> {
     /// The errors of the sources that have failed.
     pub(super) fn failures(mut self) -> Vec<Error> {
         let fetches = self.race.take_requests();
-        self.disk
-            .count_fetch(|counters| counters.fetches += fetches);
+        self.disk.activity().fetched(fetches, 0);
         self.race.failures()
     }
 }

@@ -102,7 +102,7 @@ impl CompactWindows {
 
     /// Fetches a stored window from one of the sources.
     pub(crate) async fn fetch(&self, services: &Services, range: Range<u64>) -> Result<Bytes> {
-        let sources = self.sources.in_order();
+        let sources = self.sources.in_order().await;
         race::retry_down(services, &sources, self.blob, &range);
         let bytes = Race::new(sources, self.blob, range.end)
             .collect(range.start)

@@ -83,6 +83,13 @@ impl Decoders {
     }
 }
 
+impl Decoders {
+    /// The number of jobs that wait for a thread.
+    pub(crate) fn waiting(&self) -> usize {
+        self.0.lock().jobs.len()
+    }
+}
+
 impl Drop for Decoders {
     fn drop(&mut self) {
         self.0.lock().closed = true;

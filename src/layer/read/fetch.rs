@@ -1,6 +1,10 @@
 //! One fetch: asks the sources, in rounds, until its spans are present or its deadline has passed.
 
-use std::{ops::Range, sync::Arc, time::Duration};
+use std::{
+    ops::Range,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use tokio::sync::mpsc;
@@ -15,8 +19,11 @@ use super::{
 use crate::{
     error::{Error, Kind, Result, ResultExt as _},
     layer::{
-        ahead::bytes_in_flight::BytesInFlight, disk::Disk, sources::layer_sources::LayerSource,
+        ahead::bytes_in_flight::BytesInFlight,
+        disk::{Disk, fetch_log::FetchReason},
+        sources::layer_sources::LayerSource,
     },
+    metrics::METRICS,
     units::{DiskOffset, SpanId},
 };
 
@@ -35,11 +42,20 @@ pub(crate) async fn fetch(
     in_flight_bytes: Option<BytesInFlight>,
 ) {
     let in_flight_bytes = in_flight_bytes.as_ref();
+    let began = Instant::now();
+    let reason = match (in_flight_bytes, claim.effort().is_awaited()) {
+        (None, _) => FetchReason::Background,
+        (Some(_), true) => FetchReason::Read,
+        (Some(_), false) => FetchReason::Ahead,
+    };
     let mut missing: Vec<SpanId> = claim.spans().map(SpanId).collect();
     let rounds = async {
         let mut pause = FIRST_PAUSE;
         for round in 1.. {
             let failures = fetch_round(&disk, &claim, in_flight_bytes, &mut missing).await;
+            for failure in &failures {
+                METRICS.fetch_failures.count(failure.kind() as usize);
+            }
             if missing.is_empty() {
                 return;
             }
@@ -82,6 +98,12 @@ pub(crate) async fn fetch(
             }
         }
     }
+    let bytes = disk.layout().compressed_length(&claim.spans());
+    let is_ok = claim
+        .spans()
+        .all(|span| disk.reader().is_readable(SpanId(span)));
+    disk.log()
+        .fetched(began, claim.spans(), bytes, reason, is_ok);
 }
 
 /// Asks each source once; spans that a source could not give are asked from the others. Returns the errors.
@@ -92,7 +114,7 @@ async fn fetch_round(
     missing: &mut Vec<SpanId>,
 ) -> Vec<Error> {
     let mut failures = Vec::new();
-    let mut sources = disk.sources().in_order();
+    let mut sources = disk.sources().in_order().await;
     loop {
         let mut outcome = RoundOutcome {
             disk,
@@ -256,10 +278,9 @@ async fn find_window(disk: &Disk, windows: &CompactWindows, span: SpanId) -> Res
     let Some(range) = record.window else {
         return Ok(SpanWindow::unknown()); // the span refers to no bytes before it
     };
-    disk.count_fetch(|counters| counters.fetches += 1);
     let range = range.start as u64..range.end as u64;
     let stored = windows.fetch(disk.services(), range).await?;
-    disk.count_fetch(|counters| counters.fetched_bytes += stored.len() as u64);
+    disk.activity().fetched(1, stored.len() as u64);
     SpanWindow::stated(stored)
 }
 
@@ -295,7 +316,7 @@ impl RoundOutcome<'_> {
                 self.failures.push(match &source {
                     Some(source) => {
                         source.failed(&error.to_shared());
-                        error.context(format!("from {}", source.reference()))
+                        error.context(format!("from {}", source.name()))
                     }
                     None => error,
                 });

@@ -19,14 +19,25 @@ struct DegradedReasons {
     outage: Option<Arc<Error>>,
     /// The local disk rejects spans: ended when it accepts them again.
     local_disk: Option<Arc<Error>>,
+    /// The local disk loses spans that it had accepted: ended when a sync succeeds.
+    sync: Option<Arc<Error>>,
     /// The layer as a whole does not match its digest. That does not end.
     whole: Option<Arc<Error>>,
     /// Spans with wrong bytes: each ended when the span's right bytes arrive.
     spans: BTreeMap<SpanId, Arc<Error>>,
 }
 
+impl DegradedReasons {
+    /// Those that are about the present, and not about wrong bytes.
+    fn now(&self) -> impl Iterator<Item = &Arc<Error>> {
+        self.outage.iter().chain(&self.local_disk).chain(&self.sync)
+    }
+}
+
 /// One reason for which a disk is degraded.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+)]
 pub struct DegradedReason {
     /// The span with wrong bytes; `None`: the reason is not that of a single span.
     pub span: Option<u32>,
@@ -64,6 +75,11 @@ impl DiskHealth {
         self.lock().local_disk = error.cloned();
     }
 
+    /// A sync has failed; `None`: one has succeeded.
+    pub(crate) fn sync_fails(&self, error: Option<Error>) {
+        self.lock().sync = error.map(Arc::new);
+    }
+
     /// The layer as a whole does not match its digest.
     pub(crate) fn failed_as_a_whole(&self, error: &Arc<Error>) {
         self.lock().whole = Some(Arc::clone(error));
@@ -85,16 +101,14 @@ impl DiskHealth {
     pub(crate) fn degraded(&self) -> Option<String> {
         let reasons = self.lock();
         let corrupt = reasons.whole.iter().chain(reasons.spans.values());
-        let now = reasons.outage.iter().chain(&reasons.local_disk);
-        let first = now.chain(corrupt).next()?;
+        let first = reasons.now().chain(corrupt).next()?;
         Some(first.report())
     }
 
     /// All reasons: outage and local disk, the layer as a whole, and the spans in their order.
     pub(crate) fn reasons(&self) -> Vec<DegradedReason> {
         let reasons = self.lock();
-        let now = reasons.outage.iter().chain(&reasons.local_disk);
-        let all = now.chain(&reasons.whole);
+        let all = reasons.now().chain(&reasons.whole);
         let spans = reasons.spans.iter();
         all.map(|error| (None, error))
             .chain(spans.map(|(span, error)| (Some(span.get()), error)))
@@ -125,6 +139,17 @@ mod tests {
         health.failed(&[SpanId(1)], &error(Kind::Unavailable, "away"));
         assert_eq!(health.degraded().as_deref(), Some("away"));
         health.fetched(SpanId(9));
+        assert_eq!(health.degraded(), None);
+    }
+
+    #[test]
+    fn a_failed_sync_is_a_reason_until_one_succeeds() {
+        let health = DiskHealth::default();
+        health.sync_fails(Some(Error::new(Kind::Io, "cannot sync")));
+        health.fetched(SpanId(1));
+        assert_eq!(health.degraded().as_deref(), Some("cannot sync"));
+        assert_eq!(health.reasons().len(), 1);
+        health.sync_fails(None);
         assert_eq!(health.degraded(), None);
     }
 

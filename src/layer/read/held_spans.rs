@@ -49,6 +49,11 @@ pub(crate) struct HeldSpans {
 }
 
 impl HeldSpans {
+    /// Bytes of all held spans.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes as u64
+    }
+
     pub(super) fn insert(&mut self, key: (DiskKey, SpanId), span: HeldSpan) {
         self.remove(key);
         self.bytes += span.bytes();
@@ -81,7 +86,7 @@ impl Default for SharedHeldSpans {
 }
 
 impl SharedHeldSpans {
-    pub(super) fn lock(&self) -> MutexGuard<'_, HeldSpans> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, HeldSpans> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

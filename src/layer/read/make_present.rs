@@ -62,11 +62,21 @@ impl Disk {
         let asked_at = Instant::now();
         let deadline = in_flight::deadline(timeout);
         let _waiting = self.services().traffic().wait();
-        while self.attempt(&range, asked_at, deadline).await? == ReadAttempt::Repeat {}
-        let now = Instant::now().into_std();
+        let _awaited = self.reader().wait_for(&range);
+        let result = loop {
+            match self.attempt(&range, asked_at, deadline).await {
+                Ok(ReadAttempt::Repeat) => {}
+                Ok(ReadAttempt::Present) => break Ok(()),
+                Err(error) => break Err(error),
+            }
+        };
+        let (asked_at, now) = (asked_at.into_std(), Instant::now().into_std());
+        self.activity().waited(now - asked_at, result.is_ok());
+        self.log().waited(asked_at, &range, result.is_ok());
+        result?;
         self.ahead()
             .fill()
-            .measured(|cost| cost.waited(asked_at.into_std(), now));
+            .measured(|cost| cost.waited(asked_at, now));
         Ok(())
     }
 
@@ -113,6 +123,7 @@ impl Disk {
         self.read_ahead(range, end);
         if let Some(next) = end
             && !self.reader().local_disk_rejects()
+            && self.rest_fits()
             && self.ahead().fill().is_due_after_miss(bytes)
         {
             self.services()

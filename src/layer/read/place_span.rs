@@ -24,10 +24,14 @@ use crate::{
             trailer,
         },
     },
+    metrics::{METRICS, Verified},
     oci::Digest,
     units::SpanId,
     ztoc::Span,
 };
+
+/// Bytes that a span takes on the local file system besides its own: blocks that it shares with its neighbours, and its bytes in `rest`.
+const OTHER_BYTES: u64 = 16 << 10;
 
 /// Why a span is not present although its compressed bytes have arrived.
 pub(crate) enum SpanRefused {
@@ -116,6 +120,9 @@ fn place_once(
         check_digest("bytes have", compressed, record)?;
     }
     let refused = |contradiction: TableContradiction| {
+        METRICS
+            .verification_failures
+            .count(Verified::Table as usize);
         let context = format!(
             "{} has the digest that its table {} states, but contradicts the table; the next attach does not use this table",
             name(),
@@ -144,6 +151,7 @@ fn place_once(
         Some(_) => {
             // the digest is that of the output: before it is checked, the compressed bytes may be wrong
             let decoded = decoded.map_err(|error| {
+                METRICS.verification_failures.count(Verified::Span as usize);
                 let context = format!("{} does not decode", name());
                 SpanRefused::Mismatch(Error::with_source(Kind::Corrupt, context, error))
             })?;
@@ -179,6 +187,8 @@ fn place_once(
         return Err(refused(contradiction));
     }
     let start = record.uncompressed.start;
+    let length = record.uncompressed.end.get() - start.get();
+    let reserved = disk.services().space().reserve(length + OTHER_BYTES);
     let write = || {
         let regions = || disk.layout().regions().in_layer(&record.uncompressed);
         let mut check = SpanCheck {
@@ -198,18 +208,33 @@ fn place_once(
         check.rest = written.map_err(local_error)?;
         Ok(check)
     };
-    let result = match stored_joint.and_then(|()| write()) {
-        Ok(check) => disk.set_present(span, check),
+    let generation = disk.reader().presence().generation();
+    let hold = |error| {
+        let held = HeldSpan {
+            compressed: Bytes::copy_from_slice(compressed),
+            joint: joint.map(SpanJoint::alone),
+            start,
+            decoded: Bytes::copy_from_slice(decoded.bytes),
+        };
+        disk.hold(span, held, error)
+    };
+    let reserved = reserved.map_err(local_error);
+    let written = stored_joint
+        .and(reserved)
+        .and_then(|reservation| Ok((write()?, reservation)));
+    let written = written.map(|(check, reservation)| {
+        disk.measure();
+        drop(reservation);
+        check
+    });
+    let result = match written {
+        Ok(check) => match disk.set_present(span, check, generation) {
+            Ok(true) => Ok(()),
+            Ok(false) => hold(local_error(io::Error::other("a sync has failed meanwhile"))),
+            Err(refutation) => Err(refutation),
+        },
         Err(error) if Damage::is_in(&error) => return Err(SpanRefused::Lasting(error)),
-        Err(error) => {
-            let held = HeldSpan {
-                compressed: Bytes::copy_from_slice(compressed),
-                joint: joint.map(SpanJoint::alone),
-                start,
-                decoded: Bytes::copy_from_slice(decoded.bytes),
-            };
-            disk.hold(span, held, error)
-        }
+        Err(error) => hold(error),
     };
     result.map_err(|refutation| refused(TableContradiction::Refuted(refutation)))?;
     Ok(after)
@@ -220,6 +245,7 @@ fn check_digest(what: &str, bytes: &[u8], record: &Span) -> Result<(), SpanRefus
     if found == record.digest {
         return Ok(());
     }
+    METRICS.verification_failures.count(Verified::Span as usize);
     Err(SpanRefused::Mismatch(Error::new(
         Kind::Corrupt,
         format!(

@@ -9,7 +9,7 @@ use std::{
     os::fd::BorrowedFd,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -24,6 +24,7 @@ use crate::{
     layer::{
         ahead::sequential,
         services::Services,
+        space::span_uses::SpanUses,
         stored::{disk_layout::DiskLayout, presence::Presence, uncached_file::UncachedFile},
         types::DiskKey,
     },
@@ -42,6 +43,9 @@ pub(crate) struct SpanReader {
     presence: Presence,
     windows: WindowStore,
     in_flight: Arc<InFlight>,
+    uses: SpanUses,
+    /// The last sync of spans has failed.
+    sync_fails: AtomicBool,
     /// `u64::MAX`: no limit.
     io_timeout_ms: AtomicU64,
 }
@@ -56,11 +60,13 @@ impl SpanReader {
     ) -> Self {
         Self {
             services,
+            uses: SpanUses::new(layout.spans().count()),
             layout,
             file,
             presence,
             windows,
             in_flight: Arc::default(),
+            sync_fails: AtomicBool::new(false),
             io_timeout_ms: AtomicU64::new(u64::MAX),
         }
     }
@@ -89,6 +95,11 @@ impl SpanReader {
     /// The windows of the compact index that the disk was laid out from, if it was laid out from one.
     pub(crate) fn compact_windows(&self) -> Option<&CompactWindows> {
         self.windows.compact()
+    }
+
+    /// When spans were used, and their evictions.
+    pub(crate) fn uses(&self) -> &SpanUses {
+        &self.uses
     }
 
     /// The fetches in flight.
@@ -142,13 +153,21 @@ impl SpanReader {
             .find(|span| !self.is_readable(*span))
     }
 
-    /// Whether the local disk rejects spans at the moment.
+    /// Whether the local disk rejects spans at the moment, or loses them. Then only spans that a reader waits for are fetched: the others
+    /// would be fetched again and again.
     pub(crate) fn local_disk_rejects(&self) -> bool {
-        self.services
-            .held_spans()
-            .lock()
-            .failing
-            .contains(&self.key())
+        let held = || self.services.held_spans().lock();
+        self.sync_fails() || held().failing.contains(&self.key())
+    }
+
+    /// Whether the last sync of spans has failed.
+    pub(crate) fn sync_fails(&self) -> bool {
+        self.sync_fails.load(Ordering::Relaxed)
+    }
+
+    /// A sync has failed, or has synced data again.
+    pub(crate) fn set_sync_fails(&self, fails: bool) {
+        self.sync_fails.store(fails, Ordering::Relaxed);
     }
 }
 
@@ -158,33 +177,44 @@ impl SpanReader {
     /// removed from memory meanwhile.
     pub(crate) fn read(&self, offset: DiskOffset, buffer: &mut [u8]) -> io::Result<()> {
         let range = offset..DiskOffset(offset.get().saturating_add(buffer.len() as u64));
-        let held = self.held(&range)?;
-        self.file.read(offset.get(), buffer)?;
-        self.copy_held(&held, &range, buffer);
-        Ok(())
+        loop {
+            let evictions = self.uses.evictions();
+            let held = self.held(&range)?;
+            self.file.read(offset.get(), buffer)?;
+            if self.uses.evictions() == evictions {
+                self.copy_held(&held, &range, buffer);
+                return Ok(());
+            }
+        }
     }
 
     /// As [`Self::read`], if the read need not wait for the local disk. Else it returns false: nothing was read, but the kernel has started
     /// to read, so that the waits of several reads overlap.
     pub(crate) fn try_read(&self, offset: DiskOffset, buffer: &mut [u8]) -> io::Result<bool> {
         let range = offset..DiskOffset(offset.get().saturating_add(buffer.len() as u64));
+        let evictions = self.uses.evictions();
         let held = self.held(&range)?;
         let Some(done) = self.file.try_read(offset.get(), buffer) else {
             return Ok(false);
         };
         self.file.finish(offset.get(), buffer, done)?;
+        if self.uses.evictions() != evictions {
+            self.read(offset, buffer)?;
+            return Ok(true);
+        }
         self.copy_held(&held, &range, buffer);
         Ok(true)
     }
 
     /// Moves a range into a pipe, as references to the page cache. Returns false if that is not possible: on a file system without splice,
-    /// or if a span of the range is held in memory.
+    /// if a span of the range is held in memory, or if spans can be evicted.
     pub(crate) fn splice(
         &self,
         range: &Range<DiskOffset>,
         pipe: BorrowedFd<'_>,
     ) -> io::Result<bool> {
-        if !self.held(range)?.is_empty() {
+        // the pages of evicted spans become zero, also in the pipe
+        if self.evicts() || !self.held(range)?.is_empty() {
             return Ok(false);
         }
         let length = range.end.get().saturating_sub(range.start.get());
@@ -234,6 +264,55 @@ impl SpanReader {
                 buffer[to..to + length].copy_from_slice(&span.decoded[from..from + length]);
             }
         }
+    }
+}
+
+/// Uses of spans, for evictions.
+impl SpanReader {
+    /// Whether spans can be evicted.
+    fn evicts(&self) -> bool {
+        self.services.space().budget().is_on()
+    }
+
+    /// A range is read.
+    pub(crate) fn used(&self, range: &Range<DiskOffset>) {
+        if self.evicts() {
+            let now = self.services.space().budget().now();
+            self.layout
+                .spans_under(range)
+                .for_each(|span| self.uses.used(span, now));
+        }
+    }
+
+    /// A span was written.
+    pub(crate) fn was_written(&self, span: SpanId) {
+        self.uses.used(span, self.services.space().budget().tick());
+    }
+
+    /// A reader waits for a range until the result is dropped, and reads it then.
+    pub(super) fn wait_for(&self, range: &Range<DiskOffset>) -> AwaitedRange<'_> {
+        let spans: Vec<SpanId> = match self.evicts() {
+            true => self.layout.spans_under(range).collect(),
+            false => Vec::new(),
+        };
+        self.uses.wait(&spans);
+        AwaitedRange {
+            reader: self,
+            spans,
+        }
+    }
+}
+
+/// Spans that a reader waits for: they are not evicted.
+pub(super) struct AwaitedRange<'a> {
+    reader: &'a SpanReader,
+    spans: Vec<SpanId>,
+}
+
+impl Drop for AwaitedRange<'_> {
+    fn drop(&mut self) {
+        let now = self.reader.services.space().budget().now();
+        self.reader.uses.end_wait(&self.spans, now);
     }
 }
 

@@ -151,7 +151,7 @@ pub(crate) fn from_table(
     let mut repairs = Vec::new();
     for name in names {
         let bytes = right.read(name)?;
-        if directory.read(name).ok().as_deref() != Some(&bytes[..]) {
+        if !directory.has_content(name, &bytes) {
             directory.rewrite(name, &bytes)?;
             let path = directory.path().join(name);
             repairs.push(format!(

@@ -6,6 +6,7 @@ use std::{fs::File, io, ops::Range, os::unix::fs::FileExt as _};
 use rustix::{fs::SeekFrom, io::Errno};
 
 use crate::{
+    buffer::Buffer,
     ext4::{BLOCK_SIZE, RegionTable},
     layer::verify::non_file_bytes,
 };
@@ -66,16 +67,16 @@ fn each_piece(
     regions: &RegionTable,
     mut take: impl FnMut(u64, &[u8]) -> io::Result<()>,
 ) -> io::Result<()> {
-    let mut buffer = Vec::new();
+    let mut buffer = Buffer::lend();
     for gap in gaps(regions) {
         let mut position = gap.start;
         while let Some(stored) = next_stored(disk, position..gap.end) {
             position = stored.start;
             while position < stored.end {
                 let end = stored.end.min(position + PIECE);
-                buffer.resize((end - position) as usize, 0); // at most PIECE
-                disk.read_exact_at(&mut buffer, position)?;
-                take(position, &buffer)?;
+                let bytes = buffer.of_length((end - position) as usize); // at most PIECE
+                disk.read_exact_at(bytes, position)?;
+                take(position, bytes)?;
                 position = end;
             }
         }

@@ -42,7 +42,7 @@ pub(crate) async fn scrub(
         Kind::Unavailable,
         "no source of the layer is known; attach an image with this layer again",
     );
-    for source in disk.sources().in_order() {
+    for source in disk.sources().in_order().await {
         let again = async {
             let source = source.open().await?;
             restore(disk, &source).await

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::oci::Digest;
 
 /// The result of checking a disk.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct ScrubReport {
     /// The layer.
     pub layer: Digest,

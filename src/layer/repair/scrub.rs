@@ -23,6 +23,7 @@ impl Disk {
     /// again; those of a complete disk at once, into the same file, so that its mounts stay. `read` gets the number of bytes read.
     pub async fn scrub(self: &Arc<Self>, read: watch::Sender<u64>) -> Result<ScrubReport> {
         self.services().enter();
+        let _hold = self.hold_spans();
         let mut report = ScrubReport::new(self.layer().digest, *self.table());
         report.repaired = self.table_repair().take_repairs();
         if self.layout().spans().count() == 0 {

@@ -13,9 +13,13 @@ use std::{
 use tokio::time::Instant;
 
 use crate::{
-    error::{Error, Kind},
+    blocking::blocking,
+    error::{Error, Kind, Result},
     oci::Reference,
-    source::Access,
+    source::{
+        Access, Limits, Source, WeakSource,
+        hosts::{self, RegistryHost},
+    },
 };
 
 /// Failures in a row after which a source is down.
@@ -36,6 +40,10 @@ const MOST_LATE: Duration = Duration::from_secs(2);
 /// ... and this long if its average is not known.
 const LATE_AT_FIRST: Duration = Duration::from_secs(1);
 
+/// How long the content of a `hosts.toml` is valid, and when it is forgotten unless a fetch asks for it.
+const HOSTS_FILE_AGE: Duration = Duration::from_secs(5);
+const FORGOTTEN: Duration = Duration::from_secs(3600);
+
 /// Weight of the previous average when a new value is added with weight 1.
 const WEIGHT: u32 = 7;
 
@@ -53,7 +61,9 @@ struct SourceState {
 }
 
 /// A source that does not answer, for display.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+)]
 pub struct SourceDown {
     /// Its reference.
     pub source: String,
@@ -148,9 +158,9 @@ impl SourceHealth {
     }
 
     /// When and why it went down, if it is down. `source` is the name for display.
-    pub(crate) fn down(&self, source: &Reference) -> Option<SourceDown> {
+    pub(crate) fn down(&self, source: &str) -> Option<SourceDown> {
         self.lock().down.as_ref().map(|down| SourceDown {
-            source: source.to_string(),
+            source: source.to_owned(),
             seconds: down.since.elapsed().as_secs(),
             error: down.error.report(),
         })
@@ -185,25 +195,162 @@ impl SourceHealth {
 pub(crate) struct HostKey(String, Access);
 
 impl HostKey {
-    pub(crate) fn of(reference: &Reference, access: &Access) -> Self {
-        let host = match reference {
-            Reference::Registry { host, .. } => host.clone(),
-            Reference::Layout { path, .. } | Reference::Archive { path, .. } => {
+    /// `at`: the host that serves the registry of the reference, where a file names it.
+    pub(crate) fn of(reference: &Reference, access: &Access, at: Option<&RegistryHost>) -> Self {
+        let host = match (at, reference) {
+            (Some(at), _) => at.root().to_owned(),
+            (None, Reference::Registry { host, .. }) => host.clone(),
+            (None, Reference::Layout { path, .. } | Reference::Archive { path, .. }) => {
                 format!("{}", path.display())
             }
+            // the address is that of the access
+            (None, Reference::Containerd { .. }) => "containerd".to_owned(),
         };
         Self(host, access.clone())
     }
+
+    /// The host, or the path of a layout.
+    pub(super) fn name(&self) -> &str {
+        &self.0
+    }
 }
 
-/// The hosts of all sources of a store, as long as an open disk has a source there.
+/// What the sources of all disks of a store share: the health of their hosts, as long as an open disk has a source there, the opened sources,
+/// and the time limits of requests.
 #[derive(Clone, Default)]
-pub(crate) struct Hosts(Arc<Mutex<HashMap<HostKey, Weak<SourceHealth>>>>);
+pub(crate) struct Hosts(Arc<HostTable>);
+
+/// Reference, access, and the root of the host where a file names it.
+type OpenedKey = (Reference, Access, Option<String>);
+
+#[derive(Default)]
+struct HostTable {
+    limits: Limits,
+    health: Mutex<HashMap<HostKey, Weak<SourceHealth>>>,
+    opened: Mutex<HashMap<OpenedKey, WeakSource>>,
+    /// The hosts of registries, by registry and access.
+    serving: Mutex<HashMap<RegistryKey, ServingHosts>>,
+}
+
+/// A registry and the access to it.
+type RegistryKey = (String, Access);
+
+/// The registry of a reference, if directories of hosts are to be looked into.
+fn registry_of(reference: &Reference, access: &Access) -> Option<RegistryKey> {
+    match reference {
+        Reference::Registry { host, .. } if !access.hosts_dirs.is_empty() => {
+            Some((host.clone(), access.clone()))
+        }
+        _ => None,
+    }
+}
+
+/// The hosts that serve a registry, as its file said when it was read last.
+struct ServingHosts {
+    read: Instant,
+    hosts: Option<Arc<[RegistryHost]>>,
+}
 
 impl Hosts {
+    pub(crate) fn new(limits: Limits) -> Self {
+        Self(Arc::new(HostTable {
+            limits,
+            health: Mutex::default(),
+            opened: Mutex::default(),
+            serving: Mutex::default(),
+        }))
+    }
+
+    /// Opens a source, or returns the one that another disk has opened: the layers of an image share connections and tokens.
+    pub(super) async fn open(
+        &self,
+        reference: &Reference,
+        access: &Access,
+        at: Option<&RegistryHost>,
+    ) -> Result<Source> {
+        let limits = self.0.limits;
+        let source = match at {
+            Some(host) => Source::open_at(reference, access, limits, host.clone())?,
+            None => Source::open_with(reference, access, limits).await?,
+        };
+        let mut opened = self.0.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        opened.retain(|_, source| source.upgrade().is_some());
+        let root = at.map(|host| host.root().to_owned());
+        let entry = opened.entry((reference.clone(), access.clone(), root));
+        let entry = entry.or_default();
+        // not one whose certificates or headers have changed since
+        let known = entry.upgrade();
+        let known = known.filter(|known| at.is_none() || known.only_host() == at);
+        Ok(known.unwrap_or_else(|| {
+            *entry = source.downgrade();
+            source
+        }))
+    }
+
+    /// The hosts that serve a registry, as they were read last, where directories of hosts are to be looked into: `None` otherwise, and if
+    /// the file is malformed. Blocks if they were not read yet.
+    pub(super) fn serving(
+        &self,
+        reference: &Reference,
+        access: &Access,
+    ) -> Option<Arc<[RegistryHost]>> {
+        let key = registry_of(reference, access)?;
+        if let Some(known) = self.read_hosts().get(&key) {
+            return known.hosts.clone();
+        }
+        self.read_again(key)
+    }
+
+    /// Reads the hosts of a registry again if that was some seconds ago. If the file is malformed now, what it said before is valid.
+    pub(super) async fn renew(&self, reference: &Reference, access: &Access) {
+        let Some(key) = registry_of(reference, access) else {
+            return;
+        };
+        let now = Instant::now();
+        if let Some(known) = self.read_hosts().get_mut(&key) {
+            if now < known.read + HOSTS_FILE_AGE {
+                return;
+            }
+            // others use what is known meanwhile
+            known.read = now;
+        }
+        let hosts = self.clone();
+        // fails only when the process ends
+        let _ = blocking(move || Ok(hosts.read_again(key))).await;
+    }
+
+    /// Blocks.
+    fn read_again(&self, key: RegistryKey) -> Option<Arc<[RegistryHost]>> {
+        let (registry, access) = &key;
+        let found = hosts::of_registry(registry, access);
+        let now = Instant::now();
+        let mut serving = self.read_hosts();
+        let before = serving.remove(&key).and_then(|known| known.hosts);
+        let hosts = match found {
+            Ok(hosts) if before.as_deref().is_some_and(|before| before == hosts) => before,
+            Ok(hosts) => Some(hosts.into()),
+            Err(error) => {
+                hosts::warn_once(&error.report());
+                before
+            }
+        };
+        serving.retain(|_, known| now < known.read + FORGOTTEN);
+        let known = ServingHosts {
+            read: now,
+            hosts: hosts.clone(),
+        };
+        serving.insert(key, known);
+        hosts
+    }
+
+    fn read_hosts(&self) -> MutexGuard<'_, HashMap<RegistryKey, ServingHosts>> {
+        let serving = self.0.serving.lock();
+        serving.unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The health of a host.
     pub(crate) fn get(&self, key: HostKey) -> Arc<SourceHealth> {
-        let mut hosts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut hosts = self.0.health.lock().unwrap_or_else(PoisonError::into_inner);
         hosts.retain(|_, health| health.strong_count() > 0);
         let entry = hosts.entry(key).or_default();
         entry.upgrade().unwrap_or_else(|| {
@@ -307,7 +454,7 @@ mod tests {
     fn repositories_of_a_host_are_up_or_down_together() {
         let (hosts, access) = (Hosts::default(), Access::default());
         let get = |reference: &str, access: &Access| {
-            hosts.get(HostKey::of(&reference.parse().unwrap(), access))
+            hosts.get(HostKey::of(&reference.parse().unwrap(), access, None))
         };
         let one = get("registry.example/a:1", &access);
         assert!(Arc::ptr_eq(&one, &get("registry.example/b/c:2", &access)));

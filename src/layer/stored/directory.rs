@@ -6,7 +6,7 @@
 
 use std::{
     ffi::OsStr,
-    fs::{self, DirBuilder, File, OpenOptions},
+    fs::{self, DirBuilder, File, Metadata, OpenOptions},
     io::{self, Write as _},
     os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
@@ -21,6 +21,7 @@ use super::{
 use crate::{
     error::{Error, Kind, Result, ResultExt as _},
     layer::{build::buffered_writer::WRITE_BYTES, types::StackingFacts},
+    regular_file,
 };
 
 /// The verified zTOC.
@@ -91,14 +92,28 @@ impl DiskDirectory {
         }
     }
 
-    /// From now on every operation fails if another directory has taken the place of this one.
+    /// From now on every operation fails if another directory has taken the place of this one. An error of kind `Corrupt`: it is not a
+    /// directory.
     pub(crate) fn pinned(self) -> Result<Self> {
-        let metadata = fs::metadata(&self.path)
-            .or_kind(Kind::Io, || format!("cannot stat {}", self.path.display()))?;
+        let metadata = fs::metadata(&self.path).map_err(|error| {
+            let kind = match seal::is_damage(&error) {
+                true => Kind::Corrupt, // a link that leads nowhere
+                false => Kind::Io,
+            };
+            Error::with_source(kind, format!("cannot stat {}", self.path.display()), error)
+        })?;
         Ok(Self {
             path: self.path,
             identity: Some(FileIdentity::of(&metadata)),
         })
+    }
+
+    /// Whether no other directory has taken the place of this one, if it is pinned. An error otherwise.
+    pub(crate) fn check_place(&self) -> Result<()> {
+        let place = self.at("");
+        place
+            .map(|_| ())
+            .or_kind(Kind::Io, || self.path.display().to_string())
     }
 
     /// The path of a file of this name.
@@ -123,9 +138,9 @@ impl DiskDirectory {
         self.open_with(name, OpenOptions::new().create_new(true))
     }
 
-    /// Whether there is a file of this name.
+    /// Whether there is anything of this name.
     pub(crate) fn has(&self, name: &str) -> bool {
-        self.path.join(name).exists()
+        fs::symlink_metadata(self.path.join(name)).is_ok()
     }
 
     /// Opens a file to read and write it. If it is missing, the error is [`Damage`], of kind `Corrupt`.
@@ -135,8 +150,9 @@ impl DiskDirectory {
 
     /// As [`Self::open`], for a file that need not stay open.
     pub(crate) fn open_stored(&self, name: &'static str) -> Result<StoredFile> {
-        let file = self.open(name)?;
-        self.stored(name, file)
+        let (file, metadata) = self.open_with_metadata(name, &mut OpenOptions::new())?;
+        let path = self.path.join(name);
+        Ok(StoredFile::with_metadata(path, file, &metadata))
     }
 
     /// Makes an open file of this directory one that need not stay open.
@@ -146,17 +162,30 @@ impl DiskDirectory {
             .or_kind(Kind::Io, || format!("cannot stat {}", path.display()))
     }
 
-    /// As [`Self::open`], but a missing file is made: then the second value is true.
+    /// As [`Self::open`], but if it is missing or cannot be opened because of damage, an empty one is made: then the second value is true.
     pub(crate) fn open_or_create(&self, name: &'static str) -> Result<(File, bool)> {
-        match self.has(name) {
-            true => Ok((self.open(name)?, false)),
-            false => Ok((self.create(name)?, true)),
+        match self.open(name) {
+            Err(error) if Damage::is_in(&error) => {
+                self.remove(name)?;
+                Ok((self.create(name)?, true))
+            }
+            opened => Ok((opened?, false)),
         }
     }
 
     fn open_with(&self, name: &'static str, options: &mut OpenOptions) -> Result<File> {
+        Ok(self.open_with_metadata(name, options)?.0)
+    }
+
+    fn open_with_metadata(
+        &self,
+        name: &'static str,
+        options: &mut OpenOptions,
+    ) -> Result<(File, Metadata)> {
         options.read(true).write(true).mode(0o600);
-        let opened = self.at(name).and_then(|path| options.open(path));
+        let opened = self
+            .at(name)
+            .and_then(|path| regular_file::open_with_metadata(&path, options));
         opened.map_err(|error| unusable(name, self.cannot("open", name), error))
     }
 
@@ -173,12 +202,20 @@ impl DiskDirectory {
     pub(crate) fn replace(&self, name: &str, bytes: &[u8]) -> Result<()> {
         let replace = || {
             let next = self.at(&format!("{name}.next"))?;
+            regular_file::remove(&next)?;
             let mut options = OpenOptions::new();
-            options.write(true).create(true).truncate(true).mode(0o600);
-            let mut file = options.open(&next)?;
+            let mut file = options
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&next)?;
             file.write_all(bytes)?;
             file.sync_all()?;
-            fs::rename(&next, self.path.join(name))?;
+            let place = self.path.join(name);
+            if fs::symlink_metadata(&place).is_ok_and(|there| there.is_dir()) {
+                regular_file::remove(&place)?; // a directory is not replaced by a rename
+            }
+            fs::rename(&next, place)?;
             File::open(&self.path)?.sync_all()
         };
         replace().or_kind(Kind::Io, || self.cannot("write", name))
@@ -192,22 +229,30 @@ impl DiskDirectory {
 
     /// Removes a file, if it exists.
     pub(crate) fn remove(&self, name: &str) -> Result<()> {
-        match self.at(name).and_then(fs::remove_file) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            removed => removed.or_kind(Kind::Io, || self.cannot("remove", name)),
-        }
+        let removed = self.at(name).and_then(|path| regular_file::remove(&path));
+        removed.or_kind(Kind::Io, || self.cannot("remove", name))
     }
 
-    /// Reads a whole file. As with [`Self::open`], a missing or unreadable file is [`Damage`].
+    /// Whether a file can be read and has this content.
+    pub(crate) fn has_content(&self, name: &'static str, bytes: &[u8]) -> bool {
+        let read = self
+            .at(name)
+            .and_then(|path| regular_file::read(&path, bytes.len() as u64));
+        read.is_ok_and(|found| found == bytes)
+    }
+
+    /// Reads a whole file. As with [`Self::open`], a missing or unreadable file is [`Damage`], and so is one that is too long.
     pub(crate) fn read(&self, name: &'static str) -> Result<Vec<u8>> {
-        let read = self.at(name).and_then(fs::read);
+        let read = self
+            .at(name)
+            .and_then(|path| regular_file::read(&path, max_bytes(name)));
         read.map_err(|error| unusable(name, self.cannot("read", name), error))
     }
 
     /// Replaces the content of a damaged file in place, so that an already open file has it.
     pub(crate) fn rewrite(&self, name: &'static str, bytes: &[u8]) -> Result<()> {
         let in_place = || {
-            let file = OpenOptions::new().write(true).open(self.at(name)?)?;
+            let file = regular_file::open(&self.at(name)?, OpenOptions::new().write(true))?;
             file.write_all_at(bytes, 0)?;
             file.set_len(bytes.len() as u64)?;
             file.sync_all()
@@ -243,7 +288,15 @@ impl DiskDirectory {
     /// Syncs all files of the directory, and its name.
     pub(crate) fn sync(&self) -> io::Result<()> {
         for entry in fs::read_dir(self.at("")?)? {
-            File::open(entry?.path())?.sync_all()?;
+            let entry = entry?;
+            if !entry.file_type()?.is_file() {
+                continue; // damage, which opening the file finds
+            }
+            match regular_file::open(&entry.path(), OpenOptions::new().read(true)) {
+                // it was removed, or renamed and synced
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                file => file?.sync_all()?,
+            }
         }
         // the directory itself, that of the layer, and its parents up to `layers`
         for directory in self.path.ancestors().take(4) {
@@ -254,6 +307,17 @@ impl DiskDirectory {
 
     fn cannot(&self, what: &str, name: &str) -> String {
         format!("cannot {what} {}", self.path.join(name).display())
+    }
+}
+
+/// The maximum length of a file that is read as a whole.
+fn max_bytes(name: &str) -> u64 {
+    match name {
+        STATE | SOURCES | WINDOW_SOURCES => 16 << 20,
+        // more than the longest span with its window
+        LAST => 160 << 20,
+        // that of a zTOC; what follows from a zTOC is shorter
+        _ => 1 << 30,
     }
 }
 
@@ -291,13 +355,26 @@ impl DiskDraft {
         &self.directory
     }
 
-    /// Renames the directory to its place.
+    /// Renames the directory to its place. What is there instead of the directory of the layer is removed.
     pub(crate) fn publish(mut self, place: &Path) -> Result<()> {
-        if let Some(parent) = place.parent() {
-            make_private(parent)?;
+        let cannot = || format!("cannot make {}", place.display());
+        loop {
+            if let Some(parent) = place.parent() {
+                if !parent.is_dir() {
+                    regular_file::remove(parent).or_kind(Kind::Io, || {
+                        format!("cannot replace {} by a directory", parent.display())
+                    })?;
+                }
+                make_private(parent)?;
+            }
+            match fs::rename(self.directory.path(), place) {
+                // the last other disk of the layer was removed meanwhile, and the parent with it
+                Err(error)
+                    if error.kind() == io::ErrorKind::NotFound
+                        && self.directory.path().is_dir() => {}
+                renamed => break renamed.or_kind(Kind::Io, cannot)?,
+            }
         }
-        fs::rename(self.directory.path(), place)
-            .or_kind(Kind::Io, || format!("cannot make {}", place.display()))?;
         self.published = true;
         Ok(())
     }

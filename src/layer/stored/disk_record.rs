@@ -2,7 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard},
+    sync::{Mutex, MutexGuard, TryLockError},
 };
 
 use super::{
@@ -64,6 +64,15 @@ impl DiskRecord {
     /// The state. The lock keeps it from changing.
     pub(crate) fn lock_state(&self) -> MutexGuard<'_, DiskState> {
         locked(&self.state)
+    }
+
+    /// As [`Self::lock_state`]; `None`: another thread has it.
+    pub(crate) fn try_lock_state(&self) -> Option<MutexGuard<'_, DiskState>> {
+        match self.state.try_lock() {
+            Ok(state) => Some(state),
+            Err(TryLockError::Poisoned(state)) => Some(state.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 
     /// Changes the state, in memory and in the directory.

@@ -5,7 +5,7 @@
 //! a crash the order is data, fdatasync, record, so the file is behind the memory.
 
 use std::{
-    io,
+    io::{self, Read as _},
     os::unix::fs::FileExt,
     sync::{
         Mutex, MutexGuard, PoisonError,
@@ -36,8 +36,10 @@ pub(crate) struct Bitmap {
 impl Bitmap {
     /// Reads the file. A damaged record is replaced by `lost`; the second value is the number of damaged records.
     pub(crate) fn open(file: StoredFile, count: u32, lost: SpanRecord) -> io::Result<(Self, u32)> {
+        let length = span_record::file_size(count);
         let mut bytes = Vec::new();
-        io::Read::read_to_end(&mut &*file.get()?, &mut bytes)?;
+        let open = file.get()?;
+        io::Read::take(&*open, length).read_to_end(&mut bytes)?;
         let words = (0..count.div_ceil(WORD_BITS)).map(|_| AtomicU64::new(0));
         let bitmap = Self {
             words: words.collect(),
@@ -58,8 +60,8 @@ impl Bitmap {
                 bitmap.set(span);
             }
         }
-        if bytes.len() as u64 != span_record::file_size(count) {
-            bitmap.file.get()?.set_len(span_record::file_size(count))?;
+        if open.metadata()?.len() != length {
+            open.set_len(length)?;
         }
         bitmap.write(&bitmap.lock(), &damaged)?;
         Ok((bitmap, damaged.len() as u32)) // at most `count`
@@ -102,15 +104,20 @@ impl Bitmap {
         }
     }
 
-    /// Makes spans absent, in memory and in the file: their data is lost, or was shown to be wrong.
+    /// Makes spans absent, in memory and in the file: their data is lost, or was shown to be wrong. The records are synced: they must not
+    /// be present again after a power cut.
     pub(crate) fn revoke(&self, spans: &[SpanId]) -> io::Result<()> {
+        if spans.is_empty() {
+            return Ok(());
+        }
         // in this order: `save` reads the bit in memory under the lock
         spans.iter().for_each(|span| self.clear(*span));
         let absent: Vec<_> = spans
             .iter()
             .map(|span| (*span, SpanRecord::Absent))
             .collect();
-        self.write(&self.lock(), &absent)
+        self.write(&self.lock(), &absent)?;
+        self.sync()
     }
 
     /// Writes the records of these spans to the file, if they are still present. Their data is synced before. The records are not synced

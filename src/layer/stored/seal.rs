@@ -74,17 +74,24 @@ impl From<Damage> for io::Error {
 
 /// Whether an error of a local file means that its bytes are lost. Other errors (no memory, no descriptor) are temporary.
 pub(crate) fn is_damage(error: &io::Error) -> bool {
-    let medium = [
+    let lost = [
+        // the medium
         Errno::IO,
         Errno::UCLEAN,
         Errno::BADMSG,
         Errno::NODATA,
         Errno::ILSEQ,
+        // something else in the place of a file or directory
+        Errno::NOTDIR,
+        Errno::ISDIR,
+        Errno::LOOP,
+        Errno::NXIO,
+        Errno::ACCESS,
     ];
     matches!(
         error.kind(),
         io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData
-    ) || Errno::from_io_error(error).is_some_and(|errno| medium.contains(&errno))
+    ) || Errno::from_io_error(error).is_some_and(|errno| lost.contains(&errno))
 }
 
 /// Appends the checksum.
@@ -182,6 +189,8 @@ mod tests {
         let error = |errno: Errno| io::Error::from(errno);
         assert!(is_damage(&error(Errno::IO)) && is_damage(&error(Errno::NOENT)));
         assert!(!is_damage(&error(Errno::MFILE)) && !is_damage(&error(Errno::NOMEM)));
+        // without permission to read it, or with something else in its place
+        assert!(is_damage(&error(Errno::ACCESS)) && is_damage(&error(Errno::NOTDIR)));
         let wrapped = Error::with_source(
             crate::error::Kind::Io,
             "reading",

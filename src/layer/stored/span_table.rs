@@ -5,7 +5,7 @@
 //! a failed read is an error, but a fault on a truncated mapping is SIGBUS. The header and each record end with a CRC-32; a record also has
 //! that of its window in the zTOC.
 
-use std::{io, ops::Range, os::unix::fs::FileExt};
+use std::{fs::File, io, ops::Range, os::unix::fs::FileExt};
 
 use crate::{
     oci::Digest,
@@ -119,6 +119,19 @@ pub(crate) fn encode(table: &SpanTable, windows: &[u8]) -> Result<Vec<u8>, Error
     Ok(bytes)
 }
 
+/// Reads a file that [`encode`] made, with the length that its header states.
+fn read_whole(file: &File) -> io::Result<Vec<u8>> {
+    let mut header = [0; HEADER_BYTES];
+    file.read_exact_at(&mut header, 0)?;
+    let length = HEADER_BYTES as u64 + u64::from(u32_at(&header, 8)) * RECORD_BYTES as u64;
+    if !is_whole(&header) || file.metadata()?.len() != length {
+        return Err(Damage::check(directory::SPAN_TABLE).into());
+    }
+    let mut bytes = vec![0; length as usize]; // the length of the file
+    file.read_exact_at(&mut bytes, 0)?;
+    Ok(bytes)
+}
+
 /// All users of the spans rely on this: they are adjacent, in the layer and in the blob, from the start of the layer.
 fn check(id: SpanId, span: &Span, before: Option<&Span>, blob: u64) -> Result<(), Error> {
     let (start, end) = (span.uncompressed.start, span.uncompressed.end);
@@ -159,11 +172,8 @@ impl Spans {
         use crate::error::{Error as Wrapped, Kind, ResultExt as _};
         let unread = || "the stored span table cannot be read".to_owned();
         let damaged = || Damage::check(directory::SPAN_TABLE);
-        let mut bytes = Vec::new();
-        let read = file
-            .get()
-            .and_then(|file| io::Read::read_to_end(&mut &*file, &mut bytes));
-        read.map_err(|error| match Damage::found(directory::SPAN_TABLE, &error) {
+        let read = file.get().and_then(|file| read_whole(&file));
+        let bytes = read.map_err(|error| match Damage::found(directory::SPAN_TABLE, &error) {
             Some(damage) => Wrapped::with_source(Kind::Corrupt, unread(), damage),
             None => Wrapped::with_source(Kind::Io, unread(), error),
         })?;

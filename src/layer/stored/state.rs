@@ -8,7 +8,7 @@ use super::seal;
 use crate::{layer::types::LayerBlob, oci::Digest};
 
 /// The version of the directory that this program writes. A change of the files or of the place of data on a disk needs a new version.
-const VERSION: u32 = 2;
+pub const DIRECTORY_VERSION: u32 = 2;
 
 /// Version 1: its files had no checksums. It is read, and converted to this version when it is opened (`from_table`).
 pub(crate) const WITHOUT_CHECKS: u32 = 1;
@@ -51,7 +51,7 @@ impl DiskState {
     /// The state of a new directory, not yet synced.
     pub(crate) fn new(layer: &LayerBlob, table: Digest, disk_size: u64, spans: u32) -> Self {
         Self {
-            version: VERSION,
+            version: DIRECTORY_VERSION,
             layer: layer.clone(),
             table,
             table_size: 0,
@@ -69,7 +69,7 @@ impl DiskState {
     /// Reads a `state.json`. `None`: it is damaged or of an unknown version, or its directory was not synced before a power failure.
     pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
         let (state, version): (Self, _) = match seal::has_json_seal(bytes) {
-            true => (seal::unseal_json(bytes)?, VERSION),
+            true => (seal::unseal_json(bytes)?, DIRECTORY_VERSION),
             false => (serde_json::from_slice(bytes).ok()?, WITHOUT_CHECKS),
         };
         let lost = state
@@ -81,7 +81,7 @@ impl DiskState {
 
     /// This state with this version.
     pub(crate) fn of_this_version(mut self) -> Self {
-        self.version = VERSION;
+        self.version = DIRECTORY_VERSION;
         self
     }
 

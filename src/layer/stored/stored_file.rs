@@ -54,14 +54,20 @@ impl FileIdentity {
 impl StoredFile {
     /// The file at `path`, which is open as `file` for reading and writing.
     pub(crate) fn new(path: PathBuf, file: File) -> io::Result<Self> {
+        let metadata = file.metadata()?;
+        Ok(Self::with_metadata(path, file, &metadata))
+    }
+
+    /// As [`StoredFile::new`], of a file with this metadata.
+    pub(crate) fn with_metadata(path: PathBuf, file: File, metadata: &fs::Metadata) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let stored = Self {
             path,
-            identity: FileIdentity::of(&file.metadata()?),
+            identity: FileIdentity::of(metadata),
             key: NEXT.fetch_add(1, Ordering::Relaxed),
         };
         keep(stored.key, &Arc::new(file), most_open());
-        Ok(stored)
+        stored
     }
 
     /// A file of a test, with this content, that is removed already.
@@ -108,7 +114,7 @@ impl Drop for StoredFile {
     }
 }
 
-/// Opens something; where no descriptor is free, room is made and it is tried once more.
+/// Calls `open`. If no descriptor is free, calls `make_room`, and `open` once more.
 fn opened<T>(open: impl Fn() -> io::Result<T>, make_room: impl FnOnce()) -> io::Result<T> {
     match open() {
         Err(error) if is_shortage(&error) => {
@@ -119,7 +125,7 @@ fn opened<T>(open: impl Fn() -> io::Result<T>, make_room: impl FnOnce()) -> io::
     }
 }
 
-/// Closes half of the files that disks keep open and can do without, those that were used least recently. For a shortage of descriptors.
+/// Closes the least recently used half of the files that disks keep open and can open again. For a shortage of descriptors.
 pub fn close_spare_files() {
     let closed = {
         let mut files = open_files();
@@ -134,9 +140,11 @@ fn is_shortage(error: &io::Error) -> bool {
     matches!(errno, Some(Errno::MFILE | Errno::NFILE))
 }
 
-/// Files that may be open.
+/// Files that may be open. The daemon raises its limit before it opens a layer.
 fn most_open() -> usize {
-    most_of(getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX))
+    static MOST: LazyLock<usize> =
+        LazyLock::new(|| most_of(getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)));
+    *MOST
 }
 
 /// As [`most_open`], of a limit.

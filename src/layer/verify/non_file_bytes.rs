@@ -103,9 +103,11 @@ impl NonFileBytes {
         self.file.get()?.sync_data()
     }
 
-    /// Length of the file; after the last span was stored, it includes the tail.
+    /// Length of the file; after the last span was stored, it includes the tail. A file that is longer than possible counts as one byte too
+    /// long.
     pub(crate) fn length(&self) -> io::Result<u64> {
-        Ok(self.file.get()?.metadata()?.len())
+        let length = self.file.get()?.metadata()?.len();
+        Ok(length.min(self.end().saturating_add(MAX_TAIL as u64 + 1)))
     }
 
     /// The end of the last span's part, where the tail starts.

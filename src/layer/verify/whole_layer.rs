@@ -35,6 +35,7 @@ use crate::{
         repair::lost_spans::{self, LostSpans},
         stored::seal::Damage,
     },
+    metrics::{METRICS, Verified},
     oci::digest::Hasher,
     units::{LayerOffset, SpanId},
 };
@@ -84,6 +85,10 @@ async fn run(disk: &Arc<Disk>) -> Result<()> {
 
 /// Checks a layer whose spans are all present. Returns false if some have to be fetched again.
 fn check(disk: &Arc<Disk>) -> Result<bool> {
+    let _hold = disk.hold_spans();
+    if !disk.is_full() {
+        return Ok(true); // spans were evicted: the check is due when they are present again
+    }
     disk.sync()?;
     let Some(rest) = disk.verification().layer_check().rest() else {
         return Ok(true);
@@ -165,6 +170,12 @@ impl Disk {
 
     /// Revokes spans that were shown to contradict the table. The disk is degraded because of them.
     pub(crate) fn refute(&self, spans: Range<u32>, refutation: &Refutation) -> Result<()> {
+        // a window is found by a span, which is counted as one of the table
+        if !matches!(refutation, Refutation::Window) {
+            METRICS
+                .verification_failures
+                .count(Verified::Layer as usize);
+        }
         self.verification()
             .layer_check()
             .refute(spans.clone(), refutation.clone());
@@ -173,6 +184,7 @@ impl Disk {
             Refutation::DiffId { .. } => {
                 let error = reason(None);
                 self.health().failed_as_a_whole(&error);
+                METRICS.false_diff_ids.add(1);
                 error
             }
             _ => {
@@ -184,9 +196,13 @@ impl Disk {
         };
         tracing::warn!("{}", first.report());
         self.record().mark_table_false(&first);
-        self.revoke(spans).or_kind(Kind::Io, || {
+        let revoked = self.revoke(spans).or_kind(Kind::Io, || {
             format!("{} cannot be written", self.path().display())
-        })
+        });
+        if matches!(refutation, Refutation::DiffId { .. }) {
+            self.services().tell_false_layer(self.layer(), self.table());
+        }
+        revoked
     }
 }
 

@@ -19,7 +19,7 @@ use super::{
     control::Control,
     journal::{Identity, Journal},
     replies::{MORE_PAGES, Step, largest_read},
-    server::{End, Server},
+    server::Server,
 };
 use crate::{
     error::{Error, Kind, Result, ResultExt},
@@ -112,18 +112,18 @@ impl KeptConnection {
         largest_read(&self.pipe)
     }
 
-    /// What a watchdog sees of the connection, and how it is stopped.
+    /// What a watchdog sees of the connection.
     pub fn control(&self) -> Arc<Control> {
         Arc::clone(&self.control)
     }
 
-    /// Finishes first what another process has left; then serves until the kernel ends the connection, or until [`Control::stop`]. Blocks;
-    /// not for a thread of the async runtime. After an error, and after the kernel has ended the connection, it is shut down.
+    /// Finishes first what another process has left; then serves until the kernel ends the connection. Blocks;
+    /// not for a thread of the async runtime. Afterwards the connection is shut down.
     pub fn serve(
         &mut self,
         disk: &Arc<dyn ServedDisk>,
         runtime: &Handle,
-    ) -> Result<End, ConnectionError> {
+    ) -> Result<(), ConnectionError> {
         self.serve_in_steps(disk, runtime, |_| ())
     }
 
@@ -133,7 +133,7 @@ impl KeptConnection {
         disk: &Arc<dyn ServedDisk>,
         runtime: &Handle,
         step: impl Fn(Step),
-    ) -> Result<End, ConnectionError> {
+    ) -> Result<(), ConnectionError> {
         let server = Server::new(
             &self.socket,
             &self.pipe,
@@ -144,11 +144,9 @@ impl KeptConnection {
             step,
         );
         let end = server.and_then(|mut server| server.run());
-        self.control.turn(None);
-        if end.as_ref().ok() != Some(&End::Stopped) {
-            // for the kept descriptors of the socket too: the kernel shall notice
-            let _ = self.socket.shutdown(Shutdown::Both);
-        }
+        self.control.turn();
+        // for the kept descriptors of the socket too: the kernel shall notice
+        let _ = self.socket.shutdown(Shutdown::Both);
         end
     }
 }

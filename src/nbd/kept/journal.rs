@@ -1,10 +1,11 @@
-//! The journal of a connection: its requests, and what its pipe holds.
+//! The journal of a connection: its requests, and how their replies are being sent.
 //!
 //! | words | content |
 //! |---|---|
 //! | 0 to 8 | magic, version, number of slots, inodes of the socket and of the pipe, CRC-32 of these |
-//! | 16 | the phase of the pipe |
-//! | 32 to 159 | for each slot whether its reply is in the pipe (a mark) |
+//! | 16 | the phase |
+//! | 32 to 159 | for each slot a mark: zero, or the number of the message that has its reply; any number if the reply goes into the pipe |
+//! | 512 to 895 | the messages: for each a `struct mmsghdr`, of which only the length is read by a successor: zero until it was sent |
 //! | 1024 to 1919 | the slots: requests as they were received, 7 words each, on one page |
 //!
 //! A slot is free while its first word is zero. Each change is one atomic store. A process can be killed between any two of them; a
@@ -23,8 +24,9 @@ use zerocopy::FromBytes;
 
 use crate::{
     error::{Error, Kind, Result},
-    kernel::kept::SharedMemory,
+    kernel::kept::{MESSAGE_WORDS, SENT_WORD, SharedMemory, checksum, corrupt},
     nbd::protocol::{NBD_REQUEST_MAGIC, Request},
+    versions::{is_read, readable},
 };
 
 /// Requests that can be in flight: the kernel's driver has at most so many on a connection.
@@ -33,30 +35,38 @@ pub(super) const SLOTS: usize = 128;
 /// Bytes of a request.
 pub(super) const REQUEST: usize = size_of::<Request>();
 
-/// The only version until now. A change of the layout, or of the meaning of a phase, needs a new one.
-const VERSION: u32 = 1;
+/// Messages of one send.
+pub(super) const MESSAGES: usize = 24;
+
+/// A change of the layout, or of the meaning of a phase, needs a new one. Version 1 had no messages.
+pub const JOURNAL_VERSION: u32 = 2;
 const MAGIC: [u32; 2] = [u32::from_le_bytes(*b"soci"), u32::from_le_bytes(*b"nbdj")];
 
 const WORDS: usize = 2048;
+const VERSION: usize = 2;
 const CHECKSUM: usize = 8;
 const PHASE: usize = 16;
 const MARKS: usize = 32;
+const SENT: usize = 512;
 const REQUESTS: usize = 1024;
 const REQUEST_WORDS: usize = REQUEST / size_of::<u32>();
-const _: () = assert!(MARKS + SLOTS <= REQUESTS && REQUESTS + SLOTS * REQUEST_WORDS <= WORDS);
+const _: () = assert!(MARKS + SLOTS <= SENT && SENT + MESSAGES * MESSAGE_WORDS <= REQUESTS);
+const _: () = assert!(REQUESTS + SLOTS * REQUEST_WORDS <= WORDS);
 
-/// What the pipe holds.
+/// How replies are being sent, and what the pipe holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub(super) enum Phase {
     /// Nothing. No slot is marked.
     Empty = 0,
-    /// A part of the replies of the marked slots; nothing of them was sent. A successor drains it and makes the replies again.
+    /// A part of the replies of the marked slots, or nothing; nothing of them was sent. A successor drains it and makes the replies again.
     Filling = 1,
     /// All that was not sent yet of the replies of the marked slots. A successor sends it, and then frees these slots.
     Sending = 2,
     /// Nothing; but a reply that is larger than the pipe is being sent without it. A successor cannot know how much of it was sent.
     Direct = 3,
+    /// Nothing; the replies of the marked slots are in messages. A successor frees the slots of those that were sent.
+    Messages = 4,
 }
 
 /// The objects that a journal belongs to.
@@ -77,13 +87,19 @@ pub(super) struct Left {
 }
 
 #[derive(Debug)]
-pub(super) struct Journal(SharedMemory);
+pub(super) struct Journal {
+    memory: SharedMemory,
+    /// That of the process which made it. It stays: that process may be the next one again.
+    version: u32,
+}
 
 impl Journal {
     /// A new journal, without requests.
     pub(super) fn create(identity: Identity) -> Result<Self> {
-        let memory = SharedMemory::create("socinbd-nbd-journal", WORDS)?;
-        let journal = Self(memory);
+        let journal = Self {
+            memory: SharedMemory::create("socinbd-nbd-journal", WORDS)?,
+            version: JOURNAL_VERSION,
+        };
         let header = header(identity);
         for (word, value) in journal.words().iter().zip(header) {
             word.store(value, Release);
@@ -94,10 +110,14 @@ impl Journal {
 
     /// The journal that another process has made. Checked as a whole, and not changed.
     pub(super) fn open(memory: OwnedFd) -> Result<(Self, Identity)> {
-        let journal = Self(SharedMemory::open(memory, WORDS)?);
+        let mut journal = Self {
+            memory: SharedMemory::open(memory, WORDS)?,
+            version: 0,
+        };
         let words = journal.load();
         let identity = identity(&words)?;
         left(&words)?;
+        journal.version = words[VERSION];
         Ok((journal, identity))
     }
 
@@ -112,7 +132,7 @@ impl Journal {
     }
 
     fn words(&self) -> &[AtomicU32] {
-        self.0.words()
+        self.memory.words()
     }
 
     /// Receives into free slots that follow each other. The number of bytes.
@@ -123,7 +143,8 @@ impl Journal {
         count: usize,
     ) -> io::Result<usize> {
         let start = place(first);
-        self.0.receive(socket, start..start + count * REQUEST_WORDS)
+        let slots = start..start + count * REQUEST_WORDS;
+        self.memory.receive(socket, slots)
     }
 
     /// The request in a slot.
@@ -139,9 +160,55 @@ impl Journal {
         request(&words)
     }
 
-    /// The reply to a slot is going into the pipe, or not any more.
-    pub(super) fn mark(&self, slot: usize, is_marked: bool) {
-        self.words()[MARKS + slot].store(u32::from(is_marked), Release);
+    /// The reply to a slot is going into the pipe or into this message.
+    pub(super) fn mark(&self, slot: usize, message: usize) {
+        let mark = match self.has_messages() {
+            true => message.min(MESSAGES - 1) as u32 + 1,
+            false => 1,
+        };
+        self.words()[MARKS + slot].store(mark, Release);
+    }
+
+    /// There is no reply to a slot yet.
+    pub(super) fn unmark(&self, slot: usize) {
+        self.words()[MARKS + slot].store(0, Release);
+    }
+
+    /// Whether it has a place for messages.
+    pub(super) fn has_messages(&self) -> bool {
+        self.version > 1
+    }
+
+    /// Makes the memory ready: the kernel's access to the place of messages waits for nothing.
+    pub(super) fn prepare(&self) {
+        // all of it: a part would be a mapping of its own
+        if let Err(error) = self.memory.lock(0..WORDS) {
+            tracing::debug!("an nbd journal stays unlocked: {error}");
+        }
+    }
+
+    /// Sends messages, each of them as a whole; `begin` is called when nothing is sent and a successor would find that.
+    pub(super) fn send(
+        &self,
+        socket: impl AsFd,
+        messages: &[&[u8]],
+        begin: impl FnOnce(),
+    ) -> io::Result<()> {
+        let messages = messages
+            .get(..MESSAGES.min(messages.len()))
+            .filter(|it| it.len() == messages.len());
+        let messages = messages.ok_or(io::ErrorKind::InvalidInput)?;
+        self.memory.send(socket, SENT, messages, begin)
+    }
+
+    /// Whether the message with the reply to a slot was sent.
+    pub(super) fn was_sent(&self, slot: usize) -> bool {
+        let mark = self.words()[MARKS + slot].load(Acquire) as usize;
+        let message = (1..=MESSAGES).contains(&mark).then(|| mark - 1);
+        message.is_some_and(|message| {
+            let at = SENT + message * MESSAGE_WORDS + SENT_WORD;
+            self.words()[at].load(Acquire) != 0
+        })
     }
 
     /// Makes a slot free: the first word goes first.
@@ -150,7 +217,7 @@ impl Journal {
         for word in &self.words()[start..start + REQUEST_WORDS] {
             word.store(0, Release);
         }
-        self.mark(slot, false);
+        self.unmark(slot);
     }
 
     pub(super) fn set_phase(&self, phase: Phase) {
@@ -160,7 +227,7 @@ impl Journal {
 
 impl AsFd for Journal {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.memory.as_fd()
     }
 }
 
@@ -182,19 +249,16 @@ fn request(words: &[u32; REQUEST_WORDS]) -> Request {
 fn header(identity: Identity) -> [u32; CHECKSUM] {
     let halves = |number: u64| [number as u32, (number >> 32) as u32];
     let ([s0, s1], [p0, p1]) = (halves(identity.socket), halves(identity.pipe));
-    [MAGIC[0], MAGIC[1], VERSION, SLOTS as u32, s0, s1, p0, p1]
-}
-
-fn checksum(header: &[u32]) -> u32 {
-    let mut crc = flate2::Crc::new();
-    for word in header {
-        crc.update(&word.to_le_bytes());
-    }
-    crc.sum()
-}
-
-fn corrupt(why: impl Into<String>) -> Error {
-    Error::new(Kind::Corrupt, why)
+    [
+        MAGIC[0],
+        MAGIC[1],
+        JOURNAL_VERSION,
+        SLOTS as u32,
+        s0,
+        s1,
+        p0,
+        p1,
+    ]
 }
 
 /// Reads a journal's header.
@@ -208,10 +272,11 @@ fn identity(words: &[u32]) -> Result<Identity> {
         ));
     }
     // before the checksum: another version may have another one
-    if header[2] != VERSION {
+    if !is_read(header[VERSION], JOURNAL_VERSION) {
         let why = format!(
-            "the journal of a connection has version {}, and this program knows version {VERSION} only",
-            header[2]
+            "the journal of a connection has version {}, and this program reads {}",
+            header[VERSION],
+            readable(JOURNAL_VERSION)
         );
         return Err(Error::new(Kind::Unsupported, why));
     }
@@ -236,6 +301,7 @@ fn left(words: &[u32]) -> Result<Left> {
             let why = "a reply that is larger than the connection's pipe was sent in part";
             return Err(Error::new(Kind::Unavailable, why));
         }
+        4 => Phase::Messages,
         other => return Err(corrupt(format!("the journal has the phase {other}"))),
     };
     let (mut marked, mut received) = (Vec::new(), Vec::new());
@@ -252,7 +318,7 @@ fn left(words: &[u32]) -> Result<Left> {
         match word(MARKS + slot) {
             0 if is_free => {}
             0 => received.push(slot),
-            1 if phase != Phase::Empty => marked.push(slot),
+            mark if phase != Phase::Empty && mark as usize <= MESSAGES => marked.push(slot),
             other => {
                 let why = format!("slot {slot} of the journal has the mark {other}");
                 return Err(corrupt(why));
@@ -310,7 +376,7 @@ mod tests {
             put(&journal, slot, 100 + slot as u64);
         }
         journal.set_phase(Phase::Filling);
-        journal.mark(5, true);
+        journal.mark(5, 0);
         let memory = journal.as_fd().try_clone_to_owned().unwrap();
         drop(journal);
         let (journal, identity) = Journal::open(memory).unwrap();
@@ -331,6 +397,56 @@ mod tests {
     }
 
     #[test]
+    fn replies_of_messages_that_were_sent_are_known() {
+        let journal = Journal::create(IDENTITY).unwrap();
+        let (peer, socket) = std::os::unix::net::UnixStream::pair().unwrap();
+        for (slot, message) in [(0, 0), (1, 0), (2, 1), (3, MESSAGES + 7)] {
+            put(&journal, slot, 100);
+            journal.mark(slot, message);
+        }
+        let sent = |journal: &Journal| {
+            let slots = 0..5;
+            slots
+                .filter(|slot| journal.was_sent(*slot))
+                .collect::<Vec<_>>()
+        };
+        let begin = || {
+            assert_eq!(sent(&journal), [0; 0]);
+            journal.set_phase(Phase::Messages);
+        };
+        journal
+            .send(&socket, &[b"two replies".as_slice()], begin)
+            .unwrap();
+        drop(peer);
+        let memory = journal.as_fd().try_clone_to_owned().unwrap();
+        drop(journal);
+        let (journal, _) = Journal::open(memory).unwrap();
+        let left = journal.left().unwrap();
+        assert_eq!(left.phase, Phase::Messages);
+        assert_eq!(left.marked, [0, 1, 2, 3]);
+        assert_eq!(sent(&journal), [0, 1]);
+        let too_many = [b"a".as_slice(); MESSAGES + 1];
+        journal.send(&socket, &too_many, || ()).unwrap_err();
+    }
+
+    #[test]
+    fn a_journal_of_the_version_before_stays_one() {
+        let journal = Journal::create(IDENTITY).unwrap();
+        assert!(journal.has_messages());
+        let mut before = header(IDENTITY);
+        before[VERSION] = 1;
+        journal.words()[VERSION].store(1, Release);
+        journal.words()[CHECKSUM].store(checksum(&before), Release);
+        let memory = journal.as_fd().try_clone_to_owned().unwrap();
+        let (journal, identity) = Journal::open(memory).unwrap();
+        assert_eq!(identity, IDENTITY);
+        assert!(!journal.has_messages());
+        journal.mark(7, 3);
+        assert_eq!(journal.load()[MARKS + 7], 1);
+        assert_eq!(journal.load()[VERSION], 1);
+    }
+
+    #[test]
     fn other_versions_and_damage_are_refused() {
         let change = |word: usize, value: u32| {
             let journal = Journal::create(IDENTITY).unwrap();
@@ -339,15 +455,15 @@ mod tests {
             Journal::open(memory).map(|_| ()).unwrap_err()
         };
         assert!(change(0, 7).report().contains("not a journal"));
-        let error = change(2, 2);
+        let error = change(VERSION, 3);
         assert_eq!(error.kind(), Kind::Unsupported);
-        assert!(error.report().contains("version 2"), "{}", error.report());
+        assert!(error.report().contains("version 3"), "{}", error.report());
         for (word, value) in [
             (3, 64),
             (4, 7),
             (CHECKSUM, 1),
-            (PHASE, 4),
-            (MARKS, 2),
+            (PHASE, 5),
+            (MARKS, MESSAGES as u32 + 1),
             (MARKS, 1),
         ] {
             assert_eq!(change(word, value).kind(), Kind::Corrupt);

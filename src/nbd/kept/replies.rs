@@ -1,4 +1,4 @@
-//! Replies on their way: into the pipe, and from there to the socket.
+//! Replies on their way: in messages to the socket, or, if one of them is too long for a message, into the pipe and from there to the socket.
 
 use std::{
     convert::Infallible,
@@ -11,10 +11,10 @@ use std::{
 
 use zerocopy::IntoBytes as _;
 
-use super::journal::{Journal, Left, Phase, SLOTS};
+use super::journal::{Journal, Left, MESSAGES, Phase, SLOTS};
 use crate::{
     buffer::Buffer,
-    kernel::kept::KeptPipe,
+    kernel::kept::{KeptPipe, largest_message},
     nbd::{MAX_PART, error::ConnectionError, protocol::SimpleReply},
 };
 
@@ -35,6 +35,8 @@ pub enum Step {
     Header,
     /// A reply's data is in the pipe, and not yet said to be.
     Data,
+    /// All replies are in messages, and nothing is sent.
+    Messages,
     /// All replies are in the pipe.
     Whole,
     /// They are said to be.
@@ -63,14 +65,18 @@ pub(super) struct Replies<'a, S> {
     step: S,
     /// A bit for each slot that has a request.
     pub(super) used: u128,
+    /// Bytes of the longest message; zero if there are none.
+    largest_message: usize,
     /// Slots whose replies are in the pipe or in the buffer. They are marked.
     slots: Vec<usize>,
     /// Bytes and pages in the pipe.
     piped: usize,
     pages: usize,
-    /// Replies that go into the pipe next: the first `gathered` bytes.
+    /// Replies that are sent or go into the pipe next: the first `gathered` bytes.
     buffer: Option<Buffer>,
     gathered: usize,
+    /// Lengths of the messages that they make, each of whole replies.
+    messages: Vec<usize>,
 }
 
 impl<'a, S: Fn(Step)> Replies<'a, S> {
@@ -80,17 +86,23 @@ impl<'a, S: Fn(Step)> Replies<'a, S> {
         journal: &'a Journal,
         step: S,
     ) -> Self {
+        journal.prepare();
         Self {
             socket,
             pipe,
             journal,
             step,
             used: 0,
+            largest_message: match journal.has_messages() {
+                true => largest_message(socket),
+                false => 0,
+            },
             slots: Vec::new(),
             piped: 0,
             pages: 0,
             buffer: None,
             gathered: 0,
+            messages: Vec::new(),
         }
     }
 
@@ -106,6 +118,16 @@ impl<'a, S: Fn(Step)> Replies<'a, S> {
             Phase::Sending => {
                 let rest = self.pipe.held().map_err(pipe_error)?;
                 self.send_all(usize::try_from(rest).unwrap_or(usize::MAX))?;
+                self.free_sent();
+            }
+            Phase::Messages => {
+                let slots = std::mem::take(&mut self.slots);
+                let (sent, rest): (Vec<_>, _) = slots
+                    .into_iter()
+                    .partition(|slot| self.journal.was_sent(*slot));
+                rest.iter().for_each(|slot| self.journal.unmark(*slot));
+                unanswered.extend(rest);
+                self.slots = sent;
                 self.free_sent();
             }
             // no process finds the last one: it is an error to open such a journal
@@ -138,7 +160,7 @@ impl<'a, S: Fn(Step)> Replies<'a, S> {
         let filled = fill(data);
         if filled.is_ok() {
             self.gathered += length;
-            self.claim(slot);
+            self.claim(slot, length);
         }
         Ok(filled)
     }
@@ -210,19 +232,24 @@ impl<'a, S: Fn(Step)> Replies<'a, S> {
         Ok(())
     }
 
-    /// A reply to this slot begins.
-    fn claim(&mut self, slot: usize) {
+    /// A reply to this slot begins, with so many gathered bytes.
+    fn claim(&mut self, slot: usize, length: usize) {
         if self.slots.is_empty() {
             self.journal.set_phase(Phase::Filling);
             self.step(Step::Filling);
         }
-        self.journal.mark(slot, true);
+        match self.messages.last_mut() {
+            Some(last) if *last + length <= self.largest_message => *last += length,
+            _ => self.messages.push(length),
+        }
+        self.journal.mark(slot, self.messages.len() - 1);
         self.slots.push(slot);
     }
 
     /// Copies the gathered bytes into the pipe.
     fn fill_pipe(&mut self) -> Result<(), ConnectionError> {
         let gathered = std::mem::take(&mut self.gathered);
+        self.messages.clear();
         if let Some(buffer) = self.buffer.as_mut().filter(|_| gathered > 0) {
             let bytes = buffer.of_length(gathered);
             self.pipe.put(bytes).map_err(pipe_error)?;
@@ -242,13 +269,43 @@ impl<'a, S: Fn(Step)> Replies<'a, S> {
         if self.slots.is_empty() {
             return Ok(());
         }
-        self.fill_pipe()?;
-        self.step(Step::Whole);
-        self.journal.set_phase(Phase::Sending);
-        self.step(Step::Sending);
-        self.send_all(self.piped)?;
+        if self.are_messages() {
+            self.send_messages()?;
+        } else {
+            self.fill_pipe()?;
+            self.step(Step::Whole);
+            self.journal.set_phase(Phase::Sending);
+            self.step(Step::Sending);
+            self.send_all(self.piped)?;
+        }
         self.step(Step::Sent);
         self.free_sent();
+        Ok(())
+    }
+
+    /// Whether all replies are in the buffer, and short enough for messages.
+    fn are_messages(&self) -> bool {
+        let is_short = |length: &usize| *length <= self.largest_message;
+        self.piped == 0 && self.messages.len() <= MESSAGES && self.messages.iter().all(is_short)
+    }
+
+    fn send_messages(&mut self) -> Result<(), ConnectionError> {
+        let Some(buffer) = &mut self.buffer else {
+            return Ok(()); // nothing was gathered
+        };
+        let mut rest: &[u8] = buffer.of_length(self.gathered);
+        let messages: Vec<&[u8]> = self
+            .messages
+            .iter()
+            .filter_map(|length| rest.split_off(..*length))
+            .collect();
+        let begin = || {
+            self.journal.set_phase(Phase::Messages);
+            (self.step)(Step::Messages);
+        };
+        let sent = self.journal.send(self.socket, &messages, begin);
+        sent.map_err(ConnectionError::io("sending replies"))?;
+        (self.step)(Step::SentSome);
         Ok(())
     }
 
@@ -279,9 +336,7 @@ impl<'a, S: Fn(Step)> Replies<'a, S> {
         self.pipe.drain().map_err(pipe_error)?;
         self.step(Step::Drained);
         let slots = std::mem::take(&mut self.slots);
-        slots
-            .iter()
-            .for_each(|slot| self.journal.mark(*slot, false));
+        slots.iter().for_each(|slot| self.journal.unmark(*slot));
         self.is_empty();
         Ok(slots)
     }
@@ -289,6 +344,7 @@ impl<'a, S: Fn(Step)> Replies<'a, S> {
     /// The pipe is empty, and no slot is marked.
     fn is_empty(&mut self) {
         (self.piped, self.pages, self.gathered) = (0, 0, 0);
+        self.messages.clear();
         self.journal.set_phase(Phase::Empty);
         self.step(Step::Empty);
     }

@@ -1,7 +1,7 @@
 //! The loop of a kept connection: from the journal's slots to the pipe, and from the pipe to the socket.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     io::{self, ErrorKind},
     ops::Range,
     os::{fd::BorrowedFd, unix::net::UnixStream},
@@ -18,16 +18,16 @@ use tokio::runtime::Handle;
 use zerocopy::IntoBytes as _;
 
 use super::{
-    control::{Control, now},
+    control::Control,
     journal::{Journal, REQUEST, SLOTS, is_cut},
     replies::{Replies, Step, largest_read},
 };
 use crate::{
     kernel::kept::KeptPipe,
-    layer::ServedDisk,
+    layer::{ReadAttempts, ServedDisk},
     nbd::{
         MAX_PAYLOAD,
-        content::{Failure, Source, Wait},
+        content::{ReadFailure, Source, Wait},
         errno_of,
         error::ConnectionError,
         pending::Pending,
@@ -42,15 +42,6 @@ const SPLICE_FROM: usize = 16 << 10;
 /// How long the thread waits at most before it makes another turn.
 const TURN: Duration = Duration::from_secs(1);
 
-/// Why a connection is not served any more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
-    /// The kernel has ended it.
-    Disconnected,
-    /// [`Control::stop`] was called. The journal has the requests that are not answered.
-    Stopped,
-}
-
 /// The server of one connection.
 pub(super) struct Server<'a, S> {
     socket: &'a UnixStream,
@@ -61,9 +52,11 @@ pub(super) struct Server<'a, S> {
     largest_read: u32,
     /// Slots to be looked at.
     fresh: VecDeque<usize>,
-    /// Slots that wait for the local disk, and since when.
-    delayed: VecDeque<(usize, u64)>,
+    /// Slots that wait for the local disk.
+    delayed: VecDeque<usize>,
     pending: Pending<usize>,
+    /// The attempts of reads whose range was evicted before the thread came to it, by slot.
+    evicted: HashMap<usize, ReadAttempts>,
     replies: Replies<'a, S>,
 }
 
@@ -75,7 +68,7 @@ enum Flow {
 }
 
 /// The result of a wait.
-enum Event {
+enum ConnectionEvent {
     Requests,
     Completions,
     HungUp,
@@ -105,44 +98,40 @@ impl<'a, S: Fn(Step)> Server<'a, S> {
             largest_read: largest_read(pipe),
             fresh: VecDeque::new(),
             delayed: VecDeque::new(),
+            evicted: HashMap::new(),
             pending: Pending::new(runtime).map_err(ConnectionError::io("making an eventfd"))?,
             replies: Replies::new(socket, pipe, journal, step),
         })
     }
 
-    pub(super) fn run(&mut self) -> Result<End, ConnectionError> {
+    /// Serves until the kernel ends the connection.
+    pub(super) fn run(&mut self) -> Result<(), ConnectionError> {
         self.recover()?;
         loop {
             if self.serve_fresh()? == Flow::Disconnect {
-                return Ok(End::Disconnected);
+                return Ok(());
             }
             self.replies.send()?;
             self.replies.rest();
             let delayed = self.delayed.pop_front();
-            let is_stopping = self.control.is_stopping();
-            self.control.turn(delayed.map(|(_, since)| since));
+            self.control.turn();
             let event = match delayed {
-                None if is_stopping => return Ok(End::Stopped),
                 // without waiting: the disk can also work on new requests while this thread waits
-                Some(_) if is_stopping => Event::Nothing,
                 Some(_) => self.wait(Duration::ZERO)?,
-                None if self.pending.is_empty() => Event::Requests,
+                None if self.pending.is_empty() => ConnectionEvent::Requests,
                 None => self.wait(TURN)?,
             };
             match event {
-                Event::Requests if self.receive()? == Flow::Disconnect => {
-                    return Ok(End::Disconnected);
+                ConnectionEvent::Requests if self.receive()? == Flow::Disconnect => {
+                    return Ok(());
                 }
-                Event::HungUp => return Ok(End::Disconnected),
-                Event::Requests | Event::Nothing => {}
-                Event::Completions => {
-                    self.control.has_ready();
-                    self.finish_ready()?;
-                }
+                ConnectionEvent::HungUp => return Ok(()),
+                ConnectionEvent::Requests | ConnectionEvent::Nothing => {}
+                ConnectionEvent::Completions => self.finish_ready()?,
             }
-            if let Some((slot, _)) = delayed {
+            if let Some(slot) = delayed {
                 if self.serve_fresh()? == Flow::Disconnect {
-                    return Ok(End::Disconnected);
+                    return Ok(());
                 }
                 self.replies.send()?;
                 self.reply(slot, Wait::ForDisk)?;
@@ -197,7 +186,6 @@ impl<'a, S: Fn(Step)> Server<'a, S> {
         match self.journal.receive(self.socket, first, count) {
             Ok(0) => return Ok(Flow::Disconnect),
             Ok(bytes) if bytes % REQUEST == 0 => {
-                self.control.has_ready();
                 self.replies.step(Step::Received);
                 for slot in first..first + bytes / REQUEST {
                     self.replies.used |= 1 << slot;
@@ -219,7 +207,7 @@ impl<'a, S: Fn(Step)> Server<'a, S> {
     }
 
     /// Waits for requests or completions.
-    fn wait(&self, limit: Duration) -> Result<Event, ConnectionError> {
+    fn wait(&self, limit: Duration) -> Result<ConnectionEvent, ConnectionError> {
         let limit = Timespec {
             tv_sec: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: i64::from(limit.subsec_nanos()),
@@ -233,15 +221,15 @@ impl<'a, S: Fn(Step)> Server<'a, S> {
             PollFd::new(self.socket, listens | PollFlags::RDHUP),
         ];
         match poll(&mut fds, Some(&limit)) {
-            Ok(0) | Err(Errno::INTR) => return Ok(Event::Nothing),
+            Ok(0) | Err(Errno::INTR) => return Ok(ConnectionEvent::Nothing),
             Ok(_) => {}
             Err(error) => return Err(ConnectionError::io("polling")(error.into())),
         }
         let gone = PollFlags::HUP | PollFlags::ERR | PollFlags::RDHUP;
         Ok(match [fds[0].revents(), fds[1].revents()] {
-            [_, socket] if socket.intersects(gone) => Event::HungUp,
-            [wake, _] if wake.contains(PollFlags::IN) => Event::Completions,
-            _ => Event::Requests,
+            [_, socket] if socket.intersects(gone) => ConnectionEvent::HungUp,
+            [wake, _] if wake.contains(PollFlags::IN) => ConnectionEvent::Completions,
+            _ => ConnectionEvent::Requests,
         })
     }
 
@@ -318,7 +306,7 @@ impl<'a, S: Fn(Step)> Server<'a, S> {
         let start = DiskOffset(request.offset.get());
         let range = start..DiskOffset(start.get().saturating_add(length as u64));
         if wait == Wait::Not && self.disk.would_wait(range.clone()) {
-            self.delayed.push_back((slot, now()));
+            self.delayed.push_back(slot);
             return Ok(());
         }
         let disk = self.disk;
@@ -328,6 +316,7 @@ impl<'a, S: Fn(Step)> Server<'a, S> {
         };
         let reply = simple(&request, 0);
         if self.replies.splice(slot, &reply, length, splice)? {
+            self.evicted.remove(&slot);
             return Ok(());
         }
         for other in self.replies.abandon()?.into_iter().rev() {
@@ -347,14 +336,32 @@ impl<'a, S: Fn(Step)> Server<'a, S> {
             runtime: self.runtime,
         };
         let length = request.length.get() as usize;
-        let read = |data: &mut [u8]| source.read(request.offset.get(), data, wait);
+        let read = |data: &mut [u8]| source.read_once(request.offset.get(), data, wait);
         match self.replies.copy(slot, &simple(request, 0), length, read)? {
-            Ok(()) => Ok(()),
-            Err(Failure::WouldWait) => {
-                self.delayed.push_back((slot, now()));
+            Ok(()) => {
+                self.evicted.remove(&slot);
                 Ok(())
             }
-            Err(Failure::Error(error)) => self.error(slot, errno_of(&error)),
+            Err(ReadFailure::WouldWait) => {
+                self.delayed.push_back(slot);
+                Ok(())
+            }
+            Err(ReadFailure::Evicted) => self.fetch_again(slot, request),
+            Err(failure) => self.error(slot, errno_of(&failure.into_error())),
+        }
+    }
+
+    /// A read waits once more, because a part of its range was evicted before the thread came to it.
+    fn fetch_again(&mut self, slot: usize, request: &Request) -> Result<(), ConnectionError> {
+        let attempts = self.evicted.entry(slot);
+        let may_wait = attempts.or_insert_with(ReadAttempts::begin).another();
+        match self.range(request) {
+            Some(range) if may_wait => {
+                let fetch = Arc::clone(self.disk).make_present(range);
+                self.pending.push(slot, request.length.get(), fetch);
+                Ok(())
+            }
+            _ => self.error(slot, errno_of(&ReadFailure::Evicted.into_error())),
         }
     }
 
@@ -370,14 +377,13 @@ impl<'a, S: Fn(Step)> Server<'a, S> {
             .replies
             .directly(slot, &simple(request, 0), length, read)?;
         match sent {
-            Err(Failure::Error(error)) => self.error(slot, errno_of(&error)),
-            // it may wait
-            Err(Failure::WouldWait) => self.error(slot, NBD_EIO),
+            Err(failure) => self.error(slot, errno_of(&failure.into_error())),
             Ok(()) => Ok(()),
         }
     }
 
     fn error(&mut self, slot: usize, error: u32) -> Result<(), ConnectionError> {
+        self.evicted.remove(&slot);
         let reply = simple(&self.journal.request(slot), error);
         self.replies.add(slot, &reply)
     }

@@ -15,10 +15,9 @@ use crate::{
     error::{Error, Kind, Result, ResultExt},
     oci::{
         Digest,
-        artifact::{What, what_is},
         descriptor::Descriptor,
         manifest::MAX_MANIFEST_BYTES,
-        media_type::{OCI_INDEX, OCI_MANIFEST, is_index},
+        media_type::{OCI_INDEX, is_index},
         referrers::{Candidate, NotAList, referring},
     },
 };
@@ -336,28 +335,10 @@ impl Opened {
         Ok(bytes.into())
     }
 
-    /// `media_type` is that of the descriptor; without one, the document's own, else its structure decides.
+    /// `media_type` is that of the descriptor, if there is one.
     fn manifest(&self, digest: &Digest, media_type: &str, size: Option<u64>) -> Result<Manifest> {
-        #[derive(Deserialize)]
-        #[serde(rename_all = "camelCase")]
-        struct Typed {
-            media_type: String,
-        }
         let bytes = self.whole(digest, size, MAX_MANIFEST_BYTES)?;
-        let media_type = if !media_type.is_empty() {
-            media_type.to_owned()
-        } else if let Ok(typed) = serde_json::from_slice::<Typed>(&bytes) {
-            typed.media_type
-        } else if what_is(&bytes, "") == What::ImageIndex {
-            OCI_INDEX.to_owned()
-        } else {
-            OCI_MANIFEST.to_owned()
-        };
-        Ok(Manifest {
-            media_type,
-            digest: *digest,
-            bytes,
-        })
+        Ok(Manifest::of(*digest, media_type, bytes))
     }
 
     fn referrers(&self, subject: &Digest, artifact_type: Option<&str>) -> Result<Vec<Referrer>> {

@@ -34,10 +34,10 @@ pub(in crate::source) struct Pack(Arc<Shared>);
 struct Shared {
     path: PathBuf,
     file: Arc<File>,
-    state: Mutex<State>,
+    state: Mutex<PackState>,
 }
 
-struct State {
+struct PackState {
     temporary: Option<NamedTempFile>,
     /// Start of the next member.
     end: u64,
@@ -66,7 +66,7 @@ impl Pack {
             Ok(Self(Arc::new(Shared {
                 file: Arc::new(file),
                 path,
-                state: Mutex::new(State {
+                state: Mutex::new(PackState {
                     temporary: Some(temporary),
                     end: 0,
                     blobs: HashSet::new(),
@@ -204,12 +204,12 @@ impl Pack {
 }
 
 impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, PackState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl PackState {
     /// Sets room aside for a member of so many bytes; where its header begins.
     fn reserve(&mut self, size: u64) -> Option<u64> {
         let start = self.end;

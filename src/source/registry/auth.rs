@@ -2,9 +2,15 @@
 //!
 //! Basic (RFC 7617), and tokens by the specification of Docker's token service, with its OAuth2 form for refresh tokens.
 
+mod answer;
 pub(super) mod challenge;
 mod credentials;
 mod docker_config;
+mod image_pattern;
+mod plugin_config;
+mod plugins;
+pub(crate) mod pull_credentials;
+pub(super) mod renewals;
 
 use std::sync::Arc;
 
@@ -13,15 +19,17 @@ use reqwest::{Method, Request, header, header::HeaderValue};
 use tokio::sync::Mutex;
 use url::Url;
 
-use self::{challenge::Challenge, docker_config::Credentials};
+use self::{
+    answer::AnswerNumber, challenge::Challenge, credentials::Found, docker_config::Credentials,
+};
 use super::{
     refusal::{Refusal, host_of},
     retry::Failure,
-    transport::Transport,
+    transport::{DOCUMENT, Transport},
 };
 use crate::{
     error::{Error, Kind},
-    source::Access,
+    source::{Access, hosts::RegistryHost},
 };
 
 const MAX_TOKEN_ANSWER: usize = 1 << 20;
@@ -45,10 +53,10 @@ pub(super) struct Authorization {
 
 /// The authorization of one repository, shared by all its requests.
 pub(super) struct Authenticator {
+    at: RegistryHost,
+    /// The host for which credentials are looked up.
     host: String,
     repository: String,
-    /// Whether the registry itself is asked over TLS.
-    is_tls: bool,
     access: Access,
     transport: Arc<Transport>,
     purpose: Purpose,
@@ -62,8 +70,12 @@ struct State {
     challenges: Vec<Challenge>,
     /// The source of the credentials.
     place: Option<String>,
-    /// Why a credential helper gave none.
-    trouble: Option<String>,
+    /// The answer of a plugin that has them, or the number of the credentials of a pull.
+    answer: Option<AnswerNumber>,
+    /// Whether they are those of a pull.
+    is_of_pull: bool,
+    /// Why a credential helper or plugin gave none.
+    trouble: Option<Error>,
     /// Other repositories of this registry that a token must let one read.
     also_from: Vec<String>,
 }
@@ -82,17 +94,16 @@ struct TokenAnswer {
 
 impl Authenticator {
     pub(super) fn new(
-        host: &str,
+        at: RegistryHost,
         repository: &str,
-        is_tls: bool,
         access: &Access,
         transport: &Arc<Transport>,
         purpose: Purpose,
     ) -> Self {
         Self {
-            host: host.to_owned(),
+            host: at.login.clone(),
+            at,
             repository: repository.to_owned(),
-            is_tls,
             access: access.clone(),
             transport: Arc::clone(transport),
             purpose,
@@ -113,39 +124,60 @@ impl Authenticator {
         }
     }
 
-    /// Handles a 401 for a request that was sent with `shown`. Of many requests at once, the first renews the authorization and the others
-    /// use the result.
+    /// Handles a 401 for a request that was sent with `shown`, or, without a challenge, a refusal of credentials that have expired. Of many
+    /// requests at once, the first renews the authorization and the others use the result: then this is false. `is_again`: it was renewed
+    /// for this request, so a token that has not expired was refused.
     pub(super) async fn answer(
         &self,
-        challenges: &[Challenge],
+        challenges: Option<&[Challenge]>,
         shown: &Authorization,
+        is_again: bool,
+    ) -> Result<bool, Failure> {
+        let mut state = self.state.lock().await;
+        if state.current.generation != shown.generation {
+            return Ok(false);
+        }
+        if let Some(challenges) = challenges {
+            state.challenges = challenges.to_vec();
+        }
+        let refused = state.answer.filter(|_| shown.header.is_some());
+        self.obey(&mut state, refused, is_again).await?;
+        Ok(true)
+    }
+
+    /// Whether there may be others if the current credentials are refused.
+    pub(super) async fn may_have_others(&self) -> bool {
+        self.state.lock().await.is_of_pull
+    }
+
+    /// Forgets that there were no credentials for `shown`, which was refused: the next request looks for them again.
+    pub(super) async fn forget_anonymous(&self, shown: &Authorization) {
+        let mut state = self.state.lock().await;
+        if state.current.generation == shown.generation && state.place.is_none() {
+            state.current = Authorization {
+                header: None,
+                generation: shown.generation + 1,
+            };
+        }
+    }
+
+    /// `refused`: the answer whose credentials, or a token for them, were shown.
+    async fn obey(
+        &self,
+        state: &mut State,
+        refused: Option<AnswerNumber>,
+        is_again: bool,
     ) -> Result<(), Failure> {
-        let mut state = self.state.lock().await;
-        if state.current.generation != shown.generation {
-            return Ok(());
-        }
-        state.challenges = challenges.to_vec();
-        self.obey(&mut state).await
-    }
-
-    /// Renews the authorization `shown`, from credentials that may have changed since.
-    pub(super) async fn answer_again(&self, shown: &Authorization) -> Result<(), Failure> {
-        let mut state = self.state.lock().await;
-        if state.current.generation != shown.generation {
-            return Ok(());
-        }
-        self.obey(&mut state).await
-    }
-
-    async fn obey(&self, state: &mut State) -> Result<(), Failure> {
         let challenges = state.challenges.clone();
         let with = |scheme: &str| challenges.iter().find(|one| one.scheme == scheme);
         if let Some(bearer) = with("bearer") {
             let service = self.token_service(bearer, &state.also_from)?;
-            return self.renew(state, service).await;
+            return self
+                .renew(state, service, refused.filter(|_| is_again))
+                .await;
         }
         if with("basic").is_some() {
-            return self.show_password(state).await;
+            return self.show_password(state, refused).await;
         }
         let schemes: Vec<&str> = challenges.iter().map(|one| one.scheme.as_str()).collect();
         Err(self.unauthorized(match schemes.is_empty() {
@@ -157,10 +189,10 @@ impl Authenticator {
         }))
     }
 
-    /// Advice about a registry that keeps refusing.
-    pub(super) async fn advice(&self) -> String {
+    /// The kind of an error about a registry that keeps refusing, and advice.
+    pub(super) async fn advice(&self) -> (Kind, String) {
         let state = self.state.lock().await;
-        match &state.place {
+        let advice = match &state.place {
             Some(place) => format!(
                 "{} refused the credentials of {place} for {}",
                 self.host, self.repository
@@ -172,7 +204,8 @@ impl Authenticator {
                 self.places(&state),
                 self.host
             ),
-        }
+        };
+        (state.refusal_kind(), advice)
     }
 
     fn unauthorized(&self, why: String) -> Failure {
@@ -182,26 +215,37 @@ impl Authenticator {
         ))
     }
 
-    async fn find(&self, state: &mut State) -> Result<Option<Credentials>, Failure> {
-        let lookup = credentials::find(&self.access, &self.host, &self.repository)
+    async fn find(
+        &self,
+        state: &mut State,
+        refused: Option<AnswerNumber>,
+    ) -> Result<Option<Found>, Failure> {
+        let lookup = credentials::find(&self.access, &self.host, &self.repository, refused)
             .await
             .map_err(Failure::Final)?;
         state.trouble = lookup.trouble;
         state.place = lookup.found.as_ref().map(|found| found.place.clone());
-        Ok(lookup.found.map(|found| found.credentials))
+        state.answer = lookup.found.as_ref().and_then(|found| found.answer);
+        state.is_of_pull = lookup.found.as_ref().is_some_and(|it| it.is_of_pull);
+        Ok(lookup.found)
     }
 
     /// The places where credentials were looked for in vain.
     fn places(&self, state: &State) -> String {
         let places = credentials::places(&self.access);
         match &state.trouble {
-            Some(trouble) => format!("{places}; {trouble}"),
+            Some(trouble) => format!("{places}; {}", trouble.report()),
             None => places,
         }
     }
 
-    async fn show_password(&self, state: &mut State) -> Result<(), Failure> {
-        let shown = match self.find(state).await? {
+    async fn show_password(
+        &self,
+        state: &mut State,
+        refused: Option<AnswerNumber>,
+    ) -> Result<(), Failure> {
+        let found = self.find(state, refused).await?;
+        let shown = match found.map(|found| found.credentials) {
             Some(Credentials::Password { user, password }) => self.basic(&user, &password)?,
             Some(Credentials::RegistryToken(token)) => self.bearer(&token)?,
             Some(Credentials::IdentityToken(_)) => {
@@ -211,10 +255,14 @@ impl Authenticator {
                 ));
             }
             None => {
-                return Err(self.unauthorized(format!(
-                    "it requires a user name and password ({}): log in (docker login {})",
-                    self.places(state),
-                    self.host
+                return Err(Failure::Final(Error::new(
+                    state.refusal_kind(),
+                    format!(
+                        "{}: it requires a user name and password ({}): log in (docker login {})",
+                        self.host,
+                        self.places(state),
+                        self.host
+                    ),
                 )));
             }
         };
@@ -232,7 +280,8 @@ impl Authenticator {
             self.unauthorized("it names no token service with a valid URL".to_owned())
         })?;
         // a registry that uses TLS must not have the password sent in clear text
-        let is_safe = realm.scheme() == "https" || realm.scheme() == "http" && !self.is_tls;
+        let is_safe = realm.scheme() == "https"
+            || realm.scheme() == "http" && self.at.root.scheme() != "https";
         if !is_safe || realm.host_str().is_none() {
             return Err(self.unauthorized(format!(
                 "its token service {} does not use https",
@@ -273,37 +322,55 @@ impl Authenticator {
         scopes
     }
 
-    /// Gets a token and shows it from now on.
-    async fn renew(&self, state: &mut State, service: TokenService) -> Result<(), Failure> {
-        let credentials = self.find(state).await?;
-        if let Some(Credentials::RegistryToken(token)) = &credentials {
-            let shown = self.bearer(token)?;
-            state.show(shown);
-            return Ok(());
-        }
-        let request = self.token_request(&service, credentials.as_ref())?;
+    /// Gets a token and shows it from now on. `refused`: credentials for which a token was refused.
+    async fn renew(
+        &self,
+        state: &mut State,
+        service: TokenService,
+        refused: Option<AnswerNumber>,
+    ) -> Result<(), Failure> {
+        let mut found = self.find(state, refused).await?;
         let host = host_of(&service.realm);
-        let mut body = self.transport.send(request).await?;
-        if !body.head().status().is_success() {
-            let refusal = Refusal::read(body.into_response()).await;
-            return Err(match refusal.failure() {
-                Failure::Final(error) => {
-                    let place = state.place.as_deref().map_or_else(
-                        || self.places(state),
-                        |place| format!("with the credentials of {place}"),
-                    );
-                    Failure::Final(Error::with_source(
-                        Kind::Unauthorized,
-                        format!(
-                            "{host} refused a token for {}/{} ({place})",
-                            self.host, self.repository
-                        ),
-                        error,
-                    ))
+        let (mut may_renew, mut others) = (true, pull_credentials::MAX_LOGINS);
+        let mut body = loop {
+            let credentials = found.as_ref().map(|found| &found.credentials);
+            if let Some(Credentials::RegistryToken(token)) = credentials {
+                let shown = self.bearer(token)?;
+                state.show(shown);
+                return Ok(());
+            }
+            let mut request = self.token_request(&service, credentials)?;
+            // the configured headers are for this host alone
+            if service.realm.origin() == self.at.root.origin() {
+                for (name, value) in &self.at.headers {
+                    request
+                        .headers_mut()
+                        .entry(name)
+                        .or_insert_with(|| value.clone());
                 }
-                passing => passing,
-            });
-        }
+            }
+            let body = self.transport.send(request, DOCUMENT).await?;
+            if body.head().status().is_success() {
+                break body;
+            }
+            let refusal = Refusal::read(body.into_response()).await;
+            let kept = found.filter(|found| found.is_kept && refusal.is_about_credentials());
+            let may_find = match kept.as_ref().is_some_and(|found| found.is_of_pull) {
+                true if others > 0 => {
+                    others -= 1;
+                    true
+                }
+                true => false,
+                false => std::mem::take(&mut may_renew),
+            };
+            if let Some(refused) = kept.and_then(|found| found.answer)
+                && may_find
+            {
+                found = self.find(state, Some(refused)).await?;
+                continue;
+            }
+            return Err(self.no_token(state, &host, &refusal));
+        };
         let mut bytes = Vec::new();
         while let Some(piece) = body.next().await? {
             if bytes.len() + piece.len() > MAX_TOKEN_ANSWER {
@@ -330,6 +397,26 @@ impl Authenticator {
         let shown = self.bearer(&token)?;
         state.show(shown);
         Ok(())
+    }
+
+    fn no_token(&self, state: &State, host: &str, refusal: &Refusal) -> Failure {
+        match refusal.failure() {
+            Failure::Final(error) => {
+                let place = state.place.as_deref().map_or_else(
+                    || self.places(state),
+                    |place| format!("with the credentials of {place}"),
+                );
+                Failure::Final(Error::with_source(
+                    state.refusal_kind(),
+                    format!(
+                        "{host} refused a token for {}/{} ({place})",
+                        self.host, self.repository
+                    ),
+                    error,
+                ))
+            }
+            passing => passing,
+        }
     }
 
     /// A GET with name and password, or none; with a refresh token the POST of the OAuth2 form.
@@ -391,6 +478,14 @@ impl Authenticator {
 }
 
 impl State {
+    /// The kind of an error about refused access. If a helper or plugin has failed, a later request may work.
+    fn refusal_kind(&self) -> Kind {
+        match (&self.place, &self.trouble) {
+            (None, Some(trouble)) => trouble.kind(),
+            _ => Kind::Unauthorized,
+        }
+    }
+
     fn show(&mut self, header: HeaderValue) {
         self.current = Authorization {
             header: Some(header),

@@ -11,31 +11,36 @@ use std::{
 
 use bytes::Bytes;
 use lru::LruCache;
-use reqwest::{Method, Request, StatusCode, header, header::HeaderValue};
+use reqwest::{
+    Method, Request, StatusCode, header,
+    header::{HeaderMap, HeaderValue},
+};
 use url::Url;
 
 use super::{
-    auth::{Authenticator, Authorization, Purpose, challenge::Challenge},
+    auth::{Authenticator, Authorization, Purpose, challenge::Challenge, renewals::Renewals},
     refusal::{Refusal, host_of},
     retry::{Failure, LONGEST_RETRY_AFTER},
-    transport::{Body, Transport},
+    transport::{Body, DOCUMENT, Transport},
 };
 use crate::{
     error::{Error, Kind, Result},
-    oci::{Digest, reference::DOCKER_HUB},
-    source::{Access, Limits},
+    metrics::RetryReason,
+    oci::Digest,
+    source::{Access, Limits, hosts::RegistryHost},
 };
 
-/// The host of Docker Hub's API.
-const DOCKER_HUB_API: &str = "registry-1.docker.io";
 const MAX_REDIRECTS: usize = 8;
+/// The parameter with which containerd tells a mirror the registry.
+const NAMESPACE: &str = "ns";
 /// An image has a few dozen layers; a signed URL is about a kilobyte.
 const MAX_TARGETS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1023);
 
-/// The client of one repository.
+/// The client of one repository at one host.
 pub(super) struct Client {
-    /// `HOST/REPOSITORY`, for errors.
+    /// `HOST/REPOSITORY` of the registry, and the mirror, for errors.
     name: String,
+    host: RegistryHost,
     /// `https://HOST/v2/REPOSITORY/`.
     base: Url,
     pub(super) limits: Limits,
@@ -55,46 +60,38 @@ pub(super) struct Wanted {
     pub(super) accept: Option<&'static str>,
     /// Bytes of the body; `None` is the whole.
     pub(super) range: Option<Range<u64>>,
+    /// The length of the body, where it is known.
+    pub(super) length: Option<u64>,
     /// The content: media type and bytes. It may be sent more than once.
     pub(super) content: Option<(String, Bytes)>,
 }
 
 impl Client {
     pub(super) fn new(
-        host: &str,
+        host: RegistryHost,
+        registry: &str,
         repository: &str,
         access: &Access,
-        limits: Limits,
+        mut limits: Limits,
         purpose: Purpose,
     ) -> Result<Self> {
-        let api = match host {
-            DOCKER_HUB => DOCKER_HUB_API,
-            host => host,
+        let name = match host.is_mirror() {
+            true => format!("{registry}/{repository} (at {})", host.name()),
+            false => format!("{registry}/{repository}"),
         };
-        let scheme = match access.plain_http || (is_loopback(host) && !access.tls) {
-            true => "http",
-            false => "https",
-        };
-        let base: Url = format!("{scheme}://{api}/v2/{repository}/")
-            .parse()
-            .map_err(|error| {
-                Error::with_source(
-                    Kind::InvalidArgument,
-                    format!("{host}/{repository} is not valid in a URL"),
-                    error,
-                )
-            })?;
-        let transport = Transport::shared(access, limits);
+        let base = host.root.join(&format!("{repository}/")).map_err(|error| {
+            Error::with_source(
+                Kind::InvalidArgument,
+                format!("{name} is not valid in a URL"),
+                error,
+            )
+        })?;
+        limits.connect = host.connect.unwrap_or(limits.connect);
+        let transport = Transport::shared(access, &host.tls, limits);
         Ok(Self {
-            name: format!("{host}/{repository}"),
-            auth: Authenticator::new(
-                host,
-                repository,
-                scheme == "https",
-                access,
-                &transport,
-                purpose,
-            ),
+            name,
+            auth: Authenticator::new(host.clone(), repository, access, &transport, purpose),
+            host,
             base,
             limits,
             transport,
@@ -103,20 +100,36 @@ impl Client {
         })
     }
 
-    /// `HOST/REPOSITORY`.
+    /// The host that it asks.
+    pub(super) fn host(&self) -> &RegistryHost {
+        &self.host
+    }
+
+    /// `HOST/REPOSITORY` of the registry, and the mirror.
     pub(super) fn name(&self) -> &str {
         &self.name
     }
 
     /// A URL of this repository, e.g. of `manifests/latest`.
     pub(super) fn url(&self, below: &str) -> Result<Url> {
-        self.base.join(below).map_err(|error| {
+        let url = self.base.join(below).map_err(|error| {
             Error::with_source(
                 Kind::InvalidArgument,
                 format!("{below:?} of {} is not valid in a URL", self.name),
                 error,
             )
-        })
+        })?;
+        Ok(self.with_namespace(url))
+    }
+
+    /// A URL of this repository with the parameter that tells a mirror which registry is meant.
+    pub(super) fn with_namespace(&self, mut url: Url) -> Url {
+        if let Some(namespace) = &self.host.namespace
+            && !url.query_pairs().any(|(name, _)| name == NAMESPACE)
+        {
+            url.query_pairs_mut().append_pair(NAMESPACE, namespace);
+        }
+        url
     }
 
     /// Whether credentials of this repository may be sent to a URL.
@@ -137,13 +150,15 @@ impl Client {
     ) -> Result<Body, Failure> {
         let is_own = self.is_own(request.url());
         let shown = self.auth.current().await;
-        if let Some(value) = shown.header.clone().filter(|_| is_own) {
-            request.headers_mut().insert(header::AUTHORIZATION, value);
+        if is_own {
+            self.show(&shown, request.headers_mut());
         }
         let body = self.transport.upload(request, pulse).await?;
         if body.head().status() == StatusCode::UNAUTHORIZED && is_own {
-            self.auth.answer(&challenges(&body), &shown).await?;
+            let challenges = challenges(&body);
+            self.auth.answer(Some(&challenges), &shown, false).await?;
             return Err(Failure::passing(
+                RetryReason::Status,
                 Refusal::read(body.into_response()).await.error(),
             ));
         }
@@ -198,6 +213,10 @@ impl Client {
         }
         match by_registry {
             true => self.refuse_at_registry(refusal).await,
+            // a signed URL that the registry has just given: the next try asks it for another one
+            false if refusal.is_about_expiry() => {
+                Failure::passing(RetryReason::Status, refusal.error())
+            }
             false => refusal.failure(),
         }
     }
@@ -210,11 +229,8 @@ impl Client {
             Failure::Final(error)
                 if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) =>
             {
-                Failure::Final(Error::with_source(
-                    Kind::Unauthorized,
-                    self.auth.advice().await,
-                    error,
-                ))
+                let (kind, advice) = self.auth.advice().await;
+                Failure::Final(Error::with_source(kind, advice, error))
             }
             // the answer of Go's and nginx's servers; a registry that explains its refusal has understood the request
             Failure::Final(error)
@@ -239,24 +255,30 @@ impl Client {
     ) -> Result<(Body, Option<Url>), Failure> {
         let mut at = url.clone();
         let mut shown = self.auth.current().await;
-        let mut renewed = false;
+        let mut renewals = Renewals::default();
         let mut redirects = 0;
         loop {
             let is_own = self.is_own(&at);
-            let body = self.send(&at, wanted, is_own.then_some(&shown)).await?;
+            let mut body = self.send(&at, wanted, is_own.then_some(&shown)).await?;
             let status = body.head().status();
-            if status == StatusCode::UNAUTHORIZED && is_own && !renewed {
-                self.auth.answer(&challenges(&body), &shown).await?;
+            let has_expired = is_own
+                && shown.header.is_some()
+                && may_be_about_expiry(status)
+                && Refusal::peek(body.response()).await.is_about_expiry();
+            let is_refused = status == StatusCode::UNAUTHORIZED && is_own || has_expired;
+            if is_refused
+                && (renewals.are_left()
+                    || renewals.may_use_others() && self.auth.may_have_others().await)
+            {
+                let challenges = (!has_expired).then(|| challenges(&body));
+                let is_again = renewals.are_own();
+                let renewed = self.auth.answer(challenges.as_deref(), &shown, is_again);
+                renewals.add(renewed.await?);
                 shown = self.auth.current().await;
-                renewed = true;
             } else if status == StatusCode::FORBIDDEN && is_own && shown.header.is_some() {
+                self.auth.forget_anonymous(&shown).await;
                 let refusal = Refusal::read(body.into_response()).await;
-                if renewed || !refusal.is_about_expiry() {
-                    return Err(self.refuse_at_registry(refusal).await);
-                }
-                self.auth.answer_again(&shown).await?;
-                shown = self.auth.current().await;
-                renewed = true;
+                return Err(self.refuse_at_registry(refusal).await);
             } else if is_redirect(status) && wanted.method == Method::GET {
                 redirects += 1;
                 if redirects > MAX_REDIRECTS {
@@ -310,10 +332,27 @@ impl Client {
             })?;
             headers.insert(header::RANGE, range);
         }
-        if let Some(value) = shown.and_then(|shown| shown.header.clone()) {
-            headers.insert(header::AUTHORIZATION, value);
+        if let Some(shown) = shown {
+            self.show(shown, headers);
         }
-        self.transport.send(request).await
+        let length = wanted.length.unwrap_or(DOCUMENT);
+        self.transport.send(request, length).await
+    }
+
+    /// Adds to a request to the host itself what no other host may see: its configured headers, and the authorization.
+    fn show(&self, shown: &Authorization, headers: &mut HeaderMap) {
+        for name in self.host.headers.keys() {
+            // what a request says itself counts
+            if headers.contains_key(name) {
+                continue;
+            }
+            for value in self.host.headers.get_all(name) {
+                headers.append(name, value.clone());
+            }
+        }
+        if let Some(value) = &shown.header {
+            headers.insert(header::AUTHORIZATION, value.clone());
+        }
     }
 
     /// Notes that a host is not to be asked for a while, by whatever reader of this repository.
@@ -342,6 +381,7 @@ impl Client {
                     left.as_secs_f64()
                 ),
             ),
+            reason: RetryReason::Pause,
             after: Some(left),
         })
     }
@@ -362,6 +402,11 @@ impl Client {
             targets.pop(digest);
         }
     }
+}
+
+/// Statuses with which registries report that credentials have expired, besides 401.
+fn may_be_about_expiry(status: StatusCode) -> bool {
+    matches!(status, StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST)
 }
 
 /// Whether the answer belongs to the range and its redirect target may be kept.
@@ -430,44 +475,4 @@ pub(super) fn next_location(body: &Body, at: &Url) -> Result<Url> {
     let _ = next.set_password(None);
     next.set_fragment(None);
     Ok(next)
-}
-
-/// Whether a reference's host is this machine: there, plain HTTP is the custom, and TLS is asked for ([`Access::tls`]).
-fn is_loopback(host: &str) -> bool {
-    let bare = match host.strip_prefix('[') {
-        Some(inner) => inner.split(']').next().unwrap_or(inner),
-        None => host.split(':').next().unwrap_or(host),
-    };
-    bare == "localhost"
-        || bare
-            .parse::<std::net::IpAddr>()
-            .is_ok_and(|address| address.is_loopback())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn loopback_hosts() {
-        for host in [
-            "localhost",
-            "localhost:1",
-            "127.0.0.1:5000",
-            "127.9.9.9",
-            "[::1]:1",
-            "[::1]",
-        ] {
-            assert!(is_loopback(host), "{host}");
-        }
-        for host in [
-            "localhost.example",
-            "128.0.0.1",
-            "docker.io",
-            "[::2]",
-            "127.0.0.1.example:1",
-        ] {
-            assert!(!is_loopback(host), "{host}");
-        }
-    }
 }

@@ -1,12 +1,13 @@
 //! Small JSON documents of a registry: manifests, and lists of referrers.
 
+mod link;
+
 use bytes::{Bytes, BytesMut};
 use reqwest::{StatusCode, header::HeaderValue};
 use url::Url;
 
 use super::{
     client::{Client, Wanted},
-    link,
     refusal::Refusal,
     retry::{Failure, Tries},
 };
@@ -42,7 +43,7 @@ impl Document {
                 .map_err(|link::Unreadable| corrupt("its Link header is malformed"))?;
             if let Some(target) = next {
                 return match at.join(target) {
-                    Ok(next) if client.is_own(&next) => Ok(Some(next)),
+                    Ok(next) if client.is_own(&next) => Ok(Some(client.with_namespace(next))),
                     _ => Err(corrupt("its list continues on another host")),
                 };
             }

@@ -3,19 +3,23 @@
 //! It keeps its position in the blob. An answer is checked against that position before a byte of it is used; after an incomplete answer
 //! the next request starts at the new position.
 
+mod content_range;
+
 use std::{ops::Range, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use futures_util::stream::{BoxStream, StreamExt as _, try_unfold};
 use reqwest::StatusCode;
 
+use self::content_range::ContentRange;
 use super::{
     client::{Client, Wanted},
-    content_range::ContentRange,
     retry::{Failure, Tries},
     transport::Body,
 };
 use crate::{
     error::{Error, Kind, Result},
+    metrics::RetryReason,
     oci::Digest,
 };
 
@@ -32,7 +36,7 @@ pub(super) struct Reader {
     end: u64,
     /// The blob's size, where it is known.
     size: Option<u64>,
-    answer: Option<Answer>,
+    answer: Option<RangeAnswer>,
     tries: Tries,
     /// Bytes since the last progress.
     gained: u64,
@@ -44,7 +48,7 @@ pub(super) struct Reader {
 }
 
 /// An answer being read.
-struct Answer {
+struct RangeAnswer {
     body: Body,
     /// Bytes of it that lie before the position.
     skip: u64,
@@ -52,7 +56,7 @@ struct Answer {
     part: Option<Range<u64>>,
 }
 
-impl Answer {
+impl RangeAnswer {
     /// Whether it is complete, and counts as progress: a server may send less than the requested range (RFC 9110, 14.2).
     fn is_whole_at(&self, position: u64) -> bool {
         let part = self.part.as_ref();
@@ -115,6 +119,15 @@ impl Reader {
         Ok(None)
     }
 
+    /// All of its bytes.
+    pub(super) fn into_stream(self) -> BoxStream<'static, Result<Bytes>> {
+        try_unfold(self, |mut reader| async move {
+            let piece = reader.next().await?;
+            Ok(piece.map(|piece| (piece, reader)))
+        })
+        .boxed()
+    }
+
     /// Gives up after another time without progress than the client's limit.
     pub(super) fn set_patience(&mut self, patience: Duration) {
         self.tries.set_patience(patience);
@@ -141,15 +154,18 @@ impl Reader {
                     answer = self.ask().await?;
                     continue;
                 }
-                return Err(Failure::passing(Error::new(
-                    Kind::Unavailable,
-                    format!(
-                        "{} ended its answer at byte {} of {}",
-                        answer.body.host(),
-                        self.position,
-                        self.end
+                return Err(Failure::passing(
+                    RetryReason::Answer,
+                    Error::new(
+                        Kind::Unavailable,
+                        format!(
+                            "{} ended its answer at byte {} of {}",
+                            answer.body.host(),
+                            self.position,
+                            self.end
+                        ),
                     ),
-                )));
+                ));
             };
             let length = piece.len() as u64;
             if answer.skip >= length {
@@ -172,12 +188,13 @@ impl Reader {
     }
 
     /// Requests the missing bytes, and checks that the answer has them.
-    async fn ask(&mut self) -> Result<Answer, Failure> {
+    async fn ask(&mut self) -> Result<RangeAnswer, Failure> {
         loop {
             // the whole blob needs no range, until it breaks off
             let is_all = self.position == 0 && self.size == Some(self.end);
             let wanted = Wanted {
                 range: (!self.whole && !is_all).then_some(self.position..self.end),
+                length: Some(self.end - self.position),
                 ..Wanted::default()
             };
             let body = self.client.get_blob(&self.digest, &wanted).await?;
@@ -198,7 +215,7 @@ impl Reader {
                     if let Some(length) = body.head().content_length() {
                         self.check_size(length, &body)?;
                     }
-                    return Ok(Answer {
+                    return Ok(RangeAnswer {
                         body,
                         skip: self.position,
                         part: None,
@@ -221,7 +238,7 @@ impl Reader {
 
     /// Handles a part: the answer if it is the requested one, `None` to ask again. A 206 must begin at the position; a 200 with a
     /// `Content-Range` must only include it.
-    fn partial(&mut self, body: Body) -> Result<Option<Answer>, Failure> {
+    fn partial(&mut self, body: Body) -> Result<Option<RangeAnswer>, Failure> {
         let said = body.header("content-range");
         let range = said.and_then(ContentRange::parse);
         if let Some(ContentRange::Bytes { start, end, total }) = range {
@@ -240,7 +257,7 @@ impl Reader {
                 self.wrong_ranges = 0;
                 let skip = self.position - start;
                 let part = Some(start..end);
-                return Ok(Some(Answer { body, skip, part }));
+                return Ok(Some(RangeAnswer { body, skip, part }));
             }
         }
         self.wrong_ranges += 1;
@@ -250,15 +267,18 @@ impl Reader {
         }
         // also multipart/byteranges, which has no Content-Range of its own and was not requested
         let said: String = said.unwrap_or("nothing").chars().take(80).collect();
-        Err(Failure::passing(Error::new(
-            Kind::Corrupt,
-            format!(
-                "{} was asked for bytes {}-{}, but sent a range of {said:?}",
-                body.host(),
-                self.position,
-                self.end - 1
+        Err(Failure::passing(
+            RetryReason::Answer,
+            Error::new(
+                Kind::Corrupt,
+                format!(
+                    "{} was asked for bytes {}-{}, but sent a range of {said:?}",
+                    body.host(),
+                    self.position,
+                    self.end - 1
+                ),
             ),
-        )))
+        ))
     }
 
     /// Compares the size of the blob according to the server with the known one.

@@ -93,7 +93,7 @@ fn means_no_api(refusal: &Refusal) -> bool {
 }
 
 /// The list under the tag `sha256-<hex>`, which clients maintain if the registry has no API. Other content under the tag is not a list.
-async fn by_tag(
+pub(super) async fn by_tag(
     client: &Client,
     subject: &Digest,
     artifact_type: Option<&str>,

@@ -5,7 +5,10 @@ use std::time::{Duration, SystemTime};
 use reqwest::{Response, StatusCode, header};
 
 use super::retry::{Failure, parse_retry_after};
-use crate::error::{Error, Kind};
+use crate::{
+    error::{Error, Kind},
+    metrics::RetryReason,
+};
 
 /// Maximum number of bytes of a refusal's body that are read.
 const MAX_BODY: usize = 16 << 10;
@@ -15,6 +18,7 @@ const BODY_TIME: Duration = Duration::from_secs(3);
 const MAX_SHOWN: usize = 300;
 
 /// An answer with a status other than success.
+#[derive(Clone)]
 pub(super) struct Refusal {
     pub(super) status: StatusCode,
     /// The host that answered, without path and query.
@@ -28,20 +32,48 @@ pub(super) struct Refusal {
 
 #[derive(serde::Deserialize)]
 struct Body {
-    errors: Vec<Entry>,
+    errors: Vec<RefusalEntry>,
 }
 
 #[derive(serde::Deserialize)]
 #[serde(default)]
 #[derive(Default)]
-struct Entry {
+struct RefusalEntry {
     code: String,
     message: String,
+}
+
+impl RefusalEntry {
+    /// The error of a store that answers like S3: `<Error><Code>...</Code><Message>...</Message></Error>`.
+    fn of_xml(text: &str) -> Self {
+        let element = |start: &str, end: &str| {
+            let (_, rest) = text.split_once(start)?;
+            Some(rest.split_once(end)?.0.to_owned())
+        };
+        Self {
+            code: element("<Code>", "</Code>").unwrap_or_default(),
+            message: element("<Message>", "</Message>").unwrap_or_default(),
+        }
+    }
 }
 
 impl Refusal {
     /// Reads the explanation in the answer, as far as it is short and arrives quickly.
     pub(super) async fn read(mut response: Response) -> Self {
+        Self::peek(&mut response).await
+    }
+
+    /// As [`Self::read`], for an answer that may be read as a refusal later again.
+    pub(super) async fn peek(response: &mut Response) -> Self {
+        if let Some(read) = response.extensions().get::<Self>() {
+            return read.clone();
+        }
+        let refusal = Self::of(response).await;
+        response.extensions_mut().insert(refusal.clone());
+        refusal
+    }
+
+    async fn of(response: &mut Response) -> Self {
         let status = response.status();
         let text = |name| {
             let value: &header::HeaderValue = response.headers().get(name)?;
@@ -49,10 +81,11 @@ impl Refusal {
         };
         let retry_after =
             text(header::RETRY_AFTER).and_then(|text| parse_retry_after(&text, SystemTime::now()));
-        let is_json = text(header::CONTENT_TYPE).is_some_and(|of| of.contains("json"));
+        let media_type = text(header::CONTENT_TYPE).unwrap_or_default();
+        let is_xml = media_type.contains("xml");
         let host = host_of(response.url());
         let mut body = Vec::new();
-        if is_json && status != StatusCode::RANGE_NOT_SATISFIABLE {
+        if (is_xml || media_type.contains("json")) && status != StatusCode::RANGE_NOT_SATISFIABLE {
             let read = async {
                 while let Ok(Some(piece)) = response.chunk().await {
                     let room = MAX_BODY - body.len();
@@ -65,9 +98,12 @@ impl Refusal {
             // too slow is the same as absent
             let _ = tokio::time::timeout(BODY_TIME, read).await;
         }
-        let entries = serde_json::from_slice::<Body>(&body)
-            .map(|body| body.errors)
-            .unwrap_or_default();
+        let entries = match is_xml {
+            true => vec![RefusalEntry::of_xml(&String::from_utf8_lossy(&body))],
+            false => serde_json::from_slice::<Body>(&body)
+                .map(|body| body.errors)
+                .unwrap_or_default(),
+        };
         Self {
             status,
             host,
@@ -93,9 +129,24 @@ impl Refusal {
         }
     }
 
-    /// Whether it is about expired credentials: some registries (Amazon's) report this with 403 instead of 401.
+    /// Whether it is about credentials or a signature that have expired: Amazon's registry reports this with 403, its storage with 403 or
+    /// 400.
     pub(super) fn is_about_expiry(&self) -> bool {
-        self.status == StatusCode::FORBIDDEN && self.message.contains("expired")
+        let is_status = matches!(
+            self.status,
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST
+        );
+        let mut words = self.codes.iter().chain([&self.message]);
+        is_status && words.any(|words| words.to_lowercase().contains("expired"))
+    }
+
+    /// Whether it is about the credentials of the request.
+    pub(super) fn is_about_credentials(&self) -> bool {
+        self.is_about_expiry()
+            || matches!(
+                self.status,
+                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN
+            )
     }
 
     /// How long the server asks to be left alone before the same request may work.
@@ -159,6 +210,10 @@ impl Refusal {
         match self.is_passing() {
             true => Failure::Passing {
                 error: self.error(),
+                reason: match self.retry_after {
+                    None if self.status != StatusCode::TOO_MANY_REQUESTS => RetryReason::Status,
+                    _ => RetryReason::Pause,
+                },
                 after: self.retry_after,
             },
             false => Failure::Final(self.error()),
@@ -195,6 +250,24 @@ fn presentable(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn words_of_an_error_in_xml() {
+        let text = "<?xml version=\"1.0\"?>\n<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message><Token-0>secret</Token-0></Error>";
+        let entry = RefusalEntry::of_xml(text);
+        assert_eq!(entry.code, "ExpiredToken");
+        assert_eq!(entry.message, "The provided token has expired.");
+        for text in [
+            "",
+            "<Code>",
+            "<Code>open",
+            "</Code><Code>",
+            "<html>403</html>",
+        ] {
+            let entry = RefusalEntry::of_xml(text);
+            assert!(entry.code.is_empty() && entry.message.is_empty(), "{text}");
+        }
+    }
 
     #[test]
     fn the_servers_words_are_short_and_without_signatures() {

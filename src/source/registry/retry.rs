@@ -4,7 +4,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    metrics::{METRICS, RetryReason},
+};
 
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
@@ -16,6 +19,7 @@ pub(super) enum Failure {
     /// It may work later.
     Passing {
         error: Error,
+        reason: RetryReason,
         /// The pause that the server asked for with `Retry-After`.
         after: Option<Duration>,
     },
@@ -24,8 +28,12 @@ pub(super) enum Failure {
 }
 
 impl Failure {
-    pub(super) fn passing(error: Error) -> Self {
-        Self::Passing { error, after: None }
+    pub(super) fn passing(reason: RetryReason, error: Error) -> Self {
+        Self::Passing {
+            error,
+            reason,
+            after: None,
+        }
     }
 }
 
@@ -72,9 +80,13 @@ impl Tries {
 
     /// Waits for the time of the next try, or gives up.
     pub(super) async fn after(&mut self, failure: Failure) -> Result<()> {
-        let (error, after) = match failure {
+        let (error, reason, after) = match failure {
             Failure::Final(error) => return Err(error.context(self.what.clone())),
-            Failure::Passing { error, after } => (error, after),
+            Failure::Passing {
+                error,
+                reason,
+                after,
+            } => (error, reason, after),
         };
         self.failed += 1;
         // the iterator has no end: its longest wait comes again and again
@@ -94,6 +106,7 @@ impl Tries {
                 elapsed.as_secs_f64(),
             )));
         }
+        METRICS.retries.count(reason as usize);
         tracing::debug!(
             what = self.what,
             tries = self.failed,
@@ -165,7 +178,10 @@ mod tests {
         let mut count = 0;
         let error = loop {
             count += 1;
-            if let Err(error) = tries.after(Failure::passing(unavailable())).await {
+            if let Err(error) = tries
+                .after(Failure::passing(RetryReason::Status, unavailable()))
+                .await
+            {
                 break error;
             }
         };
@@ -183,6 +199,7 @@ mod tests {
         let mut tries = Tries::new("reading x", Duration::from_secs(3));
         let failure = Failure::Passing {
             error: unavailable(),
+            reason: RetryReason::Pause,
             after: Some(Duration::from_secs(3600)),
         };
         let error = tries.after(failure).await.expect_err("it gives up");

@@ -27,7 +27,7 @@ pub(super) fn open(
     digest: Digest,
     size: u64,
 ) -> BoxStream<'static, Result<Bytes>> {
-    let start = State::First {
+    let start = StreamState::First {
         client,
         digest,
         size,
@@ -36,13 +36,13 @@ pub(super) fn open(
         match state.next().await {
             Ok(Some((bytes, state))) => Some((Ok(bytes), state)),
             Ok(None) => None,
-            Err(error) => Some((Err(error), State::Done)),
+            Err(error) => Some((Err(error), StreamState::Done)),
         }
     })
     .boxed()
 }
 
-enum State {
+enum StreamState {
     First {
         client: Arc<Client>,
         digest: Digest,
@@ -54,7 +54,7 @@ enum State {
     Done,
 }
 
-impl State {
+impl StreamState {
     async fn next(self) -> Result<Option<(Bytes, Self)>> {
         match self {
             Self::First {

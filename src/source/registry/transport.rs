@@ -1,26 +1,32 @@
 //! HTTP: connections, TLS, proxies, time limits. It has no knowledge of registries, and follows no redirects.
 
 mod no_proxy;
+mod permits;
 mod trust;
 
 use std::{
-    path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use reqwest::{Client, ClientBuilder, NoProxy, Proxy, Request, Response, Url, redirect};
 use tokio::{sync::OnceCell, time::timeout};
 
+pub(super) use self::permits::DOCUMENT;
+use self::permits::RequestPermit;
+pub(crate) use self::permits::{RequestLoad, request_load};
 use super::{refusal::host_of, retry::Failure};
 use crate::{
+    blocking::blocking,
     error::{Error, Kind, Result, ResultExt as _},
+    metrics::RetryReason,
     source::{
         Limits,
         access::{Access, without_password},
+        hosts::host::{DatedFile, TlsFiles},
     },
 };
 
@@ -28,6 +34,9 @@ const USER_AGENT: &str = concat!("socinbd/", env!("CARGO_PKG_VERSION"));
 
 /// A body is to bring at least this much in each stall time.
 const LEAST_PROGRESS: u64 = 4 << 10;
+
+/// An established connection gets more time than a new one may get from a host's `dial_timeout`.
+const LEAST_USER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// So many stall times a registry may take to answer once it has the whole of a blob: it may be moving gigabytes.
 const WHOLE_STALLS: u32 = 20;
@@ -48,8 +57,8 @@ struct Way {
     https_proxy: Option<String>,
     http_proxy: Option<String>,
     no_proxy: Option<String>,
-    /// With the time of their last change: a changed file is read again by the next request.
-    ca_certificates: Vec<(PathBuf, Option<SystemTime>)>,
+    /// The certificates of the access and of the host. A file that has changed is read again by the next source that is opened.
+    tls: TlsFiles,
 }
 
 /// Transports in use. A daemon has as many as its users have different settings: few.
@@ -57,20 +66,17 @@ static SHARED: Mutex<Vec<Weak<Transport>>> = Mutex::new(Vec::new());
 
 impl Transport {
     /// The transport for this access, shared with others of the same settings.
-    pub(super) fn shared(access: &Access, limits: Limits) -> Arc<Self> {
+    pub(super) fn shared(access: &Access, host: &TlsFiles, limits: Limits) -> Arc<Self> {
+        let own = access.ca_certificates.iter().cloned().map(DatedFile::new);
         let way = Way {
             limits,
             https_proxy: access.https_proxy.clone(),
             http_proxy: access.http_proxy.clone(),
             no_proxy: access.no_proxy.clone(),
-            ca_certificates: access
-                .ca_certificates
-                .iter()
-                .map(|path| {
-                    let changed = std::fs::metadata(path).and_then(|facts| facts.modified());
-                    (path.clone(), changed.ok())
-                })
-                .collect(),
+            tls: TlsFiles {
+                ca: own.chain(host.ca.iter().cloned()).collect(),
+                ..host.clone()
+            },
         };
         let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
         shared.retain(|weak| weak.strong_count() > 0);
@@ -88,9 +94,11 @@ impl Transport {
         transport
     }
 
-    /// Sends a request and waits for the head of its answer.
-    pub(super) async fn send(&self, request: Request) -> Result<Body, Failure> {
+    /// Sends a request and waits for the head of its answer, whose body has about this length ([`DOCUMENT`]: it is not known). Waits first
+    /// while too many requests or bytes are in flight.
+    pub(super) async fn send(&self, request: Request, length: u64) -> Result<Body, Failure> {
         let host = host_of(request.url());
+        let permit = permits::permit(&host, length).await;
         let client = self.client(request.url()).await.map_err(Failure::Final)?;
         let Limits {
             first_byte, stall, ..
@@ -98,18 +106,23 @@ impl Transport {
         // connecting has its own limit inside
         match timeout(first_byte, client.execute(request)).await {
             Ok(Ok(response)) => Ok(Body {
+                // the body of a redirect or a failure is short, and another request follows while it is there
+                permit: response.status().is_success().then_some(permit),
                 response,
                 host,
                 pace: Pace::new(stall),
             }),
             Ok(Err(error)) => Err(network_failure(error, &host)),
-            Err(_) => Err(Failure::passing(Error::new(
-                Kind::Unavailable,
-                format!(
-                    "no answer from {host} within {} s",
-                    first_byte.as_secs_f64()
+            Err(_) => Err(Failure::passing(
+                RetryReason::Timeout,
+                Error::new(
+                    Kind::Unavailable,
+                    format!(
+                        "no answer from {host} within {} s",
+                        first_byte.as_secs_f64()
+                    ),
                 ),
-            ))),
+            )),
         }
     }
 
@@ -129,6 +142,7 @@ impl Transport {
                         response,
                         host,
                         pace: Pace::new(stall),
+                        permit: None,
                     });
                 }
                 Ok(Err(error)) => return Err(network_failure(error, &host)),
@@ -144,13 +158,16 @@ impl Transport {
                 false => stall,
             };
             if idle_since.elapsed() >= allowed {
-                return Err(Failure::passing(Error::new(
-                    Kind::Unavailable,
-                    format!(
-                        "{host} has accepted no data for {} s",
-                        allowed.as_secs_f64()
+                return Err(Failure::passing(
+                    RetryReason::Timeout,
+                    Error::new(
+                        Kind::Unavailable,
+                        format!(
+                            "{host} has accepted no data for {} s",
+                            allowed.as_secs_f64()
+                        ),
                     ),
-                )));
+                ));
             }
         }
     }
@@ -180,15 +197,8 @@ impl Transport {
     }
 
     async fn tls_client(&self, is_direct: bool) -> Result<Client> {
-        let files: Vec<PathBuf> = self
-            .way
-            .ca_certificates
-            .iter()
-            .map(|(path, _)| path.clone())
-            .collect();
-        let configuration = tokio::task::spawn_blocking(move || trust::configuration(&files))
-            .await
-            .or_kind(Kind::Io, || "reading the CA certificates".to_owned())??;
+        let files = self.way.tls.clone();
+        let configuration = blocking(move || trust::configuration(&files)).await?;
         build(
             self.builder(is_direct)?
                 .tls_backend_preconfigured(configuration),
@@ -206,7 +216,7 @@ impl Transport {
             .connect_timeout(self.way.limits.connect)
             .tcp_keepalive(Duration::from_secs(30))
             // a peer whose machine is gone acknowledges nothing, also on a connection that stood before
-            .tcp_user_timeout(self.way.limits.connect * 2);
+            .tcp_user_timeout((self.way.limits.connect * 2).max(LEAST_USER_TIMEOUT));
         if is_direct {
             return Ok(builder);
         }
@@ -289,6 +299,7 @@ pub(super) struct Body {
     response: Response,
     host: String,
     pace: Pace,
+    permit: Option<RequestPermit>,
 }
 
 impl Body {
@@ -312,6 +323,11 @@ impl Body {
         }
     }
 
+    /// The answer, to be read without its time limits.
+    pub(super) fn response(&mut self) -> &mut Response {
+        &mut self.response
+    }
+
     /// Without its time limits.
     pub(super) fn into_response(self) -> Response {
         self.response
@@ -330,19 +346,25 @@ impl Body {
         match piece {
             Ok(Ok(Some(piece))) => {
                 self.pace.came(piece.len() as u64);
+                if let Some(permit) = &mut self.permit {
+                    permit.arrived(piece.len() as u64);
+                }
                 Ok(Some(piece))
             }
             Ok(Ok(None)) => Ok(None),
             Ok(Err(error)) => Err(network_failure(error, &self.host)),
-            Err(_) => Err(Failure::passing(Error::new(
-                Kind::Unavailable,
-                format!(
-                    "{} sent only {} bytes in {} s",
-                    self.host,
-                    self.pace.bytes,
-                    self.pace.stall.as_secs_f64()
+            Err(_) => Err(Failure::passing(
+                RetryReason::Timeout,
+                Error::new(
+                    Kind::Unavailable,
+                    format!(
+                        "{} sent only {} bytes in {} s",
+                        self.host,
+                        self.pace.bytes,
+                        self.pace.stall.as_secs_f64()
+                    ),
                 ),
-            ))),
+            )),
         }
     }
 }
@@ -400,16 +422,22 @@ fn network_failure(error: reqwest::Error, host: &str) -> Failure {
             format!("{host}: the request is invalid"),
             error,
         )),
-        None if error.is_connect() => Failure::passing(Error::with_source(
-            Kind::Unavailable,
-            format!("{host} cannot be reached"),
-            error,
-        )),
-        None => Failure::passing(Error::with_source(
-            Kind::Unavailable,
-            format!("the connection to {host} failed"),
-            error,
-        )),
+        None if error.is_connect() => Failure::passing(
+            RetryReason::Connection,
+            Error::with_source(
+                Kind::Unavailable,
+                format!("{host} cannot be reached"),
+                error,
+            ),
+        ),
+        None => Failure::passing(
+            RetryReason::Connection,
+            Error::with_source(
+                Kind::Unavailable,
+                format!("the connection to {host} failed"),
+                error,
+            ),
+        ),
     }
 }
 

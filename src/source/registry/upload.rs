@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     error::{Error, Kind, Result},
+    metrics::RetryReason,
     oci::{Digest, digest::Hasher},
     source::Copied,
 };
@@ -32,6 +33,17 @@ const PIECE: usize = 64 << 10;
 /// The bytes of a blob from an offset on.
 pub(in crate::source) type Feed<'a> =
     &'a (dyn Fn(u64) -> BoxFuture<'a, Result<BoxStream<'static, Result<Bytes>>>> + Send + Sync);
+
+/// Bytes in memory from an offset on, as a [`Feed`] gives them.
+pub(in crate::source) fn rest_of(
+    bytes: &Bytes,
+    offset: u64,
+) -> BoxFuture<'static, Result<BoxStream<'static, Result<Bytes>>>> {
+    // at most the length, which is a usize
+    let rest = bytes.slice(usize::try_from(offset).unwrap_or(bytes.len())..);
+    Box::pin(async move { Ok(stream::once(async { Ok(rest) }).boxed()) })
+}
+
 /// Starts the receiver of a blob's bytes, which it gets once and in order.
 pub(in crate::source) type Tap<'a> = &'a mut (dyn FnMut() -> mpsc::Sender<Bytes> + Send);
 
@@ -266,6 +278,7 @@ impl Upload<'_, '_> {
             status if status.is_success() => Ok(Copied::Uploaded),
             // the upload is forgotten, or has another offset: `resume` finds out
             StatusCode::NOT_FOUND | StatusCode::RANGE_NOT_SATISFIABLE => Err(Failure::passing(
+                RetryReason::Status,
                 Refusal::read(body.into_response()).await.error(),
             )),
             StatusCode::BAD_REQUEST => Err(self.bad_request(body).await),

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fs, process::Command};
 use super::help::commands;
 
 #[path = "../../../examples/pages.rs"]
-mod writer;
+pub(super) mod writer;
 
 #[test]
 fn each_command_has_a_manual_page_that_man_formats_without_a_warning() {

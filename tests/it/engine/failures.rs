@@ -8,7 +8,10 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use socinbd::{api::client::Client, oci::Digest};
+use socinbd::{
+    api::client::{AttachAnswer, Client},
+    oci::Digest,
+};
 
 use super::{Host, interrupted::request, lifecycle::indexed};
 use crate::{
@@ -268,7 +271,7 @@ fn an_offer_that_nobody_takes_is_taken_back() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let client = Client::new(&host.run_dir());
     let offer = runtime.block_on(client.attach(&request, &|_| {})).unwrap();
-    assert!(offer.is_some(), "the daemon is not ending");
+    assert!(matches!(offer, AttachAnswer::Offer(_)));
     assert_eq!(host.list().len(), 2);
     drop(offer);
     wait("the daemon takes it back", || host.list().len() == 1);

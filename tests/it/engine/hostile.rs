@@ -19,7 +19,7 @@ use crate::{
 const SOCI_V1: &str = "application/vnd.amazon.soci.index.v1+json";
 
 /// Text that is not all the same, and not long when compressed.
-fn text(name: &str, length: usize) -> Vec<u8> {
+pub fn text(name: &str, length: usize) -> Vec<u8> {
     let lines = (0_u64..).flat_map(|number| {
         let number = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         format!("{name} {number:x}\n").into_bytes()
@@ -28,7 +28,7 @@ fn text(name: &str, length: usize) -> Vec<u8> {
 }
 
 /// The zTOC of a gzip layer in spans of about 64 KiB.
-fn ztoc(blob: &[u8]) -> Vec<u8> {
+pub fn ztoc(blob: &[u8]) -> Vec<u8> {
     let options = Options {
         span_size: 64 << 10,
         ..Options::default()
@@ -39,7 +39,7 @@ fn ztoc(blob: &[u8]) -> Vec<u8> {
 }
 
 /// An image of one layer, and an index of version 1 with this zTOC pushed beside it.
-fn layout(tar: &[u8], ztoc: &[u8]) -> MadeLayout {
+pub fn layout(tar: &[u8], ztoc: &[u8]) -> MadeLayout {
     let mut layout = MadeLayout::new();
     let image = layout.image("amd64", &[(GZIP_LAYER, tar.to_vec())]);
     layout.tag(&image, "latest");

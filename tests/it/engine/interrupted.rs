@@ -15,10 +15,14 @@ use http_body_util::{BodyExt, Full};
 use hyper::{Method, Request};
 use serde_json::{Value, json};
 use socinbd::{
-    api::{client::Client, server::Server},
+    api::{
+        client::{AttachAnswer, Client},
+        server::Server,
+    },
     engine::{AttachRequest, DeviceChoice, Engine, open::policy::IndexChoice},
     error::Kind,
     kernel::mount,
+    layer::FillPolicy,
     source::Access,
 };
 
@@ -79,6 +83,8 @@ pub fn request(image: &str, mountpoint: Option<&Path>) -> AttachRequest {
         writable: true,
         allow_devices: false,
         mountpoint: mountpoint.map(Path::to_owned),
+        keep: false,
+        fill: FillPolicy::Auto,
     }
 }
 
@@ -117,7 +123,7 @@ fn daemon(host: &Host) -> (tokio::runtime::Runtime, Arc<Engine>, Arc<Server>) {
     let engine = runtime.block_on(Engine::open(&root, &run_dir)).unwrap();
     let server = {
         let _runtime = runtime.enter();
-        Server::bind(Arc::clone(&engine), None).unwrap()
+        Server::bind(Arc::clone(&engine), None, None).unwrap()
     };
     (runtime, engine, server)
 }
@@ -428,7 +434,9 @@ fn what_its_owner_lets_go_of_is_given_back() {
     // as `run` does, and as the kernel does for one that is killed
     let request = request(&layout.reference(""), None);
     let offer = runtime.block_on(client.attach(&request, &|_| {}));
-    let offer = offer.unwrap().expect("the daemon is not ending");
+    let AttachAnswer::Offer(offer) = offer.unwrap() else {
+        panic!("the daemon ends");
+    };
     let id = &offer.attachment.id;
     let root = runtime.block_on(client.mount(id)).unwrap();
     runtime.block_on(client.mounted(id)).unwrap();
@@ -436,7 +444,8 @@ fn what_its_owner_lets_go_of_is_given_back() {
     assert!(fs::exists(host.root().join("attachments").join(id).join("upper")).unwrap());
     drop(root);
     wait("the daemon takes it back", || host.list().len() == 1);
-    assert!(!fs::exists(host.root().join("attachments").join(id)).unwrap());
+    let record = host.root().join("attachments").join(id);
+    wait("its files are removed", || !fs::exists(&record).unwrap());
     host.detach(&mountpoint);
     assert_eq!(host.left_over(), [""; 0]);
 }

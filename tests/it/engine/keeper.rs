@@ -4,15 +4,18 @@ use std::{
     fs,
     io::Read as _,
     os::unix::net::UnixStream,
-    path::Path,
-    process::Command,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
 use socinbd::api::client::Client;
 
-use super::{Host, lifecycle::one_file_host};
-use crate::support::{succeeds, wait};
+use super::{Host, lifecycle::one_file_host, vm::served};
+use crate::support::{
+    registry::{Fault, On, Times},
+    seeded_noise, succeeds, wait,
+};
 
 fn send(signal: &str, pid: u32) {
     succeeds(Command::new("kill").args([&format!("-{signal}"), &pid.to_string()]));
@@ -50,7 +53,10 @@ fn a_killed_daemon_is_followed_by_another_one_and_clients_wait_for_it() {
             // of the daemon before, in the order in which it has put them
             assert_eq!(variable(daemon, "LISTEN_PID"), Some(daemon.to_string()));
             let names = variable(daemon, "LISTEN_FDNAMES");
-            assert_eq!(names.as_deref(), Some("control:mounts"));
+            assert_eq!(
+                names.as_deref(),
+                Some("lock-run-dir:lock-root:control:mounts")
+            );
         }
         let begun = Instant::now();
         send("KILL", daemon);
@@ -212,4 +218,67 @@ fn a_daemon_that_hangs_is_replaced_and_one_that_works_is_not() {
     // longer than it may be silent
     assert_eq!(works.daemon(), Some(daemon));
     works.detach(&mountpoint);
+}
+
+/// Stops one thread of a process until the process ends.
+const STOP_THREAD: &str = r#"
+import ctypes, os, sys
+thread = int(sys.argv[1])
+libc = ctypes.CDLL(None, use_errno=True)
+def ptrace(request):
+    assert libc.ptrace(request, thread, None, None) == 0, os.strerror(ctypes.get_errno())
+ptrace(0x4206) # PTRACE_SEIZE
+ptrace(0x4207) # PTRACE_INTERRUPT
+os.waitpid(thread, 0x40000000) # __WALL
+print("stopped", flush=True)
+while os.WIFSTOPPED(os.waitpid(thread, 0x40000000)[1]): pass
+"#;
+
+/// The first thread of a process with this name.
+fn thread(pid: u32, name: &str) -> String {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let mut threads = threads.map(|it| it.unwrap().path());
+    let is_it = |path: &PathBuf| {
+        fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm.trim_end() == name)
+    };
+    let found = threads.find(is_it).unwrap();
+    found.file_name().unwrap().to_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_thread_that_serves_a_device_and_hangs_is_found_and_one_that_waits_is_not() {
+    let waits = Host::new();
+    let content = seeded_noise(400_000, 3);
+    let (_layout, registry) = served(&waits, &[("file", content.clone())]);
+    let lazy = waits.mountpoint("mnt");
+    waits.attach(&registry.reference("app"), &lazy, &["--device", "fuse"]);
+    let waiting_daemon = waits.daemon().unwrap();
+    registry.fail(On::Data, Fault::Hang, Times::UntilHealed);
+    let before = registry.counters().total().requests;
+    let file = lazy.join("file");
+    let reader = std::thread::spawn(move || fs::read(file).unwrap());
+    wait("it reads", || registry.counters().total().requests > before);
+
+    let (host, layout, mountpoint) = one_file_host();
+    host.attach(&layout.reference(""), &mountpoint, &["--device", "fuse"]);
+    let hung = host.daemon().unwrap();
+    let mut stop = Command::new("python3");
+    stop.args(["-c", STOP_THREAD, &thread(hung, "serve-fuse")]);
+    let mut stop = stop.stdout(Stdio::piped()).spawn().unwrap();
+    let mut said = [0; 8];
+    stop.stdout.take().unwrap().read_exact(&mut said).unwrap();
+    wait("another daemon serves", || {
+        host.daemon().is_some_and(|pid| pid != hung)
+    });
+    assert!(stop.wait().unwrap().success());
+    let log = host.log();
+    assert!(log.contains("has stood still for"), "{log}");
+    assert!(log.contains("does not answer, and is"), "{log}");
+    assert_eq!(fs::read(mountpoint.join("hello")).unwrap(), b"hello\n");
+    host.detach(&mountpoint);
+    // as long as the other one
+    assert_eq!(waits.daemon(), Some(waiting_daemon));
+    registry.heal();
+    assert!(reader.join().unwrap() == content);
+    waits.detach(&lazy);
 }

@@ -1,23 +1,34 @@
 //! Images attached by the program itself, as a person would, and compared with what an independent unpack makes of them.
 
 mod check;
+mod configuration;
 mod containerd;
 mod daemon;
+mod damaged;
 mod ends;
+mod expiry;
 mod failures;
-mod hostile;
+mod fault_matrix;
+pub mod hostile;
 mod images;
 mod interrupted;
 mod keeper;
+mod kept;
+mod killed;
 mod lazy;
-mod lifecycle;
+pub mod lifecycle;
+mod mirrors;
 mod real;
 mod record;
+mod replace;
 mod shortage;
 mod signals;
+mod space;
 mod stacking;
+mod storm;
 mod systemd;
 mod unpack;
+mod verifiers;
 mod vm;
 
 use std::{
@@ -119,8 +130,24 @@ impl Host {
         serde_json::from_str(&self.run(&arguments)).unwrap()
     }
 
+    /// Detaches what the test itself does not use any more. A process that another thread starts has its files open for a moment (between
+    /// fork and exec), and the mount is busy meanwhile.
     pub fn detach(&self, mountpoint: &Path) {
-        self.run(&["detach", mountpoint.to_str().unwrap()]);
+        /// The exit status of a command that found something in use.
+        const BUSY: i32 = 6;
+        let mut output = None;
+        crate::support::wait("the mount is idle", || {
+            let output = output.insert(self.output(&["detach", mountpoint.to_str().unwrap()]));
+            output.status.code() != Some(BUSY)
+        });
+        let output = output.unwrap();
+        assert!(
+            output.status.success(),
+            "{}: {}{}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr),
+            self.log(),
+        );
     }
 
     /// What `list --json` prints.
@@ -140,14 +167,15 @@ impl Host {
         crate::support::wait("the layers are checked", is_complete);
     }
 
-    /// The processes of `socinbd daemon`: those that serve, or those that keep one.
+    /// The processes of `socinbd daemon` and `socinbd snapshotter`: those that serve, or those that keep one.
     fn processes(&self, keep: bool) -> Option<u32> {
         let root = self.root();
         let of_this_root = |path: &Path| {
             let arguments = fs::read(path.join("cmdline")).unwrap_or_default();
             let arguments: Vec<&[u8]> = arguments.split(|&byte| byte == 0).collect();
             let name = fs::read(path.join("comm")).unwrap_or_default();
-            arguments.contains(&&b"daemon"[..])
+            let is_daemon = |it: &&[u8]| *it == b"daemon" || *it == b"snapshotter";
+            arguments.iter().any(is_daemon)
                 && arguments.contains(&root.as_os_str().as_encoded_bytes())
                 && (name == b"socinbd-keeper\n") == keep
         };
@@ -187,6 +215,18 @@ impl Host {
     pub fn end_daemon(&self) {
         self.signal(self.daemon().expect("a daemon runs"), "TERM");
         crate::support::wait("the keeper is gone", || self.keeper().is_none());
+    }
+
+    /// Ends the daemon of a test that is over, or kills it if the test fails: it ends alone, and a panic here would end all others too.
+    pub fn end_at_last(&self) {
+        if std::thread::panicking() {
+            for process in [self.keeper(), self.daemon()].into_iter().flatten() {
+                let kill = ["-KILL", &process.to_string()];
+                let _ = Command::new("kill").args(kill).status();
+            }
+        } else if self.daemon().is_some() {
+            self.end_daemon();
+        }
     }
 
     /// Sends a signal that ends a process, and waits until it is gone.
@@ -234,13 +274,11 @@ impl Host {
                 found.push(format!("/dev/{}", device.name));
             }
         }
-        let attachments = fs::read_dir(self.root().join("attachments"));
-        found.extend(
-            attachments
-                .into_iter()
-                .flatten()
-                .map(|entry| entry.unwrap().path().display().to_string()),
-        );
+        for records in ["attachments", "layer-mounts"] {
+            let records = fs::read_dir(self.root().join(records));
+            let records = records.into_iter().flatten();
+            found.extend(records.map(|entry| entry.unwrap().path().display().to_string()));
+        }
         found
     }
 
@@ -262,8 +300,6 @@ impl Drop for Host {
                 .is_ok_and(|status| status.success())
             {}
         }
-        if self.daemon().is_some() {
-            self.end_daemon();
-        }
+        self.end_at_last();
     }
 }

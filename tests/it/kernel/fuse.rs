@@ -29,6 +29,8 @@ struct MemoryDisk {
     data: Vec<u8>,
     mark: watch::Sender<u64>,
     waiting: AtomicU64,
+    /// How many reads still find that their data has gone again.
+    evictions: AtomicU64,
 }
 
 const FAIL: u64 = u64::MAX;
@@ -39,6 +41,7 @@ impl MemoryDisk {
             data,
             mark: watch::Sender::new(present),
             waiting: AtomicU64::new(0),
+            evictions: AtomicU64::new(0),
         })
     }
 }
@@ -54,6 +57,11 @@ impl ServedDisk for MemoryDisk {
     }
 
     fn read_present(&self, offset: DiskOffset, buffer: &mut [u8]) -> io::Result<()> {
+        let fewer = |left: u64| left.checked_sub(1);
+        let order = Ordering::SeqCst;
+        if self.evictions.fetch_update(order, order, fewer).is_ok() {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
         let start = offset.get() as usize;
         buffer.copy_from_slice(&self.data[start..start + buffer.len()]);
         Ok(())
@@ -95,7 +103,7 @@ fn an_ext4_on_a_loop_device_on_the_file() {
     let content = "0123456789".repeat(100_000);
     let image = image_of(folder.path(), "a.ext4", &[("big", &content)]);
     let disk = MemoryDisk::new(std::fs::read(image).unwrap(), FAIL - 1);
-    let served = fuse::serve(disk.clone(), "socinbd-test", runtime.handle()).unwrap();
+    let served = fuse::serve(disk.clone(), "socinbd-test", runtime.handle(), |_| ()).unwrap();
     let device = loopdev::attach(
         served.file(),
         &LoopOptions {
@@ -128,7 +136,7 @@ fn an_ext4_on_a_loop_device_on_the_file() {
 fn reads_at_any_offset_and_length() {
     let runtime = Runtime::new().unwrap();
     let disk = MemoryDisk::new(pattern(3 << 20), 3 << 20);
-    let served = fuse::serve(disk.clone(), "socinbd-test", runtime.handle()).unwrap();
+    let served = fuse::serve(disk.clone(), "socinbd-test", runtime.handle(), |_| ()).unwrap();
     let file = File::from(served.file().try_clone_to_owned().unwrap());
     assert_eq!(file.metadata().unwrap().len(), 3 << 20);
     for (offset, length) in [
@@ -149,11 +157,25 @@ fn reads_at_any_offset_and_length() {
     assert_eq!(file.read_at(&mut [0; 10], (3 << 20) - 4).unwrap(), 4);
 }
 
+/// Other readers may have a range evicted again and again before this one comes to it.
+#[test]
+fn a_range_that_is_evicted_many_times_is_read_in_the_end() {
+    let runtime = Runtime::new().unwrap();
+    let disk = MemoryDisk::new(pattern(1 << 20), 1 << 20);
+    let served = fuse::serve(disk.clone(), "socinbd-test", runtime.handle(), |_| ()).unwrap();
+    let file = File::from(served.file().try_clone_to_owned().unwrap());
+    disk.evictions.store(20, Ordering::SeqCst);
+    let mut buffer = [0; 4096];
+    file.read_exact_at(&mut buffer, 40_960).unwrap();
+    assert!(buffer == disk.data[40_960..][..4096]);
+    assert_eq!(disk.evictions.load(Ordering::SeqCst), 0);
+}
+
 #[test]
 fn absent_reads_do_not_hold_up_present_ones() {
     let runtime = Runtime::new().unwrap();
     let disk = MemoryDisk::new(pattern(1 << 20), 4096);
-    let served = fuse::serve(disk.clone(), "socinbd-test", runtime.handle()).unwrap();
+    let served = fuse::serve(disk.clone(), "socinbd-test", runtime.handle(), |_| ()).unwrap();
     let file = File::from(served.file().try_clone_to_owned().unwrap());
     std::thread::scope(|scope| {
         // more than there are threads to answer
@@ -181,7 +203,7 @@ fn absent_reads_do_not_hold_up_present_ones() {
 fn a_fetch_that_fails_is_an_error_of_that_read() {
     let runtime = Runtime::new().unwrap();
     let disk = MemoryDisk::new(pattern(1 << 20), FAIL);
-    let served = fuse::serve(disk.clone(), "socinbd-test", runtime.handle()).unwrap();
+    let served = fuse::serve(disk.clone(), "socinbd-test", runtime.handle(), |_| ()).unwrap();
     let file = File::from(served.file().try_clone_to_owned().unwrap());
     let error = file.read_at(&mut [0; 4096], 4096).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(5), "EIO");
@@ -193,7 +215,7 @@ fn a_fetch_that_fails_is_an_error_of_that_read() {
 fn readers_get_an_error_when_the_server_ends() {
     let runtime = Runtime::new().unwrap();
     let disk = MemoryDisk::new(pattern(1 << 20), 0);
-    let served = fuse::serve(disk.clone(), "socinbd-test", runtime.handle()).unwrap();
+    let served = fuse::serve(disk.clone(), "socinbd-test", runtime.handle(), |_| ()).unwrap();
     let file = File::from(served.file().try_clone_to_owned().unwrap());
     std::thread::scope(|scope| {
         let reader = scope.spawn(|| file.read_at(&mut [0; 4096], 0));

@@ -156,7 +156,11 @@ const STEPS: [Step; 8] = [
 fn this_test(name: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command
-        .args(["--exact", &format!("kernel::fuse_kept::{name}")])
+        .args([
+            "--nocapture",
+            "--exact",
+            &format!("kernel::fuse_kept::{name}"),
+        ])
         .stdin(Stdio::null())
         .stdout(Stdio::null());
     command
@@ -346,7 +350,7 @@ fn read_aligned(device: &File, offset: u64) {
 impl Sample {
     fn new(name: &str, readers: usize) -> Self {
         let runtime = runtime();
-        let file = fuse::serve(Arc::new(ComputedDisk), name, runtime.handle()).unwrap();
+        let file = fuse::serve(Arc::new(ComputedDisk), name, runtime.handle(), |_| ()).unwrap();
         let kept = owned(&file.descriptors());
         let options = LoopOptions {
             name: name.into(),
@@ -501,6 +505,50 @@ fn a_killed_server_that_reads_its_own_file_ends_by_its_successor() {
     assert_eq!(second.ends_within(Duration::from_secs(60)), Some(true));
 }
 
+/// As a daemon does with the file of a dead one that belongs to nothing.
+#[test]
+fn reads_of_an_aborted_file_fail_though_its_descriptors_are_open_elsewhere() {
+    let disk = Gate::new(false);
+    let runtime = runtime();
+    let served = fuse::serve(disk.clone(), "socinbd-test:abort", runtime.handle(), |_| ()).unwrap();
+    let [dying, kept] = [(); 2].map(|()| owned(&served.descriptors()));
+    let file = File::from(served.file().try_clone_to_owned().unwrap());
+    std::thread::scope(|scope| {
+        // dropped when the test fails: then the file ends
+        let dying = dying;
+        let reader = scope.spawn(|| file.read_exact_at(&mut [0; 4096], 0));
+        eventually(|| disk.waiting.load(Ordering::SeqCst) == 1);
+        served.into_server().stop();
+        fuse::abort(kept).unwrap();
+        eventually(|| reader.is_finished());
+        reader.join().unwrap().unwrap_err();
+        // it has ended already
+        fuse::abort(dying).unwrap();
+    });
+}
+
+#[test]
+fn a_file_that_has_the_number_of_one_that_has_ended_is_not_aborted_in_its_place() {
+    let runtime = runtime();
+    let serve = || {
+        let disk = Gate::new(true);
+        fuse::serve(disk, "socinbd-test:number", runtime.handle(), |_| ()).unwrap()
+    };
+    let number = |served: &fuse::FuseFile| rustix::fs::fstat(served.file()).unwrap().st_dev;
+    let ended = serve();
+    let (kept, its_number) = (owned(&ended.descriptors()), number(&ended));
+    drop(ended);
+    // other tests may take the number: then it is one of theirs
+    let mut others: Vec<_> = std::iter::repeat_with(serve).take(3).collect();
+    let same = others.iter().position(|other| number(other) == its_number);
+    let same = same.map(|index| others.swap_remove(index));
+    fuse::abort(kept).unwrap();
+    if let Some(same) = same {
+        let file = File::from(same.file().try_clone_to_owned().unwrap());
+        file.read_exact_at(&mut [0; 4096], 0).unwrap();
+    }
+}
+
 /// Whether the kernel can send requests again (Linux 6.9).
 fn has_resend() -> bool {
     let release = rustix::system::uname();
@@ -579,8 +627,13 @@ fn a_planned_hand_over_leaves_reads_that_wait() {
     for recovery in [Recovery::Journal, Recovery::Either] {
         let (first, second) = (Gate::new(false), Gate::new(true));
         let (first_runtime, runtime) = (runtime(), runtime());
-        let served =
-            fuse::serve(first.clone(), "socinbd-test:stop", first_runtime.handle()).unwrap();
+        let served = fuse::serve(
+            first.clone(),
+            "socinbd-test:stop",
+            first_runtime.handle(),
+            |_| (),
+        )
+        .unwrap();
         let file = File::from(served.file().try_clone_to_owned().unwrap());
         let mut kept = owned(&served.descriptors());
         kept.rotate_left(1); // in any order
@@ -617,7 +670,7 @@ fn a_planned_hand_over_leaves_reads_that_wait() {
 fn more_reads_wait_than_there_are_slots() {
     let disk = Gate::new(false);
     let runtime = runtime();
-    let served = fuse::serve(disk.clone(), "socinbd-test:slots", runtime.handle()).unwrap();
+    let served = fuse::serve(disk.clone(), "socinbd-test:slots", runtime.handle(), |_| ()).unwrap();
     let file = File::from(served.file().try_clone_to_owned().unwrap());
     std::thread::scope(|scope| {
         for block in 0..400 {
@@ -660,35 +713,39 @@ fn more_reads_wait_than_there_are_slots() {
 }
 
 #[test]
-fn a_watchdog_sees_turns_and_what_is_not_answered() {
+fn a_watchdog_sees_a_thread_that_stands_still() {
     let disk = Gate::new(true);
     let runtime = runtime();
-    let served = fuse::serve(disk.clone(), "socinbd-test:pulse", runtime.handle()).unwrap();
+    let served = fuse::serve(disk.clone(), "socinbd-test:pulse", runtime.handle(), |_| ()).unwrap();
     let file = File::from(served.file().try_clone_to_owned().unwrap());
     let server = served.into_server();
-    let first = server.turns();
-    eventually(|| server.turns() > first + 1);
-    assert_eq!(server.oldest_ready(), None);
+    let pulse = server.pulse();
+    let all = |turns: u64| pulse.turns().iter().all(|it| it.unwrap() > turns);
+    eventually(|| all(1));
+    let most = pulse.turns().into_iter().flatten().max().unwrap();
+    eventually(|| all(most));
+    let stands_still = || {
+        let before = pulse.turns();
+        std::thread::sleep(Duration::from_millis(1500));
+        pulse.turns().iter().zip(before).any(|it| *it.0 == it.1)
+    };
     disk.hold(true);
     std::thread::scope(|scope| {
         for block in 0..2 {
             let file = &file;
             scope.spawn(move || read_block(file, block));
         }
-        eventually(|| server.oldest_ready() > Some(Duration::from_millis(100)));
+        eventually(stands_still);
         disk.hold(false);
     });
-    eventually(|| server.oldest_ready().is_none());
-    // what waits for a fetch is not ready
+    // what waits for a fetch holds up no thread
     disk.is_open.send_replace(false);
     std::thread::scope(|scope| {
         scope.spawn(|| read_block(&file, 3));
         eventually(|| disk.waiting.load(Ordering::SeqCst) == 1);
-        eventually(|| server.oldest_ready().is_none());
-        disk.hold(true);
+        let most = pulse.turns().into_iter().flatten().max().unwrap();
+        eventually(|| all(most));
         disk.is_open.send_replace(true);
-        eventually(|| server.oldest_ready() > Some(Duration::from_millis(100)));
-        disk.hold(false);
     });
 }
 
@@ -701,7 +758,15 @@ fn other_descriptors_are_refused_and_left_alone() {
         let error = fuse::resume(kept, disk, runtime.handle()).err().unwrap();
         assert!(error.report().contains(why), "{}", error.report());
     };
-    let serve = || fuse::serve(Gate::new(true), "socinbd-test:other", runtime.handle()).unwrap();
+    let serve = || {
+        fuse::serve(
+            Gate::new(true),
+            "socinbd-test:other",
+            runtime.handle(),
+            |_| (),
+        )
+        .unwrap()
+    };
     let served = serve();
     let file = File::from(served.file().try_clone_to_owned().unwrap());
     let [device, journal] = <[OwnedFd; 2]>::try_from(owned(&served.descriptors())).unwrap();

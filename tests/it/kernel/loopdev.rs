@@ -89,10 +89,13 @@ fn a_device_without_autoclear_stays_until_it_is_detached() {
         .unwrap()
         .keep();
     assert_eq!(loopdev::name(index).unwrap(), "socinbd-test:kept");
-    loopdev::detach(index).unwrap();
+    // the number may be that of another device by now
+    loopdev::detach(index, "socinbd-test:other").unwrap();
+    assert_eq!(loopdev::name(index).unwrap(), "socinbd-test:kept");
+    loopdev::detach(index, "socinbd-test:kept").unwrap();
     assert_not_attached("socinbd-test:kept");
     // one that is free already is no error
-    loopdev::detach(index).unwrap();
+    loopdev::detach(index, "socinbd-test:kept").unwrap();
 }
 
 #[test]

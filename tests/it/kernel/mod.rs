@@ -3,6 +3,7 @@
 mod dm;
 mod fuse;
 mod fuse_kept;
+mod kept;
 mod loopdev;
 mod mounts;
 mod namespace;

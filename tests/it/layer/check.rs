@@ -46,7 +46,7 @@ async fn a_disk_is_complete_once_its_layer_has_been_checked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_came_before_a_restart_counts() {
+async fn spans_fetched_before_a_restart_count_for_the_check() {
     let mut lab = Lab::new(Layer::new(0));
     for part in ["data/005", "data/100-block", "data/big"] {
         let disk = lab.disk().await;
@@ -158,7 +158,7 @@ fn padded(packing: Packing, padding: usize) -> Layer {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn padding_behind_the_tar_is_part_of_the_layer() {
+async fn padding_after_the_tar_is_part_of_the_layer() {
     for packing in [Packing::Gzip, Packing::Plain] {
         for padding in [9 << 10, 300 << 10] {
             let lab = Lab::new(padded(packing, padding));
@@ -187,7 +187,7 @@ async fn padding_of_any_length_is_part_of_the_layer() {
 
 /// What the image says of padding is held against it, however much that is.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lie_in_long_padding_is_found() {
+async fn wrong_bytes_in_long_padding_are_found() {
     let mut lab = Lab::new(padded(Packing::Gzip, 20 << 20));
     lab.layer.layer.diff_id = padded(Packing::Gzip, (20 << 20) + 1).layer.diff_id;
     let disk = lab.disk().await;
@@ -237,7 +237,7 @@ fn cut(layer: &Layer) -> &Entry {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_header_that_a_span_cuts_is_held_against_the_table_in_the_end() {
+async fn a_header_across_two_spans_is_compared_with_the_table_by_the_check() {
     let honest = Layer::plain();
     let name = cut(&honest).name.clone();
     let ztoc = with_entries(&honest, |entries| {
@@ -283,7 +283,7 @@ async fn an_entry_that_the_table_leaves_out_is_found() {
 
 /// An image may lie about what its layer unpacks to. The table is innocent, and so is an honest image with both.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lie_about_the_diff_id_is_the_images_own() {
+async fn a_false_diff_id_concerns_its_image_only() {
     let mut lab = Lab::new(Layer::new(0));
     let honest = lab.layer.layer.clone();
     lab.layer.layer.diff_id = Digest::of(b"another");

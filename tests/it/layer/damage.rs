@@ -14,65 +14,23 @@ use socinbd::{
     units::DiskOffset,
 };
 
-use super::fixture::{
-    Files, Lab, Layer, Random, assert_holds, change_state, complete, gzip, range, read, tar,
+use super::{
+    damage_matrix::{HARMS, Harm, harm},
+    fixture::{
+        Files, Lab, Layer, Random, assert_holds, change_state, complete, gzip, range, read, tar,
+    },
 };
-use crate::{
-    compact::{CompactLab, compact_of},
-    support::until,
-};
-
-/// What happens to a file.
-#[derive(Clone, Copy, Debug)]
-enum Harm {
-    Flipped,
-    Cut,
-    Gone,
-    Longer,
-    Empty,
-}
-
-const HARMS: [Harm; 5] = [
-    Harm::Flipped,
-    Harm::Cut,
-    Harm::Gone,
-    Harm::Longer,
-    Harm::Empty,
-];
-
-/// Harms a file that is there; of a disk it is the file system's metadata.
-fn harm(path: &Path, how: Harm) -> bool {
-    let Ok(bytes) = fs::read(path) else {
-        return false;
-    };
-    if bytes.is_empty() {
-        return false;
-    }
-    match how {
-        Harm::Flipped => {
-            let at = match path.ends_with("disk.ext4") {
-                true => last_metadata(&bytes),
-                false => bytes.len() / 2,
-            };
-            flip(path, at as u64);
-        }
-        Harm::Cut => fs::write(path, &bytes[..bytes.len() / 2]).unwrap(),
-        Harm::Gone => fs::remove_file(path).unwrap(),
-        Harm::Longer => fs::write(path, [&bytes[..], &[0x5a; 5000]].concat()).unwrap(),
-        Harm::Empty => fs::write(path, b"").unwrap(),
-    }
-    true
-}
+use crate::support::until;
 
 /// A byte of the last block that is not zero.
-fn last_metadata(disk: &[u8]) -> usize {
+pub(super) fn last_metadata(disk: &[u8]) -> usize {
     let block = disk
         .chunks(4096)
         .rposition(|block| block.iter().any(|byte| *byte != 0));
     block.unwrap() * 4096 + 64
 }
 
-fn flip(path: &Path, at: u64) {
+pub(super) fn flip(path: &Path, at: u64) {
     let file = fs::OpenOptions::new()
         .read(true)
         .write(true)
@@ -84,7 +42,7 @@ fn flip(path: &Path, at: u64) {
 }
 
 /// A few small files and a larger one, in spans of 16 KiB; more behind the tar's end than is kept in `rest`, where that is `padded`.
-fn layer(seed: u64, packing: Packing, padded: bool) -> Layer {
+pub(super) fn layer(seed: u64, packing: Packing, padded: bool) -> Layer {
     let mut random = Random::new(seed);
     let mut files = Files::from([("data/big".to_owned(), random.text(200_000))]);
     for number in 0..12 {
@@ -104,7 +62,7 @@ fn layer(seed: u64, packing: Packing, padded: bool) -> Layer {
 }
 
 /// Reads all files and has the layer checked: the bytes are right, and nothing is held against the table.
-async fn assert_heals(disk: &Arc<Disk>, files: &Files, what: &str) {
+pub(super) async fn assert_heals(disk: &Arc<Disk>, files: &Files, what: &str) {
     complete(disk).await;
     assert_eq!(disk.degraded(), None, "{what}");
     assert_holds(disk.path(), files);
@@ -112,59 +70,9 @@ async fn assert_heals(disk: &Arc<Disk>, files: &Files, what: &str) {
     assert!(!state.contains("refuted"), "{what}: {state}");
 }
 
-const FILES: [&str; 12] = [
-    "ztoc",
-    "layout",
-    "spans.table",
-    "headers",
-    "spans",
-    "rest",
-    "last",
-    "sources.json",
-    "stacking.json",
-    "state.json",
-    "disk.ext4",
-    "disowned",
-];
-
+/// Data that is damaged before the layer has been checked is found by the check, and fetched again.
 #[tokio::test(flavor = "multi_thread")]
-async fn no_file_s_damage_convicts_a_table_or_lasts() {
-    for (seed, packing, padded) in [(0, Packing::Gzip, true), (1, Packing::Plain, false)] {
-        let mut lab = Lab::new(layer(200 + seed, packing, padded));
-        let mut disk = lab.disk().await;
-        for is_complete in [false, true] {
-            for name in FILES {
-                for how in HARMS {
-                    let what = format!("{name} {how:?}, complete: {is_complete}");
-                    // from the start each time
-                    drop(disk);
-                    fs::remove_dir_all(lab.folder()).unwrap();
-                    disk = lab.disk().await;
-                    let end = lab.layer.place("data/big").end;
-                    read(&disk, lab.layer.place("data/000")).await.unwrap();
-                    read(&disk, range(end.get() - 5000, 5000)).await.unwrap();
-                    if is_complete {
-                        complete(&disk).await;
-                    }
-                    lab.reopen(disk).await;
-                    if !harm(&lab.folder().join(name), how) {
-                        disk = lab.disk().await;
-                        continue;
-                    }
-                    disk = lab.disk().await;
-                    assert_heals(&disk, &lab.layer.files, &what).await;
-                    lab.reopen(disk).await;
-                    disk = lab.disk().await;
-                    assert!(disk.is_complete(), "{what}");
-                }
-            }
-        }
-    }
-}
-
-/// Data that rots before the layer has been checked is found by the check, and fetched again.
-#[tokio::test(flavor = "multi_thread")]
-async fn data_that_rots_before_the_check_is_fetched_again() {
+async fn data_damaged_before_the_check_is_fetched_again() {
     let mut lab = Lab::new(layer(210, Packing::Gzip, false));
     let disk = lab.disk().await;
     let place = lab.layer.place("data/003");
@@ -177,7 +85,7 @@ async fn data_that_rots_before_the_check_is_fetched_again() {
 
 /// Files that are damaged while the disk is in use are mended from the stored table, and readers do not notice.
 #[tokio::test(flavor = "multi_thread")]
-async fn files_that_are_damaged_while_they_are_open_are_mended() {
+async fn files_damaged_while_they_are_open_are_repaired() {
     for name in ["spans.table", "headers"] {
         let lab = Lab::new(layer(211, Packing::Gzip, false));
         let disk = lab.disk().await;
@@ -196,7 +104,7 @@ async fn files_that_are_damaged_while_they_are_open_are_mended() {
 /// The table itself comes from where it came from: from where the layer is, or with the next attach. Until then readers get an error
 /// that says so, and accuses nobody.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_table_that_is_damaged_while_it_is_open_comes_again() {
+async fn a_table_damaged_while_it_is_open_is_fetched_again() {
     let lab = Lab::new(layer(212, Packing::Gzip, false));
     let disk = lab.disk().await;
     let ztoc = lab.folder().join("ztoc");
@@ -228,7 +136,7 @@ async fn a_table_that_is_damaged_while_it_is_open_comes_again() {
 
 /// A local disk that does not give what it has is named.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_disk_that_cannot_be_read_is_named() {
+async fn a_read_error_names_the_disk() {
     let lab = Lab::new(layer(217, Packing::Gzip, false));
     let disk = lab.disk().await;
     let place = lab.layer.place("data/big");
@@ -245,14 +153,14 @@ async fn a_disk_that_cannot_be_read_is_named() {
 
 /// While nobody has the table, the data that is here is kept, and the error says what is missing.
 #[tokio::test(flavor = "multi_thread")]
-async fn without_a_source_of_its_table_a_damaged_folder_is_kept() {
+async fn a_damaged_directory_is_kept_while_no_source_has_its_table() {
     let mut lab = Lab::new(layer(213, Packing::Gzip, false));
     let disk = lab.disk().await;
     complete(&disk).await;
     lab.reopen(disk).await;
     flip(&lab.folder().join("ztoc"), 100);
     flip(&lab.folder().join("layout"), 20);
-    let away = async {
+    let away = || async {
         Err(socinbd::error::Error::new(
             socinbd::error::Kind::Unavailable,
             "the registry is away",
@@ -271,38 +179,9 @@ async fn without_a_source_of_its_table_a_damaged_folder_is_kept() {
     assert_holds(disk.path(), &lab.layer.files);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn no_damage_convicts_a_compact_table_or_lasts() {
-    let layer = Layer::new(0);
-    let compact = compact_of(&layer, 64 << 10);
-    for is_complete in [false, true] {
-        for name in ["compact", "windows", "windows.json", "headers", "rest"] {
-            for how in HARMS {
-                let what = format!("{name} {how:?}, complete: {is_complete}");
-                let bytes = compact.bytes.clone();
-                let mut lab = CompactLab::of(layer.clone(), bytes, compact.table_size);
-                let disk = lab.disk().await;
-                let (place, _) = lab.place_in(lab.span_in_big());
-                read(&disk, place).await.unwrap();
-                if is_complete {
-                    complete(&disk).await;
-                }
-                lab.lab.reopen(disk).await;
-                let folder = lab.lab.root.path().join("layers/sha256");
-                let folder = folder.join(lab.lab.layer.layer.digest.hex());
-                if !harm(&folder.join(lab.index.table.hex()).join(name), how) {
-                    continue;
-                }
-                let disk = lab.disk().await;
-                assert_heals(&disk, &lab.lab.layer.files, &what).await;
-            }
-        }
-    }
-}
-
 /// A folder of the version before had no checks. A complete disk is used; of another the spans come again.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_folder_of_the_version_before_is_used() {
+async fn a_directory_of_the_previous_version_is_used() {
     for is_complete in [true, false] {
         let mut lab = Lab::new(layer(215, Packing::Gzip, false));
         let disk = lab.disk().await;
@@ -347,7 +226,7 @@ async fn a_folder_of_the_version_before_is_used() {
 
 /// A version that is not known is no damage to mend: the folder goes.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_folder_of_a_later_version_is_made_again() {
+async fn a_directory_of_a_later_version_is_made_again() {
     let mut lab = Lab::new(layer(216, Packing::Gzip, false));
     let disk = lab.disk().await;
     lab.reopen(disk).await;
@@ -371,7 +250,7 @@ async fn scrub(disk: &Arc<Disk>) -> ScrubReport {
 
 /// Rotten data, rotten padding of a file's last block, rotten metadata and rotten tables of a disk in use: all is found and right again.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_complete_disk_that_rots_is_mended_in_place() {
+async fn damage_of_a_complete_disk_is_repaired_in_place() {
     let lab = Lab::new(layer(220, Packing::Gzip, false));
     let disk = lab.disk().await;
     complete(&disk).await;
@@ -424,7 +303,7 @@ async fn a_complete_disk_that_rots_is_mended_in_place() {
 
 /// While the registry is away a rotten span stays absent, and is fetched when it is back.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_mended_now_is_said_and_mended_later() {
+async fn damage_that_cannot_be_repaired_now_is_reported_and_repaired_later() {
     let mut lab = Lab::new(layer(221, Packing::Gzip, false));
     let disk = lab.disk().await;
     complete(&disk).await;
@@ -447,7 +326,7 @@ async fn what_cannot_be_mended_now_is_said_and_mended_later() {
 
 /// A rotten span of a lazy disk is absent again, and nothing else.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rotten_span_of_a_lazy_disk_is_absent_again() {
+async fn a_damaged_span_of_a_lazy_disk_becomes_absent() {
     let lab = Lab::new(layer(222, Packing::Gzip, false));
     let disk = lab.disk().await;
     let place = lab.layer.place("data/003");
@@ -464,7 +343,7 @@ async fn a_rotten_span_of_a_lazy_disk_is_absent_again() {
 
 /// A span that comes while the disk is checked is no damage.
 #[tokio::test(flavor = "multi_thread")]
-async fn spans_that_come_during_a_check_are_not_lost() {
+async fn spans_that_arrive_during_a_check_are_not_lost() {
     let lab = Lab::new(layer(223, Packing::Gzip, false));
     let disk = lab.disk().await;
     let big = lab.layer.place("data/big");
@@ -485,7 +364,7 @@ async fn spans_that_come_during_a_check_are_not_lost() {
 
 /// One that comes between a check's sync and its turn has no record in the file yet.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_span_that_comes_after_a_check_has_begun_is_not_lost() {
+async fn a_span_that_arrives_after_the_sync_of_a_check_is_not_lost() {
     let lab = Lab::new(layer(224, Packing::Gzip, false));
     let disk = lab.disk().await;
     read(&disk, lab.layer.place("data/000")).await.unwrap();
@@ -525,11 +404,11 @@ async fn a_complete_disk_needs_no_records_of_its_spans() {
 
 /// What was mended when a disk was opened is told by its check, once.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_mended_on_opening_is_told_by_the_next_check() {
+async fn repairs_at_opening_are_reported_by_the_next_check() {
     let mut lab = Lab::new(layer(226, Packing::Gzip, false));
     let disk = lab.disk().await;
     lab.reopen(disk).await;
-    assert!(harm(&lab.folder().join("layout"), Harm::Flipped));
+    assert!(harm(&lab.folder().join("layout"), Harm::Flipped(8)));
     let disk = lab.stored().unwrap();
     let report = scrub(&disk).await;
     assert!(report.repaired[0].contains("layout"), "{report:?}");

@@ -50,7 +50,7 @@ async fn wrong_bytes_are_fetched_again_and_never_reach_the_disk() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_registry_is_not_asked_before_the_time_that_it_names() {
+async fn a_registry_is_not_asked_before_the_time_that_it_states() {
     let lab = Lab::with_options(Layer::new(0), patient(60));
     let disk = lab.disk().await;
     let busy = Fault::Status {
@@ -87,7 +87,7 @@ async fn a_registry_is_not_asked_before_the_time_that_it_names() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_that_will_be_the_same_is_believed_soon_and_the_next_read_asks_anew() {
+async fn a_permanent_error_is_returned_soon_and_the_next_read_asks_again() {
     let waits = StoreOptions {
         io_timeout: None,
         ..StoreOptions::default()
@@ -111,7 +111,7 @@ async fn an_answer_that_will_be_the_same_is_believed_soon_and_the_next_read_asks
 
 /// Who comes while a fetch is failing hears of what comes after, not of what was before.
 #[tokio::test(flavor = "multi_thread")]
-async fn who_joins_a_fetch_that_fails_has_a_try_of_its_own() {
+async fn a_reader_that_joined_a_failed_fetch_starts_its_own() {
     for failures in [Times::Next(3), Times::UntilHealed] {
         let lab = Lab::with_options(Layer::new(0), patient(60));
         let disk = lab.disk().await;
@@ -130,7 +130,7 @@ async fn who_joins_a_fetch_that_fails_has_a_try_of_its_own() {
                 assert!(second.unwrap() == lab.layer.files["data/001"]);
                 assert_eq!(lab.fetched().0, 4);
             }
-            Times::UntilHealed => {
+            _ => {
                 assert_eq!(second.unwrap_err().kind(), Kind::NotFound);
                 assert_eq!(lab.fetched().0, 6);
             }
@@ -139,7 +139,7 @@ async fn who_joins_a_fetch_that_fails_has_a_try_of_its_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bytes_that_stay_wrong_are_an_error_and_a_reason() {
+async fn bytes_that_stay_wrong_are_an_error_and_degrade_the_disk() {
     let lab = Lab::new(Layer::new(0));
     let disk = lab.disk().await;
     let small = lab.layer.place("data/150");
@@ -165,7 +165,7 @@ async fn bytes_that_stay_wrong_are_an_error_and_a_reason() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_source_helps_where_one_lies() {
+async fn another_source_is_asked_if_one_sends_wrong_bytes() {
     let lab = Lab::new(Layer::new(0));
     let other = Registry::start();
     other.add_blob(super::fixture::REPOSITORY, lab.layer.blob.clone());
@@ -188,7 +188,7 @@ async fn another_source_helps_where_one_lies() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_read_lives_through_an_outage() {
+async fn a_read_survives_an_outage() {
     let lab = Lab::new(Layer::new(0));
     let disk = lab.disk().await;
     lab.registry
@@ -203,7 +203,7 @@ async fn a_read_lives_through_an_outage() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_outage_longer_than_the_timeout_is_an_error_and_the_next_read_tries_anew() {
+async fn an_outage_longer_than_the_timeout_is_an_error_and_the_next_read_tries_again() {
     let lab = Lab::with_options(Layer::new(0), patient(1));
     let disk = lab.disk().await;
     for fault in [Fault::status(500), Fault::Hang, Fault::Close] {
@@ -220,7 +220,7 @@ async fn an_outage_longer_than_the_timeout_is_an_error_and_the_next_read_tries_a
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reader_that_goes_away_takes_nobody_with_it() {
+async fn a_cancelled_read_does_not_affect_other_readers() {
     let lab = Lab::new(Layer::new(0));
     let disk = lab.disk().await;
     lab.registry
@@ -234,7 +234,7 @@ async fn a_reader_that_goes_away_takes_nobody_with_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_blob_that_is_gone_is_believed_soon() {
+async fn a_missing_blob_is_an_error_soon() {
     let lab = Lab::new(Layer::new(0));
     let disk = lab.disk().await;
     lab.registry

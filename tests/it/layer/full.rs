@@ -12,16 +12,16 @@ use super::fixture::{Lab, Layer, REPOSITORY, assert_holds, complete, read};
 use crate::support::until;
 
 /// A small file system of its own; unmounted when dropped.
-struct Room(tempfile::TempDir);
+pub(super) struct Room(tempfile::TempDir);
 
 impl Room {
-    fn new(megabytes: u32) -> Self {
+    pub(super) fn new(megabytes: u32) -> Self {
         let room = Self(tempfile::tempdir().unwrap());
         room.mount(&format!("size={megabytes}m"));
         room
     }
 
-    fn path(&self) -> &Path {
+    pub(super) fn path(&self) -> &Path {
         self.0.path()
     }
 
@@ -87,7 +87,7 @@ async fn a_full_disk_costs_no_error_and_no_second_fetch() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_layer_that_finds_no_room_leaves_nothing_behind() {
+async fn a_layer_without_free_space_leaves_nothing() {
     let room = Room::new(1);
     let mut lab = Lab::new(Layer::new(0));
     lab.store = Store::open(room.path()).unwrap();
@@ -118,7 +118,7 @@ async fn a_layer_that_finds_no_room_leaves_nothing_behind() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_of_zeros_takes_no_room() {
+async fn a_file_of_zeros_uses_no_space() {
     let room = Room::new(4);
     let mut lab = Lab::new(Layer::new(0));
     lab.store = Store::open(room.path()).unwrap();

@@ -102,7 +102,7 @@ async fn spans_that_claim_too_much_are_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_checkpoint_that_lies_is_found_when_its_span_is_decoded() {
+async fn a_false_checkpoint_is_found_when_its_span_is_decoded() {
     let mut lab = Lab::new(Layer::new(0));
     // the span before has so many bytes more than it decodes to
     let ztoc = with_checkpoint(&lab.layer, 3, OUT, |out| out + 100);
@@ -240,7 +240,7 @@ const NOT_THE_END: &str = "does not end with the window that the table has for s
 const NOT_THE_START: &str = "the previous span does not end with the window";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_window_that_lies_is_found_by_the_span_before() {
+async fn a_false_window_is_found_by_the_previous_span() {
     let honest = Layer::new(0);
     let span = middle(&honest);
     let ztoc = with_window(&honest, span);
@@ -257,7 +257,7 @@ async fn a_window_that_lies_is_found_by_the_span_before() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_span_is_taken_back_when_the_one_before_shows_its_window_to_be_a_lie() {
+async fn a_span_is_revoked_when_the_previous_one_shows_that_its_window_is_false() {
     let honest = Layer::new(0);
     let span = middle(&honest);
     let ztoc = with_window(&honest, span);
@@ -288,7 +288,7 @@ async fn a_span_is_taken_back_when_the_one_before_shows_its_window_to_be_a_lie()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_span_that_has_more_than_the_table_says_is_refused() {
+async fn a_span_longer_than_the_table_states_is_refused() {
     let honest = Layer::new(0);
     let span = middle(&honest);
     let ztoc = with_checkpoint(&honest, span, OUT, |out| out - 100);
@@ -301,7 +301,7 @@ async fn a_span_that_has_more_than_the_table_says_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn offsets_that_are_moved_together_are_found_by_the_headers() {
+async fn shifted_offsets_are_found_by_the_headers() {
     let honest = Layer::new(0);
     let mut ztoc = honest.ztoc.to_vec();
     // each span from the second on decodes well by itself, and says of its data that they stand one block further on
@@ -330,7 +330,7 @@ pub fn with_entries(layer: &Layer, change: impl FnOnce(&mut Vec<Entry>)) -> Vec<
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_that_its_header_knows_otherwise_is_refused() {
+async fn a_file_whose_header_differs_from_the_table_is_refused() {
     /// What differs, the entry, and how.
     type Lie = (&'static str, &'static str, fn(&mut Entry));
     const LIES: [Lie; 9] = [

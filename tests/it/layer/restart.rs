@@ -8,7 +8,7 @@ use crate::support::until;
 /// A disk whose folder was moved away, and has another one in its place, serves those who have it, and nobody else; and changes nothing
 /// of the other one.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_takes_the_place_of_an_open_disk_s_folder_is_another_disk() {
+async fn a_directory_in_the_place_of_an_open_disks_directory_is_another_disk() {
     let lab = Lab::new(Layer::new(0));
     let first = lab.disk().await;
     first.sync().unwrap();
@@ -56,7 +56,7 @@ async fn a_complete_disk_needs_no_registry() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_present_stays_so_and_the_rest_comes_from_the_remembered_source() {
+async fn present_spans_stay_and_others_come_from_the_stored_source() {
     let mut lab = Lab::new(Layer::new(0));
     let disk = lab.disk().await;
     let big = lab.layer.place("data/big");
@@ -74,7 +74,7 @@ async fn what_is_present_stays_so_and_the_rest_comes_from_the_remembered_source(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn data_without_its_bit_is_fetched_again() {
+async fn data_without_its_record_is_fetched_again() {
     let mut lab = Lab::new(Layer::new(0));
     let disk = lab.disk().await;
     complete(&disk).await;
@@ -113,7 +113,7 @@ async fn leftovers_are_removed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_folder_that_the_machine_may_have_lost_is_not_served() {
+async fn a_directory_not_synced_before_a_reboot_is_not_served() {
     let mut lab = Lab::new(Layer::new(0));
     let disk = lab.disk().await;
     disk.sync().unwrap();
@@ -137,4 +137,27 @@ async fn the_same_table_gives_the_same_bytes() {
     complete(&one_disk).await;
     complete(&two_disk).await;
     assert!(std::fs::read(one_disk.path()).unwrap() == std::fs::read(two_disk.path()).unwrap());
+}
+
+/// After a restart readers wait: the windows of their spans are checked when they are read, and a damaged table comes again.
+#[tokio::test(flavor = "multi_thread")]
+async fn windows_are_not_read_before_a_disk_is_served_again() {
+    let mut lab = Lab::new(Layer::new(0));
+    let disk = lab.disk().await;
+    lab.reopen(disk).await;
+    let ztoc = lab.folder().join("ztoc");
+    let right = fs::read(&ztoc).unwrap();
+    let damaged: Vec<u8> = right.iter().map(|byte| byte ^ 1).collect();
+    fs::write(&ztoc, &damaged).unwrap();
+    lab.registry
+        .add_blob(super::fixture::REPOSITORY, lab.layer.ztoc.clone());
+    lab.registry.reset_counters();
+    let (layer, table) = (&lab.layer.layer.digest, &lab.layer.table);
+    let disk = lab.store.stored_after_restart(layer, table).unwrap();
+    let disk = disk.unwrap();
+    assert_eq!(lab.registry.counters().total().requests, 0);
+    assert!(fs::read(&ztoc).unwrap() == damaged);
+    let bytes = read(&disk, lab.layer.place("data/big")).await.unwrap();
+    assert!(bytes == lab.layer.files["data/big"]);
+    assert!(fs::read(&ztoc).unwrap() == right);
 }

@@ -119,7 +119,7 @@ async fn a_source_that_fails_costs_its_readers_little_and_is_soon_not_asked_firs
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_source_that_is_gone_is_no_trouble() {
+async fn a_source_that_does_not_exist_is_skipped() {
     let two = Two::new().await;
     let Two { lab, first, disk } = two;
     drop(first);
@@ -159,7 +159,7 @@ async fn a_source_without_the_blob_is_not_down() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_source_comes_back_without_a_reader_that_waits_for_it() {
+async fn a_source_that_is_up_again_is_found_without_a_waiting_reader() {
     let two = Two::new().await;
     // the misses take longer than the first pause together, and none, by what is usual then, so long that another source is asked for it
     two.lab.registry.set_link(Link {
@@ -183,7 +183,7 @@ async fn a_source_comes_back_without_a_reader_that_waits_for_it() {
 
 /// Other disks of the daemon know at once what one has learned of a host.
 #[tokio::test(flavor = "multi_thread")]
-async fn disks_share_what_they_know_of_a_host() {
+async fn disks_share_the_health_of_a_host() {
     let two = Two::new().await;
     two.first.fail(On::Data, Fault::Hang, Times::UntilHealed);
     for part in [0, 1] {
@@ -211,7 +211,7 @@ async fn disks_share_what_they_know_of_a_host() {
 
 /// A fetch that nobody waits for does not hold up who joins it.
 #[tokio::test(flavor = "multi_thread")]
-async fn who_joins_a_background_fetch_does_not_wait_for_a_source_that_hangs() {
+async fn a_reader_that_joins_a_background_fetch_does_not_wait_for_a_hanging_source() {
     let two = Two::new().await;
     two.first.fail(On::Data, Fault::Hang, Times::UntilHealed);
     let spans = two.lab.layer.spans.spans.len() as u32;

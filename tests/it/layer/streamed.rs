@@ -170,7 +170,7 @@ fn allocated(path: &Path) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_stream_however_many_ask() {
+async fn concurrent_callers_share_one_stream() {
     let lab = Lab::new();
     let files = files(0);
     let tar = tar(&files);
@@ -185,7 +185,7 @@ async fn one_stream_however_many_ask() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_the_layer_leaves_nothing_behind() {
+async fn a_blob_that_is_not_the_layer_leaves_nothing() {
     let files = files(0);
     let tar = tar(&files);
     let lab = Lab::new();
@@ -227,7 +227,7 @@ async fn what_is_not_the_layer_leaves_nothing_behind() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_that_is_cut_goes_on() {
+async fn a_stream_that_was_cut_is_resumed() {
     let files = files(0);
     let tar = tar(&files);
     let lab = Lab::new();
@@ -238,7 +238,7 @@ async fn a_stream_that_is_cut_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_nobody_waits_for_is_broken_off() {
+async fn a_stream_without_waiters_is_cancelled() {
     let files = files(0);
     let tar = tar(&files);
     let lab = Lab::new();
@@ -264,7 +264,7 @@ async fn a_stream_nobody_waits_for_is_broken_off() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_streamed_disk_outlives_its_store() {
+async fn a_streamed_disk_is_there_after_a_restart() {
     let files = files(0);
     let tar = tar(&files);
     let lab = Lab::new();
@@ -320,7 +320,7 @@ async fn a_streamed_disk_that_is_damaged_is_streamed_again() {
 
 /// The checks of a streamed disk's pieces find what rots, and the layer makes it right, in place.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_streamed_disk_that_rots_is_mended_in_place() {
+async fn damage_of_a_streamed_disk_is_repaired_in_place() {
     let files = files(0);
     let tar = tar(&files);
     let lab = Lab::new();

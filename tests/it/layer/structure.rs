@@ -56,7 +56,7 @@ fn at<'e>(entries: &'e mut [Entry], name: &str) -> &'e mut Entry {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_lie_of_structure_has_its_name() {
+async fn each_structural_error_is_named() {
     type Change = fn(&mut Vec<Entry>);
     let lies: [(Kind, &str, Change); 12] = [
         (Kind::Corrupt, "its header cannot start before", |entries| {
@@ -139,7 +139,7 @@ fn places(ztoc: &[u8], number: usize) -> Vec<Range<usize>> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn counts_that_lie_are_refused() {
+async fn false_counts_are_refused() {
     let lab = Lab::new(Layer::new(0));
     let honest = &lab.layer.ztoc;
     let mut refusals = 0;
@@ -164,7 +164,7 @@ async fn counts_that_lie_are_refused() {
 
 /// As containerd does it: `..` at the root is the root.
 #[tokio::test(flavor = "multi_thread")]
-async fn dots_end_at_the_root() {
+async fn parent_links_end_at_the_root() {
     let ztoc = with_entries(&Layer::new(0), |entries| {
         at(entries, "data/020").name = b"../../../over/the/../top".to_vec();
         at(entries, "data/hardlink").linkname = b"/../data/../../data/021".to_vec();

@@ -84,7 +84,7 @@ async fn all_files_in_random_order_cost_the_layer_once_in_few_requests() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_few_misses_bring_their_spans_and_many_bring_all() {
+async fn a_few_misses_fetch_their_spans_and_many_fetch_all() {
     let lab = lab(Layer::new(0), 200);
     let disk = lab.disk().await;
     for number in 0..2 {
@@ -107,7 +107,7 @@ async fn a_few_misses_bring_their_spans_and_many_bring_all() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_source_that_fails_ends_it_and_the_next_misses_begin_anew() {
+async fn a_failed_source_ends_the_fill_and_later_misses_start_it_again() {
     let mut random = Random::new(51);
     let files: Files = (0..12)
         .map(|number| (format!("data/{number:02}"), random.text(70_000)))

@@ -34,6 +34,8 @@ pub(super) enum Block {
     Slow,
     /// Is present, and the local disk fails.
     Broken,
+    /// Is present, and goes so many times before it is read.
+    Evicted(u32),
 }
 
 pub(super) struct Memory {
@@ -122,6 +124,15 @@ impl ServedDisk for Memory {
         if self.blocks.lock().unwrap()[Self::touched(&range)].contains(&Block::Broken) {
             return Err(io::Error::other("broken on purpose"));
         }
+        for block in &mut self.blocks.lock().unwrap()[Self::touched(&range)] {
+            if let Block::Evicted(left) = block {
+                match left.checked_sub(1) {
+                    Some(less) => *left = less,
+                    None => *block = Block::Present,
+                }
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+        }
         let start = offset.get() as usize;
         buffer.copy_from_slice(&self.data[start..start + buffer.len()]);
         Ok(())
@@ -150,7 +161,11 @@ impl ServedDisk for Memory {
                     Block::Failing(kind) => {
                         return Err(Arc::new(Error::new(kind, "failed on purpose")));
                     }
-                    Block::Present | Block::Slow | Block::Zero | Block::Broken => {}
+                    Block::Present
+                    | Block::Slow
+                    | Block::Zero
+                    | Block::Broken
+                    | Block::Evicted(_) => {}
                 }
             }
             Ok(())
@@ -164,7 +179,9 @@ impl ServedDisk for Memory {
         while at < range.end.get() {
             let end = range.end.get().min((at / BLOCK + 1) * BLOCK);
             let allocation = match blocks[(at / BLOCK) as usize] {
-                Block::Present | Block::Slow | Block::Broken => Allocation::Present,
+                Block::Present | Block::Slow | Block::Broken | Block::Evicted(_) => {
+                    Allocation::Present
+                }
                 Block::Absent | Block::Failing(_) => Allocation::Absent,
                 Block::Zero => Allocation::Zero,
             };

@@ -143,7 +143,7 @@ impl Kept {
 }
 
 /// What the kernel says of nbd and of errors of devices.
-fn kernel_log() -> Vec<String> {
+pub(crate) fn kernel_log() -> Vec<String> {
     let output = Command::new("dmesg").output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let lines = text.lines().filter(|line| {

@@ -5,6 +5,6 @@ mod export;
 mod handshake;
 mod hostile;
 mod kept;
-mod kept_in_vm;
+pub(crate) mod kept_in_vm;
 mod peers;
 mod transmission;

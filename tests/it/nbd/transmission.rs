@@ -265,6 +265,22 @@ fn a_slow_read_does_not_hold_up_the_next_ones() {
     assert_eq!(served.exports.counters().get().waits, 2);
 }
 
+/// Other readers may have a range evicted again and again before this one comes to it.
+#[test]
+fn a_range_that_is_evicted_many_times_is_read_in_the_end() {
+    let memory = Arc::new(Memory::new(64).with(8..9, Block::Evicted(20)));
+    memory.open_gate();
+    let served = Served::one(&memory);
+    let mut client = Client::simple(served.connect());
+    client.request(0, READ, 7, 8 * BLOCK, BLOCK as u32);
+    match client.reply() {
+        Reply::Simple { cookie, error } => assert_eq!((cookie, error), (7, 0)),
+        other => panic!("{other:?}"),
+    }
+    let start = 8 * BLOCK as usize;
+    assert!(client.data(BLOCK as usize) == memory.data()[start..start + BLOCK as usize]);
+}
+
 /// Reads that wait for the local disk come after those that need not, and in their order.
 #[test]
 fn a_slow_disk_does_not_hold_up_what_is_in_memory() {

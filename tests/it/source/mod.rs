@@ -17,6 +17,8 @@ use crate::support::{registry::Registry, seeded_noise as noise};
 
 mod auth;
 mod documents;
+mod expiry;
+mod hosts;
 mod network;
 mod peers;
 mod ranges;

@@ -1,11 +1,21 @@
 //! Proxies, TLS, and certificates: a proxy of the test's own leads `registry.test` to the registry.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
+use rustls::{
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+    server::{WebPkiClientVerifier, danger::ClientCertVerifier},
+};
 use socinbd::error::Kind;
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::{TcpListener, TcpStream},
 };
 use tokio_rustls::TlsAcceptor;
@@ -16,16 +26,29 @@ use crate::support::registry::{Auth, Fault, Kind as Of, On, Times};
 const CERTIFICATE: &[u8] = include_bytes!("tls/server.pem");
 const KEY: &[u8] = include_bytes!("tls/server.key");
 
-fn ca_file() -> PathBuf {
+pub(super) fn ca_file() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/it/source/tls/ca.pem")
 }
 
 /// Speaks TLS as `registry.test` and as 127.0.0.1.
-fn acceptor() -> TlsAcceptor {
+pub(super) fn acceptor() -> TlsAcceptor {
     acceptor_with(CERTIFICATE, KEY)
 }
 
 fn acceptor_with(certificate: &[u8], key: &[u8]) -> TlsAcceptor {
+    acceptor_of(certificate, key, WebPkiClientVerifier::no_client_auth())
+}
+
+/// Wants a certificate of its clients.
+pub(super) fn acceptor_with_clients(verifier: Arc<dyn ClientCertVerifier>) -> TlsAcceptor {
+    acceptor_of(CERTIFICATE, KEY, verifier)
+}
+
+fn acceptor_of(
+    certificate: &[u8],
+    key: &[u8],
+    clients: Arc<dyn ClientCertVerifier>,
+) -> TlsAcceptor {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let certificates: Vec<_> = CertificateDer::pem_slice_iter(certificate)
         .map(|one| one.expect("a certificate"))
@@ -34,7 +57,7 @@ fn acceptor_with(certificate: &[u8], key: &[u8]) -> TlsAcceptor {
     let configuration = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .expect("versions")
-        .with_no_client_auth()
+        .with_client_cert_verifier(clients)
         .with_single_cert(certificates, key)
         .expect("a server's configuration");
     TlsAcceptor::from(Arc::new(configuration))
@@ -45,7 +68,7 @@ async fn tls_front(registry: &Registry) -> String {
     tls_front_with(registry, acceptor()).await
 }
 
-async fn tls_front_with(registry: &Registry, acceptor: TlsAcceptor) -> String {
+pub(super) async fn tls_front_with(registry: &Registry, acceptor: TlsAcceptor) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
     let address = listener.local_addr().expect("an address");
     let target = registry.host();
@@ -408,4 +431,49 @@ async fn a_registry_without_tls_is_told_from_one_that_is_down() {
         .await
         .expect_err("no TLS there");
     assert!(error.report().contains("plain HTTP"), "{error:?}");
+}
+
+/// A registry that answers when no more connections have come for a moment. Returns its address and the largest number of connections at
+/// once.
+async fn slow_registry() -> (String, Arc<AtomicUsize>) {
+    const ANSWER: &[u8] =
+        b"HTTP/1.1 404 Not Found\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let most = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&most);
+    tokio::spawn(async move {
+        let mut waiting: Vec<TcpStream> = Vec::new();
+        loop {
+            match tokio::time::timeout(Duration::from_millis(300), listener.accept()).await {
+                Ok(accepted) => waiting.push(accepted.unwrap().0),
+                Err(_) => {
+                    for mut stream in waiting.drain(..) {
+                        let mut head = [0; 4096];
+                        let _ = stream.read(&mut head).await.unwrap();
+                        stream.write_all(ANSWER).await.unwrap();
+                    }
+                }
+            }
+            counted.fetch_max(waiting.len(), Ordering::Relaxed);
+        }
+    });
+    (address, most)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_at_one_registry_are_bounded() {
+    let (address, most) = slow_registry().await;
+    let asked = (0..200_u32).map(|number| {
+        let reference = format!("{address}/app-{number}").parse().unwrap();
+        tokio::spawn(async move {
+            let source = Source::open(&reference, &Access::default()).await.unwrap();
+            let error = source.manifest(&Digest::of(b"")).await.unwrap_err();
+            assert_eq!(error.kind(), Kind::NotFound, "{}", error.report());
+        })
+    });
+    for one in asked.collect::<Vec<_>>() {
+        one.await.unwrap();
+    }
+    assert_eq!(most.load(Ordering::Relaxed), 64);
 }

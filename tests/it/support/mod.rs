@@ -1,10 +1,13 @@
 //! What several topics use.
 
 pub mod compare;
+pub mod credential_plugin;
 pub mod docker_registry;
+pub mod log_writes;
 pub mod registry;
 pub mod served;
 pub mod tars;
+pub mod verifier;
 pub mod vm;
 pub mod zot;
 pub mod ztocs;
@@ -50,13 +53,25 @@ pub fn made_once(name: &str, make: impl FnOnce(&Path)) -> PathBuf {
 }
 
 /// Unmounts what the test itself does not use any more. A process that another thread starts has its files open for a moment (between
-/// fork and exec), and the mount is busy meanwhile.
+/// fork and exec), and the mount is busy meanwhile. A program of another test that makes a mount namespace, as a container runtime does, has
+/// a copy of the mount until it ends or has changed its root; this waits for it too.
 pub fn unmount(mountpoint: &std::path::Path) {
+    // as in proc_pid_mountinfo(5): the file system's device, the directory that is mounted, the mount point
+    let device = std::os::unix::fs::MetadataExt::dev(&std::fs::metadata(mountpoint).unwrap());
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let copy = format!(" {major}:{minor} / {} ", mountpoint.display());
     wait("the mount is idle", || {
         let umount = std::process::Command::new("umount")
             .arg(mountpoint)
             .output();
         umount.is_ok_and(|output| output.status.success())
+    });
+    wait("no other mount namespace has the mount", || {
+        let processes = std::fs::read_dir("/proc").unwrap();
+        !processes.flatten().any(|process| {
+            let mounts = std::fs::read_to_string(process.path().join("mountinfo"));
+            mounts.is_ok_and(|mounts| mounts.contains(&copy))
+        })
     });
 }
 

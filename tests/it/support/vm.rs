@@ -15,14 +15,16 @@ use std::{
     path::Path,
     process::Command,
     sync::{Condvar, Mutex},
-    time::Duration,
 };
 
 /// Set in the VM, for the tests in it.
 const INSIDE: &str = "SOCINBD_IN_VM";
 
-/// The bound of one test in the VM with its boot, which takes a second.
-const BOUND: Duration = Duration::from_secs(240);
+/// The folder that [`in_vm_then`] shares with the VM.
+const SHARED: &str = "SOCINBD_SHARED_WITH_VM";
+
+/// The bound of one test in the VM with its boot, which takes a second; SOCINBD_TEST_VM_SECONDS sets another one.
+const BOUND_SECONDS: &str = "240";
 
 /// How many VMs more may run beside each other: each has 2 GiB at most, and a processor.
 static FREE: Mutex<u32> = Mutex::new(3);
@@ -56,23 +58,49 @@ pub(crate) fn in_vm<F: FnOnce()>(body: F) {
     if is_vm() {
         return body();
     }
+    run_tests(&["--exact", name_of_test::<F>()]);
+}
+
+/// As [`in_vm`], with a folder in which the VM can leave files; when it has ended, `then` runs on the host with the same folder.
+pub(crate) fn in_vm_then<F: FnOnce(&Path)>(body: F, then: impl FnOnce(&Path)) {
+    if is_vm() {
+        let shared = std::env::var_os(SHARED).unwrap();
+        return body(Path::new(&shared));
+    }
+    let shared = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    run_tests_with(&["--exact", name_of_test::<F>()], Some(shared.path()));
+    then(shared.path());
+}
+
+/// The name of the test that a closure is written in.
+fn name_of_test<F>() -> &'static str {
     // `it::kernel::nbd::device_has_its_size::{{closure}}`
     let path = std::any::type_name::<F>();
-    let name = path
-        .split_once("::")
+    path.split_once("::")
         .and_then(|(_, rest)| rest.strip_suffix("::{{closure}}"))
-        .unwrap_or_else(|| panic!("{path} is no closure of a test"));
-    run_tests(&["--exact", name]);
+        .unwrap_or_else(|| panic!("{path} is not a closure of a test"))
 }
 
 /// Runs the tests that a filter of the test binary names in the VM; one at least.
 pub(crate) fn run_tests(filter: &[&str]) {
+    run_tests_with(filter, None);
+}
+
+fn run_tests_with(filter: &[&str], shared: Option<&Path>) {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/vm");
+    let bound = std::env::var("SOCINBD_TEST_VM_SECONDS");
+    let bound = bound.unwrap_or_else(|_| BOUND_SECONDS.to_owned());
     let slot = Slot::wait();
-    let output = Command::new(script)
-        .args(["run", "--time", &BOUND.as_secs().to_string(), "--"])
+    let mut command = Command::new(script);
+    command.args(["run", "--time", &bound]);
+    if let Some(shared) = shared {
+        command.arg("--writable").arg(shared).env(SHARED, shared);
+    }
+    let output = command
+        .arg("--")
         .arg(std::env::current_exe().unwrap())
         .args(filter)
+        .arg("--show-output")
         .env(INSIDE, "1")
         .output()
         .expect("scripts/vm needs bash");
@@ -86,4 +114,5 @@ pub(crate) fn run_tests(filter: &[&str]) {
         "in the VM, {}:\n{stdout}\n{stderr}",
         output.status
     );
+    print!("{stdout}");
 }

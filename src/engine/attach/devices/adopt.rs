@@ -6,11 +6,15 @@ use std::{
 };
 
 use super::{
-    Device, DeviceBacking, DeviceStack, Devices, ServedDevice, choice::at_first, follow,
-    metadata_readahead::WatchedDisk, nbd_connections::NbdLinks,
+    Device, DeviceBacking, DeviceStack, Devices, ServedDevice,
+    choice::{at_first, moved},
+    follow,
+    fuse_files::FuseDevice,
+    metadata_readahead::WatchedDisk,
+    nbd_connections::NbdLinks,
 };
 use crate::{
-    engine::attach::types::{AttachedLayer, DeviceKind},
+    engine::attach::types::{AttachedLayer, Attachment, DeviceKind},
     error::{Error, Kind, Result},
     kernel::{
         dm::{self, MappedDevice},
@@ -25,6 +29,8 @@ struct FoundDevices {
     mapped: Option<MappedDevice>,
     /// The kernel's name of the device that answers reads now.
     answering: String,
+    /// The digits that its FUSE file has in the descriptor store, if it is a loop device on one.
+    file: Option<String>,
     /// What answered at first.
     kind: DeviceKind,
     has_moved: bool,
@@ -74,9 +80,9 @@ impl Devices {
         let top = name_of(&layer.device_path)
             .ok_or_else(|| unexpected(layer, "its record names no device"))?;
         let Some(first) = layer.backing.as_deref() else {
-            self.check_identity(&top, &identifier, layer)?;
             return Ok(FoundDevices {
                 mapped: None,
+                file: self.check_identity(&top, &identifier, layer)?,
                 answering: top,
                 kind: layer.device,
                 has_moved: false,
@@ -91,9 +97,9 @@ impl Devices {
             .ok_or_else(|| unexpected(layer, "the device mapper does not have its device"))?;
         let [answering] = <[String; 1]>::try_from(dm::below(&top))
             .map_err(|_| unexpected(layer, "its device is not on one other device"))?;
-        self.check_identity(&answering, &identifier, layer)?;
         Ok(FoundDevices {
             mapped: Some(MappedDevice::adopt(&mapped)?),
+            file: self.check_identity(&answering, &identifier, layer)?,
             has_moved: answering != first,
             answering,
             kind: match first.starts_with("nbd") {
@@ -104,7 +110,13 @@ impl Devices {
     }
 
     /// Whether the kernel's device was made by a daemon with this root for this disk: another program may have a device by the same name.
-    fn check_identity(&self, name: &str, identifier: &str, layer: &AttachedLayer) -> Result<()> {
+    /// Returns the digits after the identifier in the name of a loop device on a FUSE file.
+    fn check_identity(
+        &self,
+        name: &str,
+        identifier: &str,
+        layer: &AttachedLayer,
+    ) -> Result<Option<String>> {
         let found = match index_of(name, "nbd") {
             Some(index) => {
                 let mut connected = kernel_nbd::connected()?.into_iter();
@@ -117,9 +129,11 @@ impl Devices {
                 _ => None,
             },
         };
-        match found.as_deref() == Some(identifier) {
-            true => Ok(()),
-            false => Err(unexpected(layer, &format!("/dev/{name} is not its device"))),
+        let rest = found.as_deref().and_then(|it| it.strip_prefix(identifier));
+        match rest.map(|rest| (rest, rest.strip_prefix('-'))) {
+            Some(("", _)) => Ok(None),
+            Some((_, Some(digits))) => Ok(Some(digits.to_owned())),
+            _ => Err(unexpected(layer, &format!("/dev/{name} is not its device"))),
         }
     }
 
@@ -133,23 +147,29 @@ impl Devices {
         let (backing, watched) = match (index_of(name, "nbd"), index_of(name, "loop")) {
             (Some(index), _) => {
                 let watched = Arc::new(WatchedDisk::new(Arc::clone(disk), self.runtime.clone()));
-                let link = NbdLinks::adopt(
-                    &self.links,
-                    index,
-                    disk,
-                    &watched,
-                    self.identifier(disk),
-                    self.runtime.clone(),
-                )?;
+                let link =
+                    NbdLinks::adopt(&self.links, index, disk, &watched, self.identifier(disk))?;
                 (DeviceBacking::Nbd(link), Some(watched))
             }
             (_, Some(index)) if found.has_moved || found.kind == DeviceKind::Loop => {
                 if loopdev::backing(index).as_deref() != Some(disk.path()) {
                     return Err(unexpected(layer, "its loop device is on another file"));
                 }
-                (DeviceBacking::Loop(LoopDevice::adopt(index)?), None)
+                let device = LoopDevice::adopt(index)?;
+                let _hold = disk.hold_in_use();
+                (DeviceBacking::Loop { device, _hold }, None)
             }
-            _ => return Err(unexpected(layer, "its FUSE file ended with the daemon")),
+            (_, Some(index)) => {
+                let watched = Arc::new(WatchedDisk::new(Arc::clone(disk), self.runtime.clone()));
+                let kept = found
+                    .file
+                    .and_then(|digits| self.serving.kept.file(&digits));
+                let kept =
+                    kept.ok_or_else(|| unexpected(layer, "its FUSE file ended with the daemon"))?;
+                let fuse = FuseDevice::adopt(&self.serving, index, kept, &watched)?;
+                (DeviceBacking::Fuse(fuse), Some(watched))
+            }
+            _ => return Err(unexpected(layer, "it is of no known kind")),
         };
         let (name, node) = found.mapped.as_ref().map_or_else(
             || (backing.name(), Arc::clone(backing.node())),
@@ -174,6 +194,29 @@ impl Devices {
             disk: Arc::clone(disk),
         })))
     }
+}
+
+impl Attachment {
+    /// Applies [`as_found`] to all layers.
+    pub(in crate::engine::attach) fn with_devices_found(mut self) -> Self {
+        self.layers = self.layers.into_iter().map(as_found).collect();
+        self
+    }
+}
+
+/// Updates the recorded kind of a layer's device to the current one: the device may have moved to a loop device before its daemon died.
+fn as_found(mut layer: AttachedLayer) -> AttachedLayer {
+    let was = layer.backing.as_deref().and_then(name_of);
+    let below = name_of(&layer.device_path).map_or_else(Vec::new, |name| dm::below(&name));
+    if was.is_some_and(|was| {
+        below
+            .iter()
+            .any(|now| now.starts_with("loop") && *now != was)
+    }) {
+        layer.device = DeviceKind::Loop;
+        layer.why = moved(&layer.why);
+    }
+    layer
 }
 
 fn name_of(path: &Path) -> Option<String> {

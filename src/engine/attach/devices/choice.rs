@@ -1,32 +1,46 @@
 //! Chooses the kind of device for a disk.
 
+use std::sync::Arc;
+
 use crate::{
     engine::attach::types::{DeviceChoice, DeviceKind},
     error::{Error, Kind, Result},
     kernel::nbd as kernel_nbd,
-    layer::Disk,
+    layer::{Disk, SpanHold},
 };
 
-/// Returns the kind and the reason for it.
-pub(super) fn choose(disk: &Disk, choice: DeviceChoice) -> Result<(DeviceKind, String)> {
+/// A kind of device, the reason for it and, for a loop device, what keeps the spans of the disk.
+pub(super) struct Choice {
+    pub(super) kind: DeviceKind,
+    pub(super) why: String,
+    pub(super) hold: Option<SpanHold>,
+}
+
+/// Chooses the kind.
+pub(super) fn choose(disk: &Arc<Disk>, choice: DeviceChoice) -> Result<Choice> {
+    let mut hold = None;
     let (kind, why) = match choice {
-        DeviceChoice::Auto if disk.is_complete() => (DeviceKind::Loop, "the disk is complete"),
+        DeviceChoice::Auto if is_held(&mut hold, disk.hold_for_loop()) => {
+            (DeviceKind::Loop, "the disk is complete")
+        }
         DeviceChoice::Auto => match (disk.is_full(), kernel_nbd::is_available()) {
             (false, true) => (DeviceKind::Nbd, "spans are absent, and this kernel has nbd"),
             (false, false) => (
                 DeviceKind::Fuse,
                 "spans are absent, and this kernel has no nbd",
             ),
-            (true, true) => (
-                DeviceKind::Nbd,
-                "the layer has not been checked as a whole, and this kernel has nbd",
-            ),
-            (true, false) => (
-                DeviceKind::Fuse,
-                "the layer has not been checked as a whole, and this kernel has no nbd",
+            (true, has_nbd) => (
+                match has_nbd {
+                    true => DeviceKind::Nbd,
+                    false => DeviceKind::Fuse,
+                },
+                match disk.is_verified() {
+                    true => "loop devices have half of the disk limit already",
+                    false => "the layer has not been checked as a whole",
+                },
             ),
         },
-        DeviceChoice::Loop if !disk.is_complete() => {
+        DeviceChoice::Loop if !is_held(&mut hold, disk.hold_complete()) => {
             let (present, all) = disk.span_counts();
             let checked = match disk.is_full() {
                 true => ", and the layer has not been checked as a whole",
@@ -44,7 +58,16 @@ pub(super) fn choose(disk: &Disk, choice: DeviceChoice) -> Result<(DeviceKind, S
         DeviceChoice::Nbd => (DeviceKind::Nbd, "asked for"),
         DeviceChoice::Fuse => (DeviceKind::Fuse, "asked for"),
     };
-    Ok((kind, why.to_owned()))
+    Ok(Choice {
+        kind,
+        why: why.to_owned(),
+        hold,
+    })
+}
+
+fn is_held(hold: &mut Option<SpanHold>, found: Option<SpanHold>) -> bool {
+    *hold = found;
+    hold.is_some()
 }
 
 const MOVED: &str = "the disk became complete; before that: ";

@@ -8,17 +8,15 @@ use std::{
     time::Duration,
 };
 
-use tokio::runtime::Handle;
-
 use super::{
-    kept::{KeptDescriptors, NewConnection, StoredNames},
-    kernel_readahead,
-    metadata_readahead::WatchedDisk,
+    kept::StoredName, kernel_readahead, metadata_readahead::WatchedDisk, servers::Serving,
 };
 use crate::{
     error::{Kind, Result, ResultExt},
     kernel::{
-        blockdev, nbd as kernel_nbd,
+        blockdev,
+        kept::{SERVES, ServerPulse},
+        nbd as kernel_nbd,
         nbd::{DeadLinks, LinkEvent, NbdDevice, NbdOptions},
     },
     layer::{Disk, ServedDisk},
@@ -27,9 +25,13 @@ use crate::{
 
 /// Connections per device.
 const CONNECTIONS: usize = 2;
-/// Time after which the kernel drops a connection with an unanswered request. The kernel sends requests again only then, so this bounds the
-/// stall after a crash. A request whose fetch takes longer is sent again on the next connection, and joins the same fetch.
+/// Time after which the kernel drops a connection with an unanswered request, where nothing keeps the connections. The kernel sends requests
+/// again only then, so this bounds the stall after a crash. A request whose fetch takes longer is sent again on the next connection, and joins
+/// the same fetch.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// This time where connections are kept, and requests wait for the next daemon: longer than a fetch, and than the replacement of a daemon that
+/// hangs.
+const KEPT_TIMEOUT: Duration = Duration::from_secs(120);
 /// Time that requests wait for a new connection when all connections are dead.
 const DEAD: Duration = Duration::from_secs(60);
 
@@ -39,9 +41,8 @@ const WATCH_INTERVAL: Duration = Duration::from_secs(5);
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The nbd devices of an engine. One thread gives a device new connections when the kernel has dropped old ones.
-#[derive(Default)]
 pub(crate) struct NbdLinks {
-    kept: Arc<KeptDescriptors>,
+    serving: Serving,
     by_index: Mutex<HashMap<u32, Weak<NbdLink>>>,
     /// Whether the watching thread runs.
     watching: Mutex<bool>,
@@ -55,16 +56,16 @@ pub(crate) struct NbdLink {
     watched: Arc<WatchedDisk>,
     /// Maximum request size in KiB.
     largest_request_kb: u64,
-    kept: Arc<KeptDescriptors>,
-    runtime: Handle,
+    serving: Serving,
 }
 
 impl NbdLinks {
-    /// No devices. Their connections are in this store.
-    pub(super) fn new(kept: Arc<KeptDescriptors>) -> Self {
+    /// No devices. Their connections are served by this.
+    pub(super) fn new(serving: Serving) -> Self {
         Self {
-            kept,
-            ..Self::default()
+            serving,
+            by_index: Mutex::default(),
+            watching: Mutex::default(),
         }
     }
 
@@ -74,24 +75,14 @@ impl NbdLinks {
         disk: &Arc<Disk>,
         watched: &Arc<WatchedDisk>,
         identifier: String,
-        runtime: Handle,
     ) -> Result<Arc<NbdLink>> {
         links.watch()?;
-        let new = connections(&links.kept, watched, &runtime)?;
-        let options = options(identifier);
+        let new = NewConnections::make()?;
+        let options = links.serving.options(identifier);
         let device = kernel_nbd::connect(disk.size(), &new.kernel_ends, &options)?;
-        let largest_request_kb = new.store(&device.name());
-        let link = Arc::new(NbdLink {
-            device,
-            options,
-            disk: Arc::clone(disk),
-            watched: Arc::clone(watched),
-            largest_request_kb,
-            kept: Arc::clone(&links.kept),
-            runtime,
-        });
-        links.add(&link);
-        Ok(link)
+        let largest = new.largest_request_kb();
+        new.serve(&links.serving, &device.name(), watched)?;
+        Ok(links.link(device, options, largest, disk, watched))
     }
 
     /// Gives new connections to a device whose daemon died. The kernel holds the requests of the device back until then, at most for the
@@ -102,16 +93,15 @@ impl NbdLinks {
         disk: &Arc<Disk>,
         watched: &Arc<WatchedDisk>,
         identifier: String,
-        runtime: Handle,
     ) -> Result<Arc<NbdLink>> {
         links.watch()?;
         let device = NbdDevice::adopt(index)?;
-        let mut resumed = 0;
-        for (names, descriptors) in links.kept.connections_of(&device.name()) {
+        let mut resumed = Vec::new();
+        for (name, descriptors) in links.serving.kept.connections_of(&device.name()) {
             match KeptConnection::from_descriptors(descriptors) {
                 Ok(connection) => {
-                    serve(connection, names, watched, runtime.clone())?;
-                    resumed += 1;
+                    resumed.push(largest_request_kb(&connection));
+                    links.serving.serve(connection, name, watched)?;
                 }
                 Err(error) => {
                     tracing::warn!(
@@ -119,28 +109,46 @@ impl NbdLinks {
                         "a connection cannot be resumed: {}",
                         error.report()
                     );
-                    names.remove();
+                    name.remove();
                 }
             }
         }
-        let new = connections(&links.kept, watched, &runtime)?;
-        let largest_request_kb = new.largest_request_kb;
+        let new = match resumed.len() < CONNECTIONS {
+            true => Some(NewConnections::make()?),
+            false => None,
+        };
+        let largest = new.iter().map(NewConnections::largest_request_kb);
+        let largest = largest.chain(resumed);
+        let largest = largest.min().unwrap_or(0); // there is one
+        let options = links.serving.options(identifier);
+        // first: the kernel may notice a dead connection only after it was offered new ones, and then tells the watching thread
+        let link = links.link(device, options, largest, disk, watched);
+        if let Some(new) = new {
+            kernel_nbd::reconfigure(index, &new.kernel_ends, &link.options)?;
+            new.serve(&link.serving, &link.device.name(), watched)?;
+        }
+        Ok(link)
+    }
+
+    /// The link of a connected device. From now on its dead connections are replaced.
+    fn link(
+        &self,
+        device: NbdDevice,
+        options: NbdOptions,
+        largest_request_kb: u64,
+        disk: &Arc<Disk>,
+        watched: &Arc<WatchedDisk>,
+    ) -> Arc<NbdLink> {
         let link = Arc::new(NbdLink {
             device,
-            options: options(identifier),
+            options,
             disk: Arc::clone(disk),
             watched: Arc::clone(watched),
             largest_request_kb,
-            kept: Arc::clone(&links.kept),
-            runtime,
+            serving: self.serving.clone(),
         });
-        // first: the kernel may notice a dead connection only after it was offered new ones, and then tells the watching thread
-        links.add(&link);
-        if resumed < CONNECTIONS {
-            kernel_nbd::reconfigure(index, &new.kernel_ends, &link.options)?;
-            new.store(&link.device.name());
-        }
-        Ok(link)
+        self.add(&link);
+        link
     }
 
     fn add(&self, link: &Arc<NbdLink>) {
@@ -235,10 +243,9 @@ impl NbdLink {
 
     /// Offers the kernel the full number of connections. The kernel uses those it needs to replace dead ones; the others end at once.
     fn reconnect(&self) -> Result<()> {
-        let new = connections(&self.kept, &self.watched, &self.runtime)?;
+        let new = NewConnections::make()?;
         kernel_nbd::reconfigure(self.device.index(), &new.kernel_ends, &self.options)?;
-        new.store(&self.device.name());
-        Ok(())
+        new.serve(&self.serving, &self.device.name(), &self.watched)
     }
 
     /// Sets the read-ahead again if reconnecting has changed it.
@@ -263,71 +270,74 @@ impl NbdLink {
     }
 }
 
-fn options(identifier: String) -> NbdOptions {
-    NbdOptions {
-        timeout: TIMEOUT,
-        dead: DEAD,
-        backend_id: identifier,
-    }
-}
-
-/// Connections that are served, and that the kernel has to be given.
+/// Connections that the kernel has to be given before they are served: only then the name of their device is known, by which they are stored.
 struct NewConnections {
     kernel_ends: Vec<OwnedFd>,
-    new: Vec<NewConnection>,
-    /// Maximum request size in KiB.
-    largest_request_kb: u64,
+    connections: Vec<KeptConnection>,
 }
 
 impl NewConnections {
-    /// Stores the connections, which are those of this device now. Returns the maximum request size in KiB.
-    fn store(self, device: &str) -> u64 {
-        // those that the kernel has not taken end by themselves
-        for new in self.new {
-            new.store(device);
+    fn make() -> Result<Self> {
+        let made: Result<Vec<_>> = (0..CONNECTIONS).map(|_| KeptConnection::new()).collect();
+        let (connections, kernel_ends) = made?.into_iter().unzip();
+        Ok(Self {
+            kernel_ends,
+            connections,
+        })
+    }
+
+    /// Maximum request size in KiB.
+    fn largest_request_kb(&self) -> u64 {
+        let largest = self.connections.iter().map(largest_request_kb).min();
+        largest.unwrap_or(0) // there is one
+    }
+
+    /// Stores the connections, which are those of this device now, and serves them. Those that the kernel has not taken end by themselves.
+    fn serve(self, serving: &Serving, device: &str, disk: &Arc<WatchedDisk>) -> Result<()> {
+        for connection in self.connections {
+            let name = serving.kept.store_connection(device, &connection);
+            serving.serve(connection, name, disk)?;
         }
-        self.largest_request_kb
+        Ok(())
     }
 }
 
-/// Makes connections and starts a serving thread for each.
-fn connections(
-    kept: &KeptDescriptors,
-    disk: &Arc<WatchedDisk>,
-    runtime: &Handle,
-) -> Result<NewConnections> {
-    let (mut kernel_ends, mut new) = (Vec::new(), Vec::new());
-    let mut largest = u32::MAX;
-    for _ in 0..CONNECTIONS {
-        let (connection, kernel_end) = KeptConnection::new()?;
-        largest = largest.min(connection.largest_read());
-        let prepared = kept.prepare(&connection)?;
-        serve(connection, prepared.names.clone(), disk, runtime.clone())?;
-        kernel_ends.push(kernel_end);
-        new.push(prepared);
+impl Serving {
+    fn options(&self, identifier: String) -> NbdOptions {
+        NbdOptions {
+            timeout: match self.kept.is_kept() {
+                true => KEPT_TIMEOUT,
+                false => TIMEOUT,
+            },
+            dead: DEAD,
+            backend_id: identifier,
+        }
     }
-    Ok(NewConnections {
-        kernel_ends,
-        new,
-        largest_request_kb: u64::from(largest / 1024),
-    })
+
+    /// Starts a thread that serves a connection. Its descriptors leave the store when it ends.
+    fn serve(
+        &self,
+        mut connection: KeptConnection,
+        name: StoredName,
+        disk: &Arc<WatchedDisk>,
+    ) -> Result<()> {
+        let control: Arc<dyn ServerPulse> = connection.control();
+        self.servers.add(&control);
+        let disk: Arc<dyn ServedDisk> = Arc::<WatchedDisk>::clone(disk);
+        let runtime = self.runtime.clone();
+        let serve = move || {
+            if let Err(error) = connection.serve(&disk, &runtime) {
+                tracing::debug!(%error, "a connection to the kernel ended");
+            }
+            name.remove();
+        };
+        let name = format!("{SERVES}nbd");
+        let started = thread::Builder::new().name(name).spawn(serve);
+        started.or_kind(Kind::Io, || "starting a thread that serves a device".into())?;
+        Ok(())
+    }
 }
 
-/// Starts a thread that serves a connection. Its descriptors leave the store when it ends.
-fn serve(
-    mut connection: KeptConnection,
-    names: StoredNames,
-    disk: &Arc<WatchedDisk>,
-    runtime: Handle,
-) -> Result<()> {
-    let disk: Arc<dyn ServedDisk> = Arc::<WatchedDisk>::clone(disk);
-    let serve = move || {
-        if let Err(error) = connection.serve(&disk, &runtime) {
-            tracing::debug!(%error, "a connection to the kernel ended");
-        }
-        names.remove();
-    };
-    let started = thread::Builder::new().name("nbd-serve".into()).spawn(serve);
-    started.or_kind(Kind::Io, || "starting a thread that serves a device".into())?;
-    Ok(())
+fn largest_request_kb(connection: &KeptConnection) -> u64 {
+    u64::from(connection.largest_read() / 1024)
 }

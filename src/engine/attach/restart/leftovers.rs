@@ -1,15 +1,22 @@
 //! Cleans up after an engine that died: removes its attachment records, their directories and its kernel devices, unless they are in use.
+//! Kept attachments stay kept.
 
 use std::{
     collections::HashSet,
+    ffi::OsStr,
     path::{Path, PathBuf},
 };
 
 use crate::{
     engine::{
         attach::{
-            devices::Devices, engine::Engine, mount_place, names::mount_source,
-            records::AttachmentRecord, release, types::AttachedLayer,
+            devices::Devices,
+            engine::Engine,
+            mount_place,
+            names::mount_source,
+            records::AttachmentRecord,
+            release::{self, Ending},
+            types::AttachedLayer,
         },
         examine::recording,
     },
@@ -19,27 +26,48 @@ use crate::{
 
 impl Engine {
     /// Removes the records, directories and devices of an engine that died, unless they belong to a mount. Called before anything is
-    /// attached, and after [`Engine::recover`].
-    pub(in crate::engine::attach) fn remove_leftovers(&self) -> Result<()> {
+    /// attached, and after [`Engine::recover`]. `unserved` are nbd devices whose kept connections were ended: no daemon can serve them any
+    /// more.
+    pub(in crate::engine::attach) fn remove_leftovers(
+        &self,
+        unserved: HashSet<PathBuf>,
+    ) -> Result<()> {
         recording::remove_left_over(&self.root)?;
         let mut kept = self.devices.paths();
         let mut alone = self.devices.in_kernel()?;
         alone.retain(|device| !kept.contains(device));
+        // In any mount namespace, or in none (an open descriptor): files written to the upper layer must not be lost.
+        let mounts = info::everywhere()?;
+        let mounted: HashSet<&OsStr> = mounts.iter().map(|it| it.source.as_os_str()).collect();
+        let mut has_unread_records = false;
         for entry in self.records.entries()? {
             if self.live(&entry.id).is_some() {
                 continue;
             }
-            // In any mount namespace, or in none (an open descriptor): files written to the upper layer must not be lost.
-            let is_mounted = info::find_anywhere(&mount_source(&entry.id))?.is_some();
-            let is_used = |record: &AttachmentRecord| is_used(record, &alone);
+            if let Some(version) = entry.unknown_version {
+                tracing::warn!(
+                    id = entry.id,
+                    "the record of an attachment has version {version}, which this program does not read; use the program that made it, or remove its directory"
+                );
+                has_unread_records = true;
+                continue;
+            }
+            let devices = |record: &AttachmentRecord| -> Vec<PathBuf> {
+                let layers = record.attachment.layers.iter();
+                layers.flat_map(AttachedLayer::devices).collect()
+            };
+            let is_mounted = mounted.contains(OsStr::new(&mount_source(&entry.id)));
+            let is_used =
+                |record: &AttachmentRecord| record.was_mounted() && is_used(record, &alone);
             if is_mounted || entry.record.as_ref().is_some_and(is_used) {
                 tracing::warn!(
                     id = entry.id,
                     "an attachment whose daemon has died is in use; `socinbd detach` cleans up"
                 );
-                let layers = entry.record.iter().flat_map(|it| &it.attachment.layers);
-                kept.extend(layers.flat_map(AttachedLayer::devices));
-            } else if let Err(error) = self.records.remove(&entry.id) {
+                kept.extend(entry.record.iter().flat_map(devices));
+                continue;
+            }
+            if let Err(error) = self.records.put_away(&entry.id) {
                 tracing::warn!(
                     id = entry.id,
                     "cannot remove a leftover attachment: {}",
@@ -47,13 +75,18 @@ impl Engine {
                 );
             }
         }
-        self.free_unless(|device| kept.contains(device))?;
+        self.devices.unmap_unless(|device| kept.contains(device))?;
+        // Nothing is opened to find out whether it is used: a device without connections answers after the dead-connection time only, and
+        // without a record it never gets new ones.
+        self.devices.disconnect_unless(|device, _| {
+            kept.contains(device) || (has_unread_records && !unserved.contains(device))
+        })?;
         self.devices
             .free_loops_unless(|device| kept.contains(device))
     }
 
     /// Removes an attachment of an engine that died. `Busy` while it is in use.
-    pub(crate) fn remove_dead(&self, record: &AttachmentRecord) -> Result<()> {
+    pub(crate) fn remove_dead(&self, record: &AttachmentRecord, ending: Ending) -> Result<()> {
         let attachment = &record.attachment;
         if let Some(what) = self.part_in_use(record)? {
             let who = mount_place::who_uses(&attachment.id, record.mount_device);
@@ -69,8 +102,11 @@ impl Engine {
         let theirs = attachment.layers.iter();
         let theirs: HashSet<PathBuf> = theirs.flat_map(AttachedLayer::devices).collect();
         let live = self.devices.paths();
-        self.free_unless(|device| live.contains(device) || !theirs.contains(device))?;
-        self.records.remove(&attachment.id)
+        let kept = |device: &Path| live.contains(device) || !theirs.contains(device);
+        self.devices.unmap_unless(kept)?;
+        self.devices
+            .disconnect_unless(|device, name| kept(device) || blockdev::is_used(name))?;
+        self.end_record(&attachment.id, ending)
     }
 
     /// The part of a dead attachment that is in use: its mount, or a device that no other attachment uses.
@@ -89,22 +125,6 @@ impl Engine {
         let mut own = self.devices.in_kernel()?;
         own.retain(|device| !others.contains(device));
         Ok(release::wait_until_idle(|| in_use(record, &own)))
-    }
-
-    /// Releases the mapped devices and nbd devices of engines with this root, except devices that `kept` selects and devices in use.
-    fn free_unless(&self, kept: impl Fn(&Path) -> bool) -> Result<()> {
-        self.devices.unmap_unless(&kept)?;
-        let prefix = self.devices.identifier_prefix();
-        for device in kernel_nbd::connected()? {
-            let name = format!("nbd{}", device.index);
-            let ours = device.backend_id.is_some_and(|id| id.starts_with(&prefix));
-            if !ours || kept(&Path::new("/dev").join(&name)) || blockdev::is_used(&name) {
-                continue;
-            }
-            tracing::info!(device = device.index, "disconnecting a leftover nbd device");
-            kernel_nbd::disconnect(device.index)?;
-        }
-        Ok(())
     }
 }
 
@@ -136,7 +156,21 @@ impl Devices {
             let path = PathBuf::from(format!("/dev/loop{}", device.index));
             if device.name.starts_with(&self.identifier_prefix()) && !kept(&path) {
                 tracing::info!(device = device.index, "detaching a leftover loop device");
-                loopdev::detach(device.index)?;
+                loopdev::detach(device.index, &device.name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Disconnects the nbd devices of engines with this root, except those whose path and name `kept` selects.
+    fn disconnect_unless(&self, kept: impl Fn(&Path, &str) -> bool) -> Result<()> {
+        let prefix = self.identifier_prefix();
+        for device in kernel_nbd::connected()? {
+            let name = format!("nbd{}", device.index);
+            let is_ours = device.backend_id.is_some_and(|id| id.starts_with(&prefix));
+            if is_ours && !kept(&Path::new("/dev").join(&name), &name) {
+                tracing::info!(device = device.index, "disconnecting a leftover nbd device");
+                kernel_nbd::disconnect(device.index)?;
             }
         }
         Ok(())

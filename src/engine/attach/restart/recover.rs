@@ -3,7 +3,11 @@
 //!
 //! What the kernel has is what counts: an attachment that is mounted nowhere, and whose devices nobody uses, is left to `leftovers`.
 
-use std::{os::fd::OwnedFd, sync::Arc};
+use std::{
+    os::fd::OwnedFd,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::sync::watch;
 
@@ -24,13 +28,20 @@ use crate::{
 impl Engine {
     /// Takes over what can be taken over. What cannot is logged with the reason, and stays dead. Blocks.
     pub(in crate::engine::attach) fn recover(&self) -> Result<()> {
-        let mut found = Vec::new();
-        for entry in self.records.entries()? {
-            if let Some(record) = entry.record.filter(|record| self.records.has(record)) {
-                let mount = info::open_anywhere(&mount_source(&entry.id))?;
-                found.push((record, mount));
-            }
-        }
+        // What was not mounted yet is left to `leftovers`: to open its devices could wait for a thread of the dead daemon.
+        let is_ours = |record: &AttachmentRecord| record.was_mounted() && self.records.has(record);
+        let entries = self.records.entries()?.into_iter();
+        let records: Vec<_> = entries
+            .filter_map(|entry| entry.record.filter(is_ours))
+            .collect();
+        let source = |record: &AttachmentRecord| mount_source(&record.attachment.id);
+        let sources: Vec<_> = records.iter().map(source).collect();
+        let mut mounts = info::open_anywhere(&sources)?;
+        let found: Vec<_> = records
+            .into_iter()
+            .zip(sources)
+            .map(|(record, source)| (record, mounts.remove(&source)))
+            .collect();
         let mut alone = self.devices.in_kernel()?;
         for (record, _) in found.iter().filter(|(_, mount)| mount.is_some()) {
             for device in record
@@ -50,9 +61,9 @@ impl Engine {
                 record.attachment.id.clone(),
                 record.attachment.reference.clone(),
             );
-            match self.take_over(record, mount) {
+            match self.take_attachment_over(record, mount) {
                 Ok(()) => {
-                    tracing::info!(id, %reference, "its daemon has died; this one serves it");
+                    tracing::info!(id, %reference, "the daemon before has ended; this one serves the attachment");
                 }
                 Err(error) => tracing::error!(
                     id,
@@ -65,7 +76,7 @@ impl Engine {
         Ok(())
     }
 
-    fn take_over(&self, record: AttachmentRecord, mount: Option<OwnedFd>) -> Result<()> {
+    fn take_attachment_over(&self, record: AttachmentRecord, mount: Option<OwnedFd>) -> Result<()> {
         let Some(mount_device) = record.mount_device else {
             return Err(Error::new(Kind::NotFound, "it was not mounted yet"));
         };
@@ -74,7 +85,10 @@ impl Engine {
             .layers
             .iter()
             .map(|layer| {
-                let disk = self.disks.store().stored(&layer.digest, &layer.table)?;
+                let disk = self
+                    .disks
+                    .store()
+                    .stored_after_restart(&layer.digest, &layer.table)?;
                 let disk = disk.ok_or_else(|| {
                     let context = format!("the disk of layer {} is gone", layer.digest);
                     Error::new(Kind::NotFound, context)
@@ -85,6 +99,8 @@ impl Engine {
         self.disks
             .store()
             .belong_together(devices.iter().map(|device| device.disk()));
+        let disks = devices.iter().map(|device| Arc::clone(device.disk()));
+        self.disks.store().fill(disks, attachment.fill);
         let live = LiveAttachment {
             mount_device,
             watch: mount.as_ref().and_then(|mount| self.watch(mount)),
@@ -93,7 +109,12 @@ impl Engine {
                 has_ended: false,
             }),
             devices,
+            // it was kept before, or never will be
+            keep: None,
             attachment,
+            began: Instant::now(),
+            mounted_after: Duration::ZERO,
+            _first_read: None,
         };
         let id = live.attachment.id.clone();
         self.table().live.insert(id, Arc::new(live));

@@ -16,7 +16,7 @@ use rustix::{
 };
 
 use super::layer_tree::{DirectoryAttributes, LayerNode, LayerNodeKind, LayerTree};
-use crate::layer::StackingFacts;
+use crate::{buffer::Buffer, layer::StackingFacts};
 
 /// The tree of a mounted layer.
 pub(in crate::engine) struct MountedLayer<'a> {
@@ -111,14 +111,16 @@ fn text_of(fd: &OwnedFd) -> io::Result<Vec<u8>> {
 /// The xattrs of the node of an O_PATH descriptor, read through /proc (fgetxattr refuses such descriptors).
 fn xattrs(fd: &OwnedFd) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
     let path = PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()));
-    let mut names = vec![0; 64 * 1024]; // XATTR_LIST_MAX
-    let length = rustix::fs::listxattr(&path, &mut names[..])?;
-    let mut value = vec![0; 64 * 1024]; // XATTR_SIZE_MAX
+    let mut names = Buffer::lend();
+    let names = names.of_length(64 << 10); // XATTR_LIST_MAX
+    let length = rustix::fs::listxattr(&path, &mut *names)?;
+    let mut value = Buffer::lend();
     names[..length]
         .split(|&byte| byte == 0)
         .filter(|name| !name.is_empty())
         .map(|name| {
-            let length = rustix::fs::getxattr(&path, name, &mut value[..])?;
+            let value = value.of_length(64 << 10); // XATTR_SIZE_MAX
+            let length = rustix::fs::getxattr(&path, name, &mut *value)?;
             Ok((name.to_vec(), value[..length].to_vec()))
         })
         .collect()

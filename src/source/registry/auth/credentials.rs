@@ -1,25 +1,24 @@
-//! Credentials, from Docker's `config.json`, Podman's `auth.json` and the helpers that these name.
+//! Credentials, from pulls through the CRI image service, the kubelet's credential plugins, Docker's `config.json`, Podman's `auth.json` and the helpers that these name.
 //!
-//! They are read for each token: `docker login` and short-lived passwords take effect without a restart.
+//! They are looked up for each token: `docker login` and short-lived passwords take effect without a restart.
 
-use std::{
-    path::{Path, PathBuf},
-    process::Stdio,
-    time::Duration,
+use std::{path::Path, time::Duration};
+
+use tokio::io::AsyncReadExt as _;
+
+use super::{
+    answer::AnswerNumber,
+    docker_config::{Config, Credentials, is_host},
+    plugins, pull_credentials,
 };
-
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-
-use super::docker_config::{Config, Credentials};
 use crate::{
     error::{Error, Kind, Result, ResultExt as _},
     oci::reference::DOCKER_HUB,
-    open_files,
+    program::{self, Program},
     source::Access,
 };
 
 const MAX_FILE: u64 = 4 << 20;
-const MAX_HELPER_OUTPUT: u64 = 64 << 10;
 const HELPER_TIME: Duration = Duration::from_secs(30);
 /// How Docker names Docker Hub in its file, for historical reasons.
 const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
@@ -27,19 +26,25 @@ const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
 const TOKEN_USER: &str = "<token>";
 
 /// Credentials, and where they were found.
-pub(crate) struct Found {
-    pub(crate) credentials: Credentials,
-    /// A file or a helper, for errors.
-    pub(crate) place: String,
+pub(super) struct Found {
+    pub(super) credentials: Credentials,
+    /// A file, a helper or a plugin, for errors.
+    pub(super) place: String,
+    /// The number of a plugin's answer, or of the credentials of a pull.
+    pub(super) answer: Option<AnswerNumber>,
+    /// Whether the answer was kept from an earlier lookup.
+    pub(super) is_kept: bool,
+    /// Whether they are those of a pull. If they are refused, there may be others.
+    pub(super) is_of_pull: bool,
 }
 
 /// The result of a search for credentials.
 #[derive(Default)]
-pub(crate) struct Lookup {
+pub(super) struct Lookup {
     /// `None` if there are no credentials: then the registry is accessed anonymously.
-    pub(crate) found: Option<Found>,
-    /// Why a helper that should have them gave no answer: for the error, if the registry then refuses.
-    pub(crate) trouble: Option<String>,
+    pub(super) found: Option<Found>,
+    /// Why a helper or plugin that should have them gave no answer: for the error, if the registry then refuses.
+    pub(super) trouble: Option<Error>,
 }
 
 #[derive(serde::Deserialize)]
@@ -50,10 +55,42 @@ struct HelperAnswer {
     secret: String,
 }
 
-/// The credentials for a repository. A helper that is not installed or fails is logged; as with Docker, this is not an error yet, because
-/// the image may be public.
-pub(crate) async fn find(access: &Access, host: &str, repository: &str) -> Result<Lookup> {
+/// The credentials for a repository. A helper or plugin that is not installed or fails is logged; as with Docker, this is not an error yet,
+/// because the image may be public. `refused`: an answer that is not used any more.
+pub(super) async fn find(
+    access: &Access,
+    host: &str,
+    repository: &str,
+    refused: Option<AnswerNumber>,
+) -> Result<Lookup> {
     let mut lookup = Lookup::default();
+    if access.pull_credentials
+        && let Some((credentials, number)) = pull_credentials::find(host, repository, refused)
+    {
+        lookup.found = Some(Found {
+            credentials,
+            place: "a pull by the CRI image service".to_owned(),
+            answer: Some(number),
+            is_kept: true,
+            is_of_pull: true,
+        });
+        return Ok(lookup);
+    }
+    match plugins::find(access, host, repository, refused).await {
+        Ok(Some(found)) => {
+            lookup.found = Some(Found {
+                credentials: found.credentials,
+                place: found.place,
+                answer: Some(found.answer),
+                is_kept: !found.is_new,
+                is_of_pull: false,
+            });
+            return Ok(lookup);
+        }
+        Ok(None) => {}
+        Err(error) if error.kind() == Kind::InvalidArgument => return Err(error),
+        Err(error) => lookup.fails(host, error),
+    }
     for path in [&access.docker_config, &access.podman_auth]
         .into_iter()
         .flatten()
@@ -61,8 +98,7 @@ pub(crate) async fn find(access: &Access, host: &str, repository: &str) -> Resul
         let Some(config) = read(path).await? else {
             continue;
         };
-        lookup.found =
-            find_in(&config, path, access, host, repository, &mut lookup.trouble).await?;
+        lookup.found = find_in(&config, path, access, host, repository, &mut lookup).await?;
         if lookup.found.is_some() {
             break;
         }
@@ -70,11 +106,35 @@ pub(crate) async fn find(access: &Access, host: &str, repository: &str) -> Resul
     Ok(lookup)
 }
 
+impl Lookup {
+    fn fails(&mut self, host: &str, error: Error) {
+        tracing::warn!(
+            "{host}: no credentials from a helper or plugin: {}",
+            error.report()
+        );
+        self.trouble = Some(error);
+    }
+}
+
+impl Found {
+    fn new(credentials: Credentials, place: String) -> Self {
+        Self {
+            credentials,
+            place,
+            answer: None,
+            is_kept: false,
+            is_of_pull: false,
+        }
+    }
+}
+
 /// The places where credentials are looked for.
 pub(super) fn places(access: &Access) -> String {
+    let plugins = access.credential_plugins.as_ref();
     let places: Vec<String> = [&access.docker_config, &access.podman_auth]
         .into_iter()
         .flatten()
+        .chain(plugins.map(|plugins| &plugins.config))
         .map(|path| path.display().to_string())
         .collect();
     match places.is_empty() {
@@ -121,7 +181,7 @@ async fn find_in(
     access: &Access,
     host: &str,
     repository: &str,
-    trouble: &mut Option<String>,
+    lookup: &mut Lookup,
 ) -> Result<Option<Found>> {
     let key = match host {
         DOCKER_HUB => DOCKER_HUB_KEY,
@@ -138,15 +198,9 @@ async fn find_in(
         match ask_helper(&name, key, access, HELPER_TIME).await {
             Ok(None) if special.is_none() => {}
             Ok(answer) => {
-                return Ok(answer.map(|credentials| Found {
-                    credentials,
-                    place: name,
-                }));
+                return Ok(answer.map(|credentials| Found::new(credentials, name)));
             }
-            Err(error) => {
-                tracing::warn!("{host}: no credentials from a helper: {}", error.report());
-                *trouble = Some(error.report());
-            }
+            Err(error) => lookup.fails(host, error),
         }
     }
     let Some(name) = best_match(config, host, repository) else {
@@ -158,10 +212,8 @@ async fn find_in(
             format!("{}: {name}: {why}", path.display()),
         )
     })?;
-    Ok(credentials.map(|credentials| Found {
-        credentials,
-        place: path.display().to_string(),
-    }))
+    let place = path.display().to_string();
+    Ok(credentials.map(|credentials| Found::new(credentials, place)))
 }
 
 /// The entry for this repository: the longest prefix of `host/repository` (Podman's namespaces), then the host in Docker's forms.
@@ -178,18 +230,6 @@ fn best_match<'a>(config: &'a Config, host: &str, repository: &str) -> Option<&'
         }
     }
     config.names().find(|name| is_host(name, host))
-}
-
-/// Whether a key of the file names this host: `host`, `https://host`, `https://host/v1/`.
-fn is_host(key: &str, host: &str) -> bool {
-    let bare = key
-        .strip_prefix("https://")
-        .or_else(|| key.strip_prefix("http://"));
-    let name = match bare {
-        Some(bare) => bare.split('/').next().unwrap_or(bare),
-        None => key,
-    };
-    name == host || host == DOCKER_HUB && matches!(name, "index.docker.io" | "registry-1.docker.io")
 }
 
 /// The program of a helper.
@@ -214,67 +254,45 @@ async fn ask_helper(
     access: &Access,
     limit: Duration,
 ) -> Result<Option<Credentials>> {
-    match tokio::time::timeout(limit, run_helper(name, server, access)).await {
-        Ok(answer) => answer,
-        Err(_) => Err(Error::new(
+    let not_there = || {
+        Error::new(
             Kind::Unauthorized,
-            format!("{name} did not answer within {} s", limit.as_secs_f64()),
-        )),
-    }
-}
-
-async fn run_helper(name: &str, server: &str, access: &Access) -> Result<Option<Credentials>> {
-    let failed = || format!("{name} get");
-    let mut command = tokio::process::Command::new(program(name, access));
-    command
-        .arg("get")
-        .env_clear()
-        .envs(&access.helper_environment)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .kill_on_drop(true);
-    let mut child = match command.spawn() {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return Err(Error::new(
-                Kind::Unauthorized,
-                format!("{name} is not in PATH, but the credentials file names it: install it"),
-            ));
-        }
-        child => child.or_kind(Kind::Io, failed)?,
+            format!("{name} is not in PATH, but the credentials file names it: install it"),
+        )
     };
-    // it waits for its input until then
-    open_files::give_back_to(child.id());
-    if let Some(mut stdin) = child.stdin.take() {
-        // a helper that does not read its input reports this in its status
-        let _ = stdin.write_all(server.as_bytes()).await;
-    }
-    let mut output = Vec::new();
-    if let Some(stdout) = child.stdout.take() {
-        stdout
-            .take(MAX_HELPER_OUTPUT)
-            .read_to_end(&mut output)
-            .await
-            .or_kind(Kind::Io, failed)?;
-    }
-    let status = child.wait().await.or_kind(Kind::Io, failed)?;
-    if !status.success() {
+    let path = access.helper_environment.get("PATH");
+    let path = program::in_path(name, path.map(String::as_str)).ok_or_else(not_there)?;
+    let program = Program {
+        name,
+        path: &path,
+        arguments: &["get".to_owned()],
+        environment: &access.helper_environment,
+        input: server.as_bytes(),
+    };
+    let exited = program.run(limit).await;
+    let exited = exited.map_err(|error| match error.kind() {
+        Kind::NotFound => not_there(),
+        _ => error,
+    })?;
+    if !exited.status.success() {
         // the only way of the protocol to report "none": this text on standard output
-        let text = String::from_utf8_lossy(&output);
+        let text = String::from_utf8_lossy(&exited.output);
         if text.contains("credentials not found") {
             return Ok(None);
         }
         return Err(Error::new(
-            Kind::Unauthorized,
+            Kind::Unavailable,
             format!(
-                "{name} get failed ({status}): to see why, run it with {server:?} on its standard input"
+                "{name} get failed ({}){}: to see why, run it with {server:?} on its standard input",
+                exited.status,
+                exited.words(&[])
             ),
         ));
     }
-    let answer: HelperAnswer = serde_json::from_slice(&output).map_err(|_| {
+    let answer: HelperAnswer = serde_json::from_slice(&exited.output).map_err(|_| {
         // the answer is secret, and is not quoted
         Error::new(
-            Kind::Unauthorized,
+            Kind::Unavailable,
             format!("{name} get: the answer is not JSON"),
         )
     })?;
@@ -285,16 +303,6 @@ async fn run_helper(name: &str, server: &str, access: &Access) -> Result<Option<
             password: answer.secret,
         },
     }))
-}
-
-/// The helper in the `PATH` of the request, not in that of this process.
-fn program(name: &str, access: &Access) -> PathBuf {
-    let path = access.helper_environment.get("PATH");
-    std::env::split_paths(path.map_or("/usr/local/bin:/usr/bin:/bin", String::as_str))
-        .map(|folder| folder.join(name))
-        .find(|file| file.is_file())
-        // not found: the start fails with an error that says so
-        .unwrap_or_else(|| Path::new("/nonexistent").join(name))
 }
 
 #[cfg(test)]
@@ -356,7 +364,7 @@ mod tests {
         let Err(error) = ask_helper("docker-credential-slow", "a.b", &access, limit).await else {
             panic!("it answered");
         };
-        assert_eq!(error.kind(), Kind::Unauthorized);
+        assert_eq!(error.kind(), Kind::Unavailable);
         assert!(
             error.report().contains("did not answer within"),
             "{error:?}"

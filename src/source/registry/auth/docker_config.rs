@@ -7,7 +7,10 @@ use base64::Engine as _;
 use serde::Deserialize as _;
 use serde_json::{Map, Value};
 
+use crate::oci::reference::DOCKER_HUB;
+
 /// The credentials for a registry or its token service. There is no `Debug`: they must not reach a log.
+#[derive(Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) enum Credentials {
     /// Name and password.
     Password { user: String, password: String },
@@ -105,8 +108,20 @@ impl Config {
     }
 }
 
+/// Whether a key of the file names this host: `host`, `https://host`, `https://host/v1/`.
+pub(super) fn is_host(key: &str, host: &str) -> bool {
+    let bare = key
+        .strip_prefix("https://")
+        .or_else(|| key.strip_prefix("http://"));
+    let name = match bare {
+        Some(bare) => bare.split('/').next().unwrap_or(bare),
+        None => key,
+    };
+    name == host || host == DOCKER_HUB && matches!(name, "index.docker.io" | "registry-1.docker.io")
+}
+
 /// Name and password of an `auth`.
-fn decode(auth: &str) -> Result<Credentials, &'static str> {
+pub(super) fn decode(auth: &str) -> Result<Credentials, &'static str> {
     let letters: String = auth
         .trim()
         .chars()

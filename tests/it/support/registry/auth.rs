@@ -3,9 +3,10 @@
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
+use base64::Engine as _;
 use hyper::{Method, Response, header};
 use serde_json::json;
 
@@ -28,6 +29,12 @@ pub enum Auth {
         /// The password.
         password: String,
     },
+    /// As Amazon's registry: name and password with each request, and the password lasts for a short time. The password says when it was
+    /// made: [`DATED_PASSWORD`].
+    Dated {
+        /// How long a password lasts. Then it is refused with 403.
+        lifetime: Duration,
+    },
     /// A token of the token service.
     Bearer {
         /// Who gets a token: name and password, or everybody.
@@ -45,6 +52,7 @@ impl State {
         match &self.auth {
             Auth::Open => true,
             Auth::Basic { user, password } => shown == basic(user, password),
+            Auth::Dated { lifetime } => age(shown).is_some_and(|age| age < *lifetime),
             Auth::Bearer { .. } => shown
                 .strip_prefix("Bearer ")
                 .and_then(|token| self.tokens.get(token))
@@ -61,7 +69,13 @@ impl State {
             return None;
         }
         let challenge = match &self.auth {
-            Auth::Open | Auth::Basic { .. } => "Basic realm=\"tests\"".to_owned(),
+            Auth::Dated { .. } if age(asked.authorization.as_deref().unwrap_or("")).is_some() => {
+                let why = "Your authorization token has expired. Reauthenticate and try again.";
+                return Some(refusal(403, "DENIED", why));
+            }
+            Auth::Open | Auth::Basic { .. } | Auth::Dated { .. } => {
+                "Basic realm=\"tests\"".to_owned()
+            }
             Auth::Bearer { .. } => format!(
                 "Bearer realm=\"http://{address}/token\",service=\"tests\",scope=\"repository:{}:pull\"",
                 asked.repository
@@ -107,6 +121,18 @@ impl State {
         let answer = json!({ "token": token, "expires_in": lifetime.as_secs().max(1) });
         whole(200, "application/json", &answer.to_string())
     }
+}
+
+/// A program for a shell that prints a password of [`Auth::Dated`].
+pub const DATED_PASSWORD: &str = "echo made-at-$(date +%s%3N)";
+
+/// The age of a password of [`Auth::Dated`].
+fn age(shown: &str) -> Option<Duration> {
+    let text = base64::engine::general_purpose::STANDARD.decode(shown.strip_prefix("Basic ")?);
+    let text = String::from_utf8(text.ok()?).ok()?;
+    let made = text.strip_prefix("AWS:made-at-")?.parse().ok()?;
+    let made = SystemTime::UNIX_EPOCH + Duration::from_millis(made);
+    Some(made.elapsed().unwrap_or_default())
 }
 
 pub(super) fn basic(user: &str, password: &str) -> String {

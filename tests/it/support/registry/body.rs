@@ -13,7 +13,7 @@ use hyper::{Method, Response, body::Frame, header};
 
 use super::{
     Fault, Shared,
-    reply::{Body, empty, internal, redirect, refusal, unsatisfiable},
+    reply::{Body, empty, internal, redirect, refusal, unsatisfiable, whole},
     request::Asked,
     store::Data,
 };
@@ -95,7 +95,9 @@ impl Shared {
                 let status = state
                     .redirects
                     .map_or(403, |redirects| redirects.expired_status);
-                return refusal(status, "EXPIRED", "the signature has expired");
+                // as Amazon's storage
+                let body = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>";
+                return whole(status, "application/xml", body);
             }
         }
         match self.find_blob(asked) {

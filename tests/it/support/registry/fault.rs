@@ -27,6 +27,10 @@ pub enum Times {
     Next(u64),
     /// Until [`Registry::heal`].
     UntilHealed,
+    /// One request, after so many others that match.
+    After(u64),
+    /// All requests after so many others that match, until [`Registry::heal`].
+    AllAfter(u64),
 }
 
 /// What goes wrong.
@@ -133,6 +137,29 @@ impl Fault {
         Self::Status {
             code,
             retry_after: None,
+        }
+    }
+}
+
+impl Times {
+    /// Whether a request that matches is hit. It is counted.
+    pub(super) fn hits(&mut self) -> bool {
+        match self {
+            Self::Next(0) => false,
+            Self::Next(left) => {
+                *left -= 1;
+                true
+            }
+            Self::UntilHealed => true,
+            Self::After(0) => {
+                *self = Self::Next(0);
+                true
+            }
+            Self::AllAfter(0) => true,
+            Self::After(before) | Self::AllAfter(before) => {
+                *before -= 1;
+                false
+            }
         }
     }
 }

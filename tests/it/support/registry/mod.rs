@@ -39,6 +39,8 @@ mod serve;
 mod store;
 
 pub use auth::Auth;
+#[allow(unused_imports, reason = "each user of this file uses a part of it")]
+pub use auth::DATED_PASSWORD;
 pub use counters::{Counters, Entry, Kind};
 pub use fault::{Fault, On, Times};
 #[allow(unused_imports, reason = "each user of this file uses a part of it")]
@@ -95,6 +97,8 @@ struct State {
     link: Link,
     link_free_at: Option<Instant>,
     counters: Counters,
+    connections: u64,
+    most_connections: u64,
     next_number: u64,
 }
 
@@ -340,6 +344,11 @@ impl Registry {
     /// Forgets what was asked and sent so far.
     pub fn reset_counters(&self) {
         self.state().counters.log.clear();
+    }
+
+    /// The largest number of connections at one time so far.
+    pub fn most_connections(&self) -> u64 {
+        self.state().most_connections
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -9,7 +9,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 
 use super::{
-    Entry, Fault, Kind, On, Shared, State, Times,
+    Entry, Fault, Kind, On, Shared, State,
     reply::{Body, full, internal, redirect, refusal, whole},
     request::Asked,
     store::Data,
@@ -22,6 +22,11 @@ pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>, cdn: bool)
         };
         let _ = stream.set_nodelay(true);
         let shared = Arc::clone(&shared);
+        {
+            let mut state = shared.state();
+            state.connections += 1;
+            state.most_connections = state.most_connections.max(state.connections);
+        }
         tokio::spawn(async move {
             let round_trip = shared.state().link.round_trip;
             super::wait_until(Instant::now() + round_trip).await;
@@ -29,6 +34,7 @@ pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>, cdn: bool)
             let _ = hyper::server::conn::http1::Builder::new()
                 .serve_connection(TokioIo::new(stream), service)
                 .await; // clients that go away are no news here
+            shared.state().connections -= 1;
         });
     }
 }
@@ -174,18 +180,15 @@ impl State {
         let redirected = self.redirects.is_some();
         let data = asked.kind == Kind::Cdn || asked.kind == Kind::Blob && !redirected;
         let allowed = asked.kind == Kind::Cdn || self.is_authorized(asked);
-        let rule = self.rules.iter_mut().find(|rule| {
-            rule.times != Times::Next(0)
-                && match rule.on {
-                    On::Any => true,
-                    On::Kind(kind) => kind == asked.kind,
-                    On::Data => data && allowed,
-                    On::DataOf(digest) => data && allowed && asked.digest == Some(digest),
-                }
+        let rule = self.rules.iter_mut().find_map(|rule| {
+            let matches = match rule.on {
+                On::Any => true,
+                On::Kind(kind) => kind == asked.kind,
+                On::Data => data && allowed,
+                On::DataOf(digest) => data && allowed && asked.digest == Some(digest),
+            };
+            (matches && rule.times.hits()).then_some(rule)
         })?;
-        if let Times::Next(left) = &mut rule.times {
-            *left -= 1;
-        }
         Some(rule.fault.clone())
     }
 }

@@ -1,0 +1,268 @@
+//! The plan of an installation: all files with their contents, before anything is written.
+
+use std::path::{Path, PathBuf};
+
+use toml_edit::DocumentMut;
+
+use super::{
+    containerd::{self, Snapshotter, UNITS, Version, Wanted},
+    record::{Changed, RECORD, Record},
+    root::Root,
+    steps::{Report, Step},
+};
+use crate::{
+    cli::{GlobalArgs, absolute},
+    error::{Error, Kind, Result, ResultExt as _},
+    kernel::mount::idmap,
+};
+
+/// The unit of the package.
+const UNIT: &str = include_str!("../../../scripts/systemd/socinbd.service");
+/// The command line of the packaged unit.
+const PACKAGED: &str = "/usr/bin/socinbd";
+const COPIED: &str = "/usr/local/bin/socinbd";
+
+/// All files of an installation.
+pub(super) struct Plan {
+    /// In the order in which they are written: containerd's configuration is the last.
+    files: Vec<Changed>,
+    /// The program that is running, and where it is copied to.
+    program: Option<(PathBuf, PathBuf)>,
+    pub(super) warnings: Vec<String>,
+    /// The socket of the snapshotter.
+    pub(super) socket: String,
+    /// The socket of containerd.
+    pub(super) address: String,
+}
+
+impl Plan {
+    pub(super) fn new(
+        global: &GlobalArgs,
+        root: &Root,
+        old: Option<&Record>,
+        version: Version,
+        config: &Path,
+        replaces: bool,
+    ) -> Result<Self> {
+        let read = |path: &Path| {
+            let now = root.read(path)?;
+            old.map_or(Ok(now.clone()), |old| old.without(path, now))
+        };
+        let (state, run_dir) = (absolute(&global.root)?, absolute(&global.run_dir)?);
+        let snapshotter = Snapshotter {
+            socket: run_dir.join("snapshotter.sock").display().to_string(),
+            root: state.display().to_string(),
+            replaces,
+            maps_owners: root.is_host() && idmap::is_possible(&state),
+        };
+        let wanted = containerd::wanted(root, &read, config, version, &snapshotter)?;
+        let own = std::env::current_exe().or_kind(Kind::Io, || "finding this program".into())?;
+        let (program, copied) = match root.is_host() {
+            true => (own, None),
+            false if root.exists(Path::new(PACKAGED)) => (PACKAGED.into(), None),
+            false => (COPIED.into(), Some((own, COPIED.into()))),
+        };
+        let mut line = in_unit(&program)?;
+        for (option, path, usual) in [
+            ("--root", &state, "/var/lib/socinbd"),
+            ("--run-dir", &run_dir, "/run/socinbd"),
+        ] {
+            if path != Path::new(usual) {
+                line = format!("{line} {option} {}", in_unit(path)?);
+            }
+        }
+        let mut files = units(&line, &in_unit(&state)?, &read, root)?;
+        files.extend(configured(&wanted, &read)?);
+        Ok(Self {
+            files,
+            program: copied,
+            warnings: wanted.warnings,
+            socket: snapshotter.socket,
+            address: wanted.address,
+        })
+    }
+
+    /// Where the program is to be copied to, if it is not there yet.
+    pub(super) fn copied_program(&self, root: &Root) -> Option<PathBuf> {
+        let (own, copy) = self.program.as_ref()?;
+        (!root.has_copy(copy, own)).then(|| copy.clone())
+    }
+
+    /// The steps from what is there to what is planned.
+    pub(super) fn steps(&self, root: &Root, old: Option<&Record>) -> Result<Vec<Step>> {
+        let mut steps = Vec::new();
+        // what an earlier installation has written, and this one does not
+        for changed in old.iter().flat_map(|old| &old.files) {
+            if self.files.iter().all(|file| file.path != changed.path) {
+                let now = root.read(&changed.path)?;
+                let wanted = old.map_or(Ok(None), |old| old.without(&changed.path, now.clone()))?;
+                let path = changed.path.clone();
+                steps.push(Step { path, now, wanted });
+            }
+        }
+        for file in &self.files {
+            steps.push(Step {
+                path: file.path.clone(),
+                now: root.read(&file.path)?,
+                wanted: Some(file.after.clone()),
+            });
+        }
+        steps.retain(Step::is_change);
+        Ok(steps)
+    }
+
+    /// Writes the record first, so that an installation that is cut short can be taken back, and then the files.
+    pub(super) fn write(&self, root: &Root, old: Option<&Record>, report: &Report) -> Result<()> {
+        let mut record = Record::new();
+        record.files.clone_from(&self.files);
+        record.containerd.clone_from(&self.address);
+        record.program = self.program.as_ref().map(|(_, copy)| copy.clone());
+        record.directories = old.map_or(Vec::new(), |old| old.directories.clone());
+        let paths = report.files.iter().map(|step| step.path.as_path());
+        for path in paths
+            .chain(record.program.as_deref())
+            .chain([Path::new(RECORD)])
+        {
+            record.directories.extend(root.make_parents(path)?);
+        }
+        if old != Some(&record) {
+            record.write(root, Path::new(RECORD))?;
+        }
+        if let Some((own, copy)) = &self.program
+            && report.program.is_some()
+        {
+            root.copy(own, copy)?;
+        }
+        report.files.iter().try_for_each(|step| step.run(root))
+    }
+
+    /// Restores the files and the record as they were before [`Self::write`].
+    pub(super) fn take_back(
+        &self,
+        root: &Root,
+        old: Option<&Record>,
+        steps: &[Step],
+    ) -> Result<()> {
+        for step in steps.iter().rev() {
+            step.back().run(root)?;
+        }
+        match old {
+            Some(old) => old.write(root, Path::new(RECORD)),
+            None => root.remove(Path::new(RECORD)),
+        }
+    }
+}
+
+/// The units of systemd.
+fn units(
+    line: &str,
+    state: &str,
+    read: &dyn Fn(&Path) -> Result<Option<String>>,
+    root: &Root,
+) -> Result<Vec<Changed>> {
+    let file = |path: &str, after: String| -> Result<Changed> {
+        Ok(Changed {
+            path: path.into(),
+            before: read(Path::new(path))?,
+            after,
+            settings: Vec::new(),
+        })
+    };
+    let mut is_packaged = false;
+    for folder in UNITS {
+        let path = Path::new(folder).join("socinbd.service");
+        // without that of an earlier installation
+        is_packaged |= root.exists(&path) && read(&path)?.is_some();
+    }
+    let of_daemon = match is_packaged {
+        true => file(
+            "/etc/systemd/system/socinbd.service.d/containerd.conf",
+            format!(
+                "# Written by `socinbd install`: the daemon is the snapshotter of containerd.\n[Service]\n\
+                ExecStart=\nExecStart={line} snapshotter\nExecReload=\nExecReload={line} config reload\n"
+            ),
+        )?,
+        false => file("/etc/systemd/system/socinbd.service", own_unit(line, state))?,
+    };
+    let of_containerd = file(
+        "/etc/systemd/system/containerd.service.d/socinbd.conf",
+        "# Written by `socinbd install`: containerd asks its snapshotters once, when it starts.\n[Unit]\n\
+        Wants=socinbd.service\nAfter=socinbd.service\n"
+            .to_owned(),
+    )?;
+    Ok(vec![of_daemon, of_containerd])
+}
+
+/// The packaged unit, for a program that is not from a package.
+fn own_unit(line: &str, state: &str) -> String {
+    let unit = UNIT
+        .replace(
+            &format!("ExecStart={PACKAGED} daemon"),
+            &format!("ExecStart={line} snapshotter"),
+        )
+        .replace(
+            &format!("ExecReload={PACKAGED} "),
+            &format!("ExecReload={line} "),
+        )
+        .replace(
+            "RequiresMountsFor=/var/lib/socinbd",
+            &format!("RequiresMountsFor={state}"),
+        )
+        .replace("Also=socinbd.socket\n", "");
+    format!("# Written by `socinbd install`.\n{unit}")
+}
+
+/// containerd's configuration with the settings; nothing if it has them already.
+fn configured(
+    wanted: &Wanted,
+    read: &dyn Fn(&Path) -> Result<Option<String>>,
+) -> Result<Option<Changed>> {
+    let before = read(&wanted.path)?;
+    let named = || format!("{}: correct it first", wanted.path.display());
+    let text = before.as_deref().unwrap_or(&wanted.start);
+    let mut document = text
+        .parse::<DocumentMut>()
+        .or_kind(Kind::InvalidArgument, named)?;
+    let mut settings = Vec::new();
+    for setting in &wanted.settings {
+        settings.extend(setting.apply(&mut document)?);
+    }
+    if settings.is_empty() {
+        return Ok(None);
+    }
+    let after = document.to_string();
+    // what is read back has all settings
+    let mut written = after
+        .parse::<DocumentMut>()
+        .or_kind(Kind::Unsupported, named)?;
+    for setting in &wanted.settings {
+        if setting.apply(&mut written)?.is_some() {
+            let what = format!("{}: set {} by hand", named(), setting.path.join("."));
+            return Err(Error::new(Kind::Unsupported, what));
+        }
+    }
+    if before.is_none() {
+        settings.clear();
+    }
+    Ok(Some(Changed {
+        path: wanted.path.clone(),
+        before,
+        after,
+        settings,
+    }))
+}
+
+/// A path as a word of a command line in a unit.
+fn in_unit(path: &Path) -> Result<String> {
+    let text = path.to_str().filter(|text| {
+        text.chars()
+            .all(|letter| letter.is_ascii_alphanumeric() || "/_.-+".contains(letter))
+    });
+    text.map(str::to_owned).ok_or_else(|| {
+        let what = format!(
+            "{}: the path has letters that have a meaning in units of systemd: use another one",
+            path.display()
+        );
+        Error::new(Kind::Unsupported, what)
+    })
+}

@@ -1,0 +1,439 @@
+//! `install` and `uninstall` on a root directory, with the containerds of the tests, and on a machine with a systemd of the test.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::{fs::PermissionsExt as _, net::UnixListener},
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+};
+
+use tempfile::TempDir;
+
+use crate::{
+    engine::Host,
+    snapshotter::{Snapshotter, containerd::built},
+    support::wait,
+};
+
+const MAIN: &str = "/etc/containerd/config.toml";
+const UNIT: &str = "/etc/systemd/system/socinbd.service";
+
+/// The root directory of a node.
+struct Node {
+    folder: TempDir,
+}
+
+impl Node {
+    /// A node with a containerd and the libraries that it needs.
+    fn new(containerd: &Path) -> Self {
+        let node = Self {
+            folder: TempDir::with_prefix("socinbd-node-").unwrap(),
+        };
+        node.program(containerd, "/usr/bin/containerd");
+        node
+    }
+
+    fn path(&self, path: &str) -> PathBuf {
+        self.folder.path().join(&path[1..])
+    }
+
+    fn write(&self, path: &str, text: &str) {
+        let path = self.path(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
+    fn script(&self, path: &str, text: &str) {
+        self.write(path, text);
+        fs::set_permissions(self.path(path), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    fn read(&self, path: &str) -> String {
+        let read = fs::read_to_string(self.path(path));
+        read.unwrap_or_else(|error| panic!("{path}: {error}"))
+    }
+
+    /// Puts a program of this machine on the node, with its libraries.
+    fn program(&self, from: &Path, to: &str) {
+        let copy = |from: &Path, to: &str| {
+            let to = self.path(to);
+            fs::create_dir_all(to.parent().unwrap()).unwrap();
+            if !to.exists() && fs::hard_link(from, &to).is_err() {
+                fs::copy(from, to).unwrap();
+            }
+        };
+        copy(from, to);
+        let output = Command::new("ldd").arg(from).output().unwrap();
+        let libraries = String::from_utf8_lossy(&output.stdout).into_owned();
+        for path in libraries
+            .split_whitespace()
+            .filter(|word| word.starts_with('/'))
+        {
+            let real = fs::canonicalize(path).unwrap();
+            copy(&real, path);
+        }
+    }
+
+    /// All files below `etc` and `usr/local`, with their modes.
+    fn files(&self) -> BTreeMap<PathBuf, (u32, Vec<u8>)> {
+        let mut found = BTreeMap::new();
+        let mut open = vec![self.path("/etc"), self.path("/usr/local")];
+        while let Some(path) = open.pop() {
+            let Ok(metadata) = fs::symlink_metadata(&path) else {
+                continue;
+            };
+            if metadata.is_dir() {
+                let entries = fs::read_dir(&path).unwrap();
+                open.extend(entries.map(|entry| entry.unwrap().path()));
+            }
+            let content = fs::read(&path).unwrap_or_default();
+            found.insert(path, (metadata.permissions().mode(), content));
+        }
+        found
+    }
+
+    /// Runs socinbd with the addresses of a host on this node.
+    fn socinbd(&self, host: &Host, arguments: &[&str]) -> Output {
+        let mut command = host.command(&arguments[..1]);
+        command.arg("--root-dir").arg(self.folder.path());
+        command.args(&arguments[1..]).output().unwrap()
+    }
+
+    fn succeeds(&self, host: &Host, arguments: &[&str]) -> String {
+        let output = self.socinbd(host, arguments);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {error}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+}
+
+/// The containerd of a node, with its configuration and folders of its own.
+struct Containerd(Child);
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        let _ = Command::new("kill").arg(self.0.id().to_string()).status();
+        let _ = self.0.wait();
+    }
+}
+
+/// What `ctr plugins ls` says of the snapshotters and of CRI when a containerd runs with the configuration of the node.
+fn plugins(node: &Node, programs: &Path) -> String {
+    let state = TempDir::with_prefix("containerd-").unwrap();
+    let path = |name: &str| state.path().join(name);
+    let log = fs::File::create(path("log")).unwrap();
+    let process = Command::new(programs.join("containerd"))
+        .arg("--config")
+        .arg(node.path(MAIN))
+        .arg("--root")
+        .arg(path("root"))
+        .arg("--state")
+        .arg(path("state"))
+        .arg("--address")
+        .arg(path("socket"))
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn()
+        .unwrap();
+    let mut containerd = Containerd(process);
+    let mut said = String::new();
+    wait("containerd answers", || {
+        let ended = containerd.0.try_wait().unwrap();
+        assert!(
+            ended.is_none(),
+            "{}",
+            fs::read_to_string(path("log")).unwrap()
+        );
+        let output = Command::new(programs.join("ctr"))
+            .arg("--address")
+            .arg(path("socket"))
+            .args(["plugins", "ls"])
+            .output()
+            .unwrap();
+        said = String::from_utf8(output.stdout).unwrap();
+        output.status.success()
+    });
+    said
+}
+
+/// The state of a plugin of containerd.
+fn state<'a>(plugins: &'a str, kind: &str, name: &str) -> Option<&'a str> {
+    plugins.lines().find_map(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        (words.len() > 2 && words[..2] == [kind, name]).then(|| words[words.len() - 1])
+    })
+}
+
+/// Installs and uninstalls on a node with this containerd; `before` is its configuration.
+fn installed_and_back(programs: &Path, before: &str, expected: &[&str]) {
+    let snapshotter = Snapshotter::start(&[]);
+    let host = &snapshotter.host;
+    let node = Node::new(&programs.join("containerd"));
+    node.write(MAIN, before);
+    fs::set_permissions(node.path(MAIN), fs::Permissions::from_mode(0o640)).unwrap();
+    // that of a package
+    node.script("/usr/bin/socinbd", "");
+    node.write("/lib/systemd/system/socinbd.service", "");
+    let files = node.files();
+
+    let shown = node.succeeds(host, &["install", "--dry-run"]);
+    assert!(shown.contains("+++ /etc/containerd/config.toml"), "{shown}");
+    assert!(shown.contains("+[proxy_plugins.soci]"), "{shown}");
+    assert!(node.files() == files, "--dry-run has changed files");
+    let told = node.succeeds(host, &["install"]);
+    assert!(told.contains("to do: `systemctl daemon-reload`"), "{told}");
+    let after = node.read(MAIN);
+    let lines: Vec<&str> = before
+        .lines()
+        .filter(|line| !after.contains(line))
+        .collect();
+    assert_eq!(lines, [""; 0], "{after}");
+    for text in expected {
+        assert!(after.contains(text), "{text}: {after}");
+    }
+    let unit = node.read("/etc/systemd/system/socinbd.service.d/containerd.conf");
+    assert!(
+        unit.contains("\nExecStart=/usr/bin/socinbd --root "),
+        "{unit}"
+    );
+    assert!(unit.contains(" snapshotter\n"), "{unit}");
+    let plugins = plugins(&node, programs);
+    let ours = state(&plugins, "io.containerd.snapshotter.v1", "soci");
+    assert_eq!(ours, Some("ok"), "{plugins}");
+
+    let installed = node.files();
+    let again = node.succeeds(host, &["install"]);
+    assert_eq!(again, "nothing to change\n");
+    assert!(
+        node.files() == installed,
+        "the second installation has changed files"
+    );
+    node.succeeds(host, &["uninstall"]);
+    assert!(
+        node.files() == files,
+        "{:?}\n{:?}",
+        node.files().keys(),
+        files.keys()
+    );
+    assert_eq!(node.succeeds(host, &["uninstall"]), "nothing to change\n");
+    snapshotter.end();
+}
+
+#[test]
+fn the_containerd_of_the_system_is_configured_and_restored() {
+    let before = "# of Debian\nversion = 2\n\n[plugins]\n  [plugins.\"io.containerd.grpc.v1.cri\"]\n    # why\n    \
+        [plugins.\"io.containerd.grpc.v1.cri\".cni]\n      bin_dir = \"/usr/lib/cni\"\n  \
+        [plugins.\"io.containerd.internal.v1.opt\"]\n    path = \"/var/lib/containerd/opt\" # away\n";
+    let cri = "[plugins.\"io.containerd.grpc.v1.cri\".containerd]\nsnapshotter = \"soci\"\ndisable_snapshot_annotations = false\n";
+    installed_and_back(Path::new("/usr/bin"), before, &[cri]);
+}
+
+#[test]
+fn containerd_2_4_is_configured_by_a_file_of_its_own_and_restored() {
+    let programs = built();
+    let snapshotter = Snapshotter::start(&[]);
+    let host = &snapshotter.host;
+    let node = Node::new(&programs.join("containerd"));
+    node.write(
+        "/etc/containerd/conf.d/cri.toml",
+        "version = 3\n[plugins.\"io.containerd.cri.v1.images\"]\nmax_concurrent_downloads = 7\n",
+    );
+    node.write(MAIN, "version = 3\nimports = [\"conf.d/*.toml\"] # mine\n");
+    let files = node.files();
+    let told = node.succeeds(host, &["install"]);
+    assert!(
+        told.starts_with("program: /usr/local/bin/socinbd\n"),
+        "{told}"
+    );
+    assert_eq!(
+        node.read(MAIN),
+        "version = 3\nimports = [\"conf.d/*.toml\"] # mine\n"
+    );
+    let own = node.read("/etc/containerd/conf.d/socinbd.toml");
+    assert!(own.contains("capabilities = [\"rebase\"]"), "{own}");
+    let unit = node.read(UNIT);
+    assert!(
+        unit.contains("\nExecStart=/usr/local/bin/socinbd --root "),
+        "{unit}"
+    );
+    assert!(!unit.contains("/usr/bin/socinbd"), "{unit}");
+    assert!(node.path("/usr/local/bin/socinbd").exists());
+    let plugins = plugins(&node, &programs);
+    for (kind, name) in [
+        ("io.containerd.snapshotter.v1", "soci"),
+        ("io.containerd.snapshotter.v1", "overlayfs"),
+        ("io.containerd.transfer.v1", "local"),
+        ("io.containerd.cri.v1", "images"),
+    ] {
+        assert_eq!(
+            state(&plugins, kind, name),
+            Some("ok"),
+            "{kind} {name}: {plugins}"
+        );
+    }
+    assert_eq!(node.succeeds(host, &["install"]), "nothing to change\n");
+    // what was changed by hand is kept
+    node.write("/etc/containerd/conf.d/socinbd.toml", "# mine\n");
+    let told = node.succeeds(host, &["uninstall"]);
+    let saved = "/etc/containerd/conf.d/socinbd.toml.saved";
+    assert!(
+        told.contains(&format!("changes by hand: {saved}")),
+        "{told}"
+    );
+    assert_eq!(node.read(saved), "# mine\n");
+    fs::remove_file(node.path(saved)).unwrap();
+    assert!(
+        node.files() == files,
+        "{:?}\n{:?}",
+        node.files().keys(),
+        files.keys()
+    );
+    snapshotter.end();
+}
+
+#[test]
+fn snapshots_and_foreign_plugins_are_in_the_way() {
+    let host = Host::new();
+    let node = Node {
+        folder: TempDir::with_prefix("socinbd-node-").unwrap(),
+    };
+    let fails = |arguments: &[&str], status: i32| {
+        let output = node.socinbd(&host, arguments);
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(status), "{error}");
+        error
+    };
+    let error = fails(&["install"], 3);
+    assert!(
+        error.contains(
+            "containerd is not installed: install it first, or give --containerd-version"
+        ),
+        "{error}"
+    );
+    let soci =
+        "version = 2\n[proxy_plugins.soci]\ntype = \"snapshot\"\naddress = \"/run/soci.sock\"\n";
+    node.write(MAIN, soci);
+    node.script("/usr/bin/socinbd", "");
+    let files = node.files();
+    let error = fails(&["install", "--containerd-version", "1.7"], 8);
+    assert!(
+        error.contains("has a plugin soci at /run/soci.sock"),
+        "{error}"
+    );
+    assert!(node.files() == files);
+    node.succeeds(
+        &host,
+        &["install", "--containerd-version", "1.7", "--replace"],
+    );
+    let record = host.root().join("snapshots/snapshotter/7/record.json");
+    let record = node.path(record.to_str().unwrap());
+    fs::create_dir_all(record.parent().unwrap()).unwrap();
+    let error = fails(&["uninstall"], 6);
+    assert!(
+        error.contains("1 snapshots of containerd: remove their containers and images first"),
+        "{error}"
+    );
+    node.succeeds(&host, &["uninstall", "--force"]);
+    assert!(node.files() == files);
+}
+
+/// systemctl that writes down what it was asked for; a restart of containerd shows it its configuration.
+const SYSTEMCTL: &str = "#!/bin/sh\necho \"$@\" >>/calls\n[ \"$2\" != containerd.service ] || cp /etc/containerd/config.toml /seen\n";
+/// ctr that knows the plugin if containerd has seen it.
+const CTR: &str = "#!/bin/sh\necho TYPE ID PLATFORMS STATUS\n! grep -q soci /seen || echo io.containerd.snapshotter.v1 soci - $(cat /state)\n";
+
+#[test]
+fn services_are_restarted_and_checked_and_a_failure_takes_all_back() {
+    let node = Node {
+        folder: TempDir::with_prefix("socinbd-node-").unwrap(),
+    };
+    node.program(Path::new("/bin/busybox"), "/bin/busybox");
+    for name in ["sh", "cp", "cat", "grep"] {
+        std::os::unix::fs::symlink("busybox", node.path("/bin").join(name)).unwrap();
+    }
+    node.program(Path::new(env!("CARGO_BIN_EXE_socinbd")), "/usr/bin/socinbd");
+    node.script(
+        "/usr/bin/containerd",
+        "#!/bin/sh\necho containerd github.com/containerd/containerd v1.7.27 05044ec0\n",
+    );
+    node.script("/bin/systemctl", SYSTEMCTL);
+    node.script("/bin/ctr", CTR);
+    node.write(MAIN, "version = 2\n");
+    for folder in ["/proc", "/run/systemd/system", "/run/socinbd", "/tmp"] {
+        fs::create_dir_all(node.path(folder)).unwrap();
+    }
+    let _daemon = UnixListener::bind(node.path("/run/socinbd/snapshotter.sock")).unwrap();
+    let files = node.files();
+    let run = |arguments: &[&str]| {
+        let _ = fs::remove_file(node.path("/calls"));
+        let output = Command::new("unshare")
+            .args([
+                "--mount",
+                "sh",
+                "-c",
+                "mount -t proc proc \"$0/proc\" && exec chroot \"$0\" /usr/bin/socinbd \"$@\"",
+            ])
+            .arg(node.folder.path())
+            .args(arguments)
+            .env("PATH", "/bin:/usr/bin:/usr/sbin")
+            .output()
+            .unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let calls = fs::read_to_string(node.path("/calls")).unwrap_or_default();
+        (
+            output.status.code(),
+            text(&output.stdout) + &text(&output.stderr),
+            calls,
+        )
+    };
+    let restarts =
+        "daemon-reload\nrestart socinbd.service\ndaemon-reload\nrestart containerd.service\n";
+    let back = "daemon-reload\nrestart containerd.service\n";
+
+    node.write("/state", "error");
+    let (status, said, calls) = run(&["install"]);
+    assert_eq!(status, Some(5), "{said}");
+    assert!(
+        said.contains("containerd does not use the snapshotter; its configuration was restored"),
+        "{said}"
+    );
+    assert_eq!(calls, format!("{restarts}{back}"));
+    assert_eq!(node.read("/seen"), "version = 2\n");
+    let left: Vec<_> = node
+        .files()
+        .into_iter()
+        .filter(|(path, _)| path.is_file())
+        .collect();
+    let before: Vec<_> = files
+        .clone()
+        .into_iter()
+        .filter(|(path, _)| path.is_file())
+        .collect();
+    assert_eq!(left, before);
+
+    node.write("/state", "ok");
+    let (status, said, calls) = run(&["install"]);
+    assert_eq!((status, calls.as_str()), (Some(0), restarts), "{said}");
+    assert!(
+        said.ends_with("\ncontainerd has the plugin soci\n"),
+        "{said}"
+    );
+    assert!(
+        node.read("/seen")
+            .contains("address = \"/run/socinbd/snapshotter.sock\"")
+    );
+    assert!(
+        node.read(UNIT)
+            .contains("\nExecStart=/usr/bin/socinbd snapshotter\n")
+    );
+    let (status, said, calls) = run(&["install"]);
+    assert_eq!((status, calls.as_str()), (Some(0), ""), "{said}");
+    let (status, said, calls) = run(&["uninstall"]);
+    assert_eq!(
+        (status, calls),
+        (Some(0), format!("{back}stop socinbd.service\n")),
+        "{said}"
+    );
+    assert_eq!(node.read("/seen"), "version = 2\n");
+}
