@@ -396,9 +396,11 @@ fn started_as_soci_snapshotter_grpc_it_reads_its_configuration_and_takes_the_soc
         &metrics,
         "http://localhost/metrics",
     ];
-    let scraped = Command::new("curl").args(curl).output().unwrap();
-    let scraped = String::from_utf8(scraped.stdout).unwrap();
-    assert!(scraped.contains("socinbd_build_info"), "{scraped}");
+    // it answers containerd first
+    wait("the metrics are at their address", || {
+        let scraped = Command::new("curl").args(curl).output().unwrap();
+        String::from_utf8_lossy(&scraped.stdout).contains("socinbd_build_info")
+    });
     let id = daemon.id().to_string();
     assert!(Command::new("kill").arg(&id).status().unwrap().success());
     daemon.wait().unwrap();
