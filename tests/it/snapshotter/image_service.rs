@@ -130,8 +130,13 @@ impl Served {
             "--containerd",
             &at("containerd.sock"),
         ];
+        let snapshotter = Snapshotter::start(&options);
+        // its socket is bound after those of the snapshotter
+        wait("the image service listens", || {
+            std::os::unix::net::UnixStream::connect(at("proxy.sock")).is_ok()
+        });
         Self {
-            snapshotter: Snapshotter::start(&options),
+            snapshotter,
             runtime: tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(2)
                 .enable_all()
