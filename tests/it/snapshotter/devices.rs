@@ -7,7 +7,13 @@ use super::{
     image::{Container, Image, Pulled, layer_mounts},
     lazy::layers,
 };
-use crate::support::{noise, registry::Registry, tars::Layer, wait};
+use crate::support::{
+    noise,
+    registry::Registry,
+    tars::Layer,
+    vm::{is_vm, run_tests},
+    wait,
+};
 
 const OPTIONS: [&str; 4] = ["--unproven", "lazy", "--layer-mounts", "containerd"];
 
@@ -161,4 +167,19 @@ fn more_layers_than_containerd_manages_are_mounted_by_the_daemon() {
         snapshotter.host.left_over().is_empty()
     });
     snapshotter.end();
+}
+
+/// The same, and mapped owners, with the kernel's nbd.
+#[test]
+fn layers_are_handed_out_on_the_kernels_nbd() {
+    if !is_vm() {
+        run_tests(&[
+            "snapshotter::devices::",
+            "snapshotter::idmapped::",
+            "--skip",
+            "on_the_kernels_nbd",
+            "--test-threads",
+            "1",
+        ]);
+    }
 }

@@ -779,16 +779,18 @@ fn a_false_table_is_replaced_for_the_next_container() {
     snapshotter.end();
 }
 
-/// The same with the kernel's nbd.
+/// The same with the kernel's nbd: the tests in which the device of a layer counts.
 #[test]
 fn lazy_images_on_the_kernels_nbd() {
     if !is_vm() {
         run_tests(&[
-            "snapshotter::lazy::",
-            "snapshotter::devices::",
-            "snapshotter::idmapped::",
-            "--skip",
-            "on_the_kernels_nbd",
+            "snapshotter::lazy::an_indexed_image_starts",
+            "snapshotter::lazy::a_killed_daemon_is_followed",
+            "snapshotter::lazy::records_answer_while",
+            "snapshotter::lazy::a_lie_in_one_namespace",
+            "snapshotter::lazy::lazy_and_extracted_layers",
+            "snapshotter::lazy::an_image_of_130_layers",
+            "snapshotter::lazy::a_false_table",
             "--test-threads",
             "1",
         ]);
