@@ -2,6 +2,8 @@
 #
 #   stop VARIABLE         ends the process that it names, waits for it, and empties it
 #   unmount_below DIR     takes down what is still mounted there: attachments, and what containerd 2 mounts in its own state
+#   containerd_config DIR SOCKET   the configuration of a containerd 2 in DIR without CRI, whose snapshotter `soci` is at SOCKET
+#   until_there PID COMMAND...     waits until COMMAND succeeds, while the process lives
 
 stop() {
   local pid=${!1}
@@ -11,4 +13,32 @@ stop() {
 
 unmount_below() {
   awk -v below="$1/" 'index($5, below) == 1 { print $5 }' /proc/self/mountinfo | tac | xargs -r umount -l
+}
+
+containerd_config() {
+  cat <<TOML
+version = 3
+root = "$1/root"
+state = "$1/state"
+disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.internal.v1.opt"]
+[grpc]
+  address = "$1/socket"
+[proxy_plugins.soci]
+  type = "snapshot"
+  address = "$2"
+[proxy_plugins.soci.exports]
+  enable_remote_snapshot_annotations = "true"
+[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+  platform = "linux/amd64"
+  snapshotter = "soci"
+[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+  platform = "linux/amd64"
+  snapshotter = "overlayfs"
+TOML
+}
+
+until_there() {
+  local pid=$1
+  shift
+  until "$@" >/dev/null 2>&1; do kill -0 "$pid"; sleep 0.02; done
 }
