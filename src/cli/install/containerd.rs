@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use toml_edit::{DocumentMut, Item};
 
 use super::{
-    root::Root,
+    distribution::{self, Distribution},
+    root::{Root, UNITS},
     settings::{Setting, at},
 };
 use crate::error::{Error, Kind, Result, ResultExt as _};
@@ -13,6 +14,7 @@ use crate::error::{Error, Kind, Result, ResultExt as _};
 /// The name of the plugin: the one that nerdctl knows.
 pub(super) const NAME: &str = "soci";
 const CONFIG: &str = "/etc/containerd/config.toml";
+const ADDRESS: &str = "/run/containerd/containerd.sock";
 /// The file in a directory of drop-ins.
 const DROP_IN: &str = "socinbd.toml";
 const TRANSFER: [&str; 3] = [
@@ -20,15 +22,14 @@ const TRANSFER: [&str; 3] = [
     "io.containerd.transfer.v1.local",
     "unpack_config",
 ];
+/// The section of CRI in a file of format 2.
+const CRI_2: &[&str] = &["plugins", "io.containerd.grpc.v1.cri", "containerd"];
+/// That in a file of format 3 and 4.
+const CRI_3: &[&str] = &["plugins", "io.containerd.cri.v1.images"];
 /// Where programs of containerd are.
-pub(super) const PROGRAMS: [&str; 3] = ["/usr/local/bin", "/usr/bin", "/usr/local/sbin"];
-/// Where units of systemd are, the first of a name counts.
-pub(super) const UNITS: [&str; 4] = [
-    "/etc/systemd/system",
-    "/usr/local/lib/systemd/system",
-    "/usr/lib/systemd/system",
-    "/lib/systemd/system",
-];
+const PROGRAMS: [&str; 3] = ["/usr/local/bin", "/usr/bin", "/usr/local/sbin"];
+/// The unit of containerd.
+pub(super) const SERVICE: &str = "containerd.service";
 
 /// A version of containerd: major and minor.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -94,41 +95,105 @@ pub(super) struct Wanted {
     pub(super) address: String,
 }
 
-/// The path of containerd's configuration file: as its unit says, or else the usual one.
-pub(super) fn config_path(root: &Root) -> Result<PathBuf> {
-    for folder in UNITS {
-        let unit = Path::new(folder).join("containerd.service");
-        let Ok(Some(text)) = root.read(&unit) else {
-            continue;
-        };
-        let start = text
-            .lines()
-            .rev()
-            .find(|line| line.starts_with("ExecStart=/"));
-        let mut words = start.unwrap_or_default().split_whitespace();
-        while let Some(word) = words.next() {
-            let given = match word.split_once('=') {
-                Some(("--config" | "-c", path)) => Some(path),
-                _ if word == "--config" || word == "-c" => words.next(),
-                _ => None,
-            };
-            if let Some(path) = given.filter(|path| path.starts_with('/')) {
-                return Ok(path.into());
+/// A containerd of a node.
+pub(super) struct Containerd {
+    /// The configuration file.
+    pub(super) config: PathBuf,
+    /// The distribution that writes this file at each start.
+    pub(super) distribution: Option<Distribution>,
+}
+
+impl Containerd {
+    /// That of a configuration file, or else the only one of the node.
+    pub(super) fn find(root: &Root, config: Option<&Path>) -> Result<Self> {
+        let config = match config {
+            Some(path) if path.is_absolute() => path.to_owned(),
+            Some(path) => {
+                let what = format!(
+                    "--containerd-config {}: give an absolute path",
+                    path.display()
+                );
+                return Err(Error::new(Kind::InvalidArgument, what));
             }
-        }
-        break;
+            None => only_config(root)?,
+        };
+        Ok(Self {
+            distribution: Distribution::of(&config),
+            config,
+        })
     }
-    Ok(CONFIG.into())
+
+    /// The directory of its programs.
+    pub(super) fn programs(&self, root: &Root) -> Option<PathBuf> {
+        let has_it = |folder: &PathBuf| root.exists(&folder.join("containerd"));
+        match &self.distribution {
+            Some(distribution) => distribution.programs().into_iter().find(has_it),
+            None => PROGRAMS.into_iter().map(PathBuf::from).find(has_it),
+        }
+    }
+
+    /// The services that start it.
+    pub(super) fn services(&self, root: &Root) -> Vec<String> {
+        match &self.distribution {
+            Some(_) => Distribution::services(root),
+            None => vec![SERVICE.to_owned()],
+        }
+    }
+}
+
+/// The configuration file of the only containerd of a node.
+fn only_config(root: &Root) -> Result<PathBuf> {
+    let of_unit = config_of_unit(root);
+    let own = of_unit.or_else(|| root.exists(Path::new(CONFIG)).then(|| CONFIG.into()));
+    let distributions = Distribution::found(root);
+    let mut all: Vec<PathBuf> = own.into_iter().collect();
+    all.extend(distributions.iter().map(Distribution::config));
+    if all.len() > 1 {
+        let paths: Vec<_> = all.iter().map(|path| path.display().to_string()).collect();
+        return Err(refusal(&format!(
+            "this node has more than one containerd ({}): name the file of one with --containerd-config",
+            paths.join(", ")
+        )));
+    }
+    Ok(all.pop().unwrap_or_else(|| CONFIG.into()))
+}
+
+/// The configuration file of the containerd that has a unit of its own: as the unit says, or else the usual one.
+fn config_of_unit(root: &Root) -> Option<PathBuf> {
+    let units = UNITS.map(|folder| Path::new(folder).join(SERVICE));
+    let texts = units.iter().map(|unit| root.read(unit).ok().flatten());
+    let text = texts.into_iter().flatten().next()?;
+    let start = text
+        .lines()
+        .rev()
+        .find(|line| line.starts_with("ExecStart=/"));
+    let mut words = start.unwrap_or_default().split_whitespace();
+    while let Some(word) = words.next() {
+        let given = match word.split_once('=') {
+            Some(("--config" | "-c", path)) => Some(path),
+            _ if word == "--config" || word == "-c" => words.next(),
+            _ => None,
+        };
+        if let Some(path) = given.filter(|path| path.starts_with('/')) {
+            return Some(path.into());
+        }
+    }
+    Some(CONFIG.into())
 }
 
 /// Plans the settings. `read` gives the content of a file as it is without an earlier installation.
 pub(super) fn wanted(
     root: &Root,
     read: &dyn Fn(&Path) -> Result<Option<String>>,
-    main: &Path,
+    containerd: &Containerd,
     version: Version,
     snapshotter: &Snapshotter,
 ) -> Result<Wanted> {
+    let distribution = containerd.distribution.as_ref();
+    let template = distribution.map_or(Ok(None), |it| it.plain_template(root))?;
+    // what a distribution has written is written again at its next start
+    let is_written = distribution.is_some() && template.is_none();
+    let main = template.as_ref().unwrap_or(&containerd.config);
     let file = match read(main)? {
         Some(text) => Some(File::parse(main.to_owned(), &text)?),
         None => None,
@@ -143,25 +208,40 @@ pub(super) fn wanted(
         None => Vec::new(),
     };
     let all: Vec<&File> = file.iter().chain(&imports).collect();
-    let cri: &[&str] = match format {
-        1 => &["plugins", "cri", "containerd"],
-        2 => &["plugins", "io.containerd.grpc.v1.cri", "containerd"],
-        _ => &["plugins", "io.containerd.cri.v1.images"],
+    let sections = match version >= Version(2, 0) {
+        true => &[CRI_2, CRI_3],
+        false => sections(format, version),
     };
     for file in &all {
-        file.check(cri, snapshotter)?;
+        file.check(sections, snapshotter)?;
     }
     for file in &imports {
-        file.check_order(cri, version)?;
+        file.check_order(sections, version)?;
     }
     let has_transfer = all
         .iter()
         .any(|file| at(&file.document, &TRANSFER).is_some());
-    // earlier versions replace whole sections of plugins by those of an imported file; all replace a list
-    let drop_in = match &file {
-        Some(file) if version >= Version(2, 0) && !has_transfer => file.drop_in_directory(),
-        _ => None,
+    // earlier versions replace whole sections of plugins by those of an imported file
+    let is_merged = version >= Version(2, 0);
+    let folder = file.as_ref().and_then(File::drop_in_directory);
+    let drop_in = match folder.filter(|_| is_merged) {
+        // all replace a list
+        Some(_) if has_transfer && !is_written => None,
+        None if is_written => {
+            let why = match is_merged {
+                _ if file.is_none() => "it does not exist yet: start them once",
+                true => "it has no imports of `*.toml`",
+                false => "containerd before 2.0 does not merge imported files",
+            };
+            return Err(refusal(&format!(
+                "{} is written by k3s or RKE2 at each start, but {why} (docs/install.md, \"k3s and RKE2\")",
+                main.display()
+            )));
+        }
+        folder => folder,
     };
+    // each file is converted by itself
+    let format = if drop_in.is_some() { 3 } else { format };
     let path = drop_in.map_or(main.to_owned(), |folder| folder.join(DROP_IN));
     let plugin = |name: &'static str| ["proxy_plugins", NAME, name];
     let export = |name: &'static str| ["proxy_plugins", NAME, "exports", name];
@@ -177,10 +257,12 @@ pub(super) fn wanted(
     settings.push(Setting::new(&export("root"), snapshotter.root.as_str()));
     let annotations = export("enable_remote_snapshot_annotations");
     settings.push(Setting::new(&annotations, "true"));
-    let of_cri = |name: &'static str| [cri, &[name]].concat();
-    settings.push(Setting::new(&of_cri("snapshotter"), NAME));
-    settings.push(Setting::new(&of_cri("disable_snapshot_annotations"), false));
-    if version >= Version(2, 0) {
+    for section in self::sections(format, version) {
+        let of_cri = |name: &'static str| [section, &[name][..]].concat();
+        settings.push(Setting::new(&of_cri("snapshotter"), NAME));
+        settings.push(Setting::new(&of_cri("disable_snapshot_annotations"), false));
+    }
+    if is_merged && !(has_transfer && is_written) {
         // a list replaces the default one, which has overlayfs
         let names = if has_transfer {
             &[NAME][..]
@@ -209,18 +291,26 @@ pub(super) fn wanted(
             "CRI is in disabled_plugins of {path}: only ctr and nerdctl will use the snapshotter"
         )
     };
-    let address = file
-        .as_ref()
-        .and_then(|file| at(&file.document, &["grpc", "address"])?.as_str());
+    let address = file.as_ref().and_then(File::address);
+    let usual = distribution.map_or(ADDRESS, |_| distribution::ADDRESS);
     Ok(Wanted {
         path,
         settings,
         start: format!("version = {format}\n"),
         warnings: all.iter().filter(disabled).map(warning).collect(),
-        address: address
-            .unwrap_or("/run/containerd/containerd.sock")
-            .to_owned(),
+        address: address.unwrap_or(usual).to_owned(),
     })
+}
+
+/// The sections of CRI that count in a file of this format.
+fn sections(format: i64, version: Version) -> &'static [&'static [&'static str]] {
+    match format {
+        1 => &[&["plugins", "cri", "containerd"]],
+        2 if version < Version(2, 0) => &[CRI_2],
+        // containerd converts the older section, but not these settings unless the section has runtimes
+        2 => &[CRI_2, CRI_3],
+        _ => &[CRI_3],
+    }
 }
 
 impl File {
@@ -244,15 +334,27 @@ impl File {
             Some(1) if version >= Version(2, 0) => Err(refusal(&format!(
                 "{path} has the format 1: bring it to a later one first (`containerd config migrate`)"
             ))),
-            Some(3) if version < Version(2, 0) => Err(refusal(&format!(
-                "{path} has the format 3, which containerd {}.{} does not read",
+            Some(format @ 3..=4) if version < Version(2, 0) => Err(refusal(&format!(
+                "{path} has the format {format}, which containerd {}.{} does not read",
                 version.0, version.1
             ))),
-            Some(format @ 1..=3) => Ok(format),
+            Some(format @ 1..=4) => Ok(format),
             _ => Err(refusal(&format!(
-                "{path} has a format that is not 1, 2 or 3: configure it by hand (docs/containerd.md)"
+                "{path} has a format that is not 1, 2, 3 or 4: configure it by hand (docs/containerd.md)"
             ))),
         }
+    }
+
+    /// The socket of containerd.
+    fn address(&self) -> Option<&str> {
+        let old: &[&str] = &["grpc", "address"];
+        let new: &[&str] = &["plugins", "io.containerd.server.v1.grpc", "address"];
+        let mut found = [old, new].into_iter().filter_map(|path| {
+            at(&self.document, path)?
+                .as_str()
+                .filter(|it| !it.is_empty())
+        });
+        found.next()
     }
 
     /// The patterns of imported files, as absolute paths.
@@ -310,38 +412,42 @@ impl File {
     }
 
     /// Refuses what would be replaced although a person has chosen it.
-    fn check(&self, cri: &[&str], snapshotter: &Snapshotter) -> Result<()> {
+    fn check(&self, sections: &[&[&str]], snapshotter: &Snapshotter) -> Result<()> {
+        if snapshotter.replaces {
+            return Ok(());
+        }
         let text = |path: &[&str]| at(&self.document, path).and_then(Item::as_str);
         let path = self.path.display();
         let advice = "remove it first, or give --replace";
         let address = text(&["proxy_plugins", NAME, "address"]);
-        if let Some(address) = address.filter(|address| *address != snapshotter.socket)
-            && !snapshotter.replaces
-        {
+        if let Some(address) = address.filter(|address| *address != snapshotter.socket) {
             return Err(refusal(&format!(
                 "{path} has a plugin {NAME} at {address} (soci-snapshotter?): {advice}"
             )));
         }
-        let of_cri = [cri, &["snapshotter"]].concat();
-        let other = text(&of_cri).filter(|name| !["", "overlayfs", "native", NAME].contains(name));
-        match other {
-            Some(other) if !snapshotter.replaces => Err(refusal(&format!(
-                "{path} has the snapshotter {other:?} for CRI: {advice}"
-            ))),
-            _ => Ok(()),
+        for section in sections {
+            let other = text(&[section, &["snapshotter"][..]].concat());
+            let usual = ["", "overlayfs", "native", NAME];
+            if let Some(other) = other.filter(|name| !usual.contains(name)) {
+                return Err(refusal(&format!(
+                    "{path} has the snapshotter {other:?} for CRI: {advice}"
+                )));
+            }
         }
+        Ok(())
     }
 
     /// Refuses an imported file that would replace what is set: it counts more than the main one.
-    fn check_order(&self, cri: &[&str], version: Version) -> Result<()> {
-        let replaced: &[&str] = match version >= Version(2, 0) {
-            // sections are merged
-            true => &[cri, &["snapshotter"]].concat(),
-            false => &cri[..2],
-        };
-        let plugin = ["proxy_plugins", NAME];
-        for section in [replaced, &plugin] {
-            if at(&self.document, section).is_some() {
+    fn check_order(&self, sections: &[&[&str]], version: Version) -> Result<()> {
+        let replaced = sections
+            .iter()
+            .map(|section| match version >= Version(2, 0) {
+                // sections are merged
+                true => [section, &["snapshotter"][..]].concat(),
+                false => section[..2].to_vec(),
+            });
+        for section in replaced.chain([vec!["proxy_plugins", NAME]]) {
+            if at(&self.document, &section).is_some() {
                 return Err(refusal(&format!(
                     "{} is imported, and its {} replaces that of the main file: move it there first",
                     self.path.display(),

@@ -1,6 +1,7 @@
 //! `socinbd install` and `socinbd uninstall`: containerd of a node uses the snapshotter, and back.
 
 mod containerd;
+mod distribution;
 mod plan;
 mod record;
 mod root;
@@ -18,8 +19,8 @@ use std::{
 use clap::Args;
 
 use self::{
-    containerd::Version,
-    plan::Plan,
+    containerd::{Containerd, Version},
+    plan::{Plan, services_of},
     record::{RECORD, Record},
     root::Root,
     steps::{Report, Step},
@@ -57,7 +58,7 @@ pub(super) struct InstallCommand {
     replace: bool,
     /// Configuration file of containerd
     ///
-    /// A path in the root directory. Default: that of its unit, or /etc/containerd/config.toml.
+    /// A path in the root directory. Default: that of its unit, or that of k3s or RKE2, or /etc/containerd/config.toml.
     #[arg(long, value_name = "FILE")]
     containerd_config: Option<PathBuf>,
     /// Version of containerd, if it cannot be asked
@@ -94,7 +95,15 @@ impl InstallCommand {
     pub(super) async fn run(self, global: &GlobalArgs) -> Result<ExitCode> {
         let root = Root::open(&absolute(&self.root_dir)?)?;
         let old = Record::read(&root, Path::new(RECORD))?;
-        let plan = self.plan(global, &root, old.as_ref()).await?;
+        let containerd = Containerd::find(&root, self.containerd_config.as_deref())?;
+        let programs = containerd.programs(&root);
+        let version = match self.containerd_version {
+            Some(version) => version,
+            None => installed_version(&root, programs.as_deref()).await?,
+        };
+        let version = version.check()?;
+        let replaces = self.replace;
+        let plan = Plan::new(global, &root, old.as_ref(), &containerd, version, replaces)?;
         let mut report = Report {
             dry_run: self.dry_run,
             program: plan.copied_program(&root),
@@ -104,15 +113,17 @@ impl InstallCommand {
         let is_changed = !report.files.is_empty() || report.program.is_some();
         let restarts = root.is_host() && !self.no_restart && service::has_systemd();
         if !restarts && is_changed {
-            report.notes.push(
-                "to do: `systemctl daemon-reload`, `systemctl restart socinbd containerd`, in this order"
-                    .to_owned(),
-            );
+            report.notes.push(format!(
+                "to do: `systemctl daemon-reload`, `systemctl restart socinbd`, {}, in this order",
+                service::restarts(&plan.services())
+            ));
         }
         if !self.dry_run {
             plan.write(&root, old.as_ref(), &report)?;
             if restarts {
-                let started = start(&plan, is_changed).await;
+                let ctr = programs.map(|folder| folder.join("ctr"));
+                let ctr = ctr.filter(|ctr| root.exists(ctr)).unwrap_or("ctr".into());
+                let started = start(&plan, &ctr, is_changed).await;
                 if let Err(error) = started {
                     return Err(take_back(&root, old.as_ref(), &plan, &report, error).await);
                 }
@@ -124,34 +135,15 @@ impl InstallCommand {
         output::report(global.json, &report)?;
         Ok(ExitCode::SUCCESS)
     }
-
-    async fn plan(&self, global: &GlobalArgs, root: &Root, old: Option<&Record>) -> Result<Plan> {
-        let version = match self.containerd_version {
-            Some(version) => version,
-            None => installed_version(root).await?,
-        };
-        let config = match &self.containerd_config {
-            Some(path) if path.is_absolute() => path.clone(),
-            Some(path) => {
-                let what = format!(
-                    "--containerd-config {}: give an absolute path",
-                    path.display()
-                );
-                return Err(Error::new(Kind::InvalidArgument, what));
-            }
-            None => containerd::config_path(root)?,
-        };
-        Plan::new(global, root, old, version.check()?, &config, self.replace)
-    }
 }
 
 /// Starts the daemon and containerd anew if something has changed, and checks that they know each other.
-async fn start(plan: &Plan, is_changed: bool) -> Result<()> {
+async fn start(plan: &Plan, ctr: &Path, is_changed: bool) -> Result<()> {
     if is_changed {
         service::restart_daemon(Path::new(&plan.socket)).await?;
-        service::restart_containerd().await?;
+        service::restart_containerd(&plan.services()).await?;
     }
-    service::check(&plan.address).await
+    service::check(ctr, &plan.address).await
 }
 
 /// Restores everything after a start that has failed, and returns the error with what was done about it.
@@ -164,7 +156,7 @@ async fn take_back(
 ) -> Error {
     let restored = plan.take_back(root, old, &report.files);
     let restored = match restored {
-        Ok(()) => service::restart_containerd().await,
+        Ok(()) => service::restart_containerd(&plan.services()).await,
         Err(error) => Err(error),
     };
     match restored {
@@ -198,11 +190,12 @@ impl UninstallCommand {
         }
         report.files = removal(&root, &record)?;
         let restarts = root.is_host() && !self.no_restart && service::has_systemd();
+        let services = services_of(&record.files);
         if !restarts {
-            report.notes.push(
-                "to do: `systemctl daemon-reload`, `systemctl restart containerd`, `systemctl stop socinbd`, in this order"
-                    .to_owned(),
-            );
+            report.notes.push(format!(
+                "to do: `systemctl daemon-reload`, {}, `systemctl stop socinbd`, in this order",
+                service::restarts(&services)
+            ));
         }
         if !self.dry_run {
             for edited in record.files.iter().filter(|file| file.settings.is_empty()) {
@@ -219,7 +212,7 @@ impl UninstallCommand {
                 step.run(&root)?;
             }
             if restarts {
-                service::restart_containerd().await?;
+                service::restart_containerd(&services).await?;
                 service::stop_daemon().await?;
             }
             if let Some(program) = &record.program {
@@ -265,12 +258,8 @@ fn count_snapshots(root: &Root, state: &Path) -> usize {
 }
 
 /// Asks the containerd of the root directory for its version.
-async fn installed_version(root: &Root) -> Result<Version> {
-    let programs = containerd::PROGRAMS
-        .iter()
-        .map(|folder| Path::new(folder).join("containerd"));
-    let program = programs.into_iter().find(|path| root.exists(path));
-    let Some(program) = program else {
+async fn installed_version(root: &Root, programs: Option<&Path>) -> Result<Version> {
+    let Some(program) = programs.map(|folder| folder.join("containerd")) else {
         let what = format!(
             "{}: containerd is not installed: install it first, or give --containerd-version",
             root.path().display()

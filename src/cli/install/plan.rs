@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use toml_edit::DocumentMut;
 
 use super::{
-    containerd::{self, Snapshotter, UNITS, Version, Wanted},
+    containerd::{self, Containerd, Snapshotter, Version, Wanted},
     record::{Changed, RECORD, Record},
-    root::Root,
+    root::{Root, UNITS},
     steps::{Report, Step},
 };
 use crate::{
@@ -40,8 +40,8 @@ impl Plan {
         global: &GlobalArgs,
         root: &Root,
         old: Option<&Record>,
+        containerd: &Containerd,
         version: Version,
-        config: &Path,
         replaces: bool,
     ) -> Result<Self> {
         let read = |path: &Path| {
@@ -55,7 +55,7 @@ impl Plan {
             replaces,
             maps_owners: root.is_host() && idmap::is_possible(&state),
         };
-        let wanted = containerd::wanted(root, &read, config, version, &snapshotter)?;
+        let mut wanted = containerd::wanted(root, &read, containerd, version, &snapshotter)?;
         let own = std::env::current_exe().or_kind(Kind::Io, || "finding this program".into())?;
         let (program, copied) = match root.is_host() {
             true => (own, None),
@@ -71,8 +71,26 @@ impl Plan {
                 line = format!("{line} {option} {}", in_unit(path)?);
             }
         }
-        let mut files = units(&line, &in_unit(&state)?, &read, root)?;
+        let hosts = containerd
+            .distribution
+            .as_ref()
+            .and_then(|it| it.hosts(root));
+        let options = match hosts {
+            Some(folder) => format!(" --hosts-dir {}", in_unit(&folder)?),
+            None => String::new(),
+        };
+        let command = Command {
+            line: &line,
+            options: &options,
+            state: &in_unit(&state)?,
+        };
+        let services = containerd.services(root);
+        let mut files = units(&command, &services, &read, root)?;
         files.extend(configured(&wanted, &read)?);
+        if services.is_empty() {
+            let what = "no unit of k3s or RKE2 was found: start them after socinbd.service";
+            wanted.warnings.push(what.to_owned());
+        }
         Ok(Self {
             files,
             program: copied,
@@ -80,6 +98,11 @@ impl Plan {
             socket: snapshotter.socket,
             address: wanted.address,
         })
+    }
+
+    /// The services that start containerd.
+    pub(super) fn services(&self) -> Vec<String> {
+        services_of(&self.files)
     }
 
     /// Where the program is to be copied to, if it is not there yet.
@@ -153,10 +176,33 @@ impl Plan {
     }
 }
 
+/// The command line of the daemon.
+struct Command<'a> {
+    /// The program and its global options.
+    line: &'a str,
+    /// Those of the snapshotter.
+    options: &'a str,
+    /// The state directory.
+    state: &'a str,
+}
+
+/// The file in the directory of a service that starts containerd.
+const AFTER: &str = "socinbd.conf";
+
+/// The services that start containerd, by the files that order them.
+pub(super) fn services_of(files: &[Changed]) -> Vec<String> {
+    let service = |file: &Changed| {
+        let folder = file.path.parent()?.file_name()?.to_str()?;
+        let service = folder.strip_suffix(".d")?.to_owned();
+        file.path.ends_with(AFTER).then_some(service)
+    };
+    files.iter().filter_map(service).collect()
+}
+
 /// The units of systemd.
 fn units(
-    line: &str,
-    state: &str,
+    command: &Command<'_>,
+    services: &[String],
     read: &dyn Fn(&Path) -> Result<Option<String>>,
     root: &Root,
 ) -> Result<Vec<Changed>> {
@@ -174,31 +220,40 @@ fn units(
         // without that of an earlier installation
         is_packaged |= root.exists(&path) && read(&path)?.is_some();
     }
+    let Command { line, options, .. } = command;
     let of_daemon = match is_packaged {
         true => file(
             "/etc/systemd/system/socinbd.service.d/containerd.conf",
             format!(
                 "# Written by `socinbd install`: the daemon is the snapshotter of containerd.\n[Service]\n\
-                ExecStart=\nExecStart={line} snapshotter\nExecReload=\nExecReload={line} config reload\n"
+                ExecStart=\nExecStart={line} snapshotter{options}\nExecReload=\nExecReload={line} config reload\n"
             ),
         )?,
-        false => file("/etc/systemd/system/socinbd.service", own_unit(line, state))?,
+        false => file("/etc/systemd/system/socinbd.service", own_unit(command))?,
     };
-    let of_containerd = file(
-        "/etc/systemd/system/containerd.service.d/socinbd.conf",
-        "# Written by `socinbd install`: containerd asks its snapshotters once, when it starts.\n[Unit]\n\
-        Wants=socinbd.service\nAfter=socinbd.service\n"
-            .to_owned(),
-    )?;
-    Ok(vec![of_daemon, of_containerd])
+    let mut files = vec![of_daemon];
+    for service in services {
+        files.push(file(
+            &format!("/etc/systemd/system/{service}.d/{AFTER}"),
+            "# Written by `socinbd install`: containerd asks its snapshotters once, when it starts.\n[Unit]\n\
+            Wants=socinbd.service\nAfter=socinbd.service\n"
+                .to_owned(),
+        )?);
+    }
+    Ok(files)
 }
 
 /// The packaged unit, for a program that is not from a package.
-fn own_unit(line: &str, state: &str) -> String {
+fn own_unit(command: &Command<'_>) -> String {
+    let Command {
+        line,
+        options,
+        state,
+    } = command;
     let unit = UNIT
         .replace(
             &format!("ExecStart={PACKAGED} daemon"),
-            &format!("ExecStart={line} snapshotter"),
+            &format!("ExecStart={line} snapshotter{options}"),
         )
         .replace(
             &format!("ExecReload={PACKAGED} "),

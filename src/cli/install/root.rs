@@ -18,6 +18,13 @@ use crate::{
     regular_file,
 };
 
+/// Where units of systemd are, the first of a name counts.
+pub(super) const UNITS: [&str; 4] = [
+    "/etc/systemd/system",
+    "/usr/local/lib/systemd/system",
+    "/usr/lib/systemd/system",
+    "/lib/systemd/system",
+];
 /// Bytes of a file that is read, at most.
 const LIMIT: u64 = 1 << 20;
 

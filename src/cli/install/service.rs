@@ -8,11 +8,13 @@ use std::{
 
 use tokio::{net::UnixStream, process::Command};
 
-use super::containerd::NAME;
+use super::containerd::{NAME, SERVICE};
 use crate::error::{Error, Kind, Result, ResultExt as _};
 
 /// A program that has not ended by then is killed.
 const TIMEOUT: Duration = Duration::from_secs(120);
+/// The same for a restart: k3s and RKE2 have started when Kubernetes answers.
+const RESTART: Duration = Duration::from_secs(600);
 /// After this time without an answer, a service counts as failed.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -23,20 +25,24 @@ pub(super) fn has_systemd() -> bool {
 
 /// Runs a program, and returns its output whatever its status.
 pub(super) async fn output(program: &Path, arguments: &[&str]) -> Result<Output> {
+    output_in(TIMEOUT, program, arguments).await
+}
+
+async fn output_in(timeout: Duration, program: &Path, arguments: &[&str]) -> Result<Output> {
     let named = || format!("running {} {}", program.display(), arguments.join(" "));
     let mut command = Command::new(program);
     let output = command.args(arguments).kill_on_drop(true).output();
-    match tokio::time::timeout(TIMEOUT, output).await {
+    match tokio::time::timeout(timeout, output).await {
         Ok(output) => output.or_kind(Kind::NotFound, named),
         Err(_) => {
-            let what = format!("{}: no answer in {} s", named(), TIMEOUT.as_secs());
+            let what = format!("{}: no answer in {} s", named(), timeout.as_secs());
             Err(Error::new(Kind::Unavailable, what))
         }
     }
 }
 
 async fn systemctl(arguments: &[&str]) -> Result<()> {
-    let output = output(Path::new("systemctl"), arguments).await?;
+    let output = output_in(RESTART, Path::new("systemctl"), arguments).await?;
     if output.status.success() {
         return Ok(());
     }
@@ -63,10 +69,31 @@ pub(super) async fn restart_daemon(socket: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Starts containerd anew. Containers go on meanwhile.
-pub(super) async fn restart_containerd() -> Result<()> {
+/// Starts containerd anew, by the services that start it. Containers go on meanwhile.
+pub(super) async fn restart_containerd(services: &[String]) -> Result<()> {
     systemctl(&["daemon-reload"]).await?;
-    systemctl(&["restart", "containerd.service"]).await
+    for service in services {
+        systemctl(&[verb(service), service]).await?;
+    }
+    Ok(())
+}
+
+/// How a service that starts containerd is started anew: a node may have units of a distribution that it does not use.
+fn verb(service: &str) -> &'static str {
+    match service {
+        SERVICE => "restart",
+        _ => "try-restart",
+    }
+}
+
+/// The commands that start the services anew, for a person.
+pub(super) fn restarts(services: &[String]) -> String {
+    let short = |service: &String| service.trim_end_matches(".service").to_owned();
+    let names: Vec<String> = services.iter().map(short).collect();
+    match services {
+        [service, ..] => format!("`systemctl {} {}`", verb(service), names.join(" ")),
+        [] => "a restart of containerd".to_owned(),
+    }
 }
 
 /// Ends the daemon. A packaged one is as it was before after its next start.
@@ -75,10 +102,10 @@ pub(super) async fn stop_daemon() -> Result<()> {
 }
 
 /// Waits until containerd says that it has the plugin.
-pub(super) async fn check(address: &str) -> Result<()> {
+pub(super) async fn check(ctr: &Path, address: &str) -> Result<()> {
     let start = Instant::now();
     loop {
-        let output = output(Path::new("ctr"), &["--address", address, "plugins", "ls"]).await?;
+        let output = output(ctr, &["--address", address, "plugins", "ls"]).await?;
         let said = String::from_utf8_lossy(&output.stdout);
         // containerd may not answer yet
         let state = state(&said).filter(|_| output.status.success());
@@ -87,7 +114,7 @@ pub(super) async fn check(address: &str) -> Result<()> {
         }
         if state.is_some() || start.elapsed() > PATIENCE {
             let what = format!(
-                "`ctr plugins ls` does not say that {NAME} is ok (see `journalctl -u containerd`)"
+                "`ctr plugins ls` does not say that {NAME} is ok (see the log of containerd)"
             );
             return Err(Error::new(Kind::Unavailable, what));
         }

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use toml_edit::DocumentMut;
 
 use super::{
-    containerd::{Snapshotter, Version, config_path, wanted},
+    containerd::{Containerd, Snapshotter, Version, wanted},
     settings::{Done, Setting, at},
     *,
 };
@@ -41,9 +41,9 @@ fn settings_with(
         maps_owners,
     };
     let read = |path: &Path| root.read(path);
-    let main = config_path(&root)?;
+    let containerd = Containerd::find(&root, None)?;
     let version: Version = version.parse().unwrap();
-    let wanted = wanted(&root, &read, &main, version.check()?, &snapshotter)?;
+    let wanted = wanted(&root, &read, &containerd, version.check()?, &snapshotter)?;
     let text = root.read(&wanted.path)?.unwrap_or(wanted.start.clone());
     let mut document: DocumentMut = text.parse().unwrap();
     for setting in &wanted.settings {
@@ -108,7 +108,21 @@ fn each_version_has_its_settings_and_all_else_stays() {
             vec![(MAIN, old)],
             "v2.4.2",
             MAIN,
-            format!("{old}{plugin}{rebase}{exports}{cri2}{both}"),
+            // the older section is converted by containerd, except for these settings
+            format!("{old}{plugin}{rebase}{exports}{cri2}{cri3}{both}"),
+        ),
+        (
+            vec![(MAIN, "version = 4\nimports = []\n")],
+            "2.4.2",
+            MAIN,
+            format!("version = 4\nimports = []\n{plugin}{rebase}{exports}{cri3}{both}"),
+        ),
+        (
+            // each file has a format of its own
+            vec![(MAIN, "version = 2\nimports = [\"conf.d/*.toml\"]\n")],
+            "2.3",
+            "/etc/containerd/conf.d/socinbd.toml",
+            format!("version = 3\n{plugin}{exports}{cri3}{both}"),
         ),
         (
             vec![
@@ -181,6 +195,7 @@ fn what_would_be_lost_or_does_not_work_is_refused_with_a_reason() {
     let other = "version = 2\n[proxy_plugins.soci]\ntype = \"snapshot\"\naddress = \"/run/soci\"\n";
     let stargz =
         "version = 3\n[plugins.\"io.containerd.cri.v1.images\"]\nsnapshotter = \"stargz\"\n";
+    let stargz_2 = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".containerd]\nsnapshotter = \"stargz\"\n";
     let importing = "version = 2\nimports = [\"/etc/containerd/x.toml\"]\n";
     let x = "/etc/containerd/x.toml";
     let cri = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = \"x\"\n";
@@ -199,7 +214,7 @@ fn what_would_be_lost_or_does_not_work_is_refused_with_a_reason() {
         (
             vec![(MAIN, "version = 9")],
             "2.4",
-            "has a format that is not 1, 2 or 3: configure it by hand",
+            "has a format that is not 1, 2, 3 or 4: configure it by hand",
         ),
         (
             vec![(MAIN, "")],
@@ -210,6 +225,11 @@ fn what_would_be_lost_or_does_not_work_is_refused_with_a_reason() {
             vec![(MAIN, "version = 3")],
             "1.7",
             "has the format 3, which containerd 1.7 does not read",
+        ),
+        (
+            vec![(MAIN, stargz_2)],
+            "2.4",
+            "has the snapshotter \"stargz\" for CRI: remove it first",
         ),
         (
             vec![(MAIN, other)],
@@ -244,6 +264,76 @@ fn what_would_be_lost_or_does_not_work_is_refused_with_a_reason() {
     }
     // sections of plugins are merged
     settings(&[(MAIN, importing), (x, cri)], "2.4", false).unwrap();
+}
+
+const K3S: &str = "/var/lib/rancher/k3s/agent/etc/containerd/config.toml";
+const RKE2: &str = "/var/lib/rancher/rke2/agent/etc/containerd/config.toml";
+
+#[test]
+fn k3s_and_rke2_import_the_settings_from_their_drop_ins() {
+    let base = |name: &str, version: u32, drop_ins: &str| {
+        format!(
+            "version = {version}\nimports = [\"/var/lib/rancher/{name}/agent/etc/containerd/{drop_ins}/*.toml\"]\n\
+            [plugins.'io.containerd.cri.v1.images']\nsnapshotter = \"overlayfs\"\ndisable_snapshot_annotations = true\n"
+        )
+    };
+    let k3s = base("k3s", 3, "config-v3.toml.d");
+    let rke2 = base("rke2", 2, "config.toml.d");
+    let base_template = "{{ template \"base\" . }}\n";
+    let template = K3S.replace("config.toml", "config-v3.toml.tmpl");
+    let folder = Path::new(K3S).parent().unwrap();
+    let of_k3s = folder.join("config-v3.toml.d/socinbd.toml");
+    let of_rke2 = RKE2.replace("config.toml", "config.toml.d/socinbd.toml");
+    for (files, path) in [
+        (vec![(K3S, k3s.as_str())], &of_k3s),
+        (vec![(K3S, &k3s), (&template, base_template)], &of_k3s),
+        (vec![(RKE2, &rke2)], &of_rke2.clone().into()),
+        // what a person has written in plain TOML is all of the configuration
+        (
+            vec![(K3S, &k3s), (&template, "version = 3\n")],
+            &template.clone().into(),
+        ),
+    ] {
+        let (found, text) = settings(&files, "2.3.4", false).unwrap();
+        assert_eq!(&found, path);
+        let text: toml::Table = text.parse().unwrap();
+        let cri = &text["plugins"]["io.containerd.cri.v1.images"];
+        assert_eq!(cri["snapshotter"].as_str(), Some("soci"));
+        assert_eq!(cri["disable_snapshot_annotations"].as_bool(), Some(false));
+    }
+    // a list of theirs is not replaced
+    let list = "[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\nplatform = \"linux\"\nsnapshotter = \"nix\"\n";
+    let with_list = k3s.clone() + list;
+    let (path, text) = settings(&[(K3S, &with_list)], "2.3.4", false).unwrap();
+    assert_eq!(path, of_k3s);
+    assert!(!text.contains("unpack_config"), "{text}");
+
+    let before = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".containerd]\nsnapshotter = \"overlayfs\"\n";
+    for (files, version, reason) in [
+        (
+            vec![(K3S, before)],
+            "1.7",
+            "config.toml is written by k3s or RKE2 at each start, but containerd before 2.0 does not merge imported files (docs/install.md",
+        ),
+        (
+            vec![(K3S, before)],
+            "2.0",
+            "config.toml is written by k3s or RKE2 at each start, but it has no imports of `*.toml` (docs/install.md",
+        ),
+        (
+            vec![(K3S, &k3s), (MAIN, before)],
+            "2.3",
+            "this node has more than one containerd (/etc/containerd/config.toml, /var/lib/rancher/k3s/agent/etc/containerd/config.toml): name the file of one with --containerd-config",
+        ),
+        (
+            vec![(K3S, &k3s), (RKE2, &rke2)],
+            "2.3",
+            "this node has more than one containerd",
+        ),
+    ] {
+        let error = settings(&files, version, false).unwrap_err().report();
+        assert!(error.contains(reason), "{error}\n{reason}");
+    }
 }
 
 /// A record of settings that were made in a text.

@@ -10,6 +10,7 @@ use tempfile::TempDir;
 
 use super::{
     Snapshotter,
+    client::Client,
     image::{Image, layer_mounts},
 };
 use crate::support::{noise, registry::Registry, tars::Layer, wait};
@@ -20,7 +21,7 @@ pub struct Programs {
     /// `None`: those of the system.
     folder: Option<PathBuf>,
     /// Its major and minor version.
-    version: (u32, u32),
+    pub version: (u32, u32),
 }
 
 /// The folder of the programs that `scripts/containerd` builds.
@@ -90,6 +91,19 @@ impl Programs {
         self.version >= (2, 1)
     }
 
+    /// Whether it mounts the devices of layers, and maps the owners of such mounts.
+    fn mounts_devices(&self) -> bool {
+        self.version >= (2, 2)
+    }
+
+    /// The capabilities with that of user namespaces.
+    fn mapping(&self) -> &'static str {
+        match self.version >= (2, 4) {
+            true => "capabilities = [\"rebase\", \"remap-ids\"]",
+            false => "capabilities = [\"remap-ids\"]",
+        }
+    }
+
     /// The capabilities that a proxy plugin may have: containerd 2.4 accepts that a layer is staged.
     pub fn capabilities(&self) -> &'static [&'static str] {
         match self.version >= (2, 4) {
@@ -113,6 +127,8 @@ pub struct Setup<'a> {
     pub capabilities: &'a str,
     /// The image of the pods' sandboxes. Without one there is no CRI.
     pub sandbox: Option<&'a str>,
+    /// The socket of the snapshotter, if it is not the usual one.
+    pub socket: Option<&'a Path>,
 }
 
 impl Containerd {
@@ -225,7 +241,9 @@ fn config(
         config += &format!(
             "[proxy_plugins.soci]\ntype = \"snapshot\"\naddress = {:?}\n{}\n\
             [proxy_plugins.soci.exports]\nroot = {:?}\nenable_remote_snapshot_annotations = \"true\"\n",
-            snapshotter.socket(),
+            setup
+                .socket
+                .map_or_else(|| snapshotter.socket(), Path::to_owned),
             setup.capabilities,
             snapshotter.host.root(),
         );
@@ -316,7 +334,8 @@ struct Sleeper<'a> {
 impl<'a> Sleeper<'a> {
     fn start(containerd: &'a Containerd, image: &Image, options: &[&str]) -> Self {
         // runc has the containers of all containerds of this machine in one directory
-        let name = format!("sleeper.{}", image.reference.replace([':', '/'], "."));
+        let folder = containerd.folder.path().file_name().unwrap();
+        let name = format!("sleeper.{}", folder.to_str().unwrap());
         let run = ["run", "-d", "--snapshotter", "soci"];
         let program = [&image.reference, &name, "/bin/busybox", "sleep", "600"];
         containerd.run(&[&run[..], options, &program[..]].concat());
@@ -324,15 +343,15 @@ impl<'a> Sleeper<'a> {
     }
 
     fn exec(&self, command: &[&str]) -> String {
-        let exec = [
-            "task",
-            "exec",
-            "--exec-id",
-            "exec",
-            &self.name,
-            "/bin/busybox",
-        ];
-        self.containerd.run(&[&exec[..], command].concat())
+        // by a file: `ctr` may lose the output of a short command that it copies itself
+        let log = self.containerd.folder.path().join("exec.log");
+        let _ = fs::remove_file(&log);
+        let uri = format!("file://{}", log.display());
+        let exec = ["task", "exec", "--exec-id", "exec", "--log-uri", &uri];
+        let program = [&self.name, "/bin/busybox"];
+        self.containerd
+            .run(&[&exec[..], &program, command].concat());
+        fs::read_to_string(&log).unwrap()
     }
 
     fn end(self) {
@@ -446,10 +465,14 @@ fn containerd_2_4_gets_an_image_without_an_index_on_disks() {
 
 #[test]
 fn containerd_2_4_mounts_devices_and_nothing_of_ours_is_in_the_mount_table() {
+    let programs = Programs::built();
+    if !programs.mounts_devices() {
+        return; // CONTAINERD_VERSION names an earlier one
+    }
     let registry = Registry::start();
     let image = Image::push(&registry, "devices", layers(), true);
     let snapshotter = Snapshotter::start(&["--unproven", "lazy", "--layer-mounts", "containerd"]);
-    let containerd = Containerd::start(Some(&snapshotter), &Programs::built(), &Setup::default());
+    let containerd = Containerd::start(Some(&snapshotter), &programs, &Setup::default());
     containerd.pull(&image);
     let sleeper = Sleeper::start(&containerd, &image, &[]);
     assert_eq!(sleeper.exec(&["cat", "/etc/tag"]), "upper");
@@ -474,16 +497,19 @@ fn containerd_2_4_mounts_devices_and_nothing_of_ours_is_in_the_mount_table() {
 
 #[test]
 fn containerd_2_4_runs_idmapped_containers() {
+    let programs = Programs::built();
+    if !programs.mounts_devices() {
+        return; // CONTAINERD_VERSION names an earlier one
+    }
     let registry = Registry::start();
     let image = Image::push(&registry, "idmapped", layers(), true);
     for mounter in ["daemon", "containerd"] {
         let snapshotter = Snapshotter::start(&["--unproven", "lazy", "--layer-mounts", mounter]);
-        let capabilities = "capabilities = [\"rebase\", \"remap-ids\"]";
         let setup = Setup {
-            capabilities,
+            capabilities: programs.mapping(),
             ..Setup::default()
         };
-        let containerd = Containerd::start(Some(&snapshotter), &Programs::built(), &setup);
+        let containerd = Containerd::start(Some(&snapshotter), &programs, &setup);
         containerd.pull(&image);
         let user_namespace = [
             "--uidmap",
@@ -519,7 +545,88 @@ fn containerd_2_4_runs_idmapped_containers() {
 }
 
 #[test]
+fn two_containerds_one_daemon() {
+    let programs = Programs::built();
+    let registry = Registry::start();
+    let image = Image::push(&registry, "app", layers(), true);
+    let other = Image::push(&registry, "other", vec![Layer::new().file("a", b"a")], true);
+    let folder = TempDir::new().unwrap();
+    let sockets = ["first.sock", "second.sock"].map(|name| folder.path().join(name));
+    let mut options = vec!["--unproven", "lazy"];
+    for socket in &sockets {
+        options.extend(["--address", socket.to_str().unwrap()]);
+    }
+    let snapshotter = Snapshotter::start(&options);
+    let snapshots = |socket: &Path| {
+        let client = Client::connect(socket).expect("it listens");
+        client.names(&[])
+    };
+    let capabilities = programs.capabilities();
+    let containerds = sockets.each_ref().map(|socket| {
+        let setup = Setup {
+            capabilities: capabilities[capabilities.len() - 1],
+            socket: Some(socket),
+            ..Setup::default()
+        };
+        Containerd::start(Some(&snapshotter), &programs, &setup)
+    });
+    let [first, second] = &containerds;
+    let [of_first, of_second] = sockets.each_ref().map(|socket| move || snapshots(socket));
+
+    first.pull(&image);
+    registry.reset_counters();
+    second.pull(&image);
+    if programs.passes_labels() {
+        let fetched = registry.counters().blob(&image.blobs[0]);
+        assert_eq!(fetched.requests, 0, "the disk of the first one is used");
+    }
+    let sleepers = containerds
+        .each_ref()
+        .map(|it| Sleeper::start(it, &image, &[]));
+    snapshotter.host.kill_served_by_keeper();
+    for sleeper in &sleepers {
+        assert_eq!(sleeper.exec(&["cat", "/etc/tag"]), "upper");
+    }
+
+    // garbage collection of the second one, while the first one has snapshots that the second one does not know
+    let before = of_first();
+    assert_eq!(before.len(), 3, "{before:?}");
+    second.pull(&other);
+    second.run(&["image", "rm", "--sync", &other.reference]);
+    wait("the snapshots of the second one are collected", || {
+        of_second().len() == 3
+    });
+    assert_eq!(of_first(), before);
+
+    // and that of the first one, of the same image, with the daemon killed again
+    let before = of_second();
+    let [sleeper, still] = sleepers;
+    sleeper.end();
+    first.run(&["image", "rm", "--sync", &image.reference]);
+    snapshotter.host.kill_served_by_keeper();
+    wait("the first one has no snapshots", || of_first().is_empty());
+    assert_eq!(of_second(), before);
+    let size = still.exec(&["wc", "-c", "/data/big"]);
+    assert_eq!(size.trim(), "3000000 /data/big");
+    still.end();
+    let again = Sleeper::start(second, &image, &[]);
+    assert_eq!(again.exec(&["cat", "/etc/tag"]), "upper");
+    again.end();
+    second.run(&["image", "rm", "--sync", &image.reference]);
+    wait("the second one has no snapshots", || of_second().is_empty());
+    wait("the devices are gone", || {
+        snapshotter.host.left_over().is_empty()
+    });
+    drop(containerds);
+    snapshotter.end();
+}
+
+#[test]
 fn containerd_2_4_runs_an_image_of_130_layers() {
+    let programs = Programs::built();
+    if !programs.mounts_devices() {
+        return; // CONTAINERD_VERSION names an earlier one
+    }
     let registry = Registry::start();
     let small = (0..128).map(|number: usize| {
         let file = format!("layers/{number}");
@@ -535,12 +642,11 @@ fn containerd_2_4_runs_an_image_of_130_layers() {
     );
     for mounter in ["daemon", "containerd"] {
         let snapshotter = Snapshotter::start(&["--unproven", "lazy", "--layer-mounts", mounter]);
-        let capabilities = "capabilities = [\"rebase\", \"remap-ids\"]";
         let setup = Setup {
-            capabilities,
+            capabilities: programs.mapping(),
             ..Setup::default()
         };
-        let containerd = Containerd::start(Some(&snapshotter), &Programs::built(), &setup);
+        let containerd = Containerd::start(Some(&snapshotter), &programs, &setup);
         containerd.pull(&image);
         let lazy = snapshotter.client().names(&["kind==committed"]).len();
         assert_eq!(lazy, 130);

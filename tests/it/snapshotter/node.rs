@@ -64,6 +64,7 @@ impl Node {
         let setup = Setup {
             capabilities,
             sandbox: Some(&sandbox.reference),
+            ..Setup::default()
         };
         let containerd = Containerd::start(snapshotter, programs, &setup);
         // instead of the file of this machine
