@@ -4,8 +4,11 @@
 //! update is one or two relaxed atomic additions, without a lock and without an allocation.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering},
-    time::Duration,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use crate::error::Kind;
@@ -17,7 +20,7 @@ pub(crate) static METRICS: Metrics = Metrics::new();
 pub(crate) struct Metrics {
     pub(crate) reads: Counter,
     pub(crate) read_bytes: Counter,
-    pub(crate) read_errors: Counter,
+    pub(crate) read_errors: Errors,
     /// The time of one of [`SAMPLED`] reads of present data.
     pub(crate) present: Histogram,
     /// The time that a read has waited for absent data.
@@ -27,10 +30,15 @@ pub(crate) struct Metrics {
     pub(crate) fetch: Histogram,
     pub(crate) fetch_first_byte: Histogram,
     pub(crate) fetch_failures: Counters<{ Kind::ALL.len() }>,
+    pub(crate) background_spans: Counters<{ Outcome::NAMES.len() }>,
     pub(crate) retries: Counters<{ RetryReason::NAMES.len() }>,
     pub(crate) verification_failures: Counters<{ Verified::NAMES.len() }>,
     pub(crate) false_diff_ids: Counter,
     pub(crate) conflicting_claims: Counter,
+    pub(crate) layers_prepared: Counters<{ Prepared::NAMES.len() }>,
+    pub(crate) layers_extracted: Counters<{ ExtractionReason::NAMES.len() }>,
+    /// The time until containerd has a layer that it need not extract.
+    pub(crate) layer_prepare: Histogram,
     pub(crate) attaches: Counters<{ Outcome::NAMES.len() }>,
     pub(crate) attach: Histogram,
     pub(crate) attach_first_byte: Histogram,
@@ -41,7 +49,7 @@ impl Metrics {
         Self {
             reads: Counter::new(),
             read_bytes: Counter::new(),
-            read_errors: Counter::new(),
+            read_errors: Errors::new(),
             present: Histogram::new(),
             absent: Histogram::new(),
             fetches: Counter::new(),
@@ -49,10 +57,14 @@ impl Metrics {
             fetch: Histogram::new(),
             fetch_first_byte: Histogram::new(),
             fetch_failures: Counters::new(),
+            background_spans: Counters::new(),
             retries: Counters::new(),
             verification_failures: Counters::new(),
             false_diff_ids: Counter::new(),
             conflicting_claims: Counter::new(),
+            layers_prepared: Counters::new(),
+            layers_extracted: Counters::new(),
+            layer_prepare: Histogram::new(),
             attaches: Counters::new(),
             attach: Histogram::new(),
             attach_first_byte: Histogram::new(),
@@ -99,6 +111,44 @@ impl Verified {
     pub(crate) const NAMES: [&str; 3] = ["span", "table", "layer"];
 }
 
+/// What stands for a layer that containerd need not extract.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Prepared {
+    /// A disk that was laid out from a table: reads fetch its spans.
+    Lazy,
+    /// A disk with all of the layer, which was compared with its diff ID.
+    Disk,
+    /// A snapshot that was there already.
+    Existing,
+}
+
+impl Prepared {
+    /// The names, in the order of the variants.
+    pub(crate) const NAMES: [&str; 3] = ["lazy", "disk", "existing"];
+}
+
+/// Why containerd extracts a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ExtractionReason {
+    /// containerd does not name its image, or names it in a way that is not valid.
+    Labels,
+    /// No index has a table for it.
+    Table,
+    /// A rule or a label leaves it to containerd.
+    Rule,
+    /// It was not there in the time for which containerd may be held up.
+    Late,
+    /// Another image claims its chain ID for another layer.
+    Conflict,
+    /// It could not be opened or pulled.
+    Failure,
+}
+
+impl ExtractionReason {
+    /// The names, in the order of the reasons.
+    pub(crate) const NAMES: [&str; 6] = ["labels", "table", "rule", "late", "conflict", "failure"];
+}
+
 /// How an operation ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
@@ -137,6 +187,48 @@ impl Counter {
     }
 }
 
+/// Counts errors, and the five-minute periods that begin with one: soci's `fuse_failure_state`.
+pub(crate) struct Errors {
+    count: Counter,
+    periods: Mutex<(u64, Option<Instant>)>,
+}
+
+/// Errors in this time after the first one count for one period.
+const ERROR_PERIOD: Duration = Duration::from_secs(300);
+
+impl Errors {
+    const fn new() -> Self {
+        Self {
+            count: Counter::new(),
+            periods: Mutex::new((0, None)),
+        }
+    }
+
+    /// Counts one.
+    pub(crate) fn count(&self) {
+        self.count_at(Instant::now());
+    }
+
+    fn count_at(&self, now: Instant) {
+        self.count.add(1);
+        let mut periods = self.periods.lock().unwrap_or_else(PoisonError::into_inner);
+        let (count, last) = &mut *periods;
+        if last.is_none_or(|last| now.saturating_duration_since(last) >= ERROR_PERIOD) {
+            (*count, *last) = (*count + 1, Some(now));
+        }
+    }
+
+    /// The errors.
+    pub(crate) fn get(&self) -> &Counter {
+        &self.count
+    }
+
+    /// The periods with errors.
+    pub(crate) fn periods(&self) -> u64 {
+        self.periods.lock().unwrap_or_else(PoisonError::into_inner).0
+    }
+}
+
 /// A counter for each of `N` values of a label.
 pub(crate) struct Counters<const N: usize>([Counter; N]);
 
@@ -147,8 +239,13 @@ impl<const N: usize> Counters<N> {
 
     /// Counts one; `value` is the place of the value in its list of names.
     pub(crate) fn count(&self, value: usize) {
+        self.add(value, 1);
+    }
+
+    /// Counts several.
+    pub(crate) fn add(&self, value: usize, count: u64) {
         if let Some(counter) = self.0.get(value) {
-            counter.add(1);
+            counter.add(count);
         }
     }
 
@@ -237,6 +334,17 @@ mod tests {
     }
 
     #[test]
+    fn errors_within_five_minutes_are_one_period() {
+        let errors = Errors::new();
+        let start = Instant::now();
+        for (seconds, periods) in [(0, 1), (1, 1), (299, 1), (300, 2), (301, 2), (10_000, 3)] {
+            errors.count_at(start + Duration::from_secs(seconds));
+            assert_eq!(errors.periods(), periods, "{seconds}");
+        }
+        assert_eq!(errors.get().get(), 6);
+    }
+
+    #[test]
     fn bounds_ascend() {
         assert!(BOUNDS_US.is_sorted_by(|a, b| a < b));
     }
@@ -250,6 +358,9 @@ mod tests {
         assert_eq!(RetryReason::NAMES[RetryReason::Answer as usize], "answer");
         assert_eq!(Verified::NAMES[Verified::Layer as usize], "layer");
         assert_eq!(Outcome::NAMES[Outcome::Failure as usize], "failure");
+        assert_eq!(Prepared::NAMES[Prepared::Existing as usize], "existing");
+        let last = ExtractionReason::Failure as usize;
+        assert_eq!(ExtractionReason::NAMES[last], "failure");
         let counters = Counters::<2>::new();
         counters.count(1);
         counters.count(2);

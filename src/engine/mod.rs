@@ -41,6 +41,7 @@ pub use observe::{
     fetches::{FetchReport, FileFetch, FileWait, LayerFetches, UnreadFile, UnreadFiles},
     layers::{LayerStatus, LayerUser},
     snapshots::{SnapshotLayer, SnapshotStatus},
+    soci_names::MetricNames,
 };
 pub use open::{
     disks::Disks,

@@ -172,6 +172,17 @@ impl Disk {
         (bitmap.present(), bitmap.count())
     }
 
+    /// Bytes of the blob whose spans are present. All of them if there are no spans, because the layer was streamed.
+    pub fn present_blob_bytes(&self) -> u64 {
+        let bitmap = self.reader.presence().bitmap();
+        if bitmap.is_full() {
+            return self.layer().size;
+        }
+        let present = (0..bitmap.count()).filter(|span| bitmap.get(SpanId(*span)));
+        let lengths = present.map(|span| self.layout().compressed_span(span));
+        lengths.sum::<u64>().min(self.layer().size)
+    }
+
     /// Counters since the disk was opened.
     pub fn counters(&self) -> DiskCounters {
         self.activity.counters()

@@ -1,10 +1,10 @@
 //! Creates snapshots: directories that containerd or a container fills, and lazy layers instead of an extraction.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use super::{
     errors::SnapshotError,
-    images,
+    images::{self, NotOpen},
     labels::{Extraction, LayerRequest, TARGET},
     mounts,
     options::Unproven,
@@ -13,19 +13,28 @@ use super::{
     set::{SnapshotSet, make_directories, run_blocking},
 };
 use crate::{
+    engine::DiskBasis,
     error::{Error, Kind, Result},
     layer::Disk,
+    metrics::{ExtractionReason, METRICS, Prepared},
     oci::Digest,
 };
 
 /// How an extraction is answered.
 enum Answer {
-    /// The snapshot that it is for exists, with its content.
-    Exists,
+    /// The snapshot that it is for exists, with its content, which is this.
+    Exists(Prepared),
     /// Its content is there, and it gets its parent when it is committed.
     Staged(Box<LazyLayer>),
     /// containerd extracts the layer, for this reason if it has asked for a lazy one.
-    Extract(Option<String>),
+    Extract(Option<Refusal>),
+}
+
+/// Why a layer is neither lazy nor on a disk.
+struct Refusal {
+    reason: ExtractionReason,
+    /// For people.
+    why: String,
 }
 
 impl SnapshotSet {
@@ -37,6 +46,7 @@ impl SnapshotSet {
         labels: Labels,
     ) -> Result<Vec<Mount>, SnapshotError> {
         self.engine.wait_taken_over().await;
+        let began = Instant::now();
         let new = NewSnapshot {
             name: key,
             parent,
@@ -45,20 +55,24 @@ impl SnapshotSet {
             layer: None,
             why: None,
         };
-        let extraction =
-            Extraction::of(&new.labels, &self.options.label_headers).unwrap_or_else(|error| {
-                tracing::warn!(
-                    "the labels of an extraction are not used: {}",
-                    error.report()
-                );
-                None
-            });
+        let extraction = Extraction::of(&new.labels, &self.options.label_headers);
+        let is_extraction = !matches!(&extraction, Ok(None));
+        let extraction = extraction.unwrap_or_else(|error| {
+            tracing::warn!(
+                "the labels of an extraction are not used: {}",
+                error.report()
+            );
+            None
+        });
         let answer = match &extraction {
             Some(extraction) => self.extraction(extraction, &new).await?,
             None => Answer::Extract(None),
         };
+        if is_extraction {
+            answer.count(began);
+        }
         match answer {
-            Answer::Exists => Err(SnapshotError::AlreadyExists(format!(
+            Answer::Exists(_) => Err(SnapshotError::AlreadyExists(format!(
                 "target snapshot {}",
                 new.labels.get(TARGET).map_or("", String::as_str)
             ))),
@@ -67,8 +81,9 @@ impl SnapshotSet {
                 let snapshot = self.create(NewSnapshot { layer, ..new }).await?;
                 Ok(mounts::staged(&self.records.directory_of(snapshot.id)))
             }
-            Answer::Extract(why) => {
+            Answer::Extract(refusal) => {
                 let is_rebased = extraction.is_some_and(|it| is_rebased(&it, &new));
+                let why = refusal.map(|refusal| refusal.why);
                 let (snapshot, mounts) = self.directory(NewSnapshot { why, ..new }).await?;
                 Ok(match is_rebased {
                     true => mounts::rebased(&self.records.directory_of(snapshot.id)),
@@ -172,7 +187,7 @@ impl SnapshotSet {
         if let Some(existing) = &existing
             && self.may_answer(existing, extraction)
         {
-            return Ok(Answer::Exists);
+            return Ok(Answer::Exists(Prepared::Existing));
         }
         let Some(request) = &extraction.layer else {
             return Ok(Answer::Extract(None));
@@ -182,14 +197,14 @@ impl SnapshotSet {
             .await
         {
             Ok(layer) => layer,
-            Err(error) => {
-                let why = error.report();
+            Err(refusal) => {
                 tracing::info!(
                     image = %request.image,
                     layer = %request.layer,
-                    "containerd pulls the layer: {why}"
+                    "containerd pulls the layer: {}",
+                    refusal.why
                 );
-                return Ok(Answer::Extract(Some(why)));
+                return Ok(Answer::Extract(Some(refusal)));
             }
         };
         if is_rebased {
@@ -207,8 +222,9 @@ impl SnapshotSet {
         };
         match self.create(committed).await {
             Ok(_) => {
+                let prepared = prepared(&disk);
                 self.sync_later(disk);
-                Ok(Answer::Exists)
+                Ok(Answer::Exists(prepared))
             }
             // another request has made it meanwhile
             Err(SnapshotError::AlreadyExists(_)) => {
@@ -224,17 +240,17 @@ impl SnapshotSet {
     fn compare(self: &Arc<Self>, existing: &Snapshot, layer: &LazyLayer) -> Answer {
         match &existing.layer {
             Some(other) if (&other.blob, other.table) == (&layer.blob, layer.table) => {
-                Answer::Exists
+                Answer::Exists(Prepared::Existing)
             }
             Some(other) => {
                 let claim = (&layer.image, &layer.blob.digest);
-                Answer::Extract(Some(self.note_conflict(
-                    other,
-                    claim,
-                    "containerd pulls the second",
-                )))
+                let why = self.note_conflict(other, claim, "containerd pulls the second");
+                Answer::Extract(Some(Refusal {
+                    reason: ExtractionReason::Conflict,
+                    why,
+                }))
             }
-            None => Answer::Exists,
+            None => Answer::Exists(Prepared::Existing),
         }
     }
 
@@ -292,9 +308,9 @@ impl SnapshotSet {
         extraction: &Extraction,
         request: &LayerRequest,
         (parent, below): (&str, Option<Digest>),
-    ) -> Result<LazyLayer> {
+    ) -> Result<LazyLayer, Refusal> {
         let open = self.images.open(request).map_err(unshared)?;
-        let image = open.wait(open.image()).await?;
+        let image = open.wait(open.image()).await.map_err(Refusal::of)?;
         let position = image.position(&request.layer, &extraction.target);
         let position = position.filter(|position| image.chain_below(*position) == below);
         let Some(position) = position else {
@@ -304,12 +320,21 @@ impl SnapshotSet {
                     "the image has no layer {} with the chain ID {} on this parent",
                     request.layer, extraction.target
                 ),
-            ));
+            )
+            .into());
         };
         if let Some((below, _)) = position.checked_sub(1).and_then(|it| image.claim(it)) {
             self.compare_parent(parent, request, below)?;
         }
-        let opened = open.layer_in_time(&image, position).await?;
+        let opened = open.layer_in_time(&image, position).await;
+        let opened = opened.map_err(|why| Refusal {
+            // the choice, unless there was no time for it
+            reason: match why {
+                NotOpen::Late(_) => ExtractionReason::Late,
+                NotOpen::Failed(_) => image.reason_not_to_open(position),
+            },
+            ..Refusal::of(why)
+        })?;
         self.compare_soon(&opened.disk);
         Ok(LazyLayer {
             blob: opened.disk.layer().clone(),
@@ -320,6 +345,55 @@ impl SnapshotSet {
             image: request.image.clone(),
             manifest: request.manifest,
         })
+    }
+}
+
+impl Answer {
+    /// Counts the answer to a request for a layer.
+    fn count(&self, began: Instant) {
+        let prepared = match self {
+            Self::Exists(prepared) => *prepared,
+            Self::Staged(layer) => prepared(layer),
+            Self::Extract(refusal) => {
+                let reason = refusal.as_ref().map(|it| it.reason);
+                let reason = reason.unwrap_or(ExtractionReason::Labels);
+                METRICS.layers_extracted.count(reason as usize);
+                return;
+            }
+        };
+        METRICS.layers_prepared.count(prepared as usize);
+        if prepared != Prepared::Existing {
+            METRICS.layer_prepare.observe(began.elapsed());
+        }
+    }
+}
+
+impl Refusal {
+    fn of(why: NotOpen) -> Self {
+        match why {
+            NotOpen::Late(error) => Self {
+                reason: ExtractionReason::Late,
+                why: error.report(),
+            },
+            NotOpen::Failed(error) => error.into(),
+        }
+    }
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Self {
+            reason: ExtractionReason::Failure,
+            why: error.report(),
+        }
+    }
+}
+
+/// What stands for a layer.
+fn prepared(layer: &LazyLayer) -> Prepared {
+    match layer.basis {
+        DiskBasis::Compact | DiskBasis::Ztoc => Prepared::Lazy,
+        DiskBasis::Verified | DiskBasis::Whole { .. } => Prepared::Disk,
     }
 }
 

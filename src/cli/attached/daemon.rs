@@ -27,7 +27,7 @@ use crate::{
         GlobalArgs, absolute, exit::AGAIN, log, require_root, signals::SignalReceiver,
         space::limits::DiskArgs,
     },
-    engine::{Engine, KeptDescriptors},
+    engine::{Engine, KeptDescriptors, MetricNames},
     error::{Kind, Result, ResultExt},
     keeper::{self, Check, FdStore, Plan, Service, Times, watch},
     kernel::{memory, session},
@@ -155,6 +155,7 @@ impl DaemonCommand {
             idle_exit: self.idle_exit(),
             disk_limits: self.disk_limits(),
             metrics_address: self.metrics_address,
+            metric_names: MetricNames::Socinbd,
             snapshotter: None,
         };
         daemon.run(global, service).await
@@ -169,6 +170,8 @@ pub(super) struct Daemon {
     pub(super) disk_limits: DiskLimits,
     /// The address of the metrics.
     pub(super) metrics_address: Option<MetricsAddress>,
+    /// The names of the metrics.
+    pub(super) metric_names: MetricNames,
     /// The addresses of a snapshotter and its settings.
     pub(super) snapshotter: Option<(Vec<PathBuf>, SnapshotterOptions)>,
 }
@@ -215,6 +218,7 @@ impl Daemon {
         };
         let engine = Engine::open_daemon(&root, &run_dir, kept.unwrap_or_default(), options)?;
         engine.disks().verifiers().set(global.settings.verifiers());
+        engine.set_metric_names(self.metric_names);
         let directories = [engine.root(), engine.run_dir()].map(WatchedDirectory::of);
         let store = service
             .as_ref()

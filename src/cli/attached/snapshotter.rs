@@ -16,7 +16,7 @@ use crate::{
         pull_rule,
         space::limits::DiskArgs,
     },
-    engine::{DeviceChoice, LayerMounter},
+    engine::{DeviceChoice, LayerMounter, MetricNames},
     error::Result,
     keeper::Service,
     layer::DiskLimits,
@@ -105,6 +105,19 @@ pub(crate) struct SnapshotterCommand {
     /// names of images or files.
     #[arg(long, value_name = "ADDR")]
     metrics_address: Option<MetricsAddress>,
+    /// Metric names: socinbd or both
+    ///
+    /// both: also those of AWS's soci-snapshotter, for dashboards that were made for it. These have labels with the digests of layers and the
+    /// paths of their mounts.
+    #[arg(
+        long,
+        value_enum,
+        value_name = "NAMES",
+        default_value_t,
+        hide_possible_values = true,
+        hide_short_help = true
+    )]
+    metrics_names: MetricNames,
     #[command(flatten)]
     disk: DiskArgs,
     #[command(flatten)]
@@ -162,6 +175,7 @@ impl SnapshotterCommand {
             idle_exit: None,
             disk_limits: self.disk_limits(),
             metrics_address: self.metrics_address,
+            metric_names: self.metrics_names,
             snapshotter: Some((addresses, options)),
         };
         daemon.run(global, service).await

@@ -140,7 +140,7 @@ const fn key(table: &'static str, name: &'static str, value: Type, change: Chang
 }
 
 /// All keys, in the order of the documented file.
-pub(super) const KEYS: [Key; 25] = [
+pub(super) const KEYS: [Key; 26] = [
     Key {
         scope: Scope::Commands,
         ..key(DIRECTORIES, "root", Type::Path, Change::Restart)
@@ -171,6 +171,7 @@ pub(super) const KEYS: [Key; 25] = [
         example: "\"127.0.0.1:9101\"",
         ..key("metrics", "metrics-address", Type::Text, Change::Restart)
     },
+    key("metrics", "metrics-names", Type::Text, Change::Restart),
     key("images", "index-policy", Type::Text, Change::Command),
     key("images", "device", Type::Text, Change::Command),
     key("images", "fill", Type::Text, Change::Command),

@@ -82,6 +82,7 @@ pub(super) fn translated(arguments: Vec<OsString>) -> Result<Vec<OsString>, clap
     if let Some(address) = address {
         line.extend(["--address".into(), socket_path(&address).into()]);
     }
+    line.extend(["--metrics-names".into(), "both".into()]);
     line.extend(config.options(&hosts_dir));
     Ok(line)
 }
@@ -127,15 +128,15 @@ mod tests {
         all_become(&[
             (
                 "soci-snapshotter-grpc --address /run/s.sock -log-level fatal --root /r",
-                "socinbd --root /r --log error snapshotter --address /run/s.sock --index-policy v2",
+                "socinbd --root /r --log error snapshotter --address /run/s.sock --metrics-names both --index-policy v2",
             ),
             (
                 "soci-snapshotter-grpc --address unix:///run/s.sock",
-                "socinbd snapshotter --address /run/s.sock --index-policy v2",
+                "socinbd snapshotter --address /run/s.sock --metrics-names both --index-policy v2",
             ),
             (
                 "soci-snapshotter-grpc",
-                "socinbd snapshotter --index-policy v2",
+                "socinbd snapshotter --metrics-names both --index-policy v2",
             ),
         ]);
     }
@@ -149,10 +150,10 @@ mod tests {
         assert!(said.contains("config.toml"), "{said}");
         fs::write(&file, "debug = true\n[pull_modes.soci_v1]\nenable = true").unwrap();
         all_become(&[
-            (&given, "socinbd --log debug snapshotter --index-policy any"),
+            (&given, "socinbd --log debug snapshotter --metrics-names both --index-policy any"),
             (
                 &format!("{given} --log-level warn"),
-                "socinbd --log warn snapshotter --index-policy any",
+                "socinbd --log warn snapshotter --metrics-names both --index-policy any",
             ),
         ]);
     }

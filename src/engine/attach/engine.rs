@@ -2,7 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -36,6 +36,8 @@ pub struct Engine {
     pub(super) table: Mutex<AttachmentTable>,
     pub(super) layer_mounts: LayerMounts,
     pub(super) layer_mount_records: LayerMountRecords,
+    /// Whether the metrics have the names of AWS's soci-snapshotter too.
+    pub(in crate::engine) exposes_soci_names: AtomicBool,
     /// Held while kept attachments are restored, and while one gets its number.
     pub(super) restoring: tokio::sync::Mutex<()>,
     /// Changed while the table is locked. In another phase than the first nothing can be attached.

@@ -3,7 +3,7 @@
 use std::{
     collections::HashSet,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::AtomicBool},
 };
 
 use tokio::{runtime::Handle, sync::watch};
@@ -112,6 +112,7 @@ impl Engine {
             table: Mutex::default(),
             layer_mounts: LayerMounts::default(),
             layer_mount_records,
+            exposes_soci_names: AtomicBool::default(),
             restoring: tokio::sync::Mutex::default(),
             phase: watch::Sender::new(EnginePhase::Serving),
             taken_over: watch::Sender::new(false),

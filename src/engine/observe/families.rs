@@ -14,7 +14,7 @@ use crate::metrics::Distribution;
 /// A family of metrics at one moment.
 #[derive(Clone, Debug)]
 pub struct Family {
-    /// Its name, without the `_total` of a counter.
+    /// Its name, without the `_total` of a counter of this program.
     pub(super) name: &'static str,
     pub(super) help: &'static str,
     pub(super) kind: Type,
@@ -25,24 +25,26 @@ pub struct Family {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Type {
     Counter,
+    /// A counter of another program, whose samples have the name of the family. OpenMetrics has no such counters: there it is of unknown type.
+    ForeignCounter,
     Gauge,
     Histogram,
 }
 
-/// The label that tells the samples of a family apart, and its value.
-type LabelValue = Option<(&'static str, String)>;
+/// The labels that tell the samples of a family apart, and their values.
+pub(super) type Labels = Vec<(&'static str, String)>;
 
 /// The samples of a family.
 #[derive(Clone, Debug)]
 pub(super) enum Samples {
-    Numbers(Vec<(LabelValue, f64)>),
-    Distributions(Vec<(LabelValue, Distribution)>),
+    Numbers(Vec<(Labels, f64)>),
+    Distributions(Vec<(Labels, Distribution)>),
 }
 
 impl Samples {
     /// One sample without a label.
     pub(super) fn one(value: f64) -> Self {
-        Self::Numbers(vec![(None, value)])
+        Self::Numbers(vec![(Labels::new(), value)])
     }
 
     /// One number for each value of a label.
@@ -51,7 +53,7 @@ impl Samples {
         values: impl IntoIterator<Item = (V, u64)>,
     ) -> Self {
         let values = values.into_iter();
-        let labelled = values.map(|(value, count)| (Some((label, value.into())), count as f64));
+        let labelled = values.map(|(value, count)| (vec![(label, value.into())], count as f64));
         Self::Numbers(labelled.collect())
     }
 }
@@ -106,7 +108,8 @@ impl MetricsFormat {
     }
 }
 
-/// OpenMetrics as text 0.0.4: there a counter's family has the name of its samples, and units and the end are not marked.
+/// OpenMetrics as text 0.0.4: there a counter's family has the name of its samples, and units and the end are not marked. Of unknown type are
+/// counters of another program.
 fn as_text(openmetrics: &str) -> String {
     let mut text = String::with_capacity(openmetrics.len());
     let counters: Vec<&str> = openmetrics
@@ -117,6 +120,9 @@ fn as_text(openmetrics: &str) -> String {
         let mut words = line.splitn(4, ' ');
         match (words.next(), words.next(), words.next(), words.next()) {
             (Some("#"), Some("UNIT" | "EOF"), ..) => continue,
+            (Some("#"), Some("TYPE"), Some(name), Some("unknown")) => {
+                text.push_str(&format!("# TYPE {name} counter"));
+            }
             (Some("#"), Some(what), Some(name), Some(rest)) if counters.contains(&name) => {
                 text.push_str(&format!("# {what} {name}_total {rest}"));
             }
@@ -135,24 +141,27 @@ impl Collector for Families {
         for family in &self.0 {
             let kind = match family.kind {
                 Type::Counter => MetricType::Counter,
+                Type::ForeignCounter => MetricType::Unknown,
                 Type::Gauge => MetricType::Gauge,
                 Type::Histogram => MetricType::Histogram,
             };
             let mut metric = encoder.encode_descriptor(family.name, family.help, None, kind)?;
             match &family.samples {
                 Samples::Numbers(samples) => {
-                    for (label, value) in samples {
-                        with_label(&mut metric, label, |sample| match family.kind {
+                    for (labels, value) in samples {
+                        with_labels(&mut metric, labels, |sample| match family.kind {
                             Type::Counter => {
                                 sample.encode_counter::<NoLabelSet, f64, f64>(value, None)
                             }
-                            Type::Gauge | Type::Histogram => sample.encode_gauge(value),
+                            Type::ForeignCounter | Type::Gauge | Type::Histogram => {
+                                sample.encode_gauge(value)
+                            }
                         })?;
                     }
                 }
                 Samples::Distributions(samples) => {
-                    for (label, it) in samples {
-                        with_label(&mut metric, label, |sample| {
+                    for (labels, it) in samples {
+                        with_labels(&mut metric, labels, |sample| {
                             let (sum, count) = (it.sum_seconds, it.count);
                             sample.encode_histogram::<NoLabelSet>(sum, count, &it.buckets, None)
                         })?;
@@ -165,17 +174,14 @@ impl Collector for Families {
 }
 
 /// Encodes one sample. An empty set of labels would be written as `{}`, which the text format does not have.
-fn with_label(
+fn with_labels(
     metric: &mut MetricEncoder<'_>,
-    label: &LabelValue,
+    labels: &Labels,
     encode: impl FnOnce(&mut MetricEncoder<'_>) -> fmt::Result,
 ) -> fmt::Result {
-    match label {
-        Some((key, value)) => {
-            let labels = [(*key, value.as_str())];
-            encode(&mut metric.encode_family(&labels)?)
-        }
-        None => encode(metric),
+    match labels.is_empty() {
+        true => encode(metric),
+        false => encode(&mut metric.encode_family(labels)?),
     }
 }
 
@@ -223,15 +229,16 @@ mod tests {
             vec![
                 family("a", Type::Counter, Samples::one(3.0)),
                 family("b", Type::Gauge, Samples::by("is", [("x\"\n", 1)])),
+                family("c", Type::ForeignCounter, Samples::one(2.0)),
             ]
         };
         assert_eq!(
             MetricsFormat::OpenMetrics.write(families()).unwrap(),
-            "# HELP a Help\n# TYPE a counter\na_total 3.0\n# HELP b Help\n# TYPE b gauge\nb{is=\"x\\\"\\n\"} 1.0\n# EOF\n"
+            "# HELP a Help\n# TYPE a counter\na_total 3.0\n# HELP b Help\n# TYPE b gauge\nb{is=\"x\\\"\\n\"} 1.0\n# HELP c Help\n# TYPE c unknown\nc 2.0\n# EOF\n"
         );
         assert_eq!(
             MetricsFormat::Text.write(families()).unwrap(),
-            "# HELP a_total Help\n# TYPE a_total counter\na_total 3.0\n# HELP b Help\n# TYPE b gauge\nb{is=\"x\\\"\\n\"} 1.0\n"
+            "# HELP a_total Help\n# TYPE a_total counter\na_total 3.0\n# HELP b Help\n# TYPE b gauge\nb{is=\"x\\\"\\n\"} 1.0\n# HELP c Help\n# TYPE c counter\nc 2.0\n"
         );
     }
 }

@@ -3,14 +3,17 @@
 use std::collections::BTreeMap;
 
 use super::{
-    families::{Family, MetricsFormat, Samples, Type},
+    families::{Family, Labels, MetricsFormat, Samples, Type},
     process,
 };
 use crate::{
     engine::attach::{engine::Engine, types::AttachmentState},
     error::{Error, Kind, Result},
     layer::{DiskProgress, SpaceStatus, Store},
-    metrics::{Counter, Counters, Distribution, METRICS, Outcome, RetryReason, Verified},
+    metrics::{
+        Counter, Counters, Distribution, ExtractionReason, METRICS, Outcome, Prepared, RetryReason,
+        Verified,
+    },
     source::{self, RequestLoad},
 };
 
@@ -43,6 +46,7 @@ impl Engine {
         families.extend(of_requests(source::request_load()));
         families.extend(of_process());
         families.extend(process::families());
+        families.extend(self.soci_families());
         format.write(families).map_err(|error| {
             Error::with_source(Kind::Io, "writing the metrics", error) // memory is allocated or the process ends
         })
@@ -199,14 +203,17 @@ fn of_process() -> Vec<Family> {
         counter(
             "socinbd_read_errors",
             "Reads that have failed: the data could not be fetched in time, or the local disk has failed",
-            &metrics.read_errors,
+            metrics.read_errors.get(),
         ),
         histograms(
             "socinbd_read_duration_seconds",
             "Time of a read: of present data, of one of 16 reads; of absent data, of each read, until its data is present",
             vec![
-                (Some(("data", "present".to_owned())), metrics.present.get()),
-                (Some(("data", "absent".to_owned())), metrics.absent.get()),
+                (
+                    vec![("data", "present".to_owned())],
+                    metrics.present.get(),
+                ),
+                (vec![("data", "absent".to_owned())], metrics.absent.get()),
             ],
         ),
         counter(
@@ -237,6 +244,13 @@ fn of_process() -> Vec<Family> {
             &metrics.fetch_failures,
         ),
         counters(
+            "socinbd_background_spans",
+            "Spans that no read has waited for and that fetches in the background were to bring, by outcome",
+            "outcome",
+            Outcome::NAMES,
+            &metrics.background_spans,
+        ),
+        counters(
             "socinbd_retries",
             "Requests to a registry that were repeated, by reason",
             "reason",
@@ -259,6 +273,25 @@ fn of_process() -> Vec<Family> {
             "socinbd_conflicting_claims",
             "Images that name the chain ID of an unproven layer for another layer",
             &metrics.conflicting_claims,
+        ),
+        counters(
+            "socinbd_layers_prepared",
+            "Layers that containerd has asked for and need not extract, by the content of their snapshots",
+            "how",
+            Prepared::NAMES,
+            &metrics.layers_prepared,
+        ),
+        counters(
+            "socinbd_layers_extracted",
+            "Layers that containerd has asked for and extracts itself, by reason",
+            "reason",
+            ExtractionReason::NAMES,
+            &metrics.layers_extracted,
+        ),
+        histogram(
+            "socinbd_layer_prepare_seconds",
+            "Time from containerd's request for a layer to its snapshot, of layers that are lazy or on a disk",
+            metrics.layer_prepare.get(),
         ),
         counters(
             "socinbd_attaches",
@@ -328,13 +361,13 @@ fn gauge_by(
 }
 
 fn histogram(name: &'static str, help: &'static str, distribution: Distribution) -> Family {
-    histograms(name, help, vec![(None, distribution)])
+    histograms(name, help, vec![(Labels::new(), distribution)])
 }
 
 fn histograms(
     name: &'static str,
     help: &'static str,
-    samples: Vec<(Option<(&'static str, String)>, Distribution)>,
+    samples: Vec<(Labels, Distribution)>,
 ) -> Family {
     Family {
         name,

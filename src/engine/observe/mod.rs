@@ -6,3 +6,4 @@ pub mod layers;
 pub mod metrics;
 mod process;
 pub mod snapshots;
+pub mod soci_names;

@@ -120,7 +120,7 @@ impl Disk {
             self.path().display()
         );
         let error = Arc::new(Error::new(Kind::Io, context));
-        METRICS.read_errors.add(1);
+        METRICS.read_errors.count();
         self.health.failed_locally(&error);
     }
 }

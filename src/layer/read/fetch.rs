@@ -23,7 +23,7 @@ use crate::{
         disk::{Disk, fetch_log::FetchReason},
         sources::layer_sources::LayerSource,
     },
-    metrics::METRICS,
+    metrics::{METRICS, Outcome},
     units::{DiskOffset, SpanId},
 };
 
@@ -102,6 +102,14 @@ pub(crate) async fn fetch(
     let is_ok = claim
         .spans()
         .all(|span| disk.reader().is_readable(SpanId(span)));
+    if reason == FetchReason::Background {
+        let outcome = match is_ok {
+            true => Outcome::Success,
+            false => Outcome::Failure,
+        };
+        let spans = claim.spans().len() as u64;
+        METRICS.background_spans.add(outcome as usize, spans);
+    }
     disk.log()
         .fetched(began, claim.spans(), bytes, reason, is_ok);
 }

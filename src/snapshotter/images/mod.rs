@@ -21,10 +21,10 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-pub(super) use self::check::check_soon;
+pub(super) use self::{check::check_soon, staged::NotOpen};
 use self::{
     interest::Interest,
-    staged::{Awaited, OpeningLayer, StagedImage, StagedLayer, awaited, shared},
+    staged::{Awaited, OpeningLayer, StagedImage, StagedLayer, awaited, late, shared},
 };
 use super::{
     labels::LayerRequest,
@@ -125,13 +125,15 @@ impl OpenImage {
         &self,
         image: &StagedImage,
         position: usize,
-    ) -> Result<StagedLayer> {
-        if !image.opening(position).map_err(shared)?.is_pulled() {
+    ) -> Result<StagedLayer, NotOpen> {
+        let opening = image.opening(position);
+        let opening = opening.map_err(|error| NotOpen::Failed(shared(error)))?;
+        if !opening.is_pulled() {
             return self.wait(self.layer(image, position)).await;
         }
         let pulled = timeout(PULL_TIME, self.layer(image, position)).await;
         let pulled = match pulled {
-            Ok(pulled) => pulled.map_err(shared),
+            Ok(pulled) => pulled.map_err(|error| NotOpen::Failed(shared(error))),
             Err(_) => Err(late(PULL_TIME)),
         };
         if pulled.is_err() {
@@ -145,18 +147,13 @@ impl OpenImage {
     pub(super) async fn wait<T>(
         &self,
         part: impl Future<Output = Result<T, Arc<Error>>>,
-    ) -> Result<T> {
+    ) -> Result<T, NotOpen> {
         let deadline = self.deadline.get_or_init(|| Instant::now() + WAIT_TIME);
         match timeout_at(*deadline, part).await {
-            Ok(done) => done.map_err(shared),
+            Ok(done) => done.map_err(|error| NotOpen::Failed(shared(error))),
             Err(_) => Err(late(WAIT_TIME)),
         }
     }
-}
-
-fn late(limit: Duration) -> Error {
-    let why = format!("it was not opened within {} s", limit.as_secs());
-    Error::new(Kind::Unavailable, why)
 }
 
 impl Images {

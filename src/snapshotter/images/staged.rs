@@ -1,6 +1,6 @@
 //! An image whose layers are being opened.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use futures_util::{
     FutureExt as _,
@@ -12,6 +12,7 @@ use crate::{
     engine::DiskBasis,
     error::{Error, Kind, Result},
     layer::{Disk, LayerBlob},
+    metrics::ExtractionReason,
     oci::Digest,
     snapshotter::rules::{Choice, Pull},
 };
@@ -93,12 +94,37 @@ impl StagedImage {
         opening.ok_or_else(none)
     }
 
+    /// Why a layer that was tried, or was not to be tried, is not open.
+    pub(in crate::snapshotter) fn reason_not_to_open(&self, position: usize) -> ExtractionReason {
+        match self.opening(position) {
+            Ok(layer) if layer.is_left() => ExtractionReason::Rule,
+            // it may be in an index that could not be read
+            Ok(layer) if layer.choice.pull == Pull::Containerd && !self.has_warnings => {
+                ExtractionReason::Table
+            }
+            _ => ExtractionReason::Failure,
+        }
+    }
+
     /// Whether a part of it is not what it could be, and is to be tried again soon. Waits until all layers are opened.
     pub(super) async fn has_failed(&self) -> bool {
         let layers = self.opening.values().filter(|layer| !layer.is_left());
         let opened = join_all(layers.map(|layer| layer.work.clone())).await;
         self.has_warnings || opened.iter().any(Result::is_err)
     }
+}
+
+/// Why a part of an image is not there.
+pub(in crate::snapshotter) enum NotOpen {
+    /// The time for which containerd may be held up is over.
+    Late(Error),
+    /// It could not be opened.
+    Failed(Error),
+}
+
+pub(super) fn late(limit: Duration) -> NotOpen {
+    let why = format!("it was not opened within {} s", limit.as_secs());
+    NotOpen::Late(Error::new(Kind::Unavailable, why))
 }
 
 /// Work in a task of its own, which several may wait for.

@@ -13,8 +13,12 @@ use crate::{
         Host,
         lifecycle::{indexed, one_file_host},
     },
+    snapshotter::{
+        Snapshotter,
+        image::{Container, Image, Pulled},
+    },
     support::{
-        registry::{Fault, On, Registry, Times},
+        registry::{Fault, Kind, On, Registry, Times},
         seeded_noise,
         tars::Layer,
         wait,
@@ -267,6 +271,226 @@ fn failures_are_counted_by_their_reasons() {
     host.detach(&mountpoint);
 }
 
+/// The operations of soci-snapshotter 0.16.1, by family; a family without operations has none.
+const SOCI: [(&str, &[&str]); 7] = [
+    (
+        "soci_fs_operation_duration_milliseconds",
+        &[
+            "mount",
+            "remote_registry_get",
+            "init_metadata_store",
+            "background_fetch",
+            "ztoc_unmarshal",
+            "fuse_mount",
+            "blob_redirect",
+            "get_layer_size",
+            "soci_index_fetch",
+            "ztoc_fetch",
+        ],
+    ),
+    (
+        "soci_fs_operation_duration_microseconds",
+        &["node_readdir", "synchronous_read"],
+    ),
+    (
+        "soci_fs_operation_count",
+        &[
+            "synchronous_read_count",
+            "synchronous_read_remote_registry_fetch_count",
+            "fuse_failure_state",
+            "fuse_node_getattr_failure_count",
+            "fuse_node_listxattr_failure_count",
+            "fuse_node_lookup_failure_count",
+            "fuse_node_open_failure_count",
+            "fuse_node_readdir_failure_count",
+            "fuse_file_read_failure_count",
+            "fuse_file_getattr_failure_count",
+            "fuse_whiteout_getattr_failure_count",
+            "fuse_unknown_operation_failure_count",
+            "fuse_mount_failure_count",
+            "local_mount_failure_count",
+            "background_span_fetch_count",
+            "background_span_fetch_failure_count",
+            "background_fetch_work_queue_evicted",
+            "resolve_cache_hit",
+            "resolve_cache_miss",
+            "preresolve_queue_drop",
+        ],
+    ),
+    ("soci_fs_bytes_served", &["synchronous_bytes_served"]),
+    (
+        "soci_fs_image_operation_count_key",
+        &["background_fetch_work_queue_size"],
+    ),
+    ("soci_fs_layer_size_bytes", &[]),
+    ("soci_fs_layer_fetched_size_bytes", &[]),
+];
+
+/// The rows of a table of the document: the family and the operation, and the third cell.
+fn soci_rows(heading: &str) -> BTreeMap<(String, String), String> {
+    let document = document("metrics.md");
+    let (_, section) = document.split_once(heading).unwrap();
+    let section = section.split("\n#").next().unwrap();
+    let rows = section.lines().filter(|line| line.starts_with("| `soci_"));
+    rows.map(|row| {
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        let [family, operation] = [1, 2].map(|cell| cells[cell].trim_matches('`').to_owned());
+        ((family, operation), cells[3].to_owned())
+    })
+    .collect()
+}
+
+#[test]
+fn the_names_of_soci_have_its_types_labels_and_units_or_a_reason_why_not() {
+    let registry = Registry::start();
+    let noise = seeded_noise(300_000, 5);
+    let layers = vec![
+        Layer::new().file("noise", &noise),
+        Layer::new().file("small", b"small"),
+    ];
+    let image = Image::push(&registry, "app", layers, true);
+    let options = ["--metrics-names", "both", "--unproven", "lazy"];
+    let snapshotter = Snapshotter::start(&options);
+    let metrics = || get(&snapshotter.host, &[], "/metrics");
+    let (pulled, top) = image.pull(&snapshotter, "default");
+    assert_eq!(pulled, [Pulled::Lazy, Pulled::Lazy]);
+    let container = Container::start(&snapshotter, "container", &top);
+    assert!(fs::read(container.root.path().join("noise")).unwrap() == noise);
+
+    let text = metrics();
+    let exposed = families(&text);
+    let exposed = exposed.iter().filter(|(name, _)| name.starts_with("soci_"));
+    let exposed: BTreeMap<_, _> = exposed.collect();
+    let operation = |line: &str| {
+        let (family, labels) = line.split_once('{')?;
+        let family = family
+            .trim_end_matches("_bucket")
+            .trim_end_matches("_sum")
+            .trim_end_matches("_count");
+        // a family may end in one of these itself
+        let is_known = SOCI.iter().any(|(name, _)| *name == family);
+        let family = match is_known {
+            true => family.to_owned(),
+            false => format!("{family}_count"),
+        };
+        let operation = labels.split_once("operation_type=\"");
+        let operation = operation.map_or("", |(_, rest)| rest.split('"').next().unwrap());
+        Some((family, operation.to_owned()))
+    };
+    let lines = text.lines().filter(|line| line.starts_with("soci_"));
+    let operations: BTreeSet<_> = lines.filter_map(operation).collect();
+    let described = soci_rows("### Exposed names");
+    let rows: BTreeSet<_> = described.keys().cloned().collect();
+    assert_eq!(operations, rows);
+    for ((family, _), kind) in &described {
+        assert_eq!(&exposed[family].0, kind, "{family}");
+    }
+    for (family, (_, labels)) in exposed {
+        let expected = match family.as_str() {
+            "soci_fs_image_operation_count_key" => ["image", "operation_type"],
+            "soci_fs_layer_size_bytes" | "soci_fs_layer_fetched_size_bytes" => {
+                ["digest", "mountpoint"]
+            }
+            _ => ["layer", "operation_type"],
+        };
+        let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
+        assert_eq!(labels, expected, "{family}");
+    }
+    // all that soci has is in one of the tables, and in no more
+    let absent = soci_rows("### Names without a counterpart");
+    for (family, operations) in SOCI {
+        for operation in if operations.is_empty() { &[""] } else { operations } {
+            let row = (family.to_owned(), (*operation).to_owned());
+            let places = (described.contains_key(&row), absent.contains_key(&row));
+            assert!(places.0 != places.1, "{row:?}");
+        }
+    }
+
+    let of = |family: &str, operation: &str| {
+        let sample = format!("{family}{{operation_type=\"{operation}\",layer=\"\"}}");
+        value(&text, &sample)
+    };
+    let mounts = of("soci_fs_operation_duration_milliseconds_count", "mount");
+    assert_eq!(mounts, 2.0);
+    let prepared = value(&text, "socinbd_layers_prepared_total{how=\"lazy\"}");
+    assert_eq!(prepared, mounts);
+    let seconds = value(&text, "socinbd_layer_prepare_seconds_sum");
+    let milliseconds = of("soci_fs_operation_duration_milliseconds_sum", "mount");
+    assert!((milliseconds - seconds * 1e3).abs() < 1e-6, "{text}");
+    assert!(text.contains("soci_fs_operation_duration_microseconds_bucket{le=\"1000.0\",operation_type="));
+    let served = of("soci_fs_bytes_served", "synchronous_bytes_served");
+    assert_eq!(served, value(&text, "socinbd_read_bytes_total"));
+    let reads = of("soci_fs_operation_count", "synchronous_read_count");
+    assert_eq!(reads, value(&text, "socinbd_reads_total"));
+    assert_eq!(of("soci_fs_operation_count", "fuse_failure_state"), 0.0);
+    let content = snapshotter.host.root().join("snapshots/snapshotter");
+    let of_layer = |family: &str| {
+        let begin = format!("{family}{{digest=\"{}\",mountpoint=\"{}/", image.blobs[0], content.display());
+        let line = text.lines().find(|line| line.starts_with(&begin));
+        let (_, value) = line.unwrap_or_else(|| panic!("{begin}: {text}")).rsplit_once(' ').unwrap();
+        value.parse::<f64>().unwrap()
+    };
+    let size = of_layer("soci_fs_layer_size_bytes");
+    let fetched = of_layer("soci_fs_layer_fetched_size_bytes");
+    assert!(fetched > 250_000.0 && fetched <= size, "{fetched} of {size}");
+
+    let openmetrics = get(&snapshotter.host, &["-H", OPENMETRICS], "/metrics");
+    parsed_by_python("prometheus_client.parser", &text);
+    let said = parsed_by_python("prometheus_client.openmetrics.parser", &openmetrics);
+    assert!(said.contains("unknown soci_fs_operation_count 7"), "{said}");
+    container.end();
+    snapshotter.client().remove_all();
+    snapshotter.end();
+}
+
+#[test]
+fn layers_that_containerd_extracts_are_counted_by_reason() {
+    let registry = Registry::start();
+    let layers = |name: &str| vec![Layer::new().file(name, name.as_bytes())];
+    let image = |name: &str, indexed: bool| Image::push(&registry, name, layers(name), indexed);
+    let rule = format!("containerd,image={}/ruled", registry.host());
+    let snapshotter = Snapshotter::start(&["--unproven", "lazy", "--rule", &rule]);
+    let mut expected = BTreeMap::new();
+    let mut pulled = |image: &Image, how: Pulled, sample: &str| {
+        let answer = image.pull(&snapshotter, "default").0;
+        assert_eq!(answer, [how], "{sample}");
+        *expected.entry(sample.to_owned()).or_insert(0.0) += 1.0;
+        let text = get(&snapshotter.host, &[], "/metrics");
+        for (sample, count) in &expected {
+            assert_eq!(value(&text, sample), *count, "{sample}");
+        }
+    };
+    let prepared = |how: &str| format!("socinbd_layers_prepared_total{{how=\"{how}\"}}");
+    let extracted = |why: &str| format!("socinbd_layers_extracted_total{{reason=\"{why}\"}}");
+    let lazy = image("lazy", true);
+    pulled(&lazy, Pulled::Lazy, &prepared("lazy"));
+    pulled(&lazy, Pulled::Lazy, &prepared("existing"));
+    pulled(&image("plain", false), Pulled::Extracted, &extracted("table"));
+    pulled(&image("ruled", true), Pulled::Extracted, &extracted("rule"));
+    let missing = Image {
+        reference: registry.reference("missing:1"),
+        ..image("other", true)
+    };
+    pulled(&missing, Pulled::Extracted, &extracted("failure"));
+    let late = image("late", true);
+    registry.fail(On::Kind(Kind::Manifest), Fault::Hang, Times::UntilHealed);
+    pulled(&late, Pulled::Extracted, &extracted("late"));
+    registry.heal();
+
+    // containerd without the annotations
+    let client = snapshotter.client();
+    let target = image("unnamed", true).chain[0].to_string();
+    let labels = [(socinbd::snapshotter::labels::TARGET, target.as_str())];
+    client.prepare("default/7/unnamed", "", &labels).unwrap();
+    // a container is no layer
+    client.prepare("default/8/container", "", &[]).unwrap();
+    let text = get(&snapshotter.host, &[], "/metrics");
+    assert_eq!(value(&text, &extracted("labels")), 1.0);
+    assert_eq!(value(&text, "socinbd_layer_prepare_seconds_count"), 1.0);
+    client.remove_all();
+    snapshotter.end();
+}
+
 #[test]
 fn an_address_of_its_own_has_the_metrics_and_nothing_else() {
     let host = Host::new();
@@ -293,7 +517,7 @@ fn an_address_of_its_own_has_the_metrics_and_nothing_else() {
             .unwrap();
         String::from_utf8(output.stdout).unwrap()
     };
-    assert_eq!(families(ask("/metrics").trim_end_matches("200")).len(), 41);
+    assert_eq!(families(ask("/metrics").trim_end_matches("200")).len(), 45);
     assert!(ask("/v1/attachments").ends_with("404"));
     // the next daemon has the address too
     host.kill_served_by_keeper();
