@@ -10,7 +10,7 @@ use super::layer_lines::{print_basis, print_devices, print_heading};
 use crate::{
     api::client::Client,
     cli::{GlobalArgs, absolute, output},
-    engine::{SnapshotKind, SnapshotLayer, SnapshotStatus},
+    engine::{DiskBasis, SnapshotKind, SnapshotLayer, SnapshotStatus},
     error::Result,
     kernel::mount::info::{self, Mount},
 };
@@ -176,6 +176,11 @@ fn print_layer(snapshot: &SnapshotStatus, layer: &SnapshotLayer) -> Result<()> {
         }
     }
     print_basis(&layer.basis, &layer.table)?;
+    // a layer on a disk is there for this reason, which was printed
+    let is_told = matches!(&layer.basis, DiskBasis::Whole { why } if *why == layer.chosen_by);
+    if !layer.chosen_by.is_empty() && !is_told {
+        output::line(&format!("  chosen: {}", layer.chosen_by))?;
+    }
     output::line(&format!(
         "  of {}, manifest {}",
         layer.image, layer.manifest

@@ -54,6 +54,8 @@ pub struct SnapshotLayer {
     pub size: u64,
     /// How its disk was made.
     pub basis: DiskBasis,
+    /// What has chosen how it was pulled, for people: a rule, a label, or why there was none. May be empty.
+    pub chosen_by: String,
     /// The chain ID of this layer and those below it.
     pub chain_id: Digest,
     /// The image that was pulled.
@@ -100,6 +102,7 @@ fn all(root: &Path, mut mounted: HashMap<PathBuf, LayerStatus>) -> Result<Vec<Sn
                 table: layer.table,
                 size: layer.blob.size,
                 basis: layer.basis,
+                chosen_by: layer.chosen_by,
                 chain_id: layer.chain_id,
                 image: layer.image,
                 manifest: layer.manifest,

@@ -64,6 +64,8 @@ pub(in crate::engine) struct RecordedLayer {
     pub(in crate::engine) blob: RecordedBlob,
     pub(in crate::engine) table: Digest,
     pub(in crate::engine) basis: DiskBasis,
+    #[serde(default)]
+    pub(in crate::engine) chosen_by: String,
     pub(in crate::engine) chain_id: Digest,
     pub(in crate::engine) image: Reference,
     pub(in crate::engine) manifest: Digest,

@@ -146,6 +146,50 @@ fn rules_choose_by_image_and_size_and_the_label_is_above_them() {
 }
 
 #[test]
+fn why_names_the_rule_or_the_label_that_made_a_layer_lazy() {
+    let registry = Registry::start();
+    let image = Image::push(&registry, "team/app", layers(), true);
+    let rule = format!("lazy,image={}/team/*", registry.host());
+    let mut snapshotter = Snapshotter::start(&["--unproven", "lazy", "--rule", &rule]);
+    let (pulled, top) = image.pull(&snapshotter, "default");
+    assert_eq!(pulled, [Pulled::Lazy, Pulled::Lazy]);
+    let chosen = |snapshotter: &Snapshotter, top: &str| {
+        let why = snapshotter.host.run(&["why", top]);
+        let lines = why.lines().filter_map(|line| line.strip_prefix("  chosen: "));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let by_rule = format!("rule 1 ({rule})");
+    assert_eq!(chosen(&snapshotter, &top), [&*by_rule, &by_rule]);
+    // also without a daemon, from the record
+    snapshotter.host.kill_daemon();
+    assert_eq!(chosen(&snapshotter, &top), [&*by_rule, &by_rule]);
+    snapshotter.start_again();
+    snapshotter.client().remove_all();
+
+    let client = snapshotter.client();
+    let mut labels = image.labels(0);
+    labels.push((PULL_LABEL.to_owned(), "lazy".to_owned()));
+    let labels: Vec<(&str, &str)> = labels
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.as_str()))
+        .collect();
+    client.prepare("default/1/x", "", &labels).unwrap_err();
+    let [lazy] = &client.names(&["kind==committed"])[..] else {
+        panic!("one lazy layer");
+    };
+    let by_label = format!("the label {PULL_LABEL}");
+    assert_eq!(chosen(&snapshotter, lazy), [by_label]);
+    client.remove_all();
+
+    // without a rule
+    let other = Image::push(&registry, "other/app", layers(), true);
+    let (_, top) = other.pull(&snapshotter, "default");
+    let none = "no rule: it has a table";
+    assert_eq!(chosen(&snapshotter, &top), [none, none]);
+    end(snapshotter);
+}
+
+#[test]
 fn containerd_pulls_what_cannot_be_pulled_into_a_disk() {
     let registry = Registry::start();
     let honest = Image::push(&registry, "honest", layers(), false);
