@@ -1,7 +1,9 @@
-//! The records of snapshots: all in memory, and one file for each, `<set>/<number>/record.json`, beside the directories of the snapshot.
+//! The records of snapshots: all in memory, and a file for each, `<set>/<number>/record.json`, beside the directories of the snapshot.
 //!
 //! A change is in its file before it is answered: the file is written, synced and renamed, and its directory is synced. A file has a version
-//! and a checksum. A record that cannot be read is a snapshot that does not exist: its directory is removed with the next cleanup.
+//! and a checksum. A record that cannot be read is made again from its copy: containerd has a record of its own, by which it takes the snapshot
+//! to be there, and nothing that the snapshotter answers would make it unpack the layer again. Without a copy the snapshot does not exist, and
+//! its directory is removed with the next cleanup.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -17,10 +19,10 @@ use super::errors::SnapshotError;
 use crate::{
     engine::{
         DiskBasis,
-        space::snapshots::{MAX_RECORD_BYTES, RECORD as FILE, VERSION},
+        space::snapshots::{COPY, FoundRecord, RECORD, VERSION, read_record},
     },
     error::{Error, Kind, Result, ResultExt as _},
-    layer::{LayerBlob, make_private, seal_json, unseal_json},
+    layer::{LayerBlob, make_private, seal_json},
     oci::{Digest, Reference},
     regular_file,
 };
@@ -119,10 +121,10 @@ pub struct NewSnapshot {
     pub why: Option<String>,
 }
 
-#[derive(Serialize, Deserialize)]
-struct Record {
+#[derive(Serialize)]
+struct Record<'a> {
     version: u32,
-    snapshot: Snapshot,
+    snapshot: &'a Snapshot,
 }
 
 /// All snapshots of a set.
@@ -376,8 +378,10 @@ impl Records {
             )));
         }
         let directory = self.directory_of(snapshot.id);
-        let file = directory.join(FILE);
-        regular_file::remove(&file)
+        let file = directory.join(RECORD);
+        // the copy first: without a record it would count
+        regular_file::remove(&directory.join(COPY))
+            .and_then(|()| regular_file::remove(&file))
             .and_then(|()| File::open(&directory)?.sync_all())
             .or_kind(Kind::Io, || format!("removing {}", file.display()))?;
         self.replace(Some(name), None);
@@ -401,18 +405,9 @@ impl Records {
     }
 
     fn write(&self, snapshot: &Snapshot) -> Result<()> {
-        let directory = self.directory_of(snapshot.id);
-        let record = Record {
-            version: VERSION,
-            snapshot: snapshot.clone(),
-        };
-        let write = || -> std::io::Result<()> {
-            regular_file::replace_synced(&directory.join(FILE), &seal_json(&record)?)?;
-            File::open(&self.directory)?.sync_all()
-        };
-        write().or_kind(Kind::Io, || {
-            format!("writing {}", directory.join(FILE).display())
-        })
+        write(&self.directory_of(snapshot.id), snapshot)?;
+        let synced = File::open(&self.directory).and_then(|directory| directory.sync_all());
+        synced.or_kind(Kind::Io, || format!("syncing {}", self.directory.display()))
     }
 }
 
@@ -451,22 +446,44 @@ fn number_of(path: &Path) -> Option<u64> {
     is_plain.then(|| name.parse().ok()).flatten()
 }
 
-/// The record in a directory; `None`: there is none, or it cannot be read.
+/// The record in a directory; `None`: there is none, or neither it nor its copy can be read.
 fn read(directory: &Path, id: u64) -> Option<Snapshot> {
-    let path = directory.join(FILE);
-    let bytes = match regular_file::read(&path, MAX_RECORD_BYTES) {
-        Ok(bytes) => bytes,
-        Err(error) => {
-            if error.kind() != std::io::ErrorKind::NotFound {
-                tracing::warn!(path = %path.display(), %error, "a snapshot is lost");
+    let path = directory.join(RECORD);
+    match read_record(directory, |snapshot: &Snapshot| snapshot.id == id) {
+        FoundRecord::Whole(snapshot) => Some(snapshot),
+        FoundRecord::Copied(snapshot, error) => {
+            let (path, name) = (path.display(), &snapshot.name);
+            tracing::warn!(%path, %error, name, "the record of a snapshot is made again from its copy");
+            if let Err(error) = write(directory, &snapshot) {
+                tracing::warn!(%path, "{}", error.report());
             }
-            return None;
+            Some(snapshot)
         }
-    };
-    let record = unseal_json::<Record>(&bytes);
-    let record = record.filter(|it| it.version == VERSION && it.snapshot.id == id);
-    if record.is_none() {
-        tracing::warn!(path = %path.display(), "a snapshot is lost: its record is damaged or of another version");
+        FoundRecord::None => None,
+        FoundRecord::Lost(error) => {
+            tracing::warn!(
+                path = %path.display(), %error,
+                "a snapshot is lost, because neither its record nor the copy can be read: if containers of an image fail with \"already exists\", remove the image and pull it again"
+            );
+            None
+        }
     }
-    Some(record?.snapshot)
+}
+
+/// Writes the record of a snapshot, and its copy.
+fn write(directory: &Path, snapshot: &Snapshot) -> Result<()> {
+    let record = Record {
+        version: VERSION,
+        snapshot,
+    };
+    let path = directory.join(RECORD);
+    let written = seal_json(&record)
+        .map_err(std::io::Error::from)
+        .and_then(|bytes| regular_file::replace_synced(&path, &bytes).map(|()| bytes));
+    let bytes = written.or_kind(Kind::Io, || format!("writing {}", path.display()))?;
+    // It is not synced: after a power cut the record is whole. Without a copy the record alone counts.
+    if let Err(error) = regular_file::replace(&directory.join(COPY), &bytes) {
+        tracing::warn!(path = %path.display(), %error, "the record of a snapshot has no copy");
+    }
+    Ok(())
 }

@@ -4,11 +4,11 @@
 
 use std::{
     fs,
-    io::ErrorKind,
+    io::{self, ErrorKind},
     path::{Path, PathBuf},
 };
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::image_record::LayerDisk;
 use crate::{
@@ -25,13 +25,52 @@ pub(crate) const DIRECTORY: &str = "snapshots";
 pub(crate) const VERSION: u32 = 1;
 /// The record of a snapshot, in its directory.
 pub(crate) const RECORD: &str = "record.json";
+/// Its copy, which counts if the record cannot be read. It is written after the record and removed before it.
+pub(crate) const COPY: &str = "record.copy.json";
 /// Maximum size of a record.
-pub(crate) const MAX_RECORD_BYTES: u64 = 1 << 20;
+const MAX_RECORD_BYTES: u64 = 1 << 20;
 
+/// What is in the file of a record.
 #[derive(Deserialize)]
-struct Record {
+struct Record<S> {
     version: u32,
-    snapshot: RecordedSnapshot,
+    snapshot: S,
+}
+
+/// The snapshot of a directory, as its record was found.
+pub(crate) enum FoundRecord<S> {
+    /// As it was written.
+    Whole(S),
+    /// From the copy, because of what is wrong with the record.
+    Copied(S, io::Error),
+    /// There is neither a record nor a copy.
+    None,
+    /// The record cannot be read for this reason, nor the copy.
+    Lost(io::Error),
+}
+
+/// The snapshot that the record in a directory has. `is_it`: whether the record can be that of the directory. Blocks.
+pub(crate) fn read_record<S: DeserializeOwned>(
+    directory: &Path,
+    is_it: impl Fn(&S) -> bool,
+) -> FoundRecord<S> {
+    let read = |name: &str| {
+        let bytes = regular_file::read(&directory.join(name), MAX_RECORD_BYTES)?;
+        let record = unseal_json::<Record<S>>(&bytes);
+        let record = record.filter(|record| record.version == VERSION && is_it(&record.snapshot));
+        let damaged = || io::Error::new(ErrorKind::InvalidData, "it is damaged or of another version");
+        record.map(|record| record.snapshot).ok_or_else(damaged)
+    };
+    match read(RECORD) {
+        Ok(snapshot) => FoundRecord::Whole(snapshot),
+        Err(why) => match read(COPY) {
+            Ok(snapshot) => FoundRecord::Copied(snapshot, why),
+            Err(of_copy) => match (why.kind(), of_copy.kind()) {
+                (ErrorKind::NotFound, ErrorKind::NotFound) => FoundRecord::None,
+                _ => FoundRecord::Lost(why),
+            },
+        },
+    }
 }
 
 /// A snapshot, as its record has it.
@@ -102,17 +141,17 @@ pub(in crate::engine) fn recorded(root: &Path) -> Result<Vec<(PathBuf, RecordedS
     let mut found = Vec::new();
     for set in entries(&root.join(DIRECTORY))? {
         for directory in entries(&set)? {
-            let bytes = match regular_file::read(&directory.join(RECORD), MAX_RECORD_BYTES) {
-                Ok(bytes) => bytes,
-                Err(error) if error.kind() == ErrorKind::NotFound => continue,
-                Err(error) => {
+            match read_record(&directory, |_| true) {
+                FoundRecord::Whole(snapshot) | FoundRecord::Copied(snapshot, _) => {
+                    found.push((directory, snapshot));
+                }
+                FoundRecord::None => {}
+                FoundRecord::Lost(error) if error.kind() == ErrorKind::InvalidData => {}
+                FoundRecord::Lost(error) => {
                     let context = || format!("reading the record of {}", directory.display());
                     return Err(error).or_kind(Kind::Io, context);
                 }
-            };
-            let record = unseal_json::<Record>(&bytes);
-            let record = record.filter(|record| record.version == VERSION);
-            found.extend(record.map(|record| (directory, record.snapshot)));
+            }
         }
     }
     Ok(found)

@@ -193,7 +193,7 @@ fn labels_are_changed_as_by_containerd() {
 }
 
 #[test]
-fn snapshots_survive_the_daemon_and_a_damaged_record_is_lost_alone() {
+fn snapshots_survive_the_daemon_and_what_is_lost_is_lost_alone() {
     let mut snapshotter = Snapshotter::start(&[]);
     let client = snapshotter.client();
     for key in ["a", "b", "c"] {
@@ -210,11 +210,13 @@ fn snapshots_survive_the_daemon_and_a_damaged_record_is_lost_alone() {
     let mounts = client.mounts("child").unwrap();
     snapshotter.host.kill_daemon();
     let directory = snapshotter.host.root().join("snapshots/snapshotter");
-    // the record of `b`, and a directory that a killed daemon has not finished
-    let record = directory.join("2/record.json");
-    let text = fs::read_to_string(&record).unwrap();
-    assert!(text.contains("\"b\""));
-    fs::write(&record, text.replace("\"b\"", "\"x\"")).unwrap();
+    // the record of `b` and its copy, and a directory that a killed daemon has not finished
+    for name in ["record.json", "record.copy.json"] {
+        let record = directory.join("2").join(name);
+        let text = fs::read_to_string(&record).unwrap();
+        assert!(text.contains("\"b\""));
+        fs::write(&record, text.replace("\"b\"", "\"x\"")).unwrap();
+    }
     fs::create_dir_all(directory.join("17/fs/file")).unwrap();
     snapshotter.start_again();
     let client = snapshotter.client();
@@ -226,6 +228,45 @@ fn snapshots_survive_the_daemon_and_a_damaged_record_is_lost_alone() {
     // its number is not used again
     client.prepare("d", "", &[]).unwrap();
     assert!(directory.join("18").exists());
+}
+
+#[test]
+fn a_damaged_record_is_made_again_from_its_copy() {
+    let mut snapshotter = Snapshotter::start(&[]);
+    let client = snapshotter.client();
+    for key in ["a", "b", "c", "d"] {
+        client.prepare(key, "", &[("l", key)]).unwrap();
+    }
+    client.commit("committed", "a", "", &[("l", "v")]).unwrap();
+    client.prepare("child", "committed", &[]).unwrap();
+    client.remove("d").unwrap();
+    let all = |client: &super::client::Client| {
+        let mut all = client.list(&[]).unwrap();
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        all
+    };
+    let before = all(&client);
+    snapshotter.host.kill_daemon();
+    let directory = snapshotter.host.root().join("snapshots/snapshotter");
+    // bits that rot, a file that is gone, an empty one
+    let record = |number: u32| directory.join(format!("{number}/record.json"));
+    let whole = fs::read(record(1)).unwrap();
+    let text = String::from_utf8(whole.clone()).unwrap();
+    fs::write(record(1), text.replace("committed", "cammitted")).unwrap();
+    fs::remove_file(record(2)).unwrap();
+    fs::write(record(3), "").unwrap();
+    // commands without a daemon see them too
+    let listed = snapshotter.host.run(&["list", "--snapshots"]);
+    assert_eq!(listed.lines().count(), 1 + before.len(), "{listed}");
+    snapshotter.start_again();
+    let client = snapshotter.client();
+    assert_eq!(all(&client), before);
+    assert_eq!(fs::read(record(1)).unwrap(), whole);
+    let log = snapshotter.host.log();
+    let told = log.lines().filter(|line| line.contains("made again from its copy"));
+    assert_eq!(told.count(), 3, "{log}");
+    client.remove_all();
+    snapshotter.end();
 }
 
 #[test]

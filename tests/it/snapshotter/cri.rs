@@ -265,8 +265,7 @@ fn lost_snapshot() {
     assert_eq!(layer_mounts(&snapshotter.host).len(), 2);
     node.run(&["rm", "--force", &container]);
 
-    // The snapshotter has lost one: its record is damaged while no daemon runs. containerd relies on its own record, so the image is to be
-    // removed and pulled again.
+    // A record is damaged while no daemon runs: it is made again from its copy, and nobody notices.
     let snapshots = snapshotter.host.root().join("snapshots/snapshotter");
     let top = chain[1].to_string();
     let is_top = |path: &PathBuf| {
@@ -280,14 +279,31 @@ fn lost_snapshot() {
     snapshotter.host.kill_daemon();
     fs::write(&record, "damaged").unwrap();
     snapshotter.start_again();
+    let mut created = None;
+    wait("containerd connects again, and the container is created", || {
+        created = node.try_create(&pod, "second", reference).ok();
+        created.is_some()
+    });
+    let container = created.unwrap();
+    node.run(&["start", &container]);
+    assert_eq!(node.exec(&container, &["cat", "/etc/tag"]), "upper");
+    node.run(&["rm", "--force", &container]);
+
+    // The copy is damaged too: the snapshotter has lost the snapshot. containerd relies on its own record, so the image is to be removed and
+    // pulled again.
+    snapshotter.host.kill_daemon();
+    for name in ["record.json", "record.copy.json"] {
+        fs::write(record.with_file_name(name), "damaged").unwrap();
+    }
+    snapshotter.start_again();
     // containerd connects again
     wait("it exists already", || {
-        let error = node.fail_to_create(&pod, "second", reference);
+        let error = node.fail_to_create(&pod, "third", reference);
         error.contains("already exists")
     });
     node.run(&["rmi", reference]);
     node.run(&["pull", reference]);
-    let container = node.container(&pod, "second", reference, &json!([]));
+    let container = node.container(&pod, "third", reference, &json!([]));
     assert_eq!(node.exec(&container, &["cat", "/etc/tag"]), "upper");
     end(node, snapshotter);
 }

@@ -157,11 +157,18 @@ impl Node {
 
     /// The error of a container that must not be created.
     pub fn fail_to_create(&self, pod: &str, name: &str, image: &str) -> String {
+        self.try_create(pod, name, image).unwrap_err()
+    }
+
+    /// The ID of a container, or the error if it could not be created.
+    pub fn try_create(&self, pod: &str, name: &str, image: &str) -> Result<String, String> {
         let [container, pod_file] = self.container_files(name, image, &json!([]));
         let (container, pod_file) = (container.to_str().unwrap(), pod_file.to_str().unwrap());
         let output = self.output(&["create", pod, container, pod_file]);
-        assert!(!output.status.success());
-        String::from_utf8(output.stderr).unwrap()
+        match output.status.success() {
+            true => Ok(String::from_utf8(output.stdout).unwrap().trim().to_owned()),
+            false => Err(String::from_utf8(output.stderr).unwrap()),
+        }
     }
 
     fn create(&self, pod: &str, name: &str, image: &str, mounts: &Value) -> String {
