@@ -40,6 +40,9 @@ pub struct Access {
     /// and `Debug` leaves their values out.
     #[serde(skip)]
     pub headers: BTreeMap<String, String>,
+    /// Credentials of a command line. They are not stored or sent with the access.
+    #[serde(skip)]
+    pub given_credentials: Option<GivenCredentials>,
     /// Further CA certificates, PEM files.
     pub ca_certificates: Vec<PathBuf>,
     /// `HTTPS_PROXY` of the request. The URL of a proxy may have a password, the only secret here; `Debug` leaves it out.
@@ -48,6 +51,54 @@ pub struct Access {
     pub http_proxy: Option<String>,
     /// `NO_PROXY`.
     pub no_proxy: Option<String>,
+}
+
+/// Credentials that a command line gives for one registry. Nothing else is asked for it. Without a useful `Debug`: they must not reach a log.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct GivenCredentials {
+    /// The registry.
+    pub(super) host: String,
+    pub(super) login: GivenLogin,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(super) enum GivenLogin {
+    Password {
+        user: String,
+        password: String,
+    },
+    /// A refresh token of the registry's token service.
+    RefreshToken(String),
+}
+
+impl GivenCredentials {
+    /// `user`: `USER[:PASSWORD]` for the registry of this host; it is above the refresh token. `None`: there are none.
+    pub fn new(host: &str, user: Option<String>, refresh_token: Option<String>) -> Option<Self> {
+        let user = user.filter(|user| !user.is_empty());
+        let refresh_token = refresh_token.filter(|token| !token.is_empty());
+        let login = match (user, refresh_token) {
+            (Some(user), _) => {
+                let parts = user.split_once(':').filter(|(name, _)| !name.is_empty());
+                let (user, password) = parts.unwrap_or((&user, ""));
+                GivenLogin::Password {
+                    user: user.to_owned(),
+                    password: password.to_owned(),
+                }
+            }
+            (None, Some(token)) => GivenLogin::RefreshToken(token),
+            (None, None) => return None,
+        };
+        Some(Self {
+            host: host.to_owned(),
+            login,
+        })
+    }
+}
+
+impl fmt::Debug for GivenCredentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GivenCredentials").finish_non_exhaustive()
+    }
 }
 
 /// The kubelet's credential plugins.
@@ -135,6 +186,7 @@ impl Access {
             hosts_dirs: Vec::new(),
             containerd_address: None,
             headers: BTreeMap::new(),
+            given_credentials: None,
             ca_certificates: path("SSL_CERT_FILE").map(absolute).into_iter().collect(),
             https_proxy: either("https_proxy", "HTTPS_PROXY")
                 .or_else(|| either("all_proxy", "ALL_PROXY")),
@@ -319,6 +371,38 @@ mod tests {
         assert!(format!("{access:?}").contains("http://...@proxy:3128"));
         assert_eq!(without_password("user:secret@proxy"), "...@proxy");
         assert_eq!(without_password("proxy:1"), "proxy:1");
+    }
+
+    #[test]
+    fn credentials_of_a_command_line_are_not_shown_or_stored() {
+        let given = |user: &str, token: &str| {
+            let some = |text: &str| Some(text.to_owned());
+            GivenCredentials::new("a.b", some(user), some(token))
+        };
+        let password = |user: &str, password: &str| GivenLogin::Password {
+            user: user.to_owned(),
+            password: password.to_owned(),
+        };
+        for (user, token, expected) in [
+            ("me:secret", "", password("me", "secret")),
+            ("me:se:cret", "token", password("me", "se:cret")),
+            ("me", "", password("me", "")),
+            (":secret", "", password(":secret", "")),
+            ("", "secret", GivenLogin::RefreshToken("secret".to_owned())),
+        ] {
+            let found = given(user, token).expect("credentials");
+            assert!(found.login == expected, "{user} {token}");
+            let access = Access {
+                given_credentials: Some(found),
+                ..Access::default()
+            };
+            let json = serde_json::to_string(&access).expect("JSON");
+            assert!(!json.contains("secret") && !format!("{access:?}").contains("secret"));
+            let found = &access.given_credentials;
+            assert!(!format!("{found:?}").contains("secret"));
+        }
+        assert_eq!(given("", ""), None);
+        assert_eq!(GivenCredentials::new("a.b", None, None), None);
     }
 
     #[test]

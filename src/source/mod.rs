@@ -29,7 +29,7 @@ mod registry;
 mod types;
 
 pub(crate) use access::socket_path;
-pub use access::{Access, CredentialPlugins};
+pub use access::{Access, CredentialPlugins, GivenCredentials};
 pub use destination::{DEFAULT_UPLOADS, Destination};
 pub use limits::Limits;
 pub use types::{Copied, Manifest, Referrer};

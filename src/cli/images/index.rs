@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
-use super::making::{MakeArgs, PlatformsArgs, UploadArgs};
+use super::making::{LoginArgs, MakeArgs, PlatformsArgs, UploadArgs};
 use crate::cli::{AccessArgs, GlobalArgs, absolute, output, progress::ProgressBars};
 use crate::{
     engine::{
@@ -105,6 +105,8 @@ pub(crate) struct IndexPushCommand {
     /// Print warnings only
     #[arg(long, short)]
     quiet: bool,
+    #[command(flatten)]
+    login: LoginArgs,
     #[command(flatten)]
     access: AccessArgs,
     #[command(flatten)]
@@ -264,6 +266,7 @@ impl IndexPushCommand {
                 "an archive cannot be changed: give a destination",
             ));
         }
+        let access = self.login.with(access, to);
         let destination = Destination::open(to, &access).await?;
         let local = LocalIndexes::open(&absolute(&global.root)?)?;
         let options = PushOptions {
@@ -377,7 +380,7 @@ impl IndexListCommand {
 
 impl IndexInfoCommand {
     async fn run(self, global: &GlobalArgs) -> Result<()> {
-        let manifest = find(global, &self.digest, self.at.as_ref(), &self.access).await?;
+        let manifest = self.manifest(global).await?;
         IndexManifest::parse(&manifest.bytes).or_kind(Kind::InvalidArgument, || {
             let what = what_is(&manifest.bytes, &manifest.media_type);
             format!("{} is {what}, not a SOCI index", self.digest)
@@ -386,24 +389,15 @@ impl IndexInfoCommand {
             .or_kind(Kind::Corrupt, || self.digest.to_string())?;
         output::json(&document)
     }
-}
 
-/// Reads a manifest from a repository, a layout, or the state directory.
-async fn find(
-    global: &GlobalArgs,
-    digest: &Digest,
-    at: Option<&Reference>,
-    access: &AccessArgs,
-) -> Result<Manifest> {
-    match at {
-        Some(at) => {
-            let source = Source::open(at, &access.access()?).await?;
-            source.manifest(digest).await
-        }
-        None => {
+    /// Reads the manifest from a repository, a layout, or the state directory.
+    async fn manifest(&self, global: &GlobalArgs) -> Result<Manifest> {
+        let Some(at) = &self.at else {
             let local = LocalIndexes::open(&absolute(&global.root)?)?;
-            local.manifest(digest).await
-        }
+            return local.manifest(&self.digest).await;
+        };
+        let source = Source::open(at, &self.access.access()?).await?;
+        source.manifest(&self.digest).await
     }
 }
 
@@ -412,7 +406,8 @@ impl IndexRmCommand {
         if let Some(at) = &self.at {
             let to = Destination::open(at, &self.access.access()?).await?;
             for digest in &self.digests {
-                let manifest = find(global, digest, Some(at), &self.access).await?;
+                let source = Source::open(at, &self.access.access()?).await?;
+                let manifest = source.manifest(digest).await?;
                 let index = IndexManifest::parse(&manifest.bytes)
                     .or_kind(Kind::InvalidArgument, || {
                         format!("{digest} is not a SOCI index")

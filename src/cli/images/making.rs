@@ -14,8 +14,8 @@ use crate::{
         open::platforms::Platforms,
     },
     error::{Error, Kind, Result, ResultExt},
-    oci::Platform,
-    source::DEFAULT_UPLOADS,
+    oci::{Platform, Reference},
+    source::{Access, DEFAULT_UPLOADS, GivenCredentials},
 };
 
 /// Maximum size of a list of files, in bytes.
@@ -57,6 +57,32 @@ pub(crate) struct MakeArgs {
     /// JSON array of paths, each as for --prefetch-file
     #[arg(help_heading = INDEX, long, value_name = "FILE")]
     prefetch_files_json: Option<PathBuf>,
+}
+
+/// Credentials for the registry of a destination, as `soci push` takes them.
+#[derive(Args)]
+pub(super) struct LoginArgs {
+    /// User of the destination's registry
+    ///
+    /// No other credentials are used for this registry. Other users of the host can see the arguments of a program: `docker login` is better.
+    #[arg(help_heading = REGISTRY, long, value_name = "USER[:PASSWORD]", hide_short_help = true)]
+    user: Option<String>,
+    /// Refresh token for the token service of the destination's registry
+    #[arg(help_heading = REGISTRY, long, value_name = "TOKEN", hide_short_help = true)]
+    refresh: Option<String>,
+}
+
+impl LoginArgs {
+    /// The access with these credentials, to the registry of this reference.
+    pub(super) fn with(&self, access: Access, to: &Reference) -> Access {
+        let Reference::Registry { host, .. } = to else {
+            return access;
+        };
+        Access {
+            given_credentials: GivenCredentials::new(host, self.user.clone(), self.refresh.clone()),
+            ..access
+        }
+    }
 }
 
 /// Some platforms of an image.

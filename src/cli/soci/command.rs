@@ -59,6 +59,8 @@ enum Meaning {
     Same,
     /// It has another name here, and a value.
     Renamed(&'static str),
+    /// It gives credentials, which this option of `push` takes.
+    Login(&'static str),
     /// It has no counterpart, and is left out; with its value, if it has one.
     Dropped { has_value: bool },
     /// It is an error, with advice.
@@ -73,9 +75,8 @@ fn meaning(name: &str) -> Meaning {
         "--skip-verify" | "-k" | "--http-dump" | "--http-trace" => {
             Meaning::Dropped { has_value: false }
         }
-        "--user" | "-u" | "--refresh" => {
-            Meaning::Refused("log in with `docker login` or `nerdctl login`, or set DOCKER_CONFIG")
-        }
+        "--user" | "-u" => Meaning::Login("--user"),
+        "--refresh" => Meaning::Login("--refresh"),
         "--tlscert" | "--tlskey" => {
             Meaning::Refused("name the client certificate in hosts.toml (--hosts-dir)")
         }
@@ -296,6 +297,17 @@ fn split(
                 let value = value.or_else(|| words.next());
                 options.extend([OsString::from(name)].into_iter().chain(value));
             }
+            Meaning::Login(option) => {
+                if command.is_none_or(|command| command.get_name() != "push") {
+                    return Err(refused(&format!(
+                        "`{name}` is an option of `soci push` only: log in with `docker login` or `nerdctl login`, or set DOCKER_CONFIG\n"
+                    )));
+                }
+                let value = value.or_else(|| words.next()).unwrap_or_default();
+                let mut option = OsString::from(format!("{option}="));
+                option.push(value);
+                options.push(option);
+            }
             Meaning::Dropped { has_value } => {
                 if has_value && value.is_none() {
                     words.next();
@@ -355,6 +367,10 @@ mod tests {
                 "socinbd index push --keep-tag --all-platforms --plain-http --ca-cert /ca.pem --hosts-dir /etc --hosts-dir /usr containerd://k8s.io/r/app:1 r/app:1",
             ),
             (
+                "soci push -u me:se=cret --refresh=token r/app:1",
+                "socinbd index push --keep-tag --user=me:se=cret --refresh=token containerd://default/r/app:1 r/app:1",
+            ),
+            (
                 "soci --debug convert r/app:1 -p linux/arm64 --min-layer-size=0 r/app:2",
                 "socinbd --log=debug convert -p linux/arm64 --min-layer-size=0 containerd://default/r/app:1 containerd://default/r/app:2",
             ),
@@ -392,12 +408,12 @@ mod tests {
         for (given, reason) in [
             ("soci rebuild-db", "there is no database"),
             ("soci run", "`soci run` has no counterpart here"),
-            ("soci push -u me:secret r/app:1", "docker login"),
+            ("soci create -u me:secret r/app:1", "docker login"),
             ("soci push --tlskey /k r/app:1", "hosts.toml"),
             ("soci --content-store oci create r/app:1", "containerd"),
         ] {
             let said = line(given).unwrap_err();
-            assert!(said.contains(reason), "{said}");
+            assert!(said.contains(reason) && !said.contains("secret"), "{said}");
         }
     }
 }

@@ -21,7 +21,7 @@ use crate::{
     engine::Host,
     support::{
         noise,
-        registry::{Link, Registry},
+        registry::{Auth, Link, Registry, base64},
         tars::Layer,
         wait,
     },
@@ -331,6 +331,65 @@ fn the_command_lines_of_soci_work_with_containerd() {
         run(&["--content-store", "soci", "index", "list", "--quiet"]),
         index
     );
+}
+
+#[test]
+fn soci_push_takes_credentials_and_shows_them_to_nobody() {
+    let registry = Registry::start();
+    let image = Image::push(&registry, "app", layers("soci"), false);
+    let containerd = start(&Programs::of_the_system());
+    let host = Host::new();
+    let soci = host.mountpoint("bin").join("soci");
+    symlink(env!("CARGO_BIN_EXE_socinbd"), &soci).unwrap();
+    let docker = host.mountpoint("docker");
+    let run = |arguments: &[&str]| {
+        let output = Command::new(&soci)
+            .args(["--address", &socket_of(&containerd), "--namespace", "test"])
+            .args(arguments)
+            .env("SOCINBD_ROOT", host.root())
+            .env("SOCINBD_RUN_DIR", host.run_dir())
+            .env("DOCKER_CONFIG", &docker)
+            .env("SOCINBD_LOG", "trace")
+            .output()
+            .unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8_lossy(&said).into_owned();
+        assert!(!said.contains("s3cret") && !said.contains(&base64("me:s3cret")), "{said}");
+        (output.status.code(), said)
+    };
+    containerd.run(&["content", "fetch", "--plain-http", &image.reference]);
+    let created = run(&["create", "--min-layer-size", "0", &image.reference]);
+    assert_eq!(created.0, Some(0), "{}", created.1);
+    let basic = Auth::Basic {
+        user: "me".to_owned(),
+        password: "s3cret".to_owned(),
+    };
+    let bearer = Auth::Bearer {
+        user: Some(("me".to_owned(), "s3cret".to_owned())),
+        refresh_token: Some("refresh s3cret".to_owned()),
+        lifetime: Duration::from_secs(60),
+    };
+    // another login does not count beside the one that is given
+    let config = format!("{{\"auths\":{{\"{}\":{{\"auth\":\"{}\"}}}}}}", registry.host(), base64("me:s3cret"));
+    for (auth, arguments, expected) in [
+        (&basic, &["--user", "me:wrong-s3cret"][..], Some(4)),
+        (&basic, &["-u", "me:s3cret"], Some(0)),
+        (&bearer, &["--refresh", "wrong s3cret"], Some(4)),
+        (&bearer, &["--refresh", "refresh s3cret"], Some(0)),
+        (&bearer, &["--user=me:s3cret"], Some(0)),
+    ] {
+        fs::write(docker.join("config.json"), &config).unwrap();
+        registry.set_auth(auth.clone());
+        let push = ["push", "--plain-http", "--existing-index", "allow"];
+        let (status, said) = run(&[&push[..], arguments, &[&image.reference]].concat());
+        assert_eq!(status, expected, "{arguments:?}: {said}");
+        if expected != Some(0) {
+            assert!(said.contains("the command line"), "{said}");
+        }
+    }
+    registry.set_auth(Auth::Open);
+    let pushed = host.run(&["index", "list", "--quiet", &image.reference]);
+    assert_eq!(pushed.lines().count(), 1, "{pushed}");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Credentials, from pulls through the CRI image service, the kubelet's credential plugins, Docker's `config.json`, Podman's `auth.json` and the helpers that these name.
+//! Credentials, from a command line, pulls through the CRI image service, the kubelet's credential plugins, Docker's `config.json`, Podman's `auth.json` and the helpers that these name.
 //!
 //! They are looked up for each token: `docker login` and short-lived passwords take effect without a restart.
 
@@ -15,7 +15,7 @@ use crate::{
     error::{Error, Kind, Result, ResultExt as _},
     oci::reference::DOCKER_HUB,
     program::{self, Program},
-    source::Access,
+    source::{Access, access::GivenLogin},
 };
 
 const MAX_FILE: u64 = 4 << 20;
@@ -64,6 +64,15 @@ pub(super) async fn find(
     refused: Option<AnswerNumber>,
 ) -> Result<Lookup> {
     let mut lookup = Lookup::default();
+    let given = access.given_credentials.as_ref();
+    if let Some(given) = given.filter(|given| given.host == host) {
+        let credentials = match given.login.clone() {
+            GivenLogin::Password { user, password } => Credentials::Password { user, password },
+            GivenLogin::RefreshToken(token) => Credentials::IdentityToken(token),
+        };
+        lookup.found = Some(Found::new(credentials, "the command line".to_owned()));
+        return Ok(lookup);
+    }
     if access.pull_credentials
         && let Some((credentials, number)) = pull_credentials::find(host, repository, refused)
     {
