@@ -225,7 +225,10 @@ impl Errors {
 
     /// The periods with errors.
     pub(crate) fn periods(&self) -> u64 {
-        self.periods.lock().unwrap_or_else(PoisonError::into_inner).0
+        self.periods
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .0
     }
 }
 

@@ -7,6 +7,7 @@ use std::{
     sync::Arc,
 };
 
+use hyper::{Request, body::Incoming};
 use tokio::task::JoinSet;
 use tonic::codegen::Service as _;
 
@@ -44,7 +45,10 @@ pub struct Server {
 /// A set of snapshots and its socket.
 struct BoundSet {
     set: Arc<SnapshotSet>,
+    address: PathBuf,
     socket: GrpcSocket,
+    /// The image service that is at the same socket.
+    image_service: Option<Arc<ImageServiceProxy>>,
 }
 
 /// The image service and its socket.
@@ -86,7 +90,12 @@ impl Server {
             };
             let name = format!("snapshotter-{name}");
             let socket = GrpcSocket::bind(name, address, service.as_deref_mut())?;
-            sets.push(BoundSet { set, socket });
+            sets.push(BoundSet {
+                set,
+                address: address.clone(),
+                socket,
+                image_service: None,
+            });
         }
         let all: Vec<_> = sets
             .iter()
@@ -97,17 +106,19 @@ impl Server {
             .store()
             .set_on_false_layer(move |layer, table| claims::tell_false_layer(&all, layer, table));
         let store = service.as_ref().map(|service| service.store().clone());
-        let image_service = match &options.image_service {
-            Some(image_service) => Some(BoundImageService {
-                proxy: ImageServiceProxy::new(&image_service.containerd, store.unwrap_or_default()),
-                socket: GrpcSocket::bind(
-                    IMAGE_SERVICE.to_owned(),
-                    &image_service.address,
-                    service,
-                )?,
-            }),
-            None => None,
-        };
+        let mut image_service = None;
+        if let Some(wanted) = &options.image_service {
+            let proxy = ImageServiceProxy::new(&wanted.containerd, store.unwrap_or_default());
+            let shared = sets.iter_mut().find(|set| set.address == wanted.address);
+            match shared {
+                Some(set) => set.image_service = Some(proxy),
+                None => {
+                    let name = IMAGE_SERVICE.to_owned();
+                    let socket = GrpcSocket::bind(name, &wanted.address, service)?;
+                    image_service = Some(BoundImageService { proxy, socket });
+                }
+            }
+        }
         Ok(Arc::new(Self {
             sets,
             image_service,
@@ -188,7 +199,19 @@ impl BoundSet {
     async fn answer(&self) -> Infallible {
         let service = SnapshotsServer::new(Service::new(Arc::clone(&self.set)))
             .max_decoding_message_size(MAX_REQUEST_BYTES);
-        let answer = move |request| service.clone().call(request);
+        let image_service = self.image_service.clone();
+        let answer = move |request: Request<Incoming>| {
+            let (mut service, image_service) = (service.clone(), image_service.clone());
+            async move {
+                match image_service.filter(|_| ImageServiceProxy::is_asked(&request)) {
+                    Some(proxy) => {
+                        let answered = proxy.answer(request).await;
+                        answered.map(|answer| answer.map(tonic::body::Body::new))
+                    }
+                    None => service.call(request).await,
+                }
+            }
+        };
         self.socket.serve(answer).await
     }
 

@@ -46,7 +46,7 @@ pub(crate) struct SnapshotterCommand {
     /// Socket for the kubelet: the CRI image service
     ///
     /// Its requests are passed on to containerd. The credentials of its pulls are kept in memory, and layers are fetched with them. The
-    /// kubelet's key is imageServiceEndpoint.
+    /// kubelet's key is imageServiceEndpoint. It may be the same socket as an --address.
     #[arg(long, value_name = "FILE")]
     image_service: Option<PathBuf>,
     /// Socket of containerd, for --image-service

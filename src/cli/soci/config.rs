@@ -9,9 +9,11 @@ use std::{
 
 use toml::{Table, Value};
 
+use super::keys::{Effect, KEYS};
 use crate::{
     error::{Error, Kind, Result, ResultExt as _},
     regular_file,
+    source::socket_path,
 };
 
 /// The file where none is given; it need not exist.
@@ -20,162 +22,6 @@ pub(super) const DEFAULT: &str = "/etc/soci-snapshotter-grpc/config.toml";
 const MAX_BYTES: u64 = 256 << 10;
 /// The directory of the hosts of registries that containerd uses, which is used too.
 const NODE_HOSTS_DIR: &str = "/etc/containerd/certs.d";
-
-/// What becomes of a key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Effect {
-    /// It sets this option.
-    Option(&'static str),
-    /// It sets something that does not exist here: nothing is lost.
-    None,
-    /// It has no effect, and what it asks for is not done: a value other than none is a warning with this advice.
-    Warning(&'static str),
-    /// A limit on requests, with its default: those here are fixed, so another value is a warning.
-    Limit(i64),
-}
-
-/// All keys, in the order of the source. `*` is the name of a host or of a compression.
-pub(super) const KEYS: [(&str, Effect); 72] = [
-    ("http_cache_type", Effect::None),
-    ("filesystem_cache_type", Effect::None),
-    ("resolve_result_entry", Effect::None),
-    ("debug", Effect::Option("--log debug")),
-    (
-        "disable_verification",
-        Effect::Warning("what is fetched is always verified"),
-    ),
-    ("max_concurrency", Effect::None),
-    ("no_prometheus", Effect::Option("no --metrics-address")),
-    ("mount_timeout_sec", Effect::None),
-    ("fuse_metrics_emit_wait_duration_sec", Effect::None),
-    ("http.dialtimeoutmsec", Effect::Limit(3_000)),
-    ("http.responseheadertimeoutmsec", Effect::Limit(3_000)),
-    ("http.requesttimeoutmsec", Effect::Limit(300_000)),
-    ("http.maxretries", Effect::Limit(8)),
-    ("http.minwaitmsec", Effect::Limit(30)),
-    ("http.maxwaitmsec", Effect::Limit(300_000)),
-    ("blob.valid_interval", Effect::None),
-    ("blob.fetching_timeout_sec", Effect::Limit(300)),
-    ("blob.max_retries", Effect::Limit(8)),
-    ("blob.min_wait_msec", Effect::Limit(30)),
-    ("blob.max_wait_msec", Effect::Limit(300_000)),
-    ("blob.check_always", Effect::None),
-    ("blob.force_single_range_mode", Effect::None),
-    ("blob.max_span_verification_retries", Effect::None),
-    ("directory_cache.max_lru_cache_entry", Effect::None),
-    ("directory_cache.max_cache_fds", Effect::None),
-    ("directory_cache.sync_add", Effect::None),
-    ("directory_cache.direct", Effect::None),
-    ("fuse.attr_timeout", Effect::None),
-    ("fuse.entry_timeout", Effect::None),
-    ("fuse.negative_timeout", Effect::None),
-    (
-        "fuse.log_fuse_operations",
-        Effect::Warning("`socinbd top` and `socinbd why` show reads"),
-    ),
-    (
-        "background_fetch.disable",
-        Effect::Option("--unproven lazy"),
-    ),
-    ("background_fetch.silence_period_msec", Effect::None),
-    ("background_fetch.fetch_period_msec", Effect::None),
-    ("background_fetch.max_queue_size", Effect::None),
-    ("background_fetch.drop_policy", Effect::None),
-    ("background_fetch.emit_metric_period_sec", Effect::None),
-    ("content_store.type", Effect::None),
-    (
-        "content_store.containerd_address",
-        Effect::Option("--containerd-address"),
-    ),
-    ("prefetch.enable", Effect::None),
-    ("prefetch.max_concurrency", Effect::None),
-    ("metrics_address", Effect::Option("--metrics-address")),
-    ("metrics_network", Effect::Option("--metrics-address")),
-    (
-        "debug_address",
-        Effect::Warning("there is no profiler; the metrics have the processor time and the memory"),
-    ),
-    ("metadata_store", Effect::None),
-    ("metadata_db_no_sync", Effect::None),
-    ("metadata_insertion_chunk_size", Effect::None),
-    ("skip_check_snapshotter_supported", Effect::None),
-    (
-        "pull_modes.soci_v1.enable",
-        Effect::Option("--index-policy"),
-    ),
-    (
-        "pull_modes.soci_v2.enable",
-        Effect::Option("--index-policy"),
-    ),
-    ("pull_modes.parallel_pull_unpack.enable", PARALLEL),
-    (
-        "pull_modes.parallel_pull_unpack.experimental_parallel_pull_as_fallback",
-        PARALLEL,
-    ),
-    (
-        "pull_modes.parallel_pull_unpack.max_concurrent_downloads",
-        Effect::None,
-    ),
-    (
-        "pull_modes.parallel_pull_unpack.max_concurrent_downloads_per_image",
-        Effect::None,
-    ),
-    (
-        "pull_modes.parallel_pull_unpack.concurrent_download_chunk_size",
-        Effect::None,
-    ),
-    (
-        "pull_modes.parallel_pull_unpack.max_concurrent_unpacks",
-        Effect::None,
-    ),
-    (
-        "pull_modes.parallel_pull_unpack.max_concurrent_unpacks_per_image",
-        Effect::None,
-    ),
-    (
-        "pull_modes.parallel_pull_unpack.decompress_streams.*.path",
-        Effect::None,
-    ),
-    (
-        "pull_modes.parallel_pull_unpack.decompress_streams.*.args",
-        Effect::None,
-    ),
-    (
-        "pull_modes.parallel_pull_unpack.discard_unpacked_layers",
-        Effect::None,
-    ),
-    ("kubeconfig_keychain.enable_keychain", KEYCHAIN),
-    ("kubeconfig_keychain.kubeconfig_path", Effect::None),
-    ("cri_keychain.enable_keychain", KEYCHAIN),
-    ("cri_keychain.image_service_path", Effect::None),
-    (
-        "resolver.host.*.mirrors.host",
-        Effect::Option("--hosts-dir"),
-    ),
-    (
-        "resolver.host.*.mirrors.insecure",
-        Effect::Option("--hosts-dir"),
-    ),
-    (
-        "resolver.host.*.mirrors.request_timeout_sec",
-        Effect::Limit(0),
-    ),
-    ("resolver.auth_client_ttl_sec", Effect::None),
-    ("resolver.enable_auth_client_sharing", Effect::None),
-    ("resolver.custom_headers", Effect::Option("--label-header")),
-    (
-        "snapshotter.min_layer_size",
-        Effect::Warning("layers of each size with a table are mounted"),
-    ),
-    ("snapshotter.allow_invalid_mounts_on_restart", Effect::None),
-];
-
-const PARALLEL: Effect = Effect::Warning(
-    "set a rule with pull = \"disks\" in [[snapshotter.rule]] of /etc/socinbd/config.toml: layers are then fetched whole, in parallel",
-);
-const KEYCHAIN: Effect = Effect::Warning(
-    "give the kubelet's credential plugins with image-credential-provider-config and image-credential-provider-bin-dir in /etc/socinbd/config.toml",
-);
 
 /// A configuration, as options of this program.
 #[derive(Debug, Default)]
@@ -187,6 +33,10 @@ pub(super) struct Config {
     index_policy: &'static str,
     label_headers: Vec<String>,
     mirrors: Vec<Mirrors>,
+    /// The socket of containerd for the image service, if it is wanted; empty: the usual one.
+    image_service: Option<String>,
+    /// Layers of at least so many bytes are lazy.
+    min_layer_size: u64,
     /// What is not done that the file asks for.
     pub(super) warnings: Vec<String>,
 }
@@ -247,6 +97,14 @@ impl Config {
             },
             label_headers: texts(&table, "resolver.custom_headers")?,
             mirrors: mirrors(&table)?,
+            image_service: match flag(&table, "cri_keychain.enable_keychain")? {
+                Some(true) => {
+                    let path = self::text(&table, "cri_keychain.image_service_path")?;
+                    Some(path.unwrap_or_default())
+                }
+                _ => None,
+            },
+            min_layer_size: number(&table, "snapshotter.min_layer_size")?,
             warnings,
         })
     }
@@ -261,8 +119,13 @@ impl Config {
         self.is_debug
     }
 
-    /// The options of `socinbd snapshotter`. `hosts_dir` is the directory of [`Self::write_mirrors`].
-    pub(super) fn options(&self, hosts_dir: &Path) -> Vec<OsString> {
+    /// Whether the CRI image service is at the socket of the snapshotter.
+    pub(super) fn has_image_service(&self) -> bool {
+        self.image_service.is_some()
+    }
+
+    /// The options of `socinbd snapshotter`. `hosts_dir` is the directory of [`Self::write_mirrors`], `socket` that of the snapshotter.
+    pub(super) fn options(&self, hosts_dir: &Path, socket: &Path) -> Vec<OsString> {
         let mut options: Vec<OsString> = vec!["--index-policy".into(), self.index_policy.into()];
         if let Some(address) = &self.metrics {
             options.extend(["--metrics-address".into(), address.into()]);
@@ -272,6 +135,18 @@ impl Config {
         }
         if let Some(address) = &self.containerd_address {
             options.extend(["--containerd-address".into(), address.into()]);
+        }
+        if let Some(containerd) = &self.image_service {
+            options.extend(["--image-service".into(), socket.into()]);
+            if !containerd.is_empty() {
+                let path = socket_path(Path::new(containerd));
+                options.extend(["--containerd".into(), path.into()]);
+            }
+        }
+        // those below it are fetched whole by the snapshotter itself, as by soci
+        if let Some(largest) = self.min_layer_size.checked_sub(1) {
+            let rule = format!("disks,max-layer-size={largest}");
+            options.extend(["--rule".into(), rule.into()]);
         }
         for name in &self.label_headers {
             options.extend(["--label-header".into(), name.into()]);
@@ -356,6 +231,15 @@ fn text(table: &Table, key: &str) -> Result<Option<String>> {
         None => Ok(None),
         Some(Value::String(value)) => Ok(Some(value.clone()).filter(|value| !value.is_empty())),
         Some(other) => Err(wrong(key, "a string", other)),
+    }
+}
+
+/// A size; 0 if it is negative.
+fn number(table: &Table, key: &str) -> Result<u64> {
+    match get(table, key) {
+        None => Ok(0),
+        Some(Value::Integer(value)) => Ok(u64::try_from(*value).unwrap_or(0)),
+        Some(other) => Err(wrong(key, "a whole number", other)),
     }
 }
 
@@ -476,7 +360,8 @@ mod tests {
     use super::*;
 
     fn options(text: &str) -> String {
-        let options = Config::parse(text).unwrap().options(Path::new("/hosts"));
+        let options = Config::parse(text).unwrap();
+        let options = options.options(Path::new("/hosts"), Path::new("/run/s.sock"));
         let options: Vec<_> = options.iter().map(|it| it.to_string_lossy()).collect();
         options.join(" ")
     }
@@ -504,6 +389,18 @@ mod tests {
             (
                 "[background_fetch]\nDisable = true\n[content_store]\ntype = \"containerd\"\ncontainerd_address = \"/run/c.sock\"",
                 "--index-policy v2 --unproven lazy --containerd-address /run/c.sock",
+            ),
+            (
+                "[cri_keychain]\nenable_keychain = true\n[snapshotter]\nmin_layer_size = 1048576",
+                "--index-policy v2 --image-service /run/s.sock --rule disks,max-layer-size=1048575",
+            ),
+            (
+                "[cri_keychain]\nenable_keychain = true\nimage_service_path = \"unix:///run/c.sock\"",
+                "--index-policy v2 --image-service /run/s.sock --containerd /run/c.sock",
+            ),
+            (
+                "[cri_keychain]\nimage_service_path = \"/run/c.sock\"\n[snapshotter]\nmin_layer_size = -1",
+                "--index-policy v2",
             ),
         ] {
             assert_eq!(options(text), expected, "{text}");
@@ -554,7 +451,10 @@ mod tests {
                 "[pull_modes.parallel_pull_unpack]\nenable = true",
                 "snapshotter.rule",
             ),
-            ("[snapshotter]\nmin_layer_size = 7", "of each size"),
+            (
+                "[kubeconfig_keychain]\nenable_keychain = true",
+                "image-credential-provider-config",
+            ),
             ("new_key = 1", "new_key: the key is not known"),
             (
                 "[pull_modes]\nsoci_v1 = {enable = true}\nsoci_v2 = {enable = false}",
@@ -580,6 +480,10 @@ mod tests {
                 "pull_modes.soci_v1.enable",
             ),
             ("[resolver]\nhost = 1", "resolver.host"),
+            (
+                "[snapshotter]\nmin_layer_size = \"1MB\"",
+                "snapshotter.min_layer_size",
+            ),
             (
                 "[resolver]\ncustom_headers = [1]",
                 "resolver.custom_headers",

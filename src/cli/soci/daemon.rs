@@ -14,6 +14,8 @@ use crate::source::socket_path;
 
 /// The first descriptor that systemd passes (`sd_listen_fds(3)`).
 const FIRST_DESCRIPTOR: u32 = 3;
+/// The socket of the snapshotter where no other is given, in the runtime directory.
+const SOCKET: &str = "snapshotter.sock";
 /// The runtime directory where no other is given.
 const RUN_DIR: &str = "/run/socinbd";
 
@@ -79,11 +81,14 @@ pub(super) fn translated(arguments: Vec<OsString>) -> Result<Vec<OsString>, clap
         })?),
         address => address,
     };
-    if let Some(address) = address {
-        line.extend(["--address".into(), socket_path(&address).into()]);
+    // the image service is at the same socket, so both are named
+    let named = address.or_else(|| config.has_image_service().then(|| run_dir.join(SOCKET)));
+    if let Some(address) = &named {
+        line.extend(["--address".into(), socket_path(address).into()]);
     }
     line.extend(["--metrics-names".into(), "both".into()]);
-    line.extend(config.options(&hosts_dir));
+    let address = named.unwrap_or_default();
+    line.extend(config.options(&hosts_dir, socket_path(&address)));
     Ok(line)
 }
 
@@ -148,9 +153,23 @@ mod tests {
         let given = format!("soci-snapshotter-grpc --config {}", file.display());
         let said = line(&given).unwrap_err();
         assert!(said.contains("config.toml"), "{said}");
+        fs::write(&file, "[cri_keychain]\nenable_keychain = true").unwrap();
+        all_become(&[
+            (
+                &given,
+                "socinbd snapshotter --address /run/socinbd/snapshotter.sock --metrics-names both --index-policy v2 --image-service /run/socinbd/snapshotter.sock",
+            ),
+            (
+                &format!("{given} --address /run/s.sock"),
+                "socinbd snapshotter --address /run/s.sock --metrics-names both --index-policy v2 --image-service /run/s.sock",
+            ),
+        ]);
         fs::write(&file, "debug = true\n[pull_modes.soci_v1]\nenable = true").unwrap();
         all_become(&[
-            (&given, "socinbd --log debug snapshotter --metrics-names both --index-policy any"),
+            (
+                &given,
+                "socinbd --log debug snapshotter --metrics-names both --index-policy any",
+            ),
             (
                 &format!("{given} --log-level warn"),
                 "socinbd --log warn snapshotter --metrics-names both --index-policy any",

@@ -9,6 +9,7 @@ use std::{
 mod command;
 mod config;
 mod daemon;
+mod keys;
 mod version;
 
 /// The command line of this program that an AWS tool's one stands for. Others are returned as they are. `own` is the definition of the command

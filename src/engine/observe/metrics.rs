@@ -209,10 +209,7 @@ fn of_process() -> Vec<Family> {
             "socinbd_read_duration_seconds",
             "Time of a read: of present data, of one of 16 reads; of absent data, of each read, until its data is present",
             vec![
-                (
-                    vec![("data", "present".to_owned())],
-                    metrics.present.get(),
-                ),
+                (vec![("data", "present".to_owned())], metrics.present.get()),
                 (vec![("data", "absent".to_owned())], metrics.absent.get()),
             ],
         ),

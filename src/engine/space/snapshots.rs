@@ -58,7 +58,12 @@ pub(crate) fn read_record<S: DeserializeOwned>(
         let bytes = regular_file::read(&directory.join(name), MAX_RECORD_BYTES)?;
         let record = unseal_json::<Record<S>>(&bytes);
         let record = record.filter(|record| record.version == VERSION && is_it(&record.snapshot));
-        let damaged = || io::Error::new(ErrorKind::InvalidData, "it is damaged or of another version");
+        let damaged = || {
+            io::Error::new(
+                ErrorKind::InvalidData,
+                "it is damaged or of another version",
+            )
+        };
         record.map(|record| record.snapshot).ok_or_else(damaged)
     };
     match read(RECORD) {

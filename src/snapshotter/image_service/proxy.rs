@@ -64,14 +64,20 @@ impl ImageServiceProxy {
         })
     }
 
+    /// Whether a request is one for the image service.
+    pub(in crate::snapshotter) fn is_asked<B>(request: &Request<B>) -> bool {
+        request.uri().path().starts_with(SERVICE)
+    }
+
     /// Answers a request.
     pub(in crate::snapshotter) async fn answer(
         self: Arc<Self>,
         request: Request<Incoming>,
     ) -> Result<Response<ProxyBody>, Infallible> {
+        let is_asked = Self::is_asked(&request);
         let (parts, body) = request.into_parts();
         let path = parts.uri.path();
-        let answered = if !path.starts_with(SERVICE) {
+        let answered = if !is_asked {
             Err(Status::unimplemented(format!(
                 "{path:?}: this socket has the image service runtime.v1 only; use the socket of containerd for others"
             )))

@@ -399,7 +399,11 @@ fn the_names_of_soci_have_its_types_labels_and_units_or_a_reason_why_not() {
     // all that soci has is in one of the tables, and in no more
     let absent = soci_rows("### Names without a counterpart");
     for (family, operations) in SOCI {
-        for operation in if operations.is_empty() { &[""] } else { operations } {
+        for operation in if operations.is_empty() {
+            &[""]
+        } else {
+            operations
+        } {
             let row = (family.to_owned(), (*operation).to_owned());
             let places = (described.contains_key(&row), absent.contains_key(&row));
             assert!(places.0 != places.1, "{row:?}");
@@ -417,7 +421,11 @@ fn the_names_of_soci_have_its_types_labels_and_units_or_a_reason_why_not() {
     let seconds = value(&text, "socinbd_layer_prepare_seconds_sum");
     let milliseconds = of("soci_fs_operation_duration_milliseconds_sum", "mount");
     assert!((milliseconds - seconds * 1e3).abs() < 1e-6, "{text}");
-    assert!(text.contains("soci_fs_operation_duration_microseconds_bucket{le=\"1000.0\",operation_type="));
+    assert!(
+        text.contains(
+            "soci_fs_operation_duration_microseconds_bucket{le=\"1000.0\",operation_type="
+        )
+    );
     let served = of("soci_fs_bytes_served", "synchronous_bytes_served");
     assert_eq!(served, value(&text, "socinbd_read_bytes_total"));
     let reads = of("soci_fs_operation_count", "synchronous_read_count");
@@ -425,14 +433,24 @@ fn the_names_of_soci_have_its_types_labels_and_units_or_a_reason_why_not() {
     assert_eq!(of("soci_fs_operation_count", "fuse_failure_state"), 0.0);
     let content = snapshotter.host.root().join("snapshots/snapshotter");
     let of_layer = |family: &str| {
-        let begin = format!("{family}{{digest=\"{}\",mountpoint=\"{}/", image.blobs[0], content.display());
+        let begin = format!(
+            "{family}{{digest=\"{}\",mountpoint=\"{}/",
+            image.blobs[0],
+            content.display()
+        );
         let line = text.lines().find(|line| line.starts_with(&begin));
-        let (_, value) = line.unwrap_or_else(|| panic!("{begin}: {text}")).rsplit_once(' ').unwrap();
+        let (_, value) = line
+            .unwrap_or_else(|| panic!("{begin}: {text}"))
+            .rsplit_once(' ')
+            .unwrap();
         value.parse::<f64>().unwrap()
     };
     let size = of_layer("soci_fs_layer_size_bytes");
     let fetched = of_layer("soci_fs_layer_fetched_size_bytes");
-    assert!(fetched > 250_000.0 && fetched <= size, "{fetched} of {size}");
+    assert!(
+        fetched > 250_000.0 && fetched <= size,
+        "{fetched} of {size}"
+    );
 
     let openmetrics = get(&snapshotter.host, &["-H", OPENMETRICS], "/metrics");
     parsed_by_python("prometheus_client.parser", &text);
@@ -465,12 +483,14 @@ fn layers_that_containerd_extracts_are_counted_by_reason() {
     let lazy = image("lazy", true);
     pulled(&lazy, Pulled::Lazy, &prepared("lazy"));
     pulled(&lazy, Pulled::Lazy, &prepared("existing"));
-    pulled(&image("plain", false), Pulled::Extracted, &extracted("table"));
+    pulled(
+        &image("plain", false),
+        Pulled::Extracted,
+        &extracted("table"),
+    );
     pulled(&image("ruled", true), Pulled::Extracted, &extracted("rule"));
-    let missing = Image {
-        reference: registry.reference("missing:1"),
-        ..image("other", true)
-    };
+    let mut missing = image("other", true);
+    missing.reference = registry.reference("missing:1");
     pulled(&missing, Pulled::Extracted, &extracted("failure"));
     let late = image("late", true);
     registry.fail(On::Kind(Kind::Manifest), Fault::Hang, Times::UntilHealed);

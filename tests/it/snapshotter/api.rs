@@ -263,7 +263,9 @@ fn a_damaged_record_is_made_again_from_its_copy() {
     assert_eq!(all(&client), before);
     assert_eq!(fs::read(record(1)).unwrap(), whole);
     let log = snapshotter.host.log();
-    let told = log.lines().filter(|line| line.contains("made again from its copy"));
+    let told = log
+        .lines()
+        .filter(|line| line.contains("made again from its copy"));
     assert_eq!(told.count(), 3, "{log}");
     client.remove_all();
     snapshotter.end();

@@ -354,7 +354,10 @@ fn soci_push_takes_credentials_and_shows_them_to_nobody() {
             .unwrap();
         let said = [output.stdout, output.stderr].concat();
         let said = String::from_utf8_lossy(&said).into_owned();
-        assert!(!said.contains("s3cret") && !said.contains(&base64("me:s3cret")), "{said}");
+        assert!(
+            !said.contains("s3cret") && !said.contains(&base64(b"me:s3cret")),
+            "{said}"
+        );
         (output.status.code(), said)
     };
     containerd.run(&["content", "fetch", "--plain-http", &image.reference]);
@@ -370,7 +373,11 @@ fn soci_push_takes_credentials_and_shows_them_to_nobody() {
         lifetime: Duration::from_secs(60),
     };
     // another login does not count beside the one that is given
-    let config = format!("{{\"auths\":{{\"{}\":{{\"auth\":\"{}\"}}}}}}", registry.host(), base64("me:s3cret"));
+    let config = format!(
+        "{{\"auths\":{{\"{}\":{{\"auth\":\"{}\"}}}}}}",
+        registry.host(),
+        base64(b"me:s3cret")
+    );
     for (auth, arguments, expected) in [
         (&basic, &["--user", "me:wrong-s3cret"][..], Some(4)),
         (&basic, &["-u", "me:s3cret"], Some(0)),

@@ -280,10 +280,13 @@ fn lost_snapshot() {
     fs::write(&record, "damaged").unwrap();
     snapshotter.start_again();
     let mut created = None;
-    wait("containerd connects again, and the container is created", || {
-        created = node.try_create(&pod, "second", reference).ok();
-        created.is_some()
-    });
+    wait(
+        "containerd connects again, and the container is created",
+        || {
+            created = node.try_create(&pod, "second", reference).ok();
+            created.is_some()
+        },
+    );
     let container = created.unwrap();
     node.run(&["start", &container]);
     assert_eq!(node.exec(&container, &["cat", "/etc/tag"]), "upper");

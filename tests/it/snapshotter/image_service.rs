@@ -17,7 +17,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tempfile::TempDir;
 use tokio::{net::UnixListener, net::UnixStream, runtime::Runtime, task::JoinHandle};
 
-use super::Snapshotter;
+use super::{Snapshotter, client::Client};
 use crate::support::wait;
 
 const SERVICE: &str = "/runtime.v1.ImageService";
@@ -122,18 +122,28 @@ type Answered = (HeaderMap, Bytes, HeaderMap);
 
 impl Served {
     fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// With the snapshots at the same socket.
+    fn start_shared() -> Self {
+        Self::start_with(&["--address"])
+    }
+
+    /// `others`: options that have the same socket.
+    fn start_with(others: &[&str]) -> Self {
         let folder = TempDir::with_prefix("socinbd-image-service-").unwrap();
         let at = |name: &str| folder.path().join(name).display().to_string();
-        let options = [
-            "--image-service",
-            &at("proxy.sock"),
-            "--containerd",
-            &at("containerd.sock"),
-        ];
+        let socket = at("proxy.sock");
+        let containerd = at("containerd.sock");
+        let mut options = vec!["--image-service", &socket, "--containerd", &containerd];
+        for option in others {
+            options.extend([option, socket.as_str()]);
+        }
         let snapshotter = Snapshotter::start(&options);
         // its socket is bound after those of the snapshotter
         wait("the image service listens", || {
-            std::os::unix::net::UnixStream::connect(at("proxy.sock")).is_ok()
+            std::os::unix::net::UnixStream::connect(&socket).is_ok()
         });
         Self {
             snapshotter,
@@ -274,6 +284,35 @@ fn other_services_and_a_containerd_that_is_away_are_told() {
     // the daemon dies: its socket is that of the next one
     served.snapshotter.host.kill_served_by_keeper();
     assert_eq!(served.ask(&list, b"").2["grpc-status"], "0");
+    served.snapshotter.end();
+}
+
+#[test]
+fn the_image_service_may_have_the_socket_of_the_snapshots() {
+    let served = Served::start_shared();
+    let socket = served.folder.path().join("proxy.sock");
+    let containerd = Containerd::start(&served.runtime, &served.containerd());
+    let list = format!("{SERVICE}/ListImages");
+    for round in 0..2 {
+        let (headers, answered, trailers) = served.ask(&list, b"frames");
+        assert_eq!(
+            (&headers["x-own"], &answered[..]),
+            (&HeaderValue::from_static("kept"), &b"frames"[..])
+        );
+        assert_eq!(trailers["grpc-status"], "0");
+        assert_eq!(containerd.take().len(), 1);
+        let client = Client::connect(&socket).unwrap();
+        client.prepare(&format!("key-{round}"), "", &[]).unwrap();
+        // no other service of containerd
+        let (headers, ..) = served.ask("/runtime.v1.RuntimeService/Version", b"");
+        assert_eq!(headers["grpc-status"], "12");
+        assert_eq!(containerd.take().len(), 0);
+        // the socket is that of the next daemon
+        served.snapshotter.host.kill_served_by_keeper();
+    }
+    let client = Client::connect(&socket).unwrap();
+    assert_eq!(client.names(&[]).len(), 2);
+    client.remove_all();
     served.snapshotter.end();
 }
 

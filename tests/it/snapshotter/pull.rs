@@ -155,7 +155,9 @@ fn why_names_the_rule_or_the_label_that_made_a_layer_lazy() {
     assert_eq!(pulled, [Pulled::Lazy, Pulled::Lazy]);
     let chosen = |snapshotter: &Snapshotter, top: &str| {
         let why = snapshotter.host.run(&["why", top]);
-        let lines = why.lines().filter_map(|line| line.strip_prefix("  chosen: "));
+        let lines = why
+            .lines()
+            .filter_map(|line| line.strip_prefix("  chosen: "));
         lines.map(str::to_owned).collect::<Vec<_>>()
     };
     let by_rule = format!("rule 1 ({rule})");
