@@ -22,6 +22,9 @@ use crate::{
     support::{registry::Registry, tars::Layer},
 };
 
+/// The size of the spans of an index.
+const SPAN_SIZE: u64 = 65_536;
+
 /// An image of a registry.
 pub struct Image {
     /// The reference, with a tag.
@@ -54,8 +57,20 @@ impl Image {
     pub fn push(registry: &Registry, name: &str, layers: Vec<Layer>, indexed: bool) -> Self {
         let mut pushed = Self::push_alone(registry, name, layers);
         if indexed {
-            pushed.make_index(0);
+            pushed.make_index(0, SPAN_SIZE);
         }
+        pushed
+    }
+
+    /// Pushes an image with an index whose spans have this size.
+    pub fn push_with_span_size(
+        registry: &Registry,
+        name: &str,
+        layers: Vec<Layer>,
+        span_size: u64,
+    ) -> Self {
+        let mut pushed = Self::push_alone(registry, name, layers);
+        pushed.make_index(0, span_size);
         pushed
     }
 
@@ -67,7 +82,7 @@ impl Image {
         smallest: u64,
     ) -> Self {
         let mut pushed = Self::push_alone(registry, name, layers);
-        pushed.make_index(smallest);
+        pushed.make_index(smallest, SPAN_SIZE);
         pushed
     }
 
@@ -113,9 +128,9 @@ impl Image {
         }
     }
 
-    fn make_index(&mut self, smallest: u64) {
-        let smallest = smallest.to_string();
-        let sizes = ["--min-layer-size", &smallest, "--span-size", "65536"];
+    fn make_index(&mut self, smallest: u64, span_size: u64) {
+        let [smallest, span_size] = [smallest, span_size].map(|size| size.to_string());
+        let sizes = ["--min-layer-size", &smallest, "--span-size", &span_size];
         let create = ["--json", "index", "create", &self.reference, "--push"];
         let report = Host::new().run(&[&create[..], &sizes].concat());
         let report: Value = serde_json::from_str(&report).unwrap();

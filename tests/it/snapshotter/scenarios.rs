@@ -41,6 +41,31 @@ fn a_sparse_index_has_some_layers_and_the_others_are_local() {
 }
 
 #[test]
+fn one_read_of_a_layer_with_one_span_fetches_all_of_it() {
+    let registry = Registry::start();
+    let layer = Layer::new()
+        .file("first", &noise(300_000))
+        .file("last", b"last");
+    let longest = i64::MAX as u64;
+    let image = Image::push_with_span_size(&registry, "app", vec![layer], longest);
+    let snapshotter = Snapshotter::start(&["--unproven", "lazy"]);
+    let (pulled, top) = image.pull(&snapshotter, "default");
+    assert_eq!(pulled, [Pulled::Lazy]);
+    let container = Container::start(&snapshotter, "container", &top);
+    let spans = || {
+        let why = snapshotter.host.run(&["--json", "why", "container"]);
+        let why: serde_json::Value = serde_json::from_str(&why).unwrap();
+        why[0][1]["layer"]["mounted"]["spans"].clone()
+    };
+    assert_eq!(spans(), serde_json::json!([0, 1]));
+    assert_eq!(container.root.read("last"), "last");
+    assert_eq!(spans(), serde_json::json!([1, 1]));
+    container.end();
+    snapshotter.client().remove_all();
+    snapshotter.end();
+}
+
+#[test]
 fn a_wrong_index_digest_is_no_index() {
     let registry = Registry::start();
     let layers = vec![Layer::new().file("a", b"a"), Layer::new().file("b", b"b")];
