@@ -160,6 +160,12 @@ impl Served {
         self.folder.path().join("containerd.sock")
     }
 
+    /// Kills the daemon, which another one follows: not before it serves, for then it would be the last.
+    fn kill_daemon(&self) {
+        self.snapshotter.host.run(&["list"]);
+        self.snapshotter.host.kill_served_by_keeper();
+    }
+
     async fn connect(&self) -> http2::SendRequest<Full<Bytes>> {
         let stream = UnixStream::connect(self.folder.path().join("proxy.sock"));
         let stream = TokioIo::new(stream.await.unwrap());
@@ -282,7 +288,7 @@ fn other_services_and_a_containerd_that_is_away_are_told() {
     assert_eq!(served.ask(&list, b"").2["grpc-status"], "0");
     assert_eq!(containerd.take().len(), 1);
     // the daemon dies: its socket is that of the next one
-    served.snapshotter.host.kill_served_by_keeper();
+    served.kill_daemon();
     assert_eq!(served.ask(&list, b"").2["grpc-status"], "0");
     served.snapshotter.end();
 }
@@ -308,7 +314,7 @@ fn the_image_service_may_have_the_socket_of_the_snapshots() {
         assert_eq!(headers["grpc-status"], "12");
         assert_eq!(containerd.take().len(), 0);
         // the socket is that of the next daemon
-        served.snapshotter.host.kill_served_by_keeper();
+        served.kill_daemon();
     }
     let client = Client::connect(&socket).unwrap();
     assert_eq!(client.names(&[]).len(), 2);
