@@ -323,6 +323,8 @@ fn two_claims_on_one_chain_id_are_not_mixed() {
         "{line}"
     );
     assert_eq!(metric(&snapshotter, "socinbd_conflicting_claims_total"), 1);
+    let extracted = "socinbd_layers_extracted_total{reason=\"conflict\"}";
+    assert_eq!(metric(&snapshotter, extracted), 1);
     // the first is compared, and the log names both again
     wait("the lie is found", || {
         snapshotter.host.log().contains("states a false diff ID")
