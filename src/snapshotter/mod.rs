@@ -8,6 +8,7 @@
 //! a list. `proto` is generated code. `image_service` notes the credentials of pulls, and `claims` tells which images contradict each other.
 
 mod chain;
+mod changes;
 mod claims;
 mod errors;
 pub mod filters;

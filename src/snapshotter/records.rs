@@ -6,16 +6,16 @@
 //! its directory is removed with the next cleanup.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::BTreeMap,
     fs::{self, File},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard},
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
     time::SystemTime,
 };
 
 use serde::{Deserialize, Serialize};
 
-use super::errors::SnapshotError;
+use super::{changes::Changes, errors::SnapshotError};
 use crate::{
     engine::{
         DiskBasis,
@@ -131,8 +131,7 @@ struct Record<'a> {
 pub struct Records {
     directory: PathBuf,
     by_name: RwLock<BTreeMap<String, Arc<Snapshot>>>,
-    /// Held during a change; the next number.
-    changing: Mutex<u64>,
+    changes: Changes,
 }
 
 impl Records {
@@ -157,7 +156,7 @@ impl Records {
         Ok(Self {
             directory: directory.to_owned(),
             by_name: RwLock::new(by_name),
-            changing: Mutex::new(next),
+            changes: Changes::new(next),
         })
     }
 
@@ -168,10 +167,6 @@ impl Records {
 
     fn all(&self) -> RwLockReadGuard<'_, BTreeMap<String, Arc<Snapshot>>> {
         self.by_name.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn change(&self) -> MutexGuard<'_, u64> {
-        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn replace(&self, removed: Option<&str>, added: Option<Arc<Snapshot>>) {
@@ -229,7 +224,8 @@ impl Records {
         } = new;
         check_name(&name)?;
         let labels = checked(labels)?;
-        let mut next = self.change();
+        let parent = (!parent.is_empty()).then_some(parent);
+        let change = self.changes.begin(&name, None, parent.as_deref());
         if self.all().contains_key(&name) {
             return Err(SnapshotError::AlreadyExists(format!("snapshot {name}")));
         }
@@ -239,7 +235,6 @@ impl Records {
                 format!("there are {MAX_SNAPSHOTS} snapshots, and no more are possible"),
             )));
         }
-        let parent = (!parent.is_empty()).then_some(parent);
         if let Some(parent) = &parent
             && self.get(parent)?.kind != SnapshotKind::Committed
         {
@@ -249,7 +244,7 @@ impl Records {
         }
         let now = SystemTime::now();
         let snapshot = Snapshot {
-            id: *next,
+            id: change.new_id(),
             name,
             parent,
             kind,
@@ -260,7 +255,6 @@ impl Records {
             usage: None,
             why,
         };
-        *next += 1;
         let directory = self.directory_of(snapshot.id);
         let made = make_private(&directory)
             .and_then(|()| prepare(&directory))
@@ -285,7 +279,8 @@ impl Records {
     ) -> Result<Arc<Snapshot>, SnapshotError> {
         check_name(name)?;
         let labels = checked(labels)?;
-        let _changing = self.change();
+        let new_parent = Some(parent).filter(|parent| !parent.is_empty());
+        let _change = self.changes.begin(key, Some(name), new_parent);
         if self.all().contains_key(name) {
             return Err(SnapshotError::AlreadyExists(format!("snapshot {name}")));
         }
@@ -336,7 +331,7 @@ impl Records {
         labels: Labels,
         names: Option<&[String]>,
     ) -> Result<Arc<Snapshot>, SnapshotError> {
-        let _changing = self.change();
+        let _change = self.changes.begin(name, None, None);
         let mut snapshot = Snapshot::clone(&*self.get(name)?);
         match names {
             None => snapshot.labels = labels,
@@ -357,7 +352,7 @@ impl Records {
 
     /// Gives a lazy layer another disk. Blocks.
     pub fn set_layer(&self, name: &str, layer: LazyLayer) -> Result<(), SnapshotError> {
-        let _changing = self.change();
+        let _change = self.changes.begin(name, None, None);
         let snapshot = Snapshot {
             layer: Some(layer),
             ..Snapshot::clone(&*self.get(name)?)
@@ -369,7 +364,7 @@ impl Records {
 
     /// Removes the record of a snapshot that is nobody's parent. Its directory is left. Blocks.
     pub fn remove(&self, name: &str) -> Result<Arc<Snapshot>, SnapshotError> {
-        let _changing = self.change();
+        let _change = self.changes.begin(name, None, None);
         let snapshot = self.get(name)?;
         let is_parent = |other: &Arc<Snapshot>| other.parent.as_deref() == Some(name);
         if self.all().values().any(is_parent) {
@@ -390,18 +385,21 @@ impl Records {
 
     /// The directories that no snapshot has. Blocks.
     pub fn leftovers(&self) -> Result<Vec<PathBuf>> {
-        // a snapshot that is being created has a directory and no record
-        let _changing = self.change();
-        let known: HashSet<u64> = self.all().values().map(|snapshot| snapshot.id).collect();
         let context = || format!("listing {}", self.directory.display());
         let mut found = Vec::new();
         for entry in fs::read_dir(&self.directory).or_kind(Kind::Io, context)? {
             let path = entry.or_kind(Kind::Io, context)?.path();
-            if number_of(&path).is_some_and(|id| !known.contains(&id)) {
-                found.push(path);
+            if let Some(id) = number_of(&path) {
+                found.push((id, path));
             }
         }
-        Ok(found)
+        // after the list: a snapshot that was being created then is still, or has its record
+        let known = self.changes.with_ids(|mut ids| {
+            ids.extend(self.all().values().map(|snapshot| snapshot.id));
+            ids
+        });
+        found.retain(|(id, _)| !known.contains(id));
+        Ok(found.into_iter().map(|(_, path)| path).collect())
     }
 
     fn write(&self, snapshot: &Snapshot) -> Result<()> {
@@ -486,4 +484,98 @@ fn write(directory: &Path, snapshot: &Snapshot) -> Result<()> {
         tracing::warn!(path = %path.display(), %error, "the record of a snapshot has no copy");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::mpsc, thread, time::Duration};
+
+    use super::*;
+
+    fn new(name: &str, parent: &str) -> NewSnapshot {
+        NewSnapshot {
+            name: name.to_owned(),
+            parent: parent.to_owned(),
+            kind: SnapshotKind::Active,
+            labels: Labels::new(),
+            layer: None,
+            why: None,
+        }
+    }
+
+    fn commit(records: &Records, name: &str, parent: &str) -> Result<(), SnapshotError> {
+        let key = format!("{name}-key");
+        records.create(new(&key, parent), |_| Ok(()))?;
+        records.commit(&key, name, Labels::new(), "", None)?;
+        Ok(())
+    }
+
+    #[test]
+    fn a_change_waits_for_those_of_the_same_snapshots_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let records = Records::open(folder.path()).unwrap();
+        for name in ["parent", "other"] {
+            commit(&records, name, "").unwrap();
+        }
+        let (begun, is_begun) = mpsc::channel();
+        let (go, may_go) = mpsc::channel();
+        thread::scope(|scope| {
+            let slow = scope.spawn(|| {
+                let (begun, may_go) = (begun, may_go);
+                records.create(new("slow", "parent"), |_| {
+                    begun.send(()).unwrap();
+                    let time = Duration::from_secs(100);
+                    let waited = may_go.recv_timeout(time);
+                    waited.or_kind(Kind::Busy, || "the others wait".to_owned())
+                })
+            });
+            is_begun.recv().unwrap();
+            records.create(new("quick", "parent"), |_| Ok(())).unwrap();
+            commit(&records, "committed", "other").unwrap();
+            records.update("other", Labels::new(), None).unwrap();
+            records.remove("quick").unwrap();
+            // that of the removed one; the slow one is being made
+            let directory = records.directory_of(4);
+            assert_eq!(records.leftovers().unwrap(), [directory]);
+            let removed = scope.spawn(|| records.remove("parent"));
+            let again = scope.spawn(|| records.create(new("slow", ""), |_| Ok(())));
+            go.send(()).unwrap();
+            slow.join().unwrap().unwrap();
+            let removed = removed.join().unwrap().unwrap_err();
+            assert!(matches!(removed, SnapshotError::FailedPrecondition(_)));
+            let again = again.join().unwrap().unwrap_err();
+            assert!(matches!(again, SnapshotError::AlreadyExists(_)));
+        });
+    }
+
+    #[test]
+    fn changes_side_by_side_leave_the_records_that_are_in_memory() {
+        let folder = tempfile::tempdir().unwrap();
+        let records = Records::open(folder.path()).unwrap();
+        let name = |number: u64| format!("name-{}", number % 5);
+        thread::scope(|scope| {
+            for first in 0..6_u64 {
+                let records = &records;
+                scope.spawn(move || {
+                    for step in 0..60 {
+                        let number = first * 7 + step * 13;
+                        let (own, other) = (name(number / 3), name(number / 5 + 1));
+                        // each may fail
+                        match number % 4 {
+                            0 => drop(commit(records, &own, &other)),
+                            1 => drop(records.create(new(&own, &other), |_| Ok(()))),
+                            2 => drop(records.remove(&own)),
+                            _ => drop(commit(records, &own, "")),
+                        }
+                    }
+                });
+            }
+        });
+        let again = Records::open(folder.path()).unwrap();
+        assert!(!records.list().is_empty());
+        assert_eq!(again.list(), records.list());
+        for snapshot in records.list() {
+            records.chain(&snapshot.name).unwrap();
+        }
+    }
 }

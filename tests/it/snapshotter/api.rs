@@ -278,23 +278,23 @@ fn a_thousand_snapshots_are_looked_up_in_50_ms() {
     let names: Vec<String> = (0..1000)
         .map(|number| format!("k8s.io/{number}/snapshot"))
         .collect();
-    for name in &names {
-        client
-            .prepare(name, "", &[("containerd.io/gc.root", "x")])
-            .unwrap();
-    }
-    // CRI asks one after the other; the fastest of some rounds counts, for the machine may be loaded
+    client.prepare_all(&names, &[("containerd.io/gc.root", "x")]);
+    // CRI asks one after the other; one of some rounds has to be fast enough, for the machine may be loaded
     let round = || {
         let start = Instant::now();
         let found = client.stat_all(&names);
         assert_eq!(found, names.len());
         start.elapsed()
     };
-    let fastest = (0..10).map(|_| round()).min().unwrap();
-    println!("1000 snapshots in {fastest:?}");
     // a build without optimization is slower, and so is a machine with other work
     let limit = if cfg!(debug_assertions) { 30_000 } else { 50 };
-    assert!(fastest.as_millis() < limit, "{fastest:?}");
+    let mut rounds = Vec::new();
+    let is_fast = (0..10).any(|_| {
+        let time = round();
+        rounds.push(time);
+        time.as_millis() < limit
+    });
+    assert!(is_fast, "1000 snapshots in {rounds:?}");
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::{
     process::Command,
 };
 
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use socinbd::snapshotter::proto::{
     snapshots::{
         CleanupRequest, CommitSnapshotRequest, Info, ListSnapshotsRequest, MountsRequest,
@@ -64,6 +65,22 @@ impl Client {
         let mut client = self.client.clone();
         let answer = self.runtime.block_on(client.prepare(request));
         Ok(answer.map_err(refused)?.into_inner().mounts)
+    }
+
+    /// Prepares snapshots without parents, many at a time, as the containers of a node that starts.
+    pub fn prepare_all(&self, keys: &[String], labels: Labels) {
+        let requests = keys.iter().map(|key| {
+            let request = PrepareSnapshotRequest {
+                key: key.clone(),
+                labels: owned(labels),
+                ..Default::default()
+            };
+            let mut client = self.client.clone();
+            async move { client.prepare(request).await.map(|_| ()) }
+        });
+        let all = stream::iter(requests).buffer_unordered(64);
+        let prepared = self.runtime.block_on(all.try_collect::<()>());
+        prepared.unwrap();
     }
 
     pub fn view(&self, key: &str, parent: &str) -> Answer<Vec<Mount>> {
