@@ -122,6 +122,11 @@ impl SignalReceiver {
     }
 }
 
+/// The signals that end a process have their usual action from now on: what runs this one sees that it has ended by one.
+pub(super) fn end_as_usual() {
+    session::take_default(&ENDING);
+}
+
 /// Makes writes past the file size limit fail with an error. By default they kill the process.
 pub(super) fn survive_large_files() -> Result<()> {
     // caught from now on, as long as the process lives

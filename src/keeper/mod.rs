@@ -10,6 +10,7 @@ mod limits;
 pub mod message;
 mod notify;
 mod process;
+mod programs;
 mod restarts;
 mod service;
 mod socket;

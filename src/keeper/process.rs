@@ -18,6 +18,7 @@ use super::{
     death::{Unreaped, has_sleeping_thread, is_dead_but_sleeps},
     descriptors::Descriptors,
     message::{MAX_BYTES, Message, StoreChange, Watchdog},
+    programs::Programs,
     restarts::Restarts,
     socket::{self, Socket},
 };
@@ -90,31 +91,44 @@ impl Default for Times {
 
 /// Starts a daemon, and another one whenever it dies; `signals` ([`session::receive_signals`]) go on to it. All but [`RESTART`] and [`RELOAD`] end it. `ready` is called when the
 /// first one serves. Returns an exit status when a daemon has ended with success, when one that was told to end has ended, or when the
-/// first one has ended before it served.
+/// first one has ended before it served. A signal that ends it and that comes while one daemon follows another is for the one that serves
+/// then: only that one can release what the daemon before has left.
 pub fn keep(plan: &Plan, signals: &File, mut ready: impl FnMut()) -> Result<u8> {
     socket::remove_stale(&plan.run_dir);
     let times = &plan.times;
     let mut restarts = Restarts::new(times.first_pause, times.longest_pause, times.good_run);
     let mut store = Descriptors::default();
     let mut unreaped = Unreaped::default();
-    let mut programs = Programs::new(plan);
+    let mut programs = Programs::new(&plan.program, &plan.own);
     let mut has_served = false;
+    // a signal that no daemon has acted upon
+    let mut end = None;
     loop {
         let ran = match Daemon::start(plan, &programs, &store) {
             Ok(mut daemon) => {
+                daemon.receives_at_once = !has_served;
+                if let Some(signal) = end.take() {
+                    daemon.pass_on(signal);
+                }
                 let status = daemon.follow(&mut store, &mut unreaped, signals, &mut || {
                     has_served = true;
                     ready();
                 })?;
-                if status.success() || daemon.is_ending || !has_served {
+                if status.success() || daemon.is_stopping || !has_served {
                     return Ok(exit_status(status));
                 }
                 if let Some(successor) = daemon.successor.take() {
                     tracing::info!("the daemon hands over to {}", successor.display());
                     programs.choose(successor);
+                    end = daemon.end.or_else(|| ended_by(status));
                     continue;
                 }
-                if daemon.serves_since.is_none() && !daemon.was_killed_by_others(status) {
+                if daemon.end.is_some() {
+                    return Ok(exit_status(status));
+                }
+                end = ended_by(status);
+                let was_ended = end.is_some() || daemon.was_killed_by_others(status);
+                if daemon.serves_since.is_none() && !was_ended {
                     programs.exchange();
                 }
                 tracing::error!(
@@ -129,7 +143,7 @@ pub fn keep(plan: &Plan, signals: &File, mut ready: impl FnMut()) -> Result<u8> 
                 }
                 ran
             }
-            Err(error) if has_served => {
+            Err(error) if has_served && end.is_none() => {
                 tracing::error!("no daemon could be started: {}", error.report());
                 Duration::ZERO
             }
@@ -137,38 +151,11 @@ pub fn keep(plan: &Plan, signals: &File, mut ready: impl FnMut()) -> Result<u8> 
         };
         let pause = restarts.pause(ran);
         tracing::warn!("the next daemon starts after {pause:?}");
-        if is_ended(signals, pause)? {
-            return Ok(0);
+        match end_in(signals, pause)? {
+            Some(signal) if pause.is_zero() => end = Some(signal),
+            Some(_) => return Ok(0),
+            None => {}
         }
-    }
-}
-
-/// The programs of the daemon.
-struct Programs {
-    /// The one that is started next.
-    current: PathBuf,
-    /// The one that is started where the other one cannot be.
-    other: PathBuf,
-}
-
-impl Programs {
-    fn new(plan: &Plan) -> Self {
-        Self {
-            current: plan.program.clone(),
-            other: plan.own.clone(),
-        }
-    }
-
-    /// A daemon has named the program that follows it.
-    fn choose(&mut self, successor: PathBuf) {
-        if successor != self.current {
-            self.other = std::mem::replace(&mut self.current, successor);
-        }
-    }
-
-    /// The current one did not serve.
-    fn exchange(&mut self) {
-        std::mem::swap(&mut self.current, &mut self.other);
     }
 }
 
@@ -182,8 +169,16 @@ fn exit_status(status: ExitStatus) -> u8 {
         .unwrap_or(1)
 }
 
-/// Waits, and tells whether a signal has come meanwhile.
-fn is_ended(signals: &File, pause: Duration) -> Result<bool> {
+/// The signal that has ended a daemon which did not receive it, and which was not this keeper's: it was about to serve, or to leave.
+fn ended_by(status: ExitStatus) -> Option<Signal> {
+    let signal = status.signal().and_then(Signal::from_named_raw)?;
+    [Signal::TERM, Signal::INT, Signal::QUIT]
+        .contains(&signal)
+        .then_some(signal)
+}
+
+/// Waits, and gives a signal that has come meanwhile and that ends the daemon.
+fn end_in(signals: &File, pause: Duration) -> Result<Option<Signal>> {
     let end = Instant::now() + pause;
     loop {
         let rest = end.saturating_duration_since(Instant::now());
@@ -191,11 +186,11 @@ fn is_ended(signals: &File, pause: Duration) -> Result<bool> {
         wait(&mut ends, Some(rest))?;
         while let Some(signal) = next_signal(signals)? {
             if is_ending(signal) {
-                return Ok(true);
+                return Ok(Some(signal));
             }
         }
         if rest.is_zero() {
-            return Ok(false);
+            return Ok(None);
         }
     }
 }
@@ -228,10 +223,14 @@ struct Daemon<'a> {
     handle: OwnedFd,
     socket: Socket,
     serves_since: Option<Instant>,
-    /// It was told to end, or said that it ends.
-    is_ending: bool,
-    /// It is to read its configuration again as soon as it serves.
-    reloads_when_ready: bool,
+    /// It has said that it ends.
+    is_stopping: bool,
+    /// The signal that it was told to end with.
+    end: Option<Signal>,
+    /// No daemon has served before it, so signals are sent although it may not receive them yet.
+    receives_at_once: bool,
+    /// What it is sent as soon as it serves.
+    when_ready: Vec<Signal>,
     /// The program that it has named to follow it.
     successor: Option<PathBuf>,
     /// Until then something must have happened.
@@ -269,13 +268,13 @@ impl<'a> Daemon<'a> {
             environment: &environment,
             descriptors: &descriptors,
         };
-        let process = handover::spawn(&program(&programs.current)).or_else(|error| {
+        let process = handover::spawn(&program(programs.current())).or_else(|error| {
             tracing::warn!(
                 "starting {}: {}",
-                programs.current.display(),
+                programs.current().display(),
                 report(&error)
             );
-            handover::spawn(&program(&programs.other))
+            handover::spawn(&program(programs.other()))
         });
         let mut process = process.or_kind(Kind::Io, || "starting the daemon".into())?;
         let pid = Pid::from_child(&process);
@@ -293,8 +292,10 @@ impl<'a> Daemon<'a> {
             handle,
             socket,
             serves_since: None,
-            is_ending: false,
-            reloads_when_ready: false,
+            is_stopping: false,
+            end: None,
+            receives_at_once: false,
+            when_ready: Vec::new(),
             successor: None,
             deadline: Instant::now().checked_add(plan.times.start),
             next: Some(Signal::ABORT),
@@ -332,12 +333,7 @@ impl<'a> Daemon<'a> {
                     .or_kind(Kind::Io, || "waiting for the daemon".into());
             }
             while let Some(signal) = next_signal(signals)? {
-                self.is_ending |= is_ending(signal);
-                match signal {
-                    // it would end a daemon that does not receive it yet, and that one may have read the file already
-                    RELOAD if self.serves_since.is_none() => self.reloads_when_ready = true,
-                    signal => self.send(signal),
-                }
+                self.pass_on(signal);
             }
             self.look_at_the_time();
             if self.look_at <= Instant::now() {
@@ -362,6 +358,20 @@ impl<'a> Daemon<'a> {
     /// Whether a process killed it that is not this one, which says nothing about its program.
     fn was_killed_by_others(&self, status: ExitStatus) -> bool {
         status.signal() == Some(Signal::KILL.as_raw()) && self.next.is_some()
+    }
+
+    /// Sends it a signal when it can act upon it. Each would end a daemon that does not receive it yet, without a chance to release what the
+    /// daemon before has left.
+    fn pass_on(&mut self, signal: Signal) {
+        if is_ending(signal) {
+            self.end = Some(signal);
+        }
+        // one that does not serve yet may have read its configuration already
+        let may_wait = !self.receives_at_once || signal == RELOAD;
+        match self.serves_since.is_none() && may_wait {
+            true => self.when_ready.push(signal),
+            false => self.send(signal),
+        }
     }
 
     fn send(&self, signal: Signal) {
@@ -415,8 +425,8 @@ impl<'a> Daemon<'a> {
         }
         if message.is_ready && self.serves_since.is_none() {
             self.serves_since = Some(Instant::now());
-            if std::mem::take(&mut self.reloads_when_ready) {
-                self.send(RELOAD);
+            for signal in std::mem::take(&mut self.when_ready) {
+                self.send(signal);
             }
             self.has_answered();
             ready();
@@ -425,7 +435,7 @@ impl<'a> Daemon<'a> {
             self.successor = message.successor;
         }
         if message.is_stopping {
-            self.is_ending = true;
+            self.is_stopping = true;
             (self.deadline, self.next) = (None, None);
         }
         match message.watchdog {

@@ -84,6 +84,16 @@ pub fn ignores(signal: Signal) -> bool {
     ignored.is_some_and(|mask| mask & 1 << (signal.as_raw() - 1) != 0)
 }
 
+/// Gives signals their default action.
+pub fn take_default(signals: &[Signal]) {
+    for signal in signals {
+        // SAFETY: no handler is installed.
+        unsafe {
+            libc::signal(signal.as_raw(), libc::SIG_DFL);
+        }
+    }
+}
+
 /// Ends this process with the default action of the signal, so that its parent sees the signal.
 pub fn end_by(signal: Signal) {
     // SAFETY: no handler is installed; the second call sends a signal to this thread.

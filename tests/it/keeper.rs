@@ -389,6 +389,66 @@ time.sleep(1000)
     assert_eq!((kept.end(), kept.starts().len()), (137, 1));
 }
 
+/// A daemon that serves and then ends in a way of its own; the next one does not receive signals before it is told to `go`, and reports the
+/// one that it gets then.
+fn ending_between(first: &str) -> String {
+    let next = r#"
+    if turn == 1: sys.exit(99)
+    report("started")
+    while not os.path.exists(folder + "/go"): time.sleep(0.01)
+    def told(number, frame): report(number); tell("STOPPING=1"); sys.exit(0)
+    signal.signal(signal.SIGTERM, told)
+    tell("READY=1")
+    time.sleep(1000)
+"#;
+    // in a function: the first may be indented
+    format!(
+        "def serve():\n    if turn == 1:\n        tell('READY=1')\n        {}{next}serve()\n",
+        first.replace('\n', "\n        ")
+    )
+}
+
+#[test]
+fn a_signal_that_comes_before_the_next_daemon_receives_signals_waits_until_it_serves() {
+    let mut kept = Kept::start(&ending_between("die()"), Times::default());
+    wait("the next has started", || {
+        kept.text("report") == "started\n"
+    });
+    kept.signal(15);
+    wait("the keeper has the signal", || {
+        rustix::io::ioctl_fionread(&kept.signals).unwrap() == 0
+    });
+    fs::write(kept.path("go"), "").unwrap();
+    assert_eq!((kept.end(), kept.starts().len()), (0, 2));
+    assert_eq!(kept.text("report"), "started\n15\n");
+}
+
+#[test]
+fn a_signal_that_a_daemon_gets_when_it_leaves_is_for_the_next_one() {
+    // one that is sent to the keeper is not received any more; one that is sent to the daemon itself ends it
+    let leaves = "tell(f'X_SOCINBD_SUCCESSOR={sys.executable}')\n";
+    let received = "signal.signal(signal.SIGTERM, lambda *_: report('lost'))\n\
+        report('leaves')\n\
+        while 'lost' not in open(folder + '/report').read(): time.sleep(0.01)\n\
+        sys.exit(75)";
+    let ended = "os.kill(os.getpid(), signal.SIGTERM)";
+    let mut kept = Kept::start(
+        &ending_between(&[leaves, received].concat()),
+        Times::default(),
+    );
+    wait("it leaves", || kept.text("report") == "leaves\n");
+    kept.signal(15);
+    fs::write(kept.path("go"), "").unwrap();
+    assert_eq!((kept.end(), kept.starts().len()), (0, 2));
+    assert_eq!(kept.text("report"), "leaves\nlost\nstarted\n15\n");
+    for first in [[leaves, ended].concat(), ended.to_owned()] {
+        let mut kept = Kept::start(&ending_between(&first), Times::default());
+        fs::write(kept.path("go"), "").unwrap();
+        assert_eq!((kept.end(), kept.starts().len()), (0, 2));
+        assert_eq!(kept.text("report"), "started\n15\n");
+    }
+}
+
 #[test]
 fn a_signal_ends_a_pause() {
     let times = Times {

@@ -24,7 +24,10 @@ use crate::{
     },
     blocking::blocking,
     cli::{
-        GlobalArgs, absolute, exit::AGAIN, log, require_root, signals::SignalReceiver,
+        GlobalArgs, absolute,
+        exit::AGAIN,
+        log, require_root,
+        signals::{self, SignalReceiver},
         space::limits::DiskArgs,
     },
     engine::{Engine, KeptDescriptors, MetricNames},
@@ -40,6 +43,8 @@ use crate::{
 const KEEPER: &CStr = c"socinbd-keeper";
 /// Maximum time until the client that has asked for another daemon has its answer.
 const ANSWER_TIME: Duration = Duration::from_millis(200);
+/// Maximum time until a signal that has come to this process is received.
+const SIGNAL_TIME: Duration = Duration::from_millis(10);
 /// Interval in which the daemon checks whether it is still needed.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// Maximum time that the daemon waits for its kept attachments before it answers clients, which wait for 7 s.
@@ -294,15 +299,19 @@ impl Daemon {
         let handed_over = async {
             loop {
                 tokio::select! {
-                    () = server.handed_over() => return,
+                    () = server.handed_over() => break,
                     _ = restarts.next() => if let Err(error) = server.restart().await {
                         tracing::warn!("the daemon is not restarted: {}", error.report());
                     },
                 }
             }
+            wait_until_answered(&server).await;
         };
         tokio::select! {
-            () = handed_over => leave(&server).await,
+            () = handed_over => match timeout(SIGNAL_TIME, ends.next()).await {
+                Ok(signal) => tracing::info!(?signal, "the daemon exits instead of handing over"),
+                Err(_) => leave(),
+            },
             signal = ends.next() => tracing::info!(?signal, "the daemon exits"),
             why = unwanted(&engine, &server, snapshotter.as_deref(), &directories, idle_exit) => tracing::info!("the daemon exits: {why}"),
             ended = answering => match ended.or_kind(Kind::Io, || "answering on the sockets of the daemon".into())? {},
@@ -348,15 +357,19 @@ async fn restore(engine: &Arc<Engine>) {
     }
 }
 
-/// Ends this process as one that is killed, so that the next daemon takes all of it over.
-async fn leave(server: &Server) -> ! {
-    // the client that has asked for it gets its answer
+/// Waits until the client that has asked for another daemon has its answer.
+async fn wait_until_answered(server: &Server) {
     let answered = async {
         while server.last_client().is_none() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
-    let _ = tokio::time::timeout(ANSWER_TIME, answered).await;
+    let _ = timeout(ANSWER_TIME, answered).await;
+}
+
+/// Ends this process as one that is killed, so that the next daemon takes all of it over.
+fn leave() -> ! {
+    signals::end_as_usual();
     tracing::info!("the daemon exits, and the next one takes over");
     log::end();
     std::process::exit(i32::from(AGAIN))

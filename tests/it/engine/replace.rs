@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{Read as _, Write as _},
-    os::unix::net::UnixListener,
+    os::unix::net::{UnixListener, UnixStream},
     path::{Path, PathBuf},
     process::Command,
     sync::mpsc,
@@ -186,6 +186,67 @@ fn attaches_go_on_while_daemons_are_replaced() {
     succeeds(Command::new("kill").arg(keeper));
     wait("the keeper is gone", || host.keeper().is_none());
     assert_eq!(host.left_over(), [""; 0]);
+}
+
+/// Sends SIGTERM to the daemon, whichever it is at this moment, and not to a process that has ended already.
+fn end_this_daemon(host: &Host) {
+    let kill = |signal: &str, pid: &str| {
+        let sent = Command::new("kill").args([signal, pid]).output();
+        sent.unwrap().status.success()
+    };
+    wait("a daemon has the signal", || {
+        let Some(daemon) = host.daemon().map(|it| it.to_string()) else {
+            return false;
+        };
+        let state = || {
+            let stat = fs::read_to_string(format!("/proc/{daemon}/stat"));
+            let stat = stat.unwrap_or_default();
+            stat.rsplit_once(") ")
+                .and_then(|(_, rest)| rest.chars().next())
+        };
+        // it cannot end before it has the signal
+        if !kill("-STOP", &daemon) {
+            return false;
+        }
+        wait("it is stopped", || {
+            matches!(state(), Some('T' | 'Z' | 'X') | None)
+        });
+        let is_stopped = state() == Some('T');
+        is_stopped && kill("-TERM", &daemon) && kill("-CONT", &daemon)
+    });
+}
+
+#[test]
+fn a_signal_that_comes_while_a_daemon_follows_another_ends_the_one_that_serves() {
+    for (after, of_keeper) in [
+        (0, false),
+        (60, true),
+        (90, false),
+        (150, true),
+        (210, false),
+        (240, true),
+        (300, false),
+    ] {
+        let (host, layout, mountpoint) = one_file_host();
+        host.attach(&layout.reference(""), &mountpoint, &[]);
+        let keeper = host.keeper().unwrap().to_string();
+        // the daemon waits for 200 ms before it leaves, because a client is connected
+        let _connected = UnixStream::connect(host.run_dir().join("socinbd.sock")).unwrap();
+        succeeds(Command::new("kill").args(["-USR2", &keeper]));
+        thread::sleep(Duration::from_millis(after));
+        match of_keeper {
+            true => succeeds(Command::new("kill").arg(&keeper)),
+            false => end_this_daemon(&host),
+        }
+        wait("the keeper is gone", || host.keeper().is_none());
+        assert!(host.daemon().is_none());
+        assert_eq!(
+            host.left_over(),
+            [""; 0],
+            "after {after} ms: {}",
+            host.log()
+        );
+    }
 }
 
 #[test]
