@@ -27,6 +27,6 @@ mod set;
 mod socket;
 
 pub(crate) use image_service::take_over_credentials;
-pub use options::{ImageServiceOptions, SnapshotterOptions, Unproven};
+pub use options::{ImageServiceOptions, PullLimits, SnapshotterOptions, Unproven};
 pub use rules::{PULL_LABEL, Pull, Rule};
 pub use server::Server;

@@ -1,6 +1,6 @@
 //! The settings of a snapshotter.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use super::rules::Rule;
 use crate::{
@@ -30,6 +30,28 @@ pub struct ImageServiceOptions {
     pub containerd: PathBuf,
 }
 
+/// The limits of pulls of layers that a rule or a label wants on disks. containerd waits for them, and holds a lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PullLimits {
+    /// Maximum time that a request waits for a layer.
+    pub time: Duration,
+    /// A layer has to bring [`Self::progress`] bytes in this time.
+    pub progress_time: Duration,
+    /// Bytes in their order: parts that come side by side with the first one that is missing do not count, so this is about a quarter of what
+    /// arrives.
+    pub progress: u64,
+}
+
+impl Default for PullLimits {
+    fn default() -> Self {
+        Self {
+            time: Duration::from_secs(600),
+            progress_time: Duration::from_secs(30),
+            progress: 256 << 10,
+        }
+    }
+}
+
 /// The settings of a snapshotter.
 #[derive(Clone, Debug, Default)]
 pub struct SnapshotterOptions {
@@ -43,6 +65,8 @@ pub struct SnapshotterOptions {
     pub unproven: Unproven,
     /// How layers are pulled: the first rule that applies counts.
     pub rules: Vec<Rule>,
+    /// See [`PullLimits`].
+    pub pull_limits: PullLimits,
     /// Who mounts the file systems of lazy layers.
     pub layer_mounts: LayerMounter,
     /// The image service; `None`: none is served.

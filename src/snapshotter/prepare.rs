@@ -326,7 +326,8 @@ impl SnapshotSet {
         if let Some((below, _)) = position.checked_sub(1).and_then(|it| image.claim(it)) {
             self.compare_parent(parent, request, below)?;
         }
-        let opened = open.layer_in_time(&image, position).await;
+        let pull_time = self.options.pull_limits.time;
+        let opened = open.layer_in_time(&image, position, pull_time).await;
         let opened = opened.map_err(|why| Refusal {
             // the choice, unless there was no time for it
             reason: match why {

@@ -20,7 +20,9 @@ use crate::{
     error::Result,
     keeper::Service,
     layer::DiskLimits,
-    snapshotter::{ImageServiceOptions, Rule, SnapshotterOptions, Unproven, labels::header_name},
+    snapshotter::{
+        ImageServiceOptions, PullLimits, Rule, SnapshotterOptions, Unproven, labels::header_name,
+    },
     source::Access,
 };
 
@@ -167,6 +169,7 @@ impl SnapshotterCommand {
             device: self.device,
             unproven: self.unproven,
             rules: self.rule.clone(),
+            pull_limits: PullLimits::default(),
             layer_mounts: self.layer_mounts,
             image_service,
             label_headers: self.label_header.clone(),

@@ -2,11 +2,11 @@
 
 mod check;
 mod interest;
+mod progress;
 mod staged;
 
 use std::{
     collections::{BTreeMap, HashMap, hash_map::Entry},
-    pin::pin,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -24,6 +24,7 @@ use tokio::{
 pub(super) use self::{check::check_soon, staged::NotOpen};
 use self::{
     interest::Interest,
+    progress::while_it_arrives,
     staged::{Awaited, OpeningLayer, StagedImage, StagedLayer, awaited, late, shared},
 };
 use super::{
@@ -50,14 +51,6 @@ use crate::{
 
 /// Maximum time that requests wait for the layers of an image: containerd locks its snapshots meanwhile.
 const WAIT_TIME: Duration = Duration::from_secs(2);
-/// Maximum time that a request waits for a layer that a rule or a label wants on a disk.
-const PULL_TIME: Duration = Duration::from_secs(600);
-/// A layer that a rule or a label wants on a disk has to bring [`PULL_PROGRESS`] bytes in this time.
-const PULL_PROGRESS_TIME: Duration = Duration::from_secs(30);
-/// See [`PULL_PROGRESS_TIME`].
-const PULL_PROGRESS: u64 = 1 << 20;
-/// Interval in which such a layer is looked at.
-const PULL_LOOK_TIME: Duration = Duration::from_secs(1);
 /// Maximum time that requests wait until the verifiers have accepted an image.
 const VERDICT_TIME: Duration = Duration::from_secs(60);
 /// How long an image stays open for requests for its layers.
@@ -119,22 +112,23 @@ impl OpenImage {
         image.opening(position)?.work.clone().await
     }
 
-    /// The same within the time for which containerd may be held up. If it fails for a layer that a rule wants on a disk, containerd fetches
-    /// all layers from this one on, so the others are not fetched twice.
+    /// The same within the time for which containerd may be held up: `pull_time` if a rule or a label wants the layer on a disk. If such a layer
+    /// fails, containerd fetches all layers from this one on, so the others are not fetched twice.
     pub(super) async fn layer_in_time(
         &self,
         image: &StagedImage,
         position: usize,
+        pull_time: Duration,
     ) -> Result<StagedLayer, NotOpen> {
         let opening = image.opening(position);
         let opening = opening.map_err(|error| NotOpen::Failed(shared(error)))?;
         if !opening.is_pulled() {
             return self.wait(self.layer(image, position)).await;
         }
-        let pulled = timeout(PULL_TIME, self.layer(image, position)).await;
+        let pulled = timeout(pull_time, self.layer(image, position)).await;
         let pulled = match pulled {
             Ok(pulled) => pulled.map_err(|error| NotOpen::Failed(shared(error))),
-            Err(_) => Err(late(PULL_TIME)),
+            Err(_) => Err(late(pull_time)),
         };
         if pulled.is_err() {
             self.interest.end();
@@ -437,32 +431,10 @@ impl Images {
         };
         let disks = self.engine.disks();
         let why = by.to_owned();
-        let mut opening = pin!(disks.open_whole_layer(found, blob, &self.pulls, why, &event));
-        let given_up = |why: String| Err(Error::new(Kind::Unavailable, why));
-        let (mut seen, mut since) = (0, Instant::now());
-        loop {
-            if let Ok(opened) = timeout(PULL_LOOK_TIME, &mut opening).await {
-                return opened;
-            }
-            if interest.is_over() {
-                return given_up("nobody waits for the image any more".to_owned());
-            }
-            let now = arrived.load(Ordering::Relaxed);
-            // its turn has not come, or all of it is here
-            if now == 0 || now >= blob.size {
-                since = Instant::now();
-            } else if since.elapsed() >= PULL_PROGRESS_TIME {
-                if now - seen < PULL_PROGRESS {
-                    return given_up(format!(
-                        "only {} bytes of layer {} have arrived within {} s",
-                        now - seen,
-                        blob.digest,
-                        PULL_PROGRESS_TIME.as_secs()
-                    ));
-                }
-                (seen, since) = (now, Instant::now());
-            }
-        }
+        let pulling = disks.open_whole_layer(found, blob, &self.pulls, why, &event);
+        let arrived = || arrived.load(Ordering::Relaxed);
+        let limits = &self.options.pull_limits;
+        while_it_arrives(pulling, arrived, blob, limits, interest).await
     }
 }
 

@@ -123,7 +123,7 @@ pub(in crate::snapshotter) enum NotOpen {
 }
 
 pub(super) fn late(limit: Duration) -> NotOpen {
-    let why = format!("it was not opened within {} s", limit.as_secs());
+    let why = format!("it was not opened within {} s", limit.as_secs_f64());
     NotOpen::Late(Error::new(Kind::Unavailable, why))
 }
 

@@ -16,6 +16,7 @@ mod node;
 mod proto;
 mod pull;
 mod scenarios;
+mod slow;
 mod verifiers;
 
 use std::{
