@@ -111,8 +111,8 @@ impl PrivateNode {
         );
     }
 
-    /// A container of the image.
-    fn container(&self, name: &str) -> Container {
+    /// The topmost snapshot of the image.
+    fn top(&self) -> String {
         let committed = self
             .snapshotter
             .client()
@@ -121,7 +121,12 @@ impl PrivateNode {
         assert_eq!(committed.len(), 2, "{committed:?}");
         let is_top = |name: &str| committed.iter().all(|other| other.parent != name);
         let top = committed.iter().find(|it| is_top(&it.name)).unwrap();
-        Container::start(&self.snapshotter, name, &top.name)
+        top.name.clone()
+    }
+
+    /// A container of the image.
+    fn container(&self, name: &str) -> Container {
+        Container::start(&self.snapshotter, name, &self.top())
     }
 
     /// Nothing that was written has a secret.
@@ -238,6 +243,55 @@ fn expired_credentials() {
     let auths = serde_json::json!({"auths": {node.registry.host(): {"auth": auth}}});
     fs::write(node.folder.path().join("auth.json"), auths.to_string()).unwrap();
     assert!(read("third").unwrap() == noise(1_000_000));
+    container.end();
+    node.end();
+}
+
+#[test]
+fn credentials_survive_the_daemon_and_come_back_with_a_pull_when_its_keeper_has_died_too() {
+    let mut node = PrivateNode::start();
+    node.registry.set_auth(basic("pass-word-1"));
+    node.pull_with("pass-word-1");
+    let running = node.container("running");
+    let read = |container: &Container, name: &str| fs::read(container.root.path().join(name));
+    // spans that were read in the last second before a kill are fetched again
+    let tables = node.snapshotter.host.root().join("layers/sha256");
+    let tables = fs::read_dir(tables.join(node.image.blobs[0].hex())).unwrap();
+    let spans: Vec<_> = tables.map(|it| it.unwrap().path().join("spans")).collect();
+    let recorded = |bytes: usize| {
+        wait("the spans of what was read are recorded", || {
+            let records = fs::read(&spans[0]).unwrap();
+            let is_present = |record: &&[u8]| record.iter().any(|&byte| byte != 0);
+            records.chunks(16).filter(is_present).count() >= bytes / 100_000
+        });
+    };
+    assert!(read(&running, "first").unwrap() == noise(1_000_000));
+    recorded(1_000_000);
+    // the next daemon has them from the keeper, and nobody pulls
+    node.snapshotter.host.kill_served_by_keeper();
+    assert!(read(&running, "second").unwrap() == noise(1_000_000));
+    node.has_not_stored(&["pass-word", "cGFzcy13b3Jk"]);
+    recorded(2_000_000);
+    // without a keeper the devices of containers that run end on FUSE, and the credentials are gone
+    node.snapshotter.host.kill_daemon();
+    drop(running.root);
+    node.snapshotter.start_again();
+    node.snapshotter
+        .client()
+        .remove("default/9/running")
+        .unwrap();
+    let container = node.container("after");
+    for present in ["first", "second"] {
+        assert!(read(&container, present).unwrap() == noise(1_000_000));
+    }
+    let error = read(&container, "third").unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(5), "{error}");
+    let why = node.snapshotter.host.run(&["why", &node.top()]);
+    assert!(why.contains("requires a user name and password"), "{why}");
+    // the next pull of the image heals it under the container
+    node.pull_with("pass-word-1");
+    assert!(read(&container, "third").unwrap() == noise(1_000_000));
+    node.has_not_stored(&["pass-word", "cGFzcy13b3Jk"]);
     container.end();
     node.end();
 }
