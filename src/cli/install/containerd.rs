@@ -249,9 +249,11 @@ pub(super) fn wanted(
         Setting::new(&plugin("type"), "snapshot"),
         Setting::new(&plugin("address"), snapshotter.socket.as_str()),
     ];
-    if version >= Version(2, 4) {
-        let remap = snapshotter.maps_owners.then_some("remap-ids");
-        let capabilities: toml_edit::Array = ["rebase"].into_iter().chain(remap).collect();
+    let rebase = (version >= Version(2, 4)).then_some("rebase");
+    let maps_owners = snapshotter.maps_owners && version >= Version(2, 3);
+    let remap = maps_owners.then_some("remap-ids");
+    let capabilities: toml_edit::Array = rebase.into_iter().chain(remap).collect();
+    if !capabilities.is_empty() {
         settings.push(Setting::new(&plugin("capabilities"), capabilities));
     }
     settings.push(Setting::new(&export("root"), snapshotter.root.as_str()));

@@ -57,7 +57,9 @@ fn the_capability_for_user_namespaces_is_set_where_the_host_has_it() {
     for (version, maps_owners, capabilities) in [
         ("2.4", true, "capabilities = [\"rebase\", \"remap-ids\"]\n"),
         ("2.4", false, "capabilities = [\"rebase\"]\n"),
-        ("2.3", true, ""),
+        ("2.3", true, "capabilities = [\"remap-ids\"]\n"),
+        ("2.3", false, ""),
+        ("2.2", true, ""),
     ] {
         let (_, text) = settings_with(&[], version, false, maps_owners).unwrap();
         let lines = text.split_inclusive('\n');

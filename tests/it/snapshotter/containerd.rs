@@ -26,8 +26,17 @@ pub struct Programs {
 
 /// The folder of the programs that `scripts/containerd` builds.
 pub fn built() -> PathBuf {
+    folder_of(&[])
+}
+
+/// A runc that maps the owners of mounts, which `scripts/containerd` builds too: that of the system may be older.
+pub fn runc() -> PathBuf {
+    folder_of(&["runc"]).join("runc")
+}
+
+fn folder_of(arguments: &[&str]) -> PathBuf {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/containerd");
-    let output = Command::new(script).output().unwrap();
+    let output = Command::new(script).args(arguments).output().unwrap();
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "scripts/containerd: {error}");
     String::from_utf8(output.stdout).unwrap().trim().into()
@@ -86,6 +95,11 @@ impl Programs {
         self.version >= (2, 0)
     }
 
+    /// Whether CRI passes labels when it unpacks an image again.
+    pub fn unpacks_again_with_labels(&self) -> bool {
+        self.version >= (2, 0)
+    }
+
     /// Whether CRI has volumes of images.
     pub fn has_image_volumes(&self) -> bool {
         self.version >= (2, 1)
@@ -97,11 +111,16 @@ impl Programs {
     }
 
     /// The capabilities with that of user namespaces.
-    fn mapping(&self) -> &'static str {
+    pub fn mapping(&self) -> &'static str {
         match self.version >= (2, 4) {
             true => "capabilities = [\"rebase\", \"remap-ids\"]",
             false => "capabilities = [\"remap-ids\"]",
         }
+    }
+
+    /// Whether a pod may have users of its own and the network of the node.
+    pub fn runs_user_namespaces_on_the_network_of_the_node(&self) -> bool {
+        self.version >= (2, 3)
     }
 
     /// The capabilities that a proxy plugin may have: containerd 2.4 accepts that a layer is staged.
@@ -129,6 +148,8 @@ pub struct Setup<'a> {
     pub sandbox: Option<&'a str>,
     /// The socket of the snapshotter, if it is not the usual one.
     pub socket: Option<&'a Path>,
+    /// The runc of pods, if it is not that of the system.
+    pub runc: Option<&'a Path>,
 }
 
 impl Containerd {
@@ -289,6 +310,12 @@ fn config(
         "[{runtime}.cni]\nconf_dir = {:?}\n",
         path("no-network-plugins")
     );
+    if let Some(runc) = setup.runc {
+        config += &format!(
+            "[{runtime}.containerd.runtimes.runc]\nruntime_type = \"io.containerd.runc.v2\"\n\
+            [{runtime}.containerd.runtimes.runc.options]\nBinaryName = {runc:?}\n"
+        );
+    }
     if is_old {
         config += &format!("[{containers}]\n{annotations}");
     }

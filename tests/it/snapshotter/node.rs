@@ -17,6 +17,22 @@ use crate::support::{registry::Registry, tars::Layer, wait};
 
 /// The namespace of the network: that of the node. So no network plugin is needed.
 const OF_THE_NODE: u32 = 2;
+const OF_THE_POD: u32 = 0;
+
+/// The users of a pod: those of the node, or those of a user namespace of its own (`hostUsers: false`), where root is this user of the node.
+pub type Users = Option<u32>;
+
+/// The namespaces of a pod and its containers.
+fn namespaces(users: Users) -> Value {
+    let Some(first) = users else {
+        return json!({"network": OF_THE_NODE});
+    };
+    let map = json!([{"host_id": first, "container_id": 0, "length": 65536}]);
+    json!({
+        "network": OF_THE_NODE,
+        "userns_options": {"mode": OF_THE_POD, "uids": map, "gids": map},
+    })
+}
 
 /// A containerd with CRI, and what it has of pods.
 pub struct Node {
@@ -63,8 +79,21 @@ impl Node {
     ) -> Self {
         let setup = Setup {
             capabilities,
-            sandbox: Some(&sandbox.reference),
             ..Setup::default()
+        };
+        Self::start_as(snapshotter, programs, setup, sandbox)
+    }
+
+    /// The same with more that is configured.
+    pub fn start_as<'a>(
+        snapshotter: Option<&Snapshotter>,
+        programs: &Programs,
+        setup: Setup<'a>,
+        sandbox: &'a Image,
+    ) -> Self {
+        let setup = Setup {
+            sandbox: Some(&sandbox.reference),
+            ..setup
         };
         let containerd = Containerd::start(snapshotter, programs, &setup);
         // instead of the file of this machine
@@ -132,25 +161,45 @@ impl Node {
         path
     }
 
-    fn pod_file(&self) -> PathBuf {
+    fn pod_file(&self, users: Users) -> PathBuf {
+        let name = users.map_or("pod".to_owned(), |first| format!("pod-{first}"));
         let pod = json!({
-            "metadata": {"name": "pod", "namespace": "default", "uid": "1", "attempt": 1},
+            "metadata": {"name": name, "namespace": "default", "uid": name, "attempt": 1},
             "linux": {
                 "cgroup_parent": self.group,
-                "security_context": {"namespace_options": {"network": OF_THE_NODE}},
+                "security_context": {"namespace_options": namespaces(users)},
             },
         });
-        self.file("pod.json", &pod)
+        self.file(&format!("{name}.json"), &pod)
     }
 
     /// Starts a pod; its ID.
     pub fn pod(&self) -> String {
-        self.run(&["runp", self.pod_file().to_str().unwrap()])
+        self.pod_of(None)
+    }
+
+    /// Starts a pod with these users; its ID.
+    pub fn pod_of(&self, users: Users) -> String {
+        self.run(&["runp", self.pod_file(users).to_str().unwrap()])
     }
 
     /// Starts a container in a pod, which waits; its ID.
     pub fn container(&self, pod: &str, name: &str, image: &str, mounts: &Value) -> String {
-        let id = self.create(pod, name, image, mounts);
+        self.container_of(None, pod, name, image, mounts)
+    }
+
+    /// Starts a container in a pod with these users, which waits; its ID.
+    pub fn container_of(
+        &self,
+        users: Users,
+        pod: &str,
+        name: &str,
+        image: &str,
+        mounts: &Value,
+    ) -> String {
+        let [container, pod_file] = self.container_files(users, name, image, mounts);
+        let (container, pod_file) = (container.to_str().unwrap(), pod_file.to_str().unwrap());
+        let id = self.run(&["create", pod, container, pod_file]);
         self.run(&["start", &id]);
         id
     }
@@ -162,7 +211,7 @@ impl Node {
 
     /// The ID of a container, or the error if it could not be created.
     pub fn try_create(&self, pod: &str, name: &str, image: &str) -> Result<String, String> {
-        let [container, pod_file] = self.container_files(name, image, &json!([]));
+        let [container, pod_file] = self.container_files(None, name, image, &json!([]));
         let (container, pod_file) = (container.to_str().unwrap(), pod_file.to_str().unwrap());
         let output = self.output(&["create", pod, container, pod_file]);
         match output.status.success() {
@@ -171,23 +220,23 @@ impl Node {
         }
     }
 
-    fn create(&self, pod: &str, name: &str, image: &str, mounts: &Value) -> String {
-        let [container, pod_file] = self.container_files(name, image, mounts);
-        let (container, pod_file) = (container.to_str().unwrap(), pod_file.to_str().unwrap());
-        self.run(&["create", pod, container, pod_file])
-    }
-
-    fn container_files(&self, name: &str, image: &str, mounts: &Value) -> [PathBuf; 2] {
+    fn container_files(
+        &self,
+        users: Users,
+        name: &str,
+        image: &str,
+        mounts: &Value,
+    ) -> [PathBuf; 2] {
         let container = json!({
             "metadata": {"name": name, "attempt": 1},
             "image": {"image": image},
             "command": ["/bin/busybox"],
             "args": ["sleep", "1000000"],
             "mounts": mounts,
-            "linux": {},
+            "linux": {"security_context": {"namespace_options": namespaces(users)}},
         });
-        let file = self.file(&format!("{name}.json"), &container);
-        [file, self.pod_file()]
+        let file = self.file(&format!("container-{name}.json"), &container);
+        [file, self.pod_file(users)]
     }
 
     /// What a command in a container prints.
