@@ -136,7 +136,7 @@ fn what_was_written_is_removed_after_a_reboot() {
         fs::write(mountpoint.join("written"), noise(100_000)).unwrap();
         // daemons, mounts and the runtime directory do not outlive one
         host.kill_daemon();
-        unmount(&mountpoint);
+        host.unmount_dead(&mountpoint);
         fs::remove_dir_all(host.run_dir()).unwrap();
         assert_eq!(fs::read_dir(&attachments).unwrap().count(), 1);
     }
@@ -200,7 +200,7 @@ fn what_was_written_stays_while_it_is_mounted_whatever_its_record_says() {
     assert!(folder.join("upper/written").exists());
     assert_eq!(fs::read(mountpoint.join("written")).unwrap(), b"written");
     // when it is not mounted any more, nobody can come to it
-    unmount(&mountpoint);
+    host.unmount_dead(&mountpoint);
     host.detach(&other);
     host.end_daemon();
     host.attach(&layout.reference(""), &other, &[]);

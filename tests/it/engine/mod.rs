@@ -282,6 +282,19 @@ impl Host {
         found
     }
 
+    /// Unmounts an image whose daemon has died, and waits until nothing uses the loop devices of its layers: a copy of the mount in the mount
+    /// namespace of another program, which has left it behind, may end a moment later.
+    pub fn unmount_dead(&self, mountpoint: &Path) {
+        crate::support::unmount(mountpoint);
+        crate::support::wait("nothing uses the layers", || {
+            let devices = socinbd::kernel::loopdev::attached().unwrap();
+            let mut own = devices
+                .iter()
+                .filter(|device| device.name.starts_with(&self.identifier()));
+            !own.any(|device| socinbd::kernel::blockdev::is_used(&format!("loop{}", device.index)))
+        });
+    }
+
     /// How this host's devices start their names in the kernel.
     fn identifier(&self) -> String {
         let root = self.root().canonicalize().unwrap_or_else(|_| self.root());
