@@ -200,7 +200,7 @@ fn what_was_written_stays_while_it_is_mounted_whatever_its_record_says() {
     assert!(folder.join("upper/written").exists());
     assert_eq!(fs::read(mountpoint.join("written")).unwrap(), b"written");
     // when it is not mounted any more, nobody can come to it
-    host.unmount_dead(&mountpoint);
+    unmount(&mountpoint);
     host.detach(&other);
     host.end_daemon();
     host.attach(&layout.reference(""), &other, &[]);
