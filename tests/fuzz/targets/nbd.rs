@@ -8,7 +8,10 @@ use std::{
     ops::Range,
     os::unix::net::UnixStream,
     path::PathBuf,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -22,8 +25,20 @@ use socinbd::{
 
 const SIZE: u64 = 1 << 20;
 
-/// A disk of which every other 64 KiB is absent until it is asked for.
-struct Disk;
+/// A disk of which every other 64 KiB is absent until an input has asked for it.
+#[derive(Default)]
+struct Disk {
+    /// A bit for each 64 KiB that was asked for.
+    asked: AtomicU64,
+}
+
+impl Disk {
+    /// The bits of the 64 KiB in a range that are absent by themselves.
+    fn bits(range: &Range<u64>) -> u64 {
+        let parts = range.start >> 16..range.end.div_ceil(1 << 16);
+        parts.filter(|part| part & 1 == 1).fold(0, |bits, part| bits | 1 << part)
+    }
+}
 
 impl ServedDisk for Disk {
     fn size(&self) -> u64 {
@@ -32,7 +47,8 @@ impl ServedDisk for Disk {
 
     fn is_present(&self, range: Range<DiskOffset>) -> bool {
         assert!(range.start <= range.end && range.end.get() <= SIZE);
-        range.start.get() >> 16 & 1 == 0 && range.end.get() >> 16 == range.start.get() >> 16
+        let bits = Self::bits(&(range.start.get()..range.end.get()));
+        self.asked.load(Ordering::Relaxed) & bits == bits
     }
 
     fn read_present(&self, offset: DiskOffset, buffer: &mut [u8]) -> std::io::Result<()> {
@@ -46,6 +62,7 @@ impl ServedDisk for Disk {
         range: Range<DiskOffset>,
     ) -> std::pin::Pin<Box<dyn Future<Output = Result<(), Arc<Error>>> + Send>> {
         assert!(range.end.get() <= SIZE);
+        self.asked.fetch_or(Self::bits(&(range.start.get()..range.end.get())), Ordering::Relaxed);
         Box::pin(std::future::ready(Ok(())))
     }
 
@@ -63,6 +80,7 @@ impl ServedDisk for Disk {
 /// A server for all inputs.
 struct Served {
     path: PathBuf,
+    disk: Arc<Disk>,
     _server: Server,
     _runtime: tokio::runtime::Runtime,
     _folder: tempfile::TempDir,
@@ -73,9 +91,10 @@ fn served() -> &'static Served {
     SERVED.get_or_init(|| {
         let folder = tempfile::tempdir().expect("a folder");
         let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-        let mut exports = Exports::new();
+        let (mut exports, disk) = (Exports::new(), Arc::new(Disk::default()));
+        let export = Arc::clone(&disk) as Arc<dyn ServedDisk>;
         exports
-            .add("disk".to_owned(), "a disk".to_owned(), Arc::new(Disk))
+            .add("disk".to_owned(), "a disk".to_owned(), export)
             .expect("a name");
         let limits = Limits {
             handshake: Duration::from_secs(5),
@@ -86,6 +105,7 @@ fn served() -> &'static Served {
         assert_eq!(server.address(), &Address::Unix(path.clone()));
         Served {
             path,
+            disk,
             _server: server,
             _runtime: runtime,
             _folder: folder,
@@ -113,6 +133,7 @@ fuzz_target!(|bytes: &[u8]| {
         sent.extend_from_slice(GO);
     }
     sent.extend_from_slice(bytes);
+    served().disk.asked.store(0, Ordering::Relaxed);
     let mut stream = UnixStream::connect(&served().path).expect("it takes the next client");
     stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
     // a server that has closed already is as good as one that reads on
