@@ -34,8 +34,8 @@ struct Disk {
 
 impl Disk {
     /// The bits of the 64 KiB in a range that are absent by themselves.
-    fn bits(range: &Range<u64>) -> u64 {
-        let parts = range.start >> 16..range.end.div_ceil(1 << 16);
+    fn bits(range: &Range<DiskOffset>) -> u64 {
+        let parts = range.start.get() >> 16..range.end.get().div_ceil(1 << 16);
         parts.filter(|part| part & 1 == 1).fold(0, |bits, part| bits | 1 << part)
     }
 }
@@ -47,7 +47,7 @@ impl ServedDisk for Disk {
 
     fn is_present(&self, range: Range<DiskOffset>) -> bool {
         assert!(range.start <= range.end && range.end.get() <= SIZE);
-        let bits = Self::bits(&(range.start.get()..range.end.get()));
+        let bits = Self::bits(&range);
         self.asked.load(Ordering::Relaxed) & bits == bits
     }
 
@@ -62,7 +62,7 @@ impl ServedDisk for Disk {
         range: Range<DiskOffset>,
     ) -> std::pin::Pin<Box<dyn Future<Output = Result<(), Arc<Error>>> + Send>> {
         assert!(range.end.get() <= SIZE);
-        self.asked.fetch_or(Self::bits(&(range.start.get()..range.end.get())), Ordering::Relaxed);
+        self.asked.fetch_or(Self::bits(&range), Ordering::Relaxed);
         Box::pin(std::future::ready(Ok(())))
     }
 
