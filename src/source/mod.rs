@@ -243,6 +243,14 @@ impl Source {
         !matches!(self.0.place, SourcePlace::Registry(_))
     }
 
+    /// Whether it has requests without an answer, and was waited for as long as this without progress.
+    pub(crate) fn is_silent(&self, time: Duration) -> bool {
+        match &self.0.place {
+            SourcePlace::Registry(repository) => repository.is_silent(time),
+            SourcePlace::Layout(_) | SourcePlace::Containerd(_) => false,
+        }
+    }
+
     /// The manifest or index that the reference itself names (its digest, or its tag).
     pub async fn root_manifest(&self) -> Result<Manifest> {
         match &self.0.place {

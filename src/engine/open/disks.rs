@@ -164,7 +164,7 @@ impl Disks {
         platform: Option<&Platform>,
         choice: &IndexChoice,
     ) -> Result<FoundImage> {
-        let source = Source::open_with(reference, access, self.store.limits()).await?;
+        let source = self.source(reference, access).await?;
         let root = Image::root(&source).await?;
         self.verifiers
             .verify(&Subject::new(reference, &root))
@@ -173,15 +173,18 @@ impl Disks {
         self.find_indexes(image, choice).await
     }
 
+    /// Opens the place of an image. Touches no network.
+    pub(crate) async fn source(&self, reference: &Reference, access: &Access) -> Result<Source> {
+        Source::open_with(reference, access, self.store.limits()).await
+    }
+
     /// Resolves an image that was verified, and finds its indexes.
     pub(crate) async fn find_verified_image(
         &self,
-        reference: &Reference,
-        access: &Access,
+        source: &Source,
         choice: &IndexChoice,
     ) -> Result<FoundImage> {
-        let source = Source::open_with(reference, access, self.store.limits()).await?;
-        let image = Image::resolve(&source, None).await?;
+        let image = Image::resolve(source, None).await?;
         self.find_indexes(image, choice).await
     }
 

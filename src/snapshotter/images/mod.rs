@@ -7,6 +7,7 @@ mod staged;
 
 use std::{
     collections::{BTreeMap, HashMap, hash_map::Entry},
+    pin::pin,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -25,7 +26,7 @@ pub(super) use self::{check::check_soon, staged::NotOpen};
 use self::{
     interest::Interest,
     progress::while_it_arrives,
-    staged::{Awaited, OpeningLayer, StagedImage, StagedLayer, awaited, late, shared},
+    staged::{Awaited, OpeningLayer, StagedImage, StagedLayer, awaited, late, shared, silent},
 };
 use super::{
     labels::LayerRequest,
@@ -46,11 +47,16 @@ use crate::{
     error::{Error, Kind, Result},
     layer::LayerBlob,
     oci::{Digest, Reference},
-    source::Access,
+    source::{Access, Source},
 };
 
-/// Maximum time that requests wait for the layers of an image: containerd locks its snapshots meanwhile.
-const WAIT_TIME: Duration = Duration::from_secs(2);
+/// Maximum time without progress that requests wait for the layers of an image: containerd locks its snapshots meanwhile.
+const SILENT_TIME: Duration = Duration::from_secs(2);
+/// Maximum time that they wait at all. What was not opened by then is pulled by containerd, which takes longer on a slow link or a busy node,
+/// where opening takes more than two seconds.
+const WAIT_TIME: Duration = Duration::from_secs(10);
+/// Interval in which progress is looked at.
+const LOOK_TIME: Duration = Duration::from_millis(100);
 /// Maximum time that requests wait until the verifiers have accepted an image.
 const VERDICT_TIME: Duration = Duration::from_secs(60);
 /// How long an image stays open for requests for its layers.
@@ -79,8 +85,10 @@ pub(super) struct OpenImage {
     /// Whether the verifiers accept it.
     verdict: Awaited<()>,
     opening: Awaited<Arc<StagedImage>>,
-    /// Until then requests wait for a layer that is not open yet.
-    deadline: OnceLock<Instant>,
+    /// The source of the image, when it is known.
+    source: Arc<OnceLock<Source>>,
+    /// When the first request has begun to wait for a layer that is not open yet.
+    began: OnceLock<Instant>,
     interest: Arc<Interest>,
 }
 
@@ -136,16 +144,26 @@ impl OpenImage {
         pulled
     }
 
-    /// Waits for a part of the image until its time is over. The time begins with the first request, so an image that is opened slowly does
-    /// not hold up containerd once for each of its layers.
+    /// Waits for a part of the image until its registry makes no progress, or its time is over. The time begins with the first request, so an
+    /// image that is opened slowly does not hold up containerd once for each of its layers.
     pub(super) async fn wait<T>(
         &self,
         part: impl Future<Output = Result<T, Arc<Error>>>,
     ) -> Result<T, NotOpen> {
-        let deadline = self.deadline.get_or_init(|| Instant::now() + WAIT_TIME);
-        match timeout_at(*deadline, part).await {
-            Ok(done) => done.map_err(|error| NotOpen::Failed(shared(error))),
-            Err(_) => Err(late(WAIT_TIME)),
+        let deadline = *self.began.get_or_init(Instant::now) + WAIT_TIME;
+        let mut part = pin!(part);
+        loop {
+            let look = deadline.min(Instant::now() + LOOK_TIME);
+            if let Ok(done) = timeout_at(look, &mut part).await {
+                return done.map_err(|error| NotOpen::Failed(shared(error)));
+            }
+            let source = self.source.get();
+            if source.is_some_and(|source| source.is_silent(SILENT_TIME)) {
+                return Err(silent());
+            }
+            if look == deadline {
+                return Err(late(WAIT_TIME));
+            }
         }
     }
 }
@@ -202,6 +220,8 @@ impl Images {
                 let (images, key) = (Arc::clone(self), place.key().clone());
                 let interest = Interest::new();
                 let of_layers = Arc::clone(&interest);
+                let source = Arc::default();
+                let opened = Arc::clone(&source);
                 let verdict = {
                     let (images, key) = (Arc::clone(self), key.clone());
                     awaited(async move { images.verify(&key).await })
@@ -209,13 +229,14 @@ impl Images {
                 let accepted = verdict.clone();
                 let opening = awaited(async move {
                     accepted.await.map_err(shared)?;
-                    images.start(&key, &of_layers).await.map(Arc::new)
+                    images.start(&key, &opened, &of_layers).await.map(Arc::new)
                 });
                 self.forget_later(place.key().clone(), opening.clone());
                 let image = OpenImage {
                     verdict,
                     opening,
-                    deadline: OnceLock::new(),
+                    source,
+                    began: OnceLock::new(),
                     interest,
                 };
                 Ok(Arc::clone(place.insert(Arc::new(image))))
@@ -280,6 +301,7 @@ impl Images {
     async fn start(
         self: &Arc<Self>,
         key: &ImageKey,
+        opened: &OnceLock<Source>,
         interest: &Arc<Interest>,
     ) -> Result<StagedImage> {
         let choice = IndexChoice {
@@ -297,9 +319,9 @@ impl Images {
             headers: key.headers.clone(),
             ..self.options.access.clone()
         };
-        let found = disks
-            .find_verified_image(&key.image, &access, &choice)
-            .await?;
+        let source = disks.source(&key.image, &access).await?;
+        let source = opened.get_or_init(|| source);
+        let found = disks.find_verified_image(source, &choice).await?;
         let chain = found.image.config.chain_ids();
         let layers: Vec<_> = found.image.layers.iter().cloned().zip(chain).collect();
         let has_warnings = !found.indexes.warnings.is_empty();

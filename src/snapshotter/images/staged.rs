@@ -127,6 +127,11 @@ pub(super) fn late(limit: Duration) -> NotOpen {
     NotOpen::Late(Error::new(Kind::Unavailable, why))
 }
 
+pub(super) fn silent() -> NotOpen {
+    let why = "its registry does not answer";
+    NotOpen::Late(Error::new(Kind::Unavailable, why))
+}
+
 /// Work in a task of its own, which several may wait for.
 pub(super) fn awaited<T: Clone + Send + Sync + 'static>(
     work: impl Future<Output = Result<T>> + Send + 'static,

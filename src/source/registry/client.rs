@@ -18,6 +18,7 @@ use reqwest::{
 use url::Url;
 
 use super::{
+    activity::Activity,
     auth::{Authenticator, Authorization, Purpose, challenge::Challenge, renewals::Renewals},
     refusal::{Refusal, host_of},
     retry::{Failure, LONGEST_RETRY_AFTER},
@@ -45,6 +46,7 @@ pub(super) struct Client {
     base: Url,
     pub(super) limits: Limits,
     transport: Arc<Transport>,
+    pub(super) activity: Arc<Activity>,
     auth: Authenticator,
     /// The redirect target of a blob at the registry. It may be a signed URL: it must not reach a log.
     targets: Mutex<LruCache<Digest, Url>>,
@@ -95,6 +97,7 @@ impl Client {
             base,
             limits,
             transport,
+            activity: Arc::default(),
             targets: Mutex::new(LruCache::new(MAX_TARGETS)),
             resting: Mutex::default(),
         })

@@ -68,6 +68,7 @@ pub(super) async fn get(
     accept: &'static str,
     what: &str,
 ) -> Result<Answer> {
+    let _waiting = client.activity.wait();
     let mut tries = Tries::new(what, client.limits.control_patience);
     let wanted = Wanted {
         accept: Some(accept),
@@ -81,7 +82,10 @@ pub(super) async fn get(
                     return Ok(Answer::Refused(refusal));
                 }
             }
-            Ok(answer) => return Ok(answer),
+            Ok(answer) => {
+                client.activity.completed();
+                return Ok(answer);
+            }
             Err(failure) => tries.after(failure).await?,
         }
     }

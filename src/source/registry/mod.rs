@@ -19,6 +19,7 @@ use crate::{
     oci::{Digest, referrers::referring},
 };
 
+mod activity;
 mod auth;
 mod client;
 mod document;
@@ -135,6 +136,13 @@ impl Repository {
         for host in self.hosts() {
             failover::note(host, error);
         }
+    }
+
+    /// Whether one of its hosts was waited for as long as this without progress.
+    pub(super) fn is_silent(&self, time: Duration) -> bool {
+        self.clients
+            .iter()
+            .any(|client| client.activity.is_silent(time))
     }
 
     /// The client of the only host, or of the one that is written to.

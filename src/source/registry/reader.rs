@@ -100,9 +100,15 @@ impl Reader {
     /// The next bytes of the range; `None` when all of it was given out. Tries again inside.
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>> {
         self.tries.begin();
+        let activity = Arc::clone(&self.client.activity);
+        let _waiting = activity.wait();
         while self.position < self.end {
             match self.try_next().await {
                 Ok(bytes) => {
+                    match self.position < self.end {
+                        true => activity.arrived(bytes.len()),
+                        false => activity.completed(),
+                    }
                     self.gained = self.gained.saturating_add(bytes.len() as u64);
                     if self.gained >= PROGRESS {
                         self.gained = 0;

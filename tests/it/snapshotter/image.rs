@@ -42,7 +42,7 @@ pub struct Image {
 }
 
 /// How the snapshotter has answered the extraction of a layer.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pulled {
     /// Without an extraction.
     Lazy,

@@ -569,25 +569,50 @@ fn lazy_and_extracted_layers_are_stacked_in_any_order() {
 
 #[test]
 fn a_registry_that_hangs_holds_up_containerd_for_two_seconds_an_image() {
+    // at its manifest, at the search for its index, and at its tables
+    for (number, hanging) in [Kind::Manifest, Kind::Referrers, Kind::Blob]
+        .into_iter()
+        .enumerate()
+    {
+        let registry = Registry::start();
+        let image = Image::push(&registry, "app", layers(), true);
+        registry.fail(On::Kind(hanging), Fault::Hang, Times::UntilHealed);
+        let snapshotter = Snapshotter::start(&[]);
+        let start = Instant::now();
+        let (pulled, top) = image.pull(&snapshotter, "default");
+        assert_eq!(pulled, [Pulled::Extracted; 3], "{hanging:?}");
+        let took = start.elapsed();
+        assert!((2..6).contains(&took.as_secs()), "{hanging:?}: {took:?}");
+        if number == 0 {
+            let container = Container::start(&snapshotter, "container", &top);
+            assert_eq!(container.root.read("srv/x"), "x");
+            container.end();
+        }
+        // what is opened ahead of its request is never listed, so nothing removes it
+        let listed = snapshotter.client().names(&["kind==committed"]);
+        assert_eq!(listed.len(), 3);
+        snapshotter.client().remove_all();
+    }
+}
+
+#[test]
+fn a_slow_registry_is_waited_for_as_long_as_it_answers() {
     let registry = Registry::start();
     let image = Image::push(&registry, "app", layers(), true);
-    registry.fail(On::Kind(Kind::Manifest), Fault::Hang, Times::UntilHealed);
-    let snapshotter = Snapshotter::start(&[]);
+    let delay = Fault::Delay(Duration::from_millis(800));
+    registry.fail(On::Any, delay, Times::UntilHealed);
+    let snapshotter = Snapshotter::start(&["--unproven", "lazy"]);
     let start = Instant::now();
-    let (pulled, top) = image.pull(&snapshotter, "default");
-    assert_eq!(
-        pulled,
-        [Pulled::Extracted, Pulled::Extracted, Pulled::Extracted]
-    );
+    let (pulled, _) = image.pull(&snapshotter, "default");
     let took = start.elapsed();
-    assert!((2..6).contains(&took.as_secs()), "{took:?}");
-    let container = Container::start(&snapshotter, "container", &top);
-    assert_eq!(container.root.read("srv/x"), "x");
-    container.end();
-    // what is opened ahead of its request is never listed, so nothing removes it
-    let listed = snapshotter.client().names(&["kind==committed"]);
-    assert_eq!(listed.len(), 3);
+    assert_eq!(pulled, [Pulled::Lazy; 3], "{took:?}");
+    assert!(
+        took > Duration::from_secs(2),
+        "{took:?}: not a slow registry"
+    );
+    registry.heal();
     snapshotter.client().remove_all();
+    snapshotter.end();
 }
 
 #[test]
