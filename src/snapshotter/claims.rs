@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeSet, HashSet},
     sync::{Arc, Weak},
+    time::Duration,
 };
 
 use super::{
@@ -55,7 +56,7 @@ impl SnapshotSet {
         tracing::warn!(chain = %existing.chain_id, "{why}; {consequence}");
         let (set, layer) = (Arc::clone(self), existing.clone());
         tokio::spawn(async move {
-            if let Err(error) = set.check_soon(layer).await {
+            if let Err(error) = set.check_soon(layer, Duration::ZERO).await {
                 tracing::warn!("comparing a layer with its diff ID: {}", error.report());
             }
         });

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Instant};
 
 use super::{
     errors::SnapshotError,
-    images::{self, NotOpen},
+    images::{self, NotOpen, START_TIME},
     labels::{Extraction, LayerRequest, TARGET},
     mounts,
     options::Unproven,
@@ -258,7 +258,7 @@ impl SnapshotSet {
     pub(super) fn compare_soon(&self, disk: &Arc<Disk>) {
         if self.options.unproven == Unproven::VerifySoon {
             let (engine, disk) = (Arc::clone(&self.engine), Arc::clone(disk));
-            tokio::spawn(async move { images::check_soon(&engine, disk).await });
+            tokio::spawn(async move { images::check_soon(&engine, disk, START_TIME).await });
         }
     }
 

@@ -14,7 +14,7 @@ use tonic::codegen::Service as _;
 use super::{
     claims,
     image_service::ImageServiceProxy,
-    images::Images,
+    images::{Images, START_TIME},
     options::{SnapshotterOptions, Unproven},
     proto::snapshots::snapshots_server::SnapshotsServer,
     records::Snapshot,
@@ -219,7 +219,7 @@ impl BoundSet {
     async fn check(&self, snapshot: &Snapshot) -> Result<()> {
         match &snapshot.layer {
             Some(layer) if self.set.options.unproven == Unproven::VerifySoon => {
-                self.set.check_soon(layer.clone()).await
+                self.set.check_soon(layer.clone(), START_TIME).await
             }
             _ => Ok(()),
         }

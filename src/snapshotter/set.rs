@@ -6,6 +6,7 @@ use std::{
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use super::{
@@ -105,15 +106,16 @@ impl SnapshotSet {
         .await
     }
 
-    /// Fetches all of a lazy layer that is not proven, so that it is compared with its diff ID, and waits for the comparison for some time.
-    pub(super) async fn check_soon(&self, layer: LazyLayer) -> Result<()> {
+    /// Fetches all of a lazy layer that is not proven, so that it is compared with its diff ID, and waits for the comparison for some time. For
+    /// `patience` the fetch gives way to readers.
+    pub(super) async fn check_soon(&self, layer: LazyLayer, patience: Duration) -> Result<()> {
         let store = Arc::clone(self.engine.disks().store());
         let disk = blocking(move || match store.is_verified(&layer.blob, &layer.table) {
             true => Ok(None),
             false => store.stored_for(&layer.blob, &layer.table),
         });
         if let Some(disk) = disk.await? {
-            images::check_soon(&self.engine, disk).await;
+            images::check_soon(&self.engine, disk, patience).await;
         }
         Ok(())
     }

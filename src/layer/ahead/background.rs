@@ -3,22 +3,81 @@
 //! Background fetches need permits, over all disks of a store. While no reader waits, there are enough permits to fill a fast link with a
 //! long round trip. While a reader waits, there are as many as keep the link in use, so that it is not idle while the reader's request
 //! travels or its span is decoded. On a short round trip that is one, so the reader has at least half of the link.
+//!
+//! Fetches that nobody is known to need soon give way to both ([`GivesWay`]), so that a container that starts has the whole link.
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::sync::watch;
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout_at},
+};
 
 /// Background fetches at a time while no reader waits: with [`super::fill::FETCH_BYTES`] each, 32 MiB are in flight, twice what 1 Gbit/s
 /// and 100 ms need.
 const PERMITS: usize = 8;
 
+/// How long no reader has waited and no other background fetch has run before a fetch starts that gives way.
+const QUIET_TIME: Duration = Duration::from_secs(2);
+/// The same where there was none since it was asked for: the container may not have started yet.
+const FIRST_QUIET_TIME: Duration = Duration::from_secs(10);
+
+/// Fetches that give way are in flight in this number besides those that keep the link in use: a reader that comes has to wait for them.
+const MORE_THAT_GIVE_WAY: usize = 1;
+
 #[derive(Default)]
 struct TrafficState {
     waiting: usize,
     running: usize,
+    /// Those of `running` that give way.
+    giving_way: usize,
+    /// When the last reader had its bytes, or the last background fetch that does not give way its own.
+    busy_until: Option<Instant>,
+}
+
+/// Background fetches that start when no reader waits and no other background fetch runs, and has not for two seconds.
+#[derive(Clone, Copy)]
+pub(crate) struct GivesWay {
+    /// When they were asked for.
+    since: Instant,
+    /// From then on they are background fetches as any others.
+    until: Instant,
+}
+
+impl GivesWay {
+    /// For at most this time from now on.
+    pub(crate) fn for_at_most(patience: Duration) -> Self {
+        let since = Instant::now();
+        Self {
+            since,
+            until: since + patience,
+        }
+    }
 }
 
 impl TrafficState {
+    fn is_busy(&self) -> bool {
+        self.waiting > 0 || self.running > self.giving_way
+    }
+
+    /// Makes a change after which it may not be busy any more.
+    fn end(&mut self, change: impl FnOnce(&mut Self)) {
+        let was_busy = self.is_busy();
+        change(self);
+        if was_busy && !self.is_busy() {
+            self.busy_until = Some(Instant::now());
+        }
+    }
+
+    /// From when on a fetch that gives way may start; `None` while another has precedence.
+    fn quiet_at(&self, since: Instant) -> Option<Instant> {
+        let at = match self.busy_until {
+            Some(until) if until >= since => until + QUIET_TIME,
+            _ => since + FIRST_QUIET_TIME,
+        };
+        (!self.is_busy()).then_some(at)
+    }
+
     fn has_permit(&self, beside_readers: usize) -> bool {
         let permits = match self.waiting {
             0 => PERMITS,
@@ -36,7 +95,10 @@ pub(crate) struct Traffic(Arc<watch::Sender<TrafficState>>);
 pub(crate) struct WaitingReader(Traffic);
 
 /// The permit of a background fetch; it is given back when it is dropped.
-pub(crate) struct BackgroundPermit(Traffic);
+pub(crate) struct BackgroundPermit {
+    traffic: Traffic,
+    gives_way: bool,
+}
 
 impl Traffic {
     /// Counts a reader that waits from now on.
@@ -53,6 +115,37 @@ impl Traffic {
 
     /// Waits for the permit of a background fetch. While a reader waits, `beside_readers` fetches at a time have one.
     pub(crate) async fn permit(&self, beside_readers: usize) -> BackgroundPermit {
+        self.permit_of(beside_readers, false).await
+    }
+
+    /// The same for a fetch that gives way. `beside_readers` as above, when it does not give way any more.
+    pub(crate) async fn permit_after_others(
+        &self,
+        gives_way: GivesWay,
+        beside_readers: usize,
+    ) -> BackgroundPermit {
+        let mut state = self.0.subscribe();
+        let quiet = async {
+            loop {
+                // the sender is in `self`, so the channel is open
+                let few = |state: &TrafficState| {
+                    let limit = beside_readers.saturating_add(MORE_THAT_GIVE_WAY);
+                    !state.is_busy() && state.running < limit.min(PERMITS)
+                };
+                let _ = state.wait_for(few).await;
+                let at = state.borrow().quiet_at(gives_way.since);
+                let Some(at) = at else { continue };
+                let busy = state.wait_for(TrafficState::is_busy);
+                if timeout_at(at, busy).await.is_err() {
+                    return;
+                }
+            }
+        };
+        let _ = timeout_at(gives_way.until, quiet).await;
+        self.permit_of(beside_readers, true).await
+    }
+
+    async fn permit_of(&self, beside_readers: usize, gives_way: bool) -> BackgroundPermit {
         let mut state = self.0.subscribe();
         loop {
             // the sender is in `self`, so the channel is open
@@ -61,10 +154,14 @@ impl Traffic {
             let taken = self.0.send_if_modified(|state| {
                 let free = state.has_permit(beside_readers);
                 state.running += usize::from(free);
+                state.giving_way += usize::from(free && gives_way);
                 free
             });
             if taken {
-                return BackgroundPermit(self.clone());
+                return BackgroundPermit {
+                    traffic: self.clone(),
+                    gives_way,
+                };
             }
         }
     }
@@ -87,13 +184,20 @@ impl Traffic {
 
 impl Drop for WaitingReader {
     fn drop(&mut self) {
-        self.0.0.send_modify(|state| state.waiting -= 1);
+        let end = |state: &mut TrafficState| state.end(|state| state.waiting -= 1);
+        self.0.0.send_modify(end);
     }
 }
 
 impl Drop for BackgroundPermit {
     fn drop(&mut self) {
-        self.0.0.send_modify(|state| state.running -= 1);
+        let gives_way = usize::from(self.gives_way);
+        self.traffic.0.send_modify(|state| {
+            state.end(|state| {
+                state.running -= 1;
+                state.giving_way -= gives_way;
+            })
+        });
     }
 }
 
@@ -117,6 +221,47 @@ mod tests {
         };
         tokio::join!(reads, traffic.quiet(time));
         assert_eq!(start.elapsed().as_secs(), 3 * 25 + 30);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_fetch_that_gives_way_starts_after_readers_and_other_fetches() {
+        let traffic = Traffic::default();
+        let start = Instant::now();
+        let patience = Duration::from_secs(30);
+        let gives_way = GivesWay::for_at_most(patience);
+        let others = async {
+            for _ in 0..3 {
+                let reader = traffic.wait();
+                tokio::time::sleep(Duration::from_secs(2)).await;
+                let fetch = traffic.permit(1).await;
+                drop(reader);
+                tokio::time::sleep(Duration::from_secs(2)).await;
+                drop(fetch);
+                tokio::time::sleep(QUIET_TIME / 2).await;
+            }
+        };
+        let (_, first) = tokio::join!(others, traffic.permit_after_others(gives_way, 1));
+        assert_eq!(start.elapsed(), Duration::from_secs(3 * 5 + 1));
+        // others of the kind do not wait for it, but few are in flight
+        let second = traffic.permit_after_others(gives_way, 1).await;
+        assert_eq!(start.elapsed(), Duration::from_secs(16));
+        let third = traffic.permit_after_others(gives_way, 1);
+        let mut third = Box::pin(third);
+        assert!((&mut third).now_or_never().is_none());
+        drop(first);
+        let third = third.await;
+        assert_eq!(start.elapsed(), Duration::from_secs(16));
+        drop((second, third));
+        // not for ever
+        let _reader = traffic.wait();
+        let _late = traffic.permit_after_others(gives_way, 1).await;
+        assert_eq!(start.elapsed(), patience);
+        // where nothing happens, the container may not have started yet
+        let traffic = Traffic::default();
+        let start = Instant::now();
+        let gives_way = GivesWay::for_at_most(patience);
+        let _first = traffic.permit_after_others(gives_way, 1).await;
+        assert_eq!(start.elapsed(), FIRST_QUIET_TIME);
     }
 
     #[tokio::test]

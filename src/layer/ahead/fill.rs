@@ -11,7 +11,7 @@ use std::{
 use tokio::task::JoinSet;
 
 use super::{
-    background::BackgroundPermit,
+    background::{BackgroundPermit, GivesWay},
     fill_decision::{FETCH_BYTES, Fill, absent, share},
 };
 use crate::{
@@ -57,7 +57,7 @@ pub(crate) async fn fetch_all(disk: Arc<Disk>, first: SpanId) {
     let mut halves = [first.get()..count, 0..first.get()].into_iter();
     let mut rest = halves.next().unwrap_or_default();
     loop {
-        let Some((disk, permit)) = background_permit(&disk).await else {
+        let Some((disk, permit)) = background_permit(&disk, None).await else {
             break;
         };
         if failed.load(Ordering::Relaxed) {
@@ -94,14 +94,20 @@ pub(crate) async fn fetch_all(disk: Arc<Disk>, first: SpanId) {
     }
 }
 
-/// Waits for the permit of a background fetch of a disk; `None`: the disk has no user any more.
-pub(super) async fn background_permit(weak: &Weak<Disk>) -> Option<(Arc<Disk>, BackgroundPermit)> {
+/// Waits for the permit of a background fetch of a disk, after others if it gives way; `None`: the disk has no user any more.
+pub(super) async fn background_permit(
+    weak: &Weak<Disk>,
+    gives_way: Option<GivesWay>,
+) -> Option<(Arc<Disk>, BackgroundPermit)> {
     let disk = weak.upgrade()?;
     let (traffic, concurrent) = (
         disk.services().traffic().clone(),
         disk.ahead().fill().concurrent_fetches(),
     );
     drop(disk); // its last user may close it during the wait
-    let permit = traffic.permit(concurrent).await;
+    let permit = match gives_way {
+        Some(gives_way) => traffic.permit_after_others(gives_way, concurrent).await,
+        None => traffic.permit(concurrent).await,
+    };
     Some((weak.upgrade()?, permit))
 }

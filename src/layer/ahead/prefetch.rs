@@ -3,11 +3,11 @@
 //! Several GETs are in flight at a time. Fetches that readers wait for have precedence (see [`super::background`]): a prefetch does not
 //! take the link from a reader, and a reader of a span in flight waits for that fetch only.
 
-use std::{ops::Range, sync::Arc};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use tokio::task::JoinSet;
 
-use super::{fill, fill_decision::FETCH_BYTES};
+use super::{background::GivesWay, fill, fill_decision::FETCH_BYTES};
 use crate::{
     layer::{
         disk::Disk,
@@ -34,6 +34,19 @@ impl Store {
     /// Fetches spans in the background, in their order. A span that cannot be fetched is skipped: it is fetched when it is read. A disk
     /// without another user is skipped.
     pub fn prefetch(self: &Arc<Self>, list: Vec<ListedSpans>) {
+        self.fetch_listed(list, None);
+    }
+
+    /// Fetches all of a disk in the background, after readers and all other background fetches: for `patience` it gives way to them.
+    pub(crate) fn fetch_after_others(self: &Arc<Self>, disk: &Arc<Disk>, patience: Duration) {
+        let all = ListedSpans {
+            disk: Arc::clone(disk),
+            spans: SpanId(0)..SpanId(u32::MAX),
+        };
+        self.fetch_listed(vec![all], Some(GivesWay::for_at_most(patience)));
+    }
+
+    fn fetch_listed(self: &Arc<Self>, list: Vec<ListedSpans>, gives_way: Option<GivesWay>) {
         self.services().enter();
         let list: Vec<_> = joined_in_order(list)
             .into_iter()
@@ -44,7 +57,8 @@ impl Store {
             for (disk, spans) in list {
                 let mut rest = spans.start.get()..spans.end.get();
                 while !rest.is_empty() {
-                    let Some((disk, permit)) = fill::background_permit(&disk).await else {
+                    let Some((disk, permit)) = fill::background_permit(&disk, gives_way).await
+                    else {
                         break;
                     };
                     let Some(run) = disk.reader().next_absent(rest.clone(), FETCH_BYTES) else {

@@ -22,7 +22,10 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-pub(super) use self::{check::check_soon, staged::NotOpen};
+pub(super) use self::{
+    check::{START_TIME, check_soon},
+    staged::NotOpen,
+};
 use self::{
     interest::Interest,
     progress::while_it_arrives,
