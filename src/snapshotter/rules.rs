@@ -8,6 +8,10 @@ use crate::oci::{Reference, pattern};
 /// the time for which containerd may be held up.
 const MAX_UNASKED_BYTES: u64 = 32 << 20;
 
+/// Maximum size of all layers of an image with an index, in bytes, that are pulled into disks where no rule decides. Up to here a pull into
+/// disks is not slower than a lazy start, and such disks do not need the daemon (`docs/performance.md`, "Small images").
+const SMALL_IMAGE_BYTES: u64 = 16 << 20;
+
 /// The label that chooses how an image is pulled: the name of a [`Pull`]. It is above the rules.
 pub const PULL_LABEL: &str = "containerd.io/snapshot/socinbd.pull";
 
@@ -140,7 +144,9 @@ pub(super) fn choose(rules: &[Rule], label: Option<Pull>, layer: &Layer<'_>) -> 
 }
 
 fn default(layer: &Layer<'_>) -> Choice {
-    let (pull, why) = if layer.has_table {
+    let (pull, why) = if layer.image_has_index && layer.image_size <= SMALL_IMAGE_BYTES {
+        (Pull::Disks, "the image is small")
+    } else if layer.has_table {
         (Pull::Lazy, "it has a table")
     } else if layer.image_has_index && layer.size <= MAX_UNASKED_BYTES {
         (Pull::Disks, "it has no table, and is small")
@@ -177,15 +183,15 @@ mod tests {
         let image: Reference = "registry.example/team/app:1".parse().unwrap();
         let layer = |size: u64, has_table: bool| Layer {
             image: &image,
-            image_size: 1000,
+            image_size: 1 << 30,
             image_has_index: true,
             size,
             has_table,
         };
         let rules = [
-            rule(Pull::Containerd, "", 999, 0),
+            rule(Pull::Containerd, "", (1 << 30) - 1, 0),
             rule(Pull::Containerd, "registry.example/other/*", 0, 0),
-            rule(Pull::Disks, "registry.example/team/*", 1000, 10),
+            rule(Pull::Disks, "registry.example/team/*", 1 << 30, 10),
             rule(Pull::Lazy, "registry.example/team/app", 0, 0),
             rule(Pull::Containerd, "*:1", 0, 100),
         ];
@@ -194,7 +200,7 @@ mod tests {
                 10,
                 true,
                 Pull::Disks,
-                "rule 3 (disks,image=registry.example/team/*,max-image-size=1000,max-layer-size=10)",
+                "rule 3 (disks,image=registry.example/team/*,max-image-size=1073741824,max-layer-size=10)",
             ),
             (
                 11,
@@ -231,6 +237,34 @@ mod tests {
         };
         assert_eq!(choose(&[], None, &unindexed).pull, Pull::Containerd);
         assert_eq!(choose(&[], None, &layer(10, true)).pull, Pull::Lazy);
+    }
+
+    #[test]
+    fn a_small_image_with_an_index_is_pulled_into_disks() {
+        let image: Reference = "registry.example/app:1".parse().unwrap();
+        let layer = |image_size: u64, image_has_index: bool| Layer {
+            image: &image,
+            image_size,
+            image_has_index,
+            size: 10,
+            has_table: image_has_index,
+        };
+        for (size, is_indexed, pull) in [
+            (SMALL_IMAGE_BYTES, true, Pull::Disks),
+            (SMALL_IMAGE_BYTES + 1, true, Pull::Lazy),
+            (SMALL_IMAGE_BYTES, false, Pull::Containerd),
+        ] {
+            let choice = choose(&[], None, &layer(size, is_indexed));
+            assert_eq!((choice.pull, choice.is_asked_for), (pull, false), "{size}");
+        }
+        let (pull, by) = chosen(&[], None, &layer(1000, true));
+        assert_eq!(
+            (pull, by.as_str()),
+            (Pull::Disks, "no rule: the image is small")
+        );
+        // a rule is above it
+        let lazy = [rule(Pull::Lazy, "", 0, 0)];
+        assert_eq!(choose(&lazy, None, &layer(1000, true)).pull, Pull::Lazy);
     }
 
     #[test]

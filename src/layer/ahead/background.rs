@@ -18,9 +18,9 @@ use tokio::{
 const PERMITS: usize = 8;
 
 /// How long no reader has waited and no other background fetch has run before a fetch starts that gives way.
-const QUIET_TIME: Duration = Duration::from_secs(2);
+const QUIET_TIME: Duration = Duration::from_secs(5);
 /// The same where there was none since it was asked for: the container may not have started yet.
-const FIRST_QUIET_TIME: Duration = Duration::from_secs(10);
+const FIRST_QUIET_TIME: Duration = Duration::from_secs(15);
 
 /// Fetches that give way are in flight in this number besides those that keep the link in use: a reader that comes has to wait for them.
 const MORE_THAT_GIVE_WAY: usize = 1;
@@ -35,7 +35,7 @@ struct TrafficState {
     busy_until: Option<Instant>,
 }
 
-/// Background fetches that start when no reader waits and no other background fetch runs, and has not for two seconds.
+/// Background fetches that start when no reader waits and no other background fetch runs, and has not for some time.
 #[derive(Clone, Copy)]
 pub(crate) struct GivesWay {
     /// When they were asked for.
@@ -241,16 +241,16 @@ mod tests {
             }
         };
         let (_, first) = tokio::join!(others, traffic.permit_after_others(gives_way, 1));
-        assert_eq!(start.elapsed(), Duration::from_secs(3 * 5 + 1));
+        assert_eq!(start.elapsed(), Duration::from_millis(3 * 6500 + 2500));
         // others of the kind do not wait for it, but few are in flight
         let second = traffic.permit_after_others(gives_way, 1).await;
-        assert_eq!(start.elapsed(), Duration::from_secs(16));
+        assert_eq!(start.elapsed(), Duration::from_secs(22));
         let third = traffic.permit_after_others(gives_way, 1);
         let mut third = Box::pin(third);
         assert!((&mut third).now_or_never().is_none());
         drop(first);
         let third = third.await;
-        assert_eq!(start.elapsed(), Duration::from_secs(16));
+        assert_eq!(start.elapsed(), Duration::from_secs(22));
         drop((second, third));
         // not for ever
         let _reader = traffic.wait();

@@ -13,7 +13,7 @@ use crate::{
 const CHECK_TIME: Duration = Duration::from_secs(600);
 
 /// How long the fetch for the check gives way to containers that start.
-pub(in crate::snapshotter) const START_TIME: Duration = Duration::from_secs(30);
+pub(in crate::snapshotter) const START_TIME: Duration = Duration::from_secs(60);
 
 /// Fetches all of a layer in the background, so that it is compared with its diff ID soon, and waits for the comparison for some time. For
 /// `patience` the fetch gives way to readers.

@@ -37,6 +37,12 @@ pub struct Snapshotter {
 
 impl Snapshotter {
     pub fn start(options: &[&str]) -> Self {
+        // the images of the tests are small
+        Self::start_by_default(&[options, &["--rule", "lazy"]].concat())
+    }
+
+    /// The same, with these rules only.
+    pub fn start_by_default(options: &[&str]) -> Self {
         let mut snapshotter = Self {
             host: Host::new(),
             keeper: None,
