@@ -43,9 +43,15 @@ pub mod keeper;
 pub mod kernel;
 pub mod nbd;
 
+// No fuzzer calls these, and with the counters of a fuzzer they take long to build.
+#[cfg(not(fuzzing))]
 pub mod engine;
 
+#[cfg(not(fuzzing))]
 pub mod api;
+#[cfg(not(fuzzing))]
 pub mod builder;
+#[cfg(not(fuzzing))]
 pub mod cli;
+#[cfg(not(fuzzing))]
 pub mod snapshotter;
