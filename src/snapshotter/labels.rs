@@ -126,6 +126,11 @@ impl Extraction {
                 .transpose()
                 .or_kind(Kind::InvalidArgument, || format!("label {name}"))
         };
+        // nerdctl and AWS's client give an empty one if their user names no index
+        let index = || match labels.get(INDEX) {
+            Some(value) if value.is_empty() => Ok(None),
+            _ => digest(INDEX),
+        };
         let target = target
             .parse()
             .or_kind(Kind::InvalidArgument, || format!("label {TARGET}"))?;
@@ -139,7 +144,7 @@ impl Extraction {
                         image: with_manifest(&named, manifest),
                         manifest,
                         layer,
-                        index: digest(INDEX)?,
+                        index: index()?,
                         pull: pull_of(labels)?,
                         named: Some(named),
                         headers: headers(labels, allowed),
@@ -231,6 +236,11 @@ mod tests {
         );
         assert_eq!((found.parent_chain, layer.index), (None, None));
         assert_eq!(layer.pull, None);
+        // as nerdctl writes it without --soci-index-digest
+        let mut without_index = labels(&[]);
+        without_index.insert(INDEX.to_owned(), String::new());
+        let found = Extraction::of(&without_index, &[]).unwrap().unwrap();
+        assert_eq!(found.layer.unwrap(), layer);
         let found = Extraction::of(&labels(&[(PULL_LABEL, "disks")]), &[]).unwrap();
         assert_eq!(found.unwrap().layer.unwrap().pull, Some(Pull::Disks));
         // the digest of the reference may be that of an image index
