@@ -195,12 +195,13 @@ async fn newest(
     warnings: &mut Vec<String>,
 ) -> Result<Option<LocalSociIndex>> {
     let annotations = image.manifest.annotations().as_ref();
-    if annotations.is_some_and(|annotations| annotations.contains_key(INDEX_DIGEST)) {
+    let contains_its_own =
+        annotations.is_some_and(|annotations| annotations.contains_key(INDEX_DIGEST));
+    if contains_its_own {
         warnings.push(format!(
             "image {} ({}) contains its index (v2): copy both with `socinbd copy`",
             image.digest, image.platform
         ));
-        return Ok(None);
     }
     if let Some((manifest, source)) = newest_of(image, V1_TYPE, local).await? {
         let parsed = IndexManifest::parse(&manifest.bytes)
@@ -211,6 +212,9 @@ async fn newest(
             bytes: manifest.bytes,
             source,
         }));
+    }
+    if contains_its_own {
+        return Ok(None);
     }
     warnings.push(format!(
         "no local index of image {} ({}): make one with `socinbd index create`",

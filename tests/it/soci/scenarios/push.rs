@@ -217,4 +217,9 @@ fn an_image_with_its_index_in_it_has_none_to_push() {
         .collect();
     assert_eq!(outcomes, ["skipped", "pushed"], "{report}");
     assert_eq!(report["warnings"].as_array().unwrap().len(), 1, "{report}");
+    // `nerdctl push` makes one of version 1 of each image, and pushes it
+    create(&host, &image, &AMD64);
+    let report = json_of(&host, &[&["index", "push", &image][..], &AMD64].concat());
+    assert_eq!(report["images"][0]["outcome"], "pushed", "{report}");
+    assert_eq!(report["warnings"].as_array().unwrap().len(), 1, "{report}");
 }
