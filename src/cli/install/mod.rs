@@ -119,13 +119,26 @@ impl InstallCommand {
             ));
         }
         if !self.dry_run {
+            let daemon = match restarts {
+                true => service::daemon().await?,
+                false => None,
+            };
             plan.write(&root, old.as_ref(), &report)?;
             if restarts {
                 let ctr = programs.map(|folder| folder.join("ctr"));
                 let ctr = ctr.filter(|ctr| root.exists(ctr)).unwrap_or("ctr".into());
-                let started = start(&plan, &ctr, is_changed).await;
+                let is_current = daemon.is_some_and(|it| service::runs(it, &plan.own));
+                let started = start(&plan, &ctr, is_changed, is_current).await;
                 if let Err(error) = started {
-                    return Err(take_back(&root, old.as_ref(), &plan, &report, error).await);
+                    let was = Before {
+                        record: old.as_ref(),
+                        daemon,
+                    };
+                    return Err(take_back(&root, was, &plan, &report, error).await);
+                }
+                if !is_changed && !is_current {
+                    let note = "the daemon was started anew: it did not run this program";
+                    report.notes.push(note.to_owned());
                 }
                 report
                     .notes
@@ -137,10 +150,21 @@ impl InstallCommand {
     }
 }
 
-/// Starts the daemon and containerd anew if something has changed, and checks that they know each other.
-async fn start(plan: &Plan, ctr: &Path, is_changed: bool) -> Result<()> {
+/// What was there before an installation.
+struct Before<'a> {
+    record: Option<&'a Record>,
+    /// The process of the daemon.
+    daemon: Option<u32>,
+}
+
+/// Starts the daemon and containerd anew if something has changed, and checks that they know each other. A daemon that does not run this
+/// program, but e.g. one that was replaced since, is started anew in any case.
+async fn start(plan: &Plan, ctr: &Path, is_changed: bool, is_current: bool) -> Result<()> {
+    if is_changed || !is_current {
+        service::restart_daemon().await?;
+        service::answers(Path::new(&plan.socket)).await?;
+    }
     if is_changed {
-        service::restart_daemon(Path::new(&plan.socket)).await?;
         service::restart_containerd(&plan.services()).await?;
     }
     service::check(ctr, &plan.address).await
@@ -149,17 +173,25 @@ async fn start(plan: &Plan, ctr: &Path, is_changed: bool) -> Result<()> {
 /// Restores everything after a start that has failed, and returns the error with what was done about it.
 async fn take_back(
     root: &Root,
-    old: Option<&Record>,
+    was: Before<'_>,
     plan: &Plan,
     report: &Report,
     error: Error,
 ) -> Error {
-    let restored = plan.take_back(root, old, &report.files);
-    let restored = match restored {
-        Ok(()) => service::restart_containerd(&plan.services()).await,
-        Err(error) => Err(error),
+    let restore = async || {
+        let mut daemon = Ok(());
+        if was.daemon.is_none() {
+            // while its unit is there
+            daemon = service::forget_daemon().await;
+        }
+        plan.take_back(root, was.record, &report.files)?;
+        if was.daemon.is_some() {
+            daemon = service::restart_daemon().await;
+        }
+        service::restart_containerd(&plan.services()).await?;
+        daemon
     };
-    match restored {
+    match restore().await {
         Ok(()) => error.context("containerd does not use the snapshotter; its configuration was restored"),
         Err(other) => error.context(format!(
             "containerd does not use the snapshotter, and its configuration was not restored ({}): run `socinbd uninstall`",

@@ -28,6 +28,8 @@ pub(super) struct Plan {
     files: Vec<Changed>,
     /// The program that is running, and where it is copied to.
     program: Option<(PathBuf, PathBuf)>,
+    /// The program of the daemon.
+    pub(super) own: PathBuf,
     pub(super) warnings: Vec<String>,
     /// The socket of the snapshotter.
     pub(super) socket: String,
@@ -94,6 +96,7 @@ impl Plan {
         Ok(Self {
             files,
             program: copied,
+            own: program,
             warnings: wanted.warnings,
             socket: snapshotter.socket,
             address: wanted.address,
@@ -166,13 +169,21 @@ impl Plan {
         old: Option<&Record>,
         steps: &[Step],
     ) -> Result<()> {
+        let record = Record::read(root, Path::new(RECORD)).ok().flatten();
+        let made = record.map(|record| record.directories);
         for step in steps.iter().rev() {
             step.back().run(root)?;
         }
         match old {
-            Some(old) => old.write(root, Path::new(RECORD)),
-            None => root.remove(Path::new(RECORD)),
+            Some(old) => old.write(root, Path::new(RECORD))?,
+            None => root.remove(Path::new(RECORD))?,
         }
+        let made = made.into_iter().flatten().rev();
+        for directory in made.filter(|it| old.is_none_or(|old| !old.directories.contains(it))) {
+            // it may be in use by now
+            let _ = root.remove(&directory);
+        }
+        Ok(())
     }
 }
 

@@ -1,6 +1,8 @@
 //! systemd and containerd on this machine: restart, and the check that containerd uses the snapshotter.
 
 use std::{
+    fs,
+    os::unix::fs::MetadataExt as _,
     path::Path,
     process::Output,
     time::{Duration, Instant},
@@ -17,6 +19,9 @@ const TIMEOUT: Duration = Duration::from_secs(120);
 const RESTART: Duration = Duration::from_secs(600);
 /// After this time without an answer, a service counts as failed.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The service of the daemon.
+const DAEMON: &str = "socinbd.service";
 
 /// Whether systemd manages this machine.
 pub(super) fn has_systemd() -> bool {
@@ -51,10 +56,34 @@ async fn systemctl(arguments: &[&str]) -> Result<()> {
     Err(Error::new(Kind::Unavailable, what))
 }
 
-/// Starts the daemon anew, and waits until it answers containerd.
-pub(super) async fn restart_daemon(socket: &Path) -> Result<()> {
+/// A property of the daemon's service.
+async fn property(name: &str) -> Result<String> {
+    let arguments = ["show", "--value", "--property", name, DAEMON];
+    let output = output(Path::new("systemctl"), &arguments).await?;
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// The process of the daemon, if the service runs.
+pub(super) async fn daemon() -> Result<Option<u32>> {
+    let process = property("MainPID").await?.parse().ok();
+    Ok(process.filter(|process| *process != 0))
+}
+
+/// Whether a process runs the program that is now at a path, and not one that it has replaced.
+pub(super) fn runs(process: u32, program: &Path) -> bool {
+    let file = |path: &Path| fs::metadata(path).map(|file| (file.dev(), file.ino()));
+    let running = file(Path::new(&format!("/proc/{process}/exe")));
+    running.is_ok_and(|running| file(program).is_ok_and(|program| program == running))
+}
+
+/// Starts the daemon anew.
+pub(super) async fn restart_daemon() -> Result<()> {
     systemctl(&["daemon-reload"]).await?;
-    systemctl(&["restart", "socinbd.service"]).await?;
+    systemctl(&["restart", DAEMON]).await
+}
+
+/// Waits until the daemon answers containerd.
+pub(super) async fn answers(socket: &Path) -> Result<()> {
     let start = Instant::now();
     while let Err(error) = UnixStream::connect(socket).await {
         if start.elapsed() > PATIENCE {
@@ -98,7 +127,20 @@ pub(super) fn restarts(services: &[String]) -> String {
 
 /// Ends the daemon. A packaged one is as it was before after its next start.
 pub(super) async fn stop_daemon() -> Result<()> {
-    systemctl(&["stop", "socinbd.service"]).await
+    // a service that has ended and has no unit any more cannot be stopped
+    match property("ActiveState").await?.as_str() {
+        "inactive" => Ok(()),
+        _ => systemctl(&["stop", DAEMON]).await,
+    }
+}
+
+/// Ends a daemon that was not there before its installation, which has failed, and forgets that.
+pub(super) async fn forget_daemon() -> Result<()> {
+    stop_daemon().await?;
+    match property("ActiveState").await?.as_str() {
+        "failed" => systemctl(&["reset-failed", DAEMON]).await,
+        _ => Ok(()),
+    }
 }
 
 /// Waits until containerd says that it has the plugin.

@@ -456,8 +456,9 @@ fn snapshots_and_foreign_plugins_are_in_the_way() {
     assert!(node.files() == files);
 }
 
-/// systemctl that writes down what it was asked for; a restart of containerd shows it its configuration.
-const SYSTEMCTL: &str = "#!/bin/sh\necho \"$@\" >>/calls\n[ \"$2\" != containerd.service ] || cp /etc/containerd/config.toml /seen\n";
+/// systemctl that writes down what it was asked to do; a restart of containerd shows it its configuration. The process of the daemon is the one
+/// that asks, if no file says another.
+const SYSTEMCTL: &str = "#!/bin/sh\n[ \"$1\" != show ] || { cat \"/$4\" || echo $PPID; exit; }\necho \"$@\" >>/calls\n[ \"$2\" != containerd.service ] || cp /etc/containerd/config.toml /seen\n";
 /// ctr that knows the plugin if containerd has seen it.
 const CTR: &str = "#!/bin/sh\necho TYPE ID PLATFORMS STATUS\n! grep -q soci /seen || echo io.containerd.snapshotter.v1 soci - $(cat /state)\n";
 
@@ -550,6 +551,8 @@ fn services_are_restarted_and_checked_and_a_failure_takes_all_back() {
         "daemon-reload\nrestart socinbd.service\ndaemon-reload\nrestart containerd.service\n";
     let back = "daemon-reload\nrestart containerd.service\n";
 
+    // no daemon was there before
+    node.write("/MainPID", "0");
     node.write("/state", "error");
     let (status, said, calls) = run(&["install"]);
     assert_eq!(status, Some(5), "{said}");
@@ -557,19 +560,16 @@ fn services_are_restarted_and_checked_and_a_failure_takes_all_back() {
         said.contains("containerd does not use the snapshotter; its configuration was restored"),
         "{said}"
     );
-    assert_eq!(calls, format!("{restarts}{back}"));
+    assert_eq!(calls, format!("{restarts}stop socinbd.service\n{back}"));
     assert_eq!(node.read("/seen"), "version = 2\n");
-    let left: Vec<_> = node
-        .files()
-        .into_iter()
-        .filter(|(path, _)| path.is_file())
-        .collect();
-    let before: Vec<_> = files
-        .clone()
-        .into_iter()
-        .filter(|(path, _)| path.is_file())
-        .collect();
-    assert_eq!(left, before);
+    assert_eq!(node.files(), files);
+    // one that was there goes on with what it had
+    fs::remove_file(node.path("/MainPID")).unwrap();
+    let (status, said, calls) = run(&["install"]);
+    assert_eq!(status, Some(5), "{said}");
+    let daemon = "daemon-reload\nrestart socinbd.service\n";
+    assert_eq!(calls, format!("{restarts}{daemon}{back}"));
+    assert_eq!(node.files(), files);
 
     node.write("/state", "ok");
     let (status, said, calls) = run(&["install"]);
@@ -588,11 +588,24 @@ fn services_are_restarted_and_checked_and_a_failure_takes_all_back() {
     );
     let (status, said, calls) = run(&["install"]);
     assert_eq!((status, calls.as_str()), (Some(0), ""), "{said}");
+    // a daemon that runs the program of before, or none
+    for process in [std::process::id(), 0] {
+        node.write("/MainPID", &process.to_string());
+        let (status, said, calls) = run(&["install"]);
+        assert_eq!((status, calls.as_str()), (Some(0), daemon), "{said}");
+        assert!(said.contains("the daemon was started anew"), "{said}");
+    }
     let (status, said, calls) = run(&["uninstall"]);
     assert_eq!(
         (status, calls),
         (Some(0), format!("{back}stop socinbd.service\n")),
         "{said}"
     );
+    assert_eq!(node.files(), files);
+    // a service that has ended and has no unit cannot be stopped
+    assert_eq!(run(&["install"]).0, Some(0));
+    node.write("/ActiveState", "inactive");
+    let (status, said, calls) = run(&["uninstall"]);
+    assert_eq!((status, calls.as_str()), (Some(0), back), "{said}");
     assert_eq!(node.read("/seen"), "version = 2\n");
 }
