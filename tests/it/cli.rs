@@ -1,5 +1,6 @@
 //! The command line, as a person or a script sees it.
 
+mod booted;
 mod help;
 mod install;
 mod package;

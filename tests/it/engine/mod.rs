@@ -26,7 +26,7 @@ mod signals;
 mod space;
 mod stacking;
 mod storm;
-mod systemd;
+pub mod systemd;
 mod unpack;
 mod verifiers;
 mod vm;

@@ -40,7 +40,7 @@ exec "$@"
 "#;
 
 /// systemd, until this is dropped.
-struct Systemd {
+pub struct Systemd {
     unshare: Child,
     pid: u32,
     cgroup: String,
@@ -49,17 +49,28 @@ struct Systemd {
 
 impl Systemd {
     fn boot(host: &Host) -> Self {
+        Self::boot_as(host, BOOT)
+    }
+
+    /// The folder of a host that the script of a boot gets.
+    pub fn folder(host: &Host) -> PathBuf {
+        host.mountpoint("units")
+    }
+
+    /// One that a script of sh becomes, in namespaces of its own. It gets a folder and the program of systemd, and finds a cgroup below its
+    /// own root of cgroups.
+    pub fn boot_as(host: &Host, script: &str) -> Self {
         let program = ["/lib/systemd/systemd", "/usr/lib/systemd/systemd"];
         let program = program.into_iter().find(|path| fs::exists(path).unwrap());
         let program = program.expect("this test needs systemd (scripts/setup test installs it)");
-        let folder = host.mountpoint("units");
+        let folder = Self::folder(host);
         let cgroup = folder.display().to_string().replace('/', "-");
         let unshare = Command::new("unshare")
             .args(["--mount", "sh", "-c", ENTER])
             .arg(&folder)
             .arg(&cgroup)
             .args("unshare --pid --fork --mount --uts --ipc --cgroup --kill-child sh -c".split(' '))
-            .arg(BOOT)
+            .arg(script)
             .arg(&folder)
             .arg(program)
             .spawn()
@@ -101,7 +112,7 @@ impl Systemd {
         inside
     }
 
-    fn run(&self, program: &str, arguments: &[&str]) -> Output {
+    pub fn run(&self, program: &str, arguments: &[&str]) -> Output {
         let mut command = Command::new(program);
         self.inside(command.args(arguments)).output().unwrap()
     }
@@ -128,7 +139,7 @@ impl Systemd {
     }
 
     /// A property of a unit.
-    fn property(&self, unit: &str, name: &str) -> String {
+    pub fn property(&self, unit: &str, name: &str) -> String {
         let output = self.run("systemctl", &["show", "--value", "-p", name, unit]);
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }

@@ -12,7 +12,7 @@ mod idmapped;
 pub mod image;
 mod image_service;
 mod lazy;
-mod node;
+pub mod node;
 mod proto;
 mod pull;
 mod scenarios;
