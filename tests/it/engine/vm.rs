@@ -20,7 +20,7 @@ use crate::{
     support::{
         registry::{Fault, On, Registry, Times},
         unmount,
-        vm::in_vm,
+        vm::{in_vm, in_vm_together},
     },
 };
 
@@ -79,6 +79,16 @@ fn nothing_left_soon(host: &Host) {
     eventually(|| dm::mapped().unwrap().is_empty());
     eventually(|| loopdev::attached().unwrap().is_empty());
 }
+
+/// Tests that take a few seconds each.
+const SHORT: [&str; 6] = [
+    "a_complete_image_is_read_without_its_daemon",
+    "a_device_that_was_asked_for_stays",
+    "a_killed_daemon_is_cleaned_up_after",
+    "devices_of_a_killed_daemon_are_served_by_the_one_that_its_keeper_starts",
+    "twenty_layers_at_once",
+    "without_nbd_a_fuse_file_is_left_for_the_disk_as_well",
+];
 
 #[test]
 fn small_on_the_kernels_nbd() {
@@ -139,7 +149,7 @@ fn python_on_the_kernels_nbd() {
 
 #[test]
 fn twenty_layers_at_once() {
-    in_vm(|| {
+    in_vm_together(&SHORT, || {
         let host = Host::new();
         let content = |number: usize| format!("{number}").repeat(20_000).into_bytes();
         let names: Vec<String> = (0..20).map(|number| format!("file-{number}")).collect();
@@ -191,7 +201,7 @@ fn are_said_to_have_moved(host: &Host, mountpoint: &Path, kind: &str) {
 
 #[test]
 fn a_complete_image_is_read_without_its_daemon() {
-    in_vm(|| {
+    in_vm_together(&SHORT, || {
         let host = Host::new();
         let content = |byte: u8| vec![byte; 300_000];
         let files = [("one", content(b'1')), ("two", content(b'2'))];
@@ -248,7 +258,7 @@ fn a_complete_image_is_read_without_its_daemon() {
 
 #[test]
 fn without_nbd_a_fuse_file_is_left_for_the_disk_as_well() {
-    in_vm(|| {
+    in_vm_together(&SHORT, || {
         let output = std::process::Command::new("rmmod").arg("nbd").output();
         assert!(output.unwrap().status.success());
         let host = Host::new();
@@ -269,7 +279,7 @@ fn without_nbd_a_fuse_file_is_left_for_the_disk_as_well() {
 
 #[test]
 fn a_device_that_was_asked_for_stays() {
-    in_vm(|| {
+    in_vm_together(&SHORT, || {
         for kind in ["nbd", "fuse"] {
             let host = Host::new();
             let content = b"content".repeat(50_000);
@@ -382,7 +392,7 @@ fn a_fetch_that_takes_longer_than_the_kernels_timeout() {
 
 #[test]
 fn a_killed_daemon_is_cleaned_up_after() {
-    in_vm(|| {
+    in_vm_together(&SHORT, || {
         let host = Host::new();
         let content = b"what is read".repeat(40_000);
         let (_layout, registry) = served(&host, &[("file", content.clone())]);
@@ -521,7 +531,7 @@ fn reader(path: &Path, offset: u64) -> JoinHandle<(std::io::Result<()>, Duration
 /// Nobody has to start the next daemon where a keeper does.
 #[test]
 fn devices_of_a_killed_daemon_are_served_by_the_one_that_its_keeper_starts() {
-    in_vm(|| {
+    in_vm_together(&SHORT, || {
         let host = Host::new();
         let content: Vec<u8> = (0..400_000_u32).flat_map(u32::to_le_bytes).collect();
         let (_layout, registry) = served(&host, &[("file", content.clone())]);

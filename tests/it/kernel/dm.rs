@@ -10,7 +10,7 @@ use socinbd::kernel::{
 };
 
 use super::{eventually, image_of};
-use crate::support::vm::in_vm;
+use crate::support::vm::in_vm_together;
 
 fn loop_on(image: &Path) -> (LoopDevice, u64) {
     let file = File::open(image).unwrap();
@@ -24,9 +24,15 @@ fn is_mapped(name: &str) -> bool {
     mapped.iter().any(|device| device.mapped_name == name)
 }
 
+/// All tests of this file.
+const ALL: [&str; 2] = [
+    "reads_move_to_another_device_under_a_mount",
+    "what_cannot_be_made_leaves_nothing",
+];
+
 #[test]
 fn reads_move_to_another_device_under_a_mount() {
-    in_vm(|| {
+    in_vm_together(&ALL, || {
         assert!(dm::is_available());
         let folder = tempfile::tempdir().unwrap();
         let content = "content ".repeat(10_000);
@@ -70,7 +76,7 @@ fn reads_move_to_another_device_under_a_mount() {
 
 #[test]
 fn what_cannot_be_made_leaves_nothing() {
-    in_vm(|| {
+    in_vm_together(&ALL, || {
         let folder = tempfile::tempdir().unwrap();
         let image = image_of(folder.path(), "a.ext4", &[("file", "")]);
         let (device, size) = loop_on(&image);

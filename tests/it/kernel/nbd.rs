@@ -22,7 +22,7 @@ use socinbd::{
 };
 
 use super::{eventually, image_of};
-use crate::support::vm::in_vm;
+use crate::support::vm::in_vm_together;
 
 fn options(backend_id: &str) -> NbdOptions {
     NbdOptions {
@@ -94,9 +94,20 @@ fn read_direct(device: &Path, offset: u64, length: usize) -> io::Result<Vec<u8>>
     Ok(buffer[start..start + length].to_vec())
 }
 
+/// All tests of this file.
+const ALL: [&str; 7] = [
+    "a_device_from_connection_to_mount",
+    "a_dead_connection_is_told_and_replaced",
+    "reconfigure_of_another_ones_device_is_refused",
+    "more_devices_than_the_driver_came_with",
+    "a_device_is_opened_without_a_node_in_dev",
+    "a_kept_device_stays_until_it_is_disconnected",
+    "a_refused_connect_leaves_nothing",
+];
+
 #[test]
 fn a_device_from_connection_to_mount() {
-    in_vm(|| {
+    in_vm_together(&ALL, || {
         let folder = tempfile::tempdir().unwrap();
         let image = image_of(folder.path(), "a.ext4", &[("hello", "world")]);
         let data = Arc::new(std::fs::read(image).unwrap());
@@ -139,7 +150,7 @@ fn a_device_from_connection_to_mount() {
 
 #[test]
 fn a_dead_connection_is_told_and_replaced() {
-    in_vm(|| {
+    in_vm_together(&ALL, || {
         let data: Vec<u8> = (0..1 << 20).map(|index: u32| (index / 5) as u8).collect();
         let data = Arc::new(data);
         let mut links = DeadLinks::watch().unwrap();
@@ -171,7 +182,7 @@ fn a_dead_connection_is_told_and_replaced() {
 
 #[test]
 fn reconfigure_of_another_ones_device_is_refused() {
-    in_vm(|| {
+    in_vm_together(&ALL, || {
         let data = Arc::new(vec![0; 1 << 20]);
         let (sockets, _servers) = servers(&data, 1);
         let device = nbd::connect(1 << 20, &sockets, &options("socinbd-test:mine")).unwrap();
@@ -182,7 +193,7 @@ fn reconfigure_of_another_ones_device_is_refused() {
 
 #[test]
 fn more_devices_than_the_driver_came_with() {
-    in_vm(|| {
+    in_vm_together(&ALL, || {
         let data = Arc::new(vec![7; 1 << 20]);
         let connect = |number: usize| {
             let (sockets, servers) = servers(&data, 1);
@@ -214,7 +225,7 @@ fn more_devices_than_the_driver_came_with() {
 
 #[test]
 fn a_device_is_opened_without_a_node_in_dev() {
-    in_vm(|| {
+    in_vm_together(&ALL, || {
         let folder = tempfile::tempdir().unwrap();
         let image = image_of(folder.path(), "a.ext4", &[("hello", "world")]);
         let data = Arc::new(std::fs::read(image).unwrap());
@@ -233,7 +244,7 @@ fn a_device_is_opened_without_a_node_in_dev() {
 
 #[test]
 fn a_kept_device_stays_until_it_is_disconnected() {
-    in_vm(|| {
+    in_vm_together(&ALL, || {
         let data = Arc::new(vec![0; 1 << 20]);
         let (sockets, _servers) = servers(&data, 1);
         let index = nbd::connect(1 << 20, &sockets, &options("socinbd-test:kept"))
@@ -250,7 +261,7 @@ fn a_kept_device_stays_until_it_is_disconnected() {
 
 #[test]
 fn a_refused_connect_leaves_nothing() {
-    in_vm(|| {
+    in_vm_together(&ALL, || {
         let (file, _) = tempfile::NamedTempFile::new().unwrap().into_parts();
         let error = nbd::connect(1 << 20, &[file.into()], &options("x")).unwrap_err();
         assert_eq!(error.kind(), Kind::Kernel, "{}", error.report());

@@ -12,9 +12,10 @@
 //! installed the test fails, and says how to install it.
 
 use std::{
+    collections::BTreeMap,
     path::Path,
     process::Command,
-    sync::{Condvar, Mutex},
+    sync::{Arc, Condvar, Mutex, OnceLock},
 };
 
 /// Set in the VM, for the tests in it.
@@ -61,6 +62,40 @@ pub(crate) fn in_vm<F: FnOnce()>(body: F) {
     run_tests(&["--exact", name_of_test::<F>()]);
 }
 
+/// The output of the tests that have run together, by their module.
+static TOGETHER: Mutex<BTreeMap<&str, Arc<OnceLock<String>>>> = Mutex::new(BTreeMap::new());
+
+/// As [`in_vm`], for short tests: those of `names`, all in the module of the calling test, share one VM, in which they run one after the other.
+/// A boot takes longer than they do.
+pub(crate) fn in_vm_together<F: FnOnce()>(names: &'static [&'static str], body: F) {
+    if is_vm() {
+        return body();
+    }
+    let name = name_of_test::<F>();
+    let (module, short) = name.rsplit_once("::").unwrap();
+    assert!(names.contains(&short), "{name} is not in its list");
+    // of those that cargo was asked for
+    let is_asked = std::env::args().any(|argument| argument.contains("::"));
+    if is_asked {
+        return run_tests(&["--exact", name]);
+    }
+    let run = Arc::clone(TOGETHER.lock().unwrap().entry(module).or_default());
+    let output = run.get_or_init(|| {
+        let names: Vec<String> = names.iter().map(|it| format!("{module}::{it}")).collect();
+        let names = names.iter().map(String::as_str);
+        let filter: Vec<&str> = ["--test-threads", "1", "--exact"]
+            .into_iter()
+            .chain(names)
+            .collect();
+        output_of(&filter, None).1
+    });
+    let ok = format!("test {name} ... ok");
+    assert!(
+        output.lines().any(|line| line == ok),
+        "in the VM:\n{output}"
+    );
+}
+
 /// As [`in_vm`], with a folder in which the VM can leave files; when it has ended, `then` runs on the host with the same folder.
 pub(crate) fn in_vm_then<F: FnOnce(&Path)>(body: F, then: impl FnOnce(&Path)) {
     if is_vm() {
@@ -87,6 +122,13 @@ pub(crate) fn run_tests(filter: &[&str]) {
 }
 
 fn run_tests_with(filter: &[&str], shared: Option<&Path>) {
+    let (is_success, output) = output_of(filter, shared);
+    assert!(is_success, "in the VM:\n{output}");
+    print!("{output}");
+}
+
+/// What a filter of the test binary prints in the VM, and whether at least one test ran and none failed.
+fn output_of(filter: &[&str], shared: Option<&Path>) -> (bool, String) {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/vm");
     let bound = std::env::var("SOCINBD_TEST_VM_SECONDS");
     let bound = bound.unwrap_or_else(|_| BOUND_SECONDS.to_owned());
@@ -105,14 +147,9 @@ fn run_tests_with(filter: &[&str], shared: Option<&Path>) {
         .output()
         .expect("scripts/vm needs bash");
     drop(slot);
-    let stdout = String::from_utf8_lossy(&output.stdout);
-    let stderr = String::from_utf8_lossy(&output.stderr);
+    let [stdout, stderr] = [&output.stdout, &output.stderr].map(|it| String::from_utf8_lossy(it));
     // a filter that names no test is a success of the test binary, but not here
     let ran = stdout.contains("test result: ok.") && !stdout.contains("ok. 0 passed");
-    assert!(
-        output.status.success() && ran,
-        "in the VM, {}:\n{stdout}\n{stderr}",
-        output.status
-    );
-    print!("{stdout}");
+    let text = format!("{stdout}\n{stderr}\n{}", output.status);
+    (output.status.success() && ran, text)
 }
