@@ -3,6 +3,7 @@
 #   stop VARIABLE         ends the process that it names, waits for it, and empties it
 #   unmount_below DIR     takes down what is still mounted there: attachments, and what containerd 2 mounts in its own state
 #   containerd_config DIR SOCKET   the configuration of a containerd 2 in DIR without CRI, whose snapshotter `soci` is at SOCKET
+#   cri_config DIR SOCKET NAME SANDBOX   the same with CRI, whose snapshotter is NAME, and SANDBOX the image of its pods
 #   until_there PID COMMAND...     waits until COMMAND succeeds, while the process lives
 
 stop() {
@@ -34,6 +35,25 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", 
 [[plugins."io.containerd.transfer.v1.local".unpack_config]]
   platform = "linux/amd64"
   snapshotter = "overlayfs"
+TOML
+}
+
+cri_config() {
+  containerd_config "$1" "$2" | sed '/^disabled_plugins/d'
+  # two containerds must not share the socket of NRI, and there are no network plugins: pods use the network of this machine
+  cat <<TOML
+[plugins."io.containerd.nri.v1.nri"]
+  disable = true
+[plugins."io.containerd.cri.v1.images"]
+  snapshotter = "$3"
+  disable_snapshot_annotations = false
+[plugins."io.containerd.cri.v1.images".pinned_images]
+  sandbox = "$4"
+[plugins."io.containerd.cri.v1.runtime"]
+  disable_apparmor = true
+  restrict_oom_score_adj = true
+[plugins."io.containerd.cri.v1.runtime".cni]
+  conf_dir = "$1/no-network-plugins"
 TOML
 }
 

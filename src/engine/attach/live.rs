@@ -182,29 +182,24 @@ impl AttachmentStatus {
         let why = "the daemon has died: complete layers are readable, absent data is not; a daemon that starts takes the attachment over if the kernel still has its devices, and `socinbd detach` removes it";
         Self {
             attached_at: asked.filter(|asked| Some(asked) != attachment.mountpoint.as_ref()),
-            attachment,
-            state: AttachmentState::Dead,
-            why: Some(why.to_owned()),
-            served_by: None,
-            spans: None,
-            fetched_bytes: None,
-            counters: None,
-            age_seconds: None,
-            sources_down: Vec::new(),
+            ..Self::unserved(attachment, AttachmentState::Dead, why.to_owned())
         }
     }
-}
 
-impl AttachmentStatus {
     /// The status of a kept attachment that is not attached; `why` if that was tried.
     pub(super) fn kept(attachment: Attachment, why: Option<String>) -> Self {
         let why = why.unwrap_or_else(|| {
             "not attached; `socinbd restore` attaches it, `socinbd detach` forgets it".to_owned()
         });
+        Self::unserved(attachment, AttachmentState::Kept, why)
+    }
+
+    /// The status of an attachment without a server.
+    fn unserved(attachment: Attachment, state: AttachmentState, why: String) -> Self {
         Self {
             attached_at: None,
             attachment,
-            state: AttachmentState::Kept,
+            state,
             why: Some(why),
             served_by: None,
             spans: None,
