@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     process::Output,
     time::Duration,
@@ -12,6 +12,7 @@ use std::{
 use serde_json::Value;
 use socinbd::oci::Digest;
 
+use super::install::files_below;
 use crate::{
     engine::{Host, systemd::Systemd},
     snapshotter::{
@@ -154,18 +155,7 @@ impl Node {
 
     /// All below `etc`, with the modes.
     fn files(&self) -> BTreeMap<PathBuf, (u32, Vec<u8>)> {
-        let mut found = BTreeMap::new();
-        let mut open = vec![self.path("etc")];
-        while let Some(path) = open.pop() {
-            let metadata = fs::symlink_metadata(&path).unwrap();
-            if metadata.is_dir() {
-                let entries = fs::read_dir(&path).unwrap();
-                open.extend(entries.map(|entry| entry.unwrap().path()));
-            }
-            let content = fs::read(&path).unwrap_or_default();
-            found.insert(path, (metadata.permissions().mode(), content));
-        }
-        found
+        files_below(vec![self.path("etc")])
     }
 
     fn output(&self, program: &str, arguments: &[&str]) -> Output {

@@ -22,6 +22,23 @@ use crate::{
 const MAIN: &str = "/etc/containerd/config.toml";
 const UNIT: &str = "/etc/systemd/system/socinbd.service";
 
+/// All files and directories below these that exist, with their modes.
+pub(super) fn files_below(mut open: Vec<PathBuf>) -> BTreeMap<PathBuf, (u32, Vec<u8>)> {
+    let mut found = BTreeMap::new();
+    while let Some(path) = open.pop() {
+        let Ok(metadata) = fs::symlink_metadata(&path) else {
+            continue;
+        };
+        if metadata.is_dir() {
+            let entries = fs::read_dir(&path).unwrap();
+            open.extend(entries.map(|entry| entry.unwrap().path()));
+        }
+        let content = fs::read(&path).unwrap_or_default();
+        found.insert(path, (metadata.permissions().mode(), content));
+    }
+    found
+}
+
 /// The root directory of a node.
 struct Node {
     folder: TempDir,
@@ -80,20 +97,7 @@ impl Node {
 
     /// All files below `etc` and `usr/local`, with their modes.
     fn files(&self) -> BTreeMap<PathBuf, (u32, Vec<u8>)> {
-        let mut found = BTreeMap::new();
-        let mut open = vec![self.path("/etc"), self.path("/usr/local")];
-        while let Some(path) = open.pop() {
-            let Ok(metadata) = fs::symlink_metadata(&path) else {
-                continue;
-            };
-            if metadata.is_dir() {
-                let entries = fs::read_dir(&path).unwrap();
-                open.extend(entries.map(|entry| entry.unwrap().path()));
-            }
-            let content = fs::read(&path).unwrap_or_default();
-            found.insert(path, (metadata.permissions().mode(), content));
-        }
-        found
+        files_below(vec![self.path("/etc"), self.path("/usr/local")])
     }
 
     /// Runs socinbd with the addresses of a host on this node.
