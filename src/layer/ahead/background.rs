@@ -6,7 +6,13 @@
 //!
 //! Fetches that nobody is known to need soon give way to both ([`GivesWay`]), so that a container that starts has the whole link.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use tokio::{
     sync::watch,
@@ -17,10 +23,12 @@ use tokio::{
 /// and 100 ms need.
 const PERMITS: usize = 8;
 
-/// How long no reader has waited and no other background fetch has run before a fetch starts that gives way.
+/// How long nothing was read and no other background fetch has run before a fetch starts that gives way.
 const QUIET_TIME: Duration = Duration::from_secs(5);
 /// The same where there was none since it was asked for: the container may not have started yet.
 const FIRST_QUIET_TIME: Duration = Duration::from_secs(15);
+/// How often a fetch that gives way looks for reads that did not have to wait: they are not counted by their time.
+const SAMPLE_TIME: Duration = Duration::from_secs(1);
 
 /// Fetches that give way are in flight in this number besides those that keep the link in use: a reader that comes has to wait for them.
 const MORE_THAT_GIVE_WAY: usize = 1;
@@ -31,11 +39,12 @@ struct TrafficState {
     running: usize,
     /// Those of `running` that give way.
     giving_way: usize,
-    /// When the last reader had its bytes, or the last background fetch that does not give way its own.
+    /// When the last reader had its bytes, or the last background fetch that does not give way its own. Of reads that did not wait, when
+    /// one was noticed.
     busy_until: Option<Instant>,
 }
 
-/// Background fetches that start when no reader waits and no other background fetch runs, and has not for some time.
+/// Background fetches that start when nothing is read and no other background fetch runs, and has not for some time.
 #[derive(Clone, Copy)]
 pub(crate) struct GivesWay {
     /// When they were asked for.
@@ -89,7 +98,14 @@ impl TrafficState {
 
 /// Counts the fetches of all disks of a store.
 #[derive(Clone, Default)]
-pub(crate) struct Traffic(Arc<watch::Sender<TrafficState>>);
+pub(crate) struct Traffic(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    state: watch::Sender<TrafficState>,
+    /// Whether a read was answered since the last look. It is outside of the state because every request sets it.
+    has_served: AtomicBool,
+}
 
 /// A waiting reader; it is counted until it is dropped.
 pub(crate) struct WaitingReader(Traffic);
@@ -103,13 +119,21 @@ pub(crate) struct BackgroundPermit {
 impl Traffic {
     /// Counts a reader that waits from now on.
     pub(crate) fn wait(&self) -> WaitingReader {
-        self.0.send_modify(|state| state.waiting += 1);
+        self.0.state.send_modify(|state| state.waiting += 1);
         WaitingReader(self.clone())
+    }
+
+    /// A reader has its bytes. It is called for every request: no lock, and no clock.
+    pub(crate) fn has_served(&self) {
+        // most calls write nothing, so that the threads that serve share the cache line
+        if !self.0.has_served.load(Ordering::Relaxed) {
+            self.0.has_served.store(true, Ordering::Relaxed);
+        }
     }
 
     /// The number of readers that wait, and of background fetches that run.
     pub(crate) fn counts(&self) -> (usize, usize) {
-        let state = self.0.borrow();
+        let state = self.0.state.borrow();
         (state.waiting, state.running)
     }
 
@@ -124,7 +148,7 @@ impl Traffic {
         gives_way: GivesWay,
         beside_readers: usize,
     ) -> BackgroundPermit {
-        let mut state = self.0.subscribe();
+        let mut state = self.0.state.subscribe();
         let quiet = async {
             loop {
                 // the sender is in `self`, so the channel is open
@@ -133,25 +157,40 @@ impl Traffic {
                     !state.is_busy() && state.running < limit.min(PERMITS)
                 };
                 let _ = state.wait_for(few).await;
-                let at = state.borrow().quiet_at(gives_way.since);
-                let Some(at) = at else { continue };
-                let busy = state.wait_for(TrafficState::is_busy);
-                if timeout_at(at, busy).await.is_err() {
+                let Some(at) = self.quiet_at(gives_way.since) else {
+                    continue;
+                };
+                let now = Instant::now();
+                if at <= now {
                     return;
                 }
+                let busy = state.wait_for(TrafficState::is_busy);
+                let _ = timeout_at(at.min(now + SAMPLE_TIME), busy).await;
             }
         };
         let _ = timeout_at(gives_way.until, quiet).await;
         self.permit_of(beside_readers, true).await
     }
 
+    /// As [`TrafficState::quiet_at`], with the reads that did not wait.
+    fn quiet_at(&self, since: Instant) -> Option<Instant> {
+        self.0.state.send_if_modified(|state| {
+            let has_served = self.0.has_served.swap(false, Ordering::Relaxed);
+            if has_served {
+                state.busy_until = Some(Instant::now());
+            }
+            has_served
+        });
+        self.0.state.borrow().quiet_at(since)
+    }
+
     async fn permit_of(&self, beside_readers: usize, gives_way: bool) -> BackgroundPermit {
-        let mut state = self.0.subscribe();
+        let mut state = self.0.state.subscribe();
         loop {
             // the sender is in `self`, so the channel is open
             let has_permit = |state: &TrafficState| state.has_permit(beside_readers);
             let _ = state.wait_for(has_permit).await;
-            let taken = self.0.send_if_modified(|state| {
+            let taken = self.0.state.send_if_modified(|state| {
                 let free = state.has_permit(beside_readers);
                 state.running += usize::from(free);
                 state.giving_way += usize::from(free && gives_way);
@@ -170,7 +209,7 @@ impl Traffic {
 impl Traffic {
     /// Waits until no reader has waited for this time.
     pub(super) async fn quiet(&self, time: Duration) {
-        let mut state = self.0.subscribe();
+        let mut state = self.0.state.subscribe();
         loop {
             // the sender is in `self`, so the channel is open
             let _ = state.wait_for(|state| state.waiting == 0).await;
@@ -185,14 +224,14 @@ impl Traffic {
 impl Drop for WaitingReader {
     fn drop(&mut self) {
         let end = |state: &mut TrafficState| state.end(|state| state.waiting -= 1);
-        self.0.0.send_modify(end);
+        self.0.0.state.send_modify(end);
     }
 }
 
 impl Drop for BackgroundPermit {
     fn drop(&mut self) {
         let gives_way = usize::from(self.gives_way);
-        self.traffic.0.send_modify(|state| {
+        self.traffic.0.state.send_modify(|state| {
             state.end(|state| {
                 state.running -= 1;
                 state.giving_way -= gives_way;
@@ -262,6 +301,49 @@ mod tests {
         let gives_way = GivesWay::for_at_most(patience);
         let _first = traffic.permit_after_others(gives_way, 1).await;
         assert_eq!(start.elapsed(), FIRST_QUIET_TIME);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_fetch_that_gives_way_starts_after_reads_that_need_no_fetch() {
+        let traffic = Traffic::default();
+        let start = Instant::now();
+        let reads = async {
+            for _ in 0..40 {
+                traffic.has_served();
+                tokio::time::sleep(QUIET_TIME / 2).await;
+            }
+        };
+        let gives_way = GivesWay::for_at_most(Duration::from_secs(200));
+        let (_, first) = tokio::join!(reads, traffic.permit_after_others(gives_way, 1));
+        // the last read is noticed within the time of a look
+        let last = QUIET_TIME / 2 * 39;
+        let waited = start.elapsed() - last;
+        assert!(
+            waited >= QUIET_TIME && waited <= QUIET_TIME + SAMPLE_TIME,
+            "{waited:?}"
+        );
+        // the next fetch of the kind gives way to new reads only
+        drop(first);
+        let before = Instant::now();
+        drop(traffic.permit_after_others(gives_way, 1).await);
+        assert_eq!(before.elapsed(), Duration::ZERO);
+        traffic.has_served();
+        let _third = traffic.permit_after_others(gives_way, 1).await;
+        assert_eq!(before.elapsed(), QUIET_TIME);
+        // a reader that goes on does not hold it up for ever
+        let gives_way = GivesWay::for_at_most(QUIET_TIME * 4);
+        let before = Instant::now();
+        let reads = async {
+            loop {
+                traffic.has_served();
+                tokio::time::sleep(SAMPLE_TIME / 2).await;
+            }
+        };
+        tokio::select! {
+            () = reads => {}
+            _ = traffic.permit_after_others(gives_way, 1) => {}
+        }
+        assert_eq!(before.elapsed(), QUIET_TIME * 4);
     }
 
     #[tokio::test]

@@ -38,7 +38,7 @@ impl Store {
     }
 
     /// Fetches all of a disk in the background, after readers and all other background fetches: for `patience` it gives way to them.
-    pub(crate) fn fetch_after_others(self: &Arc<Self>, disk: &Arc<Disk>, patience: Duration) {
+    pub fn fetch_after_others(self: &Arc<Self>, disk: &Arc<Disk>, patience: Duration) {
         let all = ListedSpans {
             disk: Arc::clone(disk),
             spans: SpanId(0)..SpanId(u32::MAX),

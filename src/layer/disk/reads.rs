@@ -1,6 +1,6 @@
 //! Reads of ranges that are present.
 
-use std::{io, ops::Range, os::fd::BorrowedFd};
+use std::{io, ops::Range, os::fd::BorrowedFd, time::Instant};
 
 use super::Disk;
 use crate::units::DiskOffset;
@@ -13,7 +13,7 @@ impl Disk {
         let read = self.reader.read(offset, buffer);
         self.reader.used(&range(offset, buffer.len()));
         read.inspect_err(|error| self.report_read_error(offset, error))?;
-        self.activity.has_read(buffer.len() as u64, began);
+        self.has_read(buffer.len() as u64, began);
         Ok(())
     }
 
@@ -26,7 +26,7 @@ impl Disk {
         if is_read {
             self.reader.used(&range(offset, buffer.len()));
             self.observe(offset, buffer.len());
-            self.activity.has_read(buffer.len() as u64, began);
+            self.has_read(buffer.len() as u64, began);
         }
         Ok(is_read)
     }
@@ -50,9 +50,15 @@ impl Disk {
         let spliced = self.reader.splice(range, pipe);
         let is_spliced = spliced.inspect_err(|error| self.report_read_error(range.start, error))?;
         if is_spliced {
-            self.activity.has_read(length, began);
+            self.has_read(length, began);
         }
         Ok(is_spliced)
+    }
+
+    /// Counts a read that was answered.
+    fn has_read(&self, length: u64, began: Option<Instant>) {
+        self.activity.has_read(length, began);
+        self.services().traffic().has_served();
     }
 
     /// Passes a read to the recording and to the read-ahead.

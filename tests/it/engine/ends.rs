@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, MetadataExt},
     process::Command,
 };
 
@@ -147,6 +147,48 @@ fn what_was_written_is_removed_after_a_reboot() {
     assert_eq!(left, attached["id"].as_str().unwrap());
     assert_eq!(host.list().len(), 1);
     host.detach(&mountpoint);
+    assert_eq!(host.left_over(), [""; 0]);
+}
+
+/// A daemon finds out by the number of a file system whether a dead attachment is in use.
+#[test]
+fn a_file_system_with_the_number_of_an_attachment_that_is_gone_does_not_count_as_it() {
+    let (host, layout, mountpoint) = one_file_host();
+    let attachments = host.root().join("attachments");
+    let place = host.mountpoint("place");
+    let mut in_use = Vec::new();
+    // a mount of another test may get the number first
+    let is_reused = (0..100).any(|_| {
+        host.attach(&layout.reference(""), &mountpoint, &["--rw"]);
+        let number = fs::metadata(&mountpoint).unwrap().dev();
+        host.kill_daemon();
+        host.unmount_dead(&mountpoint);
+        // the kernel gives the lowest number that is free
+        for _ in 0..20 {
+            succeeds(
+                Command::new("mount")
+                    .args(["-t", "tmpfs", "none"])
+                    .arg(&place),
+            );
+            in_use.push(File::create(place.join("open")).unwrap());
+            if fs::metadata(&place).unwrap().dev() >= number {
+                break;
+            }
+        }
+        fs::metadata(&place).unwrap().dev() == number
+    });
+    assert!(is_reused, "no file system had the number of the attachment");
+    let other = host.mountpoint("other");
+    let attached = host.attach(&layout.reference(""), &other, &[]);
+    let left = fs::read_dir(&attachments).unwrap().map(|it| it.unwrap());
+    let left: Vec<_> = left.map(|it| it.file_name()).collect();
+    assert_eq!(left, [attached["id"].as_str().unwrap()]);
+    assert_eq!(host.list().len(), 1);
+    host.detach(&other);
+    drop(in_use);
+    while info::at(&place).unwrap().is_some() {
+        unmount(&place);
+    }
     assert_eq!(host.left_over(), [""; 0]);
 }
 

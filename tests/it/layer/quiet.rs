@@ -56,6 +56,33 @@ async fn it_follows_at_once_or_never() {
     until("it is complete", || disk.is_complete()).await;
 }
 
+/// A container may find all that it reads at its start: the comparison of its layers gives way to it all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_gives_way_begins_after_the_last_read_also_if_no_read_waits() {
+    let lab = lab();
+    let disk = lab.disk().await;
+    lab.store.fetch_after_others(&disk, Duration::from_secs(60));
+    let place = lab.layer.place("data/200");
+    let ranges = || {
+        lab.registry
+            .counters()
+            .ranges(&lab.layer.layer.digest)
+            .len()
+    };
+    let began = std::time::Instant::now();
+    let mut after_one_second = None;
+    // the first read waits: the quiet time after it is five seconds
+    while began.elapsed() < Duration::from_millis(6500) {
+        read(&disk, place.clone()).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(250)).await;
+        if began.elapsed() > Duration::from_secs(1) {
+            after_one_second = after_one_second.or(Some(ranges()));
+        }
+    }
+    assert_eq!(after_one_second, Some(ranges()));
+    until("it is complete", || disk.is_complete()).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_layer_that_does_not_fit_is_not_filled() {
     let lab = lab();

@@ -198,9 +198,12 @@ impl Devices {
 /// Whether something uses an attachment that is not mounted anywhere: a process has a file of it open, or one of its devices is in use.
 /// Only devices in `alone` count, which no other attachment uses.
 pub(super) fn is_used(record: &AttachmentRecord, alone: &HashSet<PathBuf>) -> bool {
-    let users = record.mount_device.map(busy::users_of_device);
-    users.is_some_and(|users| users.is_ok_and(|users| !users.is_empty()))
-        || in_use(record, alone).is_some()
+    let has_users = |device: (u32, u32)| {
+        busy::users_of_device(device).is_ok_and(|users| !users.is_empty())
+            // The kernel has given the number to another file system: nothing of the attachment is left.
+            && !info::everywhere().is_ok_and(|mounts| mounts.iter().any(|it| it.device == device))
+    };
+    record.mount_device.is_some_and(has_users) || in_use(record, alone).is_some()
 }
 
 /// A device of a dead attachment that is in use. `ours` are the kernel devices of this root: another program may use a device with the same
