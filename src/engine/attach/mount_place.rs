@@ -64,6 +64,19 @@ fn hidden(place: &Path) -> Error {
     )
 }
 
+/// The processes that use the file system of an attachment, which had this device number when it was mounted. None if the kernel has given
+/// the number to another file system: then that of the attachment is gone.
+pub(super) fn users(id: &str, device: (u32, u32)) -> Vec<busy::User> {
+    let users = busy::users_of_device(device).unwrap_or_default();
+    let source = mount_source(id);
+    let is_other = |mount: &Mount| mount.device == device && mount.source != source.as_str();
+    let is_gone = || info::everywhere().is_ok_and(|mounts| mounts.iter().any(is_other));
+    match users.is_empty() || is_gone() {
+        true => Vec::new(),
+        false => users,
+    }
+}
+
 /// Describes the users of an attachment's mount: another mount of it in this mount namespace, or the processes that use its file system.
 pub(super) fn who_uses(id: &str, device: Option<(u32, u32)>) -> String {
     let source = mount_source(id);
@@ -73,10 +86,8 @@ pub(super) fn who_uses(id: &str, device: Option<(u32, u32)>) -> String {
     if let Some(copy) = copy {
         return by(copy);
     }
-    let users = device.map(busy::users_of_device);
-    if let Some(Ok(users)) = users
-        && !users.is_empty()
-    {
+    let users = device.map_or_else(Vec::new, |device| users(id, device));
+    if !users.is_empty() {
         return format!("by {}", busy::names(&users));
     }
     match info::find_anywhere(&source) {

@@ -215,7 +215,11 @@ fn what_is_kept_is_for_its_owner_only() {
         }
         for entry in fs::read_dir(&folder).unwrap() {
             let path = entry.unwrap().path();
-            let metadata = fs::symlink_metadata(&path).unwrap();
+            let metadata = match fs::symlink_metadata(&path) {
+                // the daemon replaces its files meanwhile
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                metadata => metadata.unwrap(),
+            };
             if metadata.is_dir() {
                 folders.push(path);
                 continue;

@@ -1,6 +1,6 @@
 //! Private registries: with the credentials that a pull by CRI has shown, layers are fetched later.
 
-use std::{fs, path::PathBuf, process::Output};
+use std::{fs, io, path::PathBuf, process::Output};
 
 use base64::Engine as _;
 use tempfile::TempDir;
@@ -136,9 +136,14 @@ impl PrivateNode {
             self.snapshotter.host.run_dir(),
         ];
         let mut files = 0;
+        // the daemon replaces its files meanwhile
+        let is_gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
         while let Some(folder) = folders.pop() {
-            for entry in fs::read_dir(folder).unwrap() {
-                let entry = entry.unwrap();
+            let entries = match fs::read_dir(folder) {
+                Err(error) if is_gone(&error) => continue,
+                entries => entries.unwrap(),
+            };
+            for entry in entries.map(Result::unwrap) {
                 let kind = entry.file_type().unwrap();
                 if kind.is_dir() && entry.file_name() != "fs" {
                     folders.push(entry.path());
@@ -146,8 +151,11 @@ impl PrivateNode {
                 if !kind.is_file() || entry.file_name() == "disk.ext4" {
                     continue;
                 }
+                let bytes = match fs::read(entry.path()) {
+                    Err(error) if is_gone(&error) => continue,
+                    bytes => bytes.unwrap(),
+                };
                 files += 1;
-                let bytes = fs::read(entry.path()).unwrap();
                 let text = String::from_utf8_lossy(&bytes);
                 let found = secrets.iter().find(|secret| text.contains(**secret));
                 assert!(found.is_none(), "{}", entry.path().display());

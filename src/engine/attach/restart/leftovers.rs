@@ -21,7 +21,7 @@ use crate::{
         examine::recording,
     },
     error::{Error, Kind, Result},
-    kernel::{blockdev, busy, dm, loopdev, mount::info, nbd as kernel_nbd},
+    kernel::{blockdev, dm, loopdev, mount::info, nbd as kernel_nbd},
 };
 
 impl Engine {
@@ -198,11 +198,7 @@ impl Devices {
 /// Whether something uses an attachment that is not mounted anywhere: a process has a file of it open, or one of its devices is in use.
 /// Only devices in `alone` count, which no other attachment uses.
 pub(super) fn is_used(record: &AttachmentRecord, alone: &HashSet<PathBuf>) -> bool {
-    let has_users = |device: (u32, u32)| {
-        busy::users_of_device(device).is_ok_and(|users| !users.is_empty())
-            // The kernel has given the number to another file system: nothing of the attachment is left.
-            && !info::everywhere().is_ok_and(|mounts| mounts.iter().any(|it| it.device == device))
-    };
+    let has_users = |device| !mount_place::users(&record.attachment.id, device).is_empty();
     record.mount_device.is_some_and(has_users) || in_use(record, alone).is_some()
 }
 
