@@ -53,17 +53,6 @@ pub(crate) struct GivesWay {
     until: Instant,
 }
 
-impl GivesWay {
-    /// For at most this time from now on.
-    pub(crate) fn for_at_most(patience: Duration) -> Self {
-        let since = Instant::now();
-        Self {
-            since,
-            until: since + patience,
-        }
-    }
-}
-
 impl TrafficState {
     fn is_busy(&self) -> bool {
         self.waiting > 0 || self.running > self.giving_way
@@ -81,7 +70,7 @@ impl TrafficState {
     /// From when on a fetch that gives way may start; `None` while another has precedence.
     fn quiet_at(&self, since: Instant) -> Option<Instant> {
         let at = match self.busy_until {
-            Some(until) if until >= since => until + QUIET_TIME,
+            Some(until) if until > since => until + QUIET_TIME,
             _ => since + FIRST_QUIET_TIME,
         };
         (!self.is_busy()).then_some(at)
@@ -137,6 +126,17 @@ impl Traffic {
         (state.waiting, state.running)
     }
 
+    /// Fetches that are asked for now, and give way for at most this time.
+    pub(crate) fn give_way(&self, patience: Duration) -> GivesWay {
+        // what was read before says nothing about the container that is to start
+        self.notice_served();
+        let since = Instant::now();
+        GivesWay {
+            since,
+            until: since + patience,
+        }
+    }
+
     /// Waits for the permit of a background fetch. While a reader waits, `beside_readers` fetches at a time have one.
     pub(crate) async fn permit(&self, beside_readers: usize) -> BackgroundPermit {
         self.permit_of(beside_readers, false).await
@@ -157,9 +157,9 @@ impl Traffic {
                     !state.is_busy() && state.running < limit.min(PERMITS)
                 };
                 let _ = state.wait_for(few).await;
-                let Some(at) = self.quiet_at(gives_way.since) else {
-                    continue;
-                };
+                self.notice_served();
+                let at = state.borrow().quiet_at(gives_way.since);
+                let Some(at) = at else { continue };
                 let now = Instant::now();
                 if at <= now {
                     return;
@@ -172,8 +172,8 @@ impl Traffic {
         self.permit_of(beside_readers, true).await
     }
 
-    /// As [`TrafficState::quiet_at`], with the reads that did not wait.
-    fn quiet_at(&self, since: Instant) -> Option<Instant> {
+    /// Counts the reads that did not wait.
+    fn notice_served(&self) {
         self.0.state.send_if_modified(|state| {
             let has_served = self.0.has_served.swap(false, Ordering::Relaxed);
             if has_served {
@@ -181,7 +181,6 @@ impl Traffic {
             }
             has_served
         });
-        self.0.state.borrow().quiet_at(since)
     }
 
     async fn permit_of(&self, beside_readers: usize, gives_way: bool) -> BackgroundPermit {
@@ -267,7 +266,7 @@ mod tests {
         let traffic = Traffic::default();
         let start = Instant::now();
         let patience = Duration::from_secs(30);
-        let gives_way = GivesWay::for_at_most(patience);
+        let gives_way = traffic.give_way(patience);
         let others = async {
             for _ in 0..3 {
                 let reader = traffic.wait();
@@ -295,10 +294,12 @@ mod tests {
         let _reader = traffic.wait();
         let _late = traffic.permit_after_others(gives_way, 1).await;
         assert_eq!(start.elapsed(), patience);
-        // where nothing happens, the container may not have started yet
+        // where nothing happens, the container may not have started yet; what was read before was read by others
         let traffic = Traffic::default();
         let start = Instant::now();
-        let gives_way = GivesWay::for_at_most(patience);
+        traffic.has_served();
+        let gives_way = traffic.give_way(patience);
+        tokio::time::sleep(SAMPLE_TIME).await;
         let _first = traffic.permit_after_others(gives_way, 1).await;
         assert_eq!(start.elapsed(), FIRST_QUIET_TIME);
     }
@@ -313,7 +314,7 @@ mod tests {
                 tokio::time::sleep(QUIET_TIME / 2).await;
             }
         };
-        let gives_way = GivesWay::for_at_most(Duration::from_secs(200));
+        let gives_way = traffic.give_way(Duration::from_secs(200));
         let (_, first) = tokio::join!(reads, traffic.permit_after_others(gives_way, 1));
         // the last read is noticed within the time of a look
         let last = QUIET_TIME / 2 * 39;
@@ -331,7 +332,7 @@ mod tests {
         let _third = traffic.permit_after_others(gives_way, 1).await;
         assert_eq!(before.elapsed(), QUIET_TIME);
         // a reader that goes on does not hold it up for ever
-        let gives_way = GivesWay::for_at_most(QUIET_TIME * 4);
+        let gives_way = traffic.give_way(QUIET_TIME * 4);
         let before = Instant::now();
         let reads = async {
             loop {

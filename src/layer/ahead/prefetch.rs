@@ -43,7 +43,8 @@ impl Store {
             disk: Arc::clone(disk),
             spans: SpanId(0)..SpanId(u32::MAX),
         };
-        self.fetch_listed(vec![all], Some(GivesWay::for_at_most(patience)));
+        let gives_way = self.services().traffic().give_way(patience);
+        self.fetch_listed(vec![all], Some(gives_way));
     }
 
     fn fetch_listed(self: &Arc<Self>, list: Vec<ListedSpans>, gives_way: Option<GivesWay>) {
