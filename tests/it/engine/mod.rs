@@ -35,8 +35,11 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Output},
+    thread,
+    time::{Duration, Instant},
 };
 
+use rustix::mount::UnmountFlags;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -135,12 +138,13 @@ impl Host {
     pub fn detach(&self, mountpoint: &Path) {
         /// The exit status of a command that found something in use.
         const BUSY: i32 = 6;
-        let mut output = None;
-        crate::support::wait("the mount is idle", || {
-            let output = output.insert(self.output(&["detach", mountpoint.to_str().unwrap()]));
-            output.status.code() != Some(BUSY)
-        });
-        let output = output.unwrap();
+        let detach = || self.output(&["detach", mountpoint.to_str().unwrap()]);
+        let mut output = detach();
+        let begun = Instant::now();
+        while output.status.code() == Some(BUSY) && begun.elapsed() < Duration::from_secs(60) {
+            thread::sleep(Duration::from_millis(50));
+            output = detach();
+        }
         assert!(
             output.status.success(),
             "{}: {}{}",
@@ -306,12 +310,7 @@ impl Host {
 impl Drop for Host {
     fn drop(&mut self) {
         for entry in fs::read_dir(self.folder.path()).unwrap().flatten() {
-            while Command::new("umount")
-                .args(["-q", "-l"])
-                .arg(entry.path())
-                .status()
-                .is_ok_and(|status| status.success())
-            {}
+            while rustix::mount::unmount(entry.path(), UnmountFlags::DETACH).is_ok() {}
         }
         self.end_at_last();
     }

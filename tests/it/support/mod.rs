@@ -61,10 +61,7 @@ pub fn unmount(mountpoint: &std::path::Path) {
     let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
     let copy = format!(" {major}:{minor} / {} ", mountpoint.display());
     wait("the mount is idle", || {
-        let umount = std::process::Command::new("umount")
-            .arg(mountpoint)
-            .output();
-        umount.is_ok_and(|output| output.status.success())
+        rustix::mount::unmount(mountpoint, rustix::mount::UnmountFlags::empty()).is_ok()
     });
     wait("no other mount namespace has the mount", || {
         let processes = std::fs::read_dir("/proc").unwrap();
