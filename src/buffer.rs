@@ -24,7 +24,7 @@ impl Buffer {
     /// Its first `length` bytes. What was in them stays; what was not there before is zero.
     pub(crate) fn of_length(&mut self, length: usize) -> &mut [u8] {
         if self.0.len() < length {
-            self.0.resize(length, 0);
+            set_length(&mut self.0, length);
         }
         &mut self.0[..length]
     }
@@ -41,6 +41,16 @@ impl Drop for Buffer {
         if kept.len() < limit {
             kept.push(std::mem::take(&mut self.0));
         }
+    }
+}
+
+/// Gives a vector this length. What was in it stays; what was not there before is zero. New memory is not written for it: it is zero when
+/// the kernel gives it.
+pub(crate) fn set_length(bytes: &mut Vec<u8>, length: usize) {
+    if bytes.capacity() == 0 {
+        *bytes = vec![0; length];
+    } else {
+        bytes.resize(length, 0);
     }
 }
 

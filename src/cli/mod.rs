@@ -294,7 +294,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(arguments) => arguments,
         Err(told) => return tell(&told),
     };
-    let first = match parsed(command().try_get_matches_from(&arguments)) {
+    let first = command().try_get_matches_from(&arguments);
+    let (first, matches) = match first.and_then(|matches| Ok((parsed(&matches)?, matches))) {
         Ok(first) => first,
         Err(told) => return tell(&told),
     };
@@ -321,8 +322,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             return exit::code(error.kind());
         }
     };
-    let cli = settings.matches(file, command());
-    let mut cli = match cli.and_then(|matches| parsed(Ok(matches))) {
+    let cli = settings.matches(file, self::command, Some(matches));
+    let mut cli = match cli.and_then(|matches| parsed(&matches)) {
         Ok(cli) => cli,
         Err(told) => return tell(&told),
     };
@@ -355,8 +356,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn parsed(matches: Result<ArgMatches, clap::Error>) -> Result<Cli, clap::Error> {
-    Cli::from_arg_matches(&matches?)
+fn parsed(matches: &ArgMatches) -> Result<Cli, clap::Error> {
+    Cli::from_arg_matches(matches)
 }
 
 /// Reads the configuration file. A daemon that follows another one must serve what that one has served: if the file is wrong by now, the file
@@ -368,18 +369,17 @@ fn read_configuration(
     service: Option<&mut Service>,
 ) -> Result<(ConfigFile, Option<String>)> {
     let needs_all = command.needs_configuration();
-    let program = self::command();
     let is_successor = service.as_ref().is_some_and(|it| it.is_successor());
     let kept = service.and_then(config::kept);
-    match settings.read(&program) {
+    match settings.read(self::command) {
         Ok(file) => Ok((file, None)),
         Err(error) if is_successor => {
-            let file = settings.parse(&kept.unwrap_or_default(), &program)?;
+            let file = settings.parse(&kept.unwrap_or_default(), self::command)?;
             let what = "the configuration of the daemon before is used, because the file is wrong";
             Ok((file, Some(format!("{what}: {}", error.report()))))
         }
         Err(error) if !needs_all && error.kind() == Kind::InvalidArgument => {
-            let file = settings.read_directories(&program);
+            let file = settings.read_directories(self::command);
             let what = "the configuration file is wrong, and only its directories are used";
             Ok((file, Some(format!("{what}: {}", error.report()))))
         }

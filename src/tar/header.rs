@@ -158,18 +158,23 @@ fn numeric(field: &[u8], name: &'static str) -> Result<i64, BadBlock> {
 
 /// The sum of all bytes with the checksum field as blanks: of unsigned bytes as POSIX wants it, and of signed ones as old tars did.
 fn checksums(block: &RawBlock) -> [i64; 2] {
-    let mut sums = [0_i64; 2];
-    for (at, byte) in block.iter().enumerate() {
-        let byte = if (148..156).contains(&at) {
-            b' '
-        } else {
-            *byte
-        };
-        // 512 bytes cannot overflow this
-        sums[0] = sums[0].wrapping_add(i64::from(byte));
-        sums[1] = sums[1].wrapping_add(i64::from(byte.cast_signed()));
+    let ustar: &Ustar = zerocopy::transmute_ref!(block);
+    let ([all, all_high], [own, own_high]) = (sums(block), sums(&ustar.chksum));
+    let blanks = i64::from(b' ').wrapping_mul(8);
+    let unsigned = all.wrapping_sub(own).wrapping_add(blanks);
+    // a byte from 128 on is less by 256 if it is signed
+    let high = all_high.wrapping_sub(own_high);
+    [unsigned, unsigned.wrapping_sub(high.wrapping_mul(256))]
+}
+
+/// The sum of bytes, and how many are 128 or more. A block cannot overflow them.
+fn sums(bytes: &[u8]) -> [i64; 2] {
+    let (mut all, mut high) = (0_i64, 0_i64);
+    for byte in bytes {
+        all = all.wrapping_add(i64::from(*byte));
+        high = high.wrapping_add(i64::from(*byte >> 7));
     }
-    sums
+    [all, high]
 }
 
 fn layout(block: &RawBlock) -> Layout {

@@ -239,8 +239,8 @@ impl Reader {
     fn fill_block(&mut self, bytes: &mut &[u8]) -> bool {
         let rest = self.block.get_mut(self.filled..).unwrap_or_default();
         let piece = take(bytes, &mut self.position, rest.len());
-        for (to, from) in rest.iter_mut().zip(piece) {
-            *to = *from;
+        if let Some(to) = rest.get_mut(..piece.len()) {
+            to.copy_from_slice(piece);
         }
         self.filled = self.filled.saturating_add(piece.len());
         let whole = self.filled == BLOCK_SIZE;

@@ -69,10 +69,10 @@ impl RunningConfiguration {
     fn read(&self) -> Result<Reloaded> {
         let mut settings = self.settings();
         let mut new = settings.clone();
-        let file = new.read(&command())?;
+        let file = new.read(command)?;
         let wrong =
             |error: clap::Error| Error::with_source(Kind::InvalidArgument, "the options", error);
-        let matches = new.matches(file, command()).map_err(wrong)?;
+        let matches = new.matches(file, command, None).map_err(wrong)?;
         let Cli { global, command } = Cli::from_arg_matches(&matches).map_err(wrong)?;
         let (limits, disks) = (command.disk_limits(), self.engine.disks());
         if limits != disks.store().space_status().limits {

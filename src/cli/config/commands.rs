@@ -82,7 +82,7 @@ impl CheckCommand {
     fn run(self, global: &GlobalArgs) -> Result<ExitCode> {
         let given = self.file.as_deref().or(global.settings.given_path());
         let settings = Settings::new(Vec::new(), given.map(absolute).transpose()?, true);
-        let file = settings.read(&command())?;
+        let file = settings.read(command)?;
         let path = settings.path();
         match file.text.is_empty() && !path.exists() {
             true => output::line(&format!(
@@ -161,7 +161,7 @@ impl ShowCommand {
 
 /// All keys, as a daemon, or else an attach or a snapshotter, would have them.
 fn shown(settings: &Settings) -> Result<Vec<Shown>> {
-    let file = settings.read(&command())?;
+    let file = settings.read(command)?;
     let of = |arguments: &[&str], is_daemon| {
         let mut line: Vec<OsString> = vec!["socinbd".into()];
         for name in settings.names_on_command_line() {
@@ -174,7 +174,7 @@ fn shown(settings: &Settings) -> Result<Vec<Shown>> {
         line.extend(arguments.iter().map(OsString::from));
         let mut settings = Settings::new(line, None, is_daemon);
         settings
-            .matches(file.clone(), command())
+            .matches(file.clone(), command, None)
             .map_err(|error| Error::with_source(Kind::InvalidArgument, "the options", error))
     };
     let programs = [

@@ -68,7 +68,7 @@ impl fmt::Display for Mistake {
 
 impl ConfigFile {
     /// Reads a file; `None` if it does not exist. It may be a symbolic link to a regular file.
-    pub(super) fn read(path: &Path, program: &Command) -> Result<Option<Self>> {
+    pub(super) fn read(path: &Path, program: fn() -> Command) -> Result<Option<Self>> {
         let Some(bytes) = Self::bytes(path)? else {
             return Ok(None);
         };
@@ -76,7 +76,7 @@ impl ConfigFile {
     }
 
     /// The directories that a file names, also if it has mistakes elsewhere; none if it is not TOML or cannot be read.
-    pub(super) fn read_directories(path: &Path, program: &Command) -> Self {
+    pub(super) fn read_directories(path: &Path, program: fn() -> Command) -> Self {
         let bytes = Self::bytes(path).ok().flatten().unwrap_or_default();
         let (mut file, _) = Self::parse_all(&bytes, &path.display().to_string(), program);
         file.entries.retain(|entry| entry.key.table == DIRECTORIES);
@@ -93,8 +93,9 @@ impl ConfigFile {
         bytes.or_kind(Kind::InvalidArgument, reading).map(Some)
     }
 
-    /// Parses the bytes of a file, which has this name in messages. `program` is the command line, whose options check the values.
-    pub(super) fn parse(bytes: &[u8], name: &str, program: &Command) -> Result<Self> {
+    /// Parses the bytes of a file, which has this name in messages. `program` makes the definition of the command line, whose options check
+    /// the values.
+    pub(super) fn parse(bytes: &[u8], name: &str, program: fn() -> Command) -> Result<Self> {
         match Self::parse_all(bytes, name, program) {
             (file, None) => Ok(file),
             (_, Some(mistakes)) => Err(mistakes),
@@ -102,10 +103,10 @@ impl ConfigFile {
     }
 
     /// The keys that are right, and an error with the mistakes.
-    fn parse_all(bytes: &[u8], name: &str, program: &Command) -> (Self, Option<Error>) {
+    fn parse_all(bytes: &[u8], name: &str, program: fn() -> Command) -> (Self, Option<Error>) {
         let mut reader = Reader {
             text: String::new(),
-            program,
+            program: &program(),
             entries: Vec::new(),
             verifiers: Vec::new(),
             mistakes: Vec::new(),

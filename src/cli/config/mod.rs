@@ -92,7 +92,7 @@ impl Settings {
     }
 
     /// Reads the file.
-    pub(super) fn read(&self, program: &Command) -> Result<ConfigFile> {
+    pub(super) fn read(&self, program: fn() -> Command) -> Result<ConfigFile> {
         match ConfigFile::read(self.path(), program)? {
             Some(file) => Ok(file),
             None if self.given.is_none() => Ok(ConfigFile::default()),
@@ -107,23 +107,27 @@ impl Settings {
     }
 
     /// The directories that a file with mistakes names.
-    pub(super) fn read_directories(&self, program: &Command) -> ConfigFile {
+    pub(super) fn read_directories(&self, program: fn() -> Command) -> ConfigFile {
         ConfigFile::read_directories(self.path(), program)
     }
 
     /// Parses the text of a file that another process of this daemon has read.
-    pub(super) fn parse(&self, text: &[u8], program: &Command) -> Result<ConfigFile> {
+    pub(super) fn parse(&self, text: &[u8], program: fn() -> Command) -> Result<ConfigFile> {
         ConfigFile::parse(text, &self.path().display().to_string(), program)
     }
 
-    /// Parses the command line above this file.
+    /// Parses the command line above this file. `without_file` is what it is without one, if that is known.
     pub(super) fn matches(
         &mut self,
         file: ConfigFile,
-        program: Command,
+        program: fn() -> Command,
+        without_file: Option<ArgMatches>,
     ) -> Result<ArgMatches, clap::Error> {
-        let program = with_defaults(program, &file, self.is_daemon);
-        let matches = program.try_get_matches_from(&self.arguments)?;
+        let matches = match without_file {
+            Some(matches) if file.entries.is_empty() && !self.is_daemon => matches,
+            _ => with_defaults(program(), &file, self.is_daemon)
+                .try_get_matches_from(&self.arguments)?,
+        };
         if let Some((_, command)) = matches.subcommand() {
             self.on_command_line = of_source(command, ValueSource::CommandLine);
             self.in_environment = of_source(command, ValueSource::EnvVariable);

@@ -13,7 +13,7 @@ use super::{
 use crate::{cli::command, engine::verifiers::OnFailure};
 
 fn parse(text: &str) -> Result<ConfigFile, String> {
-    ConfigFile::parse(text.as_bytes(), "f", &command()).map_err(|error| error.report())
+    ConfigFile::parse(text.as_bytes(), "f", command).map_err(|error| error.report())
 }
 
 #[test]
@@ -198,7 +198,7 @@ fn each_mistake_has_its_place_and_says_what_is_wanted() {
     ] {
         assert_eq!(parse(text).map(|_| ()).unwrap_err(), message, "{text}");
     }
-    let error = ConfigFile::parse(b"[daemon]\n# \xff\n", "f", &command()).unwrap_err();
+    let error = ConfigFile::parse(b"[daemon]\n# \xff\n", "f", command).unwrap_err();
     assert_eq!(error.report(), "f:2:3: this is not UTF-8");
     let many = format!(
         "[daemon]\n{}",
@@ -231,7 +231,7 @@ fn verifiers_are_read_in_the_order_of_the_file() {
 fn only_a_regular_file_of_limited_length_is_read() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
-    let read = |name: &str| ConfigFile::read(&at(name), &command()).map_err(|it| it.report());
+    let read = |name: &str| ConfigFile::read(&at(name), command).map_err(|it| it.report());
     assert!(read("none").unwrap().is_none());
     fs::write(at("file"), "[daemon]\nidle-exit = 0x1_0\n").unwrap();
     std::os::unix::fs::symlink("file", at("link")).unwrap();
@@ -253,7 +253,9 @@ fn only_a_regular_file_of_limited_length_is_read() {
 fn settings(arguments: &[&str], text: &str, is_daemon: bool) -> (Settings, ArgMatches) {
     let arguments: Vec<OsString> = arguments.iter().map(OsString::from).collect();
     let mut settings = Settings::new(arguments, None, is_daemon);
-    let matches = settings.matches(parse(text).unwrap(), command()).unwrap();
+    let matches = settings
+        .matches(parse(text).unwrap(), command, None)
+        .unwrap();
     (settings, matches)
 }
 
@@ -469,7 +471,7 @@ proptest! {
     fn any_bytes_are_a_configuration_or_mistakes_with_places(
         bytes in prop_oneof![pieces().prop_map(String::into_bytes), proptest::collection::vec(any::<u8>(), 0..200)]
     ) {
-        match ConfigFile::parse(&bytes, "f", &command()) {
+        match ConfigFile::parse(&bytes, "f", command) {
             Ok(file) => {
                 for entry in &file.entries {
                     prop_assert!(!entry.values.is_empty());
@@ -479,7 +481,7 @@ proptest! {
                 }
                 // what the file has is taken by the options
                 let mut settings = Settings::new(["socinbd", "daemon"].map(OsString::from).to_vec(), None, true);
-                settings.matches(file, command()).unwrap();
+                settings.matches(file, command, None).unwrap();
             }
             Err(error) => {
                 for line in error.report().lines() {

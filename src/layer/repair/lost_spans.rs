@@ -3,6 +3,7 @@
 use std::{io, os::unix::fs::FileExt as _};
 
 use crate::{
+    buffer::set_length,
     error::{Kind, Result, ResultExt as _},
     ext4::BLOCK_SIZE,
     layer::{
@@ -137,7 +138,7 @@ pub(super) fn data_checksum(reader: &SpanReader, span: SpanId) -> io::Result<u32
         };
         let (mut position, end) = (part.disk.start.get(), part.disk.end.get());
         while position < end {
-            buffer.resize((end - position).min(PIECE) as usize, 0);
+            set_length(&mut buffer, (end - position).min(PIECE) as usize);
             reader.file().read(position, &mut buffer)?;
             crc.update(&buffer);
             position += buffer.len() as u64;

@@ -6,7 +6,10 @@ use super::{
     directory::{self, DiskDirectory},
     seal::{self, Damage},
 };
-use crate::error::{Kind, Result, ResultExt as _};
+use crate::{
+    buffer::set_length,
+    error::{Kind, Result, ResultExt as _},
+};
 
 /// Size of a piece.
 pub(crate) const PIECE_BYTES: u64 = 4 << 20;
@@ -31,7 +34,7 @@ pub(crate) fn write(directory: &DiskDirectory, disk: &File) -> Result<()> {
 
 pub(crate) fn read(disk: &File, number: u64, size: u64, buffer: &mut Vec<u8>) -> io::Result<()> {
     let start = number * PIECE_BYTES;
-    buffer.resize((size - start).min(PIECE_BYTES) as usize, 0);
+    set_length(buffer, (size - start).min(PIECE_BYTES) as usize);
     disk.read_exact_at(buffer, start)
 }
 

@@ -6,6 +6,7 @@
 use std::{io, os::unix::fs::FileExt as _};
 
 use crate::{
+    buffer::set_length,
     ext4::{DataRegion, RegionTable},
     layer::stored::{seal::crc32, span_table::Spans, stored_file::StoredFile},
     units::{LayerOffset, SpanId},
@@ -87,7 +88,7 @@ impl NonFileBytes {
         let mut buffer = Vec::new();
         let mut position = start;
         while position < end {
-            buffer.resize((end - position).min(PIECE) as usize, 0);
+            set_length(&mut buffer, (end - position).min(PIECE) as usize);
             self.read(position, &mut buffer)?;
             crc.update(&buffer);
             position += buffer.len() as u64;

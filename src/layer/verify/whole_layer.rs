@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     blocking::blocking,
+    buffer::set_length,
     error::{Error, Kind, Result, ResultExt as _},
     layer::{
         ahead::fill_decision::FETCH_BYTES,
@@ -329,7 +330,7 @@ impl<R: FnMut(u64, &mut [u8]) -> io::Result<()>> PieceReader<R> {
                 if length == 0 {
                     return Err(io::ErrorKind::UnexpectedEof.into());
                 }
-                self.buffer.resize(length, 0);
+                set_length(&mut self.buffer, length);
                 self.start = position;
                 (self.read)(position, &mut self.buffer)?;
                 continue;
