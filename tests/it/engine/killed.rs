@@ -307,9 +307,12 @@ fn kill(host: &Host, readers: &Readers, kills: u64, seed: u64) {
     for _ in 0..kills {
         // some live long enough for a read, and for one that fails, which takes a third of a second
         let is_long = random.below(4) == 3;
-        let most = if is_long { 1500 } else { 200 };
+        let pause = match is_long {
+            true => 300 + random.below(400),
+            false => random.below(200),
+        };
         let before = readers.reads.load(Ordering::Relaxed);
-        thread::sleep(Duration::from_millis(random.below(most)));
+        thread::sleep(Duration::from_millis(pause));
         wait("a daemon runs", || host.daemon().is_some());
         if is_long {
             wait("a read ends", || {

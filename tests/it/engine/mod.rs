@@ -175,9 +175,12 @@ impl Host {
     fn processes(&self, keep: bool) -> Option<u32> {
         let root = self.root();
         let of_this_root = |path: &Path| {
+            let name = fs::read(path.join("comm")).unwrap_or_default();
+            if !name.starts_with(b"socinbd") {
+                return false;
+            }
             let arguments = fs::read(path.join("cmdline")).unwrap_or_default();
             let arguments: Vec<&[u8]> = arguments.split(|&byte| byte == 0).collect();
-            let name = fs::read(path.join("comm")).unwrap_or_default();
             let is_daemon = |it: &&[u8]| *it == b"daemon" || *it == b"snapshotter";
             arguments.iter().any(is_daemon)
                 && arguments.contains(&root.as_os_str().as_encoded_bytes())

@@ -36,6 +36,7 @@ use socinbd::{
 use tokio::{runtime::Runtime, sync::watch};
 
 use super::eventually;
+use crate::support::place_telling;
 
 const SIZE: u64 = 24 << 20;
 /// Bytes of a part of the disk, which has one state.
@@ -57,16 +58,9 @@ fn state(offset: u64) -> State {
     }
 }
 
-/// Bytes that tell their place.
-fn fill(offset: u64, buffer: &mut [u8]) {
-    for (word, place) in (offset / 8..).zip(buffer.chunks_exact_mut(8)) {
-        place.copy_from_slice(&word.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
-    }
-}
-
 fn bytes(offset: u64, length: usize) -> Vec<u8> {
     let mut bytes = vec![0; length];
-    fill(offset, &mut bytes);
+    place_telling(offset, &mut bytes);
     bytes
 }
 
@@ -84,7 +78,7 @@ impl ServedDisk for ComputedDisk {
     }
 
     fn read_present(&self, offset: DiskOffset, buffer: &mut [u8]) -> io::Result<()> {
-        fill(offset.get(), buffer);
+        place_telling(offset.get(), buffer);
         Ok(())
     }
 
@@ -92,7 +86,7 @@ impl ServedDisk for ComputedDisk {
         if (offset.get() / 4096).is_multiple_of(3) {
             return Ok(false);
         }
-        fill(offset.get(), buffer);
+        place_telling(offset.get(), buffer);
         Ok(true)
     }
 
@@ -595,7 +589,7 @@ impl ServedDisk for Gate {
     fn read_present(&self, offset: DiskOffset, buffer: &mut [u8]) -> io::Result<()> {
         let held = self.is_held.lock().unwrap();
         drop(self.released.wait_while(held, |held| *held).unwrap());
-        fill(offset.get(), buffer);
+        place_telling(offset.get(), buffer);
         Ok(())
     }
 

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use crate::support::place_telling;
 use futures_util::future::BoxFuture;
 use socinbd::{
     error::{Error, Kind},
@@ -50,10 +51,8 @@ pub(super) struct Memory {
 impl Memory {
     /// `blocks` blocks of bytes that tell their place, all present.
     pub(super) fn new(blocks: usize) -> Self {
-        let words = blocks * BLOCK as usize / 8;
-        let data = (0..words as u64)
-            .flat_map(|word| word.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes())
-            .collect();
+        let mut data = vec![0; blocks * BLOCK as usize];
+        place_telling(0, &mut data);
         Self {
             data,
             blocks: Mutex::new(vec![Block::Present; blocks]),

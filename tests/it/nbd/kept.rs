@@ -42,6 +42,7 @@ use socinbd::{
 use tokio::runtime::Runtime;
 
 use super::client::{EINVAL, EIO, EPERM, FLUSH, READ, TRIM, be32, be64, request_bytes};
+use crate::support::place_telling;
 
 /// Bytes of a disk, and of one of its parts, which have the same state.
 pub(crate) const SIZE: u64 = 24 << 20;
@@ -163,9 +164,9 @@ impl ServedDisk for FileDisk {
 
 /// Bytes that tell their place.
 pub(crate) fn content(size: u64) -> Vec<u8> {
-    (0..size / 8)
-        .flat_map(|word| word.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes())
-        .collect()
+    let mut content = vec![0; size as usize];
+    place_telling(0, &mut content);
+    content
 }
 
 /// A disk's file, and what is in it.

@@ -165,7 +165,7 @@ pub fn digest(descriptor: &Value) -> Digest {
 }
 
 pub fn gzip(bytes: &[u8]) -> Vec<u8> {
-    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(2));
     encoder.write_all(bytes).unwrap();
     encoder.finish().unwrap()
 }

@@ -87,6 +87,16 @@ pub fn seeded_noise(length: usize, seed: u64) -> Vec<u8> {
     bytes
 }
 
+/// Fills a buffer with bytes that tell their place; `offset` is that of the buffer, a multiple of 8.
+pub fn place_telling(offset: u64, buffer: &mut [u8]) {
+    const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+    let mut word = (offset / 8).wrapping_mul(STEP);
+    for place in buffer.as_chunks_mut().0 {
+        *place = word.to_be_bytes();
+        word = word.wrapping_add(STEP);
+    }
+}
+
 /// Bytes that do not compress.
 pub fn noise(length: usize) -> Vec<u8> {
     seeded_noise(length, 1)
