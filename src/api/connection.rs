@@ -304,7 +304,15 @@ impl RequestError {
 pub(super) async fn connect(socket: &Path) -> std::io::Result<UnixStream> {
     loop {
         match UnixStream::connect(socket).await {
-            Err(error) if error.kind() == ErrorKind::WouldBlock => tokio::time::sleep(PAUSE).await,
+            // the queue of connections is full, or was closed with this one in it: another daemon may listen by now
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::WouldBlock | ErrorKind::ConnectionReset
+                ) =>
+            {
+                tokio::time::sleep(PAUSE).await;
+            }
             connected => return connected,
         }
     }
@@ -319,4 +327,41 @@ fn take_line<T: serde::de::DeserializeOwned>(pending: &mut Vec<u8>) -> Result<Op
     serde_json::from_slice(&line)
         .map(Some)
         .or_kind(Kind::Corrupt, || "reading the daemon's answer".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        os::unix::net::UnixListener,
+        sync::atomic::{AtomicBool, Ordering},
+    };
+
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_daemon_that_ends_before_it_accepts_is_none_that_listens() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("socket");
+        let ended = std::sync::Arc::new(AtomicBool::new(false));
+        let daemons = {
+            let (socket, ended) = (socket.clone(), std::sync::Arc::clone(&ended));
+            std::thread::spawn(move || {
+                while !ended.load(Ordering::Relaxed) {
+                    drop(UnixListener::bind(&socket).unwrap());
+                    std::fs::remove_file(&socket).unwrap();
+                }
+            })
+        };
+        for _ in 0..200 {
+            if let Err(error) = connect(&socket).await {
+                let kind = error.kind();
+                assert!(
+                    matches!(kind, ErrorKind::NotFound | ErrorKind::ConnectionRefused),
+                    "{error}"
+                );
+            }
+        }
+        ended.store(true, Ordering::Relaxed);
+        daemons.join().unwrap();
+    }
 }
