@@ -65,8 +65,18 @@ fn hidden(place: &Path) -> Error {
 }
 
 /// The processes that use the file system of an attachment, which had this device number when it was mounted. None if the kernel has given
-/// the number to another file system: then that of the attachment is gone.
+/// the number to another file system: then that of the attachment is gone. The other one may be unmounted between the looks at the
+/// processes and at the mounts, so both are looked at twice.
 pub(super) fn users(id: &str, device: (u32, u32)) -> Vec<busy::User> {
+    let mut users = users_now(id, device);
+    if !users.is_empty() {
+        let still = users_now(id, device);
+        users.retain(|user| still.iter().any(|it| it.pid == user.pid));
+    }
+    users
+}
+
+fn users_now(id: &str, device: (u32, u32)) -> Vec<busy::User> {
     let users = busy::users_of_device(device).unwrap_or_default();
     let source = mount_source(id);
     let is_other = |mount: &Mount| mount.device == device && mount.source != source.as_str();
