@@ -20,7 +20,7 @@ use crate::{
     support::{
         registry::{Fault, On, Registry, Times},
         unmount,
-        vm::{in_vm, in_vm_together},
+        vm::{in_vm, in_vm_asleep, in_vm_together},
     },
 };
 
@@ -345,7 +345,7 @@ impl Drop for Unkept {
 /// The kernel drops a connection whose answer takes longer than its timeout, and asks again on a new one.
 #[test]
 fn a_fetch_that_takes_longer_than_the_kernels_timeout() {
-    in_vm(|| {
+    in_vm_asleep(|| {
         let host = Host::new();
         let _daemon = Unkept::start(&host);
         let content: Vec<u8> = (0..400_000_u32)
@@ -450,7 +450,7 @@ fn a_device_that_lost_its_connections_before_it_had_a_record_holds_nothing_up() 
 /// The kernel holds requests back when their connections are gone; the next daemon gives the devices new ones.
 #[test]
 fn readers_of_a_killed_daemon_go_on_when_the_next_one_starts() {
-    in_vm(|| {
+    in_vm_asleep(|| {
         let host = Host::new();
         let content: Vec<u8> = (0..400_000_u32).flat_map(u32::to_le_bytes).collect();
         let (_layout, registry) = served(
@@ -563,7 +563,7 @@ fn devices_of_a_killed_daemon_are_served_by_the_one_that_its_keeper_starts() {
 /// The bound that docs/nbd.md names.
 #[test]
 fn readers_of_a_killed_daemon_wait_no_longer_than_is_documented() {
-    in_vm(|| {
+    in_vm_asleep(|| {
         let host = Host::new();
         let _daemon = Unkept::start(&host);
         let content: Vec<u8> = (0..400_000_u32).flat_map(u32::to_le_bytes).collect();

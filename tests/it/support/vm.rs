@@ -28,7 +28,7 @@ const SHARED: &str = "SOCINBD_SHARED_WITH_VM";
 /// processors they take a third of it at most.
 const BOUND_SECONDS: &str = "480";
 
-/// How many VMs more may run beside each other: each has 2 GiB at most, and a processor.
+/// How many VMs more may run beside each other: each has 2 GiB at most, and a processor. Those of [`in_vm_asleep`] do not count.
 static FREE: Mutex<u32> = Mutex::new(3);
 static FREED: Condvar = Condvar::new();
 
@@ -63,6 +63,14 @@ pub(crate) fn in_vm<F: FnOnce()>(body: F) {
     run_tests(&["--exact", name_of_test::<F>()]);
 }
 
+/// As [`in_vm`], for a test that sleeps for most of its time: its VM may run beside all others.
+pub(crate) fn in_vm_asleep<F: FnOnce()>(body: F) {
+    if is_vm() {
+        return body();
+    }
+    assert_success(output_of(&["--exact", name_of_test::<F>()], None));
+}
+
 /// The output of the tests that have run together, by their module.
 static TOGETHER: Mutex<BTreeMap<&str, Arc<OnceLock<String>>>> = Mutex::new(BTreeMap::new());
 
@@ -88,7 +96,7 @@ pub(crate) fn in_vm_together<F: FnOnce()>(names: &'static [&'static str], body: 
             .into_iter()
             .chain(names)
             .collect();
-        output_of(&filter, None).1
+        output_in_slot(&filter, None).1
     });
     let ok = format!("test {name} ... ok");
     assert!(
@@ -123,9 +131,17 @@ pub(crate) fn run_tests(filter: &[&str]) {
 }
 
 fn run_tests_with(filter: &[&str], shared: Option<&Path>) {
-    let (is_success, output) = output_of(filter, shared);
+    assert_success(output_in_slot(filter, shared));
+}
+
+fn assert_success((is_success, output): (bool, String)) {
     assert!(is_success, "in the VM:\n{output}");
     print!("{output}");
+}
+
+fn output_in_slot(filter: &[&str], shared: Option<&Path>) -> (bool, String) {
+    let _slot = Slot::wait();
+    output_of(filter, shared)
 }
 
 /// What a filter of the test binary prints in the VM, and whether at least one test ran and none failed.
@@ -133,7 +149,6 @@ fn output_of(filter: &[&str], shared: Option<&Path>) -> (bool, String) {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/vm");
     let bound = std::env::var("SOCINBD_TEST_VM_SECONDS");
     let bound = bound.unwrap_or_else(|_| BOUND_SECONDS.to_owned());
-    let slot = Slot::wait();
     let mut command = Command::new(script);
     command.args(["run", "--time", &bound]);
     if let Some(shared) = shared {
@@ -147,7 +162,6 @@ fn output_of(filter: &[&str], shared: Option<&Path>) -> (bool, String) {
         .env(INSIDE, "1")
         .output()
         .expect("scripts/vm needs bash");
-    drop(slot);
     let [stdout, stderr] = [&output.stdout, &output.stderr].map(|it| String::from_utf8_lossy(it));
     // a filter that names no test is a success of the test binary, but not here
     let ran = stdout.contains("test result: ok.") && !stdout.contains("ok. 0 passed");
