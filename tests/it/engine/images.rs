@@ -216,7 +216,7 @@ fn small_with_every_odd_kind_of_file() {
     small(indexed_small());
 }
 
-const FINE: [&str; 4] = ["--min-layer-size", "0", "--span-size", "262144"];
+const FINE: [&str; 4] = ["--min-layer-size", "0", "--span-size", "65536"];
 
 /// The image, and what umoci makes of it.
 pub fn indexed_small() -> (Indexed, PathBuf) {
