@@ -23,7 +23,7 @@ use socinbd::{
     ztoc::{Span, SpanTable, Ztoc},
 };
 
-use crate::support::{pauses, registry::Registry, until};
+use crate::support::{pauses, read_sparse, registry::Registry, until};
 
 pub const REPOSITORY: &str = "app";
 
@@ -372,7 +372,7 @@ pub fn assert_holds(disk: &Path, files: &Files) {
         "{}",
         String::from_utf8_lossy(&check.stdout)
     );
-    let ext4 = ext4_view::Ext4::load(Box::new(std::fs::read(disk).unwrap())).unwrap();
+    let ext4 = ext4_view::Ext4::load(Box::new(read_sparse(disk))).unwrap();
     for (path, bytes) in files {
         let found = ext4.read(format!("/{path}").as_str()).unwrap();
         assert!(found == *bytes, "{path} has other bytes");

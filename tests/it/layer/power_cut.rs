@@ -29,7 +29,7 @@ use crate::{
     compact::CompactLab,
     support::{
         log_writes::{WriteLog, undo},
-        succeeds, unmount,
+        read_sparse, succeeds, unmount,
         vm::in_vm_then,
     },
 };
@@ -265,7 +265,7 @@ async fn complete_disks(layers: &Layers) -> BTreeMap<Key, Vec<u8>> {
         if !disk.is_complete() {
             complete(&disk).await;
         }
-        right.insert(key(&disk), fs::read(disk.path()).unwrap());
+        right.insert(key(&disk), read_sparse(disk.path()));
     }
     right
 }
@@ -379,13 +379,13 @@ fn write_sparse(bytes: &[u8], path: &Path) {
 async fn replay(out: &Path, options: &'static str) {
     let layers = Layers::new();
     let right = complete_disks(&layers).await;
-    let mut device = fs::read(out.join("device")).unwrap();
+    let mut device = read_sparse(&out.join("device"));
     let mut cuts = Cuts {
         layers,
         right,
         room: Room::new(8 * DEVICE_MB as u32),
         options,
-        log: WriteLog::parse(fs::read(out.join("log")).unwrap()),
+        log: WriteLog::parse(read_sparse(&out.join("log"))),
         looked: 0,
         present: 0,
         valid: 0,

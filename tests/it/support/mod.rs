@@ -64,12 +64,34 @@ pub fn unmount(mountpoint: &std::path::Path) {
         rustix::mount::unmount(mountpoint, rustix::mount::UnmountFlags::empty()).is_ok()
     });
     wait("no other mount namespace has the mount", || {
-        let processes = std::fs::read_dir("/proc").unwrap();
-        !processes.flatten().any(|process| {
-            let mounts = std::fs::read_to_string(process.path().join("mountinfo"));
+        let mut seen = std::collections::BTreeSet::new();
+        let processes = std::fs::read_dir("/proc").unwrap().flatten();
+        !processes.map(|process| process.path()).any(|process| {
+            // of many processes in one namespace the first
+            if std::fs::read_link(process.join("ns/mnt")).is_ok_and(|space| !seen.insert(space)) {
+                return false;
+            }
+            let mounts = std::fs::read_to_string(process.join("mountinfo"));
             mounts.is_ok_and(|mounts| mounts.contains(&copy))
         })
     });
+}
+
+/// Reads a file, and of one with holes its data only.
+pub fn read_sparse(path: &std::path::Path) -> Vec<u8> {
+    use rustix::fs::{SeekFrom, seek};
+    let file = std::fs::File::open(path).unwrap();
+    let mut bytes = vec![0; file.metadata().unwrap().len() as usize];
+    let mut end = 0;
+    loop {
+        let start = match seek(&file, SeekFrom::Data(end)) {
+            Err(rustix::io::Errno::NXIO) => return bytes,
+            start => start.unwrap(),
+        };
+        end = seek(&file, SeekFrom::Hole(start)).unwrap();
+        let data = &mut bytes[start as usize..end as usize];
+        std::os::unix::fs::FileExt::read_exact_at(&file, data, start).unwrap();
+    }
 }
 
 /// Bytes that do not compress, the same at each run and others for another seed.
