@@ -13,7 +13,7 @@ use std::{
 use serde_json::Value;
 use socinbd::kernel::{blockdev, dm, loopdev, nbd};
 
-use super::{Host, images, real::RealImage};
+use super::{Host, images};
 use crate::{
     kernel::eventually,
     soci::make::{GZIP_LAYER, MadeLayout, tar_of},
@@ -110,7 +110,7 @@ fn members_on_the_kernels_nbd() {
 
 #[test]
 fn python_on_the_kernels_nbd() {
-    let image = RealImage::indexed("python", &["--min-layer-size", "0"]).image;
+    let image = images::indexed_python().image;
     in_vm(|| {
         let host = Host::new();
         let registry = image.serve();

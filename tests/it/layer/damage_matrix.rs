@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     compact::{CompactLab, compact_of},
-    support::{succeeds, until},
+    support::{copy_folder, succeeds, until},
 };
 
 /// What happens to a file.
@@ -254,12 +254,7 @@ async fn read_files(disk: &Arc<Disk>, layer: &Layer, case: &Case) -> Result<(), 
 
 async fn suffer(kind: &Kind, pristine: &Path, case: &Case) {
     let root = tempfile::tempdir().unwrap();
-    succeeds(
-        Command::new("cp")
-            .args(["-a", "--sparse=always"])
-            .arg(pristine.join("layers"))
-            .arg(root.path()),
-    );
+    copy_folder(&pristine.join("layers"), &root.path().join("layers"));
     let path = root.path().join(&case.file);
     if case.in_use {
         let store = Store::open(root.path()).unwrap();

@@ -14,6 +14,7 @@ pub mod ztocs;
 
 use std::{
     fs,
+    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -78,19 +79,50 @@ pub fn unmount(mountpoint: &std::path::Path) {
 }
 
 /// Reads a file, and of one with holes its data only.
-pub fn read_sparse(path: &std::path::Path) -> Vec<u8> {
-    use rustix::fs::{SeekFrom, seek};
-    let file = std::fs::File::open(path).unwrap();
+pub fn read_sparse(path: &Path) -> Vec<u8> {
+    let file = fs::File::open(path).unwrap();
     let mut bytes = vec![0; file.metadata().unwrap().len() as usize];
+    each_data(&file, |start, end| {
+        let data = &mut bytes[start as usize..end as usize];
+        file.read_exact_at(data, start).unwrap();
+    });
+    bytes
+}
+
+/// Copies a folder of folders and files, with holes where the files have them.
+pub fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let (from, to) = (entry.path(), to.join(entry.file_name()));
+        if entry.file_type().unwrap().is_dir() {
+            copy_folder(&from, &to);
+            continue;
+        }
+        let [from, to] = [fs::File::open(from), fs::File::create(to)].map(Result::unwrap);
+        let metadata = from.metadata().unwrap();
+        to.set_len(metadata.len()).unwrap();
+        to.set_permissions(metadata.permissions()).unwrap();
+        each_data(&from, |start, end| {
+            let mut bytes = vec![0; (end - start) as usize];
+            from.read_exact_at(&mut bytes, start).unwrap();
+            to.write_all_at(&bytes, start).unwrap();
+        });
+    }
+    let permissions = fs::metadata(from).unwrap().permissions();
+    fs::set_permissions(to, permissions).unwrap();
+}
+
+/// Passes the start and the end of each part that is not a hole.
+fn each_data(file: &fs::File, mut pass: impl FnMut(u64, u64)) {
+    use rustix::fs::{SeekFrom, seek};
     let mut end = 0;
     loop {
-        let start = match seek(&file, SeekFrom::Data(end)) {
-            Err(rustix::io::Errno::NXIO) => return bytes,
+        let start = match seek(file, SeekFrom::Data(end)) {
+            Err(rustix::io::Errno::NXIO) => return,
             start => start.unwrap(),
         };
-        end = seek(&file, SeekFrom::Hole(start)).unwrap();
-        let data = &mut bytes[start as usize..end as usize];
-        std::os::unix::fs::FileExt::read_exact_at(&file, data, start).unwrap();
+        end = seek(file, SeekFrom::Hole(start)).unwrap();
+        pass(start, end);
     }
 }
 
