@@ -76,14 +76,7 @@ impl Client {
         let socket = control_socket(&self.run_dir);
         match connect(&socket).await {
             Ok(_) => Ok(true),
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    ErrorKind::NotFound | ErrorKind::ConnectionRefused
-                ) =>
-            {
-                Ok(false)
-            }
+            Err(error) if is_absence(error.kind()) => Ok(false),
             Err(error) if error.kind() == ErrorKind::InvalidInput => Err(Error::with_source(
                 Kind::InvalidArgument,
                 format!(
@@ -208,10 +201,20 @@ impl Client {
     ) -> Result<Response<Incoming>, RequestError> {
         let socket = control_socket(&self.run_dir);
         let context = || format!("sending a request to the daemon at {}", socket.display());
-        let stream = connect(&socket)
-            .await
-            .or_kind(Kind::Unavailable, context)
-            .map_err(RequestError::Other)?;
+        let stream = match connect(&socket).await {
+            Ok(stream) => stream,
+            Err(error) => {
+                let of_kind = match is_absence(error.kind()) {
+                    true => RequestError::Lost,
+                    false => RequestError::Other,
+                };
+                return Err(of_kind(Error::with_source(
+                    Kind::Unavailable,
+                    context(),
+                    error,
+                )));
+            }
+        };
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
             .or_kind(Kind::Unavailable, context)
@@ -300,6 +303,11 @@ impl RequestError {
     }
 }
 
+/// Whether an error of [`connect`] says that no daemon listens.
+fn is_absence(error: ErrorKind) -> bool {
+    matches!(error, ErrorKind::NotFound | ErrorKind::ConnectionRefused)
+}
+
 /// Connects. If the backlog of the socket is full, this waits; the caller has a time limit.
 pub(super) async fn connect(socket: &Path) -> std::io::Result<UnixStream> {
     loop {
@@ -338,6 +346,22 @@ mod tests {
 
     use super::*;
 
+    #[tokio::test]
+    async fn a_daemon_that_ends_between_two_connections_is_not_found() {
+        for _ in 0..20 {
+            let folder = tempfile::tempdir().unwrap();
+            let socket = control_socket(folder.path());
+            let listener = UnixListener::bind(&socket).unwrap();
+            let daemon = std::thread::spawn(move || {
+                drop(listener.accept().unwrap());
+                std::fs::remove_file(&socket).unwrap();
+            });
+            let found = Client::new(folder.path()).find_daemon().await;
+            assert!(found.unwrap().is_none());
+            daemon.join().unwrap();
+        }
+    }
+
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_daemon_that_ends_before_it_accepts_is_none_that_listens() {
         let folder = tempfile::tempdir().unwrap();
@@ -354,11 +378,7 @@ mod tests {
         };
         for _ in 0..200 {
             if let Err(error) = connect(&socket).await {
-                let kind = error.kind();
-                assert!(
-                    matches!(kind, ErrorKind::NotFound | ErrorKind::ConnectionRefused),
-                    "{error}"
-                );
+                assert!(is_absence(error.kind()), "{error}");
             }
         }
         ended.store(true, Ordering::Relaxed);
