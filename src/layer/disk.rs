@@ -320,7 +320,7 @@ impl Disk {
         let stored = self.verification.revoked().insert(&spans);
         self.reader.drop_held(&spans);
         self.ahead.fill().lost();
-        self.reader.presence().bitmap().revoke(&spans).and(stored)
+        self.reader.presence().revoke(&spans).and(stored)
     }
 
     /// The evidence that a span contradicts the table, if it was revoked.

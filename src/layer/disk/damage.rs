@@ -49,7 +49,7 @@ impl Disk {
         if spans.is_empty() {
             return Ok(());
         }
-        self.reader.presence().bitmap().revoke(spans)?;
+        self.reader.presence().revoke(spans)?;
         self.ahead.fill().lost();
         Ok(())
     }

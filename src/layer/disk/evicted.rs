@@ -227,7 +227,7 @@ impl Evictable for Disk {
             replaced.map_err(|error| io::Error::other(error.report()))?;
         }
         let was_full = self.is_full();
-        self.reader.presence().bitmap().revoke(&evicted)?;
+        self.reader.presence().revoke(&evicted)?;
         uses.evict();
         if was_full {
             self.ahead.fill().lost();

@@ -4,7 +4,7 @@
 //! as lost: that of spans that are not synced, and that of spans that are being written and are not present yet. A write has the
 //! [`Generation`] in which it began, and each failed sync begins another one.
 
-use std::sync::Mutex;
+use std::{io, sync::Mutex};
 
 use super::{present_spans::Bitmap, span_record::SpanCheck};
 use crate::{layer::locked::locked, units::SpanId};
@@ -85,6 +85,16 @@ impl Presence {
         std::mem::take(&mut unsynced.spans)
     }
 
+    /// Makes spans absent that may be written again, in memory and in the file. A sync that has not begun yet must not find them as written
+    /// before: it would record them as present when they are written again while it syncs the data.
+    pub(crate) fn revoke(&self, spans: &[SpanId]) -> io::Result<()> {
+        // while they are present nobody writes them
+        let mut unsynced = locked(&self.unsynced);
+        unsynced.spans.retain(|(span, _)| !spans.contains(span));
+        drop(unsynced);
+        self.bitmap.revoke(spans)
+    }
+
     /// Puts spans back whose data is synced, but not their records.
     pub(crate) fn put_back(&self, mut spans: Vec<(SpanId, SpanCheck)>) {
         let mut unsynced = locked(&self.unsynced);
@@ -152,6 +162,20 @@ mod tests {
         let refused = presence.add(SpanId(3), CHECK, now, || false);
         assert_eq!(refused, Added::Revoked);
         assert!(presence.is_synced());
+    }
+
+    #[test]
+    fn a_span_that_is_revoked_before_its_sync_is_synced_only_if_it_is_written_again() {
+        let presence = presence();
+        let now = presence.generation();
+        add(&presence, 0, now);
+        add(&presence, 1, now);
+        presence.revoke(&[SpanId(0)]).unwrap();
+        // its sync has begun; its data is written again after that
+        let taken = presence.take_unsynced();
+        add(&presence, 0, now);
+        assert_eq!(taken, [(SpanId(1), CHECK)]);
+        assert_eq!(presence.take_unsynced(), [(SpanId(0), CHECK)]);
     }
 
     #[test]
