@@ -4,7 +4,7 @@
 //! as lost: that of spans that are not synced, and that of spans that are being written and are not present yet. A write has the
 //! [`Generation`] in which it began, and each failed sync begins another one.
 
-use std::{io, sync::Mutex};
+use std::{collections::BTreeSet, io, sync::Mutex};
 
 use super::{present_spans::Bitmap, span_record::SpanCheck};
 use crate::{layer::locked::locked, units::SpanId};
@@ -89,8 +89,9 @@ impl Presence {
     /// before: it would record them as present when they are written again while it syncs the data.
     pub(crate) fn revoke(&self, spans: &[SpanId]) -> io::Result<()> {
         // while they are present nobody writes them
+        let revoked: BTreeSet<_> = spans.iter().collect();
         let mut unsynced = locked(&self.unsynced);
-        unsynced.spans.retain(|(span, _)| !spans.contains(span));
+        unsynced.spans.retain(|(span, _)| !revoked.contains(span));
         drop(unsynced);
         self.bitmap.revoke(spans)
     }

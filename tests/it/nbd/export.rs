@@ -9,7 +9,6 @@ use std::{
     time::Duration,
 };
 
-use crate::support::place_telling;
 use futures_util::future::BoxFuture;
 use socinbd::{
     error::{Error, Kind},
@@ -18,6 +17,8 @@ use socinbd::{
     units::DiskOffset,
 };
 use tokio::{runtime::Runtime, sync::watch};
+
+use crate::support::place_telling;
 
 /// Bytes that are fetched, and are zero, as one.
 pub(super) const BLOCK: u64 = 4096;
